@@ -1,0 +1,219 @@
+"""inaccfs mount: make a mount, in the background or in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs import launch, runtime
+from inaccfs.errors import MountError, OptionError
+from inaccfs.fuse import mounting
+from inaccfs.fuse.mounting import FuseOptions
+from inaccfs.shim.backing import HUGE_CHOICES, TmpfsOptions
+
+if TYPE_CHECKING:
+    from inaccfs.daemon import Config
+
+_TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
+_OURS: Final = (*_TMPFS, "backing", "control", "log")
+
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "mount",
+        help="mount a file system of inaccessible files",
+        description="Mount a file system whose files can be sized once, allocated and "
+        "punched, but never read, written or mapped. Without --backing the memory is "
+        "in a private tmpfs that no path reaches.",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "--backing", metavar="DIR", help="wrap this directory of a tmpfs or hugetlbfs"
+    )
+    parser.add_argument("--size", help="of the private tmpfs: 512m, 1g, 50%%")
+    parser.add_argument("--huge", metavar="|".join(HUGE_CHOICES))
+    parser.add_argument("--mode", help="of the root, in octal (default 0700)")
+    parser.add_argument("--uid", help="owner of the root")
+    parser.add_argument("--gid", help="group of the root")
+    parser.add_argument(
+        "--allow-other", action="store_true", help="let other users in, too"
+    )
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT[,OPT...]",
+        help="mount options: those above as size=1g, and allow_other, fsname=NAME, "
+        "max_read=N, context=, ro, noatime and the like",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        help="the control socket (default: in /run/inaccfs "
+        "or $XDG_RUNTIME_DIR/inaccfs)",
+    )
+    parser.add_argument(
+        "--log", metavar="FILE", help="the log of a daemon in the background"
+    )
+    parser.add_argument(
+        "--foreground", action="store_true", help="stay, and log to standard error"
+    )
+    parser.add_argument("--ready-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log what happens, too"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount; stay if asked to."""
+    options = _gather(args)
+    if args.foreground:
+        return _serve(args, options)
+    # What is wrong with the words is told before a daemon is started for them.
+    _config(args.mountpoint, options)
+    mountpoint = mounting.check_mountpoint(args.mountpoint)
+    runtime.control_path(mountpoint, options.ours.get("control"))
+    log = options.ours.get("log")
+    if log is None:
+        runtime.make_directory()
+        log = runtime.log_path(mountpoint)
+    arguments = ["--log", os.path.abspath(log)]
+    for name, value in options.ours.items():
+        if name != "log":
+            arguments += [f"--{name}", value]
+    for option in options.fuse:
+        arguments += ["-o", option]
+    if args.verbose:
+        arguments.append("-v")
+    try:
+        launch.start_daemon([*arguments, mountpoint])
+    except MountError:
+        # The daemon has said why on our standard error.
+        return 1
+    return 0
+
+
+class _Options:
+    """The command line's options, each told once, whichever way it was written."""
+
+    def __init__(self) -> None:
+        self.ours: dict[str, str] = {}
+        self.fuse: list[str] = []
+
+
+def _gather(args: argparse.Namespace) -> _Options:
+    options = _Options()
+    for name in _OURS:
+        if (value := getattr(args, name)) is not None:
+            options.ours[name] = value
+    for words in args.options:
+        for option in filter(None, words.split(",")):
+            name, equals, value = option.partition("=")
+            if equals and name in _OURS:
+                options.ours[name] = value
+            else:
+                options.fuse.append(option)
+    if args.allow_other:
+        options.fuse.append("allow_other")
+    return options
+
+
+def _number(options: dict[str, str], name: str, base: int) -> int | None:
+    text = options.get(name)
+    if text is None:
+        return None
+    try:
+        number = int(text, base)
+    except ValueError:
+        number = -1
+    if number < 0 or (name == "mode" and number > 0o7777):
+        kind = "an octal mode" if base == 8 else "a number"
+        raise OptionError(f"{name} {text!r} is not {kind}") from None
+    return number
+
+
+def _config(mountpoint: str, options: _Options) -> tuple[TmpfsOptions, FuseOptions]:
+    """Check the options, and make of them what the daemon takes."""
+    fuse = FuseOptions()
+    for option in options.fuse:
+        fuse.take(option)
+    ours = options.ours
+    if "backing" in ours and (clash := [name for name in _TMPFS if name in ours]):
+        raise OptionError(
+            f"--{clash[0]} is for the private tmpfs, --backing wraps what is there: "
+            "leave one of them out"
+        )
+    tmpfs = TmpfsOptions(
+        size=ours.get("size"),
+        huge=ours.get("huge"),
+        mode=_number(ours, "mode", 8),
+        uid=_number(ours, "uid", 10),
+        gid=_number(ours, "gid", 10),
+    )
+    return tmpfs, fuse
+
+
+def _serve(args: argparse.Namespace, options: _Options) -> int:
+    """Be the daemon."""
+    # Here and not above: only the daemon needs trio and pyfuse3.
+    from inaccfs import daemon
+
+    tmpfs, fuse = _config(args.mountpoint, options)
+    log = options.ours.get("log")
+    config: Config = daemon.Config(
+        mountpoint=args.mountpoint,
+        backing=options.ours.get("backing"),
+        tmpfs=tmpfs,
+        fuse=fuse,
+        control=options.ours.get("control"),
+        log=log,
+    )
+    logging.basicConfig(
+        format=_LOG_FORMAT, level=logging.INFO if args.verbose else logging.WARNING
+    )
+
+    def ready(warnings: list[str]) -> None:
+        for warning in warnings:
+            print(f"inaccfs: warning: {warning}", file=sys.stderr)
+        if log is not None:
+            _log_to(log)
+        if args.ready_fd is not None:
+            os.write(args.ready_fd, launch.READY)
+            os.close(args.ready_fd)
+        _notify_systemd()
+
+    daemon.run(config, ready)
+    return 0
+
+
+def _log_to(path: str) -> None:
+    """Send standard output and error to a file, for a daemon without a terminal."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise MountError(
+            f"cannot write the log {path}: {exc.strerror}; name another with --log"
+        ) from exc
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def _notify_systemd() -> None:
+    """Tell a service manager that the mount is ready. See sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    # An abstract address is written with @ for its NUL.
+    target = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(b"READY=1\n", target)

@@ -1,0 +1,34 @@
+"""inaccfs umount: undo a mount."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inaccfs import launch
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "umount",
+        help="undo a mount, also that of a daemon that died",
+        description="Undo a mount and wait until its daemon has given the memory back. "
+        "Cleans up the mountpoint of a daemon that died, too.",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "-l",
+        "--lazy",
+        action="store_true",
+        help="take the name away now; the daemon ends with the last close",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Unmount."""
+    launch.unmount(args.mountpoint, lazy=args.lazy)
+    return 0

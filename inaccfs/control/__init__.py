@@ -1,0 +1,1 @@
+"""The control socket: the messages as typed structs, and the server."""

@@ -1,0 +1,261 @@
+"""The daemon: one mount, one trio loop, from the options to the last close."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pyfuse3
+import trio
+
+from inaccfs import runtime, status, syscalls
+from inaccfs._version import __version__
+from inaccfs.control import server
+from inaccfs.errors import UnmountError
+from inaccfs.fuse import mounting
+from inaccfs.fuse.channel import Channel
+from inaccfs.fuse.mounting import FuseOptions
+from inaccfs.fuse.namespace import Namespace, is_large
+from inaccfs.fuse.operations import Operations
+from inaccfs.fuse.seal import make_seal
+from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
+from inaccfs.shim.interruptible import install_interrupt_handler
+from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+# Replies to READDIRPLUS wait in this socket: the more room, the more of them.
+_RELAY_BUFFER_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Config:
+    """All that a mount is made from."""
+
+    mountpoint: str
+    # A directory to wrap; None for a private tmpfs made with `tmpfs`.
+    backing: str | None = None
+    tmpfs: TmpfsOptions = field(default_factory=TmpfsOptions)
+    fuse: FuseOptions = field(default_factory=FuseOptions)
+    control: str | None = None
+    log: str | None = None
+
+
+def run(config: Config, ready: Callable[[list[str]], None]) -> None:
+    """Mount, serve until unmounted or told to stop, and leave nothing behind.
+
+    *ready* is called once the mount can be used, with what the user ought to know.
+
+    Raises:
+        InaccfsError: the mount could not be made.
+    """
+    mountpoint = mounting.check_mountpoint(config.mountpoint)
+    control = runtime.control_path(mountpoint, config.control)
+    if config.control is None:
+        runtime.make_directory()
+    os.umask(0)
+    _raise_fd_limit()
+    if os.geteuid() != 0:
+        # Else other processes of the user could open the backing through /proc.
+        syscalls.set_undumpable()
+    with ExitStack() as stack:
+        if config.backing is None:
+            backing = private_tmpfs(
+                config.tmpfs, fallback_name=runtime.fallback_name(mountpoint)
+            )
+        else:
+            backing = wrap(config.backing)
+        stack.callback(backing.close)
+        listener = server.listen(control)
+        stack.callback(_remove, control)
+        stack.enter_context(listener)
+        device = mounting.mount(mountpoint, config.fuse)
+        stack.callback(os.close, device)
+        daemon = _Daemon(config, mountpoint, control, backing, device)
+        stack.callback(daemon.unmount)
+        daemon.serve(listener, ready)
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _raise_fd_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class _Daemon:
+    """The parts of a mount, and how they end."""
+
+    def __init__(
+        self,
+        config: Config,
+        mountpoint: str,
+        control: str,
+        backing: Backing,
+        device: int,
+    ) -> None:
+        self._config = config
+        self._mountpoint = mountpoint
+        self._control = control
+        self._backing = backing
+        self._device_number = mounting.device_at(mountpoint)
+        self._namespace = Namespace(backing, V8(), self._close_fd)
+        self._operations = Operations(
+            self._namespace,
+            {
+                status.MAGIC_XATTR: self._magic,
+                status.CONTROL_XATTR: self._control_path,
+                status.STATUS_XATTR: self._status_json,
+            },
+        )
+        self._relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._relay, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _RELAY_BUFFER_BYTES)
+        # pyfuse3.close() closes it.
+        self._pyfuse3_fd = theirs.detach()
+        self._channel = Channel(
+            device,
+            self._relay,
+            self._namespace,
+            lambda passthrough: make_seal(device, passthrough=passthrough),
+        )
+        self._mounted = True
+        self._nursery: trio.Nursery | None = None
+
+    def serve(
+        self, listener: socket.socket, ready: Callable[[list[str]], None]
+    ) -> None:
+        """Run the loop until the mount has gone or somebody ends the daemon."""
+        install_interrupt_handler()
+        pyfuse3.init(
+            self._operations, f"/dev/fd/{self._pyfuse3_fd}", {"fsname=inaccfs"}
+        )
+        try:
+            trio.run(self._main, listener, ready)
+        finally:
+            pyfuse3.close(unmount=False)
+            self._relay.close()
+            self._operations.close()
+            self._namespace.close()
+
+    async def _main(
+        self, listener: socket.socket, ready: Callable[[list[str]], None]
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._end_on_signal)
+            nursery.start_soon(self._run_channel)
+            nursery.start_soon(pyfuse3.main)
+            await self._channel.initialised.wait()
+            control = server.Server(listener, server.Actions(self._status, self._end))
+            nursery.start_soon(control.run)
+            warnings = list(self._backing.warnings)
+            if not self._channel.seal.sealed:
+                warnings.append(f"mmap: {self._channel.seal}")
+            # What has been made so far stays: the collector need not look at it.
+            gc.freeze()
+            ready(warnings)
+
+    async def _run_channel(self) -> None:
+        await self._channel.run()
+        log.info("unmounted: %s", self._mountpoint)
+        self._mounted = False
+        self._end()
+
+    async def _end_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                log.info("%s: ending", signal.Signals(number).name)
+                self._end()
+
+    def _end(self) -> None:
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+
+    def unmount(self) -> None:
+        """Take the mountpoint back, if it is still ours. The loop is over."""
+        if not self._mounted:
+            return
+        try:
+            mounting.unmount_own(self._mountpoint, self._device_number)
+        except UnmountError as exc:
+            log.error("%s", exc)  # noqa: TRY400
+
+    def _close_fd(self, fd: int) -> None:
+        if self._nursery is not None and is_large(fd):
+            # Closing frees the memory, which takes a while.
+            self._nursery.start_soon(trio.to_thread.run_sync, partial(os.close, fd))
+        else:
+            os.close(fd)
+
+    # --- what the root tells of the mount -----------------------------------------
+
+    async def _magic(self) -> bytes:
+        return b"0x%08x" % INACCESSIBLE_MAGIC
+
+    async def _control_path(self) -> bytes:
+        return os.fsencode(self._control)
+
+    async def _status_json(self) -> bytes:
+        return status.encode(await self._status())
+
+    async def _status(self) -> status.Status:
+        totals = os.fstatvfs(self._backing.root)
+        # Others may use the same file system, or it may have no limit to count from.
+        files, allocated = await trio.to_thread.run_sync(
+            _count, self._backing.root, abandon_on_cancel=True
+        )
+        if self._backing.private and totals.f_blocks:
+            # Counts what is open without a name, too.
+            pages = totals.f_blocks - totals.f_bfree
+        else:
+            pages = allocated // self._backing.page_size
+        seal = self._channel.seal
+        return status.Status(
+            mountpoint=self._mountpoint,
+            backing=self._backing.description,
+            size=totals.f_blocks * totals.f_frsize,
+            page_size=self._backing.page_size,
+            files=files,
+            allocated_pages=pages,
+            sealed=seal.sealed,
+            mmap=str(seal),
+            pid=os.getpid(),
+            control=self._control,
+            log=self._config.log,
+            version=__version__,
+        )
+
+
+def _count(root: int) -> tuple[int, int]:
+    """Regular files below *root*, each once, and the bytes that they have allocated."""
+    sizes = {
+        attributes.st_ino: attributes.st_blocks * 512
+        for attributes in _walk(root)
+        if stat.S_ISREG(attributes.st_mode)
+    }
+    return len(sizes), sum(sizes.values())
+
+
+def _walk(root: int) -> Iterator[os.stat_result]:
+    for _, _, names, directory in os.fwalk(".", dir_fd=root):
+        for name in names:
+            # It may have gone since.
+            with suppress(FileNotFoundError):
+                yield os.stat(name, dir_fd=directory, follow_symlinks=False)

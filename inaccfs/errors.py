@@ -1,0 +1,32 @@
+"""What can go wrong, by kind; one root, translated once at each edge.
+
+`InaccfsError` is what a user can put right: the command line prints it in one
+line. Rules of the shim refuse with a plain `OSError`, because an errno is what
+the caller of a system call gets; a bug stays whatever Python raised.
+"""
+
+from __future__ import annotations
+
+
+class InaccfsError(Exception):
+    """Something the user can put right; the message says what to do, in one line."""
+
+
+class MountError(InaccfsError):
+    """The mount could not be made."""
+
+
+class BackingError(MountError):
+    """The backing is missing, of the wrong kind, or was refused by the kernel."""
+
+
+class UnmountError(InaccfsError):
+    """The mount could not be undone."""
+
+
+class OptionError(InaccfsError):
+    """An option does not exist, is malformed, or contradicts another."""
+
+
+class NotMountedError(InaccfsError):
+    """There is no inaccfs mount where one was named."""

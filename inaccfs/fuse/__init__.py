@@ -1,0 +1,1 @@
+"""The kernel's side: mounting, wire structs, the channel, and the namespace."""

@@ -1,0 +1,473 @@
+"""The channel: reads requests from /dev/fuse, answers those about files, relays names.
+
+pyfuse3 has no handler for FALLOCATE and TMPFILE and cannot express the seal's open
+flags, so it does not get /dev/fuse. It gets one end of a SOCK_SEQPACKET pair, and
+the channel keeps the device: requests about inodes and open files (and LOOKUP and
+FORGET, the two ends of an inode's life) are answered here, all that has to do with
+names goes over the pair to pyfuse3 and back.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs.fuse import wire
+from inaccfs.fuse.seal import Seal, unsealed
+from inaccfs.fuse.wire import Op
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.namespace import Namespace
+    from inaccfs.shim.file import InaccessibleFile
+
+log = logging.getLogger(__name__)
+
+# After so many requests in a row the other tasks get a turn. Fewer than one request in
+# a hundred then pays for a round of the trio loop.
+_REQUESTS_IN_A_ROW: Final = 128
+
+# Directory entries for one READDIRPLUS: some 180, a millisecond or two of work.
+_READDIR_BYTES: Final = 32768
+
+_RELAYED: Final = frozenset(
+    {
+        Op.SETATTR,
+        Op.READLINK,
+        Op.SYMLINK,
+        Op.MKNOD,
+        Op.MKDIR,
+        Op.UNLINK,
+        Op.RMDIR,
+        Op.RENAME,
+        Op.RENAME2,
+        Op.LINK,
+        Op.STATFS,
+        Op.SETXATTR,
+        Op.LISTXATTR,
+        Op.REMOVEXATTR,
+        Op.OPENDIR,
+        Op.READDIR,
+        Op.READDIRPLUS,
+        Op.RELEASEDIR,
+        Op.FSYNCDIR,
+        Op.ACCESS,
+        Op.DESTROY,
+    }
+)
+
+# The answers of a file whose operations lack these: the seed's has fallocate and
+# release only. Zero-length reads never come here; the kernel answers those itself.
+_REFUSED: Final = {
+    Op.READ: errno.EINVAL,
+    Op.WRITE: errno.EINVAL,
+    Op.COPY_FILE_RANGE: errno.EINVAL,
+    Op.COPY_FILE_RANGE_64: errno.EINVAL,
+    # Only SEEK_DATA and SEEK_HOLE are asked of the daemon.
+    Op.LSEEK: errno.ESPIPE,
+    Op.IOCTL: errno.ENOTTY,
+}
+
+
+class Channel:
+    """Both ends of a connection: the kernel's requests and pyfuse3's replies."""
+
+    def __init__(
+        self,
+        device: int,
+        relay: socket.socket,
+        namespace: Namespace,
+        make_seal: Callable[[bool], Seal],
+    ) -> None:
+        """Take a non-blocking *device* fd and our end of the pair to pyfuse3.
+
+        *make_seal* is called once INIT is done, with whether the kernel offers
+        passthrough.
+        """
+        self._device = device
+        self._relay_socket = relay
+        self._namespace = namespace
+        self._nodes = namespace.nodes
+        self._make_seal = make_seal
+        self.seal = unsealed("the kernel has not said INIT yet")
+        # Set when INIT is done and every later open is sealed, or known not to be.
+        self.initialised = trio.Event()
+
+        # One request at a time is read into this and dealt with before the next.
+        self._request = bytearray(wire.REQUEST_BUFFER_SIZE)
+        self._init: tuple[int, wire.Init] | None = None
+        # FALLOCATE requests in worker threads, by unique: set to interrupt one.
+        self._interrupts: dict[int, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+
+        # Flow control towards pyfuse3, whose libfuse would drop a reply that does not
+        # fit into the socket: a request is sent only if its largest reply fits beside
+        # those that are out. Bytes reserved, by unique; and what waits for room.
+        self._reserved: dict[int, int] = {}
+        self._reserved_sum = 0
+        self._reservable = relay.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+        self._waiting: deque[tuple[int, int, bytes]] = deque()
+
+        self._handlers = self._make_handlers()
+
+    def _make_handlers(self) -> list[Callable[[int, int, int], bytes | None]]:
+        handlers: list[Callable[[int, int, int], bytes | None]]
+        handlers = [self._unknown] * wire.OP_TABLE_SIZE
+        for op in _RELAYED:
+            handlers[op] = self._relay
+        for op, number in _REFUSED.items():
+            handlers[op] = _refuser(number)
+        handlers[Op.INIT] = self._init_request
+        handlers[Op.LOOKUP] = self._lookup
+        handlers[Op.FORGET] = self._forget
+        handlers[Op.BATCH_FORGET] = self._batch_forget
+        handlers[Op.GETATTR] = self._getattr
+        handlers[Op.OPEN] = self._open
+        handlers[Op.CREATE] = self._create
+        handlers[Op.TMPFILE] = self._tmpfile
+        handlers[Op.FLUSH] = self._done
+        # The seed's file has no fsync, so EINVAL; but fallocate(1) ends with one, and
+        # would tell its user that it had failed.
+        handlers[Op.FSYNC] = self._done
+        handlers[Op.RELEASE] = self._release
+        handlers[Op.FALLOCATE] = self._fallocate
+        handlers[Op.GETXATTR] = self._getxattr
+        handlers[Op.INTERRUPT] = self._interrupt
+        return handlers
+
+    async def run(self) -> None:
+        """Serve until the file system is unmounted."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._serve_relay)
+            await self._serve_kernel()
+            nursery.cancel_scope.cancel()
+
+    # --- from the kernel -------------------------------------------------------
+
+    async def _serve_kernel(self) -> None:
+        request = self._request
+        handlers = self._handlers
+        unpack_header = wire.unpack_header
+        in_a_row = 0
+        while True:
+            try:
+                size = self._receive()
+            except BlockingIOError:
+                in_a_row = 0
+                await trio.lowlevel.wait_readable(self._device)
+                continue
+            except OSError as exc:
+                if exc.errno == errno.ENODEV:
+                    return
+                if exc.errno in (errno.EINTR, errno.ENOENT):
+                    # ENOENT: the request was interrupted before we could have it.
+                    continue
+                raise
+            if size < wire.IN_HEADER_SIZE:
+                if size == 0:
+                    return
+                log.error("request of %d bytes has no header: dropped", size)
+                continue
+            length, op, unique, nodeid = unpack_header(request)
+            try:
+                wire.need(size, length)
+                handler = handlers[op] if op < wire.OP_TABLE_SIZE else self._unknown
+                reply = handler(size, unique, nodeid)
+            except OSError as exc:
+                reply = wire.reply_error(unique, exc.errno or errno.EIO)
+            except wire.Truncated as exc:
+                log.error("malformed request, opcode %d: %s", op, exc)  # noqa: TRY400
+                reply = wire.reply_error(unique, errno.EIO)
+            except Exception:
+                log.exception("bug in the handler of opcode %d", op)
+                reply = wire.reply_error(unique, errno.EIO)
+            if reply is not None:
+                self._write(reply)
+            in_a_row += 1
+            if in_a_row >= _REQUESTS_IN_A_ROW:
+                in_a_row = 0
+                await trio.lowlevel.checkpoint()
+
+    def _receive(self) -> int:
+        """Read a request into the buffer; return its size in bytes."""
+        buffers = (self._request,)
+        try:
+            return os.readv(self._device, buffers)
+        except BlockingIOError:
+            # The reply has just woken the caller, who may be about to ask again. Where
+            # client and daemon share a CPU it needs that CPU first: let it run, and
+            # spare both a round of epoll. Elsewhere this costs half a microsecond.
+            os.sched_yield()
+            return os.readv(self._device, buffers)
+
+    def _write(self, reply: bytes | bytearray | memoryview) -> None:
+        try:
+            os.write(self._device, reply)
+        except OSError as exc:
+            if exc.errno == errno.ENOENT:
+                # The caller was killed and no longer waits.
+                return
+            if exc.errno in (errno.ENODEV, errno.EPIPE):
+                # Unmounted; the next read tells that too.
+                return
+            _, _, unique = wire.unpack_out_header(reply)
+            log.error("the kernel refused a reply: %s", exc.strerror)  # noqa: TRY400
+            if exc.errno == errno.EINVAL and len(reply) > wire.OUT_HEADER_SIZE:
+                self._write(wire.reply_error(unique, errno.EIO))
+
+    def _later(self, unique: int, answer: Callable[[], Awaitable[bytes]]) -> None:
+        """Answer a request when *answer* has an answer."""
+
+        async def task() -> None:
+            try:
+                reply = await answer()
+            except OSError as exc:
+                reply = wire.reply_error(unique, exc.errno or errno.EIO)
+            except Exception:
+                log.exception("bug in the handler of request %d", unique)
+                reply = wire.reply_error(unique, errno.EIO)
+            self._write(reply)
+
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
+    # --- to and from pyfuse3 ---------------------------------------------------
+
+    def _relay(self, size: int, unique: int, nodeid: int) -> None:
+        """Hand a request on to pyfuse3, or let it wait for room."""
+        _, op, _, _ = wire.unpack_header(self._request)
+        if op in (Op.READDIR, Op.READDIRPLUS):
+            wire.clamp_readdir(self._request, size, _READDIR_BYTES)
+        room = size + wire.largest_reply(op, self._request, size)
+        self._waiting.append((unique, room, bytes(memoryview(self._request)[:size])))
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            unique, room, message = self._waiting[0]
+            if self._reserved and self._reserved_sum + room > self._reservable:
+                return
+            try:
+                self._relay_socket.send(message)
+            except BlockingIOError:
+                # The kernel counts more than the bytes; the next reply makes room.
+                if self._reserved:
+                    return
+                raise
+            self._waiting.popleft()
+            self._reserved[unique] = room
+            self._reserved_sum += room
+
+    async def _serve_relay(self) -> None:
+        reply = bytearray(wire.REQUEST_BUFFER_SIZE)
+        view = memoryview(reply)
+        while True:
+            try:
+                size = self._relay_socket.recv_into(reply)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._relay_socket)
+                continue
+            if size == 0:
+                return
+            _, error, unique = wire.unpack_out_header(reply)
+            self._reserved_sum -= self._reserved.pop(unique, 0)
+            if self._init is not None and unique == self._init[0]:
+                self._finish_init(error)
+            else:
+                self._write(view[:size])
+            self._send_waiting()
+
+    # --- INIT ------------------------------------------------------------------
+
+    def _init_request(self, size: int, unique: int, nodeid: int) -> None:
+        self._init = unique, wire.parse_init(self._request, size)
+        message = wire.init_for_relay(self._request, size)
+        self._reserved[unique] = len(message)
+        self._reserved_sum += len(message)
+        self._relay_socket.send(message)
+
+    def _finish_init(self, error: int) -> None:
+        """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
+        assert self._init is not None
+        unique, init = self._init
+        self._init = None
+        if error:
+            self._write(wire.reply_error(unique, -error))
+            return
+        self._write(wire.reply_init(unique, init))
+        self.seal = self._make_seal(init.passthrough)
+        self.initialised.set()
+
+    # --- inodes ----------------------------------------------------------------
+
+    def _lookup(self, size: int, unique: int, nodeid: int) -> bytes:
+        namespace = self._namespace
+        name = wire.lookup_name(self._request, size)
+        try:
+            entry = namespace.lookup(namespace[nodeid], name)
+        except FileNotFoundError:
+            return wire.reply_no_entry(unique, namespace.entry_valid)
+        return wire.reply_payload(unique, wire.pack_entry(entry))
+
+    def _forget(self, size: int, unique: int, nodeid: int) -> None:
+        wire.need(size, wire.FORGET_SIZE)
+        self._namespace.forget(nodeid, wire.unpack_forget(self._request)[0])
+
+    def _batch_forget(self, size: int, unique: int, nodeid: int) -> None:
+        for forgotten, nlookup in wire.forgets(self._request, size):
+            self._namespace.forget(forgotten, nlookup)
+
+    def _getattr(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        node = self._nodes.get(nodeid)
+        if node is None:
+            return wire.reply_error(unique, errno.ESTALE)
+        if node.fd >= 0 and node.file is not None:
+            if not node.file.settled:
+                self._later(unique, lambda: self._getattr_settled(unique, node))
+                return None
+            return wire.reply_attr(unique, nodeid, os.fstat(node.fd), 0)
+        return self._attributes(unique, node)
+
+    def _attributes(self, unique: int, node: Node) -> bytes:
+        namespace = self._namespace
+        return wire.reply_attr(
+            unique, node.ino, namespace.attributes(node), namespace.attr_valid(node)
+        )
+
+    async def _getattr_settled(self, unique: int, node: Node) -> bytes:
+        if node.file is not None:
+            await node.file.wait_settled()
+        return self._attributes(unique, node)
+
+    def _getxattr(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        # The kernel asks for this before it lets anybody change a file. There is none:
+        # the mount is nosuid, and setting one is refused.
+        if wire.getxattr_name(self._request, size) == b"security.capability":
+            return wire.reply_error(unique, errno.ENODATA)
+        self._relay(size, unique, nodeid)
+        return None
+
+    # --- open files --------------------------------------------------------------
+
+    def _opened(self, unique: int, node_id: int, entry: bytes = b"") -> bytes:
+        """The reply to a successful open; the file handle is the nodeid."""
+        if self.seal.sealed:
+            flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_PASSTHROUGH
+        else:
+            # The kernel then answers pread and lseek itself, with ESPIPE as the seed's
+            # file does; it takes this flag and passthrough only one at a time.
+            flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_NONSEEKABLE
+        return wire.reply_payload(
+            unique, entry + wire.pack_open(node_id, flags, self.seal.backing_id)
+        )
+
+    def _open(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        wire.need(size, wire.OPEN_SIZE)
+        (flags,) = wire.unpack_open(self._request)
+        node = self._namespace[nodeid]
+        if flags & os.O_TRUNC:
+            self._later(unique, lambda: self._open_truncated(unique, node, flags))
+            return None
+        self._namespace.open(node, flags)
+        return self._opened(unique, nodeid)
+
+    async def _open_truncated(self, unique: int, node: Node, flags: int) -> bytes:
+        """OPEN with O_TRUNC: the kernel leaves the truncation to us."""
+        file = self._namespace.open(node, flags)
+        try:
+            await file.set_size(0)
+        except BaseException:
+            self._namespace.release(node)
+            raise
+        return self._opened(unique, node.ino)
+
+    def _create(self, size: int, unique: int, nodeid: int) -> bytes:
+        wire.need(size, wire.CREATE_SIZE)
+        flags, mode = wire.unpack_create(self._request)
+        uid, gid = wire.unpack_caller(self._request)
+        name = wire.name_at(self._request, wire.CREATE_SIZE, size)
+        namespace = self._namespace
+        entry = namespace.create(namespace[nodeid], name, flags, mode, uid, gid)
+        return self._opened(unique, entry.nodeid, wire.pack_entry(entry))
+
+    def _tmpfile(self, size: int, unique: int, nodeid: int) -> bytes:
+        wire.need(size, wire.CREATE_SIZE)
+        flags, mode = wire.unpack_create(self._request)
+        uid, gid = wire.unpack_caller(self._request)
+        namespace = self._namespace
+        entry = namespace.tmpfile(namespace[nodeid], flags, mode, uid, gid)
+        return self._opened(unique, entry.nodeid, wire.pack_entry(entry))
+
+    def _release(self, size: int, unique: int, nodeid: int) -> bytes:
+        self._namespace.release(self._namespace[nodeid])
+        return wire.reply_done(unique)
+
+    def _fallocate(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        if size < wire.FALLOCATE_SIZE:
+            wire.need(size, wire.FALLOCATE_SIZE)
+        offset, length, mode = wire.unpack_fallocate(self._request)
+        node = self._nodes[nodeid]
+        file = node.file
+        assert file is not None, "the kernel allocates through open files only"
+        if file.is_quick(length):
+            file.fallocate_quick(mode, offset, length)
+            return wire.reply_done(unique)
+        self._later(
+            unique, lambda: self._fallocate_long(unique, node, mode, offset, length)
+        )
+        return None
+
+    async def _fallocate_long(
+        self, unique: int, node: Node, mode: int, offset: int, length: int
+    ) -> bytes:
+        interrupted = self._interrupts[unique] = trio.Event()
+        # Held open by us too: once interrupted, the caller may close the file before
+        # the backing has given back what it had taken.
+        with ExitStack() as stack:
+            file = stack.enter_context(self._namespace.opened(node))
+            try:
+                await file.fallocate(mode, offset, length, interrupted)
+            finally:
+                del self._interrupts[unique]
+                if not file.settled:
+                    assert self._nursery is not None
+                    hold = stack.pop_all()
+                    self._nursery.start_soon(_close_when_settled, file, hold)
+        return wire.reply_done(unique)
+
+    def _interrupt(self, size: int, unique: int, nodeid: int) -> None:
+        wire.need(size, wire.INTERRUPT_SIZE)
+        (target,) = wire.unpack_interrupt(self._request)
+        # Anything else that runs is over before a caller could grow impatient.
+        if (interrupted := self._interrupts.get(target)) is not None:
+            interrupted.set()
+
+    # --- the rest ----------------------------------------------------------------
+
+    def _done(self, size: int, unique: int, nodeid: int) -> bytes:
+        return wire.reply_done(unique)
+
+    def _unknown(self, size: int, unique: int, nodeid: int) -> bytes:
+        return wire.reply_error(unique, errno.ENOSYS)
+
+
+async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:
+    with hold:
+        await file.wait_settled()
+
+
+def _refuser(number: int) -> Callable[[int, int, int], bytes]:
+    def refuse(size: int, unique: int, nodeid: int) -> bytes:
+        return wire.reply_error(unique, number)
+
+    return refuse

@@ -1,0 +1,310 @@
+"""The file system's names: what the kernel's requests do to the backing's tree.
+
+Everything here is synchronous: a method is one step as far as the trio loop is
+concerned. pyfuse3's handlers and the channel call it, and nobody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import syscalls
+from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, os_error
+from inaccfs.shim.file import QUICK_BYTES, InaccessibleFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.fuse.wire import Entry
+    from inaccfs.shim.backing import Backing
+    from inaccfs.shim.semantics import Semantics
+
+_CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class Namespace(Inodes):
+    """The tree of a backing directory, and what can be done to it.
+
+    Methods raise `OSError` with the errno that the caller shall see.
+    """
+
+    def __init__(
+        self,
+        backing: Backing,
+        semantics: Semantics,
+        close_fd: Callable[[int], None] = os.close,
+    ) -> None:
+        super().__init__(backing, close_fd)
+        self._semantics = semantics
+
+    # --- looking up ----------------------------------------------------------
+
+    def _stat_at(self, parent: Node, name: bytes) -> os.stat_result:
+        return os.stat(name, dir_fd=self.dir_fd(parent), follow_symlinks=False)
+
+    def lookup(self, parent: Node, name: bytes) -> Entry:
+        """LOOKUP."""
+        attributes = self._stat_at(parent, name)
+        return self.entry(self.node_at(parent, name, attributes), attributes)
+
+    # --- opening -------------------------------------------------------------
+
+    def open(self, node: Node, flags: int) -> InaccessibleFile:
+        """OPEN, but for what the semantics say of O_TRUNC.
+
+        Raises:
+            OSError: EINVAL for O_DIRECT, which memory does not have (and which the
+                kernel could not carry over to the file that refuses mmap).
+        """
+        if flags & os.O_DIRECT:
+            raise os_error(errno.EINVAL)
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if node.file is None or (writing and not node.file.writable):
+            with self.magic_path(node) as path:
+                self._adopt(node, *_open_backing(path, writing=writing))
+        node.opens += 1
+        assert node.file is not None
+        return node.file
+
+    def _adopt(self, node: Node, fd: int, writable: bool) -> None:
+        if node.fd >= 0:
+            os.close(node.fd)
+        node.fd = fd
+        if node.file is None:
+            node.file = InaccessibleFile(
+                fd, self.backing.page_size, self._semantics, writable=writable
+            )
+        else:
+            node.file.reopened(fd, writable=writable)
+
+    def create(
+        self, parent: Node, name: bytes, flags: int, mode: int, uid: int, gid: int
+    ) -> Entry:
+        """CREATE: make a file and open it.
+
+        Raises:
+            OSError: ESTALE, when there is such a name and O_EXCL was not asked for:
+                it has come behind the kernel's back, which then looks again.
+        """
+        dir_fd = self.dir_fd(parent)
+        try:
+            fd = os.open(name, _CREATE_FLAGS, mode, dir_fd=dir_fd)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            raise os_error(errno.ESTALE) from None
+        try:
+            self._give(fd, parent, mode, uid, gid)
+            attributes = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            os.unlink(name, dir_fd=dir_fd)
+            raise
+        node = self.node_at(parent, name, attributes)
+        self._adopt(node, fd, writable=True)
+        node.opens += 1
+        return self.entry(node, attributes)
+
+    def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
+        """TMPFILE: a file with no name, as open(2) makes it for O_TMPFILE."""
+        if flags & os.O_DIRECT:
+            raise os_error(errno.EINVAL)
+        fd = os.open(
+            f"/proc/self/fd/{self.dir_fd(parent)}",
+            os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL),
+            mode,
+        )
+        try:
+            self._give(fd, parent, mode, uid, gid)
+            attributes = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        node = Node(attributes.st_ino, next(self._generations), is_dir=False)
+        self.nodes[node.ino] = node
+        self._adopt(node, fd, writable=True)
+        node.opens += 1
+        return self.entry(node, attributes)
+
+    def release(self, node: Node) -> None:
+        """RELEASE: one open less. Without a name the fd stays until FORGET."""
+        node.opens -= 1
+        if node.opens == 0 and node.parent is not None:
+            # A name that has come in the meantime leads here again.
+            fd, node.fd, node.file = node.fd, -1, None
+            self._close_fd(fd)
+        self._drop_if_unused(node)
+
+    @contextmanager
+    def opened(self, node: Node) -> Iterator[InaccessibleFile]:
+        """The node's file, open for the length of a with block."""
+        file = self.open(node, os.O_RDWR)
+        try:
+            yield file
+        finally:
+            self.release(node)
+
+    # --- making --------------------------------------------------------------
+
+    def _give(
+        self, path: int | str, parent: Node, mode: int, uid: int, gid: int
+    ) -> None:
+        """Make a new inode its creator's, as if the creator had made it."""
+        made = os.stat(path)
+        # In a set-group-ID directory the backing has chosen the group already.
+        if stat.S_ISGID & os.fstat(self.dir_fd(parent)).st_mode:
+            gid = made.st_gid
+        if (made.st_uid, made.st_gid) != (uid, gid):
+            os.chown(path, uid, gid)
+            if mode & (stat.S_ISUID | stat.S_ISGID):
+                # chown(2) has taken these.
+                os.chmod(path, stat.S_IMODE(mode))
+
+    def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
+        """Finish a new name that the backing has just made."""
+        dir_fd = self.dir_fd(parent)
+        fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        try:
+            self._give(f"/proc/self/fd/{fd}", parent, mode, uid, gid)
+            attributes = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return self.entry(self.node_at(parent, name, attributes), attributes)
+
+    def mknod(
+        self, parent: Node, name: bytes, mode: int, rdev: int, uid: int, gid: int
+    ) -> Entry:
+        """MKNOD."""
+        os.mknod(name, mode, rdev, dir_fd=self.dir_fd(parent))
+        return self._made(parent, name, mode, uid, gid)
+
+    def mkdir(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
+        """MKDIR."""
+        os.mkdir(name, stat.S_IMODE(mode), dir_fd=self.dir_fd(parent))
+        return self._made(parent, name, 0, uid, gid)
+
+    def symlink(
+        self, parent: Node, name: bytes, target: bytes, uid: int, gid: int
+    ) -> Entry:
+        """SYMLINK."""
+        os.symlink(target, name, dir_fd=self.dir_fd(parent))
+        return self._made(parent, name, 0, uid, gid)
+
+    def link(self, node: Node, parent: Node, name: bytes) -> Entry:
+        """LINK."""
+        with self.magic_path(node) as path:
+            os.link(path, name, dst_dir_fd=self.dir_fd(parent), follow_symlinks=True)
+        self.add_name(node, parent, name)
+        return self.entry(node, self.attributes(node))
+
+    def readlink(self, node: Node) -> bytes:
+        """READLINK."""
+        with self.path_fd(node) as fd:
+            return os.readlink(b"", dir_fd=fd)
+
+    # --- removing and moving ---------------------------------------------------
+
+    def unlink(self, parent: Node, name: bytes) -> None:
+        """UNLINK: the memory stays until the last close."""
+        self._remove(parent, name, os.unlink)
+
+    def rmdir(self, parent: Node, name: bytes) -> None:
+        """RMDIR."""
+        self._remove(parent, name, os.rmdir)
+
+    def _remove(self, parent: Node, name: bytes, remove: Callable[..., None]) -> None:
+        node = self.nodes.get(self._stat_at(parent, name).st_ino)
+        if node is not None:
+            self.keep_reachable(node, parent, name)
+        try:
+            remove(name, dir_fd=self.dir_fd(parent))
+        except OSError:
+            if node is not None:
+                self.unkeep(node)
+            raise
+        if node is not None:
+            self.remove_name(node, parent, name)
+
+    def rename(
+        self,
+        old_parent: Node,
+        old_name: bytes,
+        new_parent: Node,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        """RENAME and RENAME2."""
+        moved = self.nodes.get(self._stat_at(old_parent, old_name).st_ino)
+        try:
+            replaced = self.nodes.get(self._stat_at(new_parent, new_name).st_ino)
+        except FileNotFoundError:
+            replaced = None
+        exchange = flags & syscalls.RENAME_EXCHANGE
+        if replaced is not None and not exchange:
+            self.keep_reachable(replaced, new_parent, new_name)
+        old_dir, new_dir = self.dir_fd(old_parent), self.dir_fd(new_parent)
+        try:
+            syscalls.renameat2(old_dir, old_name, new_dir, new_name, flags)
+        except OSError:
+            if replaced is not None:
+                self.unkeep(replaced)
+            raise
+        if moved is replaced:
+            # Two names of one file: rename(2) leaves both alone.
+            return
+        if replaced is not None:
+            if exchange:
+                self._move_name(replaced, new_parent, new_name, old_parent, old_name)
+            else:
+                self.remove_name(replaced, new_parent, new_name)
+        if moved is not None:
+            self._move_name(moved, old_parent, old_name, new_parent, new_name)
+
+    def _move_name(
+        self, node: Node, parent: Node, name: bytes, to_parent: Node, to_name: bytes
+    ) -> None:
+        # Added first, so that a directory that holds only this name stays known.
+        to_parent.children += 1
+        self.remove_name(node, parent, name)
+        self.add_name(node, to_parent, to_name)
+        to_parent.children -= 1
+
+    # --- attributes ------------------------------------------------------------
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """SETATTR with a mode."""
+        with self.magic_path(node) as path:
+            os.chmod(path, stat.S_IMODE(mode))
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """SETATTR with an owner or a group; -1 leaves one as it is."""
+        with self.magic_path(node) as path:
+            os.chown(path, uid, gid)
+
+    def utime(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """SETATTR with times; None leaves one as it is."""
+        with self.magic_path(node) as path:
+            syscalls.utimensat(path, atime_ns, mtime_ns)
+
+
+def _open_backing(path: str, *, writing: bool) -> tuple[int, bool]:
+    """An fd of a backing file, and whether it is good for more than stat.
+
+    The daemon of an unprivileged mount may be refused what only a writer needs.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK), True
+    except PermissionError:
+        if writing:
+            raise
+        return os.open(path, os.O_PATH | os.O_CLOEXEC), False
+
+
+def is_large(fd: int) -> bool:
+    """Whether closing *fd* frees more memory than the trio loop has time for."""
+    attributes = os.fstat(fd)
+    return attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES

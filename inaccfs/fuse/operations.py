@@ -1,0 +1,357 @@
+"""`Operations`: the names of the mount, in pyfuse3's hands.
+
+No policy: each handler finds, calls the `Namespace`, and translates. What has to do
+with open files, and LOOKUP and FORGET, does not come here; see channel.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FUSEError,
+    InodeT,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from inaccfs import syscalls
+from inaccfs.fuse.wire import ROOT_ID
+
+if TYPE_CHECKING:
+    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.wire import Entry
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Self = TypeVar("Self")
+
+# Access control lists: the kernel would not obey them here (default_permissions looks
+# at the mode only), so they must not be there to be believed. File capabilities: the
+# mount is nosuid, and the channel tells the kernel that there are none.
+_REFUSED_XATTRS: Final = (b"system.", b"security.capability")
+
+VirtualXattr = Callable[[], Awaitable[bytes]]
+"""Makes the value of a virtual xattr of the root, anew each time."""
+
+
+def _answered(
+    handler: Callable[Concatenate[Self, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:
+    """Translate errors, once: `OSError` to the caller, a bug to the log and EIO.
+
+    pyfuse3 ends the daemon for anything but `FUSEError`, and the caller of a request
+    that gets no reply hangs.
+    """
+
+    async def answered(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except OSError as exc:
+            raise FUSEError(exc.errno or errno.EIO) from exc
+        except Exception as exc:
+            log.exception("bug in the handler %s", handler.__name__)
+            raise FUSEError(errno.EIO) from exc
+
+    answered.__name__ = handler.__name__
+    return answered
+
+
+def _fill(attributes: os.stat_result, nodeid: int) -> EntryAttributes:
+    filled = EntryAttributes()
+    filled.st_ino = InodeT(nodeid)
+    filled.st_mode = pyfuse3.ModeT(attributes.st_mode)
+    filled.st_nlink = attributes.st_nlink
+    filled.st_uid = attributes.st_uid
+    filled.st_gid = attributes.st_gid
+    filled.st_rdev = attributes.st_rdev
+    filled.st_size = attributes.st_size
+    filled.st_blksize = attributes.st_blksize
+    filled.st_blocks = attributes.st_blocks
+    filled.st_atime_ns = attributes.st_atime_ns
+    filled.st_mtime_ns = attributes.st_mtime_ns
+    filled.st_ctime_ns = attributes.st_ctime_ns
+    return filled
+
+
+def _entry(entry: Entry) -> EntryAttributes:
+    filled = _fill(entry.attributes, entry.nodeid)
+    filled.generation = entry.generation
+    filled.entry_timeout = entry.entry_valid
+    filled.attr_timeout = entry.attr_valid
+    return filled
+
+
+class Operations(pyfuse3.Operations):
+    """pyfuse3's handlers over a `Namespace`."""
+
+    # The shim owns the memory; a dirty page in the host's cache would be a copy.
+    enable_writeback_cache = False
+    # Nobody can look up "." of a forgotten inode, so the mount is not for NFS export.
+    supports_dot_lookup = False
+    enable_acl = False
+
+    def __init__(
+        self, namespace: Namespace, virtual_xattrs: Mapping[str, VirtualXattr]
+    ) -> None:
+        super().__init__()
+        self._namespace = namespace
+        self._virtual = {
+            os.fsencode(name): make for name, make in virtual_xattrs.items()
+        }
+        # Open directories: the node, by an fd of its own to read it with.
+        self._directories: dict[int, Node] = {}
+
+    # --- attributes --------------------------------------------------------------
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        attributes = _fill(self._namespace.attributes(node), node.ino)
+        attributes.attr_timeout = self._namespace.attr_valid(node)
+        return attributes
+
+    @_answered
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        namespace = self._namespace
+        node = namespace[inode]
+        if fields.update_size:
+            # First: when it is refused nothing else may have happened.
+            with namespace.opened(node) as file:
+                await file.set_size(attr.st_size)
+        if fields.update_uid or fields.update_gid:
+            # Before the mode: chown(2) takes the set-ID bits away.
+            namespace.chown(
+                node,
+                attr.st_uid if fields.update_uid else -1,
+                attr.st_gid if fields.update_gid else -1,
+            )
+        if fields.update_mode:
+            namespace.chmod(node, attr.st_mode)
+        if fields.update_atime or fields.update_mtime:
+            namespace.utime(
+                node,
+                attr.st_atime_ns if fields.update_atime else None,
+                attr.st_mtime_ns if fields.update_mtime else None,
+            )
+        return self._attributes(node)
+
+    # --- names ---------------------------------------------------------------------
+
+    @_answered
+    async def mknod(
+        self,
+        parent_inode: InodeT,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        parent = self._namespace[parent_inode]
+        return _entry(self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
+
+    @_answered
+    async def mkdir(
+        self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._namespace[parent_inode]
+        return _entry(self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
+
+    @_answered
+    async def symlink(
+        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._namespace[parent_inode]
+        return _entry(self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
+
+    @_answered
+    async def link(
+        self,
+        inode: InodeT,
+        new_parent_inode: InodeT,
+        new_name: bytes,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        namespace = self._namespace
+        return _entry(
+            namespace.link(namespace[inode], namespace[new_parent_inode], new_name)
+        )
+
+    @_answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
+        return self._namespace.readlink(self._namespace[inode])
+
+    @_answered
+    async def unlink(
+        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
+    ) -> None:
+        self._namespace.unlink(self._namespace[parent_inode], name)
+
+    @_answered
+    async def rmdir(
+        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
+    ) -> None:
+        self._namespace.rmdir(self._namespace[parent_inode], name)
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: bytes,
+        parent_inode_new: InodeT,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        namespace = self._namespace
+        namespace.rename(
+            namespace[parent_inode_old],
+            name_old,
+            namespace[parent_inode_new],
+            name_new,
+            flags,
+        )
+
+    # --- directories -------------------------------------------------------------
+
+    @_answered
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        node = self._namespace[inode]
+        fd = os.open(
+            ".",
+            os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+            dir_fd=self._namespace.dir_fd(node),
+        )
+        self._directories[fd] = node
+        return FileHandleT(fd)
+
+    @_answered
+    async def readdir(
+        self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        # Positions are the backing's own, so they survive what happens to other names.
+        os.lseek(fh, start_id, os.SEEK_SET)
+        directory = self._directories[fh]
+        while entries := syscalls.getdents(fh):
+            for found in entries:
+                if not self._reply_one(directory, found, token):
+                    return
+
+    def _reply_one(
+        self,
+        directory: Node,
+        found: syscalls.DirectoryEntry,
+        token: pyfuse3.ReaddirToken,
+    ) -> bool:
+        """Add one entry to the reply; False if there is no room for it."""
+        namespace = self._namespace
+        if found.name in (b".", b".."):
+            dots = _fill(namespace.attributes(directory), directory.ino)
+            if found.name == b".." and directory.parent is not None:
+                dots.st_ino = InodeT(directory.parent.ino)
+            # Of these two the kernel takes only the number: no lookup to count.
+            return pyfuse3.readdir_reply(token, found.name, dots, found.offset)
+        try:
+            attributes = os.stat(
+                found.name, dir_fd=namespace.dir_fd(directory), follow_symlinks=False
+            )
+            node = namespace.node_at(directory, found.name, attributes)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EXDEV):
+                # It has gone since, or is the mountpoint of something else.
+                return True
+            raise
+        entry = namespace.entry(node, attributes)
+        if pyfuse3.readdir_reply(token, found.name, _entry(entry), found.offset):
+            return True
+        namespace.forget(node.ino, 1)
+        return False
+
+    @_answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._directories[fh]
+        os.close(fh)
+
+    @_answered
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """There is nothing to write back."""
+
+    # --- extended attributes -----------------------------------------------------
+
+    def _is_virtual(self, inode: InodeT, name: bytes) -> bool:
+        return inode == ROOT_ID and name in self._virtual
+
+    @_answered
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        if self._is_virtual(inode, name):
+            return await self._virtual[name]()
+        if name.startswith(_REFUSED_XATTRS):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        with self._namespace.magic_path(self._namespace[inode]) as path:
+            return os.getxattr(path, name)
+
+    @_answered
+    async def setxattr(
+        self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext
+    ) -> None:
+        if self._is_virtual(inode, name):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if name.startswith(_REFUSED_XATTRS):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        with self._namespace.magic_path(self._namespace[inode]) as path:
+            os.setxattr(path, name, value)
+
+    @_answered
+    async def removexattr(
+        self, inode: InodeT, name: bytes, ctx: RequestContext
+    ) -> None:
+        if self._is_virtual(inode, name):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        with self._namespace.magic_path(self._namespace[inode]) as path:
+            os.removexattr(path, name)
+
+    @_answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+        with self._namespace.magic_path(self._namespace[inode]) as path:
+            names = [os.fsencode(name) for name in os.listxattr(path)]
+        names = [name for name in names if not name.startswith(_REFUSED_XATTRS)]
+        return [*self._virtual, *names] if inode == ROOT_ID else names
+
+    # --- the file system ---------------------------------------------------------
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        found = os.fstatvfs(self._namespace.backing.root)
+        filled = StatvfsData()
+        filled.f_bsize = found.f_bsize
+        filled.f_frsize = found.f_frsize
+        filled.f_blocks = found.f_blocks
+        filled.f_bfree = found.f_bfree
+        filled.f_bavail = found.f_bavail
+        filled.f_files = found.f_files
+        filled.f_ffree = found.f_ffree
+        filled.f_favail = found.f_favail
+        filled.f_namemax = found.f_namemax
+        return filled
+
+    def close(self) -> None:
+        """Close the directories that nobody will release any more."""
+        for fd in self._directories:
+            os.close(fd)
+        self._directories.clear()

@@ -1,0 +1,370 @@
+"""The messages of the FUSE protocol that the channel reads and writes itself.
+
+Layouts and numbers are those of include/uapi/linux/fuse.h, protocol 7.40; every
+message is in the host's byte order. All functions are pure.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+
+ROOT_ID: Final = 1
+
+
+class Op(enum.IntEnum):
+    """enum fuse_opcode: those that inaccfs has an answer for."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    IOCTL = 39
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    COPY_FILE_RANGE_64 = 53
+
+
+OP_TABLE_SIZE: Final = 64
+
+# fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
+IN_HEADER_SIZE: Final = 40
+unpack_header = struct.Struct("=IIQQ").unpack_from  # len, opcode, unique, nodeid
+unpack_caller = struct.Struct("=24xII").unpack_from  # uid, gid
+
+# fuse_out_header: len, error, unique
+OUT_HEADER_SIZE: Final = 16
+_out_header = struct.Struct("=IiQ")
+unpack_out_header = _out_header.unpack_from
+
+# What follows the request header.
+_ARGUMENTS: Final = IN_HEADER_SIZE
+# fuse_fallocate_in: fh, offset, length, mode, padding
+unpack_fallocate = struct.Struct(f"={_ARGUMENTS}x8xQQI").unpack_from
+FALLOCATE_SIZE: Final = _ARGUMENTS + 32
+# fuse_open_in: flags, open_flags
+unpack_open = struct.Struct(f"={_ARGUMENTS}xI").unpack_from
+OPEN_SIZE: Final = _ARGUMENTS + 8
+# fuse_create_in: flags, mode, umask, open_flags; the name follows
+unpack_create = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
+CREATE_SIZE: Final = _ARGUMENTS + 16
+# fuse_forget_in: nlookup
+unpack_forget = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
+FORGET_SIZE: Final = _ARGUMENTS + 8
+# fuse_batch_forget_in: count, dummy; then fuse_forget_one: nodeid, nlookup
+unpack_batch_forget = struct.Struct(f"={_ARGUMENTS}xI").unpack_from
+_BATCH_FORGET_SIZE: Final = _ARGUMENTS + 8
+_forget_one = struct.Struct("=QQ")
+# fuse_interrupt_in: unique
+unpack_interrupt = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
+INTERRUPT_SIZE: Final = _ARGUMENTS + 8
+# fuse_lseek_in: fh, offset, whence, padding
+# fuse_read_in: fh, offset, size, ...; READDIRPLUS uses it too
+_READ_SIZE_AT: Final = _ARGUMENTS + 16
+# fuse_getxattr_in: size, padding; then the name
+_GETXATTR_SIZE_AT: Final = _ARGUMENTS
+_GETXATTR_NAME_AT: Final = _ARGUMENTS + 8
+_u32 = struct.Struct("=I")
+
+
+class Truncated(ValueError):
+    """A message is shorter than its kind of message must be."""
+
+
+def need(size: int, wanted: int) -> None:
+    """Check that a request has its arguments.
+
+    Raises:
+        Truncated: it has not.
+    """
+    if size < wanted:
+        raise Truncated(f"request of {size} bytes, {wanted} needed")
+
+
+def name_at(request: bytearray, start: int, size: int) -> bytes:
+    """The NUL-terminated name that ends a request.
+
+    Raises:
+        Truncated: there is no name, or no end to it.
+    """
+    end = request.find(0, start, size)
+    if end <= start:
+        raise Truncated("a name is empty or has no end")
+    return bytes(memoryview(request)[start:end])
+
+
+def lookup_name(request: bytearray, size: int) -> bytes:
+    """The name that LOOKUP asks for."""
+    return name_at(request, _ARGUMENTS, size)
+
+
+def getxattr_name(request: bytearray, size: int) -> bytes:
+    """The attribute that GETXATTR asks for."""
+    return name_at(request, _GETXATTR_NAME_AT, size)
+
+
+def forgets(request: bytearray, size: int) -> list[tuple[int, int]]:
+    """The (nodeid, nlookup) pairs of BATCH_FORGET."""
+    need(size, _BATCH_FORGET_SIZE)
+    (count,) = unpack_batch_forget(request)
+    need(size, _BATCH_FORGET_SIZE + count * _forget_one.size)
+    return [
+        _forget_one.unpack_from(request, _BATCH_FORGET_SIZE + i * _forget_one.size)
+        for i in range(count)
+    ]
+
+
+def largest_reply(op: int, request: bytearray, size: int) -> int:
+    """The most bytes that the answer to a request can have."""
+    if op in (Op.READDIR, Op.READDIRPLUS):
+        need(size, _READ_SIZE_AT + 4)
+        return OUT_HEADER_SIZE + int(_u32.unpack_from(request, _READ_SIZE_AT)[0])
+    if op in (Op.GETXATTR, Op.LISTXATTR):
+        need(size, _GETXATTR_SIZE_AT + 4)
+        asked = int(_u32.unpack_from(request, _GETXATTR_SIZE_AT)[0])
+        return OUT_HEADER_SIZE + max(asked, 8)
+    # The largest of the rest are a link's target (4095 bytes) and an entry.
+    return OUT_HEADER_SIZE + 4096
+
+
+def clamp_readdir(request: bytearray, size: int, most: int) -> None:
+    """Ask for at most *most* bytes of directory entries."""
+    need(size, _READ_SIZE_AT + 4)
+    (asked,) = _u32.unpack_from(request, _READ_SIZE_AT)
+    if asked > most:
+        _u32.pack_into(request, _READ_SIZE_AT, most)
+
+
+# --- replies ----------------------------------------------------------------
+
+_reply_header = _out_header.pack
+
+
+def reply_done(unique: int) -> bytes:
+    """Success, with nothing more to say."""
+    return _reply_header(OUT_HEADER_SIZE, 0, unique)
+
+
+def reply_error(unique: int, number: int) -> bytes:
+    """The errno *number* (positive)."""
+    return _reply_header(OUT_HEADER_SIZE, -number, unique)
+
+
+# fuse_attr: ino, size, blocks, atime, mtime, ctime; their nanoseconds; mode, nlink,
+# uid, gid, rdev, blksize, flags
+_attr = struct.Struct("=QQQQQQIIIIIIIIII").pack
+_ATTR_SIZE: Final = 88
+# fuse_out_header, then fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
+_attr_header = struct.Struct("=IiQQII").pack
+# fuse_entry_out: nodeid, generation, entry_valid, attr_valid, their nanoseconds;
+# fuse_attr
+_entry_header = struct.Struct("=QQQQII").pack
+# fuse_open_out: fh, open_flags, backing_id
+_open = struct.Struct("=QIi")
+
+_BILLION: Final = 1_000_000_000
+_U64: Final = (1 << 64) - 1
+
+
+class Entry(NamedTuple):
+    """An inode as the kernel gets to know it. Timeouts are whole seconds."""
+
+    nodeid: int
+    generation: int
+    attributes: os.stat_result
+    entry_valid: int
+    attr_valid: int
+
+
+def _pack_attr(nodeid: int, st: os.stat_result) -> bytes:
+    """struct fuse_attr."""
+    atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
+    mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
+    ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
+    return _attr(
+        nodeid,
+        st.st_size,
+        st.st_blocks,
+        # A time before 1970 is a negative number in an unsigned field.
+        atime & _U64,
+        mtime & _U64,
+        ctime & _U64,
+        atime_ns,
+        mtime_ns,
+        ctime_ns,
+        st.st_mode,
+        st.st_nlink,
+        st.st_uid,
+        st.st_gid,
+        # The low half of a glibc dev_t is what new_encode_dev() of the kernel makes.
+        st.st_rdev & 0xFFFFFFFF,
+        st.st_blksize,
+        0,
+    )
+
+
+def reply_attr(
+    unique: int, nodeid: int, attributes: os.stat_result, attr_valid: int
+) -> bytes:
+    """Answer to GETATTR."""
+    header = _attr_header(
+        OUT_HEADER_SIZE + 16 + _ATTR_SIZE, 0, unique, attr_valid, 0, 0
+    )
+    return header + _pack_attr(nodeid, attributes)
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """struct fuse_entry_out."""
+    header = _entry_header(
+        entry.nodeid, entry.generation, entry.entry_valid, entry.attr_valid, 0, 0
+    )
+    return header + _pack_attr(entry.nodeid, entry.attributes)
+
+
+def reply_payload(unique: int, payload: bytes) -> bytes:
+    """Success, with *payload*."""
+    return _reply_header(OUT_HEADER_SIZE + len(payload), 0, unique) + payload
+
+
+def reply_no_entry(unique: int, entry_valid: int) -> bytes:
+    """There is no such name, and the kernel may remember that for a while."""
+    header = _entry_header(0, 0, entry_valid, 0, 0, 0)
+    return reply_payload(unique, header + bytes(_ATTR_SIZE))
+
+
+def pack_open(fh: int, open_flags: int, backing_id: int) -> bytes:
+    """struct fuse_open_out."""
+    return _open.pack(fh, open_flags, backing_id)
+
+
+FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_NONSEEKABLE: Final = 1 << 2
+FOPEN_NOFLUSH: Final = 1 << 5
+FOPEN_PASSTHROUGH: Final = 1 << 7
+
+# --- INIT -------------------------------------------------------------------
+
+# fuse_init_in: major, minor, max_readahead, flags, flags2, unused
+_init_in = struct.Struct(f"={_ARGUMENTS}xIIII")
+_INIT_IN_SIZE: Final = _ARGUMENTS + 16
+_INIT_FLAGS_AT: Final = _ARGUMENTS + 12
+_INIT_FLAGS2_AT: Final = _ARGUMENTS + 16
+# fuse_init_out: major, minor, max_readahead, flags, max_background,
+# congestion_threshold, max_write, time_gran, max_pages, map_alignment, flags2,
+# max_stack_depth, unused
+_init_out = struct.Struct("=IIIIHHIIHHII24x")
+
+_INIT_ATOMIC_O_TRUNC: Final = 1 << 3
+_INIT_BIG_WRITES: Final = 1 << 5
+_INIT_DO_READDIRPLUS: Final = 1 << 13
+_INIT_PARALLEL_DIROPS: Final = 1 << 18
+_INIT_HANDLE_KILLPRIV_V2: Final = 1 << 28
+_INIT_EXT: Final = 1 << 30
+_INIT_PASSTHROUGH: Final = 1 << 37
+
+# What the mount is made of, where the kernel has it. HANDLE_KILLPRIV_V2 saves the
+# kernel a GETXATTR of security.capability before each fallocate.
+_WANTED: Final = (
+    _INIT_ATOMIC_O_TRUNC
+    | _INIT_BIG_WRITES
+    | _INIT_DO_READDIRPLUS
+    | _INIT_PARALLEL_DIROPS
+    | _INIT_HANDLE_KILLPRIV_V2
+    | _INIT_EXT
+    | _INIT_PASSTHROUGH
+)
+
+_MINOR: Final = 40
+_NANOSECOND_GRANULARITY: Final = 1
+# Writes are refused, so one page of data is more than enough to carry.
+_MAX_WRITE: Final = 4096
+_MAX_BACKGROUND: Final = 64
+
+# The most that the kernel sends: an extended attribute of 64 KiB, and its headers.
+REQUEST_BUFFER_SIZE: Final = 65536 + 8192
+
+
+class Init(NamedTuple):
+    """What the kernel offers in INIT."""
+
+    minor: int
+    flags: int
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether FUSE_PASSTHROUGH can be had: Linux 6.9 and later."""
+        return bool(self.flags & _INIT_PASSTHROUGH)
+
+
+def parse_init(request: bytearray, size: int) -> Init:
+    """Read INIT."""
+    need(size, _INIT_IN_SIZE)
+    _, minor, _, flags = _init_in.unpack_from(request)
+    if flags & _INIT_EXT and size >= _INIT_FLAGS2_AT + 4:
+        flags |= _u32.unpack_from(request, _INIT_FLAGS2_AT)[0] << 32
+    return Init(minor, flags)
+
+
+def init_for_relay(request: bytearray, size: int) -> bytearray:
+    """INIT as libfuse behind the socket gets it: it needs only READDIRPLUS."""
+    relayed = request[:size]
+    (flags,) = _u32.unpack_from(relayed, _INIT_FLAGS_AT)
+    _u32.pack_into(relayed, _INIT_FLAGS_AT, flags & _INIT_DO_READDIRPLUS)
+    return relayed
+
+
+def reply_init(unique: int, init: Init) -> bytes:
+    """What the mount accepts of the kernel's offer."""
+    flags = init.flags & _WANTED
+    payload = _init_out.pack(
+        7,
+        min(init.minor, _MINOR),
+        0,
+        flags & 0xFFFFFFFF,
+        _MAX_BACKGROUND,
+        _MAX_BACKGROUND * 3 // 4,
+        _MAX_WRITE,
+        _NANOSECOND_GRANULARITY,
+        0,
+        0,
+        flags >> 32,
+        1 if flags & _INIT_PASSTHROUGH else 0,
+    )
+    return reply_payload(unique, payload)

@@ -1,0 +1,239 @@
+"""Starting and ending a daemon from another process: `mounted()` and the mount command.
+
+Imports neither trio nor pyfuse3: whoever starts a daemon need not pay for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from inaccfs import runtime
+from inaccfs.errors import InaccfsError, MountError, NotMountedError, UnmountError
+from inaccfs.fuse import mounting
+from inaccfs.shim.backing import remove_fallback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from inaccfs.status import Status
+
+READY: Final = b"ready\n"
+"""What a daemon writes to --ready-fd once its mount can be used."""
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 60.0
+
+
+def start_daemon(
+    arguments: Sequence[str], *, stderr: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `inaccfs mount` with *arguments* and return when its mount is ready.
+
+    Raises:
+        MountError: it ended before that; its own message is on *stderr* (or on the
+            standard error).
+    """
+    ready_read, ready_write = os.pipe()
+    with ExitStack() as stack:
+        stack.callback(os.close, ready_read)
+        try:
+            daemon = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "inaccfs", "mount", "--foreground"),
+                    *("--ready-fd", str(ready_write), *arguments),
+                ],
+                pass_fds=[ready_write],
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                # A Ctrl-C in the terminal is for what runs there, not for the daemon.
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": _python_path()},
+            )
+        finally:
+            os.close(ready_write)
+        readable, _, _ = select.select([ready_read], [], [], _START_SECONDS)
+        # The end of the pipe is readable too: nothing here waits for a dead daemon.
+        if readable and os.read(ready_read, len(READY)) == READY:
+            return daemon
+        if not readable:
+            daemon.kill()
+        daemon.wait()
+        raise MountError(f"the daemon did not start (status {daemon.returncode})")
+
+
+def _python_path() -> str:
+    """Let the daemon import the very package that starts it."""
+    here = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    return f"{here}{os.pathsep}{inherited}" if inherited else here
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount that is there for the length of a with block."""
+
+    path: Path
+    # Of the daemon.
+    pid: int
+    # Where its control socket is.
+    control: Path
+    # The daemon's log, one line an event.
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def status(self) -> Status:
+        """What the mount says of itself now."""
+        return read_status(str(self.path))
+
+
+def read_status(mountpoint: str) -> Status:
+    """Ask the root of a mount for its status.
+
+    Raises:
+        NotMountedError: there is no inaccfs mount, or its daemon is dead.
+    """
+    # Here and not above: whoever only mounts does without msgspec.
+    from inaccfs import status
+
+    mounted = mounting.find(mountpoint)
+    try:
+        return status.decode(os.getxattr(mounted.path, status.STATUS_XATTR))
+    except OSError as exc:
+        raise NotMountedError(f"{mounted.path}: {describe_dead(exc)}") from exc
+
+
+def describe_dead(exc: OSError) -> str:
+    """Why a mount does not tell its status, and what to do."""
+    if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return "its daemon is dead: inaccfs umount it"
+    return f"no status: {exc.strerror}"
+
+
+@contextmanager
+def mounted(
+    mountpoint: str | os.PathLike[str] | None = None,
+    *,
+    backing: str | os.PathLike[str] | None = None,
+    size: str | int | None = None,
+    huge: str | None = None,
+    mode: int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    allow_other: bool = False,
+    options: Sequence[str] = (),
+    control: str | os.PathLike[str] | None = None,
+) -> Iterator[Mount]:
+    """A mount with a daemon of its own, taken down at the end whatever happened.
+
+    Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
+    tmpfs(5) has it ("1g"); *options* are what goes behind -o. The daemon's log is a
+    temporary file for as long as the block lasts.
+
+    Raises:
+        MountError: the daemon's own message says why there is no mount.
+        InaccfsError: on leaving, when the daemon did not end as it should.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="inaccfs-") as scratch,
+        ExitStack() as stack,
+    ):
+        if mountpoint is None:
+            path = Path(scratch, "mnt")
+            path.mkdir()
+        else:
+            path = Path(mounting.resolve(os.fspath(mountpoint)))
+        socket_path = Path(scratch, "control") if control is None else Path(control)
+        arguments = ["--control", str(socket_path)]
+        for name, value in (
+            ("backing", backing),
+            ("size", size),
+            ("huge", huge),
+            ("mode", None if mode is None else f"{mode:o}"),
+            ("uid", uid),
+            ("gid", gid),
+        ):
+            if value is not None:
+                arguments += [f"--{name}", str(value)]
+        if allow_other:
+            arguments.append("--allow-other")
+        for option in options:
+            arguments += ["-o", option]
+        log = Path(scratch, "log")
+        with log.open("wb") as stderr:
+            try:
+                daemon = start_daemon([*arguments, str(path)], stderr=stderr)
+            except MountError as exc:
+                lines = log.read_text(errors="replace").strip().splitlines()
+                told = lines[-1] if lines else str(exc)
+                raise MountError(told.removeprefix("inaccfs: ")) from None
+        mount = Mount(path, daemon.pid, socket_path, log, daemon)
+        stack.push(lambda kind, *_: _take_down(mount, quiet=kind is not None))
+        yield mount
+
+
+def _take_down(mount: Mount, *, quiet: bool) -> None:
+    """End a mount for good; *quiet* when there is an exception already."""
+    problem: str | None = None
+    with suppress(NotMountedError):
+        found = mounting.find(str(mount.path))
+        try:
+            mounting.unmount(found, lazy=False)
+        except UnmountError:
+            # Something is open. The daemon ends all the same, and with it the rest.
+            mounting.unmount(found, lazy=True)
+            mount.process.terminate()
+    try:
+        status = mount.process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        mount.process.kill()
+        status = mount.process.wait()
+    if status != 0:
+        tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
+        problem = f"the daemon of {mount.path} ended with status {status}: {tail}"
+    if problem is not None and not quiet:
+        raise InaccfsError(problem)
+
+
+def wait_for_exit(pid: int, seconds: float) -> bool:
+    """Wait until process *pid*, no child of ours, has gone; False if it stays."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        readable, _, _ = select.select([fd], [], [], seconds)
+        return bool(readable)
+    finally:
+        os.close(fd)
+
+
+def unmount(mountpoint: str, *, lazy: bool) -> None:
+    """Undo a mount and wait for its daemon, so that the memory is back on return.
+
+    Raises:
+        InaccfsError: there is no mount, or it is in use.
+    """
+    found = mounting.find(mountpoint)
+    pid: int | None = None
+    with suppress(NotMountedError):
+        pid = read_status(found.path).pid
+    mounting.unmount(found, lazy=lazy)
+    if pid is None:
+        # Killed: it could not tidy up behind itself.
+        remove_fallback(runtime.fallback_name(found.path))
+        with suppress(OSError):
+            os.unlink(runtime.control_path(found.path, None))
+    elif not lazy and not wait_for_exit(pid, _STOP_SECONDS):
+        raise UnmountError(
+            f"{found.path} is unmounted, but its daemon {pid} is still there after "
+            f"{_STOP_SECONDS:.0f} s: see its log"
+        )

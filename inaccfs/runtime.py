@@ -1,0 +1,99 @@
+"""Where a mount keeps what others must find: the control socket and the log."""
+
+from __future__ import annotations
+
+import os
+import stat
+import string
+from typing import Final
+
+from inaccfs.errors import MountError
+
+# sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
+_SOCKET_PATH_BYTES: Final = 107
+
+_PLAIN: Final = frozenset(string.ascii_letters + string.digits + ":_.")
+
+
+def escape(path: str) -> str:
+    """*path* as one name, as systemd-escape --path makes it.
+
+    >>> escape("/mnt/guest memory")
+    'mnt-guest\\\\x20memory'
+    """
+    parts = [part for part in path.split("/") if part]
+    if not parts:
+        return "-"
+    name = "-".join(
+        "".join(
+            char
+            if char in _PLAIN
+            else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+            for char in part
+        )
+        for part in parts
+    )
+    return f"\\x2e{name[1:]}" if name.startswith(".") else name
+
+
+def directory() -> str:
+    """The directory of sockets and logs: /run/inaccfs, or the user's own."""
+    if os.geteuid() == 0:
+        return "/run/inaccfs"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/inaccfs-{os.geteuid()}"
+    return os.path.join(runtime, "inaccfs")
+
+
+def make_directory() -> str:
+    """`directory`, which exists with mode 0700 and is the caller's.
+
+    Raises:
+        MountError: it does not, and cannot be made.
+    """
+    path = directory()
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        found = os.lstat(path)
+    except OSError as exc:
+        raise MountError(
+            f"cannot make {path}: {exc.strerror}; name another place with --control "
+            "and --log"
+        ) from exc
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise MountError(
+            f"{path} is not a directory of yours: remove it, or set XDG_RUNTIME_DIR"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        os.chmod(path, 0o700)
+    return path
+
+
+def control_path(mountpoint: str, chosen: str | None) -> str:
+    """Where the control socket of *mountpoint* is, or shall be.
+
+    Raises:
+        MountError: the path is too long for a socket.
+    """
+    path = (
+        os.path.abspath(chosen)
+        if chosen is not None
+        else os.path.join(directory(), f"{escape(mountpoint)}.sock")
+    )
+    length = len(os.fsencode(path))
+    if length > _SOCKET_PATH_BYTES:
+        raise MountError(
+            f"control socket {path} has {length} bytes, a socket's path can have "
+            f"{_SOCKET_PATH_BYTES}: name a shorter one with --control"
+        )
+    return path
+
+
+def log_path(mountpoint: str) -> str:
+    """Where the log of a daemon in the background is."""
+    # A file's name can have 255 bytes; the end of a path tells more than its start.
+    return os.path.join(directory(), f"{escape(mountpoint)[-200:]}.log")
+
+
+def fallback_name(mountpoint: str) -> str:
+    """What the directory is called that stands in for a private tmpfs."""
+    return f"inaccfs-{os.geteuid()}-{escape(mountpoint)[-150:]}"

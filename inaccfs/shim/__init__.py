@@ -1,0 +1,1 @@
+"""The patch itself: one file's rules and state. No FUSE, no sockets, no KVM."""

@@ -1,0 +1,279 @@
+"""The real memory file system behind the shim: a tmpfs or a hugetlbfs directory.
+
+The seed wraps one shmem file; a mount wraps a whole directory of them. With no
+directory given the backing is a tmpfs that hangs in no namespace, so that no
+path leads to its bytes and they go when the daemon goes, even by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from inaccfs import syscalls
+from inaccfs.errors import BackingError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_KNOWN_MAGICS: Final = {
+    syscalls.TMPFS_MAGIC: "tmpfs",
+    syscalls.HUGETLBFS_MAGIC: "hugetlbfs",
+}
+
+HUGE_CHOICES: Final = ("never", "always", "within_size", "advise")
+
+_SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsOptions:
+    """How a private tmpfs is made; None leaves a choice to the kernel. tmpfs(5)."""
+
+    size: str | None = None
+    huge: str | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not _SIZE.fullmatch(self.size):
+            raise OptionError(
+                f"size {self.size!r} is not a size: give bytes, or a number with "
+                "k, m, g, t or %, as in 512m"
+            )
+        if self.huge is not None and self.huge not in HUGE_CHOICES:
+            raise OptionError(
+                f"huge {self.huge!r} is not one of {', '.join(HUGE_CHOICES)}"
+            )
+
+    def as_mount_options(self) -> dict[str, str]:
+        """The options as fsconfig(2) takes them."""
+        found = {
+            "size": self.size,
+            "huge": self.huge,
+            "mode": None if self.mode is None else f"{self.mode:o}",
+            "uid": None if self.uid is None else str(self.uid),
+            "gid": None if self.gid is None else str(self.gid),
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(eq=False, slots=True)
+class Backing:
+    """An open directory of a memory file system, and what is known of it."""
+
+    # O_RDONLY | O_DIRECTORY; everything below is reached from here by dir_fd.
+    root: int
+    # "tmpfs" or "hugetlbfs".
+    fstype: str
+    # In bytes: 4096 on a tmpfs, the huge page on a hugetlbfs.
+    page_size: int
+    # None for a private tmpfs; else the directory that the user named.
+    directory: str | None
+    # What the user ought to know before trusting this backing, a sentence each.
+    warnings: list[str] = field(default_factory=list)
+    # What is left to do when the backing is closed.
+    cleanup: Callable[[], None] | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether names and attributes change only through the mount."""
+        return self.directory is None
+
+    @property
+    def description(self) -> str:
+        """For people: what this is, in a few words."""
+        if self.directory is None:
+            return f"private {self.fstype}"
+        return f"{self.directory} ({self.fstype})"
+
+    def close(self) -> None:
+        """Let the backing go; a private one gives its memory back."""
+        os.close(self.root)
+        if self.cleanup is not None:
+            self.cleanup()
+
+
+def wrap(directory: str) -> Backing:
+    """Use an existing tmpfs or hugetlbfs *directory*.
+
+    Raises:
+        BackingError: it is no directory, or on another kind of file system.
+    """
+    path = os.path.abspath(directory)
+    try:
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise BackingError(
+            f"backing {path}: {exc.strerror}; name a directory on a tmpfs or hugetlbfs"
+        ) from exc
+    fstype = _KNOWN_MAGICS.get(syscalls.fstatfs_magic(root))
+    if fstype is None:
+        os.close(root)
+        raise BackingError(
+            f"backing {path} is on {_filesystem_name(path)}: it must be on a tmpfs or "
+            "hugetlbfs (leave --backing out for a private tmpfs)"
+        )
+    backing = _opened(root, fstype, path)
+    mode = os.fstat(root).st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        backing.warnings.append(
+            f"others can reach the files in {path} itself (mode "
+            f"{stat.S_IMODE(mode):04o}): chmod 0700 {path}, or use a private tmpfs"
+        )
+    return backing
+
+
+def private_tmpfs(options: TmpfsOptions, *, fallback_name: str) -> Backing:
+    """A tmpfs of the daemon's own that no path reaches.
+
+    Root mounts it detached. Others do so in a user and mount namespace of a child
+    that hands the fd over; where that is not allowed, a directory of mode 0700
+    called *fallback_name* on a tmpfs takes its place, with a warning.
+
+    Raises:
+        BackingError: the kernel refused the options, or nothing of this is possible.
+    """
+    wanted = {"mode": "0700", **options.as_mount_options()}
+    try:
+        if os.geteuid() == 0:
+            mount = syscalls.detached_mount("tmpfs", wanted)
+        else:
+            mount = _detached_in_user_namespace(wanted)
+    except syscalls.FsConfigError as exc:
+        raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            _refuse_options(wanted)
+        if os.geteuid() == 0:
+            raise BackingError(
+                f"no private tmpfs: {exc.strerror}; it needs CAP_SYS_ADMIN and Linux "
+                "5.2 (or name a directory with --backing)"
+            ) from exc
+        return _directory_on_tmpfs(options, fallback_name, exc)
+    try:
+        # The fd of fsmount(2) is O_PATH, which cannot be listed.
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    finally:
+        os.close(mount)
+    return _opened(root, "tmpfs", None)
+
+
+def _refuse_options(wanted: Mapping[str, str]) -> NoReturn:
+    told = ",".join(f"{key}={value}" for key, value in wanted.items())
+    raise BackingError(
+        f"the kernel refused a tmpfs with {told}: check the values (huge= needs a "
+        "kernel with transparent huge pages)"
+    )
+
+
+def _opened(root: int, fstype: str, directory: str | None) -> Backing:
+    # f_bsize is the page of a tmpfs and the huge page of a hugetlbfs; st_blksize
+    # would not do: a tmpfs with huge=always tells 2 MiB there and still works in
+    # small pages.
+    return Backing(root, fstype, os.fstatvfs(root).f_bsize, directory)
+
+
+def _filesystem_name(path: str) -> str:
+    """The kernel's name of the file system that holds *path*, from mountinfo."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0]
+    return "a file system that is no memory"
+
+
+def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
+    """Let a child with namespaces of its own mount the tmpfs and send the fd here.
+
+    The mount lives as long as the fd; the daemon itself stays where it is, so that
+    fusermount3 finds the mountpoint when it is time to unmount.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+                for name, text in (
+                    ("setgroups", "deny"),
+                    ("uid_map", f"{uid} {uid} 1"),
+                    ("gid_map", f"{gid} {gid} 1"),
+                ):
+                    with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                        file.write(text)
+                mount = syscalls.detached_mount("tmpfs", dict(options))
+                socket.send_fds(theirs, [b"\0"], [mount])
+                status = 0
+            except OSError as exc:
+                theirs.send(bytes([exc.errno or errno.EIO]))
+            finally:
+                os._exit(status)
+        data, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        os.waitpid(child, 0)
+    if fds:
+        return fds[0]
+    number = data[0] if data else errno.EIO
+    raise OSError(number, os.strerror(number))
+
+
+def _fallback_parents() -> list[str]:
+    candidates = (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm")
+    return [parent for parent in candidates if parent and os.path.isdir(parent)]
+
+
+def remove_fallback(name: str) -> None:
+    """Remove what a daemon that was killed has left of its fallback directory."""
+    for parent in _fallback_parents():
+        path = os.path.join(parent, name)
+        with suppress(FileNotFoundError):
+            if os.lstat(path).st_uid == os.geteuid():
+                shutil.rmtree(path)
+
+
+def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Backing:
+    """The fallback of `private_tmpfs` for a user who may not make namespaces."""
+    if options.size is not None or options.huge is not None:
+        raise BackingError(
+            "size and huge need a tmpfs of one's own, and a user namespace was "
+            f"refused ({cause.strerror}): leave them out, or mount as root"
+        )
+    remove_fallback(name)
+    for parent in _fallback_parents():
+        path = os.path.join(parent, name)
+        try:
+            os.mkdir(path, 0o700)
+            root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if _KNOWN_MAGICS.get(syscalls.fstatfs_magic(root)) != "tmpfs":
+            os.close(root)
+            os.rmdir(path)
+            continue
+        if options.mode is not None:
+            os.fchmod(root, options.mode)
+        backing = _opened(root, "tmpfs", path)
+        backing.cleanup = partial(shutil.rmtree, path, ignore_errors=True)
+        backing.warnings.append(
+            f"no user namespace ({cause.strerror}): the memory is in {path}, which "
+            "your own processes can read"
+        )
+        return backing
+    raise BackingError(
+        f"no private tmpfs: a user namespace was refused ({cause.strerror}) and "
+        "neither $XDG_RUNTIME_DIR nor /dev/shm is a writable tmpfs; use --backing DIR"
+    )

@@ -1,0 +1,102 @@
+"""`InaccessibleFile`: the patch, for one file.
+
+struct inaccessible_data of the seed holds a lock, the memfd and the notifiers;
+here the memfd is an fd of the backing, opened for writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs import syscalls
+from inaccfs.shim.interruptible import run_interruptible
+
+if TYPE_CHECKING:
+    from inaccfs.shim.semantics import Semantics
+
+QUICK_BYTES: Final = 4 << 20
+"""A range up to this is dealt with in the trio loop: well under a millisecond."""
+
+
+class InaccessibleFile:
+    """One file that can be sized, allocated and punched, and nothing else.
+
+    Offsets, lengths and sizes are bytes. Methods raise `OSError` with the errno
+    that the caller of the system call shall see.
+    """
+
+    __slots__ = ("_semantics", "_settling", "fd", "page_size", "writable")
+
+    def __init__(
+        self, fd: int, page_size: int, semantics: Semantics, *, writable: bool = True
+    ) -> None:
+        # An fd of the backing file. Closed by whoever opened it.
+        self.fd = fd
+        # Whether fd is open for writing; else it is good for stat() only.
+        self.writable = writable
+        # In bytes; see Backing.page_size.
+        self.page_size: Final = page_size
+        self._semantics: Final = semantics
+        # Set from the reply to an interrupted allocation until the backing has
+        # given back what it had taken: until then nobody may look at the file.
+        self._settling: trio.Event | None = None
+
+    def reopened(self, fd: int, *, writable: bool) -> None:
+        """Use another fd of the same backing file from now on."""
+        self.fd, self.writable = fd, writable
+
+    @property
+    def settled(self) -> bool:
+        """Whether the file can be looked at without waiting."""
+        return self._settling is None or self._settling.is_set()
+
+    async def wait_settled(self) -> None:
+        """Wait until an interrupted allocation has been undone by the backing."""
+        if self._settling is not None:
+            await self._settling.wait()
+
+    def stat(self) -> os.stat_result:
+        """The backing file's attributes. inaccessible_getattr() of the seed."""
+        return os.fstat(self.fd)
+
+    def is_quick(self, length: int) -> bool:
+        """Whether `fallocate_quick` may be used for *length* bytes now."""
+        return length <= QUICK_BYTES and self.settled
+
+    def fallocate_quick(self, mode: int, offset: int, length: int) -> None:
+        """inaccessible_fallocate() of the seed, for a range that `is_quick`."""
+        self._semantics.check_fallocate(mode, offset, length, self.page_size)
+        syscalls.fallocate_quick(self.fd, mode, offset, length)
+
+    async def fallocate(
+        self, mode: int, offset: int, length: int, interrupted: trio.Event
+    ) -> None:
+        """inaccessible_fallocate() of the seed; long ranges in a worker thread.
+
+        *interrupted* is set when the caller wants out: the backing then ends the
+        call as it would end it for a signal, and EINTR is raised within a tenth
+        of a second, though the memory may take longer to come back.
+        """
+        await self.wait_settled()
+        self._semantics.check_fallocate(mode, offset, length, self.page_size)
+        call = partial(syscalls.fallocate, self.fd, mode, offset, length)
+        settling = await run_interruptible(call, interrupted)
+        if settling is not None:
+            self._settling = settling
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    async def set_size(self, size: int) -> None:
+        """inaccessible_setattr() of the seed, with ATTR_SIZE."""
+        await self.wait_settled()
+        attributes = os.fstat(self.fd)
+        self._semantics.check_size(attributes.st_size, size, self.page_size)
+        if attributes.st_blocks * 512 <= QUICK_BYTES:
+            os.ftruncate(self.fd, size)
+        else:
+            # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
+            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)

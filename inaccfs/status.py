@@ -1,0 +1,50 @@
+"""What a mount says of itself: one typed message, made by the daemon, read by all.
+
+It travels in the virtual xattr `user.inaccfs.status` of the mount's root, so that a
+mountpoint is all that a reader needs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAGIC_XATTR = "user.inaccfs.magic"
+STATUS_XATTR = "user.inaccfs.status"
+CONTROL_XATTR = "user.inaccfs.control"
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount at one moment."""
+
+    mountpoint: str
+    # For people: "private tmpfs", or the directory that is wrapped.
+    backing: str
+    # In bytes: all that the backing can hold, 0 when it has no limit.
+    size: int
+    # In bytes; allocated_pages counts in it.
+    page_size: int
+    # Regular files that have a name, or are open.
+    files: int
+    allocated_pages: int
+    sealed: bool
+    # "sealed", or "not sealed (needs ...)".
+    mmap: str
+    pid: int
+    # The control socket's path; None when the mount has none.
+    control: str | None
+    # Where the daemon writes its log; None for its standard error.
+    log: str | None
+    version: str
+
+
+encode = msgspec.json.encode
+_decoder = msgspec.json.Decoder(Status)
+
+
+def decode(data: bytes) -> Status:
+    """Read a status.
+
+    Raises:
+        msgspec.ValidationError: another version of inaccfs has written it.
+    """
+    return _decoder.decode(data)

@@ -1,0 +1,268 @@
+"""System calls that the standard library lacks, one thin function each.
+
+Everything else in the package goes through these, so that a test can put
+another function in place and see what happens when the kernel says no. Each
+raises `OSError` with the kernel's errno. Offsets, lengths and sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final, NamedTuple
+
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+AT_EMPTY_PATH: Final = 0x1000
+AT_FDCWD: Final = -100
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+TMPFS_MAGIC: Final = 0x01021994
+HUGETLBFS_MAGIC: Final = 0x958458F6
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUSER: Final = 0x10000000
+
+UTIME_OMIT: Final = (1 << 30) - 2
+
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_FSOPEN_CLOEXEC: Final = 1
+_FSMOUNT_CLOEXEC: Final = 1
+_MOUNT_ATTR_NOSUID: Final = 2
+_MOUNT_ATTR_NODEV: Final = 4
+_MOUNT_ATTR_NOEXEC: Final = 8
+_PR_SET_DUMPABLE: Final = 4
+
+# The numbers of the mount API are the same on every architecture since Linux 5.2.
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Calls through this one keep the GIL: for those known to be over in microseconds.
+_libc_gil = ctypes.PyDLL(None, use_errno=True)
+
+_libc.fallocate64.argtypes = [
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_int64,
+]
+_libc.getdents64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+_libc.getdents64.restype = ctypes.c_ssize_t
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.mount.argtypes = [
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+]
+_libc.syscall.restype = ctypes.c_long
+
+
+def _error(path: object = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), path)
+
+
+# --- allocation -------------------------------------------------------------
+
+_quick_fallocate = _libc_gil.fallocate64
+# Ready-made arguments: converting Python integers to 64 bits anew costs more than
+# the rest of the call. The GIL, which _libc_gil does not give up, guards them.
+_quick_offset = ctypes.c_int64()
+_quick_length = ctypes.c_int64()
+
+
+def fallocate_quick(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) for a range so small that nobody minds waiting. Keeps the GIL."""
+    _quick_offset.value = offset
+    _quick_length.value = length
+    if _quick_fallocate(fd, mode, _quick_offset, _quick_length):
+        raise _error()
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), for a worker thread: gives up the GIL, EINTR is not retried."""
+    if _libc.fallocate64(fd, mode, offset, length):
+        raise _error()
+
+
+# --- names ------------------------------------------------------------------
+
+
+class DirectoryEntry(NamedTuple):
+    """One entry as getdents64(2) tells it; *offset* leads to the entry after it."""
+
+    name: bytes
+    ino: int
+    offset: int
+
+
+_dirent = struct.Struct("<QqHB")  # d_ino, d_off, d_reclen, d_type; then d_name
+_dirent_buffer = ctypes.create_string_buffer(16384)
+
+
+def getdents(fd: int) -> list[DirectoryEntry]:
+    """The next entries of an open directory; empty at its end. See getdents64(2)."""
+    size = _libc_gil.getdents64(fd, _dirent_buffer, len(_dirent_buffer))
+    if size < 0:
+        raise _error()
+    data = _dirent_buffer.raw[:size]
+    entries = []
+    at = 0
+    while at < size:
+        ino, offset, length, _ = _dirent.unpack_from(data, at)
+        start = at + _dirent.size
+        entries.append(
+            DirectoryEntry(data[start : data.index(b"\0", start)], ino, offset)
+        )
+        at += length
+    return entries
+
+
+def renameat2(
+    old_dir: int, old_name: bytes, new_dir: int, new_name: bytes, flags: int
+) -> None:
+    """renameat2(2): RENAME_NOREPLACE, RENAME_EXCHANGE."""
+    if _libc.renameat2(old_dir, old_name, new_dir, new_name, ctypes.c_uint(flags)):
+        raise _error()
+
+
+def utimensat(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """utimensat(2), following *path*; None leaves that time as it is."""
+    times = (ctypes.c_long * 4)()
+    for at, nanoseconds in ((0, atime_ns), (2, mtime_ns)):
+        if nanoseconds is None:
+            times[at + 1] = UTIME_OMIT
+        else:
+            times[at], times[at + 1] = divmod(nanoseconds, 1_000_000_000)
+    if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
+        raise _error()
+
+
+# --- mounting ---------------------------------------------------------------
+
+
+def mount(source: str, target: str, fstype: str, flags: int, options: str) -> None:
+    """mount(2)."""
+    if _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode(),
+        flags,
+        os.fsencode(options),
+    ):
+        raise _error(target)
+
+
+def umount(target: str, flags: int) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags):
+        raise _error(target)
+
+
+class FsConfigError(OSError):
+    """fsconfig(2) refused an option, or the file system did when it was made."""
+
+
+def detached_mount(fstype: str, options: dict[str, str]) -> int:
+    """Mount *fstype* where no path leads; return an O_PATH fd of its root.
+
+    The mount is nosuid, nodev and noexec, and goes with the last fd that leads
+    to it. See fsopen(2), fsconfig(2), fsmount(2).
+
+    Raises:
+        FsConfigError: an option was refused; `filename` is the option.
+        OSError: the kernel has no such calls (ENOSYS), or does not allow them
+            (EPERM).
+    """
+    context = _libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+    if context < 0:
+        raise _error(fstype)
+    try:
+        for key, value in options.items():
+            if (
+                _libc.syscall(
+                    _SYS_FSCONFIG,
+                    context,
+                    _FSCONFIG_SET_STRING,
+                    key.encode(),
+                    value.encode(),
+                    0,
+                )
+                < 0
+            ):
+                number = ctypes.get_errno()
+                raise FsConfigError(number, os.strerror(number), f"{key}={value}")
+        if _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0):
+            raise _error(fstype)
+        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        root: int = _libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
+        if root < 0:
+            raise _error(fstype)
+        return root
+    finally:
+        os.close(context)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _libc.unshare(flags):
+        raise _error()
+
+
+def fstatfs_magic(fd: int) -> int:
+    """f_type of fstatfs(2): which file system *fd* is on."""
+    # struct statfs is 120 bytes on 64-bit Linux; f_type is its first word.
+    buffer = (ctypes.c_long * 32)()
+    if _libc.fstatfs(fd, buffer):
+        raise _error()
+    return buffer[0] & 0xFFFFFFFF
+
+
+# --- the process ------------------------------------------------------------
+
+
+def set_undumpable() -> None:
+    """Close /proc/PID/fd and ptrace(2) to others of the same user. See prctl(2)."""
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise _error()
+
+
+class _MessageQueueAttributes(ctypes.Structure):
+    _fields_ = (
+        ("mq_flags", ctypes.c_long),
+        ("mq_maxmsg", ctypes.c_long),
+        ("mq_msgsize", ctypes.c_long),
+        ("mq_curmsgs", ctypes.c_long),
+        ("reserved", ctypes.c_long * 4),
+    )
+
+
+def anonymous_message_queue(name: str) -> int:
+    """A POSIX message queue of one byte that has no name any more; its fd.
+
+    *name* begins with a slash and is taken for a moment. See mq_open(3).
+    """
+    attributes = _MessageQueueAttributes(mq_maxmsg=1, mq_msgsize=1)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd: int = _libc.mq_open(name.encode(), flags, 0o600, ctypes.byref(attributes))
+    if fd < 0:
+        raise _error(name)
+    _libc.mq_unlink(name.encode())
+    return fd
