@@ -89,7 +89,12 @@ _quick_length = ctypes.c_int64()
 
 
 def fallocate_quick(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) for a range so small that nobody minds waiting. Keeps the GIL."""
+    """fallocate(2) for a range so small that nobody minds waiting."""
+    if mode == 0:
+        # The same call without the cost of ctypes, a third of it. It would fall back
+        # to writing where fallocate is not supported; every backing supports this.
+        os.posix_fallocate(fd, offset, length)
+        return
     _quick_offset.value = offset
     _quick_length.value = length
     if _quick_fallocate(fd, mode, _quick_offset, _quick_length):

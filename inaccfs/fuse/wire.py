@@ -174,25 +174,27 @@ def clamp_readdir(request: bytearray, size: int, most: int) -> None:
 
 # --- replies ----------------------------------------------------------------
 
-_reply_header = _out_header.pack
+pack_reply = _out_header.pack
 
 
 def reply_done(unique: int) -> bytes:
     """Success, with nothing more to say."""
-    return _reply_header(OUT_HEADER_SIZE, 0, unique)
+    return pack_reply(OUT_HEADER_SIZE, 0, unique)
 
 
 def reply_error(unique: int, number: int) -> bytes:
     """The errno *number* (positive)."""
-    return _reply_header(OUT_HEADER_SIZE, -number, unique)
+    return pack_reply(OUT_HEADER_SIZE, -number, unique)
 
 
 # fuse_attr: ino, size, blocks, atime, mtime, ctime; their nanoseconds; mode, nlink,
 # uid, gid, rdev, blksize, flags
-_attr = struct.Struct("=QQQQQQIIIIIIIIII").pack
+# (Times are signed: some are before 1970.)
+_ATTR: Final = "QQQqqqIIIIIIIIII"
 _ATTR_SIZE: Final = 88
 # fuse_out_header, then fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
-_attr_header = struct.Struct("=IiQQII").pack
+_attr_reply = struct.Struct(f"=IiQQII{_ATTR}").pack
+_ATTR_AT: Final = OUT_HEADER_SIZE + 16
 # fuse_entry_out: nodeid, generation, entry_valid, attr_valid, their nanoseconds;
 # fuse_attr
 _entry_header = struct.Struct("=QQQQII").pack
@@ -200,7 +202,6 @@ _entry_header = struct.Struct("=QQQQII").pack
 _open = struct.Struct("=QIi")
 
 _BILLION: Final = 1_000_000_000
-_U64: Final = (1 << 64) - 1
 
 
 class Entry(NamedTuple):
@@ -213,41 +214,37 @@ class Entry(NamedTuple):
     attr_valid: int
 
 
-def _pack_attr(nodeid: int, st: os.stat_result) -> bytes:
-    """struct fuse_attr."""
-    atime, atime_ns = divmod(st.st_atime_ns, _BILLION)
-    mtime, mtime_ns = divmod(st.st_mtime_ns, _BILLION)
-    ctime, ctime_ns = divmod(st.st_ctime_ns, _BILLION)
-    return _attr(
-        nodeid,
-        st.st_size,
-        st.st_blocks,
-        # A time before 1970 is a negative number in an unsigned field.
-        atime & _U64,
-        mtime & _U64,
-        ctime & _U64,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        st.st_mode,
-        st.st_nlink,
-        st.st_uid,
-        st.st_gid,
-        # The low half of a glibc dev_t is what new_encode_dev() of the kernel makes.
-        st.st_rdev & 0xFFFFFFFF,
-        st.st_blksize,
-        0,
-    )
-
-
 def reply_attr(
     unique: int, nodeid: int, attributes: os.stat_result, attr_valid: int
 ) -> bytes:
     """Answer to GETATTR."""
-    header = _attr_header(
-        OUT_HEADER_SIZE + 16 + _ATTR_SIZE, 0, unique, attr_valid, 0, 0
+    # Taken apart as a tuple, whose times are whole seconds: twice as fast as by name.
+    mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = attributes
+    return _attr_reply(
+        _ATTR_AT + _ATTR_SIZE,
+        0,
+        unique,
+        attr_valid,
+        0,
+        0,
+        nodeid,
+        size,
+        attributes.st_blocks,
+        atime,
+        mtime,
+        ctime,
+        attributes.st_atime_ns % _BILLION,
+        attributes.st_mtime_ns % _BILLION,
+        attributes.st_ctime_ns % _BILLION,
+        mode,
+        nlink,
+        uid,
+        gid,
+        # The low half of a glibc dev_t is what new_encode_dev() of the kernel makes.
+        attributes.st_rdev & 0xFFFFFFFF,
+        attributes.st_blksize,
+        0,
     )
-    return header + _pack_attr(nodeid, attributes)
 
 
 def pack_entry(entry: Entry) -> bytes:
@@ -255,12 +252,12 @@ def pack_entry(entry: Entry) -> bytes:
     header = _entry_header(
         entry.nodeid, entry.generation, entry.entry_valid, entry.attr_valid, 0, 0
     )
-    return header + _pack_attr(entry.nodeid, entry.attributes)
+    return header + reply_attr(0, entry.nodeid, entry.attributes, 0)[_ATTR_AT:]
 
 
 def reply_payload(unique: int, payload: bytes) -> bytes:
     """Success, with *payload*."""
-    return _reply_header(OUT_HEADER_SIZE + len(payload), 0, unique) + payload
+    return pack_reply(OUT_HEADER_SIZE + len(payload), 0, unique) + payload
 
 
 def reply_no_entry(unique: int, entry_valid: int) -> bytes:

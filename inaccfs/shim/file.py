@@ -30,7 +30,14 @@ class InaccessibleFile:
     that the caller of the system call shall see.
     """
 
-    __slots__ = ("_semantics", "_settling", "fd", "page_size", "writable")
+    __slots__ = (
+        "_check_fallocate",
+        "_semantics",
+        "_settling",
+        "fd",
+        "page_size",
+        "writable",
+    )
 
     def __init__(
         self, fd: int, page_size: int, semantics: Semantics, *, writable: bool = True
@@ -42,6 +49,8 @@ class InaccessibleFile:
         # In bytes; see Backing.page_size.
         self.page_size: Final = page_size
         self._semantics: Final = semantics
+        # Looked up once: it is called for every request.
+        self._check_fallocate: Final = semantics.check_fallocate
         # Set from the reply to an interrupted allocation until the backing has
         # given back what it had taken: until then nobody may look at the file.
         self._settling: trio.Event | None = None
@@ -53,25 +62,30 @@ class InaccessibleFile:
     @property
     def settled(self) -> bool:
         """Whether the file can be looked at without waiting."""
-        return self._settling is None or self._settling.is_set()
+        return self._settling is None
 
     async def wait_settled(self) -> None:
         """Wait until an interrupted allocation has been undone by the backing."""
-        if self._settling is not None:
-            await self._settling.wait()
+        while (settling := self._settling) is not None:
+            await settling.wait()
+            if self._settling is settling:
+                self._settling = None
 
     def stat(self) -> os.stat_result:
         """The backing file's attributes. inaccessible_getattr() of the seed."""
         return os.fstat(self.fd)
 
-    def is_quick(self, length: int) -> bool:
-        """Whether `fallocate_quick` may be used for *length* bytes now."""
-        return length <= QUICK_BYTES and self.settled
+    def fallocate_quick(self, mode: int, offset: int, length: int) -> bool:
+        """inaccessible_fallocate() of the seed, at once; False if that is not possible.
 
-    def fallocate_quick(self, mode: int, offset: int, length: int) -> None:
-        """inaccessible_fallocate() of the seed, for a range that `is_quick`."""
-        self._semantics.check_fallocate(mode, offset, length, self.page_size)
+        It is not for a range that takes more time than the trio loop has, and not
+        while others wait for the file: use `fallocate` then.
+        """
+        if length > QUICK_BYTES or self._settling is not None:
+            return False
+        self._check_fallocate(mode, offset, length, self.page_size)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
+        return True
 
     async def fallocate(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
@@ -83,7 +97,7 @@ class InaccessibleFile:
         of a second, though the memory may take longer to come back.
         """
         await self.wait_settled()
-        self._semantics.check_fallocate(mode, offset, length, self.page_size)
+        self._check_fallocate(mode, offset, length, self.page_size)
         call = partial(syscalls.fallocate, self.fd, mode, offset, length)
         settling = await run_interruptible(call, interrupted)
         if settling is not None:
