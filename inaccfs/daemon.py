@@ -28,7 +28,6 @@ from inaccfs.fuse.namespace import Namespace, is_large
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
-from inaccfs.shim.interruptible import install_interrupt_handler
 from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
 
 if TYPE_CHECKING:
@@ -142,7 +141,6 @@ class _Daemon:
         self, listener: socket.socket, ready: Callable[[list[str]], None]
     ) -> None:
         """Run the loop until the mount has gone or somebody ends the daemon."""
-        install_interrupt_handler()
         pyfuse3.init(
             self._operations, f"/dev/fd/{self._pyfuse3_fd}", {"fsname=inaccfs"}
         )

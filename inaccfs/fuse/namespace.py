@@ -57,11 +57,9 @@ class Namespace(Inodes):
         """OPEN, but for what the semantics say of O_TRUNC.
 
         Raises:
-            OSError: EINVAL for O_DIRECT, which memory does not have (and which the
-                kernel could not carry over to the file that refuses mmap).
+            OSError: EINVAL for O_DIRECT.
         """
-        if flags & os.O_DIRECT:
-            raise os_error(errno.EINVAL)
+        _refuse_direct(flags)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         if node.file is None or (writing and not node.file.writable):
             with self.magic_path(node) as path:
@@ -88,8 +86,10 @@ class Namespace(Inodes):
 
         Raises:
             OSError: ESTALE, when there is such a name and O_EXCL was not asked for:
-                it has come behind the kernel's back, which then looks again.
+                it has come behind the kernel's back, which then looks again. EINVAL
+                for O_DIRECT, before there is a name.
         """
+        _refuse_direct(flags)
         dir_fd = self.dir_fd(parent)
         try:
             fd = os.open(name, _CREATE_FLAGS, mode, dir_fd=dir_fd)
@@ -111,8 +111,7 @@ class Namespace(Inodes):
 
     def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
         """TMPFILE: a file with no name, as open(2) makes it for O_TMPFILE."""
-        if flags & os.O_DIRECT:
-            raise os_error(errno.EINVAL)
+        _refuse_direct(flags)
         fd = os.open(
             f"/proc/self/fd/{self.dir_fd(parent)}",
             os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL),
@@ -289,6 +288,12 @@ class Namespace(Inodes):
         """SETATTR with times; None leaves one as it is."""
         with self.magic_path(node) as path:
             syscalls.utimensat(path, atime_ns, mtime_ns)
+
+
+def _refuse_direct(flags: int) -> None:
+    # Memory has no direct I/O, and the file that refuses mmap could not be opened so.
+    if flags & os.O_DIRECT:
+        raise os_error(errno.EINVAL)
 
 
 def _open_backing(path: str, *, writing: bool) -> tuple[int, bool]:

@@ -1,7 +1,7 @@
-"""`Operations`: the names of the mount, in pyfuse3's hands.
+"""`Operations`: what the channel leaves to pyfuse3.
 
-No policy: each handler finds, calls the `Namespace`, and translates. What has to do
-with open files, and LOOKUP and FORGET, does not come here; see channel.py.
+Attributes that are set, links, directories, extended attributes and statfs. No
+policy: each handler finds, calls the `Namespace`, and translates. See channel.py.
 """
 
 from __future__ import annotations
@@ -196,37 +196,6 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
         return self._namespace.readlink(self._namespace[inode])
-
-    @_answered
-    async def unlink(
-        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
-    ) -> None:
-        self._namespace.unlink(self._namespace[parent_inode], name)
-
-    @_answered
-    async def rmdir(
-        self, parent_inode: InodeT, name: bytes, ctx: RequestContext
-    ) -> None:
-        self._namespace.rmdir(self._namespace[parent_inode], name)
-
-    @_answered
-    async def rename(
-        self,
-        parent_inode_old: InodeT,
-        name_old: bytes,
-        parent_inode_new: InodeT,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
-        namespace = self._namespace
-        namespace.rename(
-            namespace[parent_inode_old],
-            name_old,
-            namespace[parent_inode_new],
-            name_new,
-            flags,
-        )
 
     # --- directories -------------------------------------------------------------
 

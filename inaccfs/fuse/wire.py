@@ -85,6 +85,10 @@ OPEN_SIZE: Final = _ARGUMENTS + 8
 # fuse_create_in: flags, mode, umask, open_flags; the name follows
 unpack_create = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
 CREATE_SIZE: Final = _ARGUMENTS + 16
+# fuse_rename_in: newdir; fuse_rename2_in: newdir, flags, padding; two names follow
+_rename = struct.Struct(f"={_ARGUMENTS}xQI").unpack_from
+_RENAME_SIZE: Final = _ARGUMENTS + 8
+_RENAME2_SIZE: Final = _ARGUMENTS + 16
 # fuse_forget_in: nlookup
 unpack_forget = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
 FORGET_SIZE: Final = _ARGUMENTS + 8
@@ -130,9 +134,21 @@ def name_at(request: bytearray, start: int, size: int) -> bytes:
     return bytes(memoryview(request)[start:end])
 
 
-def lookup_name(request: bytearray, size: int) -> bytes:
-    """The name that LOOKUP asks for."""
+def only_name(request: bytearray, size: int) -> bytes:
+    """The name that is all of LOOKUP's, UNLINK's and RMDIR's arguments."""
     return name_at(request, _ARGUMENTS, size)
+
+
+def rename_names(
+    request: bytearray, size: int, *, with_flags: bool
+) -> tuple[int, int, bytes, bytes]:
+    """(newdir, flags, oldname, newname) of RENAME, or of RENAME2 *with_flags*."""
+    start = _RENAME2_SIZE if with_flags else _RENAME_SIZE
+    need(size, start)
+    newdir, flags = _rename(request)
+    old = name_at(request, start, size)
+    new = name_at(request, start + len(old) + 1, size)
+    return newdir, flags if with_flags else 0, old, new
 
 
 def getxattr_name(request: bytearray, size: int) -> bytes:

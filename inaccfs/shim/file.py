@@ -7,20 +7,26 @@ here the memfd is an fd of the backing, opened for writing.
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from inaccfs import syscalls
-from inaccfs.shim.interruptible import run_interruptible
+from inaccfs.shim.allocation import allocate, command
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
     from inaccfs.shim.semantics import Semantics
 
+log = logging.getLogger(__name__)
+
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
+
+SHORT_BYTES: Final = 128 << 20
+"""An allocation up to this is over before anybody could interrupt it."""
 
 
 class InaccessibleFile:
@@ -33,7 +39,7 @@ class InaccessibleFile:
     __slots__ = (
         "_check_fallocate",
         "_semantics",
-        "_settling",
+        "_undoing",
         "fd",
         "page_size",
         "writable",
@@ -51,9 +57,9 @@ class InaccessibleFile:
         self._semantics: Final = semantics
         # Looked up once: it is called for every request.
         self._check_fallocate: Final = semantics.check_fallocate
-        # Set from the reply to an interrupted allocation until the backing has
-        # given back what it had taken: until then nobody may look at the file.
-        self._settling: trio.Event | None = None
+        # An interrupted allocation that still gives back what it had taken. Until it
+        # has ended nobody may look at the file.
+        self._undoing: trio.Process | None = None
 
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
@@ -62,14 +68,14 @@ class InaccessibleFile:
     @property
     def settled(self) -> bool:
         """Whether the file can be looked at without waiting."""
-        return self._settling is None
+        return self._undoing is None
 
     async def wait_settled(self) -> None:
         """Wait until an interrupted allocation has been undone by the backing."""
-        while (settling := self._settling) is not None:
-            await settling.wait()
-            if self._settling is settling:
-                self._settling = None
+        while (undoing := self._undoing) is not None:
+            await undoing.wait()
+            if self._undoing is undoing:
+                self._undoing = None
 
     def stat(self) -> os.stat_result:
         """The backing file's attributes. inaccessible_getattr() of the seed."""
@@ -81,7 +87,7 @@ class InaccessibleFile:
         It is not for a range that takes more time than the trio loop has, and not
         while others wait for the file: use `fallocate` then.
         """
-        if length > QUICK_BYTES or self._settling is not None:
+        if length > QUICK_BYTES or self._undoing is not None:
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
@@ -90,19 +96,27 @@ class InaccessibleFile:
     async def fallocate(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
     ) -> None:
-        """inaccessible_fallocate() of the seed; long ranges in a worker thread.
+        """inaccessible_fallocate() of the seed, for a range of any length.
 
-        *interrupted* is set when the caller wants out: the backing then ends the
-        call as it would end it for a signal, and EINTR is raised within a tenth
-        of a second, though the memory may take longer to come back.
+        *interrupted* is set when the caller wants out: an allocation that takes long
+        then raises EINTR within a tenth of a second and is undone by the backing,
+        which may take longer (see `settled`). A punch goes on to its end, as it does
+        on a tmpfs.
         """
         await self.wait_settled()
         self._check_fallocate(mode, offset, length, self.page_size)
-        call = partial(syscalls.fallocate, self.fd, mode, offset, length)
-        settling = await run_interruptible(call, interrupted)
-        if settling is not None:
-            self._settling = settling
-            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+        if length > SHORT_BYTES and not mode & ~FALLOC_FL_KEEP_SIZE:
+            try:
+                arguments = command(self.fd, mode, offset, length)
+                undoing = await allocate(arguments, self.fd, interrupted)
+            except FileNotFoundError:
+                log.warning("no fallocate(1): a long allocation cannot be interrupted")
+            else:
+                if undoing is not None:
+                    self._undoing = undoing
+                    raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+                return
+        await trio.to_thread.run_sync(syscalls.fallocate, self.fd, mode, offset, length)
 
     async def set_size(self, size: int) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE."""

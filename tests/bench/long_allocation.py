@@ -14,6 +14,7 @@ GiB in mode 0, each made by a process of its own on a file of its own:
    fallocate returned in the other process; and where it is fatal (as it is to
    fallocate(1)), until that process is gone. The first 64 MiB of the file were
    allocated before: afterwards st_blocks and st_size have to be what they were.
+   "too late": the allocation had ended before the signal.
    (The tmpfs of recent kernels, 6.18 for one, heeds only fatal signals.)
 
 Nothing is pinned, unless --cpu puts all on one CPU. Needs --size GiB of memory and
@@ -109,11 +110,17 @@ class Allocation:
         self.pipe.close()
 
 
+def free_space(path: str) -> int:
+    """The bytes that the file system of `path` has left."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
 @contextmanager
 def allocating(path: str, size: int, *, handled: bool) -> Iterator[Allocation]:
-    """Start an allocation, once the memory for it is there."""
+    """Start an allocation, once the memory of the one before has come back."""
     deadline = time.monotonic() + RELEASE_TIMEOUT
-    while harness.memory_available() < size + harness.GIB:
+    while free_space(path) < size or harness.memory_available() < size + harness.GIB:
         if time.monotonic() > deadline:
             raise RuntimeError("the memory of the allocation before did not come back")
         time.sleep(0.1)
@@ -214,7 +221,7 @@ def measure(
             [
                 f"{name}, {'caught' if handled else 'fatal'}, after {share:.0%}",
                 one.result,
-                f"{one.milliseconds:.1f}",
+                f"{one.milliseconds:.1f}" if one.milliseconds > 0 else "too late",
                 f"{one.before[0]} -> {one.after[0]}",
                 f"{one.before[1]} -> {one.after[1]}",
                 "yes" if one.before == one.after else "NO",

@@ -1,0 +1,249 @@
+"""What the tests that mount for real have in common.
+
+Everything here is a context manager or a plain function, usable without pytest. A
+mount is asserted to end as it should: status 0, a log without complaints, and the
+mountpoint free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import inaccfs
+from inaccfs.fuse import mounting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+PAGE: Final = 4096
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+NOBODY: Final = 65534
+
+TOP: Final = Path(inaccfs.__file__).resolve().parent.parent
+"""The directory that `import inaccfs` finds the package in."""
+
+# For what takes milliseconds. It only decides how long a failing test takes.
+PATIENCE: Final = 60.0
+
+ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8"}
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def why_no_fuse() -> str | None:
+    """Why nothing can be mounted here, or None."""
+    try:
+        mode = os.stat("/dev/fuse").st_mode
+    except FileNotFoundError:
+        return "no /dev/fuse"
+    return None if stat.S_ISCHR(mode) else "/dev/fuse is not a device"
+
+
+def need_memory(size: int) -> None:
+    """Skip the test unless *size* bytes are to be had, with room to spare."""
+    available = meminfo("MemAvailable")
+    if available < size + GIB // 2:
+        pytest.skip(f"needs {size // MIB} MiB of memory, has {available // MIB}")
+
+
+def meminfo(name: str) -> int:
+    """One line of /proc/meminfo, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            key, _, rest = line.partition(":")
+            if key == name:
+                return int(rest.split()[0]) * 1024
+    raise AssertionError(f"no {name} in /proc/meminfo")
+
+
+# --- mounts -------------------------------------------------------------------
+
+
+def is_mounted(path: str | Path) -> bool:
+    """Whether there is an inaccfs mount at *path*, without asking its daemon."""
+    return any(found.path == str(path) for found in mounting.mounts())
+
+
+def assert_clean(log: str) -> None:
+    """Nothing in a daemon's log is a bug or an error."""
+    assert "Traceback" not in log, log
+    assert "ERROR" not in log, log
+
+
+@contextmanager
+def mounted(path: Path | None = None, **options: Any) -> Iterator[inaccfs.Mount]:
+    """`inaccfs.mounted`, and afterwards proof that nothing is left of it."""
+    with ExitStack() as stack:
+        with inaccfs.mounted(path, **options) as mount:
+            # An open file: the log's name goes with the mount.
+            log = stack.enter_context(mount.log.open(errors="replace"))
+            yield mount
+        assert mount.process.returncode == 0
+        assert not is_mounted(mount.path)
+        assert not mount.control.exists()
+        assert_clean(log.read())
+
+
+def inaccfs_command(*arguments: str | Path) -> list[str]:
+    """The command line of inaccfs, for `subprocess`."""
+    return [sys.executable, "-m", "inaccfs", *map(str, arguments)]
+
+
+def run(
+    *command: str | Path,
+    status: int | None = 0,
+    env: Mapping[str, str] = ENVIRONMENT,
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and check its exit *status*; None allows any."""
+    result = subprocess.run(
+        list(map(str, command)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=PATIENCE,
+        check=False,
+        env=env,
+        **options,
+    )
+    if status is not None:
+        assert result.returncode == status, (command, result.stdout, result.stderr)
+    return result
+
+
+def cli(
+    *arguments: str | Path, status: int = 0, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run inaccfs with *arguments*."""
+    return run(*inaccfs_command(*arguments), status=status, **options)
+
+
+def complaint(*arguments: str | Path, **options: Any) -> str:
+    """What inaccfs says when it refuses: exactly one line, and status 1."""
+    result = cli(*arguments, status=1, **options)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("inaccfs: "), lines[0]
+    return lines[0]
+
+
+@contextmanager
+def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
+    """A mount made by `inaccfs mount`, as a user makes it; gives the daemon's pid.
+
+    Whoever uses it ends the daemon, or fails.
+    """
+    log = scratch / "background.log"
+    cli(
+        *("mount", "--control", scratch / "background.sock"),
+        *("--log", log, *arguments, path),
+    )
+    pid = inaccfs.launch.read_status(str(path)).pid
+    daemon = os.pidfd_open(pid)
+    try:
+        yield pid
+        assert wait_readable(daemon), "the daemon is still there"
+        assert not is_mounted(path)
+        assert_clean(log.read_text(errors="replace"))
+    finally:
+        give_up(path, daemon)
+
+
+def give_up(path: Path, daemon: int) -> None:
+    """Leave nothing behind; *daemon* is a pidfd and is closed."""
+    with suppress(ProcessLookupError):
+        import signal
+
+        signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    wait_readable(daemon)
+    os.close(daemon)
+    while is_mounted(path):
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def wait_readable(fd: int, seconds: float = PATIENCE) -> bool:
+    """Wait for a pipe's data or end, or for the end of a pidfd's process."""
+    readable, _, _ = select.select([fd], [], [], seconds)
+    return bool(readable)
+
+
+def wait_for_exit(pid: int) -> None:
+    """Wait until a process that is no child of ours has gone."""
+    assert inaccfs.launch.wait_for_exit(pid, PATIENCE)
+
+
+def ask_until(question: Callable[[], bool]) -> None:
+    """Ask a daemon until it says yes; each question is a request, so none is idle."""
+    deadline = time.monotonic() + PATIENCE
+    while not question():
+        assert time.monotonic() < deadline, "the answer stayed no"
+
+
+# --- files --------------------------------------------------------------------
+
+
+def outcome(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
+    """"ok", or the name of the errno that a call fails with."""
+    try:
+        call(*args, **kwargs)
+    except OSError as exc:
+        assert exc.errno is not None, exc
+        # It has two names, and the man pages use the other one.
+        name = errno.errorcode[exc.errno]
+        return "EOPNOTSUPP" if name == "ENOTSUP" else name
+    return "ok"
+
+
+@contextmanager
+def opened(path: Path | str, flags: int = os.O_RDWR, mode: int = 0o600) -> Iterator[int]:
+    """An fd for the length of a with block."""
+    fd = os.open(path, flags, mode)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def new_file(path: Path, size: int = 0) -> Path:
+    """Make a file of *size* bytes, with nothing allocated."""
+    path.touch(exist_ok=False)
+    if size:
+        os.truncate(path, size)
+    return path
+
+
+def allocated(path: Path | str | int) -> int:
+    """The bytes that are allocated to a file."""
+    return os.stat(path).st_blocks * 512
+
+
+def used(path: Path) -> int:
+    """The bytes of a file system that are in use."""
+    found = os.statvfs(path)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+@contextmanager
+def tmpfs(path: Path, options: str = "size=64m,mode=0700") -> Iterator[Path]:
+    """A tmpfs of the test's own at *path*, a new directory."""
+    path.mkdir()
+    run("mount", "-t", "tmpfs", "-o", options, "inaccfs-test", path)
+    try:
+        yield path
+    finally:
+        run("umount", "-l", path, status=None)

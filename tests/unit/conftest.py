@@ -1,0 +1,83 @@
+"""Fixtures of the tests that need no mount."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from inaccfs.errors import BackingError
+from inaccfs.fuse.namespace import Namespace
+from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim.interruptible import INTERRUPT_SIGNAL, install_interrupt_handler
+from inaccfs.shim.semantics import V8
+from tests.unit.fakes import World, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from inaccfs.shim.backing import Backing
+
+# The same examples in each run: a failure is the change's, never the dice's.
+settings.register_profile(
+    "unit",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("unit")
+
+
+def small_tmpfs() -> Backing:
+    """A tmpfs of 64 MiB that goes with its fd."""
+    try:
+        return private_tmpfs(TmpfsOptions(size="64m"), fallback_name="inaccfs-test")
+    except BackingError as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """As in the daemon: the kernel has applied the caller's mask already."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def backing() -> Iterator[Backing]:
+    made = small_tmpfs()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tree(backing: Backing) -> Path:
+    """A path to the backing's root, for what happens behind the mount's back."""
+    return Path(f"/proc/self/fd/{backing.root}")
+
+
+@pytest.fixture
+def namespace(backing: Backing) -> Iterator[Namespace]:
+    made = Namespace(backing, V8())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def world(backing: Backing) -> AsyncIterator[World]:
+    async with serving(backing) as made:
+        yield made
+
+
+@pytest.fixture
+def interrupt_handler() -> Iterator[None]:
+    before = signal.getsignal(INTERRUPT_SIGNAL)
+    install_interrupt_handler()
+    yield
+    signal.signal(INTERRUPT_SIGNAL, before)

@@ -1,0 +1,339 @@
+"""Fakes with no policy of their own: a kernel, a pyfuse3, and calls that block.
+
+The kernel packs and reads messages with layouts written down here a second time,
+from include/uapi/linux/fuse.h, so that a slip in `inaccfs.fuse.wire` shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import trio
+
+from inaccfs.fuse.channel import Channel
+from inaccfs.fuse.namespace import Namespace
+from inaccfs.fuse.seal import Seal, unsealed
+from inaccfs.fuse.wire import Op
+from inaccfs.shim.semantics import V8
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from inaccfs.shim.backing import Backing
+
+# --- what fuse.h says -------------------------------------------------------------
+
+IN_HEADER: Final = struct.Struct("=IIQQIIIHH")
+OUT_HEADER: Final = struct.Struct("=IiQ")
+ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")
+ENTRY_OUT: Final = struct.Struct("=QQQQII")  # and an ATTR
+ATTR_OUT: Final = struct.Struct("=QII")  # and an ATTR
+OPEN_OUT: Final = struct.Struct("=QIi")
+OPEN_IN: Final = struct.Struct("=II")
+CREATE_IN: Final = struct.Struct("=IIII")
+FALLOCATE_IN: Final = struct.Struct("=QQQII")
+FORGET_IN: Final = struct.Struct("=Q")
+BATCH_FORGET_IN: Final = struct.Struct("=II")
+FORGET_ONE: Final = struct.Struct("=QQ")
+INTERRUPT_IN: Final = struct.Struct("=Q")
+RELEASE_IN: Final = struct.Struct("=QIIQ")
+READ_IN: Final = struct.Struct("=QQIIQII")
+LSEEK_IN: Final = struct.Struct("=QQII")
+GETXATTR_IN: Final = struct.Struct("=II")
+INIT_IN: Final = struct.Struct("=IIIII44x")
+INIT_OUT: Final = struct.Struct("=IIIIHHIIHHII24x")
+
+FUSE_INIT_EXT: Final = 1 << 30
+FUSE_PASSTHROUGH: Final = 1 << 37
+EVERY_FLAG: Final = (1 << 64) - 1
+
+
+class Attr(NamedTuple):
+    """struct fuse_attr."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    atimensec: int
+    mtimensec: int
+    ctimensec: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int
+
+
+class EntryOut(NamedTuple):
+    """struct fuse_entry_out."""
+
+    nodeid: int
+    generation: int
+    entry_valid: int
+    attr_valid: int
+    attr: Attr
+
+
+class Reply(NamedTuple):
+    """What came back from the channel; *error* is an errno, 0 for success."""
+
+    unique: int
+    error: int
+    payload: bytes
+
+    def attr(self) -> Attr:
+        """Of the answer to GETATTR."""
+        assert self.error == 0, errno.errorcode[self.error]
+        assert len(self.payload) == ATTR_OUT.size + ATTR.size
+        return Attr(*ATTR.unpack_from(self.payload, ATTR_OUT.size))
+
+    def entry(self) -> EntryOut:
+        """Of the answer to LOOKUP, CREATE or TMPFILE."""
+        assert self.error == 0, errno.errorcode[self.error]
+        found = ENTRY_OUT.unpack_from(self.payload)
+        attr = Attr(*ATTR.unpack_from(self.payload, ENTRY_OUT.size))
+        return EntryOut(*found[:4], attr)
+
+    def opened(self) -> tuple[int, int, int]:
+        """(fh, open_flags, backing_id), which end the answer to OPEN or CREATE."""
+        assert self.error == 0, errno.errorcode[self.error]
+        fh, flags, backing_id = OPEN_OUT.unpack(self.payload[-OPEN_OUT.size :])
+        return fh, flags, backing_id
+
+
+def init_in(minor: int = 45, flags: int = EVERY_FLAG) -> bytes:
+    """What a kernel says in INIT."""
+    return INIT_IN.pack(7, minor, 131072, flags & 0xFFFFFFFF, flags >> 32)
+
+
+def read_in(size: int) -> bytes:
+    """struct fuse_read_in: READ, READDIR and READDIRPLUS."""
+    return READ_IN.pack(0, 0, size, 0, 0, 0, 0)
+
+
+class FakeKernel:
+    """The kernel's end of a /dev/fuse that is a socket pair."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        self._uniques = itertools.count(2, 2)
+        # The channel's end.
+        self.device = theirs
+
+    async def send_raw(self, message: bytes) -> None:
+        await self._socket.send(message)
+
+    async def send(self, op: int, nodeid: int = 1, body: bytes = b"") -> int:
+        """Send a request; return its unique."""
+        unique = next(self._uniques)
+        length = IN_HEADER.size + len(body)
+        header = (length, op, unique, nodeid, os.geteuid(), os.getegid(), 1, 0, 0)
+        await self.send_raw(IN_HEADER.pack(*header) + body)
+        return unique
+
+    async def receive(self) -> Reply:
+        message = await self._socket.recv(1 << 17)
+        length, error, unique = OUT_HEADER.unpack_from(message)
+        assert length == len(message), "the kernel refuses a reply with a wrong length"
+        return Reply(unique, -error, message[OUT_HEADER.size :])
+
+    async def call(self, op: int, nodeid: int = 1, body: bytes = b"") -> Reply:
+        """Send a request and wait for its reply, which must be the next one."""
+        unique = await self.send(op, nodeid, body)
+        reply = await self.receive()
+        assert reply.unique == unique
+        return reply
+
+    # Requests whose arguments several tests need.
+
+    async def lookup(self, name: bytes, parent: int = 1) -> Reply:
+        return await self.call(Op.LOOKUP, parent, name + b"\0")
+
+    async def create(
+        self, name: bytes, flags: int = os.O_RDWR, mode: int = 0o600
+    ) -> Reply:
+        body = CREATE_IN.pack(flags | os.O_CREAT, 0o100000 | mode, 0o22, 0)
+        return await self.call(Op.CREATE, 1, body + name + b"\0")
+
+    async def open(self, nodeid: int, flags: int) -> Reply:
+        return await self.call(Op.OPEN, nodeid, OPEN_IN.pack(flags, 0))
+
+    async def release(self, nodeid: int) -> Reply:
+        return await self.call(Op.RELEASE, nodeid, RELEASE_IN.pack(nodeid, 0, 0, 0))
+
+    async def fallocate(self, nodeid: int, mode: int, offset: int, len_: int) -> Reply:
+        body = FALLOCATE_IN.pack(nodeid, offset, len_, mode, 0)
+        return await self.call(Op.FALLOCATE, nodeid, body)
+
+    async def forget(self, nodeid: int, nlookup: int) -> None:
+        await self.send(Op.FORGET, nodeid, FORGET_IN.pack(nlookup))
+
+    def is_silent(self) -> bool:
+        """Whether no reply is there to be read."""
+        with socket.socket(fileno=os.dup(self._socket.fileno())) as peek:
+            try:
+                peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+        return False
+
+    def unmount(self) -> None:
+        """Close the connection, as umount(2) does."""
+        self._socket.close()
+
+
+@dataclass
+class FakePyfuse3:
+    """libfuse's end of the relay: answers all requests with success, or holds back."""
+
+    end: Any
+    # Whether requests pile up in `held` instead of being answered.
+    holding: bool = False
+    held: deque[tuple[int, int]] = field(default_factory=deque)
+    # (opcode, whole message), in order of arrival.
+    seen: list[tuple[int, bytes]] = field(default_factory=list)
+    # The errno with which requests are answered, and what follows a success.
+    error: int = 0
+    payload: bytes = b""
+
+    async def run(self) -> None:
+        while message := await self.end.recv(1 << 17):
+            _, op, unique, *_ = IN_HEADER.unpack_from(message)
+            self.seen.append((op, message))
+            if op == Op.INIT:
+                await self.answer(unique, bytes(INIT_OUT.size))
+            elif self.holding:
+                self.held.append((unique, op))
+            else:
+                await self.answer(unique, self.payload)
+
+    async def answer(self, unique: int, payload: bytes = b"") -> None:
+        payload = b"" if self.error else payload
+        header = OUT_HEADER.pack(OUT_HEADER.size + len(payload), -self.error, unique)
+        await self.end.send(header + payload)
+
+
+@dataclass
+class World:
+    """A channel between a fake kernel and a fake pyfuse3, over a real tmpfs."""
+
+    kernel: FakeKernel
+    pyfuse3: FakePyfuse3
+    channel: Channel
+    namespace: Namespace
+
+
+class SealFactory:
+    """Stands in for make_seal(); remembers whether passthrough was offered."""
+
+    def __init__(self, backing_id: int = 0) -> None:
+        self._seal = (
+            Seal(backing_id, "") if backing_id else unsealed("this is a fake kernel")
+        )
+        self.offered: bool | None = None
+
+    def __call__(self, passthrough: bool) -> Seal:
+        self.offered = passthrough
+        return self._seal
+
+
+@asynccontextmanager
+async def serving(
+    backing: Backing,
+    *,
+    make_seal: SealFactory | None = None,
+    handshake: bool = True,
+    relay_bytes: int = 1 << 17,
+) -> AsyncIterator[World]:
+    """A channel that runs for the length of a with block, and ends by itself after."""
+    namespace = Namespace(backing, V8())
+    kernel = FakeKernel()
+    relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    relay.setblocking(False)
+    for end in (relay, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relay_bytes)
+    pyfuse3 = FakePyfuse3(trio.socket.from_stdlib_socket(theirs))
+    channel = Channel(
+        kernel.device.fileno(), relay, namespace, make_seal or SealFactory()
+    )
+    with kernel.device, relay, pyfuse3.end, trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.run)
+            nursery.start_soon(channel.run)
+            if handshake:
+                await kernel.call(Op.INIT, 0, init_in())
+            yield World(kernel, pyfuse3, channel, namespace)
+            kernel.unmount()
+            # channel.run() ends by itself; closing its end then ends pyfuse3's.
+            relay.shutdown(socket.SHUT_RDWR)
+    namespace.close()
+
+
+# --- calls that block ----------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class BlockingCall:
+    """Stands in for syscalls.fallocate(); made in a trio task, called in a thread."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        # Set once a thread is inside.
+        self.entered = trio.Event()
+        self.arguments: tuple[int, ...] = ()
+
+    def __call__(self, *arguments: int) -> None:
+        self.arguments = arguments
+        self._token.run_sync_soon(self.entered.set)
+        self.block()
+
+    def block(self) -> None:
+        raise NotImplementedError
+
+
+class EndsBySignal(BlockingCall):
+    """Waits for a signal, as an allocation does that has nothing to give back."""
+
+    def block(self) -> None:
+        _libc.pause()
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+
+class SettlesLate(BlockingCall):
+    """Takes no notice of signals until `settle`: it is giving memory back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._settled = threading.Event()
+
+    def block(self) -> None:
+        self._settled.wait()
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def settle(self) -> None:
+        self._settled.set()
+
+
+class Holds(SettlesLate):
+    """A call that ends well, when `settle` lets it."""
+
+    def block(self) -> None:
+        self._settled.wait()
