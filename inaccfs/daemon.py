@@ -66,9 +66,6 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         runtime.make_directory()
     os.umask(0)
     _raise_fd_limit()
-    if os.geteuid() != 0:
-        # Else other processes of the user could open the backing through /proc.
-        syscalls.set_undumpable()
     with ExitStack() as stack:
         if config.backing is None:
             backing = private_tmpfs(
@@ -77,6 +74,10 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
+        if os.geteuid() != 0:
+            # Else other processes of the user could open the backing through /proc.
+            # Not earlier: an undumpable process may not make user namespaces.
+            syscalls.set_undumpable()
         listener = server.listen(control)
         stack.callback(_remove, control)
         stack.enter_context(listener)
@@ -254,6 +255,6 @@ def _count(root: int) -> tuple[int, int]:
 def _walk(root: int) -> Iterator[os.stat_result]:
     for _, _, names, directory in os.fwalk(".", dir_fd=root):
         for name in names:
-            # It may have gone since.
-            with suppress(FileNotFoundError):
+            # It may have gone since, or be one that a plain user may not look at.
+            with suppress(OSError):
                 yield os.stat(name, dir_fd=directory, follow_symlinks=False)

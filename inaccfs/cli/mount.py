@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch, runtime
@@ -192,6 +193,10 @@ def _serve(args: argparse.Namespace, options: _Options) -> int:
         _notify_systemd()
 
     daemon.run(config, ready)
+    if log is not None and os.fstat(2).st_size == 0:
+        # Nothing happened that anybody would look for.
+        with suppress(FileNotFoundError):
+            os.unlink(log)
     return 0
 
 

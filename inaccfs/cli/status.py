@@ -49,10 +49,14 @@ def run(args: argparse.Namespace) -> int:
             failed = True
             print(f"inaccfs: {exc}", file=sys.stderr)
     if args.json:
-        answer = found if args.mountpoint is None else (found[0] if found else None)
-        print(msgspec.json.encode(answer).decode())
-    else:
-        print("\n\n".join(map(_describe, found)) if found else "no inaccfs mounts")
+        if args.mountpoint is None:
+            print(msgspec.json.encode(found).decode())
+        elif found:
+            print(msgspec.json.encode(found[0]).decode())
+    elif found:
+        print("\n\n".join(map(_describe, found)))
+    elif not failed:
+        print("no inaccfs mounts")
     return int(failed)
 
 

@@ -110,6 +110,20 @@ def decode_request(
         raise BadRequestError("GenericError", f"EINVAL: {exc}", envelope.id) from exc
 
 
+_any_decoder = msgspec.json.Decoder(msgspec.Raw)
+
+
+def is_whole(data: bytes | bytearray) -> bool:
+    """Whether *data*, which has no line end, is a whole JSON object all the same."""
+    if not data.endswith(b"}"):
+        return False
+    try:
+        _any_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 def _with_id(
     message: dict[str, object], request_id: RequestId | msgspec.UnsetType
 ) -> bytes:

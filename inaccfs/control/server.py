@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
+import stat
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -41,18 +42,7 @@ def listen(path: str) -> socket.socket:
     Raises:
         MountError: it cannot be bound, or a live daemon has it.
     """
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            pass
-        else:
-            raise MountError(
-                f"control socket {path} is another daemon's: name one with --control"
-            )
+    _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # The mode of a socket is that of its creation: nobody may slip in before a chmod.
     umask = os.umask(0o177)
@@ -68,6 +58,28 @@ def listen(path: str) -> socket.socket:
         os.umask(umask)
     listener.listen(_LARGEST_BACKLOG)
     return listener
+
+
+def _remove_dead(path: str) -> None:
+    """Make room where a daemon that was killed has left its socket."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        # There is none; or bind(2) will say what is wrong with the path.
+        return
+    if not stat.S_ISSOCK(mode):
+        raise MountError(
+            f"control socket {path}: a file is there; name another with --control"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise MountError(
+        f"control socket {path} is another daemon's: name another with --control"
+    )
 
 
 class Server:
@@ -119,9 +131,10 @@ class Server:
                 await stream.send_all(_too_long())
                 return
             # QMP does not ask for line ends: a whole object will do.
-            if pending.endswith(b"}") and (reply_to := _whole(pending)) is not None:
+            if messages.is_whole(pending):
+                line = pending[:]
                 pending.clear()
-                reply, negotiated = await self._answer(reply_to, negotiated)
+                reply, negotiated = await self._answer(line, negotiated)
                 await stream.send_all(reply)
 
     async def _answer(self, line: bytearray, negotiated: bool) -> tuple[bytes, bool]:
@@ -138,7 +151,21 @@ class Server:
                 ),
                 False,
             )
-        return messages.encode_return(await self._carry_out(command), request_id), True
+        try:
+            value = await self._carry_out(command)
+        except OSError as exc:
+            name = errno.errorcode.get(exc.errno or errno.EIO, "EIO")
+            reply = messages.encode_error(
+                "GenericError", f"{name}: {exc.strerror}", request_id
+            )
+        except Exception:
+            log.exception("bug in the command %s", command.name)
+            reply = messages.encode_error(
+                "GenericError", "EIO: a bug; see the daemon's log", request_id
+            )
+        else:
+            reply = messages.encode_return(value, request_id)
+        return reply, True
 
     async def _carry_out(self, command: messages.Command) -> object:
         match command:
@@ -159,11 +186,3 @@ def _too_long() -> bytes:
         f"EMSGSIZE: a message can have {messages.MESSAGE_BYTES} bytes",
         None,
     )
-
-
-def _whole(pending: bytearray) -> bytearray | None:
-    """The message in *pending* if it is a whole one, without its line end."""
-    with suppress(messages.BadRequestError):
-        messages.decode_request(pending)
-        return bytearray(pending)
-    return None

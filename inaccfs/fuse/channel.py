@@ -75,6 +75,10 @@ _REFUSED: Final = {
 }
 
 
+# These have no reply, not even when they are wrong.
+_UNANSWERED: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
+
+
 class Channel:
     """Both ends of a connection: the kernel's requests and pyfuse3's replies."""
 
@@ -202,7 +206,7 @@ class Channel:
             except Exception:
                 log.exception("bug in the handler of opcode %d", op)
                 reply = wire.reply_error(unique, errno.EIO)
-            if reply is not None:
+            if reply is not None and op not in _UNANSWERED:
                 try:
                     write(device, reply)
                 except OSError as exc:
@@ -450,15 +454,22 @@ class Channel:
         assert file is not None, "the kernel allocates through open files only"
         if file.fallocate_quick(mode, offset, length):
             return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
-        self._later(
-            unique, lambda: self._fallocate_long(unique, node, mode, offset, length)
-        )
+        # Now and not in the task: the very next request may be the INTERRUPT.
+        interrupted = self._interrupts[unique] = trio.Event()
+
+        async def answer() -> bytes:
+            try:
+                await self._fallocate_long(node, mode, offset, length, interrupted)
+            finally:
+                del self._interrupts[unique]
+            return wire.reply_done(unique)
+
+        self._later(unique, answer)
         return None
 
     async def _fallocate_long(
-        self, unique: int, node: Node, mode: int, offset: int, length: int
-    ) -> bytes:
-        interrupted = self._interrupts[unique] = trio.Event()
+        self, node: Node, mode: int, offset: int, length: int, interrupted: trio.Event
+    ) -> None:
         # Held open by us too: once interrupted, the caller may close the file before
         # the backing has given back what it had taken.
         with ExitStack() as stack:
@@ -466,12 +477,10 @@ class Channel:
             try:
                 await file.fallocate(mode, offset, length, interrupted)
             finally:
-                del self._interrupts[unique]
                 if not file.settled:
                     assert self._nursery is not None
                     hold = stack.pop_all()
                     self._nursery.start_soon(_close_when_settled, file, hold)
-        return wire.reply_done(unique)
 
     def _interrupt(self, size: int, unique: int, nodeid: int) -> None:
         wire.need(size, wire.INTERRUPT_SIZE)

@@ -267,15 +267,21 @@ class Inodes:
         for directory in reversed(chain):
             if directory.parent is None:
                 raise os_error(errno.ESTALE)
-            fd = os.open(
-                directory.name, PATH_FLAGS | os.O_DIRECTORY, dir_fd=directory.parent.fd
-            )
-            if os.fstat(fd).st_ino != directory.ino:
-                os.close(fd)
-                raise os_error(errno.ESTALE)
+            fd = self._open_dir(directory.parent.fd, directory)
             directory.fd = fd
             self._open_dirs[directory.ino] = directory
         return node.fd
+
+    def _open_dir(self, parent_fd: int, node: Node) -> int:
+        try:
+            fd = os.open(node.name, PATH_FLAGS | os.O_DIRECTORY, dir_fd=parent_fd)
+        except (FileNotFoundError, NotADirectoryError):
+            # Moved from outside the mount: that is no answer about a name below it.
+            raise os_error(errno.ESTALE) from None
+        if os.fstat(fd).st_ino != node.ino:
+            os.close(fd)
+            raise os_error(errno.ESTALE)
+        return fd
 
     def attributes(self, node: Node) -> os.stat_result:
         """The backing's attributes of a node, fresh. inaccessible_getattr()."""

@@ -124,11 +124,17 @@ def wrap(directory: str) -> Backing:
             "hugetlbfs (leave --backing out for a private tmpfs)"
         )
     backing = _opened(root, fstype, path)
-    mode = os.fstat(root).st_mode
+    found = os.fstat(root)
+    mode = stat.S_IMODE(found.st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         backing.warnings.append(
-            f"others can reach the files in {path} itself (mode "
-            f"{stat.S_IMODE(mode):04o}): chmod 0700 {path}, or use a private tmpfs"
+            f"others can reach the files in {path} itself (mode {mode:04o}): chmod "
+            f"0700 {path}, or use a private tmpfs"
+        )
+    elif found.st_uid != os.geteuid():
+        backing.warnings.append(
+            f"user {found.st_uid} can reach the files in {path} itself: chown it, or "
+            "use a private tmpfs"
         )
     return backing
 
@@ -223,6 +229,8 @@ def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
                 theirs.send(bytes([exc.errno or errno.EIO]))
             finally:
                 os._exit(status)
+        # Else a child that dies without a word would be waited for without end.
+        theirs.close()
         data, fds, _, _ = socket.recv_fds(ours, 1, 1)
         os.waitpid(child, 0)
     if fds:
@@ -242,7 +250,7 @@ def remove_fallback(name: str) -> None:
         path = os.path.join(parent, name)
         with suppress(FileNotFoundError):
             if os.lstat(path).st_uid == os.geteuid():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Backing:
