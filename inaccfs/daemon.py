@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Replies to READDIRPLUS wait in this socket: the more room, the more of them.
 _RELAY_BUFFER_BYTES: Final = 1 << 20
 
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 
 @dataclass(slots=True)
 class Config:
@@ -66,6 +68,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         runtime.make_directory()
     os.umask(0)
     _raise_fd_limit()
+    stop = _StopRequest()
     with ExitStack() as stack:
         if config.backing is None:
             backing = private_tmpfs(
@@ -83,7 +86,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        daemon = _Daemon(config, mountpoint, control, backing, device)
+        daemon = _Daemon(config, mountpoint, control, backing, device, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
 
@@ -98,6 +101,22 @@ def _raise_fd_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class _StopRequest:
+    """SIGINT and SIGTERM while no trio loop can receive them.
+
+    Before the loop they are remembered, so that what has been mounted is unmounted
+    again; after it they are of no account, so that it is.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._make)
+
+    def _make(self, _number: int, _frame: object) -> None:
+        self.made = True
+
+
 class _Daemon:
     """The parts of a mount, and how they end."""
 
@@ -108,8 +127,10 @@ class _Daemon:
         control: str,
         backing: Backing,
         device: int,
+        stop: _StopRequest,
     ) -> None:
         self._config = config
+        self._stop = stop
         self._mountpoint = mountpoint
         self._control = control
         self._backing = backing
@@ -178,7 +199,9 @@ class _Daemon:
         self._end()
 
     async def _end_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+            if self._stop.made:
+                self._end()
             async for number in signals:
                 log.info("%s: ending", signal.Signals(number).name)
                 self._end()
@@ -231,7 +254,7 @@ class _Daemon:
             backing=self._backing.description,
             size=totals.f_blocks * totals.f_frsize,
             page_size=self._backing.page_size,
-            files=files,
+            files=files + self._namespace.count_nameless(),
             allocated_pages=pages,
             sealed=seal.sealed,
             mmap=str(seal),

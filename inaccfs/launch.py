@@ -56,7 +56,7 @@ def start_daemon(
                 stderr=stderr,
                 # A Ctrl-C in the terminal is for what runs there, not for the daemon.
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env=_environment(),
             )
         finally:
             os.close(ready_write)
@@ -70,11 +70,17 @@ def start_daemon(
         raise MountError(f"the daemon did not start (status {daemon.returncode})")
 
 
-def _python_path() -> str:
+def _environment() -> dict[str, str]:
     """Let the daemon import the very package that starts it."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    return f"{here}{os.pathsep}{inherited}" if inherited else here
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
+    }
+    # Whoever starts a daemon in the background tells its service manager itself.
+    environment.pop("NOTIFY_SOCKET", None)
+    return environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:
-        return int(args.run(args))
+        exit_status = int(args.run(args))
+        sys.stdout.flush()
     except InaccfsError as exc:
         print(f"inaccfs: {exc}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever reads has had enough; Python must not complain of it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
+    return exit_status

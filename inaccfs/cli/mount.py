@@ -182,43 +182,62 @@ def _serve(args: argparse.Namespace, options: _Options) -> int:
         format=_LOG_FORMAT, level=logging.INFO if args.verbose else logging.WARNING
     )
 
+    own_log: _OwnLog | None = None
+
     def ready(warnings: list[str]) -> None:
+        nonlocal own_log
         for warning in warnings:
             print(f"inaccfs: warning: {warning}", file=sys.stderr)
         if log is not None:
-            _log_to(log)
+            own_log = _OwnLog(log)
         if args.ready_fd is not None:
             os.write(args.ready_fd, launch.READY)
             os.close(args.ready_fd)
         _notify_systemd()
 
     daemon.run(config, ready)
-    if log is not None and os.fstat(2).st_size == 0:
-        # Nothing happened that anybody would look for.
-        with suppress(FileNotFoundError):
-            os.unlink(log)
+    if own_log is not None:
+        own_log.remove_if_empty()
     return 0
 
 
-def _log_to(path: str) -> None:
-    """Send standard output and error to a file, for a daemon without a terminal."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise MountError(
-            f"cannot write the log {path}: {exc.strerror}; name another with --log"
-        ) from exc
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+class _OwnLog:
+    """Standard output and error, sent to a file: a daemon has no terminal."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `MountError` if *path* cannot be written."""
+        self._path = path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            # A log that is there already, or is no file, is the user's.
+            self._made = not os.path.lexists(path)
+            fd = os.open(path, flags, 0o600)
+        except OSError as exc:
+            raise MountError(
+                f"cannot write the log {path}: {exc.strerror}; name another with --log"
+            ) from exc
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+    def remove_if_empty(self) -> None:
+        """Nothing happened that anybody would look for."""
+        ours = os.fstat(2)
+        if not self._made or ours.st_size:
+            return
+        # Another daemon may have the place by now, and another log there.
+        with suppress(OSError):
+            if os.path.samestat(ours, os.lstat(self._path)):
+                os.unlink(self._path)
 
 
 def _notify_systemd() -> None:
     """Tell a service manager that the mount is ready. See sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
+    address = os.environ.pop("NOTIFY_SOCKET", None)
     if not address:
         return
     # An abstract address is written with @ for its NUL.
     target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    # "Errors should be ignored", says the manual page: nobody may be listening.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1\n", target)

@@ -147,6 +147,12 @@ class Namespace(Inodes):
         finally:
             self.release(node)
 
+    def count_nameless(self) -> int:
+        """How many files are open and have no name."""
+        return sum(
+            node.opens > 0 and node.parent is None for node in self.nodes.values()
+        )
+
     # --- making --------------------------------------------------------------
 
     def _give(
