@@ -182,27 +182,28 @@ def _serve(args: argparse.Namespace, options: _Options) -> int:
         format=_LOG_FORMAT, level=logging.INFO if args.verbose else logging.WARNING
     )
 
-    own_log: _OwnLog | None = None
+    own_log = None if log is None else _Log(log)
 
     def ready(warnings: list[str]) -> None:
-        nonlocal own_log
         for warning in warnings:
             print(f"inaccfs: warning: {warning}", file=sys.stderr)
-        if log is not None:
-            own_log = _OwnLog(log)
+        if own_log is not None:
+            own_log.take_output()
         if args.ready_fd is not None:
             os.write(args.ready_fd, launch.READY)
             os.close(args.ready_fd)
         _notify_systemd()
 
-    daemon.run(config, ready)
-    if own_log is not None:
-        own_log.remove_if_empty()
+    try:
+        daemon.run(config, ready)
+    finally:
+        if own_log is not None:
+            own_log.remove_if_empty()
     return 0
 
 
-class _OwnLog:
-    """Standard output and error, sent to a file: a daemon has no terminal."""
+class _Log:
+    """The file that takes standard output and error: a daemon has no terminal."""
 
     def __init__(self, path: str) -> None:
         """Raises `MountError` if *path* cannot be written."""
@@ -211,18 +212,20 @@ class _OwnLog:
         try:
             # A log that is there already, or is no file, is the user's.
             self._made = not os.path.lexists(path)
-            fd = os.open(path, flags, 0o600)
+            self._fd = os.open(path, flags, 0o600)
         except OSError as exc:
             raise MountError(
                 f"cannot write the log {path}: {exc.strerror}; name another with --log"
             ) from exc
-        os.dup2(fd, 1)
-        os.dup2(fd, 2)
-        os.close(fd)
+
+    def take_output(self) -> None:
+        """What is printed and logged from now on goes here."""
+        os.dup2(self._fd, 1)
+        os.dup2(self._fd, 2)
 
     def remove_if_empty(self) -> None:
         """Nothing happened that anybody would look for."""
-        ours = os.fstat(2)
+        ours = os.fstat(self._fd)
         if not self._made or ours.st_size:
             return
         # Another daemon may have the place by now, and another log there.
