@@ -11,7 +11,6 @@ import socket
 import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
@@ -23,8 +22,9 @@ from inaccfs.control import server
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.channel import Channel
+from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.mounting import FuseOptions
-from inaccfs.fuse.namespace import Namespace, is_large
+from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
@@ -135,7 +135,8 @@ class _Daemon:
         self._control = control
         self._backing = backing
         self._device_number = mounting.device_at(mountpoint)
-        self._namespace = Namespace(backing, V8(), self._close_fd)
+        self._closer = Closer()
+        self._namespace = Namespace(backing, V8(), self._closer.close)
         self._operations = Operations(
             self._namespace,
             {
@@ -154,6 +155,7 @@ class _Daemon:
             device,
             self._relay,
             self._namespace,
+            self._closer,
             lambda passthrough: make_seal(device, passthrough=passthrough),
         )
         self._mounted = True
@@ -171,6 +173,8 @@ class _Daemon:
         finally:
             pyfuse3.close(unmount=False)
             self._relay.close()
+            # Its threads cannot be waited for any more.
+            self._closer.nursery = None
             self._operations.close()
             self._namespace.close()
 
@@ -178,7 +182,7 @@ class _Daemon:
         self, listener: socket.socket, ready: Callable[[list[str]], None]
     ) -> None:
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(pyfuse3.main)
@@ -218,13 +222,6 @@ class _Daemon:
             mounting.unmount_own(self._mountpoint, self._device_number)
         except UnmountError as exc:
             log.error("%s", exc)  # noqa: TRY400
-
-    def _close_fd(self, fd: int) -> None:
-        if self._nursery is not None and is_large(fd):
-            # Closing frees the memory, which takes a while.
-            self._nursery.start_soon(trio.to_thread.run_sync, partial(os.close, fd))
-        else:
-            os.close(fd)
 
     # --- what the root tells of the mount -----------------------------------------
 

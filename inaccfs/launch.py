@@ -173,6 +173,9 @@ def mounted(
             arguments.append("--allow-other")
         for option in options:
             arguments += ["-o", option]
+        # Last of all, also where the daemon never came up or had to be killed: nothing
+        # may be mounted where the directory is about to be removed.
+        stack.callback(_unmount_dead, str(path))
         log = Path(scratch, "log")
         with log.open("wb") as stderr:
             try:
@@ -184,6 +187,11 @@ def mounted(
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
         stack.push(lambda kind, *_: _take_down(mount, quiet=kind is not None))
         yield mount
+
+
+def _unmount_dead(path: str) -> None:
+    with suppress(NotMountedError, UnmountError):
+        mounting.unmount(mounting.find(path), lazy=True)
 
 
 def _take_down(mount: Mount, *, quiet: bool) -> None:

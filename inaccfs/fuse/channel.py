@@ -27,6 +27,7 @@ from inaccfs.fuse.wire import Op
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from inaccfs.fuse.closing import Closer
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.shim.file import InaccessibleFile
@@ -87,6 +88,7 @@ class Channel:
         device: int,
         relay: socket.socket,
         namespace: Namespace,
+        closer: Closer,
         make_seal: Callable[[bool], Seal],
     ) -> None:
         """Take a non-blocking *device* fd and our end of the pair to pyfuse3.
@@ -98,6 +100,7 @@ class Channel:
         self._relay_socket = relay
         self._namespace = namespace
         self._nodes = namespace.nodes
+        self._closer = closer
         self._make_seal = make_seal
         self.seal = unsealed("the kernel has not said INIT yet")
         # Set when INIT is done and every later open is sealed, or known not to be.
@@ -452,8 +455,12 @@ class Channel:
         node = self._nodes[nodeid]
         file = node.file
         assert file is not None, "the kernel allocates through open files only"
-        if file.fallocate_quick(mode, offset, length):
-            return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
+        try:
+            if file.fallocate_quick(mode, offset, length):
+                return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC or not self._closer.busy:
+                raise
         # Now and not in the task: the very next request may be the INTERRUPT.
         interrupted = self._interrupts[unique] = trio.Event()
 
@@ -474,8 +481,18 @@ class Channel:
         # the backing has given back what it had taken.
         with ExitStack() as stack:
             file = stack.enter_context(self._namespace.opened(node))
+            freed = self._closer.freed
             try:
-                await file.fallocate(mode, offset, length, interrupted)
+                try:
+                    await file.fallocate(mode, offset, length, interrupted)
+                except OSError as exc:
+                    # Memory of files that had gone before the call may have been on
+                    # its way back while it looked for some: once more, then.
+                    late = self._closer.busy or self._closer.freed != freed
+                    if exc.errno != errno.ENOSPC or not late:
+                        raise
+                    await _first_of(self._closer.wait_idle, interrupted.wait)
+                    await file.fallocate(mode, offset, length, interrupted)
             finally:
                 if not file.settled:
                     assert self._nursery is not None
@@ -496,6 +513,18 @@ class Channel:
 
     def _unknown(self, size: int, unique: int, nodeid: int) -> bytes:
         return wire.reply_error(unique, errno.ENOSYS)
+
+
+async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Wait until one of several is over."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(one: Callable[[], Awaitable[None]]) -> None:
+            await one()
+            nursery.cancel_scope.cancel()
+
+        for one in waits:
+            nursery.start_soon(wait, one)
 
 
 async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, os_error
-from inaccfs.shim.file import QUICK_BYTES, InaccessibleFile
+from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -313,9 +313,3 @@ def _open_backing(path: str, *, writing: bool) -> tuple[int, bool]:
         if writing:
             raise
         return os.open(path, os.O_PATH | os.O_CLOEXEC), False
-
-
-def is_large(fd: int) -> bool:
-    """Whether closing *fd* frees more memory than the trio loop has time for."""
-    attributes = os.fstat(fd)
-    return attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES

@@ -1,0 +1,59 @@
+"""Closing fds whose memory goes with them: in the background, but not out of mind.
+
+On a tmpfs the memory of an unlinked file is back when its last close(2) returns. Here
+the kernel tells of that close afterwards, and giving gigabytes back takes too long for
+the trio loop; so an allocation that finds no space waits for what is on its way.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import trio
+
+from inaccfs.shim.file import QUICK_BYTES
+
+
+class Closer:
+    """Closes fds; large files that are unlinked, in worker threads."""
+
+    def __init__(self) -> None:
+        # Set for as long as the loop runs, and the threads can be waited for.
+        self.nursery: trio.Nursery | None = None
+        self._pending = 0
+        # How many large files have been closed so far.
+        self.freed = 0
+        # Set when nothing is pending. Replaced by a new one when something comes.
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether memory is on its way back."""
+        return self._pending > 0
+
+    async def wait_idle(self) -> None:
+        """Wait until all that is being closed now has been."""
+        await self._idle.wait()
+
+    def close(self, fd: int) -> None:
+        """Close *fd* now, or soon if that frees more than the loop has time for."""
+        attributes = os.fstat(fd)
+        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES
+        if not large or self.nursery is None:
+            os.close(fd)
+            return
+        if not self.busy:
+            self._idle = trio.Event()
+        self._pending += 1
+        self.nursery.start_soon(self._close, fd)
+
+    async def _close(self, fd: int) -> None:
+        try:
+            await trio.to_thread.run_sync(partial(os.close, fd))
+        finally:
+            self._pending -= 1
+            self.freed += 1
+            if not self.busy:
+                self._idle.set()
