@@ -27,6 +27,7 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
 
@@ -69,7 +70,11 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     _raise_fd_limit()
     stop = _StopRequest()
+    # Else others of the same user could open the backing through /proc.
+    syscalls.set_dumpable(False)
+    allocator = Allocator()
     with ExitStack() as stack:
+        stack.callback(allocator.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs, fallback_name=runtime.fallback_name(mountpoint)
@@ -77,16 +82,15 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
-        if os.geteuid() != 0:
-            # Else other processes of the user could open the backing through /proc.
-            # Not earlier: an undumpable process may not make user namespaces.
-            syscalls.set_undumpable()
+        # The directory that it was started in is not the daemon's to keep busy.
+        os.chdir("/")
         listener = server.listen(control)
         stack.callback(_remove, control)
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        daemon = _Daemon(config, mountpoint, control, backing, device, stop)
+        parts = _Parts(mountpoint, control, backing, allocator, device)
+        daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
 
@@ -117,26 +121,31 @@ class _StopRequest:
         self.made = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a mount is made of, each closed by whoever made it."""
+
+    mountpoint: str
+    control: str
+    backing: Backing
+    allocator: Allocator
+    # The /dev/fuse fd.
+    device: int
+
+
 class _Daemon:
     """The parts of a mount, and how they end."""
 
-    def __init__(
-        self,
-        config: Config,
-        mountpoint: str,
-        control: str,
-        backing: Backing,
-        device: int,
-        stop: _StopRequest,
-    ) -> None:
+    def __init__(self, config: Config, parts: _Parts, stop: _StopRequest) -> None:
         self._config = config
         self._stop = stop
-        self._mountpoint = mountpoint
-        self._control = control
-        self._backing = backing
-        self._device_number = mounting.device_at(mountpoint)
+        self._mountpoint = parts.mountpoint
+        self._control = parts.control
+        self._backing = backing = parts.backing
+        device = parts.device
+        self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()
-        self._namespace = Namespace(backing, V8(), self._closer.close)
+        self._namespace = Namespace(backing, V8(), self._closer.close, parts.allocator)
         self._operations = Operations(
             self._namespace,
             {
@@ -158,7 +167,7 @@ class _Daemon:
             self._closer,
             lambda passthrough: make_seal(device, passthrough=passthrough),
         )
-        self._mounted = True
+        self._connected = True
         self._nursery: trio.Nursery | None = None
 
     def serve(
@@ -185,7 +194,7 @@ class _Daemon:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._run_channel)
-            nursery.start_soon(pyfuse3.main)
+            nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
             control = server.Server(listener, server.Actions(self._status, self._end))
             nursery.start_soon(control.run)
@@ -199,7 +208,13 @@ class _Daemon:
     async def _run_channel(self) -> None:
         await self._channel.run()
         log.info("unmounted: %s", self._mountpoint)
-        self._mounted = False
+        self._connected = False
+        self._end()
+
+    async def _run_pyfuse3(self) -> None:
+        await pyfuse3.main()
+        # It has no reason to end by itself; callers would wait for it for ever.
+        log.error("pyfuse3 has ended: ending")
         self._end()
 
     async def _end_on_signal(self) -> None:
@@ -216,10 +231,9 @@ class _Daemon:
 
     def unmount(self) -> None:
         """Take the mountpoint back, if it is still ours. The loop is over."""
-        if not self._mounted:
-            return
+        take_away = mounting.unmount_own if self._connected else mounting.unmount_dead
         try:
-            mounting.unmount_own(self._mountpoint, self._device_number)
+            take_away(self._mountpoint, self._device_number)
         except UnmountError as exc:
             log.error("%s", exc)  # noqa: TRY400
 
@@ -247,8 +261,8 @@ class _Daemon:
             pages = allocated // self._backing.page_size
         seal = self._channel.seal
         return status.Status(
-            mountpoint=self._mountpoint,
-            backing=self._backing.description,
+            mountpoint=_printable(self._mountpoint),
+            backing=_printable(self._backing.description),
             size=totals.f_blocks * totals.f_frsize,
             page_size=self._backing.page_size,
             files=files + self._namespace.count_nameless(),
@@ -256,10 +270,15 @@ class _Daemon:
             sealed=seal.sealed,
             mmap=str(seal),
             pid=os.getpid(),
-            control=self._control,
-            log=self._config.log,
+            control=_printable(self._control),
+            log=None if self._config.log is None else _printable(self._config.log),
             version=__version__,
         )
+
+
+def _printable(path: str) -> str:
+    """*path* as text that JSON can carry; what is no UTF-8 is escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _count(root: int) -> tuple[int, int]:
@@ -273,8 +292,25 @@ def _count(root: int) -> tuple[int, int]:
 
 
 def _walk(root: int) -> Iterator[os.stat_result]:
-    for _, _, names, directory in os.fwalk(".", dir_fd=root):
-        for name in names:
-            # It may have gone since, or be one that a plain user may not look at.
-            with suppress(OSError):
-                yield os.stat(name, dir_fd=directory, follow_symlinks=False)
+    """The attributes of what is below *root*.
+
+    With a stack of fds, neither paths nor recursion: a tree can be deeper than both.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    stack = [os.open(".", flags, dir_fd=root)]
+    to_read = [os.listdir(stack[0])]
+    while stack:
+        if not to_read[-1]:
+            os.close(stack.pop())
+            to_read.pop()
+            continue
+        name = to_read[-1].pop()
+        # It may have gone since, or be one that a plain user may not look at.
+        with suppress(OSError):
+            attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
+            if stat.S_ISDIR(attributes.st_mode):
+                directory = os.open(name, flags, dir_fd=stack[-1])
+                stack.append(directory)
+                to_read.append([])
+                to_read[-1] = os.listdir(directory)
+            yield attributes

@@ -30,3 +30,15 @@ class OptionError(InaccfsError):
 
 class NotMountedError(InaccfsError):
     """There is no inaccfs mount where one was named."""
+
+
+class NoAnswerError(InaccfsError):
+    """A daemon is there and does not answer: it is stopped."""
+
+
+class DeadDaemonError(NotMountedError):
+    """There is a mount, and nobody behind it."""
+
+
+class DaemonFailedError(MountError):
+    """The daemon has not come up, and has told why on its standard error."""

@@ -7,29 +7,41 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import select
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import runtime
-from inaccfs.errors import InaccfsError, MountError, NotMountedError, UnmountError
+from inaccfs.errors import (
+    DaemonFailedError,
+    DeadDaemonError,
+    InaccfsError,
+    MountError,
+    NoAnswerError,
+    NotMountedError,
+    UnmountError,
+)
 from inaccfs.fuse import mounting
-from inaccfs.shim.backing import remove_fallback
+from inaccfs.shim.backing import remove_fallbacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
 
 READY: Final = b"ready\n"
 """What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
+_ANSWER_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 60.0
 
 
@@ -39,8 +51,9 @@ def start_daemon(
     """Start `inaccfs mount` with *arguments* and return when its mount is ready.
 
     Raises:
-        MountError: it ended before that; its own message is on *stderr* (or on the
+        DaemonFailedError: it ended before that, with a message on *stderr* (or on the
             standard error).
+        MountError: it was killed before that.
     """
     ready_read, ready_write = os.pipe()
     with ExitStack() as stack:
@@ -48,7 +61,8 @@ def start_daemon(
         try:
             daemon = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "inaccfs", "mount", "--foreground"),
+                    # -P: what lies in the current directory is not to be imported.
+                    *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
                     *("--ready-fd", str(ready_write), *arguments),
                 ],
                 pass_fds=[ready_write],
@@ -60,14 +74,21 @@ def start_daemon(
             )
         finally:
             os.close(ready_write)
-        readable, _, _ = select.select([ready_read], [], [], _START_SECONDS)
+        readable = _wait_readable(ready_read, _START_SECONDS)
         # The end of the pipe is readable too: nothing here waits for a dead daemon.
         if readable and os.read(ready_read, len(READY)) == READY:
             return daemon
         if not readable:
             daemon.kill()
         daemon.wait()
-        raise MountError(f"the daemon did not start (status {daemon.returncode})")
+        if daemon.returncode > 0:
+            raise DaemonFailedError("the daemon did not start: see what it says")
+        raise MountError(
+            f"the daemon did not start within {_START_SECONDS:.0f} s: is the machine "
+            "overloaded?"
+            if not readable
+            else f"the daemon was killed by signal {-daemon.returncode} as it started"
+        )
 
 
 def _environment() -> dict[str, str]:
@@ -105,23 +126,43 @@ def read_status(mountpoint: str) -> Status:
     """Ask the root of a mount for its status.
 
     Raises:
-        NotMountedError: there is no inaccfs mount, or its daemon is dead.
+        NotMountedError: there is no inaccfs mount.
+        DeadDaemonError: there is, and its daemon is dead.
+        NoAnswerError: its daemon is stopped, or says what we do not understand.
     """
     # Here and not above: whoever only mounts does without msgspec.
     from inaccfs import status
 
-    mounted = mounting.find(mountpoint)
+    path = mounting.find(mountpoint).path
+    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(os.getxattr(path, status.STATUS_XATTR))
+        except OSError as exc:
+            answer.put(exc)
+
+    # A thread that waits for a stopped daemon cannot be ended, only left behind.
+    threading.Thread(target=ask, daemon=True).start()
     try:
-        return status.decode(os.getxattr(mounted.path, status.STATUS_XATTR))
-    except OSError as exc:
-        raise NotMountedError(f"{mounted.path}: {describe_dead(exc)}") from exc
-
-
-def describe_dead(exc: OSError) -> str:
-    """Why a mount does not tell its status, and what to do."""
-    if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-        return "its daemon is dead: inaccfs umount it"
-    return f"no status: {exc.strerror}"
+        found = answer.get(timeout=_ANSWER_SECONDS)
+    except queue.Empty:
+        raise NoAnswerError(
+            f"{path}: its daemon does not answer (stopped?); inaccfs umount --lazy "
+            f"{path} takes the mount away"
+        ) from None
+    if isinstance(found, OSError):
+        if found.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise DeadDaemonError(
+                f"{path}: its daemon is dead; inaccfs umount {path} cleans up"
+            ) from None
+        raise NoAnswerError(f"{path}: no status: {found.strerror}") from None
+    try:
+        return status.decode(found)
+    except status.DecodeError as exc:
+        raise NoAnswerError(
+            f"{path}: its daemon is of another version of inaccfs: {exc}"
+        ) from None
 
 
 @contextmanager
@@ -174,13 +215,13 @@ def mounted(
         for option in options:
             arguments += ["-o", option]
         # Last of all, also where the daemon never came up or had to be killed: nothing
-        # may be mounted where the directory is about to be removed.
-        stack.callback(_unmount_dead, str(path))
+        # may stay mounted where a directory is about to be removed.
+        stack.callback(_unmount_new, str(path), mounting.mounts())
         log = Path(scratch, "log")
         with log.open("wb") as stderr:
             try:
                 daemon = start_daemon([*arguments, str(path)], stderr=stderr)
-            except MountError as exc:
+            except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 told = lines[-1] if lines else str(exc)
                 raise MountError(told.removeprefix("inaccfs: ")) from None
@@ -189,15 +230,17 @@ def mounted(
         yield mount
 
 
-def _unmount_dead(path: str) -> None:
+def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
     with suppress(NotMountedError, UnmountError):
-        mounting.unmount(mounting.find(path), lazy=True)
+        found = mounting.find(path)
+        if found not in before:
+            mounting.unmount(found, lazy=True)
 
 
 def _take_down(mount: Mount, *, quiet: bool) -> None:
     """End a mount for good; *quiet* when there is an exception already."""
     problem: str | None = None
-    with suppress(NotMountedError):
+    try:
         found = mounting.find(str(mount.path))
         try:
             mounting.unmount(found, lazy=False)
@@ -205,6 +248,9 @@ def _take_down(mount: Mount, *, quiet: bool) -> None:
             # Something is open. The daemon ends all the same, and with it the rest.
             mounting.unmount(found, lazy=True)
             mount.process.terminate()
+    except NotMountedError:
+        # Unmounted in the block; or covered by another mount, which is not ours.
+        mount.process.terminate()
     try:
         status = mount.process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -217,15 +263,22 @@ def _take_down(mount: Mount, *, quiet: bool) -> None:
         raise InaccfsError(problem)
 
 
-def wait_for_exit(pid: int, seconds: float) -> bool:
+def _wait_readable(fd: int, seconds: float) -> bool:
+    """Wait until *fd* has something, or its end; False if it has not in time."""
+    # Not select(2), which takes no fd above 1023.
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+def _wait_for_exit(pid: int, seconds: float) -> bool:
     """Wait until process *pid*, no child of ours, has gone; False if it stays."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        readable, _, _ = select.select([fd], [], [], seconds)
-        return bool(readable)
+        return _wait_readable(fd, seconds)
     finally:
         os.close(fd)
 
@@ -238,15 +291,22 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     """
     found = mounting.find(mountpoint)
     pid: int | None = None
-    with suppress(NotMountedError):
-        pid = read_status(found.path).pid
+    dead = False
+    if not lazy:
+        try:
+            pid = read_status(found.path).pid
+        except DeadDaemonError:
+            dead = True
+        except NoAnswerError:
+            # It is unmounted all the same; there is nobody to wait for.
+            pid = None
     mounting.unmount(found, lazy=lazy)
-    if pid is None:
-        # Killed: it could not tidy up behind itself.
-        remove_fallback(runtime.fallback_name(found.path))
+    # What a daemon that was killed could not tidy up.
+    remove_fallbacks(runtime.fallback_name(found.path))
+    if dead:
         with suppress(OSError):
             os.unlink(runtime.control_path(found.path, None))
-    elif not lazy and not wait_for_exit(pid, _STOP_SECONDS):
+    if pid is not None and not _wait_for_exit(pid, _STOP_SECONDS):
         raise UnmountError(
             f"{found.path} is unmounted, but its daemon {pid} is still there after "
             f"{_STOP_SECONDS:.0f} s: see its log"

@@ -40,8 +40,9 @@ def directory() -> str:
     """The directory of sockets and logs: /run/inaccfs, or the user's own."""
     if os.geteuid() == 0:
         return "/run/inaccfs"
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/inaccfs-{os.geteuid()}"
-    return os.path.join(runtime, "inaccfs")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # In the second, whatever others put there before us is found by make_directory().
+    return f"{runtime}/inaccfs" if runtime else f"/tmp/inaccfs-{os.geteuid()}"
 
 
 def make_directory() -> str:

@@ -38,6 +38,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 encode = msgspec.json.encode
+DecodeError = msgspec.DecodeError
 _decoder = msgspec.json.Decoder(Status)
 
 
@@ -45,6 +46,6 @@ def decode(data: bytes) -> Status:
     """Read a status.
 
     Raises:
-        msgspec.ValidationError: another version of inaccfs has written it.
+        DecodeError: another version of inaccfs has written it.
     """
     return _decoder.decode(data)

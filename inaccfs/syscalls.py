@@ -1,22 +1,21 @@
 """System calls that the standard library lacks, one thin function each.
 
-Everything else in the package goes through these, so that a test can put
-another function in place and see what happens when the kernel says no. Each
-raises `OSError` with the kernel's errno. Offsets, lengths and sizes are bytes.
+A test can put another function in place of one and see what happens when the kernel
+says no. Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are
+bytes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 from typing import Final, NamedTuple
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
-FALLOC_FL_ZERO_RANGE: Final = 0x10
 
-AT_EMPTY_PATH: Final = 0x1000
 AT_FDCWD: Final = -100
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -44,6 +43,7 @@ _FSMOUNT_CLOEXEC: Final = 1
 _MOUNT_ATTR_NOSUID: Final = 2
 _MOUNT_ATTR_NODEV: Final = 4
 _MOUNT_ATTR_NOEXEC: Final = 8
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 
 # The numbers of the mount API are the same on every architecture since Linux 5.2.
@@ -243,9 +243,15 @@ def fstatfs_magic(fd: int) -> int:
 # --- the process ------------------------------------------------------------
 
 
-def set_undumpable() -> None:
-    """Close /proc/PID/fd and ptrace(2) to others of the same user. See prctl(2)."""
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+def set_dumpable(dumpable: bool) -> None:
+    """Open or close /proc/PID/fd and ptrace(2) to others of the same user. prctl(2)."""
+    if _libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0):
+        raise _error()
+
+
+def die_with_parent() -> None:
+    """Be killed when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise _error()
 
 

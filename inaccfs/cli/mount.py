@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch, runtime
-from inaccfs.errors import MountError, OptionError
+from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.shim.backing import HUGE_CHOICES, TmpfsOptions
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         arguments.append("-v")
     try:
         launch.start_daemon([*arguments, mountpoint])
-    except MountError:
-        # The daemon has said why on our standard error.
+    except DaemonFailedError:
+        # It has said why, on our standard error.
         return 1
     return 0
 
@@ -125,6 +125,9 @@ def _gather(args: argparse.Namespace) -> _Options:
                 options.fuse.append(option)
     if args.allow_other:
         options.fuse.append("allow_other")
+    for name, value in options.ours.items():
+        if not value:
+            raise OptionError(f"option {name} has no value: leave it out, or give one")
     return options
 
 

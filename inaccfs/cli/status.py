@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     import argparse
 
     from inaccfs.status import Status
-
-# A daemon that is stopped, or busy beyond reason, must not hold up the others' lines.
-_ANSWER_SECONDS: Final = 10.0
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -44,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for path in paths:
         try:
-            found.append(_ask(path))
+            found.append(launch.read_status(path))
         except InaccfsError as exc:
             failed = True
             print(f"inaccfs: {exc}", file=sys.stderr)
@@ -58,20 +54,6 @@ def run(args: argparse.Namespace) -> int:
     elif not failed:
         print("no inaccfs mounts")
     return int(failed)
-
-
-def _ask(path: str) -> Status:
-    # A thread that hangs in the kernel cannot be ended, only left behind.
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        return pool.submit(launch.read_status, path).result(_ANSWER_SECONDS)
-    except TimeoutError:
-        raise InaccfsError(
-            f"{path}: its daemon does not answer (stopped?); inaccfs umount --lazy "
-            "takes the mount away"
-        ) from None
-    finally:
-        pool.shutdown(wait=False)
 
 
 def _describe(status: Status) -> str:

@@ -17,7 +17,7 @@ from inaccfs.control import messages
 from inaccfs.errors import MountError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from inaccfs.status import Status
 
@@ -77,6 +77,9 @@ def _remove_dead(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except OSError:
+            # A socket of another kind, or one that we may not connect to.
+            pass
     raise MountError(
         f"control socket {path} is another daemon's: name another with --control"
     )
@@ -121,51 +124,45 @@ class Server:
         negotiated = False
         async for data in stream:
             pending += data
-            while (end := pending.find(b"\n")) >= 0:
-                line = pending[:end]
-                del pending[: end + 1]
-                if line.strip():
-                    reply, negotiated = await self._answer(line, negotiated)
-                    await stream.send_all(reply)
+            for line in _messages(pending):
+                if len(line) > messages.MESSAGE_BYTES:
+                    await stream.send_all(_too_long())
+                    return
+                command, reply = await self._answer(line, negotiated)
+                negotiated = negotiated or isinstance(command, messages.QmpCapabilities)
+                await stream.send_all(reply)
+                if isinstance(command, messages.Quit):
+                    # Not before the reply: it is the last that this loop sends.
+                    self._actions.quit()
             if len(pending) > messages.MESSAGE_BYTES:
                 await stream.send_all(_too_long())
                 return
-            # QMP does not ask for line ends: a whole object will do.
-            if messages.is_whole(pending):
-                line = pending[:]
-                pending.clear()
-                reply, negotiated = await self._answer(line, negotiated)
-                await stream.send_all(reply)
 
-    async def _answer(self, line: bytearray, negotiated: bool) -> tuple[bytes, bool]:
+    async def _answer(
+        self, line: bytearray, negotiated: bool
+    ) -> tuple[messages.Command | None, bytes]:
+        """Carry out a message; return its command, if it was carried out, and reply."""
         try:
             command, request_id = messages.decode_request(line)
         except messages.BadRequestError as exc:
-            return exc.reply, negotiated
+            return None, exc.reply
         if not negotiated and not isinstance(command, messages.QmpCapabilities):
-            return (
-                messages.encode_error(
-                    "CommandNotFound",
-                    "Expecting capabilities negotiation with 'qmp_capabilities'",
-                    request_id,
-                ),
-                False,
+            return None, messages.encode_error(
+                "CommandNotFound",
+                "Expecting capabilities negotiation with 'qmp_capabilities'",
+                request_id,
             )
         try:
             value = await self._carry_out(command)
         except OSError as exc:
             name = errno.errorcode.get(exc.errno or errno.EIO, "EIO")
-            reply = messages.encode_error(
-                "GenericError", f"{name}: {exc.strerror}", request_id
-            )
+            description = f"{name}: {exc.strerror}"
         except Exception:
             log.exception("bug in the command %s", command.name)
-            reply = messages.encode_error(
-                "GenericError", "EIO: a bug; see the daemon's log", request_id
-            )
+            description = "EIO: a bug; see the daemon's log"
         else:
-            reply = messages.encode_return(value, request_id)
-        return reply, True
+            return command, messages.encode_return(value, request_id)
+        return None, messages.encode_error("GenericError", description, request_id)
 
     async def _carry_out(self, command: messages.Command) -> object:
         match command:
@@ -175,8 +172,6 @@ class Server:
                 return [{"name": name} for name in messages.COMMANDS]
             case messages.QueryStatus():
                 return await self._actions.status()
-            case messages.Quit():
-                self._actions.quit()
         return {}
 
 
@@ -186,3 +181,19 @@ def _too_long() -> bytes:
         f"EMSGSIZE: a message can have {messages.MESSAGE_BYTES} bytes",
         None,
     )
+
+
+def _messages(pending: bytearray) -> Iterator[bytearray]:
+    """Take the messages that are whole out of *pending*.
+
+    QMP does not ask for line ends: a whole object will do.
+    """
+    while (end := pending.find(b"\n")) >= 0:
+        line = pending[:end]
+        del pending[: end + 1]
+        if line.strip():
+            yield line
+    if messages.is_whole(pending):
+        line = pending[:]
+        pending.clear()
+        yield line

@@ -23,6 +23,7 @@ import trio
 from inaccfs.fuse import wire
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
+from inaccfs.shim.file import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -99,7 +100,6 @@ class Channel:
         self._device = device
         self._relay_socket = relay
         self._namespace = namespace
-        self._nodes = namespace.nodes
         self._closer = closer
         self._make_seal = make_seal
         self.seal = unsealed("the kernel has not said INIT yet")
@@ -362,10 +362,10 @@ class Channel:
 
     # --- names -----------------------------------------------------------------
 
-    def _unlink(self, size: int, unique: int, nodeid: int) -> bytes:
-        name = wire.only_name(self._request, size)
-        self._namespace.unlink(self._namespace[nodeid], name)
-        return wire.reply_done(unique)
+    def _unlink(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        namespace = self._namespace
+        place = namespace[nodeid], wire.only_name(self._request, size)
+        return self._move(unique, lambda: namespace.unlink(*place), place)
 
     def _rmdir(self, size: int, unique: int, nodeid: int) -> bytes:
         name = wire.only_name(self._request, size)
@@ -374,16 +374,33 @@ class Channel:
 
     def _rename(
         self, size: int, unique: int, nodeid: int, *, with_flags: bool = False
-    ) -> bytes:
-        newdir, flags, old, new = wire.rename_names(
+    ) -> bytes | None:
+        newdir, flags, old_name, new_name = wire.rename_names(
             self._request, size, with_flags=with_flags
         )
         namespace = self._namespace
-        namespace.rename(namespace[nodeid], old, namespace[newdir], new, flags)
-        return wire.reply_done(unique)
+        old, new = (namespace[nodeid], old_name), (namespace[newdir], new_name)
+        return self._move(unique, lambda: namespace.rename(*old, *new, flags), old, new)
 
-    def _rename2(self, size: int, unique: int, nodeid: int) -> bytes:
+    def _rename2(self, size: int, unique: int, nodeid: int) -> bytes | None:
         return self._rename(size, unique, nodeid, with_flags=True)
+
+    def _move(
+        self, unique: int, move: Callable[[], None], *places: tuple[Node, bytes]
+    ) -> bytes | None:
+        """Do what changes the names of *places*, when none of them is busy."""
+        if self._namespace.busy_at(*places) is None:
+            move()
+            return wire.reply_done(unique)
+
+        async def answer() -> bytes:
+            while (busy := self._namespace.busy_at(*places)) is not None:
+                await self._namespace.wait_idle(busy)
+            move()
+            return wire.reply_done(unique)
+
+        self._later(unique, answer)
+        return None
 
     def _getxattr(self, size: int, unique: int, nodeid: int) -> bytes | None:
         # The kernel asks for this before it lets anybody change a file. There is none:
@@ -452,7 +469,7 @@ class Channel:
         if size < wire.FALLOCATE_SIZE:
             wire.need(size, wire.FALLOCATE_SIZE)
         offset, length, mode = wire.unpack_fallocate(self._request)
-        node = self._nodes[nodeid]
+        node = self._namespace[nodeid]
         file = node.file
         assert file is not None, "the kernel allocates through open files only"
         try:
@@ -491,10 +508,11 @@ class Channel:
                     late = self._closer.busy or self._closer.freed != freed
                     if exc.errno != errno.ENOSPC or not late:
                         raise
-                    await _first_of(self._closer.wait_idle, interrupted.wait)
+                    await first_of(self._closer.wait_idle, interrupted.wait)
                     await file.fallocate(mode, offset, length, interrupted)
             finally:
                 if not file.settled:
+                    # Nobody may look until the memory has been given back.
                     assert self._nursery is not None
                     hold = stack.pop_all()
                     self._nursery.start_soon(_close_when_settled, file, hold)
@@ -513,18 +531,6 @@ class Channel:
 
     def _unknown(self, size: int, unique: int, nodeid: int) -> bytes:
         return wire.reply_error(unique, errno.ENOSYS)
-
-
-async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
-    """Wait until one of several is over."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(one: Callable[[], Awaitable[None]]) -> None:
-            await one()
-            nursery.cancel_scope.cancel()
-
-        for one in waits:
-            nursery.start_soon(wait, one)
 
 
 async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:

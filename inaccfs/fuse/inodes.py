@@ -94,7 +94,6 @@ class Inodes:
         self.root: Final = Node(ROOT_ID, next(self._generations), is_dir=True)
         self.root.fd = backing.root
         root = os.fstat(backing.root)
-        self._root_ino = root.st_ino
         self._device = root.st_dev
         self.nodes: Final[dict[int, Node]] = {ROOT_ID: self.root}
         # Directories with an fd that can be opened again, least recently used first.
@@ -208,6 +207,7 @@ class Inodes:
             node.parent.children -= 1
             self._drop_if_unused(node.parent)
             node.parent, node.name = parent, name
+            self._break_cycle(node, parent)
         else:
             if node.links is None:
                 node.links = set()
@@ -215,6 +215,15 @@ class Inodes:
                 return
             node.links.add((parent, name))
         parent.children += 1
+
+    def _break_cycle(self, node: Node, parent: Node) -> None:
+        """If *node* seems to be above its own new *parent*, that is out of date."""
+        ancestor: Node | None = parent
+        while ancestor is not None:
+            if ancestor.parent is node:
+                self.remove_name(ancestor, node, ancestor.name)
+                return
+            ancestor = ancestor.parent
 
     def remove_name(self, node: Node, parent: Node, name: bytes) -> None:
         if node.parent is parent and node.name == name:

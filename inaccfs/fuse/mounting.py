@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import stat
 import subprocess
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError, NotMountedError, OptionError, UnmountError
+
+if TYPE_CHECKING:
+    from inaccfs.mountinfo import MountInfo
 
 DEVICE: Final = "/dev/fuse"
 FSTYPE: Final = "fuse.inaccfs"
@@ -86,44 +88,9 @@ class FuseOptions:
         return ["default_permissions", *allow_other, *self.passed]
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
-    """One inaccfs mount, as mountinfo has it. See proc(5)."""
-
-    path: str
-    # "major:minor", unique among the mounts that exist.
-    device: str
-
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-
-
-def _unescape(text: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda m: bytes([int(m[1], 8)]), text))
-
-
-def mounts() -> list[MountPoint]:
+def mounts() -> list[MountInfo]:
     """All inaccfs mounts that this process can see, oldest first."""
-    with open("/proc/self/mountinfo", "rb") as lines:
-        found = []
-        for line in lines:
-            fields, _, rest = line.partition(b" - ")
-            if os.fsdecode(rest.split()[0]) == FSTYPE:
-                _, _, device, _, path, *_ = fields.split()
-                found.append(MountPoint(_unescape(path), device.decode()))
-        return found
-
-
-def _topmost(path: str) -> tuple[str, str] | None:
-    """(device, type) of what is mounted at *path*, on top of all else there."""
-    found = None
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(b" - ")
-            _, _, device, _, at, *_ = fields.split()
-            if _unescape(at) == path:
-                found = device.decode(), os.fsdecode(rest.split()[0])
-    return found
+    return [mount for mount in mountinfo.read() if mount.fstype == FSTYPE]
 
 
 def resolve(path: str) -> str:
@@ -134,32 +101,32 @@ def resolve(path: str) -> str:
     """
     parent, name = os.path.split(os.path.abspath(path))
     resolved = os.path.join(os.path.realpath(parent), name)
-    if _topmost(resolved) is None and os.path.islink(resolved):
+    if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
         return os.path.realpath(resolved)
     return resolved
 
 
-def find(path: str) -> MountPoint:
+def find(path: str) -> MountInfo:
     """The inaccfs mount at *path*.
 
     Raises:
         NotMountedError: there is none.
     """
     wanted = resolve(path)
-    topmost = _topmost(wanted)
-    if topmost is None or topmost[1] != FSTYPE:
+    topmost = mountinfo.topmost(wanted)
+    if topmost is None or topmost.fstype != FSTYPE:
         raise NotMountedError(
             f"{wanted} is not an inaccfs mount (inaccfs status lists them)"
         )
-    return MountPoint(wanted, topmost[0])
+    return topmost
 
 
 def device_at(path: str) -> str:
     """The "major:minor" of what was just mounted at *path*, without touching it."""
-    topmost = _topmost(path)
+    topmost = mountinfo.topmost(path)
     if topmost is None:
         raise MountError(f"{path} was mounted and has gone again: try once more")
-    return topmost[0]
+    return topmost.device
 
 
 def check_mountpoint(path: str) -> str:
@@ -169,8 +136,8 @@ def check_mountpoint(path: str) -> str:
         MountError: it cannot, and why.
     """
     wanted = resolve(path)
-    topmost = _topmost(wanted)
-    mounted = topmost is not None and topmost[1] == FSTYPE
+    topmost = mountinfo.topmost(wanted)
+    mounted = topmost is not None and topmost.fstype == FSTYPE
     try:
         # Answered by the daemon, if there is one.
         mode = os.stat(wanted).st_mode
@@ -286,7 +253,7 @@ def _mount_as_user(path: str, options: FuseOptions) -> int:
     raise MountError(f"cannot mount on {path}: {last[0].removeprefix('fusermount3: ')}")
 
 
-def unmount(mounted: MountPoint, *, lazy: bool) -> None:
+def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """Undo a mount; *lazy* takes the name away now and the rest after the last close.
 
     Raises:
@@ -330,14 +297,25 @@ def _busy(path: str) -> str:
     )
 
 
-def unmount_own(path: str, device: str) -> bool:
+def unmount_own(path: str, device: str) -> None:
     """Take the daemon's own mount away, unless it has gone or is covered.
 
     Lazily: the daemon is about to end, and whoever has a file open will find that
-    out. Returns whether the mountpoint is free of *device* now.
+    out. To be called while the connection lives: *device* is nobody else's then.
     """
-    topmost = _topmost(path)
-    if topmost is None or topmost[0] != device:
-        return all(mounted.device != device for mounted in mounts())
-    unmount(MountPoint(path, device), lazy=True)
-    return True
+    mounted = mountinfo.topmost(path)
+    if mounted is not None and mounted.device == device:
+        unmount(mounted, lazy=True)
+
+
+def unmount_dead(path: str, device: str) -> None:
+    """Take the daemon's own mount away if its connection was aborted (umount -f)."""
+    mounted = mountinfo.topmost(path)
+    if mounted is None or mounted.device != device:
+        return
+    try:
+        # Not ours if it answers: the number of a mount that has gone is given again.
+        os.stat(path)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            unmount(mounted, lazy=True)

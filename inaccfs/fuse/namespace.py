@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from inaccfs.fuse.wire import Entry
+    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.backing import Backing
     from inaccfs.shim.semantics import Semantics
 
@@ -37,9 +38,36 @@ class Namespace(Inodes):
         backing: Backing,
         semantics: Semantics,
         close_fd: Callable[[int], None] = os.close,
+        allocator: Allocator | None = None,
     ) -> None:
         super().__init__(backing, close_fd)
         self._semantics = semantics
+        self._allocator = allocator
+        # Files whose backing inode is locked by a long operation: see `busy_at`.
+        self.busy_files: Final[set[InaccessibleFile]] = set()
+
+    # --- long operations -----------------------------------------------------
+
+    async def wait_idle(self, node: Node) -> None:
+        """Wait until no long operation holds the lock of the node's backing inode.
+
+        The calls that take that lock would otherwise stop the trio loop.
+        """
+        while node.file is not None and node.file in self.busy_files:
+            await node.file.wait_idle()
+
+    def busy_at(self, *names: tuple[Node, bytes]) -> Node | None:
+        """A node with a long operation among those that *names* lead to."""
+        if not self.busy_files:
+            return None
+        for parent, name in names:
+            try:
+                node = self.nodes.get(self._stat_at(parent, name).st_ino)
+            except FileNotFoundError:
+                continue
+            if node is not None and node.file in self.busy_files:
+                return node
+        return None
 
     # --- looking up ----------------------------------------------------------
 
@@ -74,7 +102,12 @@ class Namespace(Inodes):
         node.fd = fd
         if node.file is None:
             node.file = InaccessibleFile(
-                fd, self.backing.page_size, self._semantics, writable=writable
+                fd,
+                self.backing.page_size,
+                self._semantics,
+                writable=writable,
+                busy_files=self.busy_files,
+                allocator=self._allocator,
             )
         else:
             node.file.reopened(fd, writable=writable)
@@ -255,7 +288,7 @@ class Namespace(Inodes):
         try:
             syscalls.renameat2(old_dir, old_name, new_dir, new_name, flags)
         except OSError:
-            if replaced is not None:
+            if replaced is not None and not exchange:
                 self.unkeep(replaced)
             raise
         if moved is replaced:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -93,6 +94,37 @@ def _entry(entry: Entry) -> EntryAttributes:
     return filled
 
 
+class _OpenDirectory:
+    """A directory that is being read; positions in it are the backing's own.
+
+    What has been read from the backing and not yet taken by the kernel is kept: a
+    hugetlbfs counts positions anew when names go, so it must not be asked to seek
+    unless the reader does.
+    """
+
+    def __init__(self, node: Node, fd: int) -> None:
+        self.node: Final = node
+        self._fd = fd
+        self._position = 0
+        self._entries: deque[syscalls.DirectoryEntry] = deque()
+
+    def seek(self, position: int) -> None:
+        """Go to *position*, which is 0 or the offset of an entry taken before."""
+        if position != self._position:
+            self._entries.clear()
+            self._position = os.lseek(self._fd, position, os.SEEK_SET)
+
+    def peek(self) -> syscalls.DirectoryEntry | None:
+        """The entry at the position; None at the end."""
+        if not self._entries:
+            self._entries.extend(syscalls.getdents(self._fd))
+        return self._entries[0] if self._entries else None
+
+    def take(self) -> None:
+        """Go past the entry at the position."""
+        self._position = self._entries.popleft().offset
+
+
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over a `Namespace`."""
 
@@ -110,8 +142,8 @@ class Operations(pyfuse3.Operations):
         self._virtual = {
             os.fsencode(name): make for name, make in virtual_xattrs.items()
         }
-        # Open directories: the node, by an fd of its own to read it with.
-        self._directories: dict[int, Node] = {}
+        # By their fds, which are the file handles.
+        self._directories: dict[int, _OpenDirectory] = {}
 
     # --- attributes --------------------------------------------------------------
 
@@ -131,6 +163,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         namespace = self._namespace
         node = namespace[inode]
+        await namespace.wait_idle(node)
         if fields.update_size:
             # First: when it is refused nothing else may have happened.
             with namespace.opened(node) as file:
@@ -189,6 +222,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         namespace = self._namespace
+        await namespace.wait_idle(namespace[inode])
         return _entry(
             namespace.link(namespace[inode], namespace[new_parent_inode], new_name)
         )
@@ -207,20 +241,27 @@ class Operations(pyfuse3.Operations):
             os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
             dir_fd=self._namespace.dir_fd(node),
         )
-        self._directories[fd] = node
+        self._directories[fd] = _OpenDirectory(node, fd)
         return FileHandleT(fd)
 
     @_answered
     async def readdir(
         self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
-        # Positions are the backing's own, so they survive what happens to other names.
-        os.lseek(fh, start_id, os.SEEK_SET)
         directory = self._directories[fh]
-        while entries := syscalls.getdents(fh):
-            for found in entries:
-                if not self._reply_one(directory, found, token):
+        directory.seek(start_id)
+        replied = False
+        while (found := directory.peek()) is not None:
+            try:
+                if not self._reply_one(directory.node, found, token):
                     return
+            except OSError:
+                # The kernel must get what it has been told of; the next call fails.
+                if replied:
+                    return
+                raise
+            directory.take()
+            replied = True
 
     def _reply_one(
         self,
@@ -283,6 +324,7 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if name.startswith(_REFUSED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        await self._namespace.wait_idle(self._namespace[inode])
         with self._namespace.magic_path(self._namespace[inode]) as path:
             os.setxattr(path, name, value)
 
@@ -292,6 +334,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if self._is_virtual(inode, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        await self._namespace.wait_idle(self._namespace[inode])
         with self._namespace.magic_path(self._namespace[inode]) as path:
             os.removexattr(path, name)
 
@@ -313,9 +356,10 @@ class Operations(pyfuse3.Operations):
         filled.f_blocks = found.f_blocks
         filled.f_bfree = found.f_bfree
         filled.f_bavail = found.f_bavail
-        filled.f_files = found.f_files
-        filled.f_ffree = found.f_ffree
-        filled.f_favail = found.f_favail
+        # A hugetlbfs without a limit has -1 here.
+        filled.f_files = max(found.f_files, 0)
+        filled.f_ffree = max(found.f_ffree, 0)
+        filled.f_favail = max(found.f_favail, 0)
         filled.f_namemax = found.f_namemax
         return filled
 

@@ -99,7 +99,6 @@ _forget_one = struct.Struct("=QQ")
 # fuse_interrupt_in: unique
 unpack_interrupt = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
 INTERRUPT_SIZE: Final = _ARGUMENTS + 8
-# fuse_lseek_in: fh, offset, whence, padding
 # fuse_read_in: fh, offset, size, ...; READDIRPLUS uses it too
 _READ_SIZE_AT: Final = _ARGUMENTS + 16
 # fuse_getxattr_in: size, padding; then the name

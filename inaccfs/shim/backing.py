@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from inaccfs import syscalls
+from inaccfs import mountinfo, syscalls
 from inaccfs.errors import BackingError, OptionError
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ _KNOWN_MAGICS: Final = {
 HUGE_CHOICES: Final = ("never", "always", "within_size", "advise")
 
 _SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
+
+
+def _bytes(size: str) -> int:
+    """What a size of the form of `_SIZE` comes to; a percentage counts as nothing."""
+    unit = "kmgtpe".find(size[-1].lower()) + 1
+    if size.endswith("%"):
+        return 0
+    return int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,8 @@ class TmpfsOptions:
                 f"size {self.size!r} is not a size: give bytes, or a number with "
                 "k, m, g, t or %, as in 512m"
             )
+        if self.size is not None and _bytes(self.size) >= 1 << 63:
+            raise OptionError(f"size {self.size!r} is more than a file system can have")
         if self.huge is not None and self.huge not in HUGE_CHOICES:
             raise OptionError(
                 f"huge {self.huge!r} is not one of {', '.join(HUGE_CHOICES)}"
@@ -190,15 +200,11 @@ def _opened(root: int, fstype: str, directory: str | None) -> Backing:
 
 
 def _filesystem_name(path: str) -> str:
-    """The kernel's name of the file system that holds *path*, from mountinfo."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == wanted:
-                return rest.split()[0]
-    return "a file system that is no memory"
+    """The kernel's name of the file system that holds *path*."""
+    found = os.stat(path).st_dev
+    device = f"{os.major(found)}:{os.minor(found)}"
+    names = [mount.fstype for mount in mountinfo.read() if mount.device == device]
+    return names[0] if names else "a file system that is no memory"
 
 
 def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
@@ -214,6 +220,9 @@ def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
         if child == 0:
             status = 1
             try:
+                # The daemon is undumpable, and such a process may not write its maps;
+                # this one holds nothing yet.
+                syscalls.set_dumpable(True)
                 syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
                 for name, text in (
                     ("setgroups", "deny"),
@@ -244,13 +253,17 @@ def _fallback_parents() -> list[str]:
     return [parent for parent in candidates if parent and os.path.isdir(parent)]
 
 
-def remove_fallback(name: str) -> None:
-    """Remove what a daemon that was killed has left of its fallback directory."""
+def remove_fallbacks(name: str) -> None:
+    """Remove the fallback directories of that *name* whose daemons were killed."""
     for parent in _fallback_parents():
-        path = os.path.join(parent, name)
-        with suppress(FileNotFoundError):
-            if os.lstat(path).st_uid == os.geteuid():
-                shutil.rmtree(path, ignore_errors=True)
+        for entry in os.listdir(parent):
+            stem, _, pid = entry.rpartition(".")
+            if stem != name or not pid.isdecimal() or os.path.exists(f"/proc/{pid}"):
+                continue
+            path = os.path.join(parent, entry)
+            with suppress(FileNotFoundError):
+                if os.lstat(path).st_uid == os.geteuid():
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Backing:
@@ -260,9 +273,9 @@ def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Bac
             "size and huge need a tmpfs of one's own, and a user namespace was "
             f"refused ({cause.strerror}): leave them out, or mount as root"
         )
-    remove_fallback(name)
+    remove_fallbacks(name)
     for parent in _fallback_parents():
-        path = os.path.join(parent, name)
+        path = os.path.join(parent, f"{name}.{os.getpid()}")
         try:
             os.mkdir(path, 0o700)
             root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,0 +1,41 @@
+"""What is mounted where, from /proc/self/mountinfo: it asks no file system anything."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+class MountInfo(NamedTuple):
+    """A line of mountinfo. See proc(5)."""
+
+    # "major:minor" of the file system.
+    device: str
+    path: str
+    fstype: str
+
+
+def read() -> list[MountInfo]:
+    """All mounts that this process can see; of several at one place the last counts."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [_parse(line) for line in lines]
+
+
+def topmost(path: str) -> MountInfo | None:
+    """What is mounted at the very *path*, on top of all else there."""
+    found = [mount for mount in read() if mount.path == path]
+    return found[-1] if found else None
+
+
+def _parse(line: bytes) -> MountInfo:
+    fields, _, rest = line.partition(b" - ")
+    _, _, device, _, path, *_ = fields.split()
+    fstype = rest.split()[0]
+    return MountInfo(device.decode(), _unescape(path), os.fsdecode(fstype))
+
+
+def _unescape(text: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), text))
