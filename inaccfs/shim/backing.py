@@ -8,6 +8,7 @@ path leads to its bytes and they go when the daemon goes, even by SIGKILL.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -257,13 +258,21 @@ def remove_fallbacks(name: str) -> None:
     """Remove the fallback directories of that *name* whose daemons were killed."""
     for parent in _fallback_parents():
         for entry in os.listdir(parent):
-            stem, _, pid = entry.rpartition(".")
-            if stem != name or not pid.isdecimal() or os.path.exists(f"/proc/{pid}"):
-                continue
-            path = os.path.join(parent, entry)
-            with suppress(FileNotFoundError):
-                if os.lstat(path).st_uid == os.geteuid():
-                    shutil.rmtree(path, ignore_errors=True)
+            if entry.rpartition(".")[0] == name:
+                # Somebody else's, or gone since.
+                with suppress(OSError):
+                    _remove_if_dead(os.path.join(parent, entry))
+
+
+def _remove_if_dead(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Its daemon holds this lock for as long as it lives.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Backing:
@@ -285,6 +294,7 @@ def _directory_on_tmpfs(options: TmpfsOptions, name: str, cause: OSError) -> Bac
             os.close(root)
             os.rmdir(path)
             continue
+        fcntl.flock(root, fcntl.LOCK_EX)
         if options.mode is not None:
             os.fchmod(root, options.mode)
         backing = _opened(root, "tmpfs", path)
