@@ -11,12 +11,13 @@ pyfuse3 and back: attributes, links, directories, extended attributes.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import socket
 from collections import deque
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, overload
 
 import trio
 
@@ -100,6 +101,7 @@ class Channel:
         self._device = device
         self._relay_socket = relay
         self._namespace = namespace
+        self._nodes = namespace.nodes
         self._closer = closer
         self._make_seal = make_seal
         self.seal = unsealed("the kernel has not said INIT yet")
@@ -163,33 +165,34 @@ class Channel:
     # --- from the kernel -------------------------------------------------------
 
     async def _serve_kernel(self) -> None:
-        # Every microsecond in this loop is one of each request's.
-        device, request, buffers = self._device, self._request, (self._request,)
-        handlers = self._handlers
-        readv, write, unpack_header = os.readv, os.write, wire.unpack_header
+        # Every microsecond in this loop is one of each request's. A FileIO reads and
+        # writes with less ado than the os module, and says None for EAGAIN.
+        device = io.FileIO(self._device, "r+", closefd=False)
+        readinto, write = device.readinto, device.write
+        request, handlers = self._request, self._handlers
+        unpack_header = wire.unpack_header
         in_a_row = 0
         while True:
             try:
-                try:
-                    size = readv(device, buffers)
-                except BlockingIOError:
+                size = readinto(request)
+                if size is None:
                     # The reply has just woken the caller, who may be about to ask
                     # again. Where client and daemon share a CPU it needs that CPU
                     # first: let it run, and spare both a round of epoll. Elsewhere
                     # this costs half a microsecond.
                     os.sched_yield()
-                    size = readv(device, buffers)
-            except BlockingIOError:
-                in_a_row = 0
-                await trio.lowlevel.wait_readable(device)
-                continue
+                    size = readinto(request)
             except OSError as exc:
                 if exc.errno == errno.ENODEV:
                     return
-                if exc.errno in (errno.EINTR, errno.ENOENT):
-                    # ENOENT: the request was interrupted before we could have it.
+                if exc.errno == errno.ENOENT:
+                    # The request was interrupted before we could have it.
                     continue
                 raise
+            if size is None:
+                in_a_row = 0
+                await trio.lowlevel.wait_readable(self._device)
+                continue
             if size < wire.IN_HEADER_SIZE:
                 if size == 0:
                     return
@@ -201,17 +204,11 @@ class Channel:
                     wire.need(size, length)
                 handler = handlers[op] if op < wire.OP_TABLE_SIZE else self._unknown
                 reply = handler(size, unique, nodeid)
-            except OSError as exc:
-                reply = wire.reply_error(unique, exc.errno or errno.EIO)
-            except wire.Truncated as exc:
-                log.error("malformed request, opcode %d: %s", op, exc)  # noqa: TRY400
-                reply = wire.reply_error(unique, errno.EIO)
-            except Exception:
-                log.exception("bug in the handler of opcode %d", op)
-                reply = wire.reply_error(unique, errno.EIO)
-            if reply is not None and op not in _UNANSWERED:
+            except Exception as exc:
+                reply = _failure(unique, exc, op)
+            if reply is not None:
                 try:
-                    write(device, reply)
+                    write(reply)
                 except OSError as exc:
                     self._refused(reply, exc)
             in_a_row += 1
@@ -243,12 +240,10 @@ class Channel:
         async def task() -> None:
             try:
                 reply = await answer()
-            except OSError as exc:
-                reply = wire.reply_error(unique, exc.errno or errno.EIO)
-            except Exception:
-                log.exception("bug in the handler of request %d", unique)
-                reply = wire.reply_error(unique, errno.EIO)
-            self._write(reply)
+            except Exception as exc:
+                self._write(_failure(unique, exc))
+            else:
+                self._write(reply)
 
         assert self._nursery is not None
         self._nursery.start_soon(task)
@@ -340,10 +335,13 @@ class Channel:
             self._namespace.forget(forgotten, nlookup)
 
     def _getattr(self, size: int, unique: int, nodeid: int) -> bytes | None:
-        node = self._namespace[nodeid]
-        if node.file is None:
+        node = self._nodes.get(nodeid)
+        if node is None:
+            return wire.reply_error(unique, errno.ESTALE)
+        file = node.file
+        if file is None:
             return self._attributes(unique, node)
-        if not node.file.settled:
+        if file.undoing is not None:
             self._later(unique, lambda: self._getattr_settled(unique, node))
             return None
         # The attributes of a file are never kept: see Inodes.attr_valid().
@@ -536,6 +534,22 @@ class Channel:
 async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:
     with hold:
         await file.wait_settled()
+
+
+@overload
+def _failure(unique: int, exc: Exception) -> bytes: ...
+@overload
+def _failure(unique: int, exc: Exception, op: int) -> bytes | None: ...
+def _failure(unique: int, exc: Exception, op: int = 0) -> bytes | None:
+    """Translate errors, once: `OSError` to the caller, all else to the log and EIO."""
+    number = errno.EIO
+    if isinstance(exc, OSError):
+        number = exc.errno or errno.EIO
+    elif isinstance(exc, wire.Truncated):
+        log.error("malformed request, opcode %d: %s", op, exc)
+    else:
+        log.error("bug in the handler of opcode %d", op, exc_info=exc)
+    return None if op in _UNANSWERED else wire.reply_error(unique, number)
 
 
 def _refuser(number: int) -> Callable[[int, int, int], bytes]:

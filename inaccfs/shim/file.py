@@ -37,14 +37,15 @@ class InaccessibleFile:
 
     __slots__ = (
         "_allocator",
+        "_busy",
         "_busy_files",
         "_check_fallocate",
         "_idle",
         "_quick_bytes",
         "_semantics",
-        "_undoing",
         "fd",
         "page_size",
+        "undoing",
         "writable",
     )
 
@@ -75,14 +76,15 @@ class InaccessibleFile:
         # A page may be so large that even one takes long.
         self._quick_bytes: Final = QUICK_BYTES if page_size <= QUICK_BYTES else 0
         self._allocator: Final = allocator
-        # Holds this file for as long as `_idle` is not set.
+        # Holds this file for as long as `_busy` is true and `_idle` is not set.
         self._busy_files = set() if busy_files is None else busy_files
+        self._busy = False
         # Set unless a long operation has the lock of the backing's inode.
         self._idle = trio.Event()
         self._idle.set()
         # An interrupted allocation that still gives back what it had taken. Until it
         # has ended nobody may look at the file.
-        self._undoing: Undoing | None = None
+        self.undoing: Undoing | None = None
 
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
@@ -91,29 +93,31 @@ class InaccessibleFile:
     @property
     def settled(self) -> bool:
         """Whether the file can be looked at without waiting."""
-        return self._undoing is None
+        return self.undoing is None
 
     async def wait_settled(self) -> None:
         """Wait until an interrupted allocation has been undone by the backing."""
-        while (undoing := self._undoing) is not None:
+        while (undoing := self.undoing) is not None:
             await undoing.wait()
-            if self._undoing is undoing:
-                self._undoing = None
+            if self.undoing is undoing:
+                self.undoing = None
                 self._end_long()
 
     async def wait_idle(self) -> None:
         """Wait until no long operation is under way, nor being undone."""
         while not self._idle.is_set():
-            if self._undoing is not None:
+            if self.undoing is not None:
                 await self.wait_settled()
             else:
                 await self._idle.wait()
 
     def _begin_long(self) -> None:
         self._idle = trio.Event()
+        self._busy = True
         self._busy_files.add(self)
 
     def _end_long(self) -> None:
+        self._busy = False
         self._busy_files.discard(self)
         self._idle.set()
 
@@ -127,7 +131,7 @@ class InaccessibleFile:
         It is not for a range that takes more time than the trio loop has, and not
         while others wait for the file: use `fallocate` then.
         """
-        if length > self._quick_bytes or self in self._busy_files:
+        if length > self._quick_bytes or self._busy:
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
@@ -149,13 +153,13 @@ class InaccessibleFile:
         self._check_fallocate(mode, offset, length, self.page_size)
         self._begin_long()
         try:
-            self._undoing = await self._allocate_or_punch(
+            self.undoing = await self._allocate_or_punch(
                 mode, offset, length, interrupted
             )
         finally:
-            if self._undoing is None:
+            if self.undoing is None:
                 self._end_long()
-        if self._undoing is not None:
+        if self.undoing is not None:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
     async def _allocate_or_punch(
