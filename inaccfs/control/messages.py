@@ -59,22 +59,22 @@ COMMANDS: Final[dict[str, type[Command]]] = {
     for command in (QmpCapabilities, QueryVersion, QueryCommands, QueryStatus, Quit)
 }
 
-RequestId = str | int | float | bool | None | list[object] | dict[str, object]
+# Whatever JSON the peer has chosen, told back to the letter; empty if it has none.
+RequestId = msgspec.Raw
+NO_ID: Final = msgspec.Raw(b"")
 
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
     execute: str
     # Raw, and decoded second: a bad argument must not cost us the id to reply to.
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    id: RequestId | msgspec.UnsetType = msgspec.UNSET
+    id: RequestId = NO_ID
 
 
 class BadRequestError(Exception):
     """A message cannot be carried out; `reply` is what its sender is told."""
 
-    def __init__(
-        self, kind: str, description: str, request_id: RequestId | msgspec.UnsetType
-    ) -> None:
+    def __init__(self, kind: str, description: str, request_id: RequestId) -> None:
         super().__init__(description)
         self.reply: Final = encode_error(kind, description, request_id)
 
@@ -85,7 +85,7 @@ _decoders = {name: msgspec.json.Decoder(command) for name, command in COMMANDS.i
 
 def decode_request(
     line: bytes | bytearray,
-) -> tuple[Command, RequestId | msgspec.UnsetType]:
+) -> tuple[Command, RequestId]:
     """Read one message.
 
     Raises:
@@ -95,7 +95,7 @@ def decode_request(
         envelope = _envelope_decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequestError(
-            "GenericError", f"EINVAL: {exc}; send one JSON object a line", msgspec.UNSET
+            "GenericError", f"EINVAL: {exc}; send one JSON object a line", NO_ID
         ) from exc
     decoder = _decoders.get(envelope.execute)
     if decoder is None:
@@ -124,22 +124,18 @@ def is_whole(data: bytes | bytearray) -> bool:
     return True
 
 
-def _with_id(
-    message: dict[str, object], request_id: RequestId | msgspec.UnsetType
-) -> bytes:
-    if request_id is not msgspec.UNSET:
+def _with_id(message: dict[str, object], request_id: RequestId) -> bytes:
+    if bytes(request_id):
         message["id"] = request_id
     return msgspec.json.encode(message) + b"\r\n"
 
 
-def encode_return(value: object, request_id: RequestId | msgspec.UnsetType) -> bytes:
+def encode_return(value: object, request_id: RequestId) -> bytes:
     """The reply to a command that was carried out."""
     return _with_id({"return": value}, request_id)
 
 
-def encode_error(
-    kind: str, description: str, request_id: RequestId | msgspec.UnsetType
-) -> bytes:
+def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
     """The reply to one that was not; *kind* is the class of QMP."""
     return _with_id({"error": {"class": kind, "desc": description}}, request_id)
 
@@ -155,4 +151,4 @@ def version() -> dict[str, object]:
 
 def greeting() -> bytes:
     """What a peer gets first."""
-    return _with_id({"QMP": {"version": version(), "capabilities": []}}, msgspec.UNSET)
+    return _with_id({"QMP": {"version": version(), "capabilities": []}}, NO_ID)

@@ -179,7 +179,7 @@ def _too_long() -> bytes:
     return messages.encode_error(
         "GenericError",
         f"EMSGSIZE: a message can have {messages.MESSAGE_BYTES} bytes",
-        None,
+        messages.NO_ID,
     )
 
 
