@@ -14,19 +14,19 @@ import errno
 import io
 import logging
 import os
-import socket
-from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, overload
 
 import trio
 
 from inaccfs.fuse import wire
+from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
 from inaccfs.shim.file import first_of
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from inaccfs.fuse.closing import Closer
@@ -99,7 +99,7 @@ class Channel:
         passthrough.
         """
         self._device = device
-        self._relay_socket = relay
+        self._relay = Relay(relay)
         self._namespace = namespace
         self._nodes = namespace.nodes
         self._closer = closer
@@ -115,21 +115,13 @@ class Channel:
         self._interrupts: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
 
-        # Flow control towards pyfuse3, whose libfuse would drop a reply that does not
-        # fit into the socket: a request is sent only if its largest reply fits beside
-        # those that are out. Bytes reserved, by unique; and what waits for room.
-        self._reserved: dict[int, int] = {}
-        self._reserved_sum = 0
-        self._reservable = relay.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
-        self._waiting: deque[tuple[int, int, bytes]] = deque()
-
         self._handlers = self._make_handlers()
 
     def _make_handlers(self) -> list[Callable[[int, int, int], bytes | None]]:
         handlers: list[Callable[[int, int, int], bytes | None]]
         handlers = [self._unknown] * wire.OP_TABLE_SIZE
         for op in _RELAYED:
-            handlers[op] = self._relay
+            handlers[op] = self._hand_on
         for op, number in _REFUSED.items():
             handlers[op] = _refuser(number)
         handlers[Op.INIT] = self._init_request
@@ -158,7 +150,7 @@ class Channel:
         """Serve until the file system is unmounted."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._serve_relay)
+            nursery.start_soon(self._relay.run, self._deliver)
             await self._serve_kernel()
             nursery.cancel_scope.cancel()
 
@@ -250,58 +242,29 @@ class Channel:
 
     # --- to and from pyfuse3 ---------------------------------------------------
 
-    def _relay(self, size: int, unique: int, nodeid: int) -> None:
-        """Hand a request on to pyfuse3, or let it wait for room."""
+    def _hand_on(self, size: int, unique: int, nodeid: int) -> None:
+        """Let pyfuse3 answer a request."""
         _, op, _, _ = wire.unpack_header(self._request)
         if op in (Op.READDIR, Op.READDIRPLUS):
             wire.clamp_readdir(self._request, size, _READDIR_BYTES)
-        room = size + wire.largest_reply(op, self._request, size)
-        self._waiting.append((unique, room, bytes(memoryview(self._request)[:size])))
-        self._send_waiting()
+        largest_reply = wire.largest_reply(op, self._request, size)
+        message = bytes(memoryview(self._request)[:size])
+        self._relay.send(unique, message, largest_reply)
 
-    def _send_waiting(self) -> None:
-        while self._waiting:
-            unique, room, message = self._waiting[0]
-            if self._reserved and self._reserved_sum + room > self._reservable:
-                return
-            try:
-                self._relay_socket.send(message)
-            except BlockingIOError:
-                # The kernel counts more than the bytes; the next reply makes room.
-                if self._reserved:
-                    return
-                raise
-            self._waiting.popleft()
-            self._reserved[unique] = room
-            self._reserved_sum += room
-
-    async def _serve_relay(self) -> None:
-        reply = bytearray(wire.REQUEST_BUFFER_SIZE)
-        view = memoryview(reply)
-        while True:
-            try:
-                size = self._relay_socket.recv_into(reply)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._relay_socket)
-                continue
-            if size == 0:
-                return
-            _, error, unique = wire.unpack_out_header(reply)
-            self._reserved_sum -= self._reserved.pop(unique, 0)
-            if self._init is not None and unique == self._init[0]:
-                self._finish_init(error)
-            else:
-                self._write(view[:size])
-            self._send_waiting()
+    def _deliver(self, reply: memoryview) -> None:
+        """Give the kernel what pyfuse3 has answered."""
+        _, error, unique = wire.unpack_out_header(reply)
+        if self._init is not None and unique == self._init[0]:
+            self._finish_init(error)
+        else:
+            self._write(reply)
 
     # --- INIT ------------------------------------------------------------------
 
     def _init_request(self, size: int, unique: int, nodeid: int) -> None:
         self._init = unique, wire.parse_init(self._request, size)
         message = wire.init_for_relay(self._request, size)
-        self._reserved[unique] = len(message)
-        self._reserved_sum += len(message)
-        self._relay_socket.send(message)
+        self._relay.send(unique, message, wire.LARGEST_INIT_REPLY)
 
     def _finish_init(self, error: int) -> None:
         """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
@@ -405,7 +368,7 @@ class Channel:
         # the mount is nosuid, and setting one is refused.
         if wire.getxattr_name(self._request, size) == b"security.capability":
             return wire.reply_error(unique, errno.ENODATA)
-        self._relay(size, unique, nodeid)
+        self._hand_on(size, unique, nodeid)
         return None
 
     # --- open files --------------------------------------------------------------

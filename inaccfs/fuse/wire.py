@@ -354,12 +354,15 @@ def parse_init(request: bytearray, size: int) -> Init:
     return Init(minor, flags)
 
 
-def init_for_relay(request: bytearray, size: int) -> bytearray:
+LARGEST_INIT_REPLY: Final = OUT_HEADER_SIZE + _init_out.size
+
+
+def init_for_relay(request: bytearray, size: int) -> bytes:
     """INIT as libfuse behind the socket gets it: it needs only READDIRPLUS."""
     relayed = request[:size]
     (flags,) = _u32.unpack_from(relayed, _INIT_FLAGS_AT)
     _u32.pack_into(relayed, _INIT_FLAGS_AT, flags & _INIT_DO_READDIRPLUS)
-    return relayed
+    return bytes(relayed)
 
 
 def reply_init(unique: int, init: Init) -> bytes:

@@ -89,11 +89,11 @@ class Allocator:
                 has ended; EPIPE when there is no helper any more.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            request = _request.pack(mode, offset, length)
-            socket.send_fds(self._requests, [request], [fd, theirs.fileno()])
         with ExitStack() as stack:
             stack.callback(ours.close)
+            with theirs:
+                request = _request.pack(mode, offset, length)
+                socket.send_fds(self._requests, [request], [fd, theirs.fileno()])
             pidfd = await _receive_pidfd(ours)
             stack.callback(os.close, pidfd)
             # Whatever ends this: nobody wants the memory any more.
@@ -171,8 +171,10 @@ def _serve(requests: socket.socket) -> None:
         if not data:
             break
         me = os.getpid()
-        if os.fork() == 0:
-            _run_child(partial(_work, data, fds), me)
+        # Where no process can be had, the requester finds its socket closed.
+        with suppress(OSError):
+            if os.fork() == 0:
+                _run_child(partial(_work, data, fds), me)
         for fd in fds:
             os.close(fd)
         _reap(os.WNOHANG)
