@@ -94,7 +94,9 @@ class Allocator:
             with theirs:
                 request = _request.pack(mode, offset, length)
                 socket.send_fds(self._requests, [request], [fd, theirs.fileno()])
-            pidfd = await _receive_pidfd(ours)
+            # At once, and also when cancelled: without it nobody could kill the worker.
+            with trio.CancelScope(shield=True):
+                pidfd = await _receive_pidfd(ours)
             stack.callback(os.close, pidfd)
             # Whatever ends this: nobody wants the memory any more.
             stack.callback(_kill, pidfd)

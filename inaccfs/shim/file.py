@@ -147,9 +147,11 @@ class InaccessibleFile:
         which may take longer (see `settled`). A punch goes on to its end, as it does
         on a tmpfs.
         """
-        await first_of(self.wait_idle, interrupted.wait)
-        if interrupted.is_set():
-            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+        # Again and again: of several that wait only one gets its turn.
+        while self._busy:
+            await first_of(self.wait_idle, interrupted.wait)
+            if interrupted.is_set():
+                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         self._check_fallocate(mode, offset, length, self.page_size)
         self._begin_long()
         try:
@@ -175,7 +177,8 @@ class InaccessibleFile:
 
     async def set_size(self, size: int) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE."""
-        await self.wait_idle()
+        while self._busy:
+            await self.wait_idle()
         attributes = os.fstat(self.fd)
         self._semantics.check_size(attributes.st_size, size, self.page_size)
         if attributes.st_blocks * 512 <= QUICK_BYTES:
