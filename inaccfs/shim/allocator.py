@@ -94,9 +94,7 @@ class Allocator:
             with theirs:
                 request = _request.pack(mode, offset, length)
                 socket.send_fds(self._requests, [request], [fd, theirs.fileno()])
-            # At once, and also when cancelled: without it nobody could kill the worker.
-            with trio.CancelScope(shield=True):
-                pidfd = await _receive_pidfd(ours)
+            pidfd = await _receive_pidfd(ours)
             stack.callback(os.close, pidfd)
             # Whatever ends this: nobody wants the memory any more.
             stack.callback(_kill, pidfd)
@@ -168,6 +166,7 @@ def _serve(requests: socket.socket) -> None:
         os.dup2(nowhere, fd)
     os.closerange(3, requests.fileno())
     os.closerange(requests.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    workers: set[int] = set()
     while True:
         data, fds, _, _ = socket.recv_fds(requests, _request.size, 2)
         if not data:
@@ -175,18 +174,24 @@ def _serve(requests: socket.socket) -> None:
         me = os.getpid()
         # Where no process can be had, the requester finds its socket closed.
         with suppress(OSError):
-            if os.fork() == 0:
+            worker = os.fork()
+            if worker == 0:
                 _run_child(partial(_work, data, fds), me)
+            workers.add(worker)
         for fd in fds:
             os.close(fd)
-        _reap(os.WNOHANG)
-    _reap(0)
+        _reap(workers, os.WNOHANG)
+    # The daemon ends, and may not have had the time to kill one itself.
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    _reap(workers, 0)
 
 
-def _reap(options: int) -> None:
+def _reap(workers: set[int], options: int) -> None:
+    """Forget the workers that have ended."""
     with suppress(ChildProcessError):
-        while os.waitpid(-1, options)[0]:
-            pass
+        while (worker := os.waitpid(-1, options)[0]) != 0:
+            workers.discard(worker)
 
 
 def _work(data: bytes, fds: list[int]) -> None:
