@@ -181,7 +181,10 @@ class Inodes:
             node = Node(ino, next(self._generations), is_dir=is_dir)
             node.lookups = lookups
             self.nodes[ino] = node
+        # Nobody may drop it while its place in the tree is put right.
+        node.lookups += 1
         self.add_name(node, parent, name)
+        node.lookups -= 1
         return node
 
     def _forsake(self, node: Node) -> None:

@@ -89,12 +89,16 @@ class Allocator:
                 has ended; EPIPE when there is no helper any more.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
         with ExitStack() as stack:
             stack.callback(ours.close)
             with theirs:
                 request = _request.pack(mode, offset, length)
                 socket.send_fds(self._requests, [request], [fd, theirs.fileno()])
-            pidfd = await _receive_pidfd(ours)
+            # Also when cancelled: only with it can the worker be killed.
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.wait_readable(ours)
+            pidfd = _receive_pidfd(ours)
             stack.callback(os.close, pidfd)
             # Whatever ends this: nobody wants the memory any more.
             stack.callback(_kill, pidfd)
@@ -109,9 +113,8 @@ class Allocator:
         return None
 
 
-async def _receive_pidfd(answer: socket.socket) -> int:
+def _receive_pidfd(answer: socket.socket) -> int:
     """The means to kill a worker: the first that it sends."""
-    await trio.lowlevel.wait_readable(answer)
     _, pidfds, _, _ = socket.recv_fds(answer, 1, 1)
     if not pidfds:
         raise OSError(errno.EAGAIN, "no process for a long allocation")

@@ -48,7 +48,8 @@ def begin() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(
         f"Linux {platform.release()}, {os.cpu_count()} CPUs,"
-        f" Python {platform.python_version()}, pyfuse3 {version('pyfuse3')}"
+        f" Python {platform.python_version()}, pyfuse3 {version('pyfuse3')},"
+        f" load {os.getloadavg()[0]:.1f}"
     )
 
 

@@ -18,6 +18,7 @@ around each call:
 p50 and p99 are those of a round, the median over the rounds, in µs. A ratio is
 taken within a round (inaccfs / floor), and then the median over the rounds. The
 client's own work (the call from Python, two readings of the clock) is in both.
+Any other process that keeps this CPU busy spoils the figures, inaccfs's the most.
 
 Needs: a C compiler, pkg-config, libfuse3's headers.
 """

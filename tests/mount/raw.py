@@ -33,7 +33,12 @@ _AT_SYMLINK_FOLLOW: Final = 0x400
 
 # x86-64 and arm64 differ in the old ones; since 424 all architectures agree.
 _NUMBERS: Final = {
-    "x86_64": {"io_setup": 206, "io_destroy": 207, "io_getevents": 208, "io_submit": 209},
+    "x86_64": {
+        "io_setup": 206,
+        "io_destroy": 207,
+        "io_getevents": 208,
+        "io_submit": 209,
+    },
     "aarch64": {"io_setup": 0, "io_destroy": 1, "io_submit": 2, "io_getevents": 4},
 }
 _IO_URING_SETUP: Final = 425
@@ -53,7 +58,9 @@ def _syscall(number: int, *arguments: object) -> int:
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), without glibc's emulation and without a retry after EINTR."""
-    _checked(_libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)))
+    _checked(
+        _libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
+    )
 
 
 def punch(fd: int, offset: int, length: int) -> None:
@@ -61,7 +68,9 @@ def punch(fd: int, offset: int, length: int) -> None:
     fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
 
-def renameat2(old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int) -> None:
+def renameat2(
+    old: str | os.PathLike[str], new: str | os.PathLike[str], flags: int
+) -> None:
     """renameat2(2)."""
     _checked(
         _libc.renameat2(
@@ -87,7 +96,7 @@ def link_fd(fd: int, name: str | os.PathLike[str]) -> None:
     )
 
 
-# --- AIO, see io_submit(2) ------------------------------------------------------
+# --- AIO, see io_submit(2) ----------------------------------------------------
 
 AIO_PREAD: Final = 0
 AIO_PWRITE: Final = 1
@@ -124,7 +133,7 @@ def aio(fd: int, opcode: int) -> None:
         _syscall(numbers["io_destroy"], context)
 
 
-# --- io_uring, see io_uring_enter(2) ----------------------------------------------
+# --- io_uring, see io_uring_enter(2) ------------------------------------------
 
 IORING_READV: Final = 1
 IORING_WRITEV: Final = 2
@@ -139,8 +148,12 @@ _FEAT_SINGLE_MMAP: Final = 1
 # struct io_uring_params: sq_entries, cq_entries, flags, sq_thread_cpu,
 # sq_thread_idle, features, wq_fd, resv[3]; then the offsets of both rings.
 _PARAMS_SIZE: Final = 120
-_sq_offsets = struct.Struct("=8IQ")  # head, tail, ring_mask, entries, flags, dropped, array
-_cq_offsets = struct.Struct("=8IQ")  # head, tail, ring_mask, entries, overflow, cqes, flags
+_sq_offsets = struct.Struct(
+    "=8IQ"
+)  # head, tail, ring_mask, entries, flags, dropped, array
+_cq_offsets = struct.Struct(
+    "=8IQ"
+)  # head, tail, ring_mask, entries, overflow, cqes, flags
 # struct io_uring_sqe: opcode, flags, ioprio, fd, off, addr, len
 _sqe = struct.Struct("=BBHiQQI")
 _cqe = struct.Struct("=QiI")
@@ -167,8 +180,12 @@ def io_uring(fd: int, opcode: int) -> None:
         stack.callback(os.close, ring)
         _, _, _, _, _, features = struct.unpack_from("=6I", parameters)
         assert features & _FEAT_SINGLE_MMAP
-        (_, tail, _, entries, _, _, array, _, _) = _sq_offsets.unpack_from(parameters, 40)
-        (_, _, _, cq_entries, _, cqes, _, _, _) = _cq_offsets.unpack_from(parameters, 80)
+        (_, tail, _, entries, _, _, array, _, _) = _sq_offsets.unpack_from(
+            parameters, 40
+        )
+        (_, _, _, cq_entries, _, cqes, _, _, _) = _cq_offsets.unpack_from(
+            parameters, 80
+        )
         del entries, cq_entries
         rings = stack.enter_context(mmap.mmap(ring, 4096, offset=_OFF_SQ_RING))
         entry = stack.enter_context(mmap.mmap(ring, 4096, offset=_OFF_SQES))
@@ -191,7 +208,7 @@ def io_uring(fd: int, opcode: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
-# --- directories and extended attributes ------------------------------------------
+# --- directories and extended attributes --------------------------------------
 
 _GETDENTS64: Final = {"x86_64": 217, "aarch64": 61}
 _dirent = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; then d_name
@@ -216,9 +233,7 @@ def getxattr(path: str | os.PathLike[str], name: str, size: int) -> int:
     """The length of a value, read into *size* bytes; 0 only asks. getxattr(2)."""
     buffer = ctypes.create_string_buffer(max(size, 1))
     return _checked(
-        _libc.getxattr(
-            os.fsencode(path), name.encode(), buffer, ctypes.c_size_t(size)
-        )
+        _libc.getxattr(os.fsencode(path), name.encode(), buffer, ctypes.c_size_t(size))
     )
 
 

@@ -14,17 +14,27 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import (
+    ExitStack,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import inaccfs
-from inaccfs.fuse import mounting
+from inaccfs import status as status_
+from inaccfs.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from inaccfs.status import Status
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -74,7 +84,17 @@ def meminfo(name: str) -> int:
 
 def is_mounted(path: str | Path) -> bool:
     """Whether there is an inaccfs mount at *path*, without asking its daemon."""
-    return any(found.path == str(path) for found in mounting.mounts())
+    with open("/proc/self/mountinfo", "rb") as lines:
+        found = [line.split() for line in lines]
+    # Spaces and the like are written as \040 there; see proc(5).
+    names = [line[4].decode("unicode_escape").encode("latin-1") for line in found]
+    types = [line[line.index(b"-") + 1] for line in found]
+    return (os.fsencode(path), b"fuse.inaccfs") in zip(names, types, strict=True)
+
+
+def status_of(path: Path) -> Status:
+    """What the mount at *path* says of itself."""
+    return status_.decode(os.getxattr(path, status_.STATUS_XATTR))
 
 
 def assert_clean(log: str) -> None:
@@ -97,13 +117,29 @@ def mounted(path: Path | None = None, **options: Any) -> Iterator[inaccfs.Mount]
         assert_clean(log.read())
 
 
+@contextmanager
+def doomed(path: Path | None = None) -> Iterator[inaccfs.Mount]:
+    """A mount whose daemon is killed in the block, so that it does not end well."""
+    with (
+        pytest.raises(inaccfs.InaccfsError, match="ended with status -9"),
+        inaccfs.mounted(path) as mount,
+    ):
+        yield mount
+
+
+def kill(mount: inaccfs.Mount) -> None:
+    """End a daemon as the kernel does when memory is short."""
+    mount.process.kill()
+    mount.process.wait(PATIENCE)
+
+
 def inaccfs_command(*arguments: str | Path) -> list[str]:
     """The command line of inaccfs, for `subprocess`."""
     return [sys.executable, "-m", "inaccfs", *map(str, arguments)]
 
 
 def run(
-    *command: str | Path,
+    *command: str | Path | int,
     status: int | None = 0,
     env: Mapping[str, str] = ENVIRONMENT,
     **options: Any,
@@ -128,8 +164,27 @@ def run(
 def cli(
     *arguments: str | Path, status: int = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run inaccfs with *arguments*."""
+    """Run inaccfs with *arguments*, and check its exit *status*.
+
+    status and umount run in this process, unless *options* are for `subprocess`: to
+    start Python takes longer than what they do.
+    """
+    if arguments[:1] in (("status",), ("umount",)) and not options:
+        result = _run_here(*arguments)
+        assert result.returncode == status, result
+        return result
     return run(*inaccfs_command(*arguments), status=status, **options)
+
+
+def _run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try:
+            status = main(list(map(str, arguments)))
+        except SystemExit as exc:
+            status = exc.code if isinstance(exc.code, int) else 1
+    return subprocess.CompletedProcess(
+        arguments, status, out.getvalue(), err.getvalue()
+    )
 
 
 def complaint(*arguments: str | Path, **options: Any) -> str:
@@ -149,19 +204,22 @@ def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
     Whoever uses it ends the daemon, or fails.
     """
     log = scratch / "background.log"
-    cli(
-        *("mount", "--control", scratch / "background.sock"),
-        *("--log", log, *arguments, path),
-    )
-    pid = inaccfs.launch.read_status(str(path)).pid
+    control = scratch / "background.sock"
+    cli("mount", "--control", control, "--log", log, *arguments, path)
+    pid = status_of(path).pid
     daemon = os.pidfd_open(pid)
     try:
         yield pid
         assert wait_readable(daemon), "the daemon is still there"
         assert not is_mounted(path)
-        assert_clean(log.read_text(errors="replace"))
+        assert_clean(log_text(log))
     finally:
         give_up(path, daemon)
+
+
+def log_text(log: Path) -> str:
+    """The log of a daemon that has ended; one that is empty it removes."""
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def give_up(path: Path, daemon: int) -> None:
@@ -184,7 +242,14 @@ def wait_readable(fd: int, seconds: float = PATIENCE) -> bool:
 
 def wait_for_exit(pid: int) -> None:
     """Wait until a process that is no child of ours has gone."""
-    assert inaccfs.launch.wait_for_exit(pid, PATIENCE)
+    try:
+        daemon = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert wait_readable(daemon), f"process {pid} is still there"
+    finally:
+        os.close(daemon)
 
 
 def ask_until(question: Callable[[], bool]) -> None:
@@ -198,19 +263,20 @@ def ask_until(question: Callable[[], bool]) -> None:
 
 
 def outcome(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
-    """"ok", or the name of the errno that a call fails with."""
+    """ "ok", or the name of the errno that a call fails with."""
     try:
         call(*args, **kwargs)
     except OSError as exc:
-        assert exc.errno is not None, exc
+        name = errno.errorcode.get(exc.errno or 0, str(exc))
         # It has two names, and the man pages use the other one.
-        name = errno.errorcode[exc.errno]
         return "EOPNOTSUPP" if name == "ENOTSUP" else name
     return "ok"
 
 
 @contextmanager
-def opened(path: Path | str, flags: int = os.O_RDWR, mode: int = 0o600) -> Iterator[int]:
+def opened(
+    path: Path | str, flags: int = os.O_RDWR, mode: int = 0o600
+) -> Iterator[int]:
     """An fd for the length of a with block."""
     fd = os.open(path, flags, mode)
     try:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,7 @@ from tests.mount import raw, support
 from tests.mount.support import MIB, PAGE, allocated, new_file, opened, outcome, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from inaccfs import Mount
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.fuse
 SECOND = 1_000_000_000
 
 
-# --- getattr --------------------------------------------------------------------
+# --- getattr ------------------------------------------------------------------
 
 
 @support.needs_root
@@ -95,7 +96,7 @@ def test_hard_links_share_all_attributes(mount: Mount) -> None:
     assert os.stat(link).st_nlink == 2
 
 
-# --- times ----------------------------------------------------------------------
+# --- times --------------------------------------------------------------------
 
 
 def times(path: Path) -> tuple[int, int]:
@@ -104,18 +105,20 @@ def times(path: Path) -> tuple[int, int]:
     return found.st_atime_ns, found.st_mtime_ns
 
 
-@pytest.mark.parametrize("kind", ["file", "directory", "fifo"])
-def test_times_are_kept_to_the_nanosecond(mount: Mount, kind: str) -> None:
-    path = mount.path / "it"
-    {"file": path.touch, "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
-    for wanted in [
-        (1_234_567_890 * SECOND + 123_456_789, 987_654_321 * SECOND + 1),
-        (0, 999_999_999),
-        (4_000_000_000 * SECOND, 4_000_000_000 * SECOND + 5),
-        (-1, -2 * SECOND + 500_000_000),
-    ]:
-        os.utime(path, ns=wanted)
-        assert times(path) == wanted
+def test_times_are_kept_to_the_nanosecond(mount: Mount) -> None:
+    paths = [mount.path / name for name in ("file", "directory", "fifo")]
+    paths[0].touch()
+    paths[1].mkdir()
+    os.mkfifo(paths[2])
+    for path in [*paths, mount.path]:
+        for wanted in [
+            (1_234_567_890 * SECOND + 123_456_789, 987_654_321 * SECOND + 1),
+            (0, 999_999_999),
+            (4_000_000_000 * SECOND, 4_000_000_000 * SECOND + 5),
+            (-1, -2 * SECOND + 500_000_000),
+        ]:
+            os.utime(path, ns=wanted)
+            assert times(path) == wanted
 
 
 def test_one_time_can_be_set_without_the_other(mount: Mount) -> None:
@@ -132,7 +135,11 @@ def test_one_time_can_be_set_without_the_other(mount: Mount) -> None:
 def test_a_time_can_be_set_to_now(mount: Mount) -> None:
     """UTIME_NOW of utimensat(2), for both and for one."""
     file = new_file(mount.path / "file")
-    for option, changed in (("", (True, True)), ("-a", (True, False)), ("-m", (False, True))):
+    for option, changed in (
+        ("", (True, True)),
+        ("-a", (True, False)),
+        ("-m", (False, True)),
+    ):
         os.utime(file, ns=(SECOND, SECOND))
         before = time.time_ns()
         run("touch", *option.split(), file)
@@ -157,7 +164,7 @@ def test_times_of_a_symbolic_link_are_its_own(mount: Mount) -> None:
 def test_what_changes_a_directory_changes_its_time(mount: Mount) -> None:
     directory = mount.path / "directory"
     directory.mkdir()
-    changes = {
+    changes: dict[str, Callable[[], object]] = {
         "create": lambda: (directory / "a").touch(),
         "rename": lambda: os.rename(directory / "a", directory / "b"),
         "link": lambda: os.link(directory / "b", directory / "c"),
@@ -181,7 +188,7 @@ def test_an_allocation_changes_the_times_of_the_file(mount: Mount) -> None:
     assert os.stat(file).st_mtime_ns > 1
 
 
-# --- owner and mode ---------------------------------------------------------------
+# --- owner and mode -----------------------------------------------------------
 
 
 @support.needs_root
@@ -292,7 +299,11 @@ def test_others_are_kept_out_unless_allowed_in(scratch: Path) -> None:
     os.chmod(scratch, 0o755)
     point = scratch / "mnt"
     point.mkdir()
-    nobody = {"user": support.NOBODY, "group": support.NOBODY, "extra_groups": []}
+    nobody: dict[str, Any] = {
+        "user": support.NOBODY,
+        "group": support.NOBODY,
+        "extra_groups": [],
+    }
     with support.mounted(point, mode=0o777) as mount:
         told = run("ls", mount.path, status=None, **nobody)
         assert os.strerror(errno.EACCES) in told.stderr
@@ -318,7 +329,7 @@ def test_the_root_is_the_owners_alone_by_default(mount: Mount) -> None:
     assert (found.st_uid, found.st_gid) == (os.getuid(), os.getgid())
 
 
-# --- the mount as a whole -----------------------------------------------------------
+# --- the mount as a whole -----------------------------------------------------
 
 
 def test_the_mount_is_nosuid_nodev_and_noexec(mount: Mount) -> None:
@@ -355,7 +366,9 @@ def test_the_size_of_the_file_system_is_that_of_the_backing() -> None:
         assert now.f_bfree == now.f_bavail == 11 * MIB // PAGE
         assert now.f_ffree == empty.f_ffree - 1
         told = run("df", "-B1", "--output=size,used,avail", mount.path).stdout
-        assert told.splitlines()[1].split() == list(map(str, (16 * MIB, 5 * MIB, 11 * MIB)))
+        assert told.splitlines()[1].split() == list(
+            map(str, (16 * MIB, 5 * MIB, 11 * MIB))
+        )
 
 
 @support.needs_root

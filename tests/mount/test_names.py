@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 
-# --- making -----------------------------------------------------------------------
+# --- making -------------------------------------------------------------------
 
 
 def test_o_excl_makes_a_file_once(mount: Mount) -> None:
@@ -161,7 +161,7 @@ def test_directories_count_their_directories(mount: Mount) -> None:
     assert outcome(os.unlink, mount.path / "a") == "EISDIR"
 
 
-# --- removing -----------------------------------------------------------------------
+# --- removing -----------------------------------------------------------------
 
 
 def test_a_file_that_is_open_outlives_its_name(mount: Mount) -> None:
@@ -220,10 +220,10 @@ def test_a_directory_that_is_open_outlives_its_name(mount: Mount) -> None:
         assert stat.S_ISDIR(os.fstat(fd).st_mode)
 
 
-def test_a_file_can_be_made_anew_a_thousand_times(mount: Mount) -> None:
+def test_a_file_can_be_made_anew_many_times(mount: Mount) -> None:
     """Inode numbers come back; what the kernel knew of the old one does not."""
     file = mount.path / "file"
-    for size in range(1, 1001):
+    for size in range(1, 301):
         with opened(file, os.O_CREAT | os.O_EXCL | os.O_RDWR) as fd:
             os.ftruncate(fd, size * PAGE)
         assert os.stat(file).st_size == size * PAGE
@@ -231,7 +231,7 @@ def test_a_file_can_be_made_anew_a_thousand_times(mount: Mount) -> None:
     assert os.listdir(mount.path) == []
 
 
-# --- renaming -----------------------------------------------------------------------
+# --- renaming -----------------------------------------------------------------
 
 
 def test_rename_moves_and_replaces(mount: Mount) -> None:
@@ -305,14 +305,16 @@ def test_a_name_can_be_moved_onto_a_link_of_the_same_file(mount: Mount) -> None:
     assert os.stat(file).st_nlink == 2
 
 
-# --- listing ------------------------------------------------------------------------
+# --- listing ------------------------------------------------------------------
 
 
 @support.needs_root
 def test_a_hundred_thousand_names_are_listed_each_once(scratch: Path) -> None:
     count = 100_000
     with (
-        support.tmpfs(scratch / "memory", f"size=64m,mode=700,nr_inodes={count + 10}") as m,
+        support.tmpfs(
+            scratch / "memory", f"size=64m,mode=700,nr_inodes={count + 10}"
+        ) as m,
         support.mounted(backing=m) as mount,
     ):
         wanted = {f"name-{number}" for number in range(count)}
@@ -326,7 +328,7 @@ def test_a_hundred_thousand_names_are_listed_each_once(scratch: Path) -> None:
 
 
 def test_what_is_removed_while_listing_costs_no_other_name(mount: Mount) -> None:
-    names = {f"name-{number}" for number in range(5000)}
+    names = {f"name-{number}" for number in range(2000)}
     for name in names:
         os.mknod(mount.path / name)
     seen = []
@@ -341,11 +343,13 @@ def test_what_is_removed_while_listing_costs_no_other_name(mount: Mount) -> None
 
 def test_rm_removes_a_tree(mount: Mount) -> None:
     run(
-        *("sh", "-c", "mkdir -p t/a/b/c t/d; for d in t t/a t/a/b t/d; do "
-          "seq -f $d/%g 1000 | xargs touch; done"),
+        "sh",
+        "-c",
+        "mkdir -p t/a/b/c t/d; "
+        "for d in t t/a t/a/b t/d; do seq -f $d/%g 400 | xargs touch; done",
         cwd=mount.path,
-    )  # fmt: skip
-    assert len(os.listdir(mount.path / "t")) == 1002
+    )
+    assert len(os.listdir(mount.path / "t")) == 402
 
     run("rm", "-rf", "t", cwd=mount.path)
 
@@ -401,7 +405,7 @@ def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
     ]
 
 
-# --- unusual names and trees ----------------------------------------------------------
+# --- unusual names and trees --------------------------------------------------
 
 
 def test_names_are_bytes_up_to_255(mount: Mount) -> None:
@@ -470,7 +474,7 @@ class OpenedAt:
         os.close(self._fd)
 
 
-# --- a wrapped directory, which others may change, too ---------------------------------
+# --- a wrapped directory, which others may change, too ------------------------
 
 
 @support.needs_root
@@ -498,7 +502,9 @@ def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
 
 
 @support.needs_root
-def test_files_that_are_open_survive_what_happens_behind_the_mount(memory: Path) -> None:
+def test_files_that_are_open_survive_what_happens_behind_the_mount(
+    memory: Path,
+) -> None:
     with support.mounted(backing=memory) as mount:
         with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
             raw.fallocate(fd, 0, 0, PAGE)
@@ -509,7 +515,8 @@ def test_files_that_are_open_survive_what_happens_behind_the_mount(memory: Path)
             new_file(memory / "file", 8 * PAGE)
             assert os.stat(mount.path / "file").st_size == 8 * PAGE
             assert os.fstat(fd).st_size == 2 * PAGE
-        assert used(memory) == 0
+        # The kernel tells of the close when it likes, but before it asks this.
+        assert used(mount.path) == 0
 
 
 @support.needs_root
@@ -523,9 +530,14 @@ def test_the_files_of_a_wrapped_directory_stay_after_the_mount(memory: Path) -> 
 
 
 @support.needs_root
-def test_another_file_system_below_a_wrapped_directory_is_left_out(memory: Path) -> None:
+def test_another_file_system_below_a_wrapped_directory_is_left_out(
+    memory: Path,
+) -> None:
     """Its inode numbers could be those of files of the wrapped one."""
-    with support.tmpfs(memory / "other") as other, support.mounted(backing=memory) as mount:
+    with (
+        support.tmpfs(memory / "other") as other,
+        support.mounted(backing=memory) as mount,
+    ):
         new_file(other / "file")
         assert outcome(os.stat, mount.path / "other/file") in ("EXDEV", "ENOENT")
         assert os.listdir(mount.path) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,8 @@ from hypothesis import HealthCheck, settings
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
-from inaccfs.shim.interruptible import INTERRUPT_SIGNAL, install_interrupt_handler
 from inaccfs.shim.semantics import V8
-from tests.unit.fakes import World, serving
+from tests.unit.fakes import HeldAllocator, World, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -70,14 +68,12 @@ def namespace(backing: Backing) -> Iterator[Namespace]:
 
 
 @pytest.fixture
-async def world(backing: Backing) -> AsyncIterator[World]:
-    async with serving(backing) as made:
-        yield made
+def held() -> HeldAllocator:
+    """What does the long allocations of `world`."""
+    return HeldAllocator()
 
 
 @pytest.fixture
-def interrupt_handler() -> Iterator[None]:
-    before = signal.getsignal(INTERRUPT_SIGNAL)
-    install_interrupt_handler()
-    yield
-    signal.signal(INTERRUPT_SIGNAL, before)
+async def world(backing: Backing, held: HeldAllocator) -> AsyncIterator[World]:
+    async with serving(backing, allocator=held) as made:
+        yield made

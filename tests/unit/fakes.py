@@ -6,24 +6,25 @@ from include/uapi/linux/fuse.h, so that a slip in `inaccfs.fuse.wire` shows.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
 import socket
 import struct
 import threading
-from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
 from inaccfs.fuse.channel import Channel
+from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
+from inaccfs.shim.allocator import Allocator, Undoing
+from inaccfs.shim.file import first_of
 from inaccfs.shim.semantics import V8
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ ATTR_OUT: Final = struct.Struct("=QII")  # and an ATTR
 OPEN_OUT: Final = struct.Struct("=QIi")
 OPEN_IN: Final = struct.Struct("=II")
 CREATE_IN: Final = struct.Struct("=IIII")
+RENAME2_IN: Final = struct.Struct("=QII")
 FALLOCATE_IN: Final = struct.Struct("=QQQII")
 FORGET_IN: Final = struct.Struct("=Q")
 BATCH_FORGET_IN: Final = struct.Struct("=II")
@@ -107,7 +109,7 @@ class Reply(NamedTuple):
         assert self.error == 0, errno.errorcode[self.error]
         found = ENTRY_OUT.unpack_from(self.payload)
         attr = Attr(*ATTR.unpack_from(self.payload, ENTRY_OUT.size))
-        return EntryOut(*found[:4], attr)
+        return EntryOut._make((*found[:4], attr))
 
     def opened(self) -> tuple[int, int, int]:
         """(fh, open_flags, backing_id), which end the answer to OPEN or CREATE."""
@@ -132,6 +134,7 @@ class FakeKernel:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
+        self._ours = ours
         self._socket = trio.socket.from_stdlib_socket(ours)
         self._uniques = itertools.count(2, 2)
         # The channel's end.
@@ -140,12 +143,19 @@ class FakeKernel:
     async def send_raw(self, message: bytes) -> None:
         await self._socket.send(message)
 
+    def send_now(
+        self, op: int, nodeid: int, unique: int, body: bytes, length: int = 0
+    ) -> None:
+        """Send a request without letting any other task run; *length* may lie."""
+        length = length or IN_HEADER.size + len(body)
+        header = (length, op, unique, nodeid, os.geteuid(), os.getegid(), 1, 0, 0)
+        self._ours.send(IN_HEADER.pack(*header) + body)
+
     async def send(self, op: int, nodeid: int = 1, body: bytes = b"") -> int:
         """Send a request; return its unique."""
         unique = next(self._uniques)
-        length = IN_HEADER.size + len(body)
-        header = (length, op, unique, nodeid, os.geteuid(), os.getegid(), 1, 0, 0)
-        await self.send_raw(IN_HEADER.pack(*header) + body)
+        await trio.lowlevel.wait_writable(self._ours)
+        self.send_now(op, nodeid, unique, body)
         return unique
 
     async def receive(self) -> Reply:
@@ -187,11 +197,10 @@ class FakeKernel:
 
     def is_silent(self) -> bool:
         """Whether no reply is there to be read."""
-        with socket.socket(fileno=os.dup(self._socket.fileno())) as peek:
-            try:
-                peek.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True
+        try:
+            self._ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
         return False
 
     def unmount(self) -> None:
@@ -199,35 +208,65 @@ class FakeKernel:
         self._socket.close()
 
 
-@dataclass
 class FakePyfuse3:
     """libfuse's end of the relay: answers all requests with success, or holds back."""
 
-    end: Any
-    # Whether requests pile up in `held` instead of being answered.
-    holding: bool = False
-    held: deque[tuple[int, int]] = field(default_factory=deque)
-    # (opcode, whole message), in order of arrival.
-    seen: list[tuple[int, bytes]] = field(default_factory=list)
-    # The errno with which requests are answered, and what follows a success.
-    error: int = 0
-    payload: bytes = b""
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        # Whether requests pile up in `held` instead of being answered.
+        self.holding = False
+        self.held: list[tuple[int, int]] = []
+        # (opcode, whole message), in order of arrival.
+        self.seen: list[tuple[int, bytes]] = []
+        # The errno with which requests are answered, and what follows a success.
+        self.error = 0
+        self.payload = b""
 
     async def run(self) -> None:
-        while message := await self.end.recv(1 << 17):
+        while True:
+            await trio.lowlevel.wait_readable(self._end)
+            if not (message := self._end.recv(1 << 17)):
+                return
             _, op, unique, *_ = IN_HEADER.unpack_from(message)
             self.seen.append((op, message))
             if op == Op.INIT:
-                await self.answer(unique, bytes(INIT_OUT.size))
+                self.answer(unique, bytes(INIT_OUT.size))
             elif self.holding:
                 self.held.append((unique, op))
             else:
-                await self.answer(unique, self.payload)
+                self.answer(unique, self.payload)
 
-    async def answer(self, unique: int, payload: bytes = b"") -> None:
+    def answer(self, unique: int, payload: bytes = b"") -> None:
+        """Reply at once. As with libfuse, no room for the reply is an error."""
         payload = b"" if self.error else payload
         header = OUT_HEADER.pack(OUT_HEADER.size + len(payload), -self.error, unique)
-        await self.end.send(header + payload)
+        self._end.send(header + payload)
+
+
+class HeldCloser(Closer):
+    """A closer that can claim that memory is on its way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_its_way: trio.Event | None = None
+
+    def claim(self) -> None:
+        self._on_its_way = trio.Event()
+
+    def let_go(self) -> None:
+        assert self._on_its_way is not None
+        self.freed += 1
+        self._on_its_way.set()
+        self._on_its_way = None
+
+    @property
+    def busy(self) -> bool:
+        return self._on_its_way is not None or super().busy
+
+    async def wait_idle(self) -> None:
+        if self._on_its_way is not None:
+            await self._on_its_way.wait()
+        await super().wait_idle()
 
 
 @dataclass
@@ -238,6 +277,7 @@ class World:
     pyfuse3: FakePyfuse3
     channel: Channel
     namespace: Namespace
+    closer: HeldCloser
 
 
 class SealFactory:
@@ -261,41 +301,43 @@ async def serving(
     make_seal: SealFactory | None = None,
     handshake: bool = True,
     relay_bytes: int = 1 << 17,
+    allocator: Allocator | None = None,
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
-    namespace = Namespace(backing, V8())
+    closer = HeldCloser()
+    namespace = Namespace(backing, V8(), closer.close, allocator)
     kernel = FakeKernel()
     relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    relay.setblocking(False)
     for end in (relay, theirs):
+        end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relay_bytes)
-    pyfuse3 = FakePyfuse3(trio.socket.from_stdlib_socket(theirs))
+    pyfuse3 = FakePyfuse3(theirs)
     channel = Channel(
-        kernel.device.fileno(), relay, namespace, make_seal or SealFactory()
+        kernel.device.fileno(), relay, namespace, closer, make_seal or SealFactory()
     )
-    with kernel.device, relay, pyfuse3.end, trio.fail_after(10):
+    with kernel.device, relay, theirs, trio.fail_after(10):
         async with trio.open_nursery() as nursery:
+            closer.nursery = nursery
             nursery.start_soon(pyfuse3.run)
             nursery.start_soon(channel.run)
             if handshake:
                 await kernel.call(Op.INIT, 0, init_in())
-            yield World(kernel, pyfuse3, channel, namespace)
+            yield World(kernel, pyfuse3, channel, namespace, closer)
             kernel.unmount()
             # channel.run() ends by itself; closing its end then ends pyfuse3's.
             relay.shutdown(socket.SHUT_RDWR)
     namespace.close()
 
 
-# --- calls that block ----------------------------------------------------------------
-
-_libc = ctypes.CDLL(None, use_errno=True)
+# --- calls that take long ---------------------------------------------------------
 
 
-class BlockingCall:
+class HeldCall:
     """Stands in for syscalls.fallocate(); made in a trio task, called in a thread."""
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        self._let_go = threading.Event()
         # Set once a thread is inside.
         self.entered = trio.Event()
         self.arguments: tuple[int, ...] = ()
@@ -303,37 +345,65 @@ class BlockingCall:
     def __call__(self, *arguments: int) -> None:
         self.arguments = arguments
         self._token.run_sync_soon(self.entered.set)
-        self.block()
+        self._let_go.wait()
 
-    def block(self) -> None:
-        raise NotImplementedError
-
-
-class EndsBySignal(BlockingCall):
-    """Waits for a signal, as an allocation does that has nothing to give back."""
-
-    def block(self) -> None:
-        _libc.pause()
-        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+    def let_go(self) -> None:
+        self._let_go.set()
 
 
-class SettlesLate(BlockingCall):
-    """Takes no notice of signals until `settle`: it is giving memory back."""
+class HeldUndoing(Undoing):
+    """Gives memory back for as long as a test wants it to."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._settled = threading.Event()
+        self._over = trio.Event()
 
-    def block(self) -> None:
-        self._settled.wait()
-        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+    def end(self) -> None:
+        self._over.set()
 
-    def settle(self) -> None:
-        self._settled.set()
+    async def wait(self) -> None:
+        await self._over.wait()
 
 
-class Holds(SettlesLate):
-    """A call that ends well, when `settle` lets it."""
+class HeldAllocator(Allocator):
+    """Allocates nothing, without a helper: each call waits to be let go."""
 
-    def block(self) -> None:
-        self._settled.wait()
+    def __init__(self) -> None:
+        # Set once a call is under way.
+        self.entered = trio.Event()
+        # Of the last call: fd, mode, offset, length.
+        self.arguments: tuple[int, ...] = ()
+        # With this an interrupted call still gives memory back; else it ends at once.
+        self.undoing: HeldUndoing | None = None
+        # How many calls were under way at once, at most.
+        self.most = 0
+        self._running = 0
+        # Whether a call ended because nobody waited for it any more.
+        self.cancelled = False
+        self._error = 0
+        self._let_go = trio.Event()
+
+    def let_go(self, error: int = 0) -> None:
+        """End the calls under way, and all that come."""
+        self._error = error
+        self._let_go.set()
+
+    async def allocate(
+        self, fd: int, mode: int, offset: int, length: int, interrupted: trio.Event
+    ) -> Undoing | None:
+        self.arguments = (fd, mode, offset, length)
+        self.entered.set()
+        self._running += 1
+        self.most = max(self.most, self._running)
+        try:
+            await first_of(self._let_go.wait, interrupted.wait)
+        except BaseException:
+            self.cancelled = True
+            raise
+        finally:
+            self._running -= 1
+        error = errno.EINTR if interrupted.is_set() else self._error
+        if error == errno.EINTR and self.undoing is not None:
+            return self.undoing
+        if error:
+            raise OSError(error, os.strerror(error))
+        return None

@@ -1,0 +1,75 @@
+"""A mount namespace of the test's own, so that nothing global changes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.mount import support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PrivateNamespace:
+    """A mount namespace that a process of ours holds open."""
+
+    pid: int
+
+    def enter(self, *command: str | Path) -> list[str]:
+        """The command line of a *command* that runs inside."""
+        return ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--", *map(str, command)]
+
+    def run(
+        self, *command: str | Path, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside."""
+        return support.run(*self.enter(*command), **options)
+
+    def shell(self, script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a shell script inside."""
+        return self.run("sh", "-euc", script, **options)
+
+
+@contextmanager
+def private_namespace(script: str = "") -> Iterator[PrivateNamespace]:
+    """A new mount namespace, set up by a shell *script*; gone with its last process."""
+    if os.geteuid() != 0:
+        pytest.skip("a mount namespace needs root")
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        pytest.skip("no unshare(1) or nsenter(1)")
+    with subprocess.Popen(
+        [
+            *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
+            f"{script}\necho ready; exec cat",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stderr is not None
+        if holder.stdout.readline() != "ready\n":
+            pytest.skip(f"no mount namespace: {holder.stderr.read().strip()}")
+        try:
+            yield PrivateNamespace(holder.pid)
+        finally:
+            # It ends by itself at the end of its input.
+            holder.stdin.close()
+            holder.wait(support.PATIENCE)
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a shell script."""
+    return shlex.quote(str(path))

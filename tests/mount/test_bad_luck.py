@@ -1,0 +1,374 @@
+"""Mounts that cannot be made: each is told in one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from inaccfs.cli import main
+from tests.mount import support
+from tests.mount.namespaces import private_namespace, quoted
+from tests.mount.support import (
+    MIB,
+    PAGE,
+    allocated,
+    complaint,
+    inaccfs_command,
+    new_file,
+    opened,
+    outcome,
+    run,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def point(scratch: Path) -> Path:
+    """A directory to mount on; after the test it is one again."""
+    path = scratch / "mnt"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_mounted(point: Path, scratch: Path) -> object:
+    yield
+    if support.is_mounted(point):
+        support.cli("umount", point)
+        pytest.fail("there is a mount")
+    assert os.listdir(point) == []
+    assert not (scratch / "control").exists()
+
+
+# --- the mountpoint -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ("--foreground",)], ids=["background", "foreground"]
+)
+def test_a_mountpoint_that_is_missing(scratch: Path, extra: tuple[str, ...]) -> None:
+    missing = scratch / "missing"
+    told = complaint("mount", *extra, "--control", scratch / "control", missing)
+    assert told == (f"inaccfs: mountpoint {missing} does not exist: mkdir -p {missing}")
+
+
+def test_a_mountpoint_that_is_no_directory(scratch: Path) -> None:
+    file = new_file(scratch / "file")
+    told = complaint("mount", "--control", scratch / "control", file)
+    assert told == f"inaccfs: mountpoint {file} is not a directory: name one that is"
+
+
+def test_a_mountpoint_below_a_file(scratch: Path) -> None:
+    below = new_file(scratch / "file") / "mnt"
+    assert "Not a directory" in complaint(
+        "mount", "--control", scratch / "control", below
+    )
+
+
+def test_a_mountpoint_that_is_a_mount_already(point: Path) -> None:
+    with support.mounted(point):
+        told = complaint("mount", point)
+        assert f"{point} is an inaccfs mount already" in told
+        assert f"inaccfs umount {point}" in told
+        # The first one is none the worse for it.
+        new_file(point / "file", PAGE)
+
+
+def test_a_mountpoint_that_a_dead_daemon_left(point: Path) -> None:
+    with support.doomed(point) as mount:
+        support.kill(mount)
+        told = complaint("mount", point)
+        assert "left from a daemon that died" in told
+        assert f"inaccfs umount {point}" in told
+
+
+# --- options ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("-ononsense", "unknown mount option 'nonsense'"),
+        ("-osize=1m,nonsense=1", "unknown mount option 'nonsense=1'"),
+        ("-osuid", "always nosuid, nodev and noexec"),
+        ("-orw,exec", "always nosuid, nodev and noexec"),
+        ("--size=junk", "size 'junk' is not a size"),
+        ("--size=-1", "size '-1' is not a size"),
+        ("--size=", "option size has no value"),
+        ("-osize=1x", "size '1x' is not a size"),
+        ("--huge=sometimes", "huge 'sometimes' is not one of never, always"),
+        ("-ohuge=1", "huge '1' is not one of never, always"),
+        ("--mode=999", "mode '999' is not an octal mode"),
+        ("--mode=77777", "mode '77777' is not an octal mode"),
+        ("--uid=root", "uid 'root' is not a number"),
+        ("--uid=-1", "uid '-1' is not a number"),
+        ("--backing=/dev/shm --size=1m", "--size is for the private tmpfs"),
+        ("-obacking=/dev/shm,huge=always", "--huge is for the private tmpfs"),
+        ("--backing=/dev/shm --mode=700", "--mode is for the private tmpfs"),
+    ],
+)
+def test_an_option_that_makes_no_sense(
+    point: Path, capsys: pytest.CaptureFixture[str], words: str, reason: str
+) -> None:
+    """In this process: no daemon is started for words that are wrong."""
+    assert main(["mount", *words.split(), str(point)]) == 1
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("inaccfs: ")
+    assert told.err.count("\n") == 1
+    assert reason in told.err
+
+
+def test_an_option_that_only_the_kernel_can_refuse(point: Path, scratch: Path) -> None:
+    control = ("--control", scratch / "control")
+    told = complaint("mount", *control, "--gid=99999999999", point)
+    assert "gid=99999999999" in told
+    told = complaint("mount", *control, "-o", "max_read=junk", point)
+    assert f"cannot mount on {point}: Invalid argument" in told
+
+
+def test_options_that_argparse_refuses(point: Path) -> None:
+    for arguments in (["--nonsense"], [], ["--ready-fd", "x"]):
+        told = support.cli(
+            "mount", *arguments, *([point] if arguments else []), status=2
+        )
+        assert "usage: inaccfs" in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_a_control_path_that_is_too_long(point: Path, scratch: Path) -> None:
+    """sun_path of unix(7) has 108 bytes."""
+    long = scratch / ("x" * 120)
+    told = complaint("mount", "--control", long, point)
+    assert "a socket's path can have 107" in told
+    assert "name a shorter one with --control" in told
+
+
+def test_a_mountpoint_whose_default_socket_would_be_too_long(scratch: Path) -> None:
+    deep = scratch / ("d" * 120)
+    deep.mkdir()
+    assert "name a shorter one with --control" in complaint("mount", deep)
+    with support.mounted(deep) as mount:
+        assert mount.path == deep
+
+
+def test_a_control_path_that_cannot_be_bound(point: Path, scratch: Path) -> None:
+    told = complaint("mount", "--control", scratch / "missing" / "socket", point)
+    assert "cannot bind the control socket" in told
+    assert "name another with --control" in told
+
+
+def test_a_control_path_where_something_else_is(point: Path, scratch: Path) -> None:
+    other = new_file(scratch / "precious")
+    told = complaint("mount", "--control", other, point)
+    assert f"control socket {other}: " in told
+    assert "name another with --control" in told
+    assert other.exists()
+
+
+def test_a_control_path_that_another_daemon_has(point: Path, scratch: Path) -> None:
+    with support.mounted() as mount:
+        told = complaint("mount", "--control", mount.control, point)
+        assert "is another daemon's" in told
+        assert mount.control.is_socket()
+
+
+def test_a_log_that_cannot_be_written(point: Path, scratch: Path) -> None:
+    log = scratch / "missing" / "log"
+    told = complaint("mount", "--control", scratch / "control", "--log", log, point)
+    assert f"cannot write the log {log}" in told
+    assert "--log" in told
+
+
+# --- the backing --------------------------------------------------------------
+
+
+def test_a_backing_on_a_disk_is_refused_by_its_name(point: Path, scratch: Path) -> None:
+    fstype = run("findmnt", "-n", "-o", "FSTYPE", "-T", scratch).stdout.strip()
+    if fstype in ("tmpfs", "hugetlbfs"):
+        pytest.skip(f"temporary files are on a {fstype} here")
+    (scratch / "backing").mkdir()
+    told = complaint(
+        *("mount", "--control", scratch / "control"),
+        *("--backing", scratch / "backing", point),
+    )
+    assert f"is on {fstype}: it must be on a tmpfs or hugetlbfs" in told
+
+
+def test_a_backing_on_proc_is_refused(point: Path, scratch: Path) -> None:
+    told = complaint(
+        "mount", "--control", scratch / "control", "--backing", "/proc", point
+    )
+    assert "is on proc" in told
+
+
+def test_a_backing_that_is_missing_or_a_file(point: Path, scratch: Path) -> None:
+    control = ("--control", scratch / "control")
+    told = complaint("mount", *control, "--backing", scratch / "missing", point)
+    assert "No such file or directory; name a directory on a tmpfs" in told
+    told = complaint("mount", *control, "--backing", new_file(scratch / "f"), point)
+    assert "Not a directory; name a directory on a tmpfs" in told
+
+
+@support.needs_root
+def test_a_backing_that_others_can_reach_is_told_as_a_warning(memory: Path) -> None:
+    os.chmod(memory, 0o755)
+    with support.mounted(backing=memory) as mount:
+        told = mount.log.read_text()
+        assert told.startswith("inaccfs: warning: others can reach the files in ")
+        assert f"chmod 0700 {memory}" in told
+    os.chmod(memory, 0o700)
+    with support.mounted(backing=memory) as mount:
+        assert "warning: others" not in mount.log.read_text()
+
+
+@support.needs_root
+def test_a_backing_without_inodes_or_pages_left(scratch: Path) -> None:
+    with (
+        support.tmpfs(scratch / "memory", "size=1m,mode=700,nr_inodes=4") as memory,
+        support.mounted(backing=memory) as mount,
+    ):
+        made = [mount.path / name for name in "abc"]
+        for path in made:
+            new_file(path)
+        assert outcome(os.mkdir, mount.path / "d") == "ENOSPC"
+        assert outcome(os.mknod, mount.path / "d") == "ENOSPC"
+        told = outcome(os.open, mount.path / "d", os.O_CREAT | os.O_RDWR)
+        assert told == "ENOSPC"
+        assert outcome(os.open, mount.path, os.O_TMPFILE | os.O_RDWR) == "ENOSPC"
+        run("fallocate", "-l", MIB + PAGE, made[0], status=1)
+        assert allocated(made[0]) == 0
+        os.unlink(made[2])
+        os.mkdir(mount.path / "d")
+
+
+@support.needs_root
+def test_a_backing_that_is_removed_under_the_mount(memory: Path) -> None:
+    backing = memory / "backing"
+    backing.mkdir(mode=0o700)
+    with support.mounted(backing=backing) as mount:
+        new_file(mount.path / "file", PAGE)
+        with opened(mount.path / "file") as fd:
+            run("rm", "-r", backing)
+
+            assert os.listdir(mount.path) == []
+            assert outcome(os.mknod, mount.path / "new") == "ENOENT"
+            assert outcome(os.mkdir, mount.path / "new") == "ENOENT"
+            assert outcome(os.stat, mount.path / "file") == "ENOENT"
+            assert os.fstat(fd).st_size == PAGE
+            run("fallocate", "-l", PAGE, f"/proc/self/fd/{fd}", pass_fds=[fd])
+        os.statvfs(mount.path)
+        assert mount.status().files == 0
+
+
+@support.needs_root
+def test_a_backing_that_is_unmounted_under_the_mount(scratch: Path) -> None:
+    """Lazily: the daemon holds it, so nothing changes for who uses the mount."""
+    with (
+        support.tmpfs(scratch / "memory") as memory,
+        support.mounted(backing=memory) as mount,
+    ):
+        new_file(mount.path / "file", PAGE)
+        run("umount", "-l", memory)
+        assert os.listdir(memory) == []
+
+        run("fallocate", "-l", PAGE, mount.path / "file")
+        new_file(mount.path / "other")
+        assert sorted(os.listdir(mount.path)) == ["file", "other"]
+
+
+@support.needs_root
+def test_a_backing_that_is_read_only(memory: Path) -> None:
+    new_file(memory / "file", PAGE)
+    with support.mounted(backing=memory) as mount:
+        run("mount", "-o", "remount,ro", memory)
+        assert os.stat(mount.path / "file").st_size == PAGE
+        assert outcome(os.mknod, mount.path / "new") == "EROFS"
+        assert outcome(os.open, mount.path / "file", os.O_RDWR) == "EROFS"
+        assert outcome(os.unlink, mount.path / "file") == "EROFS"
+        assert outcome(os.truncate, mount.path / "file", PAGE) == "EROFS"
+
+
+# --- /dev/fuse and permissions ------------------------------------------------
+
+
+@support.needs_root
+@pytest.mark.parametrize(
+    ("hide", "reason"),
+    [
+        (
+            "mount --bind /dev/null /dev/fuse",
+            "no such device or address|cannot|no permi",
+        ),
+        ("touch H/f; mount --bind H/f /dev/fuse", "/dev/fuse is not a device: mknod"),
+        (
+            "mount -t tmpfs none /dev",
+            "no /dev/fuse: load the module with modprobe fuse",
+        ),
+    ],
+    ids=["another device", "a file", "missing"],
+)
+def test_a_dev_fuse_that_is_none(
+    point: Path, scratch: Path, hide: str, reason: str
+) -> None:
+    hide = hide.replace("H", quoted(scratch))
+    with private_namespace(hide) as namespace:
+        told = namespace.run(
+            *inaccfs_command("mount", "--control", scratch / "control", "--foreground"),
+            point,
+            status=1,
+        ).stderr
+    assert told.count("\n") == 1, told
+    assert any(part in told.lower() for part in reason.lower().split("|")), told
+
+
+@support.needs_root
+def test_root_without_cap_sys_admin(point: Path, scratch: Path) -> None:
+    told = run(
+        *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        *inaccfs_command("mount", "--control", scratch / "control", point),
+        status=1,
+    ).stderr
+    assert told.count("\n") == 1, told
+    assert "CAP_SYS_ADMIN" in told
+
+
+@support.needs_root
+def test_root_without_cap_sys_admin_and_a_backing(
+    point: Path, scratch: Path, memory: Path
+) -> None:
+    told = run(
+        *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+        *inaccfs_command("mount", "--control", scratch / "control"),
+        *("--backing", memory, point),
+        status=1,
+    ).stderr
+    assert told == (
+        f"inaccfs: no permission to mount on {point}: it needs CAP_SYS_ADMIN\n"
+    )
+
+
+# --- mounted() ----------------------------------------------------------------
+
+
+def test_mounted_raises_what_the_daemon_said(point: Path) -> None:
+    with (
+        pytest.raises(
+            inaccfs.MountError, match=r"^size 'junk' is not a size: give bytes"
+        ),
+        inaccfs.mounted(point, size="junk"),
+    ):
+        pytest.fail("there is a mount")
+    with (
+        pytest.raises(inaccfs.MountError, match="does not exist: mkdir -p"),
+        inaccfs.mounted(point / "missing"),
+    ):
+        pytest.fail("there is a mount")

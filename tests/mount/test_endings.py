@@ -1,0 +1,385 @@
+"""How a mount ends: by umount, by signals, by force, and while it is in use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from tests.mount import raw, support
+from tests.mount.support import (
+    ENVIRONMENT,
+    GIB,
+    MIB,
+    PAGE,
+    PATIENCE,
+    allocated,
+    ask_until,
+    background,
+    cli,
+    complaint,
+    inaccfs_command,
+    kill,
+    new_file,
+    opened,
+    outcome,
+    run,
+    used,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from inaccfs import Mount
+
+pytestmark = pytest.mark.fuse
+
+GONE = ("ENOTCONN", "ECONNABORTED")
+
+
+@pytest.fixture
+def point(scratch: Path) -> Path:
+    path = scratch / "mnt"
+    path.mkdir()
+    return path
+
+
+# --- by umount ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["umount", "fusermount3 -u", "inaccfs umount", "inaccfs umount --lazy"]
+)
+def test_whatever_unmounts_ends_the_daemon_well(mount: Mount, command: str) -> None:
+    run("fallocate", "-l", MIB, new_file(mount.path / "file"))
+    words = command.split()
+    if words[0] == "inaccfs":
+        words = inaccfs_command(*words[1:])
+
+    told = run(*words, mount.path)
+
+    assert told.stdout + told.stderr == ""
+    assert mount.process.wait(PATIENCE) == 0
+    assert os.listdir(mount.path) == []
+
+
+def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> None:
+    """So that the memory is back, and the next mount is not in its way."""
+    with background(point, scratch) as pid:
+        daemon = os.pidfd_open(pid)
+        try:
+            cli("umount", point)
+            assert support.wait_readable(daemon, 0)
+        finally:
+            os.close(daemon)
+        assert not (scratch / "background.sock").exists()
+
+
+def test_a_busy_mount_stays_and_the_message_says_what_to_do(mount: Mount) -> None:
+    with opened(new_file(mount.path / "file", PAGE)):
+        told = complaint("umount", mount.path)
+        assert f"{mount.path} is busy: close what is open there" in told
+        assert "inaccfs umount --lazy" in told
+        assert os.listdir(mount.path) == ["file"]
+        assert mount.process.poll() is None
+
+
+def test_lazily_the_name_goes_now_and_the_daemon_with_the_last_close(
+    mount: Mount,
+) -> None:
+    with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
+        with opened(mount.path, os.O_RDONLY) as directory:
+            cli("umount", "--lazy", mount.path)
+
+            assert not support.is_mounted(mount.path)
+            assert os.listdir(mount.path) == []
+            assert os.listdir(directory) == ["file"]
+        # What is open works on.
+        raw.fallocate(fd, 0, 0, 4 * PAGE)
+        raw.punch(fd, 0, PAGE)
+        assert allocated(fd) == 3 * PAGE
+        assert mount.process.poll() is None
+    assert mount.process.wait(PATIENCE) == 0
+
+
+def test_lazily_a_busy_directory_can_be_mounted_again(mount: Mount) -> None:
+    with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
+        cli("umount", "-l", mount.path)
+        # Its control socket is another one, because the first is still in use.
+        with support.mounted(mount.path) as second:
+            assert os.listdir(second.path) == []
+            raw.fallocate(fd, 0, 0, PAGE)
+            assert used(second.path) == 0
+            assert second.status().pid == second.pid
+    assert mount.process.wait(PATIENCE) == 0
+
+
+# --- by signals ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts_and_ends_well(mount: Mount, number: signal.Signals) -> None:
+    new_file(mount.path / "file", PAGE)
+
+    mount.process.send_signal(number)
+
+    assert mount.process.wait(PATIENCE) == 0
+    assert not support.is_mounted(mount.path)
+    assert os.listdir(mount.path) == []
+
+
+def test_a_signal_ends_a_mount_in_use_too(mount: Mount) -> None:
+    with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
+        mount.process.terminate()
+
+        assert mount.process.wait(PATIENCE) == 0
+        assert not support.is_mounted(mount.path)
+        assert outcome(os.fstat, fd) in GONE
+        assert outcome(raw.fallocate, fd, 0, 0, PAGE) in GONE
+
+
+def test_two_signals_are_no_more_than_one(mount: Mount) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        mount.process.send_signal(number)
+    assert mount.process.wait(PATIENCE) == 0
+
+
+def test_a_mount_that_covers_the_daemons_stays(mount: Mount) -> None:
+    """The daemon unmounts what is its own, and nothing that lies on top."""
+    run("mount", "-t", "tmpfs", "-o", "size=1m", "inaccfs-test", mount.path)
+    try:
+        new_file(mount.path / "precious")
+        mount.process.terminate()
+        assert mount.process.wait(PATIENCE) in (0, 1)
+        assert os.listdir(mount.path) == ["precious"]
+    finally:
+        run("umount", mount.path)
+        run("umount", "-l", mount.path, status=None)
+
+
+# --- by force -----------------------------------------------------------------
+
+
+@pytest.fixture
+def to_kill(point: Path) -> Iterator[Mount]:
+    """A mount that the test kills the daemon of."""
+    with support.doomed(point) as mount:
+        yield mount
+
+
+def test_a_dead_daemons_mountpoint_says_so_and_is_cleaned_up(to_kill: Mount) -> None:
+    with opened(to_kill.path / "file", os.O_CREAT | os.O_RDWR) as fd:
+        kill(to_kill)
+
+        assert outcome(os.stat, to_kill.path) == "ENOTCONN"
+        assert outcome(os.listdir, to_kill.path) == "ENOTCONN"
+        assert outcome(raw.fallocate, fd, 0, 0, PAGE) in GONE
+    cli("umount", to_kill.path)
+    assert not support.is_mounted(to_kill.path)
+    assert os.listdir(to_kill.path) == []
+
+
+def test_a_dead_daemons_memory_is_back(point: Path) -> None:
+    """Its tmpfs hangs in no namespace, so it goes with the process."""
+    support.need_memory(256 * MIB)
+
+    def shmem() -> tuple[int, int, int]:
+        before = support.meminfo("Shmem")
+        with support.doomed(point) as mount:
+            run("fallocate", "-l", 256 * MIB, new_file(mount.path / "file"))
+            during = support.meminfo("Shmem")
+            kill(mount)
+            cli("umount", mount.path)
+            return before, during, support.meminfo("Shmem")
+
+    # The figures are the whole machine's, and others may be at work: the best of three.
+    assert any(
+        during > before + 200 * MIB and after < before + 100 * MIB
+        for before, during, after in (shmem() for _ in range(3))
+    )
+
+
+def test_a_dead_daemons_control_socket_is_replaced(to_kill: Mount) -> None:
+    kill(to_kill)
+    cli("umount", to_kill.path)
+    assert to_kill.control.is_socket()
+    with support.mounted(to_kill.path, control=to_kill.control):
+        pass
+
+
+def test_a_dead_daemon_of_a_mount_in_use_is_cleaned_up_lazily(to_kill: Mount) -> None:
+    with opened(to_kill.path / "file", os.O_CREAT | os.O_RDWR):
+        kill(to_kill)
+        complaint("umount", to_kill.path)
+        cli("umount", "--lazy", to_kill.path)
+        assert os.listdir(to_kill.path) == []
+
+
+# --- mounted() ----------------------------------------------------------------
+
+
+class Wanted(Exception):
+    """What the block raises."""
+
+
+def test_mounted_takes_everything_down_when_the_block_raises() -> None:
+    with pytest.raises(Wanted), support.mounted() as mount:
+        raise Wanted
+    assert mount.process.returncode == 0
+    assert not support.is_mounted(mount.path)
+    assert not mount.path.exists()
+
+
+def test_mounted_takes_everything_down_when_a_file_is_left_open() -> None:
+    with support.mounted() as mount:
+        fd = os.open(mount.path / "file", os.O_CREAT | os.O_RDWR)
+        directory = os.open(mount.path, os.O_RDONLY)
+    try:
+        assert outcome(os.fstat, fd) in GONE
+    finally:
+        os.close(fd)
+        os.close(directory)
+
+
+def test_mounted_raises_when_the_daemon_ended_otherwise(point: Path) -> None:
+    with support.doomed(point) as mount:
+        kill(mount)
+    assert not support.is_mounted(point)
+
+
+def test_an_exception_of_the_block_counts_for_more(point: Path) -> None:
+    def block() -> None:
+        with inaccfs.mounted(point) as mount:
+            kill(mount)
+            raise Wanted
+
+    with pytest.raises(Wanted):
+        block()
+    assert not support.is_mounted(point)
+
+
+def test_mounted_leaves_a_directory_of_the_users_in_place(point: Path) -> None:
+    with support.mounted(point) as mount:
+        assert mount.path == point
+        assert mount.status().mountpoint == str(point)
+    assert os.listdir(point) == []
+
+
+# --- while a long allocation runs ---------------------------------------------
+
+
+def start_allocation(file: Path, size: int, mount: Mount) -> subprocess.Popen[bytes]:
+    """fallocate(1) of *size* bytes, which has begun."""
+    child = subprocess.Popen(["fallocate", "-l", str(size), file], env=ENVIRONMENT)
+    ask_until(lambda: used(mount.path) > 0)
+    return child
+
+
+@support.needs_root
+def test_the_mount_answers_while_a_long_allocation_runs() -> None:
+    support.need_memory(2 * GIB)
+    with support.mounted(size="3g") as mount:
+        other = new_file(mount.path / "other", PAGE)
+        with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
+            assert os.stat(other).st_size == PAGE
+            with opened(other) as fd:
+                raw.fallocate(fd, 0, 0, PAGE)
+            assert allocated(other) == PAGE
+            assert sorted(os.listdir(mount.path)) == ["file", "other"]
+            assert mount.status().files == 2
+            assert child.poll() is None
+            assert child.wait(PATIENCE) == 0
+        assert allocated(mount.path / "file") == 2 * GIB
+
+
+@support.needs_root
+def test_a_mount_that_goes_lazily_finishes_a_long_allocation() -> None:
+    support.need_memory(2 * GIB)
+    with support.mounted(size="3g") as mount:
+        with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
+            complaint("umount", mount.path)
+            cli("umount", "--lazy", mount.path)
+            assert child.poll() is None
+            assert child.wait(PATIENCE) == 0
+        assert mount.process.wait(PATIENCE) == 0
+
+
+@support.needs_root
+def test_a_signal_to_the_daemon_ends_a_long_allocation() -> None:
+    support.need_memory(2 * GIB)
+    with (
+        support.mounted(size="3g") as mount,
+        start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child,
+    ):
+        mount.process.terminate()
+        assert mount.process.wait(PATIENCE) == 0
+        assert child.wait(PATIENCE) != 0
+
+
+INTERRUPTIBLE = """
+import os, signal, sys
+from tests.mount import raw, support
+signal.signal(signal.SIGINT, lambda *_: None)
+with support.opened(sys.argv[1]) as fd:
+    print("ready", flush=True)
+    print(support.outcome(raw.fallocate, fd, 0, 0, int(sys.argv[2])), flush=True)
+    found = os.fstat(fd)
+    print(found.st_size, found.st_blocks, flush=True)
+"""
+
+
+@support.needs_root
+def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
+    """EINTR at once, and whoever looks waits until shmem has given all back."""
+    support.need_memory(4 * GIB)
+    with support.mounted(size="6g") as mount:
+        file = new_file(mount.path / "file")
+        with subprocess.Popen(
+            [*inaccfs_command()[:1], "-c", INTERRUPTIBLE, str(file), str(4 * GIB)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            ask_until(lambda: used(mount.path) > 0)
+            child.send_signal(signal.SIGINT)
+
+            assert child.stdout.readline() == "EINTR\n"
+            assert child.stdout.readline() == "0 0\n"
+            assert child.wait(PATIENCE) == 0
+        assert os.stat(file).st_blocks == 0
+        assert os.stat(file).st_size == 0
+        assert used(mount.path) == 0
+        # Nothing of it sticks: the next one goes to its end.
+        run("fallocate", "-l", 64 * MIB, file)
+        assert allocated(file) == 64 * MIB
+
+
+@support.needs_root
+def test_who_is_killed_in_an_allocation_leaves_nothing_behind() -> None:
+    support.need_memory(4 * GIB)
+    with support.mounted(size="6g") as mount:
+        file = new_file(mount.path / "file")
+        with start_allocation(file, 4 * GIB, mount) as child:
+            child.kill()
+            assert child.wait(PATIENCE) == -signal.SIGKILL
+        assert os.stat(file).st_blocks == 0
+        assert used(mount.path) == 0
+
+
+@support.needs_root
+def test_a_file_that_is_removed_while_it_is_allocated_goes_at_the_end() -> None:
+    support.need_memory(2 * GIB)
+    with support.mounted(size="3g") as mount:
+        file = new_file(mount.path / "file")
+        with start_allocation(file, 2 * GIB, mount) as child:
+            os.unlink(file)
+            assert os.listdir(mount.path) == []
+            assert child.wait(PATIENCE) == 0
+        ask_until(lambda: used(mount.path) == 0)

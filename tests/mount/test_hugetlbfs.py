@@ -1,0 +1,128 @@
+"""A hugetlbfs as the backing: its page is the unit of all that the rules say."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.mount import raw, support
+from tests.mount.support import (
+    MIB,
+    PAGE,
+    allocated,
+    cli,
+    new_file,
+    opened,
+    outcome,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.fuse, support.needs_root]
+
+PAGES: Final = 8
+_POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+HUGE: Final = 2 * MIB
+
+
+@contextmanager
+def reserved(count: int) -> Iterator[None]:
+    """*count* more huge pages in the pool, for the length of a with block."""
+    try:
+        before = int(_POOL.read_text())
+        _POOL.write_text(str(before + count))
+    except OSError as exc:
+        pytest.skip(f"no huge pages of 2 MiB: {exc.strerror}")
+    try:
+        if int(_POOL.read_text()) < before + count:
+            pytest.skip(f"{count} huge pages of 2 MiB cannot be had")
+        yield
+    finally:
+        _POOL.write_text(str(before))
+
+
+@pytest.fixture
+def pool(scratch: Path) -> Iterator[Path]:
+    """A hugetlbfs of the test's own, with pages to allocate."""
+    path = scratch / "huge"
+    path.mkdir()
+    with reserved(PAGES):
+        options = f"pagesize=2M,size={PAGES * HUGE},mode=700"
+        if run(
+            "mount", "-t", "hugetlbfs", "-o", options, "none", path, status=None
+        ).returncode:
+            pytest.skip("no hugetlbfs")
+        try:
+            yield path
+        finally:
+            run("umount", "-l", path)
+
+
+def test_the_huge_page_is_the_unit(pool: Path) -> None:
+    with support.mounted(backing=pool) as mount:
+        status = mount.status()
+        assert status.page_size == HUGE
+        assert status.backing == f"{pool} (hugetlbfs)"
+        file = new_file(mount.path / "file")
+        assert os.stat(file).st_blksize == HUGE
+        assert os.statvfs(mount.path).f_frsize == HUGE
+
+        for size in (PAGE, HUGE - PAGE, HUGE + PAGE):
+            assert outcome(os.truncate, file, size) == "EINVAL"
+        os.truncate(file, 4 * HUGE)
+        assert outcome(os.truncate, file, 0) == "EPERM"
+        with opened(file) as fd:
+            raw.fallocate(fd, 0, 0, 4 * HUGE)
+            assert allocated(fd) == 4 * HUGE
+            assert mount.status().allocated_pages == 4
+            for offset, length in [(0, PAGE), (PAGE, HUGE), (HUGE, HUGE + PAGE)]:
+                assert outcome(raw.punch, fd, offset, length) == "EINVAL"
+            assert allocated(fd) == 4 * HUGE
+            raw.punch(fd, HUGE, 2 * HUGE)
+            assert allocated(fd) == 2 * HUGE
+        assert "2 pages of 2 MiB" in cli("status", mount.path).stdout
+
+
+def test_a_pool_that_is_empty_says_enospc(pool: Path) -> None:
+    with support.mounted(backing=pool) as mount:
+        first, second = new_file(mount.path / "a"), new_file(mount.path / "b")
+        run("fallocate", "-l", PAGES * HUGE, first)
+        with opened(second) as fd:
+            assert outcome(raw.fallocate, fd, 0, 0, HUGE) == "ENOSPC"
+        assert allocated(second) == 0
+        os.unlink(first)
+        run("fallocate", "-l", HUGE, second)
+
+
+def test_names_and_refusals_are_those_of_a_tmpfs(pool: Path) -> None:
+    with support.mounted(backing=pool) as mount:
+        (mount.path / "directory").mkdir()
+        file = new_file(mount.path / "file", HUGE)
+        os.link(file, mount.path / "directory" / "link")
+        os.rename(file, mount.path / "moved")
+        assert sorted(os.listdir(mount.path)) == ["directory", "moved"]
+        assert os.stat(mount.path / "directory" / "link").st_nlink == 2
+        with opened(mount.path / "moved") as fd:
+            assert outcome(os.read, fd, 1) == "EINVAL"
+            assert outcome(os.write, fd, b"x") == "EINVAL"
+        # Linux 6.18 refuses this one on a hugetlbfs; others do not.
+        told = outcome(os.symlink, "file", mount.path / "symlink")
+        assert told == outcome(os.symlink, "file", pool / "plain")
+        run("sh", "-c", "rm -rf *", cwd=mount.path)
+        assert os.listdir(mount.path) == []
+
+
+def test_the_pages_go_back_to_the_pool_with_the_last_close(pool: Path) -> None:
+    with support.mounted(backing=pool) as mount:
+        file = new_file(mount.path / "file")
+        with opened(file) as fd:
+            raw.fallocate(fd, 0, 0, 4 * HUGE)
+            os.unlink(file)
+            assert support.used(mount.path) == 4 * HUGE
+        support.ask_until(lambda: support.used(mount.path) == 0)

@@ -1,0 +1,174 @@
+"""mountscripts/mount.inaccfs: what mount(8) runs for the type inaccfs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount import support
+from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
+from tests.mount.support import MIB, PAGE, TOP, new_file, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.fuse, support.needs_root]
+
+HELPER = TOP / "mountscripts" / "mount.inaccfs"
+
+
+@pytest.fixture(autouse=True)
+def _helper() -> None:
+    if not HELPER.exists():
+        pytest.skip("no mountscripts/mount.inaccfs")
+
+
+@pytest.fixture
+def helper(scratch: Path) -> Path:
+    """The script beside the environment that runs the tests, as in a checkout."""
+    scripts, bin_ = scratch / "mountscripts", scratch / ".venv" / "bin"
+    scripts.mkdir()
+    bin_.mkdir(parents=True)
+    copy = scripts / HELPER.name
+    copy.write_bytes(HELPER.read_bytes())
+    copy.chmod(0o755)
+    command = bin_ / "inaccfs"
+    command.write_text(
+        "#!/bin/sh\n"
+        f"PYTHONPATH={quoted(TOP)} exec {quoted(Path(sys.executable))} -m inaccfs "
+        '"$@"\n'
+    )
+    command.chmod(0o755)
+    return copy
+
+
+@pytest.fixture
+def point(scratch: Path) -> Iterator[Path]:
+    """A mountpoint, unmounted after the test."""
+    path = scratch / "mnt"
+    path.mkdir()
+    yield path
+    log = ""
+    if support.is_mounted(path):
+        log = support.status_of(path).log or ""
+        support.cli("umount", path)
+    assert not log or not os.path.exists(log), Path(log).read_text()
+
+
+def test_a_private_tmpfs_is_mounted_as_mount_8_asks_for_it(
+    helper: Path, point: Path
+) -> None:
+    run(helper, "none", point, "-o", "rw,size=16m,huge=always")
+
+    status = support.status_of(point)
+    assert status.size == 16 * MIB
+    assert status.backing == "private tmpfs"
+    told = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout.split()
+    assert told == ["none", "fuse.inaccfs"]
+    run("fallocate", "-l", PAGE, new_file(point / "file"))
+    run("umount", point)
+    support.wait_for_exit(status.pid)
+
+
+def test_a_directory_of_a_tmpfs_is_wrapped(
+    helper: Path, point: Path, memory: Path
+) -> None:
+    run(helper, memory, point, "-s", "-n", "-o", "rw,noatime,allow_other")
+
+    assert support.status_of(point).backing == f"{memory} (tmpfs)"
+    told = run("findmnt", "-n", "-o", "SOURCE,OPTIONS", point).stdout
+    assert told.startswith(f"{memory} ")
+    assert "noatime" in told
+    assert "allow_other" in told
+
+
+def test_a_fake_mount_only_says_what_it_would_do(helper: Path, point: Path) -> None:
+    told = run(helper, "none", point, "-f", "-v", "-o", "size=1m").stdout
+    assert told.startswith("mount.inaccfs: ")
+    assert told.rstrip().endswith(f"inaccfs mount -o size=1m,fsname=none {point}")
+    assert not support.is_mounted(point)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["none"], "usage: mount.inaccfs SPEC DIR"),
+        (["none", "DIR", "-x"], "usage: mount.inaccfs SPEC DIR"),
+        (["relative", "DIR"], "relative: name none for a private tmpfs"),
+        (["/a,b", "DIR"], "/a,b: a directory with a comma in its name"),
+        (["none", "DIR", "-o", "size=junk"], "size 'junk' is not a size"),
+        (["none", "DIR", "-o", "nonsense"], "unknown mount option 'nonsense'"),
+        (["/nowhere", "DIR"], "No such file or directory; name a directory on a tmpfs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_refused_is_told_in_one_line(
+    helper: Path, point: Path, arguments: list[str], reason: str
+) -> None:
+    words = [str(point) if word == "DIR" else word for word in arguments]
+    told = run(helper, *words, status=1)
+    assert reason in told.stderr
+    assert told.stderr.count("\n") == 1
+    assert told.stdout == ""
+
+
+# --- through mount(8) ---------------------------------------------------------
+
+
+@pytest.fixture
+def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
+    """A mount namespace in which mount(8) finds the helper in /sbin.
+
+    By an overlay: nobody else sees that.
+    """
+    sbin = Path("/sbin").resolve()
+    layers = helper.parent.parent
+    with private_namespace(
+        f"""
+        mkdir {quoted(layers / "layer")}
+        ln -s {quoted(helper)} {quoted(layers / "layer" / "mount.inaccfs")}
+        mount -t overlay -o lowerdir={quoted(layers / "layer")}:{sbin} none {sbin}
+        """
+    ) as namespace:
+        yield namespace
+
+
+def test_mount_8_and_umount_8_know_the_type(
+    with_helper: PrivateNamespace, point: Path
+) -> None:
+    options = "size=16m,huge=always,mode=0711"
+    with_helper.run("mount", "-t", "inaccfs", "none", point, "-o", options)
+    told = with_helper.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout
+    assert told.split() == ["none", "fuse.inaccfs"]
+    assert with_helper.run("stat", "-c", "%a", point).stdout == "711\n"
+    with_helper.run("fallocate", "-l", "16m", point / "file")
+    told = with_helper.run(*support.inaccfs_command("status", "--json", point)).stdout
+    pid = int(json.loads(told)["pid"])
+
+    with_helper.run("umount", point)
+
+    support.wait_for_exit(pid)
+    assert not support.is_mounted(point)
+
+
+def test_a_line_of_fstab_is_enough(
+    with_helper: PrivateNamespace, point: Path, scratch: Path
+) -> None:
+    """And `mount -a` sees what is mounted already."""
+    fstab = scratch / "fstab"
+    fstab.write_text(f"none {point} inaccfs noauto,user,x-test,size=8m,nofail 0 0\n")
+    with_helper.run("mount", "-T", fstab, point)
+    try:
+        told = with_helper.run("stat", "-f", "-c", "%b %S", point).stdout
+        assert told == f"{8 * MIB // PAGE} {PAGE}\n"
+        fstab.write_text(fstab.read_text().replace("noauto,", ""))
+        with_helper.run("mount", "-a", "-T", fstab)
+        told = with_helper.run("findmnt", "-n", point).stdout
+        assert told.count("\n") == 1
+    finally:
+        with_helper.run(*support.inaccfs_command("umount", point))

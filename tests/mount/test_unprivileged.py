@@ -1,0 +1,423 @@
+"""A mount of a user without privileges: through fusermount3, and without the seal.
+
+Each test has a mount namespace of its own with a /dev/fuse that everybody may open,
+and runs inaccfs in it as uid 65534.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount import support
+from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
+from tests.mount.support import GIB, NOBODY, TOP, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.fuse, support.needs_root]
+
+
+class Nobody:
+    """A user without privileges, with a home and a runtime directory."""
+
+    def __init__(
+        self, namespace: PrivateNamespace, home: Path, root: str = "/"
+    ) -> None:
+        self.namespace = namespace
+        self.home = home
+        # Where the file system that the user sees begins.
+        self._root = root
+        self.point = home / "mnt"
+        self.runtime = home / "run"
+        self.log = home / "log"
+        self.environment = {
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PYTHONPATH": ":".join(str(home / name) for name in BINDS),
+            "LD_LIBRARY_PATH": str(home / "python" / "lib"),
+            "LC_ALL": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def command(self, *words: str | Path) -> list[str]:
+        """The command line of something that this user runs."""
+        return self.namespace.enter(
+            *("chroot", self._root),
+            *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+            *("env", "-i", *(f"{k}={v}" for k, v in self.environment.items())),
+            *words,
+        )
+
+    def python(self, *words: str | Path) -> list[str]:
+        """The command line of a Python program."""
+        name = Path(sys.executable).resolve().name
+        return self.command(self.home / "python" / "bin" / name, *words)
+
+    def run(
+        self, *words: str | Path, status: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as this user."""
+        return run(*self.command(*words), status=status)
+
+    def inaccfs(
+        self, *words: str | Path, status: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run inaccfs as this user."""
+        return run(*self.python("-m", "inaccfs", *words), status=status)
+
+    def complaint(self, *words: str | Path) -> str:
+        """What inaccfs says when it refuses: exactly one line."""
+        told = self.inaccfs(*words, status=1).stderr
+        assert told.startswith("inaccfs: "), told
+        assert told.count("\n") == 1, told
+        return told
+
+    @contextmanager
+    def mounted(self, *words: str) -> Iterator[str]:
+        """A mount; gives its warnings. Asserted to leave nothing behind."""
+        warnings = self.inaccfs("mount", "--log", self.log, *words, self.point).stderr
+        daemon = os.pidfd_open(int(self.pid()))
+        try:
+            yield warnings
+            if support.wait_readable(daemon, 0) is False:
+                self.inaccfs("umount", self.point)
+            assert support.wait_readable(daemon, 0)
+            assert self.run("ls", "-A", self.runtime).stdout == "inaccfs\n"
+            assert self.run("ls", "-A", self.runtime / "inaccfs").stdout == ""
+            assert self.run("ls", "-A", self.point).stdout == ""
+            support.assert_clean(self.run("cat", self.log, status=None).stdout)
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(daemon, signal.SIGKILL)
+            support.wait_readable(daemon)
+            os.close(daemon)
+
+    def status(self) -> dict[str, object]:
+        """What the mount says of itself."""
+        words = ("getfattr", "--only-values", "-n", "user.inaccfs.status", "-h")
+        found: dict[str, object] = json.loads(
+            self.run(*words, "--absolute-names", self.point).stdout
+        )
+        return found
+
+    def pid(self) -> str:
+        """Of the daemon."""
+        return str(self.status()["pid"])
+
+
+PACKAGES = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+# Name in the home: what the user may read there. Where it really is only root may go.
+BINDS = {
+    f"lib{number}": Path(path)
+    for number, path in enumerate(dict.fromkeys([str(TOP), *PACKAGES]))
+} | {"python": Path(sys.base_prefix)}
+
+
+def setup_script(home: Path) -> str:
+    """The shell script that makes the namespace."""
+    lines = [
+        "mount -t tmpfs -o mode=755 inaccfs-test HOME",
+        "cd HOME",
+        "mkdir mnt run dev",
+    ]
+    for name, path in BINDS.items():
+        lines += [f"mkdir {name}", f"mount --bind {quoted(path)} {name}"]
+    lines += [
+        "chown UID:UID . mnt run; chmod 700 run",
+        "mount -t tmpfs -o mode=755,dev inaccfs-test dev",
+        "mknod -m 666 dev/fuse c 10 229; chmod 666 dev/fuse",
+        "mount --bind dev/fuse /dev/fuse",
+    ]
+    script = "\n".join(lines)
+    return script.replace("HOME", quoted(home)).replace("UID", str(NOBODY))
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that becomes the user's home, in the namespace only."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("no fusermount3")
+    with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def nobody(home: Path) -> Iterator[Nobody]:
+    """A user who may make user namespaces, if anybody may."""
+    with private_namespace(setup_script(home)) as namespace:
+        yield Nobody(namespace, home)
+
+
+@pytest.fixture
+def confined(home: Path) -> Iterator[Nobody]:
+    """A user who may not: in a chroot. See unshare(2), CLONE_NEWUSER and EPERM."""
+    root = home / "root"
+    script = f"{setup_script(home)}\nmkdir root; mount --rbind / root"
+    with private_namespace(script) as namespace:
+        yield Nobody(namespace, home, str(root))
+
+
+def need_user_namespace(user: Nobody) -> None:
+    """Skip unless *user* may make a user namespace."""
+    told = user.run("unshare", "--user", "--mount", "true", status=None)
+    if told.returncode:
+        pytest.skip(f"no user namespaces: {told.stderr.strip()}")
+
+
+def test_a_user_mounts_through_fusermount3(nobody: Nobody) -> None:
+    need_user_namespace(nobody)
+    with nobody.mounted() as warnings:
+        assert warnings.startswith("inaccfs: warning: mmap: not sealed (needs ")
+        assert warnings.count("\n") == 1
+        status = nobody.status()
+        assert status["backing"] == "private tmpfs"
+        assert status["sealed"] is False
+        assert str(status["control"]).startswith(str(nobody.runtime / "inaccfs"))
+        shown = nobody.inaccfs("status", nobody.point).stdout
+        assert f"mmap       {status['mmap']}" in shown
+        told = nobody.run("findmnt", "-n", "-o", "FSTYPE,OPTIONS", nobody.point).stdout
+        assert told.startswith("fuse.inaccfs ")
+        assert {"nosuid", "nodev", "noexec", f"user_id={NOBODY}"} <= set(
+            told.split()[1].split(",")
+        )
+
+
+def test_the_rules_are_the_same_for_a_user(nobody: Nobody) -> None:
+    file = nobody.point / "file"
+    with nobody.mounted():
+        nobody.run("truncate", "-s", "16k", file)
+        nobody.run("fallocate", "-l", "8k", file)
+        assert nobody.run("truncate", "-s", "4k", file, status=None).returncode == 1
+        assert (
+            nobody.run("stat", "-c", "%s %b %u", file).stdout == f"16384 16 {NOBODY}\n"
+        )
+        nobody.run("fallocate", "-p", "-o", "4k", "-l", "4k", file)
+        assert nobody.run("stat", "-c", "%b", file).stdout == "8\n"
+        told = nobody.run("fallocate", "-p", "-o", "1", "-l", "4k", file, status=1)
+        assert os.strerror(errno.EINVAL) in told.stderr
+        nobody.run("chmod", "000", file)
+        nobody.run("chmod", "4700", file)
+        nobody.run("setfattr", "-n", "user.a", "-v", "b", file)
+        nobody.run("touch", "-d", "@5", file)
+        nobody.run("ln", file, nobody.point / "link")
+        nobody.run("mv", file, nobody.point / "moved")
+        refusals: tuple[list[str | Path], ...] = (
+            ["chown", "0", nobody.point / "link"],
+            ["mknod", nobody.point / "null", "c", "1", "3"],
+            ["setfattr", "-n", "trusted.a", "-v", "b", nobody.point / "link"],
+        )
+        for refused in refusals:
+            told = nobody.run(*refused, status=1)
+            assert os.strerror(errno.EPERM) in told.stderr
+
+
+PROBE = """
+import json, mmap, os, signal, sys
+from tests.mount import raw
+from tests.mount.support import PAGE, outcome
+
+def touch_private(fd):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        area = mmap.mmap(fd, PAGE, flags=mmap.MAP_PRIVATE)
+        area[0]
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+raw.fallocate(fd, 0, 0, PAGE)
+print(json.dumps({
+    "read": outcome(os.read, fd, 1),
+    "write": outcome(os.write, fd, b"x"),
+    "pread": outcome(os.pread, fd, 1, 0),
+    "pwrite": outcome(os.pwrite, fd, b"x", 0),
+    "lseek": outcome(os.lseek, fd, 0, os.SEEK_SET),
+    "SEEK_DATA": outcome(os.lseek, fd, 0, os.SEEK_DATA),
+    "MAP_SHARED": outcome(mmap.mmap, fd, PAGE, flags=mmap.MAP_SHARED),
+    "MAP_PRIVATE": touch_private(fd),
+    "O_DIRECT": outcome(os.open, sys.argv[1], os.O_RDWR | os.O_DIRECT),
+}))
+"""
+
+
+def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
+    nobody: Nobody,
+) -> None:
+    """architecture.md, decision 2; pread and lseek are then those of the seed."""
+    with nobody.mounted():
+        told = run(*nobody.python("-c", PROBE, nobody.point / "file"))
+    assert json.loads(told.stdout) == {
+        "read": "EINVAL",
+        "write": "EINVAL",
+        "pread": "ESPIPE",
+        "pwrite": "ESPIPE",
+        "lseek": "ESPIPE",
+        "SEEK_DATA": "ESPIPE",
+        "MAP_SHARED": "ENODEV",
+        "MAP_PRIVATE": -signal.SIGBUS,
+        "O_DIRECT": "EINVAL",
+    }
+
+
+def test_not_even_the_users_own_processes_reach_the_backing(nobody: Nobody) -> None:
+    """Through /proc/PID/fd; see PR_SET_DUMPABLE of prctl(2)."""
+    with nobody.mounted():
+        told = nobody.run("ls", f"/proc/{nobody.pid()}/fd/", status=None)
+        assert os.strerror(errno.EACCES) in told.stderr
+
+
+def test_the_mount_is_the_users_alone(nobody: Nobody) -> None:
+    with nobody.mounted():
+        told = nobody.namespace.run("ls", nobody.point, status=None).stderr
+        assert os.strerror(errno.EACCES) in told
+
+
+def test_a_users_daemon_ends_well_by_a_signal(nobody: Nobody) -> None:
+    with nobody.mounted():
+        nobody.run("touch", nobody.point / "file")
+        pid = nobody.pid()
+        nobody.run("kill", pid)
+        support.wait_for_exit(int(pid))
+
+
+def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
+    with (
+        nobody.mounted(),
+        subprocess.Popen(
+            nobody.command(
+                "sh", "-c", f"exec 3>{nobody.point}/file; echo open; read line"
+            ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as user,
+    ):
+        assert user.stdout is not None
+        assert user.stdin is not None
+        pid = int(nobody.pid())
+        assert user.stdout.readline() == "open\n"
+        told = nobody.complaint("umount", nobody.point)
+        assert "is busy: close what is open there" in told
+        nobody.inaccfs("umount", "--lazy", nobody.point)
+        user.stdin.write("done\n")
+        user.stdin.close()
+        support.wait_for_exit(pid)
+
+
+def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
+    support.need_memory(4 * GIB)
+    file = nobody.point / "file"
+
+    def begun() -> bool:
+        told = nobody.run("stat", "-f", "-c", "%b %f", nobody.point).stdout.split()
+        return told[0] != told[1]
+
+    with nobody.mounted():
+        with subprocess.Popen(nobody.command("fallocate", "-l", "4g", file)) as child:
+            support.ask_until(begun)
+            child.kill()
+            assert child.wait(support.PATIENCE) == -signal.SIGKILL
+        assert nobody.run("stat", "-c", "%b", file).stdout == "0\n"
+
+
+# --- where user namespaces are forbidden --------------------------------------
+
+
+def fallback(user: Nobody) -> Path:
+    """The directory that stands in for the private tmpfs."""
+    (name,) = set(user.run("ls", "-A", user.runtime).stdout.split()) - {"inaccfs"}
+    return user.runtime / name
+
+
+def test_without_user_namespaces_a_directory_takes_the_tmpfss_place(
+    confined: Nobody,
+) -> None:
+    with confined.mounted() as warnings:
+        assert (
+            "warning: no user namespace (Operation not permitted): the memory"
+            in warnings
+        )
+        place = fallback(confined)
+        assert f"is in {place}, which your own processes can read" in warnings
+        told = confined.run("stat", "-c", "%a %u %F", place).stdout
+        assert told == f"700 {NOBODY} directory\n"
+        confined.run("fallocate", "-l", "4k", confined.point / "file")
+        assert confined.run("ls", place).stdout == "file\n"
+
+
+def test_options_of_a_tmpfs_need_one_of_ones_own(confined: Nobody) -> None:
+    told = confined.complaint(
+        "mount", "--log", confined.log, "--size=1m", confined.point
+    )
+    assert "a user namespace was refused (Operation not permitted)" in told
+    assert "leave them out, or mount as root" in told
+
+
+def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> None:
+    with confined.mounted():
+        confined.run("fallocate", "-l", "4k", confined.point / "file")
+        place = fallback(confined)
+        pid = int(confined.pid())
+        os.kill(pid, signal.SIGKILL)
+        support.wait_for_exit(pid)
+        assert confined.run("ls", place).stdout == "file\n"
+        told = confined.complaint("mount", confined.point)
+        assert "left from a daemon that died: inaccfs umount" in told
+
+        confined.inaccfs("umount", confined.point)
+
+
+# --- what fusermount3 refuses -------------------------------------------------
+
+
+def test_a_mountpoint_of_somebody_else_is_refused(nobody: Nobody) -> None:
+    nobody.namespace.shell(f"mkdir -m 755 {nobody.home}/roots")
+    told = nobody.complaint("mount", "--log", nobody.log, nobody.home / "roots")
+    assert f"cannot mount on {nobody.home}/roots: " in told
+
+
+def test_allow_other_is_root_s_to_grant(nobody: Nobody) -> None:
+    """user_allow_other of /etc/fuse.conf; fuse(8)."""
+    conf = nobody.home / "conf"
+    nobody.namespace.shell(f": > {conf}; mount --bind {conf} /etc/fuse.conf")
+    told = nobody.complaint("mount", "--log", nobody.log, "--allow-other", nobody.point)
+    assert "user_allow_other" in told
+
+
+def test_a_dev_fuse_without_permission_is_told(nobody: Nobody) -> None:
+    nobody.namespace.run("chmod", "600", "/dev/fuse")
+    told = nobody.complaint("mount", "--log", nobody.log, nobody.point)
+    assert "/dev/fuse: Permission denied" in told
+
+
+def test_a_missing_fusermount3_is_told(nobody: Nobody) -> None:
+    env = shutil.which("env")
+    assert env is not None
+    nobody.namespace.shell(f"mkdir {nobody.home}/bin; ln -s {env} {nobody.home}/bin")
+    nobody.environment["PATH"] = str(nobody.home / "bin")
+    told = nobody.complaint("mount", "--log", nobody.log, nobody.point)
+    assert "no fusermount3: install the package fuse3, or mount as root" in told
+
+
+def test_a_runtime_directory_of_somebody_else_is_refused(nobody: Nobody) -> None:
+    nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
+    told = nobody.complaint("mount", nobody.point)
+    assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in told

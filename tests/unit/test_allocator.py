@@ -1,0 +1,611 @@
+"""The allocator for real: a helper, its workers, and how all of them end."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs import syscalls
+from inaccfs.shim.allocator import Allocator, Undoing
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from inaccfs.shim.backing import Backing
+
+PAGE = 4096
+# Takes the kernel a second or so: enough to be caught in the middle.
+HUGE = 4 << 30
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+@contextmanager
+def working() -> Iterator[Allocator]:
+    """An allocator for the length of a with block; it forks what is patched so far."""
+    allocator = Allocator()
+    try:
+        yield allocator
+    finally:
+        allocator.close()
+        gc.unfreeze()
+
+
+@pytest.fixture
+def allocator() -> Iterator[Allocator]:
+    with working() as made:
+        yield made
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    fd = os.memfd_create("backing")
+    yield fd
+    os.close(fd)
+
+
+@contextmanager
+def refused(number: int) -> Iterator[None]:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        yield
+    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
+
+
+def allocated(fd: int) -> int:
+    return os.fstat(fd).st_blocks * 512
+
+
+def has_ended(pidfd: int, seconds: float) -> bool:
+    """Whether a process ends within *seconds*, or has."""
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+# --- what it does -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "size"), [(0, 3 * PAGE), (FALLOC_FL_KEEP_SIZE, 0)])
+async def test_memory_is_allocated(
+    allocator: Allocator, memory: int, mode: int, size: int
+) -> None:
+    assert await allocator.allocate(memory, mode, PAGE, 2 * PAGE, trio.Event()) is None
+    assert (os.fstat(memory).st_size, allocated(memory)) == (size, 2 * PAGE)
+
+
+async def test_no_space_is_told_and_nothing_is_taken(
+    allocator: Allocator, backing: Backing
+) -> None:
+    fd = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600, dir_fd=backing.root)
+    with refused(errno.ENOSPC):
+        await allocator.allocate(fd, 0, 0, 65 << 20, trio.Event())
+    assert (os.fstat(fd).st_size, allocated(fd)) == (0, 0)
+    # All that there is can still be had.
+    assert await allocator.allocate(fd, 0, 0, 64 << 20, trio.Event()) is None
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("mode", "offset", "length", "error"),
+    [
+        pytest.param(0, 0, 0, errno.EINVAL, id="no length"),
+        pytest.param(0, (1 << 63) - PAGE, PAGE, errno.EFBIG, id="past the largest"),
+        pytest.param(FALLOC_FL_PUNCH_HOLE, 0, 1, errno.EOPNOTSUPP, id="bare punch"),
+    ],
+)
+async def test_the_errno_is_the_kernels(
+    allocator: Allocator, memory: int, mode: int, offset: int, length: int, error: int
+) -> None:
+    with refused(error):
+        await allocator.allocate(memory, mode, offset, length, trio.Event())
+
+
+async def test_many_at_once(allocator: Allocator) -> None:
+    with ExitStack() as stack:
+        fds = [os.memfd_create(f"{at}") for at in range(8)]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        async with trio.open_nursery() as nursery:
+            for at, fd in enumerate(fds):
+                length = (at + 1) * PAGE
+                nursery.start_soon(allocator.allocate, fd, 0, 0, length, trio.Event())
+        assert [allocated(fd) // PAGE for fd in fds] == list(range(1, 9))
+
+
+def _count_children(pid: int) -> int:
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+async def test_nothing_is_left_of_an_allocation(
+    allocator: Allocator, memory: int
+) -> None:
+    """No fd here, whatever the collector does, and no heap of dead workers."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for at in range(10):
+            await allocator.allocate(memory, 0, at * PAGE, PAGE, trio.Event())
+            with refused(errno.EINVAL):
+                await allocator.allocate(memory, 0, 0, 0, trio.Event())
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+    # The helper looks after them when it is asked again.
+    assert _count_children(allocator._helper) < 10
+
+
+# --- what it is -------------------------------------------------------------------
+
+
+def _held(pid: int) -> list[str]:
+    """What the fds of a process lead to."""
+    directory = f"/proc/{pid}/fd"
+    found = []
+    for fd in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"{directory}/{fd}"))
+    return found
+
+
+async def test_the_helper_holds_nothing_of_the_daemons(
+    allocator: Allocator, memory: int, backing: Backing
+) -> None:
+    """Else a mount, a lock or a pipe would outlive the daemon's close of it."""
+    await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
+    with trio.fail_after(10):
+        # The worker may answer before the helper has closed what it has handed on.
+        while len(held := _held(allocator._helper)) > 4:
+            await trio.lowlevel.checkpoint()
+    (requests,) = [name for name in held if name != os.devnull]
+    assert requests.startswith("socket:")
+    assert len(held) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signals_for_the_daemon_do_not_end_the_helper(
+    allocator: Allocator, memory: int, number: signal.Signals
+) -> None:
+    await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
+    os.kill(allocator._helper, number)
+    await allocator.allocate(memory, 0, PAGE, PAGE, trio.Event())
+    assert allocated(memory) == 2 * PAGE
+
+
+async def _ask(allocator: Allocator, memory: int) -> tuple[int, int]:
+    """The errno of an allocation, or 0, and how many more fds there are then."""
+    before = len(os.listdir("/proc/self/fd"))
+    number = 0
+    try:
+        await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
+    except OSError as exc:
+        number = exc.errno or -1
+        # While somebody still looks at the exception.
+        more = len(os.listdir("/proc/self/fd")) - before
+    else:
+        more = len(os.listdir("/proc/self/fd")) - before
+    gc.collect()
+    return number, more
+
+
+@pytest.fixture
+def helpless() -> Iterator[Allocator]:
+    """An allocator whose helper was killed."""
+    with working() as allocator:
+        os.kill(allocator._helper, signal.SIGKILL)
+        os.waitid(os.P_PID, allocator._helper, os.WEXITED | os.WNOWAIT)
+        yield allocator
+
+
+async def test_without_a_helper_an_allocation_fails(
+    helpless: Allocator, memory: int
+) -> None:
+    for _ in range(2):
+        number, _ = await _ask(helpless, memory)
+        assert number == errno.EPIPE
+
+
+async def test_what_could_not_be_asked_leaves_no_fd(
+    helpless: Allocator, memory: int
+) -> None:
+    assert await _ask(helpless, memory) == (errno.EPIPE, 0)
+
+
+class FewForks:
+    """Stands in for os.fork(): after so many calls one does not succeed."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._fork = os.fork
+
+    def __call__(self) -> int:
+        self._left -= 1
+        if self._left == -1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return self._fork()
+
+
+async def test_no_process_for_an_allocation_is_told(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", FewForks(1))
+    with working() as allocator:
+        assert await _ask(allocator, memory) == (errno.EAGAIN, 0)
+
+
+async def test_the_helper_survives_a_fork_that_fails(
+    memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", FewForks(1))
+    with working() as allocator:
+        await _ask(allocator, memory)
+        number, _ = await _ask(allocator, memory)
+    assert number == 0
+
+
+# --- interrupting a real one ------------------------------------------------------
+
+
+async def _until_it_is_in_the_middle(fd: int) -> None:
+    with trio.fail_after(10):
+        while allocated(fd) < HUGE // 32:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_an_interrupted_allocation_gives_all_back(
+    allocator: Allocator, memory: int
+) -> None:
+    interrupted = trio.Event()
+
+    async def allocate() -> None:
+        try:
+            undoing = await allocator.allocate(memory, 0, 0, HUGE, interrupted)
+        except OSError as exc:
+            assert exc.errno == errno.EINTR  # noqa: PT017
+        else:
+            assert undoing is not None, "it was over before it could be interrupted"
+            await undoing.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(allocate)
+        await _until_it_is_in_the_middle(memory)
+        interrupted.set()
+    assert (os.fstat(memory).st_size, allocated(memory)) == (0, 0)
+
+
+async def test_close_waits_until_all_has_been_given_back(memory: int) -> None:
+    with working() as allocator:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(allocator.allocate, memory, 0, 0, HUGE, trio.Event())
+            await _until_it_is_in_the_middle(memory)
+            nursery.cancel_scope.cancel()
+    assert allocated(memory) == 0
+
+
+# --- interrupting, step by step ---------------------------------------------------
+
+
+class Worker:
+    """The test's side of workers that do not allocate: see `_Stuck`.
+
+    They say who they are and wait, for ever or until they are killed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "worker"
+        self.undoing_path = directory / "undoing"
+        os.mkfifo(self.path)
+        os.mkfifo(self.undoing_path)
+        # For writing, too: so that opening never waits and there is never an end.
+        self._fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        self._undoing = os.open(self.undoing_path, os.O_RDWR | os.O_NONBLOCK)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        os.close(self._undoing)
+
+    def wait_until_it_works(self) -> int:
+        """A pidfd of the next worker, without letting any other task run."""
+        assert select.select([self._fd], [], [], 10)[0], "there is no worker"
+        return os.pidfd_open(int.from_bytes(os.read(self._fd, 4), "little"))
+
+    async def works(self) -> int:
+        """A pidfd of the next worker, once it is in its system call."""
+        # The clock of the loop may be a virtual one; a thread's is not.
+        return await trio.to_thread.run_sync(self.wait_until_it_works)
+
+    def let_go(self) -> None:
+        """Let all that was taken be given back."""
+        os.write(self._undoing, b"\0")
+
+
+class _Stuck:
+    """Stands in for syscalls.fallocate(), in a worker."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, fd: int, mode: int, offset: int, length: int) -> None:
+        if mode != FALLOC_FL_KEEP_SIZE:
+            os.posix_fallocate(fd, offset, length)
+            return
+        with open(self._path, "wb", buffering=0) as fifo:
+            fifo.write(os.getpid().to_bytes(4, "little"))
+        signal.pause()
+
+
+class _StuckInUndoing(_Stuck):
+    """As if the memory took long to give back, even after a SIGKILL.
+
+    What is left then is a process that has the worker's fds.
+    """
+
+    def __init__(self, path: Path, undoing_path: Path) -> None:
+        super().__init__(path)
+        self._undoing_path = undoing_path
+
+    def __call__(self, fd: int, mode: int, offset: int, length: int) -> None:
+        if os.fork() == 0:
+            fifo = os.open(self._undoing_path, os.O_RDONLY)
+            # A failed test must not leave it behind for ever.
+            select.select([fifo], [], [], 20)
+            os._exit(0)
+        super().__call__(fd, mode, offset, length)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    """Workers that get stuck, of every allocator that is made after this."""
+    made = Worker(tmp_path)
+    monkeypatch.setattr(syscalls, "fallocate", _Stuck(made.path))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def undoing_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """The same, but they take long to die."""
+    stuck = _StuckInUndoing(worker.path, worker.undoing_path)
+    monkeypatch.setattr(syscalls, "fallocate", stuck)
+    return worker
+
+
+async def test_what_dies_at_once_is_eintr(
+    worker: Worker, memory: int, mock_clock: trio.testing.MockClock
+) -> None:
+    """On a clock that stands still: the worker's end is what is waited for."""
+    interrupted = trio.Event()
+
+    async def allocate(with_: Allocator) -> None:
+        with refused(errno.EINTR):
+            await with_.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, interrupted)
+
+    with working() as made:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(allocate, made)
+            pidfd = await worker.works()
+            interrupted.set()
+        assert has_ended(pidfd, 10)
+        os.close(pidfd)
+
+
+async def test_an_interrupt_before_the_call_is_not_lost(
+    worker: Worker, memory: int, mock_clock: trio.testing.MockClock
+) -> None:
+    interrupted = trio.Event()
+    interrupted.set()
+    with working() as allocator, refused(errno.EINTR):
+        await allocator.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, interrupted)
+
+
+async def _interrupt(allocator: Allocator, worker: Worker, memory: int) -> Undoing:
+    """Interrupt an allocation that takes long to be undone."""
+    interrupted = trio.Event()
+    found: list[Undoing | None] = []
+
+    async def allocate() -> None:
+        mode = FALLOC_FL_KEEP_SIZE
+        found.append(await allocator.allocate(memory, mode, 0, PAGE, interrupted))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(allocate)
+        pidfd = await worker.works()
+        begun = trio.current_time()
+        interrupted.set()
+    assert trio.current_time() - begun < 0.1
+    # It was killed, not only forgotten.
+    assert has_ended(pidfd, 10)
+    os.close(pidfd)
+    (undoing,) = found
+    assert undoing is not None
+    return undoing
+
+
+async def test_what_takes_long_to_undo_is_told_in_a_tenth_of_a_second(
+    undoing_worker: Worker, memory: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    with working() as allocator:
+        undoing = await _interrupt(allocator, undoing_worker, memory)
+        before = len(os.listdir("/proc/self/fd"))
+        undoing_worker.let_go()
+        await undoing.wait()
+        assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+async def test_any_number_can_wait_for_an_undoing(
+    undoing_worker: Worker, memory: int
+) -> None:
+    over = 0
+
+    async def wait() -> None:
+        nonlocal over
+        await undoing.wait()
+        over += 1
+
+    with working() as allocator:
+        undoing = await _interrupt(allocator, undoing_worker, memory)
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(wait)
+            # One of them gives up, the one that was first.
+            with trio.CancelScope() as scope:
+                nursery.start_soon(_cancel_when_blocked, scope)
+                await undoing.wait()
+            assert over == 0
+            undoing_worker.let_go()
+        assert over == 5
+        # And who comes late.
+        await wait()
+        assert over == 6
+
+
+async def _cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_who_waits_for_an_undoing_may_give_up(
+    undoing_worker: Worker, memory: int
+) -> None:
+    """The others go on waiting."""
+    over = trio.Event()
+
+    async def wait() -> None:
+        await undoing.wait()
+        over.set()
+
+    with working() as allocator:
+        undoing = await _interrupt(allocator, undoing_worker, memory)
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as first:
+                first.start_soon(undoing.wait)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not over.is_set()
+            undoing_worker.let_go()
+        assert over.is_set()
+
+
+async def test_one_that_is_stuck_holds_up_no_other(worker: Worker, memory: int) -> None:
+    with working() as allocator:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                allocator.allocate, memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, trio.Event()
+            )
+            os.close(await worker.works())
+            assert await allocator.allocate(memory, 0, 0, PAGE, trio.Event()) is None
+            nursery.cancel_scope.cancel()
+    assert allocated(memory) == PAGE
+
+
+# --- whatever else ends it --------------------------------------------------------
+
+
+async def _wait_in_the_loop(worker: Worker) -> int:
+    return await worker.works()
+
+
+async def _wait_outside_the_loop(worker: Worker) -> int:
+    """So the cancel comes before the daemon has been told how to kill the worker."""
+    await trio.testing.wait_all_tasks_blocked()
+    return worker.wait_until_it_works()
+
+
+@pytest.mark.parametrize(
+    "works",
+    [
+        _wait_in_the_loop,
+        _wait_outside_the_loop,
+    ],
+)
+async def test_a_cancelled_allocation_is_killed(
+    worker: Worker, memory: int, works: Callable[[Worker], Awaitable[int]]
+) -> None:
+    mode = FALLOC_FL_KEEP_SIZE
+    with working() as allocator:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(allocator.allocate, memory, mode, 0, PAGE, trio.Event())
+            pidfd = await works(worker)
+            nursery.cancel_scope.cancel()
+        ended = has_ended(pidfd, 1)
+        if not ended:
+            # close() would wait for it.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        assert ended
+
+
+async def test_one_that_is_cancelled_at_once_is_killed(
+    worker: Worker, memory: int
+) -> None:
+    """Before there is a worker: close() would wait for it without end."""
+    with working() as allocator:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await allocator.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, trio.Event())
+        assert scope.cancelled_caught
+
+
+DAEMON = """
+import os, signal, sys, trio
+from inaccfs import syscalls
+from inaccfs.shim.allocator import Allocator
+
+def tell(number):
+    with open(sys.argv[1], "wb", buffering=0) as fifo:
+        fifo.write(number.to_bytes(4, "little"))
+
+def stuck(*_):
+    tell(os.getpid())
+    signal.pause()
+
+syscalls.fallocate = stuck
+allocator = Allocator()
+tell(allocator._helper)
+trio.run(allocator.allocate, os.memfd_create("backing"), 0, 0, 4096, trio.Event())
+"""
+
+
+def test_all_die_with_the_daemon(worker: Worker) -> None:
+    """Even when it is killed and can tell nobody."""
+    daemon = subprocess.Popen([sys.executable, "-c", DAEMON, str(worker.path)])
+    helper = worker.wait_until_it_works()
+    allocation = worker.wait_until_it_works()
+    assert not has_ended(helper, 0)
+    assert not has_ended(allocation, 0)
+    daemon.kill()
+    daemon.wait()
+    for pidfd in (helper, allocation):
+        assert has_ended(pidfd, 10)
+        os.close(pidfd)
+
+
+def test_close_ends_the_helper(memory: int) -> None:
+    with working() as allocator:
+        helper = os.pidfd_open(allocator._helper)
+        assert not has_ended(helper, 0)
+    assert has_ended(helper, 0)
+    os.close(helper)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(allocator._helper, 0)
+
+
+def test_the_requests_are_for_the_daemon_alone(allocator: Allocator) -> None:
+    """What it starts, fusermount3 for one, could keep the helper alive."""
+    fd = allocator._requests.fileno()
+    assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC

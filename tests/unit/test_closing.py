@@ -1,0 +1,134 @@
+"""The closer: what frees much memory is closed in the background, and waited for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.fuse.closing import Closer
+from inaccfs.shim.file import QUICK_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.shim.backing import Backing
+
+LARGE = QUICK_BYTES + 4096
+
+
+def unnamed(backing: Backing, length: int) -> int:
+    """An fd of a file without a name that has *length* bytes allocated."""
+    path = f"/proc/self/fd/{backing.root}"
+    fd = os.open(path, os.O_RDWR | os.O_TMPFILE, 0o600)
+    os.posix_fallocate(fd, 0, length)
+    return fd
+
+
+def is_open(fd: int) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def free(backing: Backing) -> int:
+    space = os.fstatvfs(backing.root)
+    return space.f_bfree * space.f_bsize
+
+
+async def test_a_large_unlinked_file_is_closed_in_the_background(
+    backing: Backing,
+) -> None:
+    closer = Closer()
+    fd = unnamed(backing, LARGE)
+    before = free(backing)
+    async with trio.open_nursery() as nursery:
+        closer.nursery = nursery
+        closer.close(fd)
+        assert closer.busy
+        assert is_open(fd)
+        await closer.wait_idle()
+        assert not closer.busy
+        assert not is_open(fd)
+        assert free(backing) == before + LARGE
+        assert closer.freed == 1
+
+
+class HeldThreads:
+    """Stands in for trio.to_thread.run_sync(): each call waits to be let go."""
+
+    def __init__(self) -> None:
+        self._waiting: list[trio.Event] = []
+
+    async def __call__(self, function: Callable[[], None]) -> None:
+        let_go = trio.Event()
+        self._waiting.append(let_go)
+        await let_go.wait()
+        function()
+
+    async def let_one_go(self) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        self._waiting.pop().set()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_idle_is_when_all_have_been_closed(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = HeldThreads()
+    monkeypatch.setattr(trio.to_thread, "run_sync", threads)
+    closer = Closer()
+    idle = 0
+
+    async def wait() -> None:
+        nonlocal idle
+        await closer.wait_idle()
+        idle += 1
+
+    async with trio.open_nursery() as nursery:
+        closer.nursery = nursery
+        # Idle once does not mean idle for good.
+        for before in range(2):
+            for _ in range(2):
+                closer.close(unnamed(backing, LARGE))
+            nursery.start_soon(wait)
+            await threads.let_one_go()
+            assert (idle, closer.busy) == (before, True)
+            await threads.let_one_go()
+            assert (idle, closer.busy) == (before + 1, False)
+
+
+@pytest.mark.parametrize("length", [4096, QUICK_BYTES])
+async def test_a_small_one_is_closed_at_once(backing: Backing, length: int) -> None:
+    closer = Closer()
+    async with trio.open_nursery() as nursery:
+        closer.nursery = nursery
+        fd = unnamed(backing, length)
+        closer.close(fd)
+        assert not is_open(fd)
+        assert not closer.busy
+
+
+async def test_a_large_one_with_a_name_is_closed_at_once(backing: Backing) -> None:
+    """Its memory stays."""
+    closer = Closer()
+    async with trio.open_nursery() as nursery:
+        closer.nursery = nursery
+        fd = unnamed(backing, LARGE)
+        os.link(
+            f"/proc/self/fd/{fd}",
+            "named",
+            src_dir_fd=backing.root,
+            dst_dir_fd=backing.root,
+            follow_symlinks=True,
+        )
+        closer.close(fd)
+        assert not is_open(fd)
+        assert not closer.busy
+
+
+def test_without_a_loop_all_is_closed_at_once(backing: Backing) -> None:
+    fd = unnamed(backing, LARGE)
+    Closer().close(fd)
+    assert not is_open(fd)

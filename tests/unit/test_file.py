@@ -1,0 +1,402 @@
+"""`InaccessibleFile` over a real memfd; what does the long allocations is a fake."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs import syscalls
+from inaccfs.shim.file import QUICK_BYTES, SHORT_BYTES, InaccessibleFile, first_of
+from inaccfs.shim.semantics import V8
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+PAGE = 4096
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+LONG = SHORT_BYTES + PAGE
+
+
+@pytest.fixture
+def file(held: HeldAllocator) -> Iterator[InaccessibleFile]:
+    fd = os.memfd_create("backing")
+    yield InaccessibleFile(fd, PAGE, V8(), allocator=held)
+    os.close(fd)
+
+
+@contextmanager
+def refused(number: int) -> Iterator[None]:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        yield
+    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
+
+
+def pages(file: InaccessibleFile) -> int:
+    return file.stat().st_blocks * 512 // PAGE
+
+
+# --- what is quick ----------------------------------------------------------------
+
+
+def test_a_quick_allocation_grows_the_file(file: InaccessibleFile) -> None:
+    assert file.fallocate_quick(0, PAGE, PAGE)
+    assert (file.stat().st_size, pages(file)) == (2 * PAGE, 1)
+
+
+def test_keep_size_keeps_it(file: InaccessibleFile) -> None:
+    assert file.fallocate_quick(FALLOC_FL_KEEP_SIZE, 0, PAGE)
+    assert (file.stat().st_size, pages(file)) == (0, 1)
+
+
+def test_an_unaligned_allocation_is_rounded_as_tmpfs_does(
+    file: InaccessibleFile,
+) -> None:
+    assert file.fallocate_quick(0, 1, 1)
+    assert (file.stat().st_size, pages(file)) == (2, 1)
+
+
+def test_a_punch_frees_and_an_unaligned_one_does_not(file: InaccessibleFile) -> None:
+    file.fallocate_quick(0, 0, 4 * PAGE)
+    with refused(errno.EINVAL):
+        file.fallocate_quick(PUNCH, 1, PAGE)
+    assert pages(file) == 4
+    file.fallocate_quick(PUNCH, PAGE, 2 * PAGE)
+    assert (file.stat().st_size, pages(file)) == (4 * PAGE, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "offset", "length", "error"),
+    [
+        pytest.param(0, 0, 0, errno.EINVAL, id="no length"),
+        pytest.param(FALLOC_FL_PUNCH_HOLE, 0, PAGE, errno.EOPNOTSUPP, id="bare punch"),
+        pytest.param(0x10, 0, PAGE, errno.EOPNOTSUPP, id="ZERO_RANGE"),
+        pytest.param(0, (1 << 63) - PAGE, PAGE, errno.EFBIG, id="past the largest"),
+    ],
+)
+async def test_the_backing_has_the_last_word(
+    file: InaccessibleFile, mode: int, offset: int, length: int, error: int
+) -> None:
+    """Both ways give the backing's own errno."""
+    with refused(error):
+        file.fallocate_quick(mode, offset, length)
+    with refused(error):
+        await file.fallocate(mode, offset, length, trio.Event())
+
+
+def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
+    assert not file.fallocate_quick(0, 0, QUICK_BYTES + 1)
+    assert pages(file) == 0
+
+
+# --- what takes long --------------------------------------------------------------
+
+
+async def test_a_longer_range_is_dealt_with_in_a_thread(
+    file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = HeldCall()
+    monkeypatch.setattr(syscalls, "fallocate", call)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.fallocate, PUNCH, 0, 2 * LONG, trio.Event())
+        await call.entered.wait()
+        assert call.arguments == (file.fd, PUNCH, 0, 2 * LONG)
+        call.let_go()
+
+
+async def test_the_rules_hold_for_what_takes_long(file: InaccessibleFile) -> None:
+    with refused(errno.EINVAL):
+        await file.fallocate(PUNCH, 1, LONG, trio.Event())
+
+
+@pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE])
+async def test_a_long_allocation_is_the_allocators(
+    file: InaccessibleFile, held: HeldAllocator, mode: int
+) -> None:
+    """With the mode and range that were asked for; the file is busy meanwhile."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.fallocate, mode, PAGE, LONG, trio.Event())
+        await held.entered.wait()
+        assert held.arguments == (file.fd, mode, PAGE, LONG)
+        assert file in file._busy_files
+        assert file.settled
+        held.let_go()
+    assert file not in file._busy_files
+
+
+@pytest.mark.parametrize(
+    ("mode", "length"),
+    [
+        pytest.param(0, SHORT_BYTES, id="soon over"),
+        pytest.param(PUNCH, 2 * SHORT_BYTES, id="a punch"),
+    ],
+)
+async def test_what_need_not_be_interrupted_is_a_threads(
+    file: InaccessibleFile,
+    held: HeldAllocator,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+    length: int,
+) -> None:
+    call = HeldCall()
+    monkeypatch.setattr(syscalls, "fallocate", call)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.fallocate, mode, 0, length, trio.Event())
+        await call.entered.wait()
+        assert not held.entered.is_set()
+        call.let_go()
+
+
+async def test_without_an_allocator_a_thread_does_it(
+    file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inaccfs.shim.file.SHORT_BYTES", 0)
+    plain = InaccessibleFile(file.fd, PAGE, V8())
+    await plain.fallocate(0, 0, PAGE, trio.Event())
+    assert pages(plain) == 1
+
+
+async def test_the_errno_of_the_allocator_is_the_callers(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    held.let_go(errno.ENOSPC)
+    with refused(errno.ENOSPC):
+        await file.fallocate(0, 0, LONG, trio.Event())
+    # And the file is as good as before.
+    assert file.fallocate_quick(0, 0, PAGE)
+
+
+# --- a busy file ------------------------------------------------------------------
+
+
+async def test_a_busy_file_has_one_long_operation_at_a_time(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    """The others wait in the trio loop and not for the backing's lock in a thread."""
+    ended: list[str] = []
+
+    async def allocate(length: int) -> None:
+        await file.fallocate(0, 0, length, trio.Event())
+        ended.append(f"{length}")
+
+    async def set_size() -> None:
+        await file.set_size(PAGE)
+        ended.append("size")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(allocate, LONG)
+        await held.entered.wait()
+        assert not file.fallocate_quick(0, 0, PAGE)
+        nursery.start_soon(set_size)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == []
+        assert file.stat().st_size == 0
+        held.let_go()
+    assert ended == [f"{LONG}", "size"]
+    assert file.stat().st_size == PAGE
+    assert file.fallocate_quick(0, 0, PAGE)
+
+
+async def test_of_several_long_operations_each_waits_for_its_turn(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    """Else the first of them to end says that the file is idle."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+        await trio.testing.wait_all_tasks_blocked()
+        held.let_go()
+    assert not file._busy_files
+    assert held.most == 1
+
+
+async def _after(passes: int, call: Callable[[], Awaitable[None]]) -> None:
+    for _ in range(passes):
+        await trio.lowlevel.checkpoint()
+    await call()
+
+
+@pytest.mark.parametrize("second", [0, 1, 2, 3])
+async def test_whoever_waits_for_idle_is_woken(
+    file: InaccessibleFile, autojump_clock: trio.testing.MockClock, second: int
+) -> None:
+    """Whenever in the course of two long operations the wait begins."""
+    hung = []
+    for third in range(10):
+        held = HeldAllocator()
+        other = InaccessibleFile(file.fd, PAGE, V8(), allocator=held)
+        allocate = partial(other.fallocate, 0, 0, LONG, trio.Event())
+        with trio.move_on_after(1) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(allocate)
+                nursery.start_soon(_after, second, allocate)
+                nursery.start_soon(_after, third, other.wait_idle)
+                await trio.testing.wait_all_tasks_blocked()
+                held.let_go()
+        if scope.cancelled_caught:
+            hung.append(third)
+    assert hung == []
+
+
+async def test_who_waits_for_a_busy_file_can_be_interrupted(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    interrupted = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+        await held.entered.wait()
+        async with trio.open_nursery() as second:
+            second.start_soon(_expect_eintr, file, interrupted)
+            await trio.testing.wait_all_tasks_blocked()
+            interrupted.set()
+        # The first one goes on.
+        assert file in file._busy_files
+        held.let_go()
+
+
+async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
+    file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy(*_: int) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(syscalls, "fallocate", buggy)
+    with pytest.raises(RuntimeError):
+        await file.fallocate(PUNCH, 0, LONG, trio.Event())
+    await file.wait_idle()
+    assert not file._busy_files
+
+
+# --- interrupting -----------------------------------------------------------------
+
+
+async def _expect_eintr(file: InaccessibleFile, interrupted: trio.Event) -> None:
+    with refused(errno.EINTR):
+        await file.fallocate(0, 0, LONG, interrupted)
+
+
+async def test_an_interrupt_is_told_before_the_file_has_settled(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    """The backing still gives back what it had taken: nobody may look until then."""
+    held.undoing = HeldUndoing()
+    interrupted = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_expect_eintr, file, interrupted)
+        await held.entered.wait()
+        interrupted.set()
+    assert not file.settled
+    assert not file.fallocate_quick(0, 0, PAGE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.wait_settled)
+        nursery.start_soon(file.wait_settled)
+        nursery.start_soon(file.wait_idle)
+        nursery.start_soon(file.set_size, PAGE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert file.stat().st_size == 0
+        held.undoing.end()
+    assert file.settled
+    assert not file._busy_files
+    assert file.stat().st_size == PAGE
+
+
+async def test_an_allocation_that_dies_at_once_leaves_a_settled_file(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    interrupted = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_expect_eintr, file, interrupted)
+        await held.entered.wait()
+        interrupted.set()
+    assert file.settled
+    assert file.fallocate_quick(0, 0, PAGE)
+
+
+async def test_an_interrupt_before_the_call_is_not_lost(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    interrupted = trio.Event()
+    interrupted.set()
+    with refused(errno.EINTR):
+        await file.fallocate(0, 0, LONG, interrupted)
+    assert not file._busy_files
+
+
+async def test_a_cancelled_allocation_leaves_no_busy_file(
+    file: InaccessibleFile, held: HeldAllocator
+) -> None:
+    """The daemon ends: so does what works for it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+        await held.entered.wait()
+        nursery.cancel_scope.cancel()
+    assert held.cancelled
+    assert not file._busy_files
+
+
+# --- first_of ---------------------------------------------------------------------
+
+
+async def test_the_first_of_several_ends_the_others() -> None:
+    first, second = trio.Event(), trio.Event()
+    for event in (second, first):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first_of, first.wait, second.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            event.set()
+
+
+async def test_an_error_of_one_is_an_error_of_all() -> None:
+    async def fails() -> None:
+        raise OSError(errno.EIO, "no")
+
+    with pytest.raises(BaseExceptionGroup):
+        await first_of(trio.sleep_forever, fails)
+
+
+# --- sizes ------------------------------------------------------------------------
+
+
+async def test_a_size_is_set_once(file: InaccessibleFile) -> None:
+    await file.set_size(0)
+    with refused(errno.EINVAL):
+        await file.set_size(1)
+    await file.set_size(2 * PAGE)
+    for size in (0, 1, 2 * PAGE, 3 * PAGE):
+        with refused(errno.EPERM):
+            await file.set_size(size)
+    assert file.stat().st_size == 2 * PAGE
+
+
+@pytest.mark.parametrize("length", [4 * PAGE, QUICK_BYTES + PAGE])
+async def test_memory_beyond_the_end_is_tmpfs_business(
+    file: InaccessibleFile, length: int
+) -> None:
+    """What KEEP_SIZE put there goes with a size of 0, and stays with a larger one."""
+    for size, left in ((0, 0), (PAGE, length // PAGE)):
+        syscalls.fallocate(file.fd, FALLOC_FL_KEEP_SIZE, 0, length)
+        await file.set_size(size)
+        assert (file.stat().st_size, pages(file)) == (size, left)
+
+
+async def test_an_allocation_counts_as_a_size(file: InaccessibleFile) -> None:
+    file.fallocate_quick(0, 0, 1)
+    with refused(errno.EPERM):
+        await file.set_size(PAGE)
+
+
+def test_reopened_uses_the_other_fd(file: InaccessibleFile) -> None:
+    other = os.memfd_create("other")
+    os.ftruncate(other, PAGE)
+    file.reopened(other, writable=False)
+    assert file.stat().st_size == PAGE
+    assert not file.writable
+    os.close(other)

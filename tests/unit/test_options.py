@@ -1,0 +1,387 @@
+"""From words to options: the command line, -o, names of sockets, mountinfo."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from inaccfs import cli, mountinfo, runtime, status
+from inaccfs.cli import mount as mount_command
+from inaccfs.cli import status as status_command
+from inaccfs.errors import MountError, NotMountedError, OptionError
+from inaccfs.fuse import mounting
+from inaccfs.fuse.mounting import FSTYPE, FuseOptions
+from inaccfs.mountinfo import MountInfo
+from inaccfs.shim.backing import TmpfsOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def parse(*words: str) -> mount_command._Options:
+    parser = argparse.ArgumentParser()
+    mount_command.add_parser(parser.add_subparsers())
+    return mount_command._gather(parser.parse_args(["mount", *words, "/mnt"]))
+
+
+def config(*words: str) -> tuple[TmpfsOptions, FuseOptions]:
+    return mount_command._config("/mnt", parse(*words))
+
+
+# --- the mount command ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--size", "1g", "--mode", "750", "--allow-other"),
+        ("-o", "size=1g,mode=750,allow_other"),
+        ("-o", "size=1g", "-o", "mode=750", "-o", "allow_other"),
+        ("-o", ",size=1g,,mode=750,", "--allow-other"),
+    ],
+    ids=" ".join,
+)
+def test_options_can_be_written_either_way(words: tuple[str, ...]) -> None:
+    tmpfs, fuse = config(*words)
+    assert tmpfs == TmpfsOptions(size="1g", mode=0o750)
+    assert fuse.allow_other
+
+
+def test_without_words_all_is_the_default() -> None:
+    assert config() == (TmpfsOptions(), FuseOptions())
+
+
+def test_a_value_keeps_its_equals_signs() -> None:
+    assert parse("-o", "control=/a=b").ours == {"control": "/a=b"}
+
+
+def test_what_is_not_ours_goes_to_fuse() -> None:
+    options = parse("-o", "ro,fsname=x,size=1m")
+    assert options.fuse == ["ro", "fsname=x"]
+    assert options.ours == {"size": "1m"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--mode", "9"), "octal"),
+        (("--mode", "10000"), "octal"),
+        (("--mode", "-1"), "octal"),
+        (("--uid", "root"), "uid 'root' is not a number"),
+        (("--gid", "0x5"), "gid"),
+        (("--size", "big"), "is not a size"),
+        (("--huge", "yes"), "is not one of"),
+        (("-o", "nonsense"), "unknown mount option 'nonsense'"),
+        (("-o", "size"), "unknown mount option 'size'"),
+        (("--backing", "/d", "--size", "1g"), "--size"),
+        (("--backing", "/d", "-o", "huge=always"), "--huge"),
+        (("-o", "backing=/d,uid=5"), "--uid"),
+    ],
+    ids=str,
+)
+def test_bad_words_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        config(*words)
+
+
+def test_a_bad_option_is_one_line_and_status_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["mount", "-o", "nonsense", "/mnt"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("inaccfs: unknown mount option")
+    assert said.err.count("\n") == 1
+
+
+# --- mount options ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "flags"),
+    [("ro", 1), ("sync", 16), ("noatime", 1024), ("nodiratime", 2048)],
+)
+def test_flags_go_by_number_and_by_name(option: str, flags: int) -> None:
+    options = FuseOptions()
+    options.take(option)
+    assert (options.flags, options.flag_names) == (flags, [option])
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["rw", "defaults", "nosuid", "nodev", "noexec", "_netdev", "x-systemd.automount",
+     "nofail", "user", "comment=hello", "X-mount.mkdir", "default_permissions"],
+)  # fmt: skip
+def test_what_fstab_says_is_ignored(option: str) -> None:
+    options = FuseOptions()
+    options.take(option)
+    assert options == FuseOptions()
+
+
+@pytest.mark.parametrize("option", ["suid", "dev", "exec"])
+def test_what_the_mount_never_is_is_refused(option: str) -> None:
+    with pytest.raises(OptionError, match="nosuid, nodev and noexec"):
+        FuseOptions().take(option)
+
+
+@pytest.mark.parametrize(
+    "option", ["fsname=", "max_read", "context=", "allow_other=1", "", "ro=1", "RO"]
+)
+def test_what_is_malformed_is_unknown(option: str) -> None:
+    with pytest.raises(OptionError, match="unknown"):
+        FuseOptions().take(option)
+
+
+def test_what_the_kernel_is_told_by_name() -> None:
+    options = FuseOptions()
+    for option in ("allow_other", "fsname=mem", "max_read=65536", "ro"):
+        options.take(option)
+    assert options.fsname == "mem"
+    assert options.names() == ["default_permissions", "allow_other", "max_read=65536"]
+
+
+# --- names of sockets and logs ----------------------------------------------------
+
+
+PATHS = [
+    "/",
+    "/mnt",
+    "/mnt/guest memory",
+    "//mnt///a/",
+    "/with-dash/and_underscore",
+    "/.hidden/.also",
+    "/a.b:c",
+    "/tab\there\nand\\backslash",
+    "/ünïcode/€",
+    '/"quotes"/$HOME/%i',
+]
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-escape") is None, reason="no systemd-escape(1)"
+)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_escaped_as_systemd_does(path: str) -> None:
+    told = subprocess.run(
+        ["systemd-escape", "--path", "--", path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert runtime.escape(path) == told.stdout.removesuffix("\n")
+
+
+def test_the_socket_of_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert runtime.control_path("/mnt/a", None) == "/run/inaccfs/mnt-a.sock"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert runtime.control_path("/mnt", None) == "/run/user/1000/inaccfs/mnt.sock"
+    assert runtime.control_path("/mnt", "/elsewhere") == "/elsewhere"
+    # What is made in /tmp is checked by make_directory(): so it is that itself.
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert runtime.directory() == "/tmp/inaccfs-1000"
+    assert runtime.control_path("/mnt", None) == "/tmp/inaccfs-1000/mnt.sock"
+    assert runtime.log_path("/mnt") == "/tmp/inaccfs-1000/mnt.log"
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 106, "/" + "ü" * 53])
+def test_a_sockets_path_may_have_107_bytes(path: str) -> None:
+    assert runtime.control_path("/mnt", path) == path
+    with pytest.raises(MountError, match=r"has 108 bytes.*--control"):
+        runtime.control_path("/mnt", path + "x")
+
+
+def test_a_log_has_a_name_that_a_file_can_have() -> None:
+    path = "/" + "/".join(["deep-er"] * 100)
+    for name in (runtime.log_path(path), runtime.fallback_name(path)):
+        assert len(os.path.basename(name)) <= 255
+
+
+def test_the_directory_is_made_and_closed_to_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "inaccfs"
+    monkeypatch.setattr(runtime, "directory", lambda: str(path))
+    assert runtime.make_directory() == str(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    path.chmod(0o755)
+    runtime.make_directory()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def _file(path: Path) -> None:
+    path.touch()
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("/tmp")
+
+
+@pytest.mark.parametrize("make", [_file, _link])
+def test_a_directory_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "inaccfs")
+    monkeypatch.setattr(runtime, "directory", lambda: str(tmp_path / "inaccfs"))
+    with pytest.raises(MountError):
+        runtime.make_directory()
+
+
+# --- mountinfo --------------------------------------------------------------------
+
+MOUNTINFO = rb"""22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
+40 22 0:41 / /mnt/with\040space rw,nosuid - fuse.inaccfs inaccfs rw,user_id=0
+41 22 0:42 / /mnt/tab\011nl\012bs\134 rw shared:2 master:1 - fuse.inaccfs - rw
+42 22 0:43 / /mnt/other rw - tmpfs tmpfs rw
+43 22 0:44 / /mnt/covered rw - fuse.inaccfs inaccfs rw
+44 43 0:45 / /mnt/covered rw - tmpfs tmpfs rw
+45 22 0:46 / /mnt/twice rw - fuse.inaccfs inaccfs rw
+46 45 0:47 / /mnt/twice rw - fuse.inaccfs inaccfs rw
+47 22 0:48 / /mnt/\303\274 rw - fuse.inaccfs inaccfs rw
+"""
+
+
+@pytest.fixture
+def _mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_open(path: str, *mode: str) -> Any:
+        assert path == "/proc/self/mountinfo"
+        return io.BytesIO(MOUNTINFO)
+
+    monkeypatch.setattr(mountinfo, "open", fake_open, raising=False)
+
+
+@pytest.mark.usefixtures("_mountinfo")
+def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
+    assert mounting.mounts() == [
+        MountInfo("0:41", "/mnt/with space", FSTYPE),
+        MountInfo("0:42", "/mnt/tab\tnl\nbs\\", FSTYPE),
+        MountInfo("0:44", "/mnt/covered", FSTYPE),
+        MountInfo("0:46", "/mnt/twice", FSTYPE),
+        MountInfo("0:47", "/mnt/twice", FSTYPE),
+        MountInfo("0:48", "/mnt/ü", FSTYPE),
+    ]
+
+
+@pytest.mark.usefixtures("_mountinfo")
+def test_a_mount_is_found_by_its_path_and_on_top() -> None:
+    assert mounting.find("/mnt/with space") == MountInfo(
+        "0:41", "/mnt/with space", FSTYPE
+    )
+    assert mounting.find("/mnt/./twice/").device == "0:47"
+    for path in ("/mnt/covered", "/mnt/other", "/mnt/nothing", "/"):
+        with pytest.raises(NotMountedError):
+            mounting.find(path)
+
+
+@pytest.mark.usefixtures("_mountinfo")
+def test_all_mounts_are_read_and_the_topmost_counts() -> None:
+    assert [mount.device for mount in mountinfo.read()] == [
+        "0:20",
+        *(f"0:{number}" for number in range(41, 49)),
+    ]
+    covered = MountInfo("0:45", "/mnt/covered", "tmpfs")
+    assert mountinfo.topmost("/mnt/covered") == covered
+    assert mountinfo.topmost("/mnt") is None
+    assert mountinfo.topmost("/mnt/covered/") is None
+
+
+def test_what_is_really_mounted_is_read() -> None:
+    proc = mountinfo.topmost("/proc")
+    assert proc is not None
+    assert proc.fstype == "proc"
+    found = os.stat("/proc").st_dev
+    assert proc.device == f"{os.major(found)}:{os.minor(found)}"
+
+
+@pytest.mark.usefixtures("_mountinfo")
+def test_the_device_is_that_on_top() -> None:
+    assert mounting.device_at("/mnt/covered") == "0:45"
+    with pytest.raises(MountError):
+        mounting.device_at("/mnt/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere", "mkdir -p"), ("file", "not a directory")]
+)
+def test_what_cannot_be_mounted_on_is_told(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MountError, match=reason):
+        mounting.check_mountpoint(str(tmp_path / name))
+
+
+def test_a_mountpoint_is_resolved(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for path in ("link", "real", "real/../link"):
+        found = mounting.check_mountpoint(str(tmp_path / path))
+        assert found == os.path.realpath(tmp_path / "real")
+
+
+# --- status -----------------------------------------------------------------------
+
+
+STATUS = status.Status(
+    mountpoint="/mnt",
+    backing="private tmpfs",
+    size=0,
+    page_size=4096,
+    files=2,
+    allocated_pages=3,
+    sealed=False,
+    mmap="not sealed (needs root)",
+    pid=42,
+    control=None,
+    log=None,
+    version="1",
+)
+
+
+def test_a_status_survives_its_journey() -> None:
+    assert status.decode(status.encode(STATUS)) == STATUS
+
+
+def test_another_versions_status_is_told() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        status.decode(b'{"mountpoint": 5}')
+
+
+def test_a_status_for_people() -> None:
+    assert status_command._describe(STATUS).splitlines() == [
+        "/mnt",
+        "  backing    private tmpfs",
+        "  size       no limit",
+        "  files      2",
+        "  allocated  3 pages of 4 KiB",
+        "  mmap       not sealed (needs root)",
+        "  pid        42",
+        "  control    none",
+        "  log        standard error",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (2 << 20, "2 MiB"),
+        (3 << 30, "3 GiB"),
+        (5 << 40, "5.0 TiB"),
+    ],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert status_command._bytes(count) == text
