@@ -140,7 +140,8 @@ async def test_nothing_is_left_of_an_allocation(
             await allocator.allocate(memory, 0, at * PAGE, PAGE, trio.Event())
             with refused(errno.EINVAL):
                 await allocator.allocate(memory, 0, 0, 0, trio.Event())
-        assert len(os.listdir("/proc/self/fd")) == before
+        # Another test's may go meanwhile.
+        assert len(os.listdir("/proc/self/fd")) <= before
     finally:
         gc.enable()
     # The helper looks after them when it is asked again.
