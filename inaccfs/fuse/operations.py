@@ -168,6 +168,7 @@ class Operations(pyfuse3.Operations):
             # First: when it is refused nothing else may have happened.
             with namespace.opened(node) as file:
                 await file.set_size(attr.st_size)
+            await namespace.wait_idle(node)
         if fields.update_uid or fields.update_gid:
             # Before the mode: chown(2) takes the set-ID bits away.
             namespace.chown(

@@ -66,7 +66,7 @@ class InaccessibleFile:
         """
         # An fd of the backing file. Closed by whoever opened it.
         self.fd = fd
-        # Whether fd is open for writing; else it is good for stat() only.
+        # Whether fd is open for writing; else it is good for fstat(2) only.
         self.writable = writable
         # In bytes; see Backing.page_size.
         self.page_size: Final = page_size
@@ -120,10 +120,6 @@ class InaccessibleFile:
         self._busy = False
         self._busy_files.discard(self)
         self._idle.set()
-
-    def stat(self) -> os.stat_result:
-        """The backing file's attributes. inaccessible_getattr() of the seed."""
-        return os.fstat(self.fd)
 
     def fallocate_quick(self, mode: int, offset: int, length: int) -> bool:
         """inaccessible_fallocate() of the seed, at once; False if that is not possible.
