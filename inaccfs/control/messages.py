@@ -114,13 +114,19 @@ _any_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def is_whole(data: bytes | bytearray) -> bool:
-    """Whether *data*, which has no line end, is a whole JSON object all the same."""
+    """Whether *data*, which has no line end, is to be answered all the same.
+
+    It is when it is a whole JSON object, and when it is too deep to tell: then it is
+    to be refused, for no end of it could be recognised either.
+    """
     if not data.endswith(b"}"):
         return False
     try:
         _any_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:
         return False
+    except RecursionError:
+        return True
     return True
 
 

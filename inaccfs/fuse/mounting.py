@@ -79,6 +79,15 @@ class FuseOptions:
             raise OptionError(
                 f"option {option}: an inaccfs mount is always nosuid, nodev and noexec"
             )
+        elif option == "allow_root":
+            raise OptionError(
+                "option allow_root: root is let in anyway; for others too, allow_other"
+            )
+        elif option == "auto_unmount":
+            raise OptionError(
+                "option auto_unmount: the daemon unmounts when it ends; "
+                "after a SIGKILL, inaccfs umount"
+            )
         else:
             raise OptionError(f"unknown mount option {option!r}: see inaccfs mount -h")
 
