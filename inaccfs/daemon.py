@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 # Replies to READDIRPLUS wait in this socket: the more room, the more of them.
 _RELAY_BUFFER_BYTES: Final = 1 << 20
 
-_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+# A terminal that is closed sends SIGHUP.
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def _raise_fd_limit() -> None:
 
 
 class _StopRequest:
-    """SIGINT and SIGTERM while no trio loop can receive them.
+    """SIGINT and its like while no trio loop can receive them.
 
     Before the loop they are remembered, so that what has been mounted is unmounted
     again; after it they are of no account, so that it is.

@@ -176,7 +176,7 @@ def mounted(
     uid: int | None = None,
     gid: int | None = None,
     allow_other: bool = False,
-    options: Sequence[str] = (),
+    options: str | Sequence[str] = (),
     control: str | os.PathLike[str] | None = None,
 ) -> Iterator[Mount]:
     """A mount with a daemon of its own, taken down at the end whatever happened.
@@ -212,7 +212,7 @@ def mounted(
                 arguments += [f"--{name}", str(value)]
         if allow_other:
             arguments.append("--allow-other")
-        for option in options:
+        for option in [options] if isinstance(options, str) else options:
             arguments += ["-o", option]
         # Last of all, also where the daemon never came up or had to be killed: nothing
         # may stay mounted where a directory is about to be removed.
@@ -283,6 +283,16 @@ def _wait_for_exit(pid: int, seconds: float) -> bool:
         os.close(fd)
 
 
+def _remove_leftovers(mountpoint: str) -> None:
+    with suppress(OSError, MountError):
+        os.unlink(runtime.control_path(mountpoint, None))
+    log = runtime.log_path(mountpoint)
+    with suppress(OSError):
+        # One that says something is for the user to read.
+        if os.stat(log).st_size == 0:
+            os.unlink(log)
+
+
 def unmount(mountpoint: str, *, lazy: bool) -> None:
     """Undo a mount and wait for its daemon, so that the memory is back on return.
 
@@ -304,8 +314,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     # What a daemon that was killed could not tidy up.
     remove_fallbacks(runtime.fallback_name(found.path))
     if dead:
-        with suppress(OSError):
-            os.unlink(runtime.control_path(found.path, None))
+        _remove_leftovers(found.path)
     if pid is not None and not _wait_for_exit(pid, _STOP_SECONDS):
         raise UnmountError(
             f"{found.path} is unmounted, but its daemon {pid} is still there after "

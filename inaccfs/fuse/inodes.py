@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 # others can change too may not, and neither may the attributes of a file: memory can
 # be allocated behind the kernel's back.
 _FOREVER: Final = 86_400
+# Long enough to spare a GETATTR of each directory on the way to a name; short enough
+# for a mountpoint to answer ENOTCONN soon when its daemon has died.
+_DIRECTORY_ATTRIBUTES: Final = 1
 
 _DIRECTORY_FDS: Final = 256
 PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,7 +125,7 @@ class Inodes:
 
     def attr_valid(self, node: Node) -> int:
         """For how many seconds the kernel may remember the node's attributes."""
-        return self.entry_valid if node.is_dir else 0
+        return min(self.entry_valid, _DIRECTORY_ATTRIBUTES) if node.is_dir else 0
 
     def entry(self, node: Node, attributes: os.stat_result) -> Entry:
         """What the kernel is told of a node; counts as one lookup."""

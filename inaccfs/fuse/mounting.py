@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 DEVICE: Final = "/dev/fuse"
 FSTYPE: Final = "fuse.inaccfs"
+
+_ANSWER_SECONDS: Final = 5.0
 
 _FLAGS: Final = {
     "ro": syscalls.MS_RDONLY,
@@ -138,6 +141,26 @@ def device_at(path: str) -> str:
     return topmost.device
 
 
+def is_dead(path: str) -> bool:
+    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
+
+    Attributes may be remembered by the kernel for a while, so they would not tell.
+    """
+    errors: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as exc:
+            errors.append(exc.errno)
+
+    # A thread that waits for a stopped daemon cannot be ended, only left behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_SECONDS)
+    return any(number in (errno.ENOTCONN, errno.ECONNABORTED) for number in errors)
+
+
 def check_mountpoint(path: str) -> str:
     """Make sure that *path* can be mounted on; return it resolved.
 
@@ -146,29 +169,25 @@ def check_mountpoint(path: str) -> str:
     """
     wanted = resolve(path)
     topmost = mountinfo.topmost(wanted)
-    mounted = topmost is not None and topmost.fstype == FSTYPE
+    if topmost is not None and topmost.fstype == FSTYPE:
+        if is_dead(wanted):
+            raise MountError(
+                f"mountpoint {wanted} is left from a daemon that died: inaccfs umount "
+                f"{wanted}"
+            )
+        raise MountError(
+            f"{wanted} is an inaccfs mount already: inaccfs umount {wanted} first"
+        )
     try:
-        # Answered by the daemon, if there is one.
         mode = os.stat(wanted).st_mode
     except FileNotFoundError:
         raise MountError(
             f"mountpoint {wanted} does not exist: mkdir -p {wanted}"
         ) from None
     except OSError as exc:
-        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise MountError(
-                f"mountpoint {wanted} is left from a daemon that died: inaccfs umount "
-                f"{wanted}"
-            ) from None
-        if not (mounted and exc.errno == errno.EACCES):
-            raise MountError(f"mountpoint {wanted}: {exc.strerror}") from exc
-        mode = stat.S_IFDIR
+        raise MountError(f"mountpoint {wanted}: {exc.strerror}") from exc
     if not stat.S_ISDIR(mode):
         raise MountError(f"mountpoint {wanted} is not a directory: name one that is")
-    if mounted:
-        raise MountError(
-            f"{wanted} is an inaccfs mount already: inaccfs umount {wanted} first"
-        )
     return wanted
 
 
@@ -322,9 +341,6 @@ def unmount_dead(path: str, device: str) -> None:
     mounted = mountinfo.topmost(path)
     if mounted is None or mounted.device != device:
         return
-    try:
-        # Not ours if it answers: the number of a mount that has gone is given again.
-        os.stat(path)
-    except OSError as exc:
-        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            unmount(mounted, lazy=True)
+    # Not ours if it answers: the number of a mount that has gone is given again.
+    if is_dead(path):
+        unmount(mounted, lazy=True)

@@ -36,10 +36,11 @@ _SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
 
 
 def _bytes(size: str) -> int:
-    """What a size of the form of `_SIZE` comes to; a percentage counts as nothing."""
+    """What a size of the form of `_SIZE` comes to, in bytes."""
     unit = "kmgtpe".find(size[-1].lower()) + 1
     if size.endswith("%"):
-        return 0
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(size[:-1]) * memory // 100
     return int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
 
 
