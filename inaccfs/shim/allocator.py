@@ -1,7 +1,7 @@
 """Long allocations, in processes of their own because only those can be interrupted.
 
 A tmpfs that is told to stop gives back what it had taken, which nobody else can do as
-exactly. But it stops for a fatal signal only: since Linux 6.17 a large fallocate(2)
+exactly. But it stops for a fatal signal only: in Linux 6.18 a large fallocate(2)
 takes no notice of others, and what is fatal for a thread is fatal for the daemon. So
 each long allocation is a process, which is killed when its caller loses patience.
 
