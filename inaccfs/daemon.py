@@ -310,8 +310,8 @@ def _walk(root: int) -> Iterator[os.stat_result]:
         with suppress(OSError):
             attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
             if stat.S_ISDIR(attributes.st_mode):
-                directory = os.open(name, flags, dir_fd=stack[-1])
-                stack.append(directory)
+                stack.append(os.open(name, flags, dir_fd=stack[-1]))
+                # First empty, so that the two go together if the listing fails.
                 to_read.append([])
-                to_read[-1] = os.listdir(directory)
+                to_read[-1] = os.listdir(stack[-1])
             yield attributes

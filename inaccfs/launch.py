@@ -5,14 +5,11 @@ Imports neither trio nor pyfuse3: whoever starts a daemon need not pay for them.
 
 from __future__ import annotations
 
-import errno
 import os
-import queue
 import select
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,29 +131,21 @@ def read_status(mountpoint: str) -> Status:
     from inaccfs import status
 
     path = mounting.find(mountpoint).path
-    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answer.put(os.getxattr(path, status.STATUS_XATTR))
-        except OSError as exc:
-            answer.put(exc)
-
-    # A thread that waits for a stopped daemon cannot be ended, only left behind.
-    threading.Thread(target=ask, daemon=True).start()
     try:
-        found = answer.get(timeout=_ANSWER_SECONDS)
-    except queue.Empty:
+        found = mounting.ask(
+            lambda: os.getxattr(path, status.STATUS_XATTR), _ANSWER_SECONDS
+        )
+    except TimeoutError:
         raise NoAnswerError(
             f"{path}: its daemon does not answer (stopped?); inaccfs umount --lazy "
             f"{path} takes the mount away"
         ) from None
-    if isinstance(found, OSError):
-        if found.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+    except OSError as exc:
+        if mounting.means_dead(exc):
             raise DeadDaemonError(
                 f"{path}: its daemon is dead; inaccfs umount {path} cleans up"
             ) from None
-        raise NoAnswerError(f"{path}: no status: {found.strerror}") from None
+        raise NoAnswerError(f"{path}: no status: {exc.strerror}") from None
     try:
         return status.decode(found)
     except status.DecodeError as exc:
@@ -239,7 +228,6 @@ def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
 
 def _take_down(mount: Mount, *, quiet: bool) -> None:
     """End a mount for good; *quiet* when there is an exception already."""
-    problem: str | None = None
     try:
         found = mounting.find(str(mount.path))
         try:
@@ -256,11 +244,11 @@ def _take_down(mount: Mount, *, quiet: bool) -> None:
     except subprocess.TimeoutExpired:
         mount.process.kill()
         status = mount.process.wait()
-    if status != 0:
+    if status != 0 and not quiet:
         tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
-        problem = f"the daemon of {mount.path} ended with status {status}: {tail}"
-    if problem is not None and not quiet:
-        raise InaccfsError(problem)
+        raise InaccfsError(
+            f"the daemon of {mount.path} ended with status {status}: {tail}"
+        )
 
 
 def _wait_readable(fd: int, seconds: float) -> bool:

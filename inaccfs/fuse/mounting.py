@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import socket
 import stat
 import subprocess
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError, NotMountedError, OptionError, UnmountError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inaccfs.mountinfo import MountInfo
+
+T = TypeVar("T")
 
 DEVICE: Final = "/dev/fuse"
 FSTYPE: Final = "fuse.inaccfs"
@@ -141,24 +146,47 @@ def device_at(path: str) -> str:
     return topmost.device
 
 
+def ask(question: Callable[[], T], seconds: float) -> T:
+    """Call what waits for the daemon of a mount; not longer than *seconds*.
+
+    Raises:
+        TimeoutError: no answer in time: it is stopped.
+        OSError: what *question* raised.
+    """
+    answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(question())
+        except OSError as exc:
+            answers.put(exc)
+
+    # A thread that waits for a stopped daemon cannot be ended, only left behind.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def means_dead(exc: OSError) -> bool:
+    """Whether an answer says that nobody is behind the mount any more."""
+    return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
 def is_dead(path: str) -> bool:
     """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
 
     Attributes may be remembered by the kernel for a while, so they would not tell.
     """
-    errors: list[int | None] = []
-
-    def ask() -> None:
-        try:
-            os.statvfs(path)
-        except OSError as exc:
-            errors.append(exc.errno)
-
-    # A thread that waits for a stopped daemon cannot be ended, only left behind.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_ANSWER_SECONDS)
-    return any(number in (errno.ENOTCONN, errno.ECONNABORTED) for number in errors)
+    try:
+        ask(lambda: os.statvfs(path), _ANSWER_SECONDS)
+    except OSError as exc:
+        return means_dead(exc)
+    return False
 
 
 def check_mountpoint(path: str) -> str:

@@ -96,3 +96,11 @@ def memory(scratch: Path) -> Iterator[Path]:
     """A tmpfs of the test's own, to wrap or to compare with."""
     with support.tmpfs(scratch / "memory") as path:
         yield path
+
+
+@pytest.fixture
+def point(scratch: Path) -> Path:
+    """A directory to mount on; after the test it is one again."""
+    path = scratch / "mnt"
+    path.mkdir()
+    return path

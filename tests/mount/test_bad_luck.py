@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 
-@pytest.fixture
-def point(scratch: Path) -> Path:
-    """A directory to mount on; after the test it is one again."""
-    path = scratch / "mnt"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_mounted(point: Path, scratch: Path) -> object:
     yield

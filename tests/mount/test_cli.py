@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 
-@pytest.fixture
-def point(scratch: Path) -> Path:
-    path = scratch / "mnt"
-    path.mkdir()
-    return path
-
-
 # --- mount --------------------------------------------------------------------
 
 

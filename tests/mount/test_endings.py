@@ -42,13 +42,6 @@ pytestmark = pytest.mark.fuse
 GONE = ("ENOTCONN", "ECONNABORTED")
 
 
-@pytest.fixture
-def point(scratch: Path) -> Path:
-    path = scratch / "mnt"
-    path.mkdir()
-    return path
-
-
 # --- by umount ----------------------------------------------------------------
 
 

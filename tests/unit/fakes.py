@@ -12,10 +12,11 @@ import os
 import socket
 import struct
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import pytest
 import trio
 
 from inaccfs.fuse.channel import Channel
@@ -28,7 +29,7 @@ from inaccfs.shim.file import first_of
 from inaccfs.shim.semantics import V8
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from inaccfs.shim.backing import Backing
 
@@ -327,6 +328,17 @@ async def serving(
             # channel.run() ends by itself; closing its end then ends pyfuse3's.
             relay.shutdown(socket.SHUT_RDWR)
     namespace.close()
+
+
+# --- errnos -----------------------------------------------------------------------
+
+
+@contextmanager
+def refused(number: int) -> Iterator[None]:
+    """What stands in the block must raise `OSError` with the errno *number*."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        yield
+    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
 
 
 # --- calls that take long ---------------------------------------------------------

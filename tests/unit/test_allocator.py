@@ -21,6 +21,7 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.shim.allocator import Allocator, Undoing
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -56,13 +57,6 @@ def memory() -> Iterator[int]:
     fd = os.memfd_create("backing")
     yield fd
     os.close(fd)
-
-
-@contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
 
 
 def allocated(fd: int) -> int:

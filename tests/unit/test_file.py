@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from inaccfs import syscalls
 from inaccfs.shim.file import QUICK_BYTES, SHORT_BYTES, InaccessibleFile, first_of
 from inaccfs.shim.semantics import V8
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing
+from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing, refused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -31,13 +30,6 @@ def file(held: HeldAllocator) -> Iterator[InaccessibleFile]:
     fd = os.memfd_create("backing")
     yield InaccessibleFile(fd, PAGE, V8(), allocator=held)
     os.close(fd)
-
-
-@contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
 
 
 def pages(file: InaccessibleFile) -> int:

@@ -7,13 +7,14 @@ import inspect
 import os
 import stat
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.fuse import inodes
 from inaccfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,13 +47,6 @@ def create(namespace: Namespace, name: str, parent: Node | None = None) -> Node:
 def forget_all(namespace: Namespace) -> None:
     for node in list(namespace.nodes.values()):
         namespace.forget(node.ino, node.lookups)
-
-
-@contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:  # noqa: PT011
-        yield
-    assert caught.value.errno == number, errno.errorcode[caught.value.errno or 0]
 
 
 # --- lookup and forget ------------------------------------------------------------
