@@ -19,20 +19,27 @@ import trio
 from inaccfs import runtime, status, syscalls
 from inaccfs._version import __version__
 from inaccfs.control import server
+from inaccfs.control.limits import Policy
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
+from inaccfs.fuse.files import Files
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
+from inaccfs.shim.file import Shim
 from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
+from inaccfs.shim.simulated import SimulatedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from inaccfs.shim.frames import FrameSource
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,15 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True)
+class FrameOptions:
+    """Where page frame numbers come from."""
+
+    # "auto", "pagemap" or "simulated".
+    source: str = "auto"
+    simulated: SimulatedMemory = field(default_factory=SimulatedMemory)
+
+
+@dataclass(slots=True)
 class Config:
     """All that a mount is made from."""
 
@@ -52,7 +68,9 @@ class Config:
     backing: str | None = None
     tmpfs: TmpfsOptions = field(default_factory=TmpfsOptions)
     fuse: FuseOptions = field(default_factory=FuseOptions)
+    frames: FrameOptions = field(default_factory=FrameOptions)
     control: str | None = None
+    policy: Policy = field(default_factory=Policy)
     log: str | None = None
 
 
@@ -83,17 +101,29 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
+        source = frames.choose(
+            config.frames.source,
+            config.frames.simulated,
+            large_folios=_has_large_folios(config),
+        )
+        stack.callback(source.close)
         # The directory that it was started in is not the daemon's to keep busy.
         os.chdir("/")
-        listener = server.listen(control)
+        listener = server.listen(control, everybody=bool(config.policy.allowed_uids))
         stack.callback(_remove, control)
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, allocator, device)
+        parts = _Parts(mountpoint, control, backing, allocator, source, device)
         daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
+
+
+def _has_large_folios(config: Config) -> bool:
+    """Whether files may have folios of more than a page."""
+    # What a wrapped directory was mounted with is not looked up: yes is safe to say.
+    return config.backing is not None or config.tmpfs.huge not in (None, "never")
 
 
 def _remove(path: str) -> None:
@@ -130,6 +160,7 @@ class _Parts:
     control: str
     backing: Backing
     allocator: Allocator
+    frames: FrameSource
     # The /dev/fuse fd.
     device: int
 
@@ -146,7 +177,15 @@ class _Daemon:
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()
-        self._namespace = Namespace(backing, V8(), self._closer.close, parts.allocator)
+        self._shim = Shim(
+            V8(),
+            backing.page_size,
+            allocator=parts.allocator,
+            frames=parts.frames,
+            ack_seconds=config.policy.ack_seconds,
+        )
+        self._frames = parts.frames
+        self._namespace = Namespace(backing, self._shim, self._closer.close)
         self._operations = Operations(
             self._namespace,
             {
@@ -170,6 +209,7 @@ class _Daemon:
         )
         self._connected = True
         self._nursery: trio.Nursery | None = None
+        self._server: server.Server | None = None
 
     def serve(
         self, listener: socket.socket, ready: Callable[[list[str]], None]
@@ -197,8 +237,14 @@ class _Daemon:
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
-            control = server.Server(listener, server.Actions(self._status, self._end))
-            nursery.start_soon(control.run)
+            self._server = server.Server(
+                listener,
+                server.Actions(self._status, lambda: self._end("quit")),
+                Files(self._namespace, self._mountpoint, self._device_number),
+                self._shim,
+                self._config.policy,
+            )
+            nursery.start_soon(self._server.run)
             warnings = list(self._backing.warnings)
             if not self._channel.seal.sealed:
                 warnings.append(f"mmap: {self._channel.seal}")
@@ -210,24 +256,27 @@ class _Daemon:
         await self._channel.run()
         log.info("unmounted: %s", self._mountpoint)
         self._connected = False
-        self._end()
+        self._end("unmounted")
 
     async def _run_pyfuse3(self) -> None:
         await pyfuse3.main()
         # It has no reason to end by itself; callers would wait for it for ever.
         log.error("pyfuse3 has ended: ending")
-        self._end()
+        self._end("pyfuse3 has ended")
 
     async def _end_on_signal(self) -> None:
         with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
             if self._stop.made:
-                self._end()
+                self._end("signal")
             async for number in signals:
-                log.info("%s: ending", signal.Signals(number).name)
-                self._end()
+                name = signal.Signals(number).name
+                log.info("%s: ending", name)
+                self._end(name)
 
-    def _end(self) -> None:
+    def _end(self, reason: str) -> None:
         assert self._nursery is not None
+        if self._server is not None:
+            self._server.shut_down(reason)
         self._nursery.cancel_scope.cancel()
 
     def unmount(self) -> None:
@@ -270,6 +319,8 @@ class _Daemon:
             allocated_pages=pages,
             sealed=seal.sealed,
             mmap=str(seal),
+            pfn_source=self._frames.name,
+            pinning=self._frames.pinning,
             pid=os.getpid(),
             control=_printable(self._control),
             log=None if self._config.log is None else _printable(self._config.log),

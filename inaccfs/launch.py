@@ -40,6 +40,7 @@ READY: Final = b"ready\n"
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 60.0
+_ENDING_SECONDS: Final = 2.0
 
 
 def start_daemon(
@@ -167,12 +168,15 @@ def mounted(
     allow_other: bool = False,
     options: str | Sequence[str] = (),
     control: str | os.PathLike[str] | None = None,
+    pfn_source: str | None = None,
+    ack_timeout: float | None = None,
 ) -> Iterator[Mount]:
     """A mount with a daemon of its own, taken down at the end whatever happened.
 
     Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
-    tmpfs(5) has it ("1g"); *options* are what goes behind -o. The daemon's log is a
-    temporary file for as long as the block lasts.
+    tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *options* are what goes behind
+    -o, where all others can be told, too ("limit=peers=9", "simulated-order=0"). The
+    daemon's log is a temporary file for as long as the block lasts.
 
     Raises:
         MountError: the daemon's own message says why there is no mount.
@@ -196,6 +200,8 @@ def mounted(
             ("mode", None if mode is None else f"{mode:o}"),
             ("uid", uid),
             ("gid", gid),
+            ("pfn-source", pfn_source),
+            ("ack-timeout", ack_timeout),
         ):
             if value is not None:
                 arguments += [f"--{name}", str(value)]
@@ -237,7 +243,10 @@ def _take_down(mount: Mount, *, quiet: bool) -> None:
             mounting.unmount(found, lazy=True)
             mount.process.terminate()
     except NotMountedError:
-        # Unmounted in the block; or covered by another mount, which is not ours.
+        # Unmounted in the block, and then it ends by itself: a signal could come when
+        # there is nobody left to handle it. Or covered by another mount, not ours.
+        with suppress(subprocess.TimeoutExpired):
+            mount.process.wait(_ENDING_SECONDS)
         mount.process.terminate()
     try:
         status = mount.process.wait(_STOP_SECONDS)

@@ -29,6 +29,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     sealed: bool
     # "sealed", or "not sealed (needs ...)".
     mmap: str
+    # Where page frame numbers come from: "pagemap" or "simulated".
+    pfn_source: str
+    # What keeps fetched pages where they are: "io_uring", "mlock (...)", "none (...)",
+    # or "simulated".
+    pinning: str
     pid: int
     # The control socket's path; None when the mount has none.
     control: str | None

@@ -11,16 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch, runtime
-from inaccfs.errors import DaemonFailedError, MountError, OptionError
+from inaccfs.cli import mountoptions
+from inaccfs.errors import DaemonFailedError, MountError
 from inaccfs.fuse import mounting
-from inaccfs.fuse.mounting import FuseOptions
-from inaccfs.shim.backing import HUGE_CHOICES, TmpfsOptions
+from inaccfs.shim.backing import HUGE_CHOICES
 
 if TYPE_CHECKING:
     from inaccfs.daemon import Config
-
-_TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
-_OURS: Final = (*_TMPFS, "backing", "control", "log")
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -62,6 +59,46 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "or $XDG_RUNTIME_DIR/inaccfs)",
     )
     parser.add_argument(
+        "--allow-uid",
+        action="append",
+        default=[],
+        metavar="UID",
+        help="let this user use the control socket, too",
+    )
+    parser.add_argument(
+        "--ack-timeout",
+        metavar="SECONDS",
+        help="how long a peer may leave an event unanswered (default 10)",
+    )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="of the control socket: message, peers, fdnames, notifiers, pages, output",
+    )
+    parser.add_argument(
+        "--no-guest-access",
+        action="store_true",
+        help="give the backing memory to nobody (get-memory)",
+    )
+    parser.add_argument(
+        "--pfn-source",
+        metavar="|".join(mountoptions.PFN_SOURCES),
+        help="real page frame numbers, or made up ones (default: real if possible)",
+    )
+    parser.add_argument(
+        "--simulated-memory", metavar="SIZE", help="memory that frames are made up of"
+    )
+    parser.add_argument(
+        "--simulated-order", metavar="N", help="order of the largest folio (default 9)"
+    )
+    parser.add_argument(
+        "--simulated-fragmentation",
+        metavar="PERCENT",
+        help="how much of that memory is taken already, here and there",
+    )
+    parser.add_argument(
         "--log", metavar="FILE", help="the log of a daemon in the background"
     )
     parser.add_argument(
@@ -76,11 +113,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mount; stay if asked to."""
-    options = _gather(args)
+    options = mountoptions.gather(args)
     if args.foreground:
         return _serve(args, options)
     # What is wrong with the words is told before a daemon is started for them.
-    _config(args.mountpoint, options)
+    mountoptions.parse(options)
     mountpoint = mounting.check_mountpoint(args.mountpoint)
     runtime.control_path(mountpoint, options.ours.get("control"))
     log = options.ours.get("log")
@@ -91,6 +128,10 @@ def run(args: argparse.Namespace) -> int:
     for name, value in options.ours.items():
         if name != "log":
             arguments += [f"--{name}", value]
+    for name, value in options.repeated:
+        arguments += [f"--{name}", value]
+    if not options.guest_access:
+        arguments.append("--no-guest-access")
     for option in options.fuse:
         arguments += ["-o", option]
     if args.verbose:
@@ -103,82 +144,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Options:
-    """The command line's options, each told once, whichever way it was written."""
-
-    def __init__(self) -> None:
-        self.ours: dict[str, str] = {}
-        self.fuse: list[str] = []
-
-
-def _gather(args: argparse.Namespace) -> _Options:
-    options = _Options()
-    for name in _OURS:
-        if (value := getattr(args, name)) is not None:
-            options.ours[name] = value
-    for words in args.options:
-        for option in filter(None, words.split(",")):
-            name, equals, value = option.partition("=")
-            if equals and name in _OURS:
-                options.ours[name] = value
-            else:
-                options.fuse.append(option)
-    if args.allow_other:
-        options.fuse.append("allow_other")
-    for name, value in options.ours.items():
-        if not value:
-            raise OptionError(f"option {name} has no value: leave it out, or give one")
-    return options
-
-
-def _number(options: dict[str, str], name: str, base: int) -> int | None:
-    text = options.get(name)
-    if text is None:
-        return None
-    try:
-        number = int(text, base)
-    except ValueError:
-        number = -1
-    if number < 0 or (name == "mode" and number > 0o7777):
-        kind = "an octal mode" if base == 8 else "a number"
-        raise OptionError(f"{name} {text!r} is not {kind}") from None
-    return number
-
-
-def _config(mountpoint: str, options: _Options) -> tuple[TmpfsOptions, FuseOptions]:
-    """Check the options, and make of them what the daemon takes."""
-    fuse = FuseOptions()
-    for option in options.fuse:
-        fuse.take(option)
-    ours = options.ours
-    if "backing" in ours and (clash := [name for name in _TMPFS if name in ours]):
-        raise OptionError(
-            f"--{clash[0]} is for the private tmpfs, --backing wraps what is there: "
-            "leave one of them out"
-        )
-    tmpfs = TmpfsOptions(
-        size=ours.get("size"),
-        huge=ours.get("huge"),
-        mode=_number(ours, "mode", 8),
-        uid=_number(ours, "uid", 10),
-        gid=_number(ours, "gid", 10),
-    )
-    return tmpfs, fuse
-
-
-def _serve(args: argparse.Namespace, options: _Options) -> int:
+def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     """Be the daemon."""
     # Here and not above: only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
-    tmpfs, fuse = _config(args.mountpoint, options)
+    parsed = mountoptions.parse(options)
     log = options.ours.get("log")
     config: Config = daemon.Config(
         mountpoint=args.mountpoint,
         backing=options.ours.get("backing"),
-        tmpfs=tmpfs,
-        fuse=fuse,
+        tmpfs=parsed.tmpfs,
+        fuse=parsed.fuse,
+        frames=daemon.FrameOptions(parsed.pfn_source, parsed.simulated),
         control=options.ours.get("control"),
+        policy=parsed.policy,
         log=log,
     )
     logging.basicConfig(

@@ -64,6 +64,7 @@ def _describe(status: Status) -> str:
         "files": str(status.files),
         "allocated": f"{status.allocated_pages} pages of {_bytes(status.page_size)}",
         "mmap": status.mmap,
+        "pfns": _frames(status),
         "pid": str(status.pid),
         "control": status.control or "none",
         "log": status.log or "standard error",
@@ -71,6 +72,12 @@ def _describe(status: Status) -> str:
     return "\n".join(
         [status.mountpoint, *(f"  {name:<10} {text}" for name, text in lines.items())]
     )
+
+
+def _frames(status: Status) -> str:
+    if status.pfn_source == status.pinning:
+        return status.pfn_source
+    return f"{status.pfn_source}, pinned by {status.pinning}"
 
 
 def _bytes(count: int) -> str:

@@ -1,160 +1,530 @@
-"""The messages of the control socket, in the QEMU Machine Protocol.
+"""The messages of the control socket: commands, what they return, and events.
 
-One definition for the server and for whoever talks to it. No I/O here. Decoding has
-two steps, so that a bad argument still gets a reply with its id.
+The one definition for the server, the clients, `query-qmp-schema` and
+docs/control-protocol.md. How they travel is qmp.py's matter; no I/O here.
+
+Offsets, starts, ends and counts are pages of the file's page size, ends exclusive;
+sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
+from msgspec import Meta
 
 from inaccfs._version import __version__
+from inaccfs.status import Status
 
-MESSAGE_BYTES: Final = 65536
-"""The longest message that a peer may send."""
+# Bytes of an offset are a loff_t: 2**63 of them, in pages of 4 KiB.
+_LAST_PAGE: Final = (1 << 51) - 1
+
+File = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="a path from the mount's root that begins with `/` (for root and "
+        "the owner), or an fdname",
+    ),
+]
+FdName = Annotated[
+    str,
+    Meta(min_length=1, max_length=255, pattern="^[^/]", description="a name for an fd"),
+]
+Pgoff = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="a page of the file")]
+PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
+Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
+NotifierId = Annotated[int, Meta(ge=0, description="as register-notifier gave it")]
+Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
 
 
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+# --- what commands return -------------------------------------------------------------
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what commands return."""
+
+
+class Nothing(Result, frozen=True, kw_only=True):
+    """`{}`: it has been done."""
+
+
+class VersionTriple(msgspec.Struct, frozen=True):
+    """A version in numbers."""
+
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(msgspec.Struct, frozen=True):
+    """QMP's shape, inaccfs's numbers."""
+
+    qemu: VersionTriple
+    package: str
+
+
+class CommandInfo(msgspec.Struct, frozen=True):
+    """The name of a command."""
+
+    name: str
+
+
+class Notifier(Result, frozen=True, kw_only=True):
+    """The number of a notifier, unique in the mount."""
+
+    notifier: int
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """Pages whose frames are contiguous and of folios of one order.
+
+    It may begin in the middle of a folio.
+    """
+
+    offset: int
+    pfn: int
+    count: int
+    order: int
+
+
+class Frames(Result, frozen=True, kw_only=True):
+    """`pfn` and `order` without `count`, else `extents`."""
+
+    pfn: int | msgspec.UnsetType = msgspec.UNSET
+    order: int | msgspec.UnsetType = msgspec.UNSET
+    extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is open, or has fetched pages."""
+
+    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    name: str
+    ino: int
+    # Bytes.
+    size: int
+    page_size: int
+    # Pages.
+    allocated: int
+    fetched: int
+    referenced: int
+    notifiers: int
+    # How many opens there are, those of the control socket's peers included.
+    opens: int
+
+
+class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered notifier."""
+
+    notifier: int
+    file: str
+    ino: int
+    # The peer's number and process.
+    peer: int
+    pid: int
+    # How many events it has been sent.
+    told: int
+    # The event that it has not answered yet.
+    waiting: int | None
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """Pages that a peer has fetched and not put."""
+
+    file: str
+    ino: int
+    peer: int
+    pid: int
+    offset: int
+    pfn: int
+    count: int
+    # How often each of these pages has been fetched and not put.
+    references: int
+    # Whether the file has other pages there by now, or none.
+    punched: bool
+
+
+class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
+    """Pages of a file that have been fetched and stay where they are."""
+
+    file: str
+    ino: int
+    offset: int
+    pfn: int
+    count: int
+    order: int
+
+
+class Pins(Result, frozen=True, omit_defaults=False):
+    """What has been fetched, and who still refers to it."""
+
+    # "io_uring", "mlock (...)", "none (...)" or "simulated".
+    pinning: str
+    extents: list[PinnedExtent]
+    references: list[Reference]
+
+
+class Stats(Result, frozen=True, omit_defaults=False):
+    """Counters since the mount was made, and totals of now."""
+
+    # Calls of fallocate(2) that have got here, and those of them that punch.
+    fallocates: int
+    punches: int
+    # Invalidations, the events sent for them, and notifiers evicted for no answer.
+    invalidations: int
+    events: int
+    evictions: int
+    # get-pfn and put-pfn, in pages.
+    pages_got: int
+    pages_put: int
+    # Fetched pages whose frame changed when pins came off for a punch.
+    pages_moved: int
+    # Of now.
+    peers: int
+    notifiers: int
+    references: int
+    fetched: int
+
+
+class Semantics(Result, frozen=True, omit_defaults=False):
+    """The rules of this mount."""
+
+    name: str
+    # The events that its notifiers get.
+    events: list[str]
+    # When, as against the backing's change of the file: "after".
+    order: str
+    # "every fallocate", "punches": which calls of fallocate(2) notify.
+    notifies: str
+    # Whether a fallocate(2) that failed notifies, too.
+    notifies_on_failure: bool
+    # "pages"; or "bytes", for what has been posted with that mistake.
+    unit: str
+    # "file", or "range" where notifiers are bound to one.
+    scope: str
+    # Whether get-pfn fills holes.
+    allocates: bool
+
+
+# --- commands -----------------------------------------------------------------------
+
+
+class Command(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    kw_only=True,
+):
     """Base of the commands. An unknown argument is an error, as in QMP."""
 
     name: ClassVar[str]
+    returns: ClassVar[Any] = Nothing
+    # Whether root and the mount's owner only may use it.
+    owner_only: ClassVar[bool] = False
+    # Whether an fd goes with the command, or with its return, as SCM_RIGHTS.
+    takes_fd: ClassVar[bool] = False
+    gives_fd: ClassVar[bool] = False
 
 
-class QmpCapabilities(Command, frozen=True):
-    """Ends the negotiation; no capabilities are offered."""
+class QmpCapabilities(Command, frozen=True, kw_only=True):
+    """Ends the negotiation. No capabilities are offered."""
 
     name: ClassVar[str] = "qmp_capabilities"
 
-    enable: list[str] = []
+    enable: Annotated[list[str], Meta(max_length=0, description="must be empty")] = []
 
 
-class QueryVersion(Command, frozen=True):
-    """Which inaccfs this is."""
+class QueryVersion(Command, frozen=True, kw_only=True):
+    """Tells which inaccfs this is."""
 
     name: ClassVar[str] = "query-version"
+    returns: ClassVar[Any] = VersionInfo
 
 
-class QueryCommands(Command, frozen=True):
-    """The names of all commands."""
+class QueryCommands(Command, frozen=True, kw_only=True):
+    """Lists the commands."""
 
     name: ClassVar[str] = "query-commands"
+    returns: ClassVar[Any] = list[CommandInfo]
 
 
-class QueryStatus(Command, frozen=True):
-    """What `inaccfs status` shows."""
+class QueryQmpSchema(Command, frozen=True, kw_only=True):
+    """Tells the types of all commands and events, as QEMU does."""
+
+    name: ClassVar[str] = "query-qmp-schema"
+    returns: ClassVar[Any] = list[dict[str, Any]]
+
+
+class QueryStatus(Command, frozen=True, kw_only=True):
+    """Tells what `inaccfs status` shows."""
 
     name: ClassVar[str] = "query-status"
+    returns: ClassVar[Any] = Status
 
 
-class Quit(Command, frozen=True):
-    """End the daemon and unmount."""
+class GetFd(Command, frozen=True, kw_only=True):
+    """Names an open fd of a file of this mount, sent with this message.
+
+    The fd must be open for writing. The daemon keeps the file open until closefd or
+    the end of the connection. EINVAL if it is no file of this mount; a name that is
+    taken gets the new file.
+    """
+
+    name: ClassVar[str] = "getfd"
+    takes_fd: ClassVar[bool] = True
+
+    fdname: FdName
+
+
+class CloseFd(Command, frozen=True, kw_only=True):
+    """Forgets a name; ENOENT if there is none. Notifiers and references stay."""
+
+    name: ClassVar[str] = "closefd"
+
+    fdname: FdName
+
+
+class MemfdCreate(Command, frozen=True, kw_only=True):
+    """memfd_create(2) with MFD_INACCESSIBLE: makes a file without a name.
+
+    Returns an O_RDWR fd of it, and keeps it as `fdname`, too. MFD_ALLOW_SEALING and
+    MFD_HUGETLB are EINVAL, as in the patch.
+    """
+
+    name: ClassVar[str] = "memfd-create"
+    gives_fd: ClassVar[bool] = True
+
+    memfd: Annotated[
+        str, Meta(max_length=249, description="what query-files calls it")
+    ] = msgspec.field(name="name")
+    flags: Annotated[
+        int, Meta(ge=0, le=(1 << 32) - 1, description="MFD_CLOEXEC, MFD_INACCESSIBLE")
+    ] = 0
+    fdname: FdName
+    size: (
+        Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="bytes to truncate to")]
+        | None
+    ) = None
+
+
+class RegisterNotifier(Command, frozen=True, kw_only=True):
+    """inaccessible_register_notifier(): tell this peer of invalidations of a file.
+
+    Waits while an invalidation of the file is under way. The file stays open until the
+    notifier goes.
+    """
+
+    name: ClassVar[str] = "register-notifier"
+    returns: ClassVar[Any] = Notifier
+
+    file: File
+
+
+class UnregisterNotifier(Command, frozen=True, kw_only=True):
+    """inaccessible_unregister_notifier(): after it returns no event follows.
+
+    Answers what the notifier has not answered, and waits while an invalidation of the
+    file is under way. ENOENT if this peer has no such notifier.
+    """
+
+    name: ClassVar[str] = "unregister-notifier"
+
+    notifier: NotifierId
+
+
+class InvalidateDone(Command, frozen=True, kw_only=True):
+    """The callback of a notifier has returned; the answer to an event.
+
+    EINVAL if no such event waits for an answer. It overtakes commands that wait.
+    """
+
+    name: ClassVar[str] = "invalidate-done"
+
+    notifier: NotifierId
+    sequence: Sequence
+
+
+class GetPfn(Command, frozen=True, kw_only=True):
+    """inaccessible_get_pfn(): where pages are, and a reference to each.
+
+    Allocates, as SGP_WRITE does; but EINVAL past the end, where the patch would
+    allocate, too. The pages stay where they are until they are punched or the file has
+    gone. With `count` the return has extents, as few as the frames allow.
+    """
+
+    name: ClassVar[str] = "get-pfn"
+    returns: ClassVar[Any] = Frames
+
+    file: File
+    offset: Pgoff
+    count: PageCount | None = None
+
+
+class PutPfn(Command, frozen=True, kw_only=True):
+    """inaccessible_put_pfn(): gives references back.
+
+    EINVAL, and nothing is put, if this peer holds no reference to one of the pages.
+    """
+
+    name: ClassVar[str] = "put-pfn"
+
+    file: File
+    pfn: Pfn
+    count: PageCount = 1
+
+
+class GetMemory(Command, frozen=True, kw_only=True):
+    """Gives an fd of the backing memory, for the simulated guest's own access.
+
+    EPERM on a mount with --no-guest-access.
+    """
+
+    name: ClassVar[str] = "get-memory"
+    owner_only: ClassVar[bool] = True
+    gives_fd: ClassVar[bool] = True
+
+    file: File
+
+
+class QueryFiles(Command, frozen=True, kw_only=True):
+    """Lists the files that are open or have fetched pages."""
+
+    name: ClassVar[str] = "query-files"
+    returns: ClassVar[Any] = list[FileInfo]
+
+
+class QueryFile(Command, frozen=True, kw_only=True):
+    """Tells of one file."""
+
+    name: ClassVar[str] = "query-file"
+    returns: ClassVar[Any] = FileInfo
+
+    file: File
+
+
+class QueryNotifiers(Command, frozen=True, kw_only=True):
+    """Lists the notifiers of all peers."""
+
+    name: ClassVar[str] = "query-notifiers"
+    returns: ClassVar[Any] = list[NotifierInfo]
+
+
+class QueryPins(Command, frozen=True, kw_only=True):
+    """Lists fetched pages and the references to them, also to those punched since."""
+
+    name: ClassVar[str] = "query-pins"
+    returns: ClassVar[Any] = Pins
+
+
+class QueryStats(Command, frozen=True, kw_only=True):
+    """Counts."""
+
+    name: ClassVar[str] = "query-stats"
+    returns: ClassVar[Any] = Stats
+
+
+class QuerySemantics(Command, frozen=True, kw_only=True):
+    """Tells the rules of this mount."""
+
+    name: ClassVar[str] = "query-semantics"
+    returns: ClassVar[Any] = Semantics
+
+
+class MemoryFailure(Command, frozen=True, kw_only=True):
+    """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback."""
+
+    name: ClassVar[str] = "memory-failure"
+
+    file: File
+    offset: Pgoff
+
+
+class Quit(Command, frozen=True, kw_only=True):
+    """Ends the daemon and unmounts."""
 
     name: ClassVar[str] = "quit"
+    owner_only: ClassVar[bool] = True
 
 
 COMMANDS: Final[dict[str, type[Command]]] = {
     command.name: command
-    for command in (QmpCapabilities, QueryVersion, QueryCommands, QueryStatus, Quit)
+    for command in (
+        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
+        *(GetFd, CloseFd, MemfdCreate),
+        *(RegisterNotifier, UnregisterNotifier, InvalidateDone),
+        *(GetPfn, PutPfn, GetMemory),
+        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
+    )
 }
 
-# Whatever JSON the peer has chosen, told back to the letter; empty if it has none.
-RequestId = msgspec.Raw
-NO_ID: Final = msgspec.Raw(b"")
+
+# --- events ---------------------------------------------------------------------------
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
-    execute: str
-    # Raw, and decoded second: a bad argument must not cost us the id to reply to.
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-    id: RequestId = NO_ID
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the events: what a peer is told unasked."""
+
+    name: ClassVar[str]
+    # The command that answers it.
+    answer: ClassVar[type[Command] | None] = None
 
 
-class BadRequestError(Exception):
-    """A message cannot be carried out; `reply` is what its sender is told."""
+class _Invalidation(Event, frozen=True, kw_only=True):
+    answer: ClassVar[type[Command] | None] = InvalidateDone
 
-    def __init__(self, kind: str, description: str, request_id: RequestId) -> None:
-        super().__init__(description)
-        self.reply: Final = encode_error(kind, description, request_id)
-
-
-_envelope_decoder = msgspec.json.Decoder(_Envelope)
-_decoders = {name: msgspec.json.Decoder(command) for name, command in COMMANDS.items()}
+    notifier: NotifierId
+    start: Pgoff
+    end: Pgoff
+    sequence: Sequence
 
 
-def decode_request(
-    line: bytes | bytearray,
-) -> tuple[Command, RequestId]:
-    """Read one message.
+class Invalidate(_Invalidation, frozen=True, kw_only=True):
+    """Pages from `start` to `end` may have gone: stop using them, then answer."""
 
-    Raises:
-        BadRequestError: it is none, or no command that there is.
-    """
-    try:
-        envelope = _envelope_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadRequestError(
-            "GenericError", f"EINVAL: {exc}; send one JSON object a line", NO_ID
-        ) from exc
-    decoder = _decoders.get(envelope.execute)
-    if decoder is None:
-        raise BadRequestError(
-            "CommandNotFound",
-            f"The command {envelope.execute} has not been found",
-            envelope.id,
-        )
-    try:
-        return decoder.decode(envelope.arguments), envelope.id
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadRequestError("GenericError", f"EINVAL: {exc}", envelope.id) from exc
+    name: ClassVar[str] = "INVALIDATE"
 
 
-_any_decoder = msgspec.json.Decoder(msgspec.Raw)
+class InvalidateStart(_Invalidation, frozen=True, kw_only=True):
+    """Pages are about to go, in semantics that bracket the removal."""
+
+    name: ClassVar[str] = "INVALIDATE_START"
 
 
-def is_whole(data: bytes | bytearray) -> bool:
-    """Whether *data*, which has no line end, is to be answered all the same.
+class InvalidateEnd(_Invalidation, frozen=True, kw_only=True):
+    """The removal that INVALIDATE_START announced is over."""
 
-    It is when it is a whole JSON object, and when it is too deep to tell: then it is
-    to be refused, for no end of it could be recognised either.
-    """
-    if not data.endswith(b"}"):
-        return False
-    try:
-        _any_decoder.decode(data)
-    except msgspec.DecodeError:
-        return False
-    except RecursionError:
-        return True
-    return True
+    name: ClassVar[str] = "INVALIDATE_END"
 
 
-def _with_id(message: dict[str, object], request_id: RequestId) -> bytes:
-    if bytes(request_id):
-        message["id"] = request_id
-    return msgspec.json.encode(message) + b"\r\n"
+class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contract's name
+    """Pages are poisoned."""
+
+    name: ClassVar[str] = "MEMORY_ERROR"
+
+    notifier: NotifierId
+    start: Pgoff
+    end: Pgoff
 
 
-def encode_return(value: object, request_id: RequestId) -> bytes:
-    """The reply to a command that was carried out."""
-    return _with_id({"return": value}, request_id)
+class Shutdown(Event, frozen=True, kw_only=True):
+    """The daemon ends."""
+
+    name: ClassVar[str] = "SHUTDOWN"
+
+    reason: str
 
 
-def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
-    """The reply to one that was not; *kind* is the class of QMP."""
-    return _with_id({"error": {"class": kind, "desc": description}}, request_id)
+EVENTS: Final[dict[str, type[Event]]] = {
+    event.name: event
+    for event in (Invalidate, InvalidateStart, InvalidateEnd, MemoryError, Shutdown)
+}
 
 
-def version() -> dict[str, object]:
-    """What query-version returns: QMP's shape, inaccfs's numbers."""
+def version() -> VersionInfo:
+    """What query-version returns, and the greeting."""
     major, minor, micro = (int(part) for part in __version__.split(".")[:3])
-    return {
-        "qemu": {"major": major, "minor": minor, "micro": micro},
-        "package": "inaccfs",
-    }
-
-
-def greeting() -> bytes:
-    """What a peer gets first."""
-    return _with_id({"QMP": {"version": version(), "capabilities": []}}, NO_ID)
+    return VersionInfo(VersionTriple(major, minor, micro), "inaccfs")

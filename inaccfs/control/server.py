@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import socket
 import stat
 import struct
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs.control import messages
+from inaccfs.control import messages, qmp
+from inaccfs.control.limits import Policy
+from inaccfs.control.readers import Readers
+from inaccfs.control.session import Session
 from inaccfs.errors import MountError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
+    from inaccfs.control.session import Files
+    from inaccfs.shim.file import Shim
     from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
 
 _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
-_LARGEST_BACKLOG: Final = 64
-_PEERS: Final = 256
+_LARGEST_BACKLOG: Final = 1024
+
+# Threads that may be busy closing what peers have sent; some may never end.
+_CLOSING_THREADS: Final = 16
+
+# How long to wait for fds to come free when there is none for a new peer.
+_NO_FDS_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +48,19 @@ class Actions:
     quit: Callable[[], None]
 
 
-def listen(path: str) -> socket.socket:
-    """Bind the control socket at *path*, mode 0600; a dead one there is replaced.
+def listen(path: str, *, everybody: bool = False) -> socket.socket:
+    """Bind the control socket at *path*; a dead one there is replaced.
+
+    Its mode is 0600, or 0666 for *everybody*, who are asked for their uid later.
 
     Raises:
         MountError: it cannot be bound, or a live daemon has it.
     """
     _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.setblocking(False)
     # The mode of a socket is that of its creation: nobody may slip in before a chmod.
-    umask = os.umask(0o177)
+    umask = os.umask(0o111 if everybody else 0o177)
     try:
         listener.bind(path)
     except OSError as exc:
@@ -86,114 +101,107 @@ def _remove_dead(path: str) -> None:
 
 
 class Server:
-    """Accepts peers and carries out their commands."""
+    """Accepts peers; each has a `Session`."""
 
-    def __init__(self, listener: socket.socket, actions: Actions) -> None:
-        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-        self._actions = actions
-        self._peers = 0
+    def __init__(
+        self,
+        listener: socket.socket,
+        actions: Actions,
+        files: Files,
+        shim: Shim,
+        policy: Policy | None = None,
+    ) -> None:
+        """Take a non-blocking *listener*."""
+        self._listener: Final = listener
+        self.actions: Final = actions
+        self.files: Final = files
+        self.shim: Final = shim
+        self.policy: Final = policy or Policy()
+        # Those that are connected, by number.
+        self.sessions: Final[dict[int, Session]] = {}
+        self._numbers: Final = itertools.count(1)
+        self.notifier_numbers: Final = itertools.count(1)
+        # Of the sessions' connections; there is one as long as `run` runs.
+        self.readers = Readers()
+        self._nursery: trio.Nursery | None = None
+        self._closing: Final = trio.CapacityLimiter(_CLOSING_THREADS)
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await trio.serve_listeners(self._serve_peer, [self._listener])
+        with closing(self.readers):
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self.readers.run)
+                await self._accept(nursery)
 
-    async def _serve_peer(self, stream: trio.SocketStream) -> None:
-        async with stream:
-            if not self._may_enter(stream) or self._peers >= _PEERS:
-                return
-            self._peers += 1
+    async def _accept(self, nursery: trio.Nursery) -> None:
+        while True:
             try:
-                await self._converse(stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # It has gone in the middle of a reply; nobody else need know.
-                log.debug("a control peer hung up")
-            finally:
-                self._peers -= 1
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._listener)
+            except OSError as exc:
+                if exc.errno == errno.ECONNABORTED:
+                    continue
+                # Peers that are there already go on, and may make room.
+                log.error("no new control peer: %s", exc.strerror)  # noqa: TRY400
+                await trio.sleep(_NO_FDS_SECONDS)
+            else:
+                connection.setblocking(False)
+                self._welcome(connection, nursery)
 
-    def _may_enter(self, stream: trio.SocketStream) -> bool:
+    def _welcome(self, connection: socket.socket, nursery: trio.Nursery) -> None:
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
-        credentials = stream.socket.getsockopt(
+        credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
         )
-        _, uid, _ = _ucred.unpack(credentials)
-        return uid in (0, os.geteuid())
-
-    async def _converse(self, stream: trio.SocketStream) -> None:
-        await stream.send_all(messages.greeting())
-        pending = bytearray()
-        negotiated = False
-        async for data in stream:
-            pending += data
-            for line in _messages(pending):
-                if len(line) > messages.MESSAGE_BYTES:
-                    await stream.send_all(_too_long())
-                    return
-                command, reply = await self._answer(line, negotiated)
-                negotiated = negotiated or isinstance(command, messages.QmpCapabilities)
-                await stream.send_all(reply)
-                if isinstance(command, messages.Quit):
-                    # Not before the reply: it is the last that this loop sends.
-                    self._actions.quit()
-            if len(pending) > messages.MESSAGE_BYTES:
-                await stream.send_all(_too_long())
-                return
-
-    async def _answer(
-        self, line: bytearray, negotiated: bool
-    ) -> tuple[messages.Command | None, bytes]:
-        """Carry out a message; return its command, if it was carried out, and reply."""
-        try:
-            command, request_id = messages.decode_request(line)
-        except messages.BadRequestError as exc:
-            return None, exc.reply
-        if not negotiated and not isinstance(command, messages.QmpCapabilities):
-            return None, messages.encode_error(
-                "CommandNotFound",
-                "Expecting capabilities negotiation with 'qmp_capabilities'",
-                request_id,
+        pid, uid, gid = _ucred.unpack(credentials)
+        if uid not in (0, os.geteuid()) and uid not in self.policy.allowed_uids:
+            connection.close()
+            return
+        if len(self.sessions) >= self.policy.limits.peers:
+            description = (
+                f"EMFILE: {self.policy.limits.peers} peers are connected already "
+                "(--limit peers=N)"
             )
+            reply = qmp.encode_error("GenericError", description, qmp.NO_ID)
+            # A new socket has room for so little; if it has hung up, all the better.
+            with suppress(OSError):
+                connection.send(reply)
+            connection.close()
+            return
+        number = next(self._numbers)
+        session = Session(self, connection, number, pid, uid, gid)
+        self.sessions[number] = session
+        nursery.start_soon(self._serve, session)
+
+    async def _serve(self, session: Session) -> None:
         try:
-            value = await self._carry_out(command)
-        except OSError as exc:
-            name = errno.errorcode.get(exc.errno or errno.EIO, "EIO")
-            description = f"{name}: {exc.strerror}"
+            await session.run()
         except Exception:
-            log.exception("bug in the command %s", command.name)
-            description = "EIO: a bug; see the daemon's log"
+            # Else it would end the mount, and with it everybody.
+            log.exception("bug in the conversation with %s", session.peer)
+        finally:
+            del self.sessions[session.number]
+
+    def discard(self, fd: int) -> None:
+        """Close an fd that a peer has sent.
+
+        In a thread: the file system behind it may want to be told of it, and hang.
+        """
+        if self._nursery is None:
+            os.close(fd)
         else:
-            return command, messages.encode_return(value, request_id)
-        return None, messages.encode_error("GenericError", description, request_id)
+            self._nursery.start_soon(self._discard, fd)
 
-    async def _carry_out(self, command: messages.Command) -> object:
-        match command:
-            case messages.QueryVersion():
-                return messages.version()
-            case messages.QueryCommands():
-                return [{"name": name} for name in messages.COMMANDS]
-            case messages.QueryStatus():
-                return await self._actions.status()
-        return {}
+    async def _discard(self, fd: int) -> None:
+        await trio.to_thread.run_sync(
+            os.close, fd, abandon_on_cancel=True, limiter=self._closing
+        )
 
-
-def _too_long() -> bytes:
-    return messages.encode_error(
-        "GenericError",
-        f"EMSGSIZE: a message can have {messages.MESSAGE_BYTES} bytes",
-        messages.NO_ID,
-    )
-
-
-def _messages(pending: bytearray) -> Iterator[bytearray]:
-    """Take the messages that are whole out of *pending*.
-
-    QMP does not ask for line ends: a whole object will do.
-    """
-    while (end := pending.find(b"\n")) >= 0:
-        line = pending[:end]
-        del pending[: end + 1]
-        if line.strip():
-            yield line
-    if messages.is_whole(pending):
-        line = pending[:]
-        pending.clear()
-        yield line
+    def shut_down(self, reason: str) -> None:
+        """Tell all peers that the daemon ends."""
+        event = qmp.encode_event(messages.Shutdown(reason=reason))
+        for session in list(self.sessions.values()):
+            if session.peer.negotiated:
+                session.peer.send(event)

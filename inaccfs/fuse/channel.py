@@ -462,17 +462,17 @@ class Channel:
         with ExitStack() as stack:
             file = stack.enter_context(self._namespace.opened(node))
             freed = self._closer.freed
-            try:
-                try:
-                    await file.fallocate(mode, offset, length, interrupted)
-                except OSError as exc:
-                    # Memory of files that had gone before the call may have been on
-                    # its way back while it looked for some: once more, then.
-                    late = self._closer.busy or self._closer.freed != freed
-                    if exc.errno != errno.ENOSPC or not late:
-                        raise
+
+            async def more_space() -> bool:
+                # Memory of files that had gone before the call may have been on its
+                # way back while the backing looked for some.
+                late = self._closer.busy or self._closer.freed != freed
+                if late:
                     await first_of(self._closer.wait_idle, interrupted.wait)
-                    await file.fallocate(mode, offset, length, interrupted)
+                return late
+
+            try:
+                await file.fallocate(mode, offset, length, interrupted, more_space)
             finally:
                 if not file.settled:
                     # Nobody may look until the memory has been given back.

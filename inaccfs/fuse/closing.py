@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
+from inaccfs.fuse.inodes import close_now
 from inaccfs.shim.file import QUICK_BYTES
+
+if TYPE_CHECKING:
+    from inaccfs.shim.file import InaccessibleFile
 
 
 class Closer:
@@ -37,21 +42,25 @@ class Closer:
         """Wait until all that is being closed now has been."""
         await self._idle.wait()
 
-    def close(self, fd: int) -> None:
-        """Close *fd* now, or soon if that frees more than the loop has time for."""
+    def close(self, fd: int, file: InaccessibleFile | None) -> None:
+        """Close *fd* now, or soon if that frees more than the loop has time for.
+
+        Let go of what was fetched of its *file*, if it is one: else the pins would keep
+        the memory.
+        """
         attributes = os.fstat(fd)
         large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES
         if not large or self.nursery is None:
-            os.close(fd)
+            close_now(fd, file)
             return
         if not self.busy:
             self._idle = trio.Event()
         self._pending += 1
-        self.nursery.start_soon(self._close, fd)
+        self.nursery.start_soon(self._close, fd, file)
 
-    async def _close(self, fd: int) -> None:
+    async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await trio.to_thread.run_sync(partial(os.close, fd))
+            await trio.to_thread.run_sync(partial(close_now, fd, file))
         finally:
             self._pending -= 1
             self.freed += 1

@@ -17,13 +17,14 @@ import itertools
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from inaccfs.shim.backing import Backing
     from inaccfs.shim.file import InaccessibleFile
@@ -43,6 +44,17 @@ PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def os_error(number: int) -> OSError:
     """The `OSError` of an errno."""
     return OSError(number, os.strerror(number))
+
+
+CloseFd = Callable[[int, "InaccessibleFile | None"], None]
+"""Closes an fd of an inode that may go with it, and what was fetched of its file."""
+
+
+def close_now(fd: int, file: InaccessibleFile | None) -> None:
+    """Close an fd, and let go of what was fetched of its file, if it is one."""
+    if file is not None:
+        file.close()
+    os.close(fd)
 
 
 class Node:
@@ -80,7 +92,13 @@ class Node:
         self.fd = -1
         # How many opens use `file`.
         self.opens = 0
+        # Set while it is open, and for as long as `is_pinned`.
         self.file: InaccessibleFile | None = None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether pages of the file have been fetched, which stay where they are."""
+        return self.file is not None and self.file.has_memory
 
 
 class Inodes:
@@ -89,9 +107,9 @@ class Inodes:
     Methods raise `OSError` with the errno that the caller shall see.
     """
 
-    def __init__(self, backing: Backing, close_fd: Callable[[int], None]) -> None:
+    def __init__(self, backing: Backing, close_fd: CloseFd) -> None:
         self.backing: Final = backing
-        # Closes an fd whose inode may have gone: the memory goes with it.
+        # For an fd whose inode may have gone: the memory goes with it.
         self._close_fd = close_fd
         self._generations = itertools.count()
         self.root: Final = Node(ROOT_ID, next(self._generations), is_dir=True)
@@ -107,7 +125,7 @@ class Inodes:
         """Close every fd of the namespace but the backing's root."""
         for node in self.nodes.values():
             if node is not self.root and node.fd >= 0:
-                os.close(node.fd)
+                close_now(node.fd, node.file)
         self.nodes.clear()
 
     # --- what the kernel knows -----------------------------------------------
@@ -155,11 +173,14 @@ class Inodes:
                 continue
             if node is self.root or self.nodes.get(node.ino) is not node:
                 continue
+            if node.parent is not None and node.is_pinned:
+                # The kernel has forgotten the inode; the file is still there.
+                continue
             del self.nodes[node.ino]
             self._open_dirs.pop(node.ino, None)
             if node.fd >= 0:
                 fd, node.fd = node.fd, -1
-                self._close_fd(fd)
+                self._close_fd(fd, node.file)
             for parent, _ in self._names(node):
                 parent.children -= 1
                 candidates.append(parent)

@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, os_error
-from inaccfs.shim.file import InaccessibleFile
+from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
+from inaccfs.shim.file import InaccessibleFile, Shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.fuse.inodes import CloseFd
     from inaccfs.fuse.wire import Entry
-    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.backing import Backing
-    from inaccfs.shim.semantics import Semantics
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -36,15 +35,13 @@ class Namespace(Inodes):
     def __init__(
         self,
         backing: Backing,
-        semantics: Semantics,
-        close_fd: Callable[[int], None] = os.close,
-        allocator: Allocator | None = None,
+        shim: Shim,
+        close_fd: CloseFd = close_now,
     ) -> None:
         super().__init__(backing, close_fd)
-        self._semantics = semantics
-        self._allocator = allocator
+        self._shim = shim
         # Files whose backing inode is locked by a long operation: see `busy_at`.
-        self.busy_files: Final[set[InaccessibleFile]] = set()
+        self.busy_files: Final = shim.busy_files
 
     # --- long operations -----------------------------------------------------
 
@@ -79,6 +76,33 @@ class Namespace(Inodes):
         attributes = self._stat_at(parent, name)
         return self.entry(self.node_at(parent, name, attributes), attributes)
 
+    def find(self, path: bytes) -> Node:
+        """The regular file at *path*, which begins at the root; see `opened`.
+
+        Raises:
+            OSError: there is none; ELOOP for a symbolic link, which is not followed.
+        """
+        names = [name for name in path.split(b"/") if name not in (b"", b".")]
+        if b".." in names:
+            raise OSError(errno.EINVAL, "a path from the root has no ..")
+        node = self.root
+        try:
+            for name in names:
+                node = self.node_at(node, name, self._stat_no_link(node, name))
+            if not stat.S_ISREG(self.attributes(node).st_mode):
+                raise OSError(errno.EINVAL, "this is no regular file")  # noqa: TRY301
+        except OSError:
+            # The kernel need not know of it, and then nobody would forget it.
+            self._drop_if_unused(node)
+            raise
+        return node
+
+    def _stat_no_link(self, parent: Node, name: bytes) -> os.stat_result:
+        found = self._stat_at(parent, name)
+        if stat.S_ISLNK(found.st_mode):
+            raise OSError(errno.ELOOP, "symbolic links are not followed")
+        return found
+
     # --- opening -------------------------------------------------------------
 
     def open(self, node: Node, flags: int) -> InaccessibleFile:
@@ -101,14 +125,7 @@ class Namespace(Inodes):
             os.close(node.fd)
         node.fd = fd
         if node.file is None:
-            node.file = InaccessibleFile(
-                fd,
-                self.backing.page_size,
-                self._semantics,
-                writable=writable,
-                busy_files=self.busy_files,
-                allocator=self._allocator,
-            )
+            node.file = InaccessibleFile(fd, self._shim, writable=writable)
         else:
             node.file.reopened(fd, writable=writable)
 
@@ -165,10 +182,10 @@ class Namespace(Inodes):
     def release(self, node: Node) -> None:
         """RELEASE: one open less. Without a name the fd stays until FORGET."""
         node.opens -= 1
-        if node.opens == 0 and node.parent is not None:
+        if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # A name that has come in the meantime leads here again.
-            fd, node.fd, node.file = node.fd, -1, None
-            self._close_fd(fd)
+            fd, file, node.fd, node.file = node.fd, node.file, -1, None
+            self._close_fd(fd, file)
         self._drop_if_unused(node)
 
     @contextmanager

@@ -35,13 +35,26 @@ HUGE_CHOICES: Final = ("never", "always", "within_size", "advise")
 _SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
 
 
-def _bytes(size: str) -> int:
-    """What a size of the form of `_SIZE` comes to, in bytes."""
+def parse_size(name: str, size: str) -> int:
+    """What the *size* of an option comes to, in bytes.
+
+    Raises:
+        OptionError: it is none, or too large; the message begins with *name*.
+    """
+    if not _SIZE.fullmatch(size):
+        raise OptionError(
+            f"{name} {size!r} is not a size: give bytes, or a number with "
+            "k, m, g, t or %, as in 512m"
+        )
     unit = "kmgtpe".find(size[-1].lower()) + 1
     if size.endswith("%"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return int(size[:-1]) * memory // 100
-    return int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
+        number = int(size[:-1]) * memory // 100
+    else:
+        number = int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
+    if number >= 1 << 63:
+        raise OptionError(f"{name} {size!r} is more than a file system can have")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +68,8 @@ class TmpfsOptions:
     gid: int | None = None
 
     def __post_init__(self) -> None:
-        if self.size is not None and not _SIZE.fullmatch(self.size):
-            raise OptionError(
-                f"size {self.size!r} is not a size: give bytes, or a number with "
-                "k, m, g, t or %, as in 512m"
-            )
-        if self.size is not None and _bytes(self.size) >= 1 << 63:
-            raise OptionError(f"size {self.size!r} is more than a file system can have")
+        if self.size is not None:
+            parse_size("size", self.size)
         if self.huge is not None and self.huge not in HUGE_CHOICES:
             raise OptionError(
                 f"huge {self.huge!r} is not one of {', '.join(HUGE_CHOICES)}"

@@ -1,24 +1,32 @@
 """`InaccessibleFile`: the patch, for one file.
 
 struct inaccessible_data of the seed holds a lock, the memfd and the notifiers;
-here the memfd is an fd of the backing, opened for writing.
+here the memfd is an fd of the backing, opened for writing, and there is also what has
+been fetched of it (memory.py).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from inaccfs import syscalls
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
+from inaccfs.shim.counters import Counters
+from inaccfs.shim.memory import Memory
+from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.semantics import INVALIDATE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from inaccfs.shim.allocator import Allocator, Undoing
+    from inaccfs.shim.frames import Extent, FrameSource
     from inaccfs.shim.semantics import Semantics
 
 QUICK_BYTES: Final = 4 << 20
@@ -26,6 +34,27 @@ QUICK_BYTES: Final = 4 << 20
 
 SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before anybody could interrupt it."""
+
+QUICK_FETCH_BYTES: Final = 1 << 20
+"""So much can be fetched in the trio loop: memory that is touched first is cleared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shim:
+    """What the files of a mount have in common."""
+
+    semantics: Semantics
+    # In bytes; see Backing.page_size.
+    page_size: int
+    # Makes long allocations interruptible; without it they are not.
+    allocator: Allocator | None = None
+    # Where page frame numbers come from; without it there are none to get.
+    frames: FrameSource | None = None
+    counters: Counters = field(default_factory=Counters)
+    # How long a notifier may take to answer.
+    ack_seconds: float = 10.0
+    # Files with a long operation under way; see InaccessibleFile.wait_idle.
+    busy_files: set[InaccessibleFile] = field(default_factory=set)
 
 
 class InaccessibleFile:
@@ -36,50 +65,49 @@ class InaccessibleFile:
     """
 
     __slots__ = (
-        "_allocator",
         "_busy",
-        "_busy_files",
         "_check_fallocate",
+        "_counters",
         "_idle",
         "_quick_bytes",
-        "_semantics",
+        "_quick_limit",
+        "_shim",
         "fd",
+        "label",
+        "memory",
+        "notifiers",
         "page_size",
         "undoing",
         "writable",
     )
 
-    def __init__(
-        self,
-        fd: int,
-        page_size: int,
-        semantics: Semantics,
-        *,
-        writable: bool = True,
-        busy_files: set[InaccessibleFile] | None = None,
-        allocator: Allocator | None = None,
-    ) -> None:
-        """Take an *fd* of the backing.
-
-        *busy_files* holds this file while a long operation is under way. Without an
-        *allocator* long allocations cannot be interrupted.
-        """
+    def __init__(self, fd: int, shim: Shim, *, writable: bool = True) -> None:
+        """Take an *fd* of the backing."""
         # An fd of the backing file. Closed by whoever opened it.
         self.fd = fd
         # Whether fd is open for writing; else it is good for fstat(2) only.
         self.writable = writable
-        # In bytes; see Backing.page_size.
-        self.page_size: Final = page_size
-        self._semantics: Final = semantics
-        # Looked up once: it is called for every request.
-        self._check_fallocate: Final = semantics.check_fallocate
+        # What people call a file that has no name.
+        self.label = ""
+        self.page_size: Final = shim.page_size
+        self._shim: Final = shim
+        # Looked up once: these are needed for every request.
+        self._check_fallocate: Final = shim.semantics.check_fallocate
+        self._counters: Final = shim.counters
         # A page may be so large that even one takes long.
-        self._quick_bytes: Final = QUICK_BYTES if page_size <= QUICK_BYTES else 0
-        self._allocator: Final = allocator
-        # Holds this file for as long as `_busy` is true and `_idle` is not set.
-        self._busy_files = set() if busy_files is None else busy_files
+        self._quick_bytes: Final = QUICK_BYTES if self.page_size <= QUICK_BYTES else 0
+        # In bytes: what may be dealt with at once, without a look at notifiers, memory
+        # or other operations. Kept by _set_quick_limit().
+        self._quick_limit = self._quick_bytes
+        self.notifiers: Final = Notifiers(
+            shim.counters, shim.ack_seconds, self._set_quick_limit
+        )
+        # What has been fetched; None until something is.
+        self.memory: Memory | None = None
+        # True while a long operation has the lock of the backing's inode; busy_files
+        # holds this file then, and `_idle` is not set. Nothing is fetched meanwhile,
+        # so that no page can be found that is about to go.
         self._busy = False
-        # Set unless a long operation has the lock of the backing's inode.
         self._idle = trio.Event()
         self._idle.set()
         # An interrupted allocation that still gives back what it had taken. Until it
@@ -89,6 +117,22 @@ class InaccessibleFile:
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
         self.fd, self.writable = fd, writable
+        if self.memory is not None:
+            self.memory.reopened(fd)
+
+    def _set_quick_limit(self) -> None:
+        plain = not self._busy and not self.notifiers and not self.has_memory
+        self._quick_limit = self._quick_bytes if plain else -1
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether pages of the file have been fetched: they stay where they are."""
+        return self.memory is not None and self.memory.pages > 0
+
+    def close(self) -> None:
+        """Let go of what was fetched. May take long for gigabytes."""
+        if self.memory is not None:
+            self.memory.close()
 
     @property
     def settled(self) -> bool:
@@ -114,34 +158,50 @@ class InaccessibleFile:
     def _begin_long(self) -> None:
         self._idle = trio.Event()
         self._busy = True
-        self._busy_files.add(self)
+        self._shim.busy_files.add(self)
+        self._quick_limit = -1
 
     def _end_long(self) -> None:
         self._busy = False
-        self._busy_files.discard(self)
+        self._shim.busy_files.discard(self)
+        self._set_quick_limit()
         self._idle.set()
+
+    # --- fallocate ---------------------------------------------------------------
 
     def fallocate_quick(self, mode: int, offset: int, length: int) -> bool:
         """inaccessible_fallocate() of the seed, at once; False if that is not possible.
 
-        It is not for a range that takes more time than the trio loop has, and not
-        while others wait for the file: use `fallocate` then.
+        It is not for a range that takes more time than the trio loop has, nor while
+        others wait for the file, nor where somebody must be told: use `fallocate` then.
         """
-        if length > self._quick_bytes or self._busy:
+        if length > self._quick_limit:
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
+        self._count(mode)
         return True
 
+    def _count(self, mode: int) -> None:
+        self._counters.fallocates += 1
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            self._counters.punches += 1
+
     async def fallocate(
-        self, mode: int, offset: int, length: int, interrupted: trio.Event
+        self,
+        mode: int,
+        offset: int,
+        length: int,
+        interrupted: trio.Event,
+        more_space: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """inaccessible_fallocate() of the seed, for a range of any length.
 
         *interrupted* is set when the caller wants out: an allocation that takes long
         then raises EINTR within a tenth of a second and is undone by the backing,
         which may take longer (see `settled`). A punch goes on to its end, as it does
-        on a tmpfs.
+        on a tmpfs; and so does the invalidation, which is a promise. *more_space* is
+        called when there is no space: true says that there is some by now.
         """
         # Again and again: of several that wait only one gets its turn.
         while self._busy:
@@ -149,34 +209,188 @@ class InaccessibleFile:
             if interrupted.is_set():
                 raise OSError(errno.EINTR, os.strerror(errno.EINTR))
         self._check_fallocate(mode, offset, length, self.page_size)
+        self._count(mode)
+        moved: list[Extent] = []
+        refusal: OSError | None = None
+        try:
+            moved = await self._change(mode, offset, length, interrupted)
+        except OSError as exc:
+            refusal = exc
+        if refusal is not None and refusal.errno == errno.ENOSPC and more_space:
+            try:
+                if await more_space():
+                    refusal = None
+                    moved = await self._change(mode, offset, length, interrupted)
+            except OSError as exc:
+                refusal = exc
+        await self._invalidate(mode, offset, length, moved, failed=refusal is not None)
+        if refusal is not None:
+            raise refusal
+
+    async def _invalidate(
+        self, mode: int, offset: int, length: int, moved: list[Extent], *, failed: bool
+    ) -> None:
+        """inaccessible_notifier_invalidate(), in pages as its declaration says."""
+        if not self.notifiers:
+            return
+        async with self.notifiers.fixed():
+            if self._shim.semantics.invalidates(mode, failed=failed):
+                start = offset // self.page_size
+                end = -(-(offset + length) // self.page_size)
+                await self.notifiers.invalidate(INVALIDATE, start, end)
+            await self._invalidate_moved(moved)
+
+    async def _invalidate_moved(self, moved: list[Extent]) -> None:
+        for extent in moved:
+            await self.notifiers.invalidate(
+                INVALIDATE, extent.offset, extent.offset + extent.count
+            )
+
+    async def _change(
+        self, mode: int, offset: int, length: int, interrupted: trio.Event
+    ) -> list[Extent]:
+        """Let the backing allocate or punch; return fetched pages that have moved."""
+        while self._busy:
+            await self.wait_idle()
+        change = partial(syscalls.fallocate, self.fd, mode, offset, length)
+        if mode & FALLOC_FL_PUNCH_HOLE and self.memory is not None:
+            return await self._punch(self.memory, offset, length, change)
+        if length <= self._quick_bytes:
+            change()
+            return []
         self._begin_long()
         try:
-            self.undoing = await self._allocate_or_punch(
-                mode, offset, length, interrupted
-            )
+            allocates = not mode & ~FALLOC_FL_KEEP_SIZE
+            allocator = self._shim.allocator
+            if allocates and length > SHORT_BYTES and allocator is not None:
+                self.undoing = await allocator.allocate(
+                    self.fd, mode, offset, length, interrupted
+                )
+            else:
+                await trio.to_thread.run_sync(change)
         finally:
             if self.undoing is None:
                 self._end_long()
         if self.undoing is not None:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+        return []
 
-    async def _allocate_or_punch(
-        self, mode: int, offset: int, length: int, interrupted: trio.Event
-    ) -> Undoing | None:
-        allocates = not mode & ~FALLOC_FL_KEEP_SIZE
-        if allocates and length > SHORT_BYTES and self._allocator is not None:
-            return await self._allocator.allocate(
-                self.fd, mode, offset, length, interrupted
+    async def _punch(
+        self, memory: Memory, offset: int, length: int, punch: Callable[[], None]
+    ) -> list[Extent]:
+        start = offset // self.page_size
+        end = (offset + length) // self.page_size
+        if length <= self._quick_bytes:
+            removed, moved = memory.punch(start, end, punch)
+        else:
+            self._begin_long()
+            try:
+                removed, moved = await trio.to_thread.run_sync(
+                    memory.punch, start, end, punch
+                )
+            finally:
+                self._end_long()
+        memory.record(removed, moved)
+        return moved
+
+    # --- page frames -------------------------------------------------------------
+
+    async def get_pfns(
+        self, holder: Hashable, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
+
+        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
+        the pages are, and which had moved: `invalidate_moved` is for those.
+
+        Raises:
+            OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
+                EOPNOTSUPP where there are no frames to get.
+        """
+        while (got := self.get_pfns_now(holder, start, end)) is None:
+            if self._busy:
+                await self.wait_idle()
+                continue
+            memory = self._memory_of(start, end)
+            self._begin_long()
+            try:
+                extents, moved = await trio.to_thread.run_sync(memory.fetch, start, end)
+            finally:
+                self._end_long()
+            return self._got(memory, holder, extents, moved)
+        return got
+
+    def get_pfns_now(
+        self, holder: Hashable, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]] | None:
+        """The same at once; None if that takes more time than the trio loop has."""
+        if self.memory is not None:
+            known = self.memory.known(start, end)
+            if known is not None:
+                self.memory.get(holder, known)
+                return known, []
+        if self._busy or (end - start) * self.page_size > QUICK_FETCH_BYTES:
+            return None
+        memory = self._memory_of(start, end)
+        return self._got(memory, holder, *memory.fetch(start, end))
+
+    def _got(
+        self,
+        memory: Memory,
+        holder: Hashable,
+        extents: list[Extent],
+        moved: list[Extent],
+    ) -> tuple[list[Extent], list[Extent]]:
+        # In this order, and before anything else runs: what has moved is no more, and
+        # what is here now may be punched by the next task.
+        memory.record((), moved)
+        memory.get(holder, extents)
+        return extents, moved
+
+    def _memory_of(self, start: int, end: int) -> Memory:
+        """The memory of the file, if it has the pages from *start* to *end*."""
+        pages = -(-os.fstat(self.fd).st_size // self.page_size)
+        if end > pages:
+            raise OSError(
+                errno.EINVAL,
+                f"offset {max(start, pages)} lies past the end ({pages} pages)",
             )
-        await trio.to_thread.run_sync(syscalls.fallocate, self.fd, mode, offset, length)
-        return None
+        if self.memory is None:
+            if self._shim.frames is None:
+                raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
+            self.memory = Memory(
+                self._shim.frames,
+                self.fd,
+                self.page_size,
+                self._counters,
+                self._set_quick_limit,
+            )
+        return self.memory
+
+    async def invalidate_moved(self, moved: list[Extent]) -> None:
+        """Tell of pages that are elsewhere now: as good as gone for who maps them."""
+        if moved and self.notifiers:
+            async with self.notifiers.fixed():
+                await self._invalidate_moved(moved)
+
+    def put_pfns(self, holder: Hashable, pfn: int, count: int) -> None:
+        """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
+
+        Raises:
+            OSError: EINVAL when *holder* has no reference to one of them.
+        """
+        if self.memory is None:
+            raise OSError(errno.EINVAL, "nothing of this file has been fetched")
+        self.memory.put(holder, pfn, count)
+
+    # --- size ----------------------------------------------------------------------
 
     async def set_size(self, size: int) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE."""
         while self._busy:
             await self.wait_idle()
         attributes = os.fstat(self.fd)
-        self._semantics.check_size(attributes.st_size, size, self.page_size)
+        self._shim.semantics.check_size(attributes.st_size, size, self.page_size)
         if attributes.st_blocks * 512 <= QUICK_BYTES:
             os.ftruncate(self.fd, size)
             return

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim.file import Shim
 from inaccfs.shim.semantics import V8
+from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import HeldAllocator, World, serving
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def tree(backing: Backing) -> Path:
 
 @pytest.fixture
 def namespace(backing: Backing) -> Iterator[Namespace]:
-    made = Namespace(backing, V8())
+    made = Namespace(backing, Shim(V8(), backing.page_size))
     yield made
     made.close()
 
@@ -77,3 +80,10 @@ def held() -> HeldAllocator:
 async def world(backing: Backing, held: HeldAllocator) -> AsyncIterator[World]:
     async with serving(backing, allocator=held) as made:
         yield made
+
+
+@pytest.fixture
+async def control(tmp_path: Path, backing: Backing) -> AsyncIterator[Control]:
+    with trio.fail_after(10):
+        async with controlling(str(tmp_path / "control"), backing) as made:
+            yield made

@@ -25,7 +25,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
 from inaccfs.shim.allocator import Allocator, Undoing
-from inaccfs.shim.file import first_of
+from inaccfs.shim.file import Shim, first_of
 from inaccfs.shim.semantics import V8
 
 if TYPE_CHECKING:
@@ -306,7 +306,8 @@ async def serving(
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
     closer = HeldCloser()
-    namespace = Namespace(backing, V8(), closer.close, allocator)
+    shim = Shim(V8(), backing.page_size, allocator=allocator)
+    namespace = Namespace(backing, shim, closer.close)
     kernel = FakeKernel()
     relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (relay, theirs):

@@ -45,7 +45,7 @@ async def test_a_large_unlinked_file_is_closed_in_the_background(
     before = free(backing)
     async with trio.open_nursery() as nursery:
         closer.nursery = nursery
-        closer.close(fd)
+        closer.close(fd, None)
         assert closer.busy
         assert is_open(fd)
         await closer.wait_idle()
@@ -91,7 +91,7 @@ async def test_idle_is_when_all_have_been_closed(
         # Idle once does not mean idle for good.
         for before in range(2):
             for _ in range(2):
-                closer.close(unnamed(backing, LARGE))
+                closer.close(unnamed(backing, LARGE), None)
             nursery.start_soon(wait)
             await threads.let_one_go()
             assert (idle, closer.busy) == (before, True)
@@ -105,7 +105,7 @@ async def test_a_small_one_is_closed_at_once(backing: Backing, length: int) -> N
     async with trio.open_nursery() as nursery:
         closer.nursery = nursery
         fd = unnamed(backing, length)
-        closer.close(fd)
+        closer.close(fd, None)
         assert not is_open(fd)
         assert not closer.busy
 
@@ -123,12 +123,12 @@ async def test_a_large_one_with_a_name_is_closed_at_once(backing: Backing) -> No
             dst_dir_fd=backing.root,
             follow_symlinks=True,
         )
-        closer.close(fd)
+        closer.close(fd, None)
         assert not is_open(fd)
         assert not closer.busy
 
 
 def test_without_a_loop_all_is_closed_at_once(backing: Backing) -> None:
     fd = unnamed(backing, LARGE)
-    Closer().close(fd)
+    Closer().close(fd, None)
     assert not is_open(fd)

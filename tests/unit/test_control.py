@@ -7,9 +7,8 @@ import json
 import os
 import socket
 import stat
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -18,109 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inaccfs import __version__
-from inaccfs.control import messages, server
+from inaccfs.control import messages, qmp, server
+from inaccfs.control.limits import Limits
 from inaccfs.errors import MountError
+from inaccfs.shim.file import Shim
+from inaccfs.shim.semantics import V8
 from inaccfs.status import Status
+from tests.unit.control_fakes import PAGE, STATUS, Control, Daemon, NoFiles, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from pathlib import Path
-
-Answer = dict[str, Any]
-
-STATUS = Status(
-    mountpoint="/mnt",
-    backing="private tmpfs",
-    size=1 << 20,
-    page_size=4096,
-    files=2,
-    allocated_pages=3,
-    sealed=True,
-    mmap="sealed",
-    pid=42,
-    control="/run/control",
-    log=None,
-    version=__version__,
-)
-
-
-@dataclass
-class Daemon:
-    """What the server asks for; fails with *error* if there is one."""
-
-    error: Exception | None = None
-    quits: int = 0
-
-    async def status(self) -> Status:
-        await trio.lowlevel.checkpoint()
-        if self.error is not None:
-            raise self.error
-        return STATUS
-
-    def quit(self) -> None:
-        self.quits += 1
-
-
-@dataclass
-class Peer:
-    """A client that sends bytes and reads answers, one a line."""
-
-    stream: trio.SocketStream
-    _read: bytearray = field(default_factory=bytearray)
-
-    async def receive(self) -> Answer:
-        while b"\n" not in self._read:
-            data = await self.stream.receive_some()
-            assert data, "the server has closed the connection"
-            self._read += data
-        line, _, rest = self._read.partition(b"\n")
-        self._read = rest
-        answer: Answer = json.loads(line)
-        return answer
-
-    async def send(self, text: str | bytes) -> None:
-        await self.stream.send_all(text.encode() if isinstance(text, str) else text)
-
-    async def ask(self, text: str | bytes) -> Answer:
-        """Send one line and wait for its answer."""
-        await self.send((text.encode() if isinstance(text, str) else text) + b"\n")
-        return await self.receive()
-
-
-@dataclass
-class Control:
-    """A server, its daemon, and a way in."""
-
-    path: str
-    daemon: Daemon
-
-    @asynccontextmanager
-    async def peer(self, *, negotiate: bool = True) -> AsyncIterator[Peer]:
-        async with await trio.open_unix_socket(self.path) as stream:
-            peer = Peer(stream)
-            assert "QMP" in await peer.receive()
-            if negotiate:
-                answer = await peer.ask('{"execute": "qmp_capabilities"}')
-                assert answer == {"return": {}}
-            yield peer
-
-    async def still_serves(self) -> None:
-        async with self.peer() as peer:
-            assert "return" in await peer.ask('{"execute": "query-version"}')
-
-
-@pytest.fixture
-async def control(tmp_path: Path) -> AsyncIterator[Control]:
-    path = str(tmp_path / "control")
-    daemon = Daemon()
-    actions = server.Actions(daemon.status, daemon.quit)
-    made = server.Server(server.listen(path), actions)
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.run)
-            yield Control(path, daemon)
-            nursery.cancel_scope.cancel()
-
 
 # --- the conversation -------------------------------------------------------------
 
@@ -231,11 +138,11 @@ async def test_a_bad_argument_does_not_cost_the_id(control: Control) -> None:
 
 async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "control")
-    with trio.fail_after(10):
+    with trio.fail_after(10), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As the daemon ends: all that runs in its nursery is cancelled.
             actions = server.Actions(Daemon().status, nursery.cancel_scope.cancel)
-            made = server.Server(server.listen(path), actions)
+            made = server.Server(listener, actions, NoFiles(), Shim(V8(), PAGE))
             client = socket.socket(socket.AF_UNIX)
             client.connect(path)
             client.sendall(
@@ -303,22 +210,22 @@ async def test_a_whole_object_needs_no_line_end(control: Control, command: str) 
     ids=lambda value: repr(value)[:20],
 )
 def test_what_is_whole_without_a_line_end(data: bytes, whole: bool) -> None:
-    assert messages.is_whole(data) is whole
-    assert messages.is_whole(bytearray(data)) is whole
+    assert qmp.is_whole(data) is whole
+    assert qmp.is_whole(bytearray(data)) is whole
 
 
 @given(json_objects, st.integers(0, 40))
 def test_an_object_is_whole_at_its_end_and_not_before(line: str, cut: int) -> None:
     data = line.encode()
-    assert messages.is_whole(data)
-    assert not messages.is_whole(data[: min(cut, len(data) - 1)])
+    assert qmp.is_whole(data)
+    assert not qmp.is_whole(data[: min(cut, len(data) - 1)])
 
 
 async def test_what_is_too_long_is_told_and_ends_the_connection(
     control: Control,
 ) -> None:
     async with control.peer() as peer:
-        await peer.send("x" * (messages.MESSAGE_BYTES + 1))
+        await peer.send("x" * (Limits().message + 1))
         assert "EMSGSIZE" in (await peer.receive())["error"]["desc"]
         # Closed, or reset because of what the server has not read.
         with suppress(trio.BrokenResourceError):
@@ -374,8 +281,8 @@ async def test_a_command_that_fails_is_answered(
 @given(st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"")))
 def test_no_bytes_at_all_escape_decoding(line: bytes) -> None:
     try:
-        messages.decode_request(line)
-    except messages.BadRequestError as exc:
+        qmp.decode_request(line)
+    except qmp.BadRequestError as exc:
         reply = exc.reply
     else:
         return
@@ -388,11 +295,11 @@ def test_no_bytes_at_all_escape_decoding(line: bytes) -> None:
 def test_any_id_can_be_answered(request_id: object) -> None:
     line = json.dumps({"execute": "query-version", "id": request_id}).encode()
     try:
-        _, found = messages.decode_request(line)
-    except messages.BadRequestError as exc:
+        _, found = qmp.decode_request(line)
+    except qmp.BadRequestError as exc:
         reply = exc.reply
     else:
-        reply = messages.encode_return({}, found)
+        reply = qmp.encode_return({}, found)
     assert reply.endswith(b"\n")
     json.loads(reply)
 

@@ -12,7 +12,13 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
-from inaccfs.shim.file import QUICK_BYTES, SHORT_BYTES, InaccessibleFile, first_of
+from inaccfs.shim.file import (
+    QUICK_BYTES,
+    SHORT_BYTES,
+    InaccessibleFile,
+    Shim,
+    first_of,
+)
 from inaccfs.shim.semantics import V8
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing, refused
@@ -28,7 +34,7 @@ LONG = SHORT_BYTES + PAGE
 @pytest.fixture
 def file(held: HeldAllocator) -> Iterator[InaccessibleFile]:
     fd = os.memfd_create("backing")
-    yield InaccessibleFile(fd, PAGE, V8(), allocator=held)
+    yield InaccessibleFile(fd, Shim(V8(), PAGE, allocator=held))
     os.close(fd)
 
 
@@ -118,10 +124,10 @@ async def test_a_long_allocation_is_the_allocators(
         nursery.start_soon(file.fallocate, mode, PAGE, LONG, trio.Event())
         await held.entered.wait()
         assert held.arguments == (file.fd, mode, PAGE, LONG)
-        assert file in file._busy_files
+        assert file in file._shim.busy_files
         assert file.settled
         held.let_go()
-    assert file not in file._busy_files
+    assert file not in file._shim.busy_files
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,7 @@ async def test_without_an_allocator_a_thread_does_it(
     file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inaccfs.shim.file.SHORT_BYTES", 0)
-    plain = InaccessibleFile(file.fd, PAGE, V8())
+    plain = InaccessibleFile(file.fd, Shim(V8(), PAGE))
     await plain.fallocate(0, 0, PAGE, trio.Event())
     assert pages(plain) == 1
 
@@ -206,7 +212,7 @@ async def test_of_several_long_operations_each_waits_for_its_turn(
             nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
         held.let_go()
-    assert not file._busy_files
+    assert not file._shim.busy_files
     assert held.most == 1
 
 
@@ -224,7 +230,7 @@ async def test_whoever_waits_for_idle_is_woken(
     hung = []
     for third in range(10):
         held = HeldAllocator()
-        other = InaccessibleFile(file.fd, PAGE, V8(), allocator=held)
+        other = InaccessibleFile(file.fd, Shim(V8(), PAGE, allocator=held))
         allocate = partial(other.fallocate, 0, 0, LONG, trio.Event())
         with trio.move_on_after(1) as scope:
             async with trio.open_nursery() as nursery:
@@ -250,7 +256,7 @@ async def test_who_waits_for_a_busy_file_can_be_interrupted(
             await trio.testing.wait_all_tasks_blocked()
             interrupted.set()
         # The first one goes on.
-        assert file in file._busy_files
+        assert file in file._shim.busy_files
         held.let_go()
 
 
@@ -264,7 +270,7 @@ async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
     with pytest.raises(RuntimeError):
         await file.fallocate(PUNCH, 0, LONG, trio.Event())
     await file.wait_idle()
-    assert not file._busy_files
+    assert not file._shim.busy_files
 
 
 # --- interrupting -----------------------------------------------------------------
@@ -296,7 +302,7 @@ async def test_an_interrupt_is_told_before_the_file_has_settled(
         assert os.fstat(file.fd).st_size == 0
         held.undoing.end()
     assert file.settled
-    assert not file._busy_files
+    assert not file._shim.busy_files
     assert os.fstat(file.fd).st_size == PAGE
 
 
@@ -319,7 +325,7 @@ async def test_an_interrupt_before_the_call_is_not_lost(
     interrupted.set()
     with refused(errno.EINTR):
         await file.fallocate(0, 0, LONG, interrupted)
-    assert not file._busy_files
+    assert not file._shim.busy_files
 
 
 async def test_a_cancelled_allocation_leaves_no_busy_file(
@@ -331,7 +337,7 @@ async def test_a_cancelled_allocation_leaves_no_busy_file(
         await held.entered.wait()
         nursery.cancel_scope.cancel()
     assert held.cancelled
-    assert not file._busy_files
+    assert not file._shim.busy_files
 
 
 # --- first_of ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from inaccfs import syscalls
 from inaccfs.fuse import inodes
 from inaccfs.fuse.namespace import Namespace
+from inaccfs.shim.file import Shim
 from inaccfs.shim.semantics import V8
 from tests.unit.conftest import small_tmpfs
 
@@ -83,7 +84,7 @@ class Histories(RuleBasedStateMachine):
         self.room, inodes._DIRECTORY_FDS = inodes._DIRECTORY_FDS, FEW_FDS  # type: ignore[misc]
         self.backing, self.plain = small_tmpfs(), small_tmpfs()
         self.fds = len(os.listdir("/proc/self/fd"))
-        self.namespace = Namespace(self.backing, V8())
+        self.namespace = Namespace(self.backing, Shim(V8(), self.backing.page_size))
         # What the kernel has been told of, by nodeid.
         self.known: Counter[int] = Counter()
         self.handles: list[Handle] = []

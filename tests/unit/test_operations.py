@@ -17,7 +17,7 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations, _OpenDirectory
-from inaccfs.shim.file import SHORT_BYTES
+from inaccfs.shim.file import SHORT_BYTES, Shim
 from inaccfs.shim.semantics import V8
 from inaccfs.syscalls import DirectoryEntry
 
@@ -52,7 +52,7 @@ def answered(number: int) -> Iterator[None]:
 
 @pytest.fixture
 def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
-    made = Namespace(backing, V8(), allocator=held)
+    made = Namespace(backing, Shim(V8(), backing.page_size, allocator=held))
     yield made
     made.close()
 

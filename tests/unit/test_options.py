@@ -15,26 +15,29 @@ import pytest
 
 from inaccfs import cli, mountinfo, runtime, status
 from inaccfs.cli import mount as mount_command
+from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
+from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import MountError, NotMountedError, OptionError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FSTYPE, FuseOptions
 from inaccfs.mountinfo import MountInfo
 from inaccfs.shim.backing import TmpfsOptions
+from inaccfs.shim.simulated import SimulatedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 
-def parse(*words: str) -> mount_command._Options:
+def parse(*words: str) -> mountoptions.Options:
     parser = argparse.ArgumentParser()
     mount_command.add_parser(parser.add_subparsers())
-    return mount_command._gather(parser.parse_args(["mount", *words, "/mnt"]))
+    return mountoptions.gather(parser.parse_args(["mount", *words, "/mnt"]))
 
 
-def config(*words: str) -> tuple[TmpfsOptions, FuseOptions]:
-    return mount_command._config("/mnt", parse(*words))
+def config(*words: str) -> mountoptions.Parsed:
+    return mountoptions.parse(parse(*words))
 
 
 # --- the mount command ------------------------------------------------------------
@@ -51,13 +54,42 @@ def config(*words: str) -> tuple[TmpfsOptions, FuseOptions]:
     ids=" ".join,
 )
 def test_options_can_be_written_either_way(words: tuple[str, ...]) -> None:
-    tmpfs, fuse = config(*words)
-    assert tmpfs == TmpfsOptions(size="1g", mode=0o750)
-    assert fuse.allow_other
+    found = config(*words)
+    assert found.tmpfs == TmpfsOptions(size="1g", mode=0o750)
+    assert found.fuse.allow_other
 
 
 def test_without_words_all_is_the_default() -> None:
-    assert config() == (TmpfsOptions(), FuseOptions())
+    assert config() == mountoptions.Parsed(
+        TmpfsOptions(), FuseOptions(), "auto", SimulatedMemory(), Policy()
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (
+            *("--limit", "peers=3", "--limit", "pages=5", "--allow-uid", "7"),
+            *("--allow-uid", "8", "--no-guest-access", "--ack-timeout", "2.5"),
+        ),
+        (
+            *("-o", "limit=peers=3,limit=pages=5,allow-uid=7,allow-uid=8"),
+            *("-o", "no-guest-access,ack-timeout=2.5"),
+        ),
+    ],
+    ids=["options", "-o"],
+)
+def test_the_policy_of_the_control_socket(words: tuple[str, ...]) -> None:
+    assert config(*words).policy == Policy(
+        Limits(peers=3, pages=5), frozenset({7, 8}), False, 2.5
+    )
+
+
+def test_simulated_memory() -> None:
+    words = ("--pfn-source", "simulated", "--simulated-memory", "1g")
+    found = config(*words, "-o", "simulated-order=0,simulated-fragmentation=50")
+    assert found.pfn_source == "simulated"
+    assert found.simulated == SimulatedMemory(1 << 30, 0, 50)
 
 
 def test_a_value_keeps_its_equals_signs() -> None:
@@ -85,6 +117,17 @@ def test_what_is_not_ours_goes_to_fuse() -> None:
         (("--backing", "/d", "--size", "1g"), "--size"),
         (("--backing", "/d", "-o", "huge=always"), "--huge"),
         (("-o", "backing=/d,uid=5"), "--uid"),
+        (("--pfn-source", "real"), "pfn-source 'real' is not one of auto, "),
+        (("--simulated-order", "3"), "--simulated-order is for --pfn-source sim"),
+        (("-o", "pfn-source=simulated,simulated-memory=x"), "is not a size"),
+        (("-o", "pfn-source=simulated,simulated-order=x"), "is not a number"),
+        (("--ack-timeout", "0"), "ack-timeout '0' is no number of seconds"),
+        (("--ack-timeout", "nan"), "ack-timeout"),
+        (("--ack-timeout", "soon"), "ack-timeout"),
+        (("--allow-uid", "root"), "allow-uid 'root' is not a number"),
+        (("--limit", "peers=0"), "no positive number"),
+        (("--limit", "peer=1"), "limit 'peer' is not one of message, peers"),
+        (("--limit", ""), "option limit has no value"),
     ],
     ids=str,
 )
@@ -341,6 +384,8 @@ STATUS = status.Status(
     allocated_pages=3,
     sealed=False,
     mmap="not sealed (needs root)",
+    pfn_source="pagemap",
+    pinning="io_uring",
     pid=42,
     control=None,
     log=None,
@@ -365,6 +410,7 @@ def test_a_status_for_people() -> None:
         "  files      2",
         "  allocated  3 pages of 4 KiB",
         "  mmap       not sealed (needs root)",
+        "  pfns       pagemap, pinned by io_uring",
         "  pid        42",
         "  control    none",
         "  log        standard error",

@@ -1,0 +1,160 @@
+"""From the words of `inaccfs mount` to what the daemon takes, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.control.limits import Limits, Policy
+from inaccfs.errors import OptionError
+from inaccfs.fuse.mounting import FuseOptions
+from inaccfs.shim.backing import TmpfsOptions, parse_size
+from inaccfs.shim.simulated import SimulatedMemory
+
+if TYPE_CHECKING:
+    import argparse
+
+_TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
+_SIMULATED: Final = ("simulated-memory", "simulated-order", "simulated-fragmentation")
+_OURS: Final = (
+    *_TMPFS,
+    *("backing", "control", "log"),
+    *("pfn-source", *_SIMULATED),
+    "ack-timeout",
+)
+# These may be given again and again.
+_REPEATED: Final = ("limit", "allow-uid")
+
+PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
+
+
+class Options:
+    """The command line's options, each told once, whichever way it was written."""
+
+    def __init__(self) -> None:
+        self.ours: dict[str, str] = {}
+        self.repeated: list[tuple[str, str]] = []
+        self.guest_access = True
+        self.fuse: list[str] = []
+
+
+def gather(args: argparse.Namespace) -> Options:
+    options = Options()
+    for name in _OURS:
+        if (value := getattr(args, name.replace("-", "_"))) is not None:
+            options.ours[name] = value
+    for name in _REPEATED:
+        for value in getattr(args, name.replace("-", "_")):
+            options.repeated.append((name, value))
+    options.guest_access = not args.no_guest_access
+    for words in args.options:
+        for option in filter(None, words.split(",")):
+            name, equals, value = option.partition("=")
+            if equals and name in _OURS:
+                options.ours[name] = value
+            elif equals and name in _REPEATED:
+                options.repeated.append((name, value))
+            elif option == "no-guest-access":
+                options.guest_access = False
+            else:
+                options.fuse.append(option)
+    if args.allow_other:
+        options.fuse.append("allow_other")
+    for name, value in [*options.ours.items(), *options.repeated]:
+        if not value:
+            raise OptionError(f"option {name} has no value: leave it out, or give one")
+    return options
+
+
+def _number(options: dict[str, str], name: str, base: int) -> int | None:
+    text = options.get(name)
+    if text is None:
+        return None
+    try:
+        number = int(text, base)
+    except ValueError:
+        number = -1
+    if number < 0 or (name == "mode" and number > 0o7777):
+        kind = "an octal mode" if base == 8 else "a number"
+        raise OptionError(f"{name} {text!r} is not {kind}") from None
+    return number
+
+
+@dataclass(slots=True)
+class Parsed:
+    """The options as what the daemon takes."""
+
+    tmpfs: TmpfsOptions
+    fuse: FuseOptions
+    pfn_source: str
+    simulated: SimulatedMemory
+    policy: Policy
+
+
+def parse(options: Options) -> Parsed:
+    """Check the options.
+
+    Raises:
+        OptionError: one is wrong.
+    """
+    fuse = FuseOptions()
+    for option in options.fuse:
+        fuse.take(option)
+    ours = options.ours
+    if "backing" in ours and (clash := [name for name in _TMPFS if name in ours]):
+        raise OptionError(
+            f"--{clash[0]} is for the private tmpfs, --backing wraps what is there: "
+            "leave one of them out"
+        )
+    tmpfs = TmpfsOptions(
+        size=ours.get("size"),
+        huge=ours.get("huge"),
+        mode=_number(ours, "mode", 8),
+        uid=_number(ours, "uid", 10),
+        gid=_number(ours, "gid", 10),
+    )
+    source = ours.get("pfn-source", "auto")
+    if source not in PFN_SOURCES:
+        raise OptionError(
+            f"pfn-source {source!r} is not one of {', '.join(PFN_SOURCES)}"
+        )
+    return Parsed(tmpfs, fuse, source, _simulated(ours), _policy(options))
+
+
+def _simulated(ours: dict[str, str]) -> SimulatedMemory:
+    source = ours.get("pfn-source", "auto")
+    given = [name for name in _SIMULATED if name in ours]
+    if given and source != "simulated":
+        raise OptionError(f"--{given[0]} is for --pfn-source simulated")
+    plain = SimulatedMemory()
+    size = ours.get("simulated-memory")
+    order = _number(ours, "simulated-order", 10)
+    fragmentation = _number(ours, "simulated-fragmentation", 10)
+    return SimulatedMemory(
+        size=plain.size if size is None else parse_size("simulated-memory", size),
+        order=plain.order if order is None else order,
+        fragmentation=plain.fragmentation if fragmentation is None else fragmentation,
+    )
+
+
+def _policy(options: Options) -> Policy:
+    limits = Limits()
+    uids: set[int] = set()
+    for name, value in options.repeated:
+        if name == "limit":
+            limits = limits.changed(value)
+        else:
+            uid = _number({name: value}, name, 10)
+            assert uid is not None
+            uids.add(uid)
+    policy = Policy(limits, frozenset(uids), options.guest_access)
+    if (text := options.ours.get("ack-timeout")) is None:
+        return policy
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise OptionError(f"ack-timeout {text!r} is no number of seconds")
+    return replace(policy, ack_seconds=seconds)

@@ -1,0 +1,53 @@
+"""What a peer may use of the daemon, and who may be one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from inaccfs.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Each can be set by `--limit NAME=N`, and is told in the error that it causes."""
+
+    # Bytes of a message that a peer may send.
+    message: int = 65536
+    # Connections at a time.
+    peers: int = 256
+    # Of each peer: names of fds, notifiers, and pages that it has got and not put.
+    fdnames: int = 64
+    notifiers: int = 1024
+    pages: int = 1_000_000
+    # Bytes that may wait for a peer to read them. One reply may be longer.
+    output: int = 1 << 20
+
+    def changed(self, text: str) -> Limits:
+        """These limits but for one, written as NAME=N.
+
+        Raises:
+            OptionError: there is no such limit, or N is no positive number.
+        """
+        name, _, number = text.partition("=")
+        names = [field.name for field in fields(self)]
+        if name not in names:
+            raise OptionError(
+                f"limit {name!r} is not one of {', '.join(names)}: write NAME=N"
+            )
+        if not number.isdecimal() or int(number) < 1:
+            raise OptionError(f"limit {text!r} is no positive number: write {name}=N")
+        values = {name: getattr(self, name) for name in names}
+        return Limits(**{**values, name: int(number)})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the control socket deals with peers."""
+
+    limits: Limits = Limits()
+    # Users who may connect besides root and the owner, the daemon's own user.
+    allowed_uids: frozenset[int] = frozenset()
+    # Whether get-memory gives the backing memory away.
+    guest_access: bool = True
+    # How long a peer may leave an event, or what it is sent, unheeded.
+    ack_seconds: float = 10.0

@@ -1,0 +1,287 @@
+"""The QEMU Machine Protocol: messages as bytes, for both ends of the socket.
+
+No I/O here. Decoding has two steps, so that a bad argument still gets a reply with its
+id, and a reply can be read once it is known which command it answers. See QEMU's
+docs/interop/qmp-spec.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from inaccfs.control import messages
+from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Whatever JSON the peer has chosen, told back to the letter; empty if it has none.
+RequestId = msgspec.Raw
+NO_ID: Final = msgspec.Raw(b"")
+
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Framing:
+    """Takes a stream apart into messages.
+
+    QMP does not ask for line ends: a whole object will do.
+    """
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of an unfinished message there are."""
+        return len(self._pending)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Add what has been received; take the messages that are whole."""
+        if (
+            not self._pending
+            and data.endswith(b"\n")
+            and data.find(b"\n") + 1 == len(data)
+        ):
+            # One message, as nearly always.
+            if not data.isspace():
+                yield data
+            return
+        pending = self._pending
+        pending += data
+        while (end := pending.find(b"\n")) >= 0:
+            line = bytes(pending[:end])
+            del pending[: end + 1]
+            if line and not line.isspace():
+                yield line
+        if is_whole(pending):
+            line = bytes(pending)
+            pending.clear()
+            yield line
+
+
+_any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+def is_whole(data: bytes | bytearray) -> bool:
+    """Whether *data*, which has no line end, is to be answered all the same.
+
+    It is when it is a whole JSON object, and when it is too deep to tell: then it is
+    to be refused, for no end of it could be recognised either.
+    """
+    if not data.endswith(b"}"):
+        return False
+    try:
+        _any_decoder.decode(data)
+    except msgspec.DecodeError:
+        return False
+    except RecursionError:
+        return True
+    return True
+
+
+# --- commands: from a client to the server ------------------------------------------
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    execute: str
+    # Raw, and decoded second: a bad argument must not cost us the id to reply to.
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    id: RequestId = NO_ID
+
+
+class BadRequestError(Exception):
+    """A message cannot be carried out; `reply` is what its sender is told."""
+
+    def __init__(self, kind: str, description: str, request_id: RequestId) -> None:
+        super().__init__(description)
+        self.reply: Final = encode_error(kind, description, request_id)
+
+
+_envelope_decoder: Final = msgspec.json.Decoder(_Envelope)
+_command_decoders: Final = {
+    name: msgspec.json.Decoder(command) for name, command in COMMANDS.items()
+}
+
+
+def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
+    """Read one message.
+
+    Raises:
+        BadRequestError: it is none, or no command that there is.
+    """
+    try:
+        envelope = _envelope_decoder.decode(line)
+    except _NOT_JSON as exc:
+        raise BadRequestError(
+            "GenericError", f"EINVAL: {exc}; send one JSON object a line", NO_ID
+        ) from exc
+    decoder = _command_decoders.get(envelope.execute)
+    if decoder is None:
+        raise BadRequestError(
+            "CommandNotFound",
+            f"The command {envelope.execute} has not been found",
+            envelope.id,
+        )
+    try:
+        return decoder.decode(envelope.arguments), envelope.id
+    except _NOT_JSON as exc:
+        raise BadRequestError("GenericError", f"EINVAL: {exc}", envelope.id) from exc
+
+
+def encode_request(command: Command, number: int) -> bytes:
+    """A command on its way to the server; *number* comes back with its reply."""
+    message = {"execute": command.name, "arguments": command, "id": number}
+    return _encoder.encode(message) + b"\n"
+
+
+def make_command(name: str, arguments: object) -> Command:
+    """A command by its name, for people who type them.
+
+    Raises:
+        ValueError: there is no such command, or it does not take these arguments.
+    """
+    kind = COMMANDS.get(name)
+    if kind is None:
+        raise ValueError(f"there is no command {name!r}")
+    try:
+        return msgspec.convert(arguments, kind)
+    except msgspec.ValidationError as exc:
+        raise ValueError(f"{name}: {exc}") from exc
+
+
+# --- replies and events: from the server to a client --------------------------------
+
+
+def _with_id(message: dict[str, object], request_id: RequestId) -> bytes:
+    if bytes(request_id):
+        message["id"] = request_id
+    return _encoder.encode(message) + b"\r\n"
+
+
+def encode_return(value: object, request_id: RequestId) -> bytes:
+    """The reply to a command that was carried out."""
+    return _with_id({"return": value}, request_id)
+
+
+def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
+    """The reply to one that was not; *kind* is the class of QMP."""
+    return _with_id({"error": {"class": kind, "desc": description}}, request_id)
+
+
+def encode_event(event: Event) -> bytes:
+    """An event, with the time of now."""
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    timestamp = {"seconds": seconds, "microseconds": rest // 1000}
+    message = {"event": event.name, "data": event, "timestamp": timestamp}
+    return _encoder.encode(message) + b"\r\n"
+
+
+def greeting() -> bytes:
+    """What a peer gets first."""
+    return _with_id({"QMP": {"version": messages.version(), "capabilities": []}}, NO_ID)
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """Why a command was not carried out."""
+
+    kind: str = msgspec.field(name="class")
+    desc: str
+
+
+class _Incoming(msgspec.Struct, frozen=True):
+    returned: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="return", default=msgspec.UNSET
+    )
+    error: ErrorInfo | None = None
+    event: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    id: int | None = None
+    greeting: msgspec.Raw | msgspec.UnsetType = msgspec.field(
+        name="QMP", default=msgspec.UNSET
+    )
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """The server is there."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer to a command; `value` is read by `decode_return`."""
+
+    number: int | None
+    value: msgspec.Raw
+    error: ErrorInfo | None
+
+
+class NotQmpError(Exception):
+    """The other end does not speak QMP."""
+
+
+_incoming_decoder: Final = msgspec.json.Decoder(_Incoming)
+_event_decoders: Final = {
+    name: msgspec.json.Decoder(event) for name, event in EVENTS.items()
+}
+_return_decoders: Final[dict[type[Command], msgspec.json.Decoder[Any]]] = {
+    command: msgspec.json.Decoder(command.returns) for command in COMMANDS.values()
+}
+
+
+def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
+    """Read what a server has sent; None is an event that we do not know.
+
+    Raises:
+        NotQmpError: it is no message of QMP.
+    """
+    try:
+        found = _incoming_decoder.decode(line)
+        if found.event is not None:
+            decoder = _event_decoders.get(found.event)
+            return None if decoder is None else decoder.decode(found.data)
+    except _NOT_JSON as exc:
+        raise NotQmpError(f"not QMP: {exc}") from exc
+    if found.error is not None:
+        return Reply(found.id, NO_ID, found.error)
+    if found.returned is not msgspec.UNSET:
+        return Reply(found.id, found.returned, None)
+    if found.greeting is not msgspec.UNSET:
+        return Greeting()
+    raise NotQmpError("not QMP: neither a greeting, a return, an error nor an event")
+
+
+def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: ANN401 - its type is the command's matter
+    """What *command* returns, as its type.
+
+    Raises:
+        NotQmpError: the server has returned something else.
+    """
+    try:
+        return _return_decoders[command].decode(value)
+    except _NOT_JSON as exc:
+        raise NotQmpError(f"{command.name} returned something else: {exc}") from exc
+
+
+# Python calls it ENOTSUP, for which the manual pages have no use.
+_ERRNO_NAMES: Final = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
+def encode_os_error(exc: OSError, request_id: RequestId) -> bytes:
+    """The reply to a command that failed: its text begins with the errno's name."""
+    name = _ERRNO_NAMES.get(exc.errno or errno.EIO, "EIO")
+    return encode_error("GenericError", f"{name}: {exc.strerror}", request_id)
+
+
+_ERRNO: Final = re.compile(r"(E[A-Z0-9]+): (.*)", re.DOTALL)
+
+
+def errno_name(desc: str) -> tuple[str | None, str]:
+    """Split an error's text into the errno's name, if it has one, and the rest."""
+    found = _ERRNO.fullmatch(desc)
+    return (found[1], found[2]) if found else (None, desc)

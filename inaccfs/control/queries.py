@@ -1,0 +1,125 @@
+"""What the query commands tell: the state of all peers and files of a mount."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.control import messages
+
+if TYPE_CHECKING:
+    from inaccfs.control.server import Server
+    from inaccfs.shim.file import InaccessibleFile
+
+
+def schema() -> list[dict[str, Any]]:
+    """query-qmp-schema."""
+    # Here and not above: hardly anybody asks, and it costs start-up time and memory.
+    from inaccfs.control import schema as types
+
+    return types.schema()
+
+
+def _describe(
+    name: str, ino: int, file: InaccessibleFile, opens: int
+) -> messages.FileInfo:
+    attributes = os.fstat(file.fd)
+    memory = file.memory
+    return messages.FileInfo(
+        name=name,
+        ino=ino,
+        size=attributes.st_size,
+        page_size=file.page_size,
+        allocated=attributes.st_blocks * 512 // file.page_size,
+        fetched=0 if memory is None else memory.pages,
+        referenced=0 if memory is None else memory.references_count,
+        notifiers=len(file.notifiers),
+        opens=opens,
+    )
+
+
+def files(server: Server) -> list[messages.FileInfo]:
+    """query-files."""
+    return [_describe(*found) for found in server.files.all()]
+
+
+def one_file(server: Server, file: InaccessibleFile) -> messages.FileInfo:
+    """query-file, for a file that is open once more only for this."""
+    for name, ino, found, opens in server.files.all():
+        if found is file:
+            return _describe(name, ino, found, opens - 1)
+    raise AssertionError("an open file is always listed")
+
+
+def notifiers(server: Server) -> list[messages.NotifierInfo]:
+    """query-notifiers."""
+    return [
+        messages.NotifierInfo(
+            notifier=registration.number,
+            file=registration.opened.name,
+            ino=registration.opened.ino,
+            peer=session.number,
+            pid=session.pid,
+            told=registration.told,
+            waiting=registration.opened.file.notifiers.waiting(registration),
+        )
+        for session in server.sessions.values()
+        for registration in session.notifiers.values()
+    ]
+
+
+def pins(server: Server) -> messages.Pins:
+    """query-pins."""
+    numbers = {id(session): session for session in server.sessions.values()}
+    extents: list[messages.PinnedExtent] = []
+    references: list[messages.Reference] = []
+    for name, ino, file, _ in server.files.all():
+        if file.memory is None:
+            continue
+        extents += [
+            messages.PinnedExtent(file=name, ino=ino, **extent._asdict())
+            for extent in file.memory.extents()
+        ]
+        for record in file.memory.references.describe():
+            session = numbers[id(record.holder)]
+            references.append(
+                messages.Reference(
+                    file=name,
+                    ino=ino,
+                    peer=session.number,
+                    pid=session.pid,
+                    offset=record.offset,
+                    pfn=record.pfn,
+                    count=record.count,
+                    references=record.refs,
+                    punched=record.punched,
+                )
+            )
+    frames = server.shim.frames
+    return messages.Pins(
+        pinning="none" if frames is None else frames.pinning,
+        extents=extents,
+        references=references,
+    )
+
+
+def stats(server: Server) -> messages.Stats:
+    """query-stats."""
+    sessions = server.sessions.values()
+    return messages.Stats(
+        **asdict(server.shim.counters),
+        peers=len(sessions),
+        notifiers=sum(len(session.notifiers) for session in sessions),
+        references=sum(session.pages for session in sessions),
+        fetched=sum(
+            file.memory.pages
+            for _, _, file, _ in server.files.all()
+            if file.memory is not None
+        ),
+    )
+
+
+def semantics(server: Server) -> messages.Semantics:
+    """query-semantics."""
+    return messages.Semantics(**asdict(server.shim.semantics.described()))

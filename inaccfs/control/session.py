@@ -1,0 +1,443 @@
+"""What one peer may do and has done: its fdnames, notifiers and references."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from inaccfs.control import messages, qmp, queries
+from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.peer import Answer, Peer, Request
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.control.server import Server
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import Extent
+    from inaccfs.status import Status
+
+log = logging.getLogger(__name__)
+
+_MFD_CLOEXEC: Final = 0x1
+_MFD_INACCESSIBLE: Final = 0x8
+
+_EVENTS: Final = {
+    event.name: event
+    for event in (
+        messages.Invalidate,
+        messages.InvalidateStart,
+        messages.InvalidateEnd,
+    )
+}
+
+
+class OpenFile(Protocol):
+    """A file of the mount that stays open until `close`."""
+
+    @property
+    def file(self) -> InaccessibleFile:
+        """The shim of it."""
+
+    @property
+    def ino(self) -> int:
+        """The inode number."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    def reopen_backing(self) -> int:
+        """A new fd of the backing memory itself."""
+
+    def again(self) -> OpenFile:
+        """The same file, to be closed for itself."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+class Files(Protocol):
+    """The mount's files as peers name them. Methods raise `OSError` for the peer."""
+
+    def open_path(self, path: str) -> OpenFile:
+        """The regular file at *path*, which begins at the mount's root."""
+
+    def open_fd(self, fd: int) -> OpenFile:
+        """The file that *fd* has open; *fd* stays open."""
+
+    async def create(
+        self, label: str, size: int, uid: int, gid: int
+    ) -> tuple[int, OpenFile]:
+        """A file without a name, and an fd of it on the mount."""
+
+    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
+        """Name, inode number, file and number of opens of each."""
+
+
+class Registration:
+    """A notifier of a peer; see shim.notifiers.Notifier."""
+
+    def __init__(self, session: Session, number: int, opened: OpenFile) -> None:
+        self.session: Final = session
+        self.number: Final = number
+        # Open for as long as the notifier is registered.
+        self.opened: Final = opened
+        # How many events it has been sent.
+        self.told = 0
+
+    def tell(self, event: str, start: int, end: int, sequence: int) -> None:
+        """Send the event."""
+        self.told += 1
+        message = _EVENTS[event](
+            notifier=self.number, start=start, end=end, sequence=sequence
+        )
+        self.session.peer.send(qmp.encode_event(message))
+
+    def evict(self) -> None:
+        """The peer has not answered in time: it is trusted with nothing any more."""
+        log.error(
+            "%s: no answer to an event of notifier %d within %g s: disconnected",
+            self.session.peer,
+            self.number,
+            self.session.server.policy.ack_seconds,
+        )
+        self.session.peer.disconnect("it does not answer events")
+
+
+class Session:
+    """One connected peer."""
+
+    def __init__(
+        self,
+        server: Server,
+        connection: socket.socket,
+        number: int,
+        pid: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        self.server: Final = server
+        self.number: Final = number
+        self.pid: Final = pid
+        self._uid: Final = uid
+        self._gid: Final = gid
+        # Root and the mount's owner, which is the daemon's user.
+        self._is_owner: Final = uid in (0, os.geteuid())
+        self.peer: Final = Peer(
+            connection,
+            server.policy,
+            f"peer {number} (pid {pid}, uid {uid})",
+            server.readers,
+            self._execute,
+            server.discard,
+            self._silenced,
+        )
+        self._fdnames: Final[dict[str, OpenFile]] = {}
+        self.notifiers: Final[dict[int, Registration]] = {}
+        # Files to whose pages this peer has references, each kept open by that.
+        self._referred: Final[dict[InaccessibleFile, OpenFile]] = {}
+        # How many pages these are, each counted as often as it has been got.
+        self.pages = 0
+        self._commands: Final = self._make_commands()
+
+    def _make_commands(self) -> dict[type[Command], Callable[[Any], Any]]:
+        """What carries out each command: given it, or all of the request."""
+        return {
+            messages.QmpCapabilities: self._negotiate,
+            messages.QueryVersion: lambda _: messages.version(),
+            messages.QueryCommands: lambda _: [
+                messages.CommandInfo(name) for name in messages.COMMANDS
+            ],
+            messages.QueryQmpSchema: lambda _: queries.schema(),
+            messages.QueryStatus: lambda _: self._status(),
+            messages.GetFd: self._getfd,
+            messages.CloseFd: self._closefd,
+            messages.MemfdCreate: self._memfd_create,
+            messages.RegisterNotifier: self._register_notifier,
+            messages.UnregisterNotifier: self._unregister_notifier,
+            messages.InvalidateDone: self._invalidate_done,
+            messages.GetPfn: self._get_pfn,
+            messages.PutPfn: self._put_pfn,
+            messages.GetMemory: self._get_memory,
+            messages.QueryFiles: lambda _: queries.files(self.server),
+            messages.QueryFile: self._query_file,
+            messages.QueryNotifiers: lambda _: queries.notifiers(self.server),
+            messages.QueryPins: lambda _: queries.pins(self.server),
+            messages.QueryStats: lambda _: queries.stats(self.server),
+            messages.QuerySemantics: lambda _: queries.semantics(self.server),
+            messages.MemoryFailure: self._memory_failure,
+            messages.Quit: self._quit,
+        }
+
+    # --- life ----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the peer, and take back all that it had when it has gone."""
+        try:
+            await self.peer.converse()
+        finally:
+            self._silenced()
+            for file, opened in self._referred.items():
+                if file.memory is not None:
+                    file.memory.drop(self)
+                opened.close()
+            for opened in self._fdnames.values():
+                opened.close()
+
+    def _silenced(self) -> None:
+        """The peer will not answer any more: nobody may wait for it."""
+        while self.notifiers:
+            _, registration = self.notifiers.popitem()
+            registration.opened.file.notifiers.drop(registration)
+            registration.opened.close()
+
+    def _execute(self, request: Request) -> Any:  # noqa: ANN401
+        command = request.command
+        kind = type(command)
+        if kind.owner_only and not self._is_owner:
+            raise OSError(
+                errno.EPERM, f"{kind.name} is for root and the mount's owner only"
+            )
+        return self._commands[kind](request if kind.takes_fd else command)
+
+    # --- the connection ------------------------------------------------------------
+
+    def _negotiate(self, command: messages.QmpCapabilities) -> Nothing:
+        self.peer.negotiated = True
+        return Nothing()
+
+    async def _status(self) -> Status:
+        return await self.server.actions.status()
+
+    async def _quit(self, command: messages.Quit) -> Nothing:
+        # After the reply, which is the last that this loop sends: see _finished.
+        self.peer.when_answered(self.server.actions.quit)
+        return Nothing()
+
+    # --- files -----------------------------------------------------------------------
+
+    def _find(self, name: str) -> OpenFile:
+        """The file of an fdname, which stays open. A path is opened by `_open`."""
+        opened = self._fdnames.get(name)
+        if opened is None:
+            raise OSError(
+                errno.ENOENT, f"no fdname {name!r}: send an fd with getfd first"
+            )
+        return opened
+
+    def _open(self, name: str) -> OpenFile:
+        """The file of an fdname or a path, to be closed by the caller."""
+        if not name.startswith("/"):
+            return self._find(name).again()
+        if not self._is_owner:
+            raise OSError(
+                errno.EPERM,
+                "paths are for root and the mount's owner: send an fd with getfd",
+            )
+        try:
+            return self.server.files.open_path(name)
+        except OSError as exc:
+            raise OSError(exc.errno, f"{name}: {exc.strerror}") from exc
+
+    def _name(self, fdname: str, opened: OpenFile) -> None:
+        if (old := self._fdnames.pop(fdname, None)) is not None:
+            old.close()
+        self._fdnames[fdname] = opened
+
+    def _check_fdname(self, fdname: str) -> None:
+        limit = self.server.policy.limits.fdnames
+        if fdname not in self._fdnames and len(self._fdnames) >= limit:
+            raise OSError(
+                errno.EMFILE,
+                f"{limit} fdnames are taken (--limit fdnames=N): closefd one",
+            )
+
+    def _getfd(self, request: Request) -> Nothing:
+        command = request.command
+        assert isinstance(command, messages.GetFd)
+        if not request.fds:
+            raise OSError(
+                errno.EBADF, "no fd came with the message: send one as SCM_RIGHTS"
+            )
+        self._check_fdname(command.fdname)
+        fd = request.fds[0]
+        opened = self.server.files.open_fd(fd)
+        # Ours by now. This close asks nobody, for every open carries FOPEN_NOFLUSH.
+        os.close(request.fds.pop(0))
+        self._name(command.fdname, opened)
+        return Nothing()
+
+    def _closefd(self, command: messages.CloseFd) -> Nothing:
+        self._find(command.fdname)
+        self._fdnames.pop(command.fdname).close()
+        return Nothing()
+
+    async def _memfd_create(self, command: messages.MemfdCreate) -> Answer:
+        if command.flags & ~(_MFD_CLOEXEC | _MFD_INACCESSIBLE):
+            raise OSError(
+                errno.EINVAL,
+                f"flags {command.flags:#x}: only MFD_CLOEXEC (0x1) and "
+                "MFD_INACCESSIBLE (0x8) are taken",
+            )
+        self._check_fdname(command.fdname)
+        fd, opened = await self.server.files.create(
+            f"memfd:{command.memfd}", command.size or 0, self._uid, self._gid
+        )
+        self._name(command.fdname, opened)
+        return Answer(Nothing(), fd)
+
+    def _get_memory(self, command: messages.GetMemory) -> Answer:
+        if not self.server.policy.guest_access:
+            raise OSError(errno.EPERM, "this mount has --no-guest-access")
+        opened = self._open(command.file)
+        try:
+            return Answer(Nothing(), opened.reopen_backing())
+        finally:
+            opened.close()
+
+    # --- notifiers -------------------------------------------------------------------
+
+    async def _register_notifier(
+        self, command: messages.RegisterNotifier
+    ) -> messages.Notifier:
+        limit = self.server.policy.limits.notifiers
+        if len(self.notifiers) >= limit:
+            raise OSError(
+                errno.EDQUOT,
+                f"{limit} notifiers are registered (--limit notifiers=N)",
+            )
+        opened = self._open(command.file)
+        number = next(self.server.notifier_numbers)
+        registration = Registration(self, number, opened)
+        # First, so that it goes with the peer even if that goes while this waits.
+        self.notifiers[number] = registration
+        await opened.file.notifiers.register(registration)
+        if number not in self.notifiers:
+            opened.file.notifiers.drop(registration)
+        return messages.Notifier(notifier=number)
+
+    def _registration(self, number: int) -> Registration:
+        registration = self.notifiers.get(number)
+        if registration is None:
+            raise OSError(errno.ENOENT, f"this peer has no notifier {number}")
+        return registration
+
+    async def _unregister_notifier(
+        self, command: messages.UnregisterNotifier
+    ) -> Nothing:
+        registration = self._registration(command.notifier)
+        await registration.opened.file.notifiers.unregister(registration)
+        if self.notifiers.pop(command.notifier, None) is not None:
+            registration.opened.close()
+        return Nothing()
+
+    def _invalidate_done(self, command: messages.InvalidateDone) -> Nothing:
+        registration = self._registration(command.notifier)
+        registration.opened.file.notifiers.answer(registration, command.sequence)
+        return Nothing()
+
+    # --- page frames -----------------------------------------------------------------
+
+    def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
+        count = command.count or 1
+        limit = self.server.policy.limits.pages
+        if self.pages + count > limit:
+            raise OSError(
+                errno.EDQUOT,
+                f"{self.pages} pages are referenced and {count} more would be over "
+                f"{limit} (--limit pages=N): put some",
+            )
+        opened = self._fdnames.get(command.file)
+        if opened is not None:
+            return self._get(command, opened, count)
+        opened = self._open(command.file)
+        try:
+            return self._get(command, opened, count)
+        finally:
+            opened.close()
+
+    def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
+        file = opened.file
+        got = file.get_pfns_now(self, command.offset, command.offset + count)
+        if got is None:
+            return self._get_later(command, opened.again(), count)
+        extents, moved = got
+        frames = self._got(command, opened, extents, count)
+        if moved and file.notifiers:
+            return self._tell_moved(opened.again(), moved, frames)
+        return frames
+
+    async def _get_later(
+        self, command: messages.GetPfn, opened: OpenFile, count: int
+    ) -> messages.Frames:
+        try:
+            start = command.offset
+            extents, moved = await opened.file.get_pfns(self, start, start + count)
+            frames = self._got(command, opened, extents, count)
+            await opened.file.invalidate_moved(moved)
+        finally:
+            opened.close()
+        return frames
+
+    async def _tell_moved(
+        self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
+    ) -> messages.Frames:
+        try:
+            await opened.file.invalidate_moved(moved)
+        finally:
+            opened.close()
+        return frames
+
+    def _got(
+        self,
+        command: messages.GetPfn,
+        opened: OpenFile,
+        extents: list[Extent],
+        count: int,
+    ) -> messages.Frames:
+        """Note the references, and make the reply."""
+        self.pages += count
+        if opened.file not in self._referred:
+            self._referred[opened.file] = opened.again()
+        if command.count is None:
+            return messages.Frames(pfn=extents[0].pfn, order=extents[0].order)
+        return messages.Frames(extents=[messages.Extent(*extent) for extent in extents])
+
+    def _put_pfn(self, command: messages.PutPfn) -> Nothing:
+        opened = self._fdnames.get(command.file)
+        if opened is not None:
+            self._put(opened.file, command)
+            return Nothing()
+        opened = self._open(command.file)
+        try:
+            self._put(opened.file, command)
+        finally:
+            opened.close()
+        return Nothing()
+
+    def _put(self, file: InaccessibleFile, command: messages.PutPfn) -> None:
+        file.put_pfns(self, command.pfn, command.count)
+        self.pages -= command.count
+        assert file.memory is not None
+        if not file.memory.references.total(self):
+            self._referred.pop(file).close()
+
+    # --- the rest --------------------------------------------------------------------
+
+    def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
+        opened = self._open(command.file)
+        try:
+            return queries.one_file(self.server, opened.file)
+        finally:
+            opened.close()
+
+    async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
+        opened = self._open(command.file)
+        opened.close()
+        raise OSError(
+            errno.EOPNOTSUPP, "these semantics have no error callback (query-semantics)"
+        )

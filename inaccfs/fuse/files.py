@@ -1,0 +1,179 @@
+"""The mount's files as the control socket's peers name them: by path, or by an fd."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.namespace import Namespace
+    from inaccfs.shim.file import InaccessibleFile
+
+_WRITABLE: Final = (os.O_RDWR, os.O_WRONLY)
+
+
+class OpenFile:
+    """A file that stays open until `close`."""
+
+    def __init__(self, namespace: Namespace, node: Node) -> None:
+        self._namespace: Final = namespace
+        self._node: Final = node
+        self.file: Final[InaccessibleFile] = namespace.open(node, os.O_RDWR)
+
+    @property
+    def ino(self) -> int:
+        """The inode number, as stat(2) on the mount has it."""
+        return self._node.ino
+
+    @property
+    def name(self) -> str:
+        """What people call it: a path from the mount's root, if there is one."""
+        return name_of(self._node)
+
+    def reopen_backing(self) -> int:
+        """A new fd of the backing memory itself; the caller's to close."""
+        return os.open(
+            f"/proc/self/fd/{self.file.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+        )
+
+    def again(self) -> OpenFile:
+        """The same file, to be closed for itself."""
+        return OpenFile(self._namespace, self._node)
+
+    def close(self) -> None:
+        """Let it go. Its memory goes too if nobody else has it and it has no name."""
+        self._namespace.release(self._node)
+
+
+def name_of(node: Node) -> str:
+    """A path from the mount's root, or what is known of a file without a name."""
+    if node.parent is None:
+        label = "" if node.file is None else node.file.label
+        return label or f"(deleted inode {node.ino})"
+    parts: list[bytes] = []
+    at: Node | None = node
+    while at is not None and at.parent is not None:
+        parts.append(at.name)
+        at = at.parent
+    path = b"/" + b"/".join(reversed(parts))
+    return path.decode(errors="backslashreplace")
+
+
+class Files:
+    """Opens files for peers. Methods raise `OSError`; its text is for the peer."""
+
+    def __init__(self, namespace: Namespace, mountpoint: str, device: str) -> None:
+        """*device* is the mount's number, "major:minor", as mountinfo has it."""
+        self._namespace: Final = namespace
+        self._mountpoint: Final = mountpoint
+        self._device: Final = device
+
+    def open_path(self, path: str) -> OpenFile:
+        """The regular file at *path*, which begins at the mount's root.
+
+        Raises:
+            OSError: there is none (ENOENT, ENOTDIR, EINVAL, ELOOP).
+        """
+        node = self._namespace.find(os.fsencode(path))
+        return OpenFile(self._namespace, node)
+
+    def open_fd(self, fd: int) -> OpenFile:
+        """The file that *fd*, an fd of somebody else, has open. *fd* stays open.
+
+        Raises:
+            OSError: EINVAL, when it is no file of this mount; EBADF, when it is not
+                open for writing.
+        """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            device, ino = syscalls.identity(fd)
+        except OSError:
+            # Whatever it is, it is none of ours: those can always be asked.
+            device, ino = "", 0
+        node = self._namespace.nodes.get(ino)
+        if device != self._device or node is None or node.is_dir:
+            raise OSError(errno.EINVAL, "the fd is no file of this mount")
+        if flags & os.O_PATH or flags & os.O_ACCMODE not in _WRITABLE:
+            raise OSError(
+                errno.EBADF, "the fd is not open for writing: open the file O_RDWR"
+            )
+        if node.file is None or not node.opens:
+            raise OSError(errno.EINVAL, "the fd is no regular file of this mount")
+        return OpenFile(self._namespace, node)
+
+    async def create(
+        self, label: str, size: int, uid: int, gid: int
+    ) -> tuple[int, OpenFile]:
+        """A file without a name, and an O_RDWR fd of it on the mount.
+
+        It belongs to *uid* and *gid*. The fd is the caller's to close.
+
+        Raises:
+            OSError: the size is refused; ESTALE, when the mountpoint leads elsewhere.
+        """
+        fd = await self._open_tmpfile()
+        opened: OpenFile | None = None
+        try:
+            opened = self._open_new(fd)
+            opened.file.label = label
+            self._namespace.chown(self._namespace[opened.ino], uid, gid)
+            if size:
+                await opened.file.set_size(size)
+        except BaseException:
+            if opened is not None:
+                opened.close()
+            os.close(fd)
+            raise
+        return fd, opened
+
+    def _open_new(self, fd: int) -> OpenFile:
+        if syscalls.identity(fd)[0] != self._device:
+            raise OSError(
+                errno.ESTALE, f"{self._mountpoint} leads to another file system"
+            )
+        return self.open_fd(fd)
+
+    async def _open_tmpfile(self) -> int:
+        """Open a new file through the mount, in a thread: the kernel asks us for it.
+
+        The thread is abandoned when the caller is cancelled, for then perhaps nobody
+        answers the kernel any more; what it still opens it closes.
+        """
+        lock = threading.Lock()
+        abandoned = False
+        opened: list[int] = []
+
+        def work() -> None:
+            fd = os.open(
+                self._mountpoint, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600
+            )
+            with lock:
+                opened.append(fd)
+                if abandoned:
+                    os.close(fd)
+
+        try:
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except trio.Cancelled:
+            with lock:
+                abandoned = True
+                for fd in opened:
+                    os.close(fd)
+            raise
+        return opened[0]
+
+    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
+        """Name, inode number, file and number of opens of what is open or fetched."""
+        for node in self._namespace.nodes.values():
+            if node.file is not None:
+                yield name_of(node), node.ino, node.file, node.opens

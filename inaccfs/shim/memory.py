@@ -1,0 +1,108 @@
+"""A file's memory as KVM sees it: frames, and who has references to them.
+
+inaccessible_get_pfn() and inaccessible_put_pfn() of the seed. Pages that were fetched
+once stay where they are until they are punched or the file has gone; references are
+counted for each holder, and outlive a punch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.shim.frames import FRAME_BYTES
+from inaccfs.shim.references import References
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+
+    from inaccfs.shim.counters import Counters
+    from inaccfs.shim.frames import Extent, Frames, FrameSource
+
+class Memory:
+    """The fetched pages of one file. Offsets, starts and ends are pages of the file."""
+
+    def __init__(
+        self,
+        source: FrameSource,
+        fd: int,
+        page_size: int,
+        counters: Counters,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*changed* is called after what changes whether there is anything here."""
+        self._frames: Final[Frames] = source.open(fd, page_size)
+        self.references: Final = References(page_size // FRAME_BYTES)
+        self._counters: Final = counters
+        self._changed: Final = changed
+
+    @property
+    def pages(self) -> int:
+        """How many pages have been fetched and are still there."""
+        return self._frames.pages
+
+    @property
+    def references_count(self) -> int:
+        """How many references there are, each page counted as often as it was got."""
+        return sum(map(self.references.total, self.references.holders()))
+
+    def extents(self) -> list[Extent]:
+        """The fetched pages."""
+        return self._frames.extents()
+
+    def reopened(self, fd: int) -> None:
+        """Use another fd of the same backing file from now on."""
+        self._frames.fd = fd
+
+    def known(self, start: int, end: int) -> list[Extent] | None:
+        """Where the pages are, if all have been fetched and have stayed put."""
+        return self._frames.known(start, end)
+
+    def fetch(self, start: int, end: int) -> tuple[list[Extent], list[Extent]]:
+        """Allocate, pin and find pages; return where they are, and which had moved.
+
+        Blocks. `record` must be told of it in the trio loop.
+        """
+        return self._frames.fetch(start, end)
+
+    def punch(
+        self, start: int, end: int, punch: Callable[[], None]
+    ) -> tuple[list[Extent], list[Extent]]:
+        """Call *punch* with the pins off; return what is gone, and what has moved.
+
+        Blocks. `record` must be told of it in the trio loop.
+        """
+        return self._frames.punch(start, end, punch)
+
+    def record(self, removed: Iterable[Extent], moved: list[Extent]) -> None:
+        """References to pages that have gone or moved are to what was there before."""
+        self._counters.pages_moved += sum(extent.count for extent in moved)
+        self._free(self.references.punched([*removed, *moved]))
+        self._changed()
+
+    def get(self, holder: Hashable, extents: list[Extent]) -> int:
+        """*holder* gets a reference to each page; return how many pages these are."""
+        self.references.get(holder, extents)
+        count = sum(extent.count for extent in extents)
+        self._counters.pages_got += count
+        return count
+
+    def put(self, holder: Hashable, pfn: int, count: int) -> None:
+        """*holder* gives back a reference to each of *count* pages from frame *pfn*.
+
+        Raises:
+            OSError: EINVAL, when it does not hold one to each; then nothing is put.
+        """
+        self._free(self.references.put(holder, pfn, count))
+        self._counters.pages_put += count
+
+    def drop(self, holder: Hashable) -> None:
+        """*holder* has gone, and its references with it."""
+        self._free(self.references.drop(holder))
+
+    def _free(self, frames: list[tuple[int, int]]) -> None:
+        for pfn, count in frames:
+            self._frames.free(pfn, count)
+
+    def close(self) -> None:
+        """Take the pins off and give simulated frames back. Blocks."""
+        self._frames.close()

@@ -1,0 +1,238 @@
+"""A map of disjoint half-open ranges of integers to values.
+
+Two ranges that touch and have equal values are one: what a map costs, in time and in
+memory, grows with the ranges that differ, not with what they cover.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+V = TypeVar("V")
+
+# Ranges in a block, at least when it is made: to insert into one long list is slow.
+_LOAD: Final = 512
+
+
+class _Block(Generic[V]):
+    """Some ranges that follow each other, as three lists of one length."""
+
+    __slots__ = ("ends", "starts", "values")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.values: list[V] = []
+
+    def extend(self, other: _Block[V], low: int, high: int) -> None:
+        """Append ranges *low* to *high* of another block."""
+        self.starts += other.starts[low:high]
+        self.ends += other.ends[low:high]
+        self.values += other.values[low:high]
+
+
+class RangeMap(Generic[V]):
+    """Disjoint ranges [start, end) with their values, in order.
+
+    Values are compared by `==`. An empty range has nothing and changes nothing.
+    """
+
+    __slots__ = ("_blocks", "_limits", "size")
+
+    def __init__(self) -> None:
+        # Block i holds the ranges that begin in [_limits[i - 1], _limits[i]). There is
+        # always one, and only a sole block may be empty.
+        self._blocks: list[_Block[V]] = [_Block()]
+        self._limits: list[int] = []
+        # How many integers are in the ranges.
+        self.size = 0
+
+    def __len__(self) -> int:
+        """How many ranges there are."""
+        return sum(len(block.starts) for block in self._blocks)
+
+    def __bool__(self) -> bool:
+        return self.size > 0
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        """All ranges, as (start, end, value)."""
+        for block in self._blocks:
+            yield from zip(block.starts, block.ends, block.values, strict=True)
+
+    def get(self, at: int) -> V | None:
+        """The value of the range that holds *at*, or None."""
+        block = self._blocks[bisect_right(self._limits, at)]
+        place = bisect_right(block.ends, at)
+        if place < len(block.starts) and block.starts[place] <= at:
+            return block.values[place]
+        return None
+
+    def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """The ranges that have something of [start, end), as they are in the map."""
+        found: list[tuple[int, int, V]] = []
+        for block, low, high in self._parts(start, end):
+            starts, ends = block.starts[low:high], block.ends[low:high]
+            found += zip(starts, ends, block.values[low:high], strict=True)
+        return found
+
+    def values(self, start: int, end: int) -> list[V]:
+        """The values of the ranges that have something of [start, end)."""
+        found: list[V] = []
+        for block, low, high in self._parts(start, end):
+            found += block.values[low:high]
+        return found
+
+    def clipped(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """What of the ranges lies in [start, end)."""
+        found = self.overlapping(start, end)
+        if found:
+            first, stop, value = found[0]
+            found[0] = (max(first, start), stop, value)
+            first, stop, value = found[-1]
+            found[-1] = (first, min(stop, end), value)
+        return found
+
+    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What of [start, end) is in no range."""
+        found = []
+        for block, low, high in self._parts(start, end):
+            starts, ends = block.starts[low:high], block.ends[low:high]
+            # Most have no gap in between, which is seen at once.
+            if starts[1:] == ends[:-1]:
+                starts, ends = starts[:1], ends[-1:]
+            for first, stop in zip(starts, ends, strict=True):
+                if start < first:
+                    found.append((start, first))
+                start = stop
+        if start < end:
+            found.append((start, end))
+        return found
+
+    def set(self, start: int, end: int, value: V) -> None:
+        """Map [start, end) to *value*, whatever was there."""
+        self.splice(start, end, [start], [end], [value])
+
+    def delete(self, start: int, end: int) -> None:
+        """Take [start, end) out of the map."""
+        self.splice(start, end, [], [], [])
+
+    def update(self, start: int, end: int, change: Callable[[V], V | None]) -> None:
+        """Put change(value) in the place of each value in [start, end).
+
+        None takes the range out. What is in no range stays so.
+        """
+        self.replace(
+            start,
+            end,
+            [
+                (first, stop, changed)
+                for first, stop, value in self.clipped(start, end)
+                if (changed := change(value)) is not None
+            ],
+        )
+
+    def replace(
+        self, start: int, end: int, pieces: Iterable[tuple[int, int, V]]
+    ) -> None:
+        """Let [start, end) hold *pieces*, and nothing else.
+
+        They are ranges with their values, in order, disjoint, and within [start, end).
+        """
+        starts: list[int] = []
+        ends: list[int] = []
+        values: list[V] = []
+        before = None
+        for first, stop, value in pieces:
+            if first == before and values[-1] == value:
+                ends[-1] = stop
+            else:
+                starts.append(first)
+                ends.append(stop)
+                values.append(value)
+            before = stop
+        self.splice(start, end, starts, ends, values)
+
+    def splice(
+        self, start: int, end: int, starts: list[int], ends: list[int], values: list[V]
+    ) -> None:
+        """The same for pieces as three lists, which are the map's from now on.
+
+        No two of the pieces may touch and have equal values.
+        """
+        if start >= end:
+            return
+        # What touches from outside is in it too: it may become one with a piece.
+        at = bisect_right(self._limits, start - 1)
+        last = bisect_right(self._limits, end)
+        if at < last:
+            self._join(at, last)
+        block = self._blocks[at]
+        low = bisect_left(block.ends, start)
+        high = bisect_right(block.starts, end)
+        if low < high:
+            self.size -= sum(block.ends[low:high]) - sum(block.starts[low:high])
+            first, value = block.starts[low], block.values[low]
+            if first < start:
+                if starts and starts[0] == start and values[0] == value:
+                    starts[0] = first
+                else:
+                    starts.insert(0, first)
+                    ends.insert(0, start)
+                    values.insert(0, value)
+            stop, value = block.ends[high - 1], block.values[high - 1]
+            if stop > end:
+                if ends and ends[-1] == end and values[-1] == value:
+                    ends[-1] = stop
+                else:
+                    starts.append(end)
+                    ends.append(stop)
+                    values.append(value)
+        self.size += sum(ends) - sum(starts)
+        block.starts[low:high] = starts
+        block.ends[low:high] = ends
+        block.values[low:high] = values
+        if len(block.starts) > 2 * _LOAD or not block.starts:
+            self._balance(at)
+
+    def _parts(self, start: int, end: int) -> list[tuple[_Block[V], int, int]]:
+        """Where [start, end) is: blocks, and which of their ranges overlap it."""
+        if start >= end:
+            return []
+        parts = []
+        at = bisect_right(self._limits, start)
+        last = bisect_left(self._limits, end, at)
+        while at <= last:
+            block = self._blocks[at]
+            low = bisect_right(block.ends, start)
+            high = bisect_left(block.starts, end, low)
+            if low < high:
+                parts.append((block, low, high))
+            at += 1
+        return parts
+
+    def _join(self, at: int, last: int) -> None:
+        """Make one block of those from *at* to *last*."""
+        joined = self._blocks[at]
+        for block in self._blocks[at + 1 : last + 1]:
+            joined.extend(block, 0, len(block.starts))
+        del self._blocks[at + 1 : last + 1]
+        del self._limits[at:last]
+
+    def _balance(self, at: int) -> None:
+        """Cut a block that has become too long; drop one that is empty."""
+        block = self._blocks[at]
+        parts = []
+        for low in range(0, len(block.starts), _LOAD):
+            part: _Block[V] = _Block()
+            part.extend(block, low, low + _LOAD)
+            parts.append(part)
+        if parts:
+            self._blocks[at : at + 1] = parts
+            self._limits[at:at] = [part.starts[0] for part in parts[1:]]
+        elif len(self._blocks) > 1:
+            del self._blocks[at]
+            del self._limits[max(at - 1, 0)]

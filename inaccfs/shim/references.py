@@ -1,0 +1,229 @@
+"""Who holds references to which frames of one file.
+
+inaccessible_get_pfn() of the seed leaves its caller a reference to the folio, which
+outlives a punch: the frame is not free before inaccessible_put_pfn(). Here references
+are counted for each page and holder, and those to punched pages are kept apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from inaccfs.shim.rangemap import RangeMap
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+    from inaccfs.shim.frames import Extent
+
+
+# References of one holder to a page, all of them got while it was one and the same:
+# how many, the page's offset in the file less its place (both in pages), and whether
+# it has been punched since. All pages of a run have the same lot.
+_Lot: TypeAlias = tuple[int, int, bool]
+# A frame that was punched may come back as another page while it is still held: the
+# oldest lot is the first.
+_Lots: TypeAlias = tuple[_Lot, ...]
+
+
+class Reference(NamedTuple):
+    """For people: a run of pages that *holder* has *refs* references to, each."""
+
+    holder: Hashable
+    # In pages of the file, as is count.
+    offset: int
+    pfn: int
+    count: int  # type: ignore[assignment] # tuple has a method of that name
+    refs: int
+    punched: bool
+
+
+class References:
+    """The references to one file's frames.
+
+    Frames are in 4 KiB, counts in pages of the file. Cost grows with extents, not with
+    pages.
+    """
+
+    def __init__(self, frames_per_page: int = 1) -> None:
+        self._frames: Final = frames_per_page
+        # What each holder holds, by place: the frame number in units of a page.
+        self._held: dict[Hashable, RangeMap[_Lots]] = {}
+        # How many references each holder has, so that nobody needs to count.
+        self._totals: dict[Hashable, int] = {}
+        # By place: how many references there are to what has been punched there.
+        self._punched: RangeMap[int] = RangeMap()
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def get(self, holder: Hashable, extents: Iterable[Extent]) -> None:
+        """*holder* gets a reference to each page of *extents*."""
+        held = self._held.get(holder)
+        if held is None:
+            held = self._held[holder] = RangeMap()
+            self._totals[holder] = 0
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            end = start + count
+            lot = (1, offset - start, False)
+            if count == 1:
+                held.set(start, end, _more(held.get(start), lot))
+            else:
+                pieces = held.clipped(start, end)
+                pieces += [(*gap, ()) for gap in held.gaps(start, end)]
+                held.replace(
+                    start,
+                    end,
+                    [
+                        (first, stop, _more(lots, lot))
+                        for first, stop, lots in sorted(pieces)
+                    ],
+                )
+            self._totals[holder] += count
+
+    def put(self, holder: Hashable, pfn: int, count: int) -> list[tuple[int, int]]:
+        """*holder* gives back one reference to each of *count* pages from frame *pfn*.
+
+        Of several to a page it is the oldest, so one to a punched page goes first.
+        Returns as (pfn, count) the punched pages that nobody holds any more.
+
+        Raises:
+            OSError: EINVAL, if it does not hold one to each; then nothing has changed.
+        """
+        held = self._held.get(holder)
+        start, rest = divmod(pfn, self._frames)
+        end = start + count
+        if held is None or rest or count < 1:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if count == 1:
+            # What most calls are about.
+            one = held.get(start)
+            pieces = [] if one is None else [(start, end, one)]
+        else:
+            pieces = held.clipped(start, end)
+        if sum([stop - first for first, stop, _ in pieces]) != count:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        gone = []
+        for first, stop, lots in pieces:
+            if lots[0][2]:
+                gone.append((first, stop, 1))
+            if left := _fewer(lots):
+                held.set(first, stop, left)
+            else:
+                held.delete(first, stop)
+        self._totals[holder] -= count
+        if not held.size:
+            self._forget(holder)
+        return self._gone(gone) if gone else []
+
+    def drop(self, holder: Hashable) -> list[tuple[int, int]]:
+        """Take all references of *holder*. Returns what `put` returns."""
+        held = self._held.get(holder)
+        if held is None:
+            return []
+        self._forget(holder)
+        return self._gone(
+            [
+                (start, end, sum(refs for refs, _, punched in lots if punched))
+                for start, end, lots in held
+            ]
+        )
+
+    def punched(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
+        """The pages of *extents* have been punched.
+
+        Returns those that nobody holds, as (pfn, count).
+        """
+        free = []
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            end = start + count
+            shift = offset - start
+            for held in self._held.values():
+                self._mark(held, start, end, shift)
+            free += self._punched.gaps(start, end)
+        return [self._as_frames(start, end) for start, end in free]
+
+    def total(self, holder: Hashable) -> int:
+        """How many references *holder* has: a page that it got twice counts twice."""
+        return self._totals.get(holder, 0)
+
+    def holders(self) -> list[Hashable]:
+        """All who hold anything."""
+        return list(self._held)
+
+    def describe(self, holder: Hashable | None = None) -> list[Reference]:
+        """What *holder* holds, or with None what all hold; ordered by frame."""
+        return [
+            Reference(
+                one,
+                start + shift,
+                start * self._frames,
+                end - start,
+                refs,
+                punched,
+            )
+            for one in (self._held if holder is None else [holder])
+            for start, end, lots in self._held.get(one, ())
+            for refs, shift, punched in lots
+        ]
+
+    def _mark(self, held: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
+        """Mark as punched what one holder has of pages."""
+        for first, stop, lots in held.clipped(start, end):
+            refs = sum(lot[0] for lot in lots if lot[1:] == (shift, False))
+            if refs:
+                marked = tuple(
+                    (lot[0], shift, True) if lot[1] == shift else lot for lot in lots
+                )
+                held.set(first, stop, marked)
+                self._count(first, stop, refs)
+
+    def _count(self, start: int, end: int, refs: int) -> None:
+        """There are *refs* more references to what has been punched, or fewer."""
+        pieces = [
+            (first, stop, before + refs)
+            for first, stop, before in self._punched.clipped(start, end)
+        ]
+        pieces += [
+            (first, stop, refs) for first, stop in self._punched.gaps(start, end)
+        ]
+        pieces.sort()
+        self._punched.replace(
+            start, end, [(first, stop, left) for first, stop, left in pieces if left]
+        )
+
+    def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        """Take (start, end, refs) from what has been punched; return what is free."""
+        free = []
+        for start, end, refs in puts:
+            if refs:
+                self._count(start, end, -refs)
+                free += self._punched.gaps(start, end)
+        return [self._as_frames(start, end) for start, end in free]
+
+    def _as_frames(self, start: int, end: int) -> tuple[int, int]:
+        return start * self._frames, end - start
+
+    def _forget(self, holder: Hashable) -> None:
+        del self._held[holder]
+        del self._totals[holder]
+
+
+def _more(lots: _Lots | None, lot: _Lot) -> _Lots:
+    """*lots* with one reference more."""
+    if not lots:
+        return (lot,)
+    refs, shift, punched = lots[-1]
+    if (shift, punched) == lot[1:]:
+        return (*lots[:-1], (refs + 1, shift, punched))
+    return (*lots, lot)
+
+
+def _fewer(lots: _Lots) -> _Lots:
+    """*lots* without one reference, of the oldest."""
+    refs, shift, punched = lots[0]
+    return ((refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]

@@ -1,0 +1,248 @@
+"""Page frames that are made up, of memory that nobody has.
+
+For studying orders and fragmentation, and for whoever is not shown real frames. It is
+deterministic: the same calls in the same order give the same frames. The file's pages
+are allocated in the backing all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs import syscalls
+from inaccfs.errors import OptionError
+from inaccfs.shim.buddy import Buddy
+from inaccfs.shim.frames import (
+    FRAME_BYTES,
+    HUGE_ORDER,
+    Extent,
+    Fetched,
+    Punched,
+    Table,
+    whole_folios,
+)
+from inaccfs.shim.rangemap import RangeMap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST_PFN: Final = 0x100000
+"""Where the memory begins: at 4 GiB, as most of it does on a PC."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedMemory:
+    """How much memory there is, and in what state."""
+
+    # In bytes.
+    size: int = 64 << 30
+    # The largest folio that a file of 4 KiB pages is given; 0 gives base pages only.
+    order: int = HUGE_ORDER
+    # How much of the memory is taken before anybody asks, scattered: in percent.
+    fragmentation: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < FRAME_BYTES or self.size % FRAME_BYTES:
+            raise OptionError(
+                f"simulated memory of {self.size} bytes: give a multiple of 4096"
+            )
+        if not 0 <= self.order <= HUGE_ORDER:
+            raise OptionError(
+                f"folios of order {self.order}: give one from 0 to {HUGE_ORDER}"
+            )
+        if not 0 <= self.fragmentation <= 100:
+            raise OptionError(
+                f"fragmentation of {self.fragmentation} percent: give one from 0 to 100"
+            )
+
+
+class SimulatedSource:
+    """Hands out made-up frames to the files of one mount."""
+
+    name: Final = "simulated"
+    pinning: Final = "simulated"
+
+    def __init__(self, memory: SimulatedMemory) -> None:
+        frames = memory.size // FRAME_BYTES
+        self.largest_order: Final = memory.order
+        self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100)
+        # Files fetch in worker threads.
+        self.lock: Final = Lock()
+
+    def open(self, fd: int, page_size: int) -> SimulatedFrames:
+        """The frames of one file."""
+        return SimulatedFrames(self, fd, page_size)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Folios(NamedTuple):
+    """Frames for some pages, all in folios of one order; *start* counts from 0."""
+
+    offset: int
+    start: int
+    order: int
+    # In pages of the file.
+    pages: int
+
+
+class SimulatedFrames:
+    """One file's frames. See `inaccfs.shim.frames.Frames`.
+
+    A page gets a frame with its whole folio, as by a fault on a tmpfs with huge pages:
+    the largest naturally aligned block of pages inside the file that have none, and for
+    which there is a block of frames. The frames of punched pages are not free before
+    `free` or `close`.
+    """
+
+    def __init__(self, source: SimulatedSource, fd: int, page_size: int) -> None:
+        self.fd = fd
+        self._source: Final = source
+        self._page_size: Final = page_size
+        self._per_page: Final = page_size // FRAME_BYTES
+        self._page_order: Final = self._per_page.bit_length() - 1
+        self._table: Final = Table(self._per_page)
+        # Frames of punched pages that have not come back yet, counted from 0.
+        self._lent: RangeMap[bool] = RangeMap()
+        self._closed = False
+
+    @property
+    def pages(self) -> int:
+        return self._table.pages
+
+    def extents(self) -> list[Extent]:
+        return self._table.extents()
+
+    def known(self, start: int, end: int) -> list[Extent] | None:
+        return self._table.whole(start, end)
+
+    def fetch(self, start: int, end: int) -> Fetched:
+        """See `Frames.fetch`.
+
+        Raises:
+            OSError: ENOSPC, when the backing is full; ENOMEM, when the simulated memory
+                has no block for a page, as where shmem finds no page to allocate.
+        """
+        gaps = self._table.gaps(start, end)
+        if gaps:
+            pages = os.fstat(self.fd).st_size // self._page_size
+            try:
+                self._fill(gaps, pages, reach=True)
+            except OSError as exc:
+                if exc.errno != errno.ENOSPC:
+                    raise
+                # Maybe what was asked for fits in, without the rest of its folios.
+                self._fill(gaps, pages, reach=False)
+        return Fetched(self._table.look(start, end), [])
+
+    def _fill(self, gaps: list[tuple[int, int]], pages: int, *, reach: bool) -> None:
+        """Give frames to pages that have none, with *reach* also to those beside."""
+        taken: list[_Folios] = []
+        try:
+            with self._source.lock:
+                ceiling = self._source.largest_order if self._page_order == 0 else 0
+                for start, end in gaps:
+                    low, high = self._room(start, end, pages) if reach else (start, end)
+                    ceiling = self._take(start, end, low, high, ceiling, taken)
+            at, last = taken[0].offset, taken[-1]
+            size = (last.offset + last.pages - at) * self._page_size
+            keep_size = syscalls.FALLOC_FL_KEEP_SIZE
+            syscalls.fallocate(self.fd, keep_size, at * self._page_size, size)
+        except BaseException:
+            for one in taken:
+                self._give_back(one.start, one.pages * self._per_page)
+            raise
+        for offset, start, order, count in taken:
+            extent = Extent(offset, FIRST_PFN + start, count, order)
+            self._table.record(offset, offset + count, [extent])
+
+    def _room(self, start: int, end: int, pages: int) -> tuple[int, int]:
+        """How far pages without a frame reach around the gap [start, end)."""
+        huge = 1 << HUGE_ORDER
+        low, high = start & -huge, min((end + huge - 1) & -huge, pages)
+        before = self._table.look(low, start) if low < start else []
+        after = self._table.look(end, high) if end < high else []
+        if before:
+            low = before[-1].offset + before[-1].count
+        if after:
+            high = after[0].offset
+        return low, high
+
+    def _take(
+        self,
+        start: int,
+        end: int,
+        low: int,
+        high: int,
+        ceiling: int,
+        taken: list[_Folios],
+    ) -> int:
+        """Take frames for [start, end); folios may reach from *low* to *high*.
+
+        Adds them to *taken*. *ceiling* is the largest order, in pages, that is to be
+        tried; returns what it is after the larger ones have run out.
+        """
+        while start < end:
+            order = ceiling
+            while start & -1 << order < low or (start | (1 << order) - 1) >= high:
+                order -= 1
+            first = start & -1 << order
+            # Where alignment sets the order, the next folio may be a larger one.
+            most = end - first if order == ceiling else 1
+            block = self._source.buddy.take(
+                order + self._page_order, most << self._page_order
+            )
+            if block is not None:
+                count = 1 << block[1] - self._page_order
+                folio_order = order + self._page_order
+                taken.append(_Folios(first, block[0], folio_order, count))
+                start = low = first + count
+            elif order == 0:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            else:
+                ceiling = order - 1
+        return ceiling
+
+    def punch(self, start: int, end: int, punch: Callable[[], None]) -> Punched:
+        punch()
+        low, high = whole_folios(self._table.look, start, end)
+        removed = self._table.look(start, end)
+        # A folio that is punched in part is split.
+        rest = [*self._table.look(low, start), *self._table.look(end, high)]
+        for one in rest:
+            base = one._replace(order=0)
+            self._table.record(one.offset, one.offset + one.count, [base])
+        self._table.record(start, end, [])
+        for _, pfn, count, _ in removed:
+            first = pfn - FIRST_PFN
+            self._lent.set(first, first + count * self._per_page, True)
+        return Punched(removed, [])
+
+    def free(self, pfn: int, count: int) -> None:
+        if self._closed:
+            return
+        start, size = pfn - FIRST_PFN, count * self._per_page
+        if self._lent.gaps(start, start + size):
+            raise ValueError(
+                f"frames {pfn:#x} and {count} pages on are not punched ones"
+            )
+        self._lent.delete(start, start + size)
+        self._give_back(start, size)
+
+    def close(self) -> None:
+        self._closed = True
+        for _, pfn, count, _ in self._table.extents():
+            self._give_back(pfn - FIRST_PFN, count * self._per_page)
+        for start, end, _ in self._lent:
+            self._give_back(start, end - start)
+        self._table.clear()
+        self._lent = RangeMap()
+
+    def _give_back(self, start: int, size: int) -> None:
+        with self._source.lock:
+            self._source.buddy.free(start, size)

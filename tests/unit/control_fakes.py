@@ -1,0 +1,318 @@
+"""A control socket over a real tmpfs without a mount, and a peer that speaks QMP.
+
+An fd of a backing file stands in for one of the mount: the server is told that the
+tmpfs is the mount's file system.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from inaccfs import __version__, syscalls
+from inaccfs.control import server
+from inaccfs.fuse.files import Files
+from inaccfs.fuse.namespace import Namespace
+from inaccfs.shim.file import InaccessibleFile, Shim
+from inaccfs.shim.frames import Extent, Fetched, Punched
+from inaccfs.shim.semantics import V8
+from inaccfs.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from inaccfs.control.limits import Policy
+    from inaccfs.control.session import OpenFile
+    from inaccfs.fuse.inodes import Node
+    from inaccfs.shim.backing import Backing
+
+Answer = dict[str, Any]
+
+PAGE = 4096
+
+STATUS = Status(
+    mountpoint="/mnt",
+    backing="private tmpfs",
+    size=1 << 20,
+    page_size=PAGE,
+    files=2,
+    allocated_pages=3,
+    sealed=True,
+    mmap="sealed",
+    pfn_source="simulated",
+    pinning="simulated",
+    pid=42,
+    control="/run/control",
+    log=None,
+    version=__version__,
+)
+
+
+@dataclass
+class Daemon:
+    """What the server asks for; fails with *error* if there is one."""
+
+    error: Exception | None = None
+    quits: int = 0
+    # query-status waits for it.
+    status_asked: trio.Event = field(default_factory=trio.Event)
+    may_tell_status: trio.Event | None = None
+
+    async def status(self) -> Status:
+        self.status_asked.set()
+        if self.may_tell_status is not None:
+            await self.may_tell_status.wait()
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        return STATUS
+
+    def quit(self) -> None:
+        self.quits += 1
+
+
+class NoFiles:
+    """The files of a mount that has none."""
+
+    def open_path(self, path: str) -> OpenFile:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    def open_fd(self, fd: int) -> OpenFile:
+        raise OSError(22, "no fd is one of this mount")
+
+    async def create(
+        self, label: str, size: int, uid: int, gid: int
+    ) -> tuple[int, OpenFile]:
+        raise OSError(28, "No space left on device")
+
+    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
+        yield from ()
+
+
+BASE = 0x1000
+"""The frame of each file's first page in `FakeFrames`."""
+
+
+class FakeFrames:
+    """Frames of one file: page N is in frame BASE + N, or where a test moves it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.at: dict[int, int] = {}
+        self.freed: list[tuple[int, int]] = []
+        self.closed = False
+        # Pages that turn out to have moved by the next punch or fetch, and whereto.
+        self.moves: dict[int, int] = {}
+
+    @property
+    def pages(self) -> int:
+        return len(self.at)
+
+    def extents(self) -> list[Extent]:
+        return self._runs(sorted(self.at))
+
+    def _runs(self, pages: Iterable[int]) -> list[Extent]:
+        found: list[Extent] = []
+        for page in pages:
+            if found:
+                offset, pfn, count, _ = found[-1]
+                if (offset + count, pfn + count) == (page, self.at[page]):
+                    found[-1] = Extent(offset, pfn, count + 1, 0)
+                    continue
+            found.append(Extent(page, self.at[page], 1, 0))
+        return found
+
+    def known(self, start: int, end: int) -> list[Extent] | None:
+        pages = range(start, end)
+        return self._runs(pages) if all(page in self.at for page in pages) else None
+
+    def _move(self) -> list[Extent]:
+        moved = self._runs(sorted(self.moves.keys() & self.at.keys()))
+        self.at.update(self.moves)
+        self.moves = {}
+        return moved
+
+    def fetch(self, start: int, end: int) -> Fetched:
+        syscalls.fallocate(self.fd, 1, start * PAGE, (end - start) * PAGE)
+        moved = self._move()
+        for page in range(start, end):
+            self.at.setdefault(page, BASE + page)
+        return Fetched(self._runs(range(start, end)), moved)
+
+    def punch(self, start: int, end: int, punch: Callable[[], None]) -> Punched:
+        punch()
+        removed = self._runs(page for page in sorted(self.at) if start <= page < end)
+        for page in range(start, end):
+            self.at.pop(page, None)
+        return Punched(removed, self._move())
+
+    def free(self, pfn: int, count: int) -> None:
+        self.freed.append((pfn, count))
+
+    def close(self) -> None:
+        self.closed = True
+        self.at = {}
+
+
+class FakeSource:
+    """A source of `FakeFrames`, which remembers them all."""
+
+    name = "fake"
+    pinning = "nothing (fake)"
+
+    def __init__(self) -> None:
+        self.opened: list[FakeFrames] = []
+
+    def open(self, fd: int, page_size: int) -> FakeFrames:
+        self.opened.append(FakeFrames(fd))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        assert all(frames.closed for frames in self.opened)
+
+
+@dataclass
+class Peer:
+    """A client that sends bytes and reads answers, one a line."""
+
+    stream: trio.SocketStream
+    # What has come besides answers, in order.
+    events: list[Answer] = field(default_factory=list)
+    # Fds that have come; whoever takes one closes it.
+    fds: list[int] = field(default_factory=list)
+    _read: bytearray = field(default_factory=bytearray)
+
+    async def receive(self) -> Answer:
+        """The next message, be it an event."""
+        while b"\n" not in self._read:
+            data, ancillary, _, _ = await self.stream.socket.recvmsg(
+                65536, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC
+            )
+            assert data, "the server has closed the connection"
+            self._read += data
+            for _, _, received in ancillary:
+                self.fds += array.array("i", received)
+        line, _, rest = self._read.partition(b"\n")
+        self._read = rest
+        answer: Answer = json.loads(line)
+        return answer
+
+    async def answer(self) -> Answer:
+        """The next answer; events before it are kept."""
+        while "event" in (message := await self.receive()):
+            self.events.append(message)
+        return message
+
+    async def event(self) -> Answer:
+        """The next event's name and data, as one."""
+        message = self.events.pop(0) if self.events else await self.receive()
+        assert "event" in message, message
+        return {"event": message["event"], **message["data"]}
+
+    async def send(self, text: str | bytes, *fds: int) -> None:
+        data = text.encode() if isinstance(text, str) else text
+        if not fds:
+            await self.stream.send_all(data)
+            return
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        assert await self.stream.socket.sendmsg([data], rights) == len(data)
+
+    async def ask(self, text: str | bytes, *fds: int) -> Answer:
+        """Send one line and wait for its answer."""
+        data = text.encode() if isinstance(text, str) else text
+        await self.send(data + b"\n", *fds)
+        return await self.answer()
+
+    def line(self, command: str, **arguments: object) -> str:
+        """A command as one line; _ stands for - in its name and for nothing else."""
+        name = command.replace("_", "-")
+        return json.dumps({"execute": name, "arguments": arguments})
+
+    async def do(self, command: str, *fds: int, **arguments: object) -> Any:
+        """What a command returns, or the text of its error."""
+        answer = await self.ask(self.line(command, **arguments), *fds)
+        if "error" in answer:
+            assert answer["error"]["class"] == "GenericError", answer
+            return answer["error"]["desc"]
+        return answer["return"]
+
+    async def closed(self) -> None:
+        """Wait until the server has hung up."""
+        try:
+            while await self.stream.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+
+@dataclass
+class Control:
+    """A server, its daemon, and a way in."""
+
+    path: str
+    daemon: Daemon
+    server: server.Server
+    namespace: Namespace
+    frames: FakeSource
+
+    @asynccontextmanager
+    async def peer(self, *, negotiate: bool = True) -> AsyncIterator[Peer]:
+        async with await trio.open_unix_socket(self.path) as stream:
+            peer = Peer(stream)
+            assert "QMP" in await peer.receive()
+            if negotiate:
+                answer = await peer.ask('{"execute": "qmp_capabilities"}')
+                assert answer == {"return": {}}
+            yield peer
+
+    async def still_serves(self) -> None:
+        async with self.peer() as peer:
+            assert "return" in await peer.ask('{"execute": "query-version"}')
+
+    def make(self, name: str, pages: int = 0) -> Node:
+        """A file with a size, as the kernel would have it made."""
+        namespace = self.namespace
+        encoded = name.encode()
+        entry = namespace.create(namespace.root, encoded, os.O_RDWR, 0o600, 0, 0)
+        node = namespace[entry.nodeid]
+        if pages:
+            os.ftruncate(node.fd, pages * PAGE)
+        return node
+
+    def backing_fd(self, node: Node, flags: int = os.O_RDWR) -> int:
+        """What a peer has open; the caller's to close."""
+        return os.open(f"/proc/self/fd/{node.fd}", flags)
+
+    async def gone(self, peers: int = 0) -> None:
+        """Wait until no more than so many peers are there."""
+        while len(self.server.sessions) > peers:
+            await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def controlling(
+    path: str,
+    backing: Backing,
+    policy: Policy | None = None,
+) -> AsyncIterator[Control]:
+    """A server over *backing* for the length of a with block."""
+    daemon = Daemon()
+    frames = FakeSource()
+    seconds = 10.0 if policy is None else policy.ack_seconds
+    shim = Shim(V8(), backing.page_size, frames=frames, ack_seconds=seconds)
+    device, _ = syscalls.identity(backing.root)
+    actions = server.Actions(daemon.status, daemon.quit)
+    with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:
+        files = Files(namespace, f"/proc/self/fd/{backing.root}", device)
+        made = server.Server(socket, actions, files, shim, policy)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            yield Control(path, daemon, made, namespace, frames)
+            nursery.cancel_scope.cancel()

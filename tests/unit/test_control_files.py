@@ -1,0 +1,783 @@
+"""Files, notifiers and page frames over the control socket, without a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.control.limits import Limits, Policy
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from inaccfs.fuse.inodes import Node
+    from inaccfs.shim.backing import Backing
+
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+
+
+async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> None:
+    """What the channel does for fallocate(2) of *pages*, from and how many."""
+    offset, length = (page * PAGE for page in pages)
+    with control.namespace.opened(node) as file:
+        if not file.fallocate_quick(mode, offset, length):
+            await file.fallocate(mode, offset, length, trio.Event())
+
+
+async def done(peer: Peer, event: dict[str, object]) -> object:
+    """Answer an event."""
+    return await peer.do(
+        "invalidate-done", notifier=event["notifier"], sequence=event["sequence"]
+    )
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# --- which file ---------------------------------------------------------------------
+
+
+async def test_an_fd_is_the_file_that_it_has_open(control: Control) -> None:
+    node = control.make("guest", 4)
+    control.namespace.release(node)
+    control.namespace.open(node, os.O_RDWR)
+    fd = control.backing_fd(node)
+    async with control.peer() as peer:
+        assert await peer.do("getfd", fd, fdname="mine") == {}
+        info = await peer.do("query-file", file="mine")
+        assert (info["name"], info["ino"]) == ("/guest", node.ino)
+        assert (info["size"], info["page_size"]) == (4 * PAGE, PAGE)
+        assert info["opens"] == 2
+        assert await peer.do("closefd", fdname="mine") == {}
+        assert node.opens == 1
+        assert "ENOENT" in await peer.do("closefd", fdname="mine")
+    os.close(fd)
+
+
+async def test_the_server_keeps_no_fd_of_a_peer(control: Control) -> None:
+    node = control.make("guest")
+    fd = control.backing_fd(node)
+    pipe = os.pipe()
+    async with control.peer() as peer:
+        before = open_fds()
+        assert await peer.do("getfd", fd, fdname="a") == {}
+        # The surplus is closed.
+        assert await peer.do("getfd", fd, fd, *pipe, fdname="a") == {}
+        assert "EINVAL" in await peer.do("getfd", pipe[0], fdname="b")
+        # Nor does it where no command takes one.
+        await peer.do("query-version", fd, pipe[0])
+        assert "error" in await peer.ask('{"execute": "no such"}', fd)
+        assert "error" in await peer.ask("{", pipe[1])
+        # Closed in threads: what they do is over soon, and this awaits it.
+        while open_fds() > before:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+    for one in (fd, *pipe):
+        os.close(one)
+
+
+async def test_no_fd_is_told(control: Control) -> None:
+    async with control.peer() as peer:
+        assert "EBADF: no fd came" in await peer.do("getfd", fdname="a")
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH], ids=["reading", "a path"])
+async def test_an_fd_must_be_open_for_writing(control: Control, flags: int) -> None:
+    node = control.make("guest")
+    fd = control.backing_fd(node, flags)
+    async with control.peer() as peer:
+        assert "EBADF: the fd is not open for writing" in await peer.do(
+            "getfd", fd, fdname="a"
+        )
+    os.close(fd)
+
+
+async def test_a_directory_and_a_file_that_nobody_has_open_are_refused(
+    control: Control, backing: Backing
+) -> None:
+    node = control.make("guest")
+    fd = control.backing_fd(node)
+    control.namespace.release(node)
+    directory = os.open(".", os.O_RDONLY, dir_fd=backing.root)
+    async with control.peer() as peer:
+        for one in (fd, directory):
+            assert "EINVAL" in await peer.do("getfd", one, fdname="a")
+            os.close(one)
+
+
+async def test_a_path_begins_at_the_root(control: Control) -> None:
+    namespace = control.namespace
+    namespace.mkdir(namespace.root, b"dir", 0o700, 0, 0)
+    namespace.symlink(namespace.root, b"link", b"guest", 0, 0)
+    control.make("guest", 1)
+    async with control.peer() as peer:
+        info = await peer.do("query-file", file="//./guest")
+        assert info["name"] == "/guest"
+        for path, error in {
+            "/nowhere": "ENOENT: /nowhere: No such file",
+            "/guest/x": "ENOTDIR",
+            "/dir": "EINVAL: /dir: this is no regular file",
+            "/": "EINVAL",
+            "/link": "ELOOP",
+            "/dir/../guest": "EINVAL",
+            "nothing": "ENOENT: no fdname 'nothing'",
+        }.items():
+            assert error in await peer.do("query-file", file=path), path
+    # What was only looked at is not remembered.
+    known = {node.name for node in namespace.nodes.values() if not node.lookups}
+    assert known == {b""}
+
+
+async def test_a_name_that_is_taken_gets_the_new_file(control: Control) -> None:
+    first, second = control.make("first"), control.make("second")
+    fds = [control.backing_fd(node) for node in (first, second)]
+    async with control.peer() as peer:
+        for fd in fds:
+            assert await peer.do("getfd", fd, fdname="a") == {}
+        assert (await peer.do("query-file", file="a"))["name"] == "/second"
+        assert first.opens == 1
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_an_fd_goes_with_the_message_that_it_was_sent_with(
+    control: Control,
+) -> None:
+    """Also where several messages are read at once, or one in pieces."""
+    node = control.make("guest")
+    fd = control.backing_fd(node)
+    async with control.peer() as peer:
+        getfd = peer.line("getfd", fdname="a")
+        await peer.send('{"execute": "query-version"}\n')
+        await peer.send(getfd + "\n", fd)
+        assert "qemu" in (await peer.answer())["return"]
+        assert (await peer.answer()) == {"return": {}}
+        await peer.send(getfd[:9], fd)
+        await peer.send(getfd[9:] + "\n")
+        assert (await peer.answer()) == {"return": {}}
+        await peer.send('{"execute": "query-version"}\n' + getfd[:9], fd)
+        await peer.send(getfd[9:] + "\n")
+        assert "qemu" in (await peer.answer())["return"]
+        assert (await peer.answer()) == {"return": {}}
+    os.close(fd)
+
+
+async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
+    node = control.make("guest", 4)
+    fd = control.backing_fd(node)
+    before = open_fds()
+    async with control.peer() as peer:
+        await peer.do("getfd", fd, fdname="a")
+        await peer.do("register-notifier", file="a")
+        await peer.do("get-pfn", file="a", offset=1)
+        await peer.do("get-pfn", file="/guest", offset=1)
+        assert node.opens == 4
+    await control.gone()
+    assert node.opens == 1
+    assert node.file is not None
+    assert not node.file.notifiers
+    assert node.file.memory is not None
+    assert node.file.memory.references_count == 0
+    assert open_fds() == before
+    os.close(fd)
+
+
+# --- notifiers ----------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def notified(
+    control: Control, count: int = 1
+) -> AsyncIterator[tuple[Node, list[tuple[Peer, int]]]]:
+    """A file of 8 pages, and *count* peers with a notifier each."""
+    node = control.make("guest", 8)
+    async with trio.open_nursery() as nursery:
+        peers: list[tuple[Peer, int]] = []
+        leave = trio.Event()
+
+        async def one(task_status: trio.TaskStatus[tuple[Peer, int]]) -> None:
+            async with control.peer() as peer:
+                number = (await peer.do("register-notifier", file="/guest"))["notifier"]
+                task_status.started((peer, number))
+                await leave.wait()
+
+        peers += [await nursery.start(one) for _ in range(count)]
+        yield node, peers
+        leave.set()
+
+
+@pytest.mark.parametrize(
+    ("mode", "pages"), [(0, (0, 2)), (FALLOC_FL_KEEP_SIZE, (7, 2)), (PUNCH, (1, 3))]
+)
+async def test_every_fallocate_invalidates_after_the_backing_in_pages(
+    control: Control, mode: int, pages: tuple[int, int]
+) -> None:
+    """inaccessible_fallocate() of the seed, with pgoff_t taken at its word."""
+    async with (
+        notified(control) as (node, [(peer, number)]),
+        trio.open_nursery() as nursery,
+    ):
+        before = os.fstat(node.fd).st_blocks
+        nursery.start_soon(fallocate, control, node, mode, *pages)
+        event = await peer.event()
+        assert event == {
+            "event": "INVALIDATE",
+            "notifier": number,
+            "start": pages[0],
+            "end": sum(pages),
+            "sequence": 1,
+        }
+        if mode != PUNCH:
+            assert os.fstat(node.fd).st_blocks > before
+        assert len(nursery.child_tasks) == 1
+        assert await done(peer, event) == {}
+
+
+async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
+    control: Control,
+) -> None:
+    async with notified(control) as (node, [(peer, _)]):
+        assert node.file is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.file.fallocate, 0, PAGE - 1, PAGE + 2, trio.Event())
+            event = await peer.event()
+            assert (event["start"], event["end"]) == (0, 3)
+            await done(peer, event)
+
+
+async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
+    control: Control,
+) -> None:
+    """The seed calls the notifiers whatever the backing returns."""
+    async with notified(control) as (node, [(peer, _)]):
+        errors: list[int | None] = []
+
+        async def fail(offset: int, length: int, mode: int) -> None:
+            assert node.file is not None
+            try:
+                await node.file.fallocate(mode, offset, length, trio.Event())
+            except OSError as exc:
+                errors.append(exc.errno)
+
+        await fail(1, PAGE, PUNCH)
+        assert errors == [errno.EINVAL]
+        async with trio.open_nursery() as nursery:
+            # More than the tmpfs of the tests can hold.
+            nursery.start_soon(fail, 0, 100 << 20, 0)
+            event = await peer.event()
+            assert (event["start"], event["end"]) == (0, (100 << 20) // PAGE)
+            assert event["sequence"] == 1
+            await done(peer, event)
+        assert errors == [errno.EINVAL, errno.ENOSPC]
+
+
+async def test_all_peers_are_told_at_once(control: Control) -> None:
+    async with notified(control, 3) as (node, peers), trio.open_nursery() as nursery:
+        nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+        events = [await peer.event() for peer, _ in peers]
+        assert len(nursery.child_tasks) == 1
+        for (peer, _), event in zip(reversed(peers), reversed(events), strict=True):
+            await done(peer, event)
+
+
+async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> None:
+    async with notified(control) as (node, [(peer, _)]):
+        other = control.make("other", 1)
+        async with trio.open_nursery() as nursery, control.peer() as witness:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            event = await peer.event()
+            await fallocate(control, other, 0, 0, 1)
+            assert (await witness.do("query-file", file="/guest"))["notifiers"] == 1
+            assert (await witness.do("get-pfn", file="/guest", offset=0))["order"] == 0
+            assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
+            (told,) = await witness.do("query-notifiers")
+            assert (told["told"], told["waiting"]) == (1, event["sequence"])
+            await done(peer, event)
+
+
+async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -> None:
+    async with notified(control) as (node, [(peer, _)]), control.peer() as late:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            event = await peer.event()
+            await late.send(late.line("register-notifier", file="/guest") + "\n")
+            # Answered in its turn, so after the registration.
+            await late.send('{"execute": "query-version"}\n')
+            await trio.testing.wait_all_tasks_blocked()
+            assert node.file is not None
+            assert len(node.file.notifiers) == 1
+            await done(peer, event)
+        assert "notifier" in (await late.answer())["return"]
+        assert "qemu" in (await late.answer())["return"]
+
+
+async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> None:
+    async with notified(control, 2) as (node, [(peer, number), (other, _)]):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            await peer.event()
+            await peer.send(peer.line("unregister-notifier", notifier=number) + "\n")
+            await trio.testing.wait_all_tasks_blocked()
+            await done(other, await other.event())
+            assert (await peer.answer()) == {"return": {}}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            await done(other, await other.event())
+        assert peer.events == []
+
+
+async def test_an_answer_overtakes_what_waits_for_it(control: Control) -> None:
+    async with (
+        notified(control) as (node, [(peer, _)]),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+        event = await peer.event()
+        await peer.send(peer.line("register-notifier", file="/guest") + "\n")
+        assert await done(peer, event) == {}
+        assert "notifier" in (await peer.answer())["return"]
+
+
+async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> None:
+    async with notified(control, 2) as (node, [(peer, number), (other, _)]):
+        for sequence in (0, 1, 2**62):
+            assert "EINVAL" in await peer.do(
+                "invalidate-done", notifier=number, sequence=sequence
+            )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            event, others = await peer.event(), await other.event()
+            # Another's notifier is nobody's business.
+            assert "ENOENT" in await peer.do(
+                "invalidate-done", notifier=others["notifier"], sequence=1
+            )
+            assert "ENOENT" in await peer.do(
+                "unregister-notifier", notifier=others["notifier"]
+            )
+            assert await done(peer, event) == {}
+            assert "EINVAL" in str(await done(peer, event))
+            await done(other, others)
+
+
+async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
+    control: Control,
+) -> None:
+    async with notified(control) as (node, _), trio.open_nursery() as nursery:
+        async with control.peer() as peer:
+            await peer.do("register-notifier", file="/guest")
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            await peer.event()
+        # The other has to answer still.
+        await control.gone(1)
+        assert node.file is not None
+        assert len(node.file.notifiers) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_says_nothing_more_holds_up_nobody(control: Control) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        await peer.do("register-notifier", file="/guest")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            await peer.event()
+            await peer.stream.send_eof()
+        assert node.file is not None
+        assert not node.file.notifiers
+
+
+async def test_a_silent_peer_is_disconnected_and_the_punch_goes_on(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(ack_seconds=0.05)
+    with trio.fail_after(10):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            notified(control) as (node, [(peer, number)]),
+        ):
+            await fallocate(control, node, PUNCH, 0, 1)
+            assert (await peer.event())["notifier"] == number
+            await peer.closed()
+            await control.gone()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert f"no answer to an event of notifier {number}" in record.getMessage()
+
+
+# --- page frames ----------------------------------------------------------------------
+
+
+async def test_a_page_has_a_frame_and_an_order(control: Control) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        got = await peer.do("get-pfn", file="/guest", offset=3)
+        assert got == {"pfn": BASE + 3, "order": 0}
+        assert os.fstat(node.fd).st_blocks * 512 == PAGE
+        got = await peer.do("get-pfn", file="/guest", offset=2, count=4)
+        assert got == {
+            "extents": [{"offset": 2, "pfn": BASE + 2, "count": 4, "order": 0}]
+        }
+        info = await peer.do("query-file", file="/guest")
+        assert (info["fetched"], info["referenced"], info["allocated"]) == (4, 5, 4)
+
+
+async def test_past_the_end_is_refused_where_the_seed_would_allocate(
+    control: Control,
+) -> None:
+    control.make("guest", 4)
+    async with control.peer() as peer:
+        said = await peer.do("get-pfn", file="/guest", offset=7)
+        assert said == "EINVAL: offset 7 lies past the end (4 pages)"
+        said = await peer.do("get-pfn", file="/guest", offset=2, count=3)
+        assert said == "EINVAL: offset 4 lies past the end (4 pages)"
+        assert (await peer.do("query-file", file="/guest"))["referenced"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"offset": -1},
+        {"offset": 2**63},
+        {"offset": 2**51},
+        {"offset": 0, "count": 0},
+        {"offset": 0, "count": -1},
+        {"offset": "0"},
+        {"offset": 1.5},
+        {"offset": None},
+        {},
+        {"offset": 0, "page": 1},
+    ],
+    ids=str,
+)
+async def test_a_wrong_argument_is_einval(
+    control: Control, arguments: dict[str, object]
+) -> None:
+    control.make("guest", 4)
+    async with control.peer() as peer:
+        assert "EINVAL" in await peer.do("get-pfn", file="/guest", **arguments)
+    await control.still_serves()
+
+
+async def test_what_was_got_can_be_put_as_often_and_no_oftener(
+    control: Control,
+) -> None:
+    control.make("guest", 8)
+    async with control.peer() as peer, control.peer() as other:
+        for _ in range(2):
+            await peer.do("get-pfn", file="/guest", offset=1, count=3)
+        assert "EINVAL" in await other.do("put-pfn", file="/guest", pfn=BASE + 1)
+        assert "EINVAL" in await peer.do(
+            "put-pfn", file="/guest", pfn=BASE + 1, count=4
+        )
+        assert await peer.do("put-pfn", file="/guest", pfn=BASE + 1, count=3) == {}
+        assert await peer.do("put-pfn", file="/guest", pfn=BASE + 2) == {}
+        assert "EINVAL" in await peer.do("put-pfn", file="/guest", pfn=BASE + 2)
+        (first, last) = (await peer.do("query-pins"))["references"]
+        assert (first["pfn"], first["references"]) == (BASE + 1, 1)
+        assert (last["pfn"], last["punched"]) == (BASE + 3, False)
+        for pfn in (BASE + 1, BASE + 3):
+            assert await peer.do("put-pfn", file="/guest", pfn=pfn) == {}
+        pins = await peer.do("query-pins")
+        assert pins["references"] == []
+        # They stay where they are all the same.
+        assert [extent["count"] for extent in pins["extents"]] == [3]
+        stats = await peer.do("query-stats")
+        assert (stats["pages_got"], stats["pages_put"]) == (6, 6)
+
+
+async def test_a_punched_page_is_told_until_it_is_put(control: Control) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0, count=4)
+        await fallocate(control, node, PUNCH, 1, 2)
+        pins = await peer.do("query-pins")
+        assert [(one["offset"], one["count"]) for one in pins["extents"]] == [
+            (0, 1),
+            (3, 1),
+        ]
+        punched = [one for one in pins["references"] if one["punched"]]
+        assert [(one["offset"], one["count"]) for one in punched] == [(1, 2)]
+        frames = control.frames.opened[0]
+        assert frames.freed == []
+        await peer.do("put-pfn", file="/guest", pfn=BASE + 1, count=2)
+        assert frames.freed == [(BASE + 1, 2)]
+
+
+async def test_what_is_punched_and_not_referenced_is_free_at_once(
+    control: Control,
+) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0)
+        await peer.do("put-pfn", file="/guest", pfn=BASE)
+        await fallocate(control, node, PUNCH, 0, 1)
+        assert control.frames.opened[0].freed == [(BASE, 1)]
+
+
+async def test_pages_that_move_in_a_punch_are_invalidated_like_punched_ones(
+    control: Control,
+) -> None:
+    async with notified(control) as (node, [(peer, _)]):
+        await peer.do("get-pfn", file="/guest", offset=0, count=8)
+        control.frames.opened[0].moves = {6: 77, 7: 78}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 2)
+            for start, end in ((0, 2), (6, 8)):
+                event = await peer.event()
+                assert (event["start"], event["end"]) == (start, end)
+                await done(peer, event)
+        assert (await peer.do("get-pfn", file="/guest", offset=6))["pfn"] == 77
+        stats = await peer.do("query-stats")
+        assert (stats["pages_moved"], stats["punches"]) == (2, 1)
+
+
+async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
+    control: Control,
+) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0)
+        await peer.do("put-pfn", file="/guest", pfn=BASE)
+        control.namespace.release(node)
+        control.namespace.forget(node.ino, node.lookups)
+        assert node.opens == 0
+        (info,) = await peer.do("query-files")
+        assert (info["name"], info["fetched"]) == ("/guest", 1)
+        assert not control.frames.opened[0].closed
+        # The kernel looks it up, unlinks it and forgets it: it is gone.
+        control.namespace.lookup(control.namespace.root, b"guest")
+        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.forget(node.ino, 1)
+        assert control.frames.opened[0].closed
+        assert await peer.do("query-files") == []
+
+
+async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
+    node = control.make("guest", 8)
+    fd = control.backing_fd(node)
+    async with control.peer() as peer:
+        await peer.do("getfd", fd, fdname="a")
+        await peer.do("get-pfn", file="a", offset=0)
+        await peer.do("closefd", fdname="a")
+        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.release(node)
+        control.namespace.forget(node.ino, node.lookups)
+        (info,) = await peer.do("query-files")
+        assert info["name"] == f"(deleted inode {node.ino})"
+    await control.gone()
+    assert control.frames.opened[0].closed
+    os.close(fd)
+
+
+async def test_get_memory_is_the_memory(control: Control) -> None:
+    node = control.make("guest", 2)
+    async with control.peer() as peer:
+        assert await peer.do("get-memory", file="/guest") == {}
+        (fd,) = peer.fds
+        os.pwrite(fd, b"secret", PAGE)
+        assert os.pread(node.fd, 6, PAGE) == b"secret"
+        os.close(fd)
+
+
+async def test_memory_failure_needs_an_error_callback(control: Control) -> None:
+    control.make("guest", 2)
+    async with control.peer() as peer:
+        said = await peer.do("memory-failure", file="/guest", offset=0)
+        assert "EOPNOTSUPP" in said
+        rules = await peer.do("query-semantics")
+        assert (rules["name"], rules["events"]) == ("v8", ["INVALIDATE"])
+        assert (rules["order"], rules["notifies_on_failure"]) == ("after", True)
+
+
+@pytest.mark.parametrize("flags", [0x2, 0x4, 0x10, 0x8 | 0x4])
+async def test_memfd_create_refuses_flags_as_the_seed_does(
+    control: Control, flags: int
+) -> None:
+    async with control.peer() as peer:
+        said = await peer.do("memfd-create", name="x", fdname="a", flags=flags)
+        assert "EINVAL" in said
+
+
+# --- limits ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def limited(
+    tmp_path: Path, backing: Backing, **limits: int
+) -> AsyncIterator[tuple[Control, Peer]]:
+    policy = Policy(Limits(**limits))
+    with trio.fail_after(10):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+        ):
+            yield control, peer
+
+
+async def test_fdnames_are_limited(tmp_path: Path, backing: Backing) -> None:
+    async with limited(tmp_path, backing, fdnames=2) as (control, peer):
+        fd = control.backing_fd(control.make("guest"))
+        for name in ("a", "b", "b"):
+            assert await peer.do("getfd", fd, fdname=name) == {}
+        for command in ("getfd", "memfd-create"):
+            more = {"name": "x"} if command == "memfd-create" else {}
+            said = await peer.do(command, fd, fdname="c", **more)
+            assert said.startswith("EMFILE: 2 fdnames are taken (--limit fdnames=N)")
+        os.close(fd)
+
+
+async def test_notifiers_are_limited(tmp_path: Path, backing: Backing) -> None:
+    async with limited(tmp_path, backing, notifiers=1) as (control, peer):
+        control.make("guest")
+        first = await peer.do("register-notifier", file="/guest")
+        said = await peer.do("register-notifier", file="/guest")
+        assert "EDQUOT: 1 notifiers" in said
+        assert "--limit notifiers=N" in said
+        await peer.do("unregister-notifier", **first)
+        assert "notifier" in await peer.do("register-notifier", file="/guest")
+
+
+async def test_referenced_pages_are_limited(tmp_path: Path, backing: Backing) -> None:
+    async with limited(tmp_path, backing, pages=4) as (control, peer):
+        control.make("guest", 8)
+        await peer.do("get-pfn", file="/guest", offset=0, count=3)
+        said = await peer.do("get-pfn", file="/guest", offset=0, count=2)
+        assert said.startswith("EDQUOT: 3 pages are referenced and 2 more")
+        assert "--limit pages=N" in said
+        await peer.do("put-pfn", file="/guest", pfn=BASE)
+        assert "extents" in await peer.do("get-pfn", file="/guest", offset=0, count=2)
+
+
+async def test_messages_are_limited(tmp_path: Path, backing: Backing) -> None:
+    async with limited(tmp_path, backing, message=100) as (control, peer):
+        await peer.send("{" + " " * 200)
+        said = (await peer.answer())["error"]["desc"]
+        assert said == "EMSGSIZE: a message can have 100 bytes (--limit message=N)"
+        await peer.closed()
+        await control.still_serves()
+
+
+async def test_peers_are_limited(tmp_path: Path, backing: Backing) -> None:
+    async with limited(tmp_path, backing, peers=1) as (control, peer):
+        async with await trio.open_unix_socket(control.path) as stream:
+            refusal = await Peer(stream).receive()
+            assert refusal["error"]["desc"].startswith("EMFILE: 1 peers")
+            await Peer(stream).closed()
+        assert "return" in await peer.ask('{"execute": "query-version"}')
+
+
+@pytest.mark.parametrize(
+    "text", ["peer=5", "peers", "peers=", "peers=0", "peers=-1", "peers=1.5", "=5", ""]
+)
+def test_a_wrong_limit_is_told(text: str) -> None:
+    from inaccfs.errors import OptionError
+
+    with pytest.raises(OptionError, match="limit"):
+        Limits().changed(text)
+
+
+# --- who may --------------------------------------------------------------------------
+
+
+async def test_others_are_closed_on_at_once(tmp_path: Path, backing: Backing) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    async with limited(tmp_path, backing) as (control, peer):
+        os.chmod(control.path, 0o666)
+        for parent in (tmp_path, *tmp_path.parents[:2]):
+            os.chmod(parent, 0o755)
+        assert await trio.to_thread.run_sync(_read_as, 12345, control.path) == b""
+        assert "return" in await peer.ask('{"execute": "query-version"}')
+
+
+async def test_an_allowed_user_shows_fds_and_names_no_paths(
+    tmp_path: Path, backing: Backing
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    policy = Policy(allowed_uids=frozenset({12345}))
+    with trio.fail_after(10):
+        async with controlling(str(tmp_path / "control"), backing, policy) as control:
+            os.chmod(control.path, 0o666)
+            for parent in (tmp_path, *tmp_path.parents[:2]):
+                os.chmod(parent, 0o755)
+            node = control.make("guest", 1)
+            fd = control.backing_fd(node)
+            said = await trio.to_thread.run_sync(
+                _talk_as,
+                12345,
+                control.path,
+                [
+                    ('{"execute": "qmp_capabilities"}', -1),
+                    ('{"execute":"query-file","arguments":{"file":"/guest"}}', -1),
+                    ('{"execute":"getfd","arguments":{"fdname":"a"}}', fd),
+                    ('{"execute":"query-file","arguments":{"file":"a"}}', -1),
+                    ('{"execute":"get-memory","arguments":{"file":"a"}}', -1),
+                    ('{"execute":"quit"}', -1),
+                ],
+            )
+            os.close(fd)
+            assert "EPERM: paths are for root" in said[2]
+            assert said[3] == '{"return":{}}'
+            assert "/guest" in said[4]
+            assert "EPERM" in said[5]
+            assert "EPERM" in said[6]
+            assert control.daemon.quits == 0
+
+
+def _as_user(uid: int, work: object) -> bytes:
+    """What *work* writes in a child that is user *uid*."""
+    assert callable(work)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.write(write, work())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def _read_as(uid: int, path: str) -> bytes:
+    def work() -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            return client.recv(100)
+
+    return _as_user(uid, work)
+
+
+def _talk_as(uid: int, path: str, lines: list[tuple[str, int]]) -> list[str]:
+    def work() -> bytes:
+        with ExitStack() as stack:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(path)
+            said = stack.enter_context(client.makefile("rb"))
+            found = said.readline()
+            for line, fd in lines:
+                data = line.encode() + b"\n"
+                if fd < 0:
+                    client.sendall(data)
+                else:
+                    socket.send_fds(client, [data], [fd])
+                found += said.readline()
+        return found
+
+    return _as_user(uid, work).decode().splitlines()

@@ -1,0 +1,186 @@
+"""Peers that flood, that do not read, and that come in crowds: nobody else minds."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.control.limits import Limits, Policy
+from inaccfs.control.peer import _WAITING_COMMANDS
+from tests.unit.control_fakes import Control, Peer, controlling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inaccfs.shim.backing import Backing
+
+
+async def test_replies_come_in_the_order_of_the_commands(control: Control) -> None:
+    control.daemon.may_tell_status = trio.Event()
+    async with control.peer() as peer:
+        commands = ["query-status", "query-version", "query-status", "query-stats"]
+        for number, command in enumerate(commands):
+            await peer.send(f'{{"execute": "{command}", "id": {number}}}\n')
+        await control.daemon.status_asked.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        control.daemon.may_tell_status.set()
+        assert [(await peer.answer())["id"] for _ in commands] == [0, 1, 2, 3]
+
+
+async def test_a_flood_behind_a_command_that_waits_is_not_read_on(
+    control: Control,
+) -> None:
+    control.daemon.may_tell_status = trio.Event()
+    async with control.peer() as peer:
+        await peer.send('{"execute": "query-status"}\n')
+        count = 5000
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.send, '{"execute": "query-version"}\n' * count)
+            await control.daemon.status_asked.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            (session,) = control.server.sessions.values()
+            waiting = len(session.peer._requests)
+            # One read more, at most.
+            assert _WAITING_COMMANDS <= waiting < 4 * _WAITING_COMMANDS
+            await control.still_serves()
+            control.daemon.may_tell_status.set()
+            for _ in range(count + 1):
+                assert "return" in await peer.answer()
+
+
+async def test_a_flood_lets_others_have_their_turn(control: Control) -> None:
+    async with control.peer() as peer, trio.open_nursery() as nursery:
+        count = 20_000
+        nursery.start_soon(peer.send, '{"execute": "query-version"}\n' * count)
+        for _ in range(10):
+            await control.still_serves()
+        for _ in range(count):
+            assert "return" in await peer.answer()
+
+
+async def test_a_peer_that_reads_late_gets_everything(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """Its commands wait for it: more is never kept than the limit and one reply."""
+    policy = Policy(Limits(output=10_000))
+    with trio.fail_after(10):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+            trio.open_nursery() as nursery,
+        ):
+            count = 3000
+            nursery.start_soon(peer.send, '{"execute": "query-commands"}\n' * count)
+            await trio.testing.wait_all_tasks_blocked()
+            (session,) = control.server.sessions.values()
+            assert 10_000 < session.peer._output_bytes < 15_000
+            for _ in range(count):
+                assert "return" in await peer.answer()
+
+
+async def test_a_peer_that_never_reads_is_disconnected_in_time(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(Limits(output=10_000), ack_seconds=0.05)
+    with trio.fail_after(10):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+        ):
+            with pytest.raises(trio.BrokenResourceError):
+                await peer.send('{"execute": "query-commands"}\n' * 100_000)
+            await control.gone()
+    assert "reads nothing: disconnected" in caplog.text
+
+
+async def test_events_that_nobody_reads_are_bounded(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(Limits(output=10_000))
+    with trio.fail_after(10):
+        async with controlling(str(tmp_path / "control"), backing, policy) as control:
+            async with control.peer():
+                (session,) = control.server.sessions.values()
+                event = b"x" * 5000
+                # What the socket takes, and what waits.
+                for _ in range(1000):
+                    session.peer.send(event)
+                    if session.peer.reason:
+                        break
+                assert session.peer._output_bytes <= 20_000
+                await control.gone()
+            await control.still_serves()
+    assert "of events unread: disconnected" in caplog.text
+
+
+async def test_one_reply_may_be_longer_than_the_limit(
+    tmp_path: Path, backing: Backing
+) -> None:
+    policy = Policy(Limits(output=1000, message=2 << 20))
+    with trio.fail_after(10):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+        ):
+            long = "x" * (1 << 20)
+            answer = await peer.ask(
+                json.dumps({"execute": "query-version", "id": long})
+            )
+            assert answer["id"] == long
+
+
+async def test_two_hundred_peers_at_once(control: Control) -> None:
+    control.make("guest", 4)
+    async with AsyncExitStack() as stack:
+        peers: list[Peer] = [
+            await stack.enter_async_context(control.peer()) for _ in range(200)
+        ]
+        for peer in peers:
+            await peer.send(peer.line("register-notifier", file="/guest") + "\n")
+        numbers = {(await peer.answer())["return"]["notifier"] for peer in peers}
+        assert len(numbers) == 200
+        assert (await peers[0].do("query-stats"))["peers"] == 200
+    await control.gone()
+
+
+async def test_a_peer_that_ends_its_side_still_gets_its_replies(
+    control: Control,
+) -> None:
+    """As of `printf ... | socat - UNIX-CONNECT:...`."""
+    control.daemon.may_tell_status = trio.Event()
+    async with control.peer() as peer:
+        await peer.send('{"execute": "query-status"}\n{"execute": "query-version"}\n')
+        await control.daemon.status_asked.wait()
+        await peer.stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        control.daemon.may_tell_status.set()
+        assert "mountpoint" in (await peer.answer())["return"]
+        assert "qemu" in (await peer.answer())["return"]
+        await peer.closed()
+
+
+async def test_a_shutdown_is_told_to_those_who_have_negotiated(
+    control: Control,
+) -> None:
+    async with control.peer() as peer, control.peer(negotiate=False) as stranger:
+        control.server.shut_down("SIGTERM")
+        assert await peer.event() == {"event": "SHUTDOWN", "reason": "SIGTERM"}
+        assert "error" in await stranger.ask('{"execute": "query-version"}')
+
+
+async def test_a_bug_in_a_command_ends_nothing(
+    control: Control, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def buggy() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(control.server.files, "all", buggy)
+    async with control.peer() as peer:
+        assert "EIO: a bug" in await peer.do("query-files")
+        assert "return" in await peer.ask('{"execute": "query-version"}')
+    assert "bug in the command query-files" in caplog.text

@@ -1,0 +1,221 @@
+"""Invalidation that is waited for: who is told, who is awaited, and who is not."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.shim.counters import Counters
+from inaccfs.shim.notifiers import Notifiers
+from tests.unit.fakes import refused
+
+ACK_SECONDS = 10.0
+
+
+@dataclass(eq=False)
+class Listener:
+    """A notifier that remembers what it was told."""
+
+    told: list[tuple[str, int, int, int]] = field(default_factory=list)
+    evicted: bool = False
+
+    def tell(self, event: str, start: int, end: int, sequence: int) -> None:
+        self.told.append((event, start, end, sequence))
+
+    def evict(self) -> None:
+        self.evicted = True
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def notifiers(counters: Counters) -> Notifiers:
+    return Notifiers(counters, ACK_SECONDS)
+
+
+async def registered(notifiers: Notifiers, count: int) -> list[Listener]:
+    listeners = [Listener() for _ in range(count)]
+    for listener in listeners:
+        await notifiers.register(listener)
+    return listeners
+
+
+async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None:
+    async with notifiers.fixed():
+        await notifiers.invalidate("INVALIDATE", start, end)
+
+
+async def test_with_nobody_there_nothing_waits(
+    notifiers: Notifiers, counters: Counters
+) -> None:
+    await invalidate(notifiers)
+    assert (counters.invalidations, counters.events) == (0, 0)
+
+
+async def test_all_are_told_before_any_has_answered(
+    notifiers: Notifiers, counters: Counters
+) -> None:
+    first, second = await registered(notifiers, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        assert first.told == second.told == [("INVALIDATE", 1, 5, 1)]
+        notifiers.answer(second, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        assert notifiers.waiting(first) == 1
+        assert notifiers.waiting(second) is None
+        notifiers.answer(first, 1)
+    assert (counters.invalidations, counters.events) == (1, 2)
+    assert counters.evictions == 0
+
+
+async def test_each_event_has_its_own_sequence(notifiers: Notifiers) -> None:
+    (one,) = await registered(notifiers, 1)
+    for sequence in (1, 2, 3):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(invalidate, notifiers)
+            await trio.testing.wait_all_tasks_blocked()
+            notifiers.answer(one, sequence)
+    assert [told[3] for told in one.told] == [1, 2, 3]
+
+
+async def test_an_answer_must_be_to_what_was_asked(notifiers: Notifiers) -> None:
+    first, second = await registered(notifiers, 2)
+    with refused(errno.EINVAL):
+        notifiers.answer(first, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        for sequence in (0, 2):
+            with refused(errno.EINVAL):
+                notifiers.answer(first, sequence)
+        notifiers.answer(first, 1)
+        with refused(errno.EINVAL):
+            notifiers.answer(first, 1)
+        notifiers.answer(second, 1)
+
+
+async def test_the_list_is_fixed_while_an_invalidation_runs(
+    notifiers: Notifiers,
+) -> None:
+    first, second = await registered(notifiers, 2)
+    late = Listener()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(notifiers.register, late)
+        notifiers.answer(first, 1)
+        nursery.start_soon(notifiers.unregister, first)
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(notifiers) == [first, second]
+        notifiers.answer(second, 1)
+    assert list(notifiers) == [second, late]
+    assert late.told == []
+
+
+async def test_unregistering_is_an_answer_and_waits_for_the_end(
+    notifiers: Notifiers,
+) -> None:
+    """inaccessible_unregister_notifier() in the callback would wait for itself."""
+    first, second = await registered(notifiers, 2)
+    order: list[str] = []
+
+    async def unregister() -> None:
+        await notifiers.unregister(first)
+        order.append("unregistered")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(unregister)
+        await trio.testing.wait_all_tasks_blocked()
+        assert notifiers.waiting(first) is None
+        order.append("answered")
+        notifiers.answer(second, 1)
+    assert order == ["answered", "unregistered"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        notifiers.answer(second, 2)
+    assert len(first.told) == 1
+
+
+async def test_a_cancelled_unregistration_has_happened(notifiers: Notifiers) -> None:
+    first, second = await registered(notifiers, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await notifiers.unregister(first)
+        assert list(notifiers) == [second]
+        notifiers.answer(second, 1)
+
+
+async def test_who_has_gone_holds_up_nobody(notifiers: Notifiers) -> None:
+    first, second = await registered(notifiers, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        notifiers.answer(first, 1)
+        notifiers.drop(second)
+    assert list(notifiers) == [first]
+    assert not second.evicted
+
+
+async def test_the_silent_are_evicted_in_time_and_the_others_stay(
+    notifiers: Notifiers, counters: Counters, autojump_clock: trio.testing.MockClock
+) -> None:
+    quick, silent = await registered(notifiers, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers)
+        await trio.testing.wait_all_tasks_blocked()
+        notifiers.answer(quick, 1)
+    assert trio.current_time() == ACK_SECONDS
+    assert silent.evicted
+    assert not quick.evicted
+    assert list(notifiers) == [quick]
+    assert counters.evictions == 1
+
+
+async def test_two_invalidations_take_turns(notifiers: Notifiers) -> None:
+    (one,) = await registered(notifiers, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidate, notifiers, 0, 1)
+        nursery.start_soon(invalidate, notifiers, 7, 8)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(one.told) == 1
+        notifiers.answer(one, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(one.told) == 2
+        notifiers.answer(one, 2)
+
+
+async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -> None:
+    (one,) = await registered(notifiers, 1)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(invalidate, notifiers)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    with trio.fail_after(1):
+        await notifiers.register(Listener())
+    assert len(notifiers) == 2
+    # What it says now is too late, and no bug.
+    notifiers.drop(one)
+
+
+async def test_a_change_is_told() -> None:
+    changes: list[int] = []
+    made = Notifiers(Counters(), ACK_SECONDS, lambda: changes.append(len(made)))
+    (one,) = await registered(made, 1)
+    await made.unregister(one)
+    assert changes == [1, 0]

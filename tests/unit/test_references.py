@@ -1,0 +1,242 @@
+"""References: who holds what, across punches, against a model that knows each page."""
+
+from __future__ import annotations
+
+import errno
+from collections import defaultdict
+from typing import Final
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from inaccfs.shim.frames import Extent
+from inaccfs.shim.references import Reference, References
+from tests.unit.fakes import refused
+
+BASE: Final = 0x1000
+
+
+def pages(offset: int, pfn: int, count: int) -> list[Extent]:
+    return [Extent(offset, pfn, count, 0)]
+
+
+@pytest.fixture
+def references() -> References:
+    return References()
+
+
+def test_a_put_is_as_large_as_it_says(references: References) -> None:
+    references.get("kvm", pages(0, BASE, 10))
+    assert references.total("kvm") == 10
+    assert references.put("kvm", BASE + 3, 4) == []
+    assert references.total("kvm") == 6
+    assert references.describe("kvm") == [
+        Reference("kvm", 0, BASE, 3, 1, punched=False),
+        Reference("kvm", 7, BASE + 7, 3, 1, punched=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pfn", "count"),
+    [(BASE - 1, 2), (BASE + 9, 2), (BASE + 3, 3), (BASE, 0), (BASE, -1), (BASE, 10)],
+    ids=["before", "behind", "a hole", "nothing", "less", "all"],
+)
+def test_a_put_of_more_than_is_held_changes_nothing(
+    references: References, pfn: int, count: int
+) -> None:
+    references.get("kvm", [*pages(0, BASE, 4), *pages(5, BASE + 5, 5)])
+    before = references.describe()
+    with refused(errno.EINVAL):
+        references.put("kvm", pfn, count)
+    assert references.describe() == before
+    assert references.total("kvm") == 9
+
+
+def test_nobody_puts_what_another_holds(references: References) -> None:
+    references.get("one", pages(0, BASE, 1))
+    with refused(errno.EINVAL):
+        references.put("other", BASE, 1)
+    references.put("one", BASE, 1)
+    with refused(errno.EINVAL):
+        references.put("one", BASE, 1)
+
+
+def test_what_is_got_twice_is_put_twice(references: References) -> None:
+    references.get("kvm", pages(0, BASE, 4))
+    references.get("kvm", pages(2, BASE + 2, 4))
+    assert references.total("kvm") == 8
+    assert [(one.offset, one.count, one.refs) for one in references.describe()] == [
+        (0, 2, 1),
+        (2, 2, 2),
+        (4, 2, 1),
+    ]
+    references.put("kvm", BASE, 6)
+    references.put("kvm", BASE + 2, 2)
+    assert not references
+    assert references.total("kvm") == 0
+
+
+def test_a_punched_page_is_free_when_the_last_holder_puts_it(
+    references: References,
+) -> None:
+    for holder in ("one", "other"):
+        references.get(holder, pages(0, BASE, 4))
+    references.get("one", pages(1, BASE + 1, 1))
+    assert references.punched(pages(0, BASE, 6)) == [(BASE + 4, 2)]
+    assert all(one.punched for one in references.describe())
+    assert references.put("one", BASE, 4) == []
+    assert references.put("other", BASE, 2) == [(BASE, 1)]
+    assert references.put("one", BASE + 1, 1) == [(BASE + 1, 1)]
+    assert references.drop("other") == [(BASE + 2, 2)]
+    assert references.drop("other") == []
+    assert not references
+
+
+def test_what_is_held_and_there_is_not_free(references: References) -> None:
+    references.get("kvm", pages(0, BASE, 4))
+    references.punched(pages(0, BASE, 2))
+    assert references.drop("kvm") == [(BASE, 2)]
+
+
+def test_a_frame_that_comes_back_is_put_in_the_order_it_was_got(
+    references: References,
+) -> None:
+    references.get("kvm", pages(0, BASE, 1))
+    references.punched(pages(0, BASE, 1))
+    references.get("kvm", pages(7, BASE, 1))
+    assert references.describe() == [
+        Reference("kvm", 0, BASE, 1, 1, punched=True),
+        Reference("kvm", 7, BASE, 1, 1, punched=False),
+    ]
+    assert references.put("kvm", BASE, 1) == [(BASE, 1)]
+    assert references.describe() == [Reference("kvm", 7, BASE, 1, 1, punched=False)]
+    assert references.put("kvm", BASE, 1) == []
+
+
+def test_a_punch_is_of_the_page_that_is_there_now(references: References) -> None:
+    """Two pages that changed places are punched one after the other."""
+    references.get("kvm", [*pages(0, BASE, 1), *pages(1, BASE + 1, 1)])
+    # What was page 0 there: page 1 had not been in that frame.
+    references.punched(pages(1, BASE, 1))
+    assert not any(one.punched for one in references.describe())
+    references.punched(pages(0, BASE, 1))
+    assert [one.punched for one in references.describe()] == [True, False]
+
+
+def test_frames_of_huge_pages_are_counted_in_small_ones() -> None:
+    references = References(frames_per_page=512)
+    references.get("kvm", pages(3, 512 * 100, 4))
+    with refused(errno.EINVAL):
+        references.put("kvm", 512 * 100 + 1, 1)
+    references.put("kvm", 512 * 101, 1)
+    assert references.describe() == [
+        Reference("kvm", 3, 512 * 100, 1, 1, punched=False),
+        Reference("kvm", 5, 512 * 102, 2, 1, punched=False),
+    ]
+    assert references.punched(pages(3, 512 * 100, 4)) == [(512 * 101, 1)]
+    assert references.drop("kvm") == [(512 * 100, 1), (512 * 102, 2)]
+
+
+def test_a_million_pages_in_one_extent_are_one_record(references: References) -> None:
+    references.get("kvm", pages(0, BASE, 1_000_000))
+    references.put("kvm", BASE + 1000, 1)
+    assert len(references.describe()) == 2
+    references.punched(pages(0, BASE, 1_000_000))
+    assert references.drop("kvm") == [(BASE, 1000), (BASE + 1001, 998_999)]
+
+
+PAGES: Final = 12
+holders = st.sampled_from(["a", "b"])
+runs = st.tuples(st.integers(0, PAGES - 1), st.integers(1, PAGES)).map(
+    lambda run: (run[0], min(run[1], PAGES - run[0]))
+)
+
+
+class EachPage(RuleBasedStateMachine):
+    """Page by page: a list of references, oldest first. Frames are those at BASE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tested = References()
+        # By holder and frame: (offset, whether punched) of each reference.
+        self.held: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
+        # A file's offset moves on when it is punched, so that frames come back as
+        # other pages.
+        self.shift = 0
+
+    def free(self, frames: set[int]) -> set[int]:
+        """Of *frames* those to which there is no reference from before a punch."""
+        return {
+            frame
+            for frame in frames
+            if not any(punched for h in "ab" for _, punched in self.held[h, frame])
+        }
+
+    @staticmethod
+    def as_set(found: list[tuple[int, int]]) -> set[int]:
+        frames = [pfn - BASE + at for pfn, count in found for at in range(count)]
+        assert len(set(frames)) == len(frames)
+        return set(frames)
+
+    @rule(holder=holders, run=runs)
+    def get(self, holder: str, run: tuple[int, int]) -> None:
+        start, count = run
+        self.tested.get(holder, pages(start + self.shift, BASE + start, count))
+        for frame in range(start, start + count):
+            self.held[holder, frame].append((frame + self.shift, False))
+
+    @rule(holder=holders, run=runs)
+    def put(self, holder: str, run: tuple[int, int]) -> None:
+        start, count = run
+        frames = range(start, start + count)
+        if not all(self.held[holder, frame] for frame in frames):
+            with refused(errno.EINVAL):
+                self.tested.put(holder, BASE + start, count)
+            return
+        freed = self.as_set(self.tested.put(holder, BASE + start, count))
+        gone = {f for f in frames if self.held[holder, f].pop(0)[1]}
+        assert freed == self.free(gone)
+
+    @rule(holder=holders)
+    def drop(self, holder: str) -> None:
+        freed = self.as_set(self.tested.drop(holder))
+        gone = set()
+        for frame in range(PAGES):
+            if any(punched for _, punched in self.held.pop((holder, frame), [])):
+                gone.add(frame)
+        assert freed == self.free(gone)
+
+    @rule(run=runs, elsewhere=st.booleans())
+    def punch(self, run: tuple[int, int], elsewhere: bool) -> None:
+        start, count = run
+        free = self.as_set(
+            self.tested.punched(pages(start + self.shift, BASE + start, count))
+        )
+        frames = range(start, start + count)
+        for frame in frames:
+            for holder in "ab":
+                self.held[holder, frame] = [
+                    (at, punched or at == frame + self.shift)
+                    for at, punched in self.held[holder, frame]
+                ]
+        assert free == self.free(set(frames))
+        if elsewhere:
+            self.shift += 1
+
+    @precondition(lambda self: any(self.held.values()))
+    @invariant()
+    def tells_each_reference(self) -> None:
+        told: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
+        for one in self.tested.describe():
+            assert isinstance(one.holder, str)
+            for at in range(one.count):
+                place = (one.holder, one.pfn - BASE + at)
+                told[place] += [(one.offset + at, one.punched)] * one.refs
+        assert told == {key: value for key, value in self.held.items() if value}
+        for holder in "ab":
+            held = [v for (h, _), v in self.held.items() if h == holder]
+            assert self.tested.total(holder) == sum(map(len, held))
+
+
+TestEachPage = EachPage.TestCase
