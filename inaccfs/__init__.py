@@ -8,11 +8,14 @@ The ladder of the package, each importing only what stands above it:
     shim                 the patch: one file's rules and state, and the backing
     fuse                 mounting, the wire, the channel, the namespace
     control              the control socket: messages and server
+    client               the other end of it: inaccfs.connect(), inaccfs.client.aio
     daemon               one mount and its trio loop
     launch, cli          starting a daemon from another process, and the command
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from inaccfs._version import __version__
 from inaccfs.errors import (
@@ -25,8 +28,23 @@ from inaccfs.errors import (
 )
 from inaccfs.launch import Mount, mounted
 
+if TYPE_CHECKING:
+    from inaccfs.client import (
+        MFD_ALLOW_SEALING,
+        MFD_CLOEXEC,
+        MFD_HUGETLB,
+        MFD_INACCESSIBLE,
+        ControlError,
+        connect,
+    )
+
 __all__ = [
+    "MFD_ALLOW_SEALING",
+    "MFD_CLOEXEC",
+    "MFD_HUGETLB",
+    "MFD_INACCESSIBLE",
     "BackingError",
+    "ControlError",
     "InaccfsError",
     "Mount",
     "MountError",
@@ -34,5 +52,19 @@ __all__ = [
     "OptionError",
     "UnmountError",
     "__version__",
+    "connect",
     "mounted",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Whoever only mounts does not pay for what a client imports.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from inaccfs import client
+
+    return getattr(client, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

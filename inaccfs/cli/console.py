@@ -1,0 +1,334 @@
+"""Commands as people type them: `get-pfn file=/guest0 offset=0x10`, and what they get.
+
+Values are read as the command's argument wants them: a number may be 0x10, a text is
+taken as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import select
+import shlex
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from inaccfs.client import requests, wire
+from inaccfs.client.errors import ControlError
+from inaccfs.control import qmp
+from inaccfs.control.messages import (
+    COMMANDS,
+    Command,
+    Event,
+    GetFd,
+    Invalidate,
+    InvalidateDone,
+    InvalidateEnd,
+    InvalidateStart,
+    QmpCapabilities,
+)
+from inaccfs.errors import InaccfsError, OptionError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from inaccfs.client.core import Call, Conversation
+
+# So many may be on their way; the daemon reads on while its replies are read.
+_AT_A_TIME: Final = 32
+_READ_BYTES: Final = 1 << 16
+
+# The negotiation is over when somebody can type.
+_TYPED: Final = {
+    name: kind for name, kind in COMMANDS.items() if kind is not QmpCapabilities
+}
+
+_PROMPT: Final = "inaccfs> "
+
+
+# --- reading commands -----------------------------------------------------------------
+
+
+def parse(words: Sequence[str]) -> tuple[Command, str | None]:
+    """A command from its name and NAME=VALUE words, and what to open and send with it.
+
+    Raises:
+        OptionError: there is no such command, or it takes no such arguments.
+    """
+    name, *rest = words
+    kind = _TYPED.get(name)
+    if kind is None:
+        raise OptionError(
+            f"no command {name!r}{_nearest(name, _TYPED)} (inaccfs qmp -h lists them)"
+        )
+    fields = _fields(kind)
+    arguments: dict[str, object] = {}
+    path: str | None = None
+    for word in rest:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise OptionError(f"{name}: {word!r} is not NAME=VALUE")
+        if kind.takes_fd and key == "fd":
+            path = text
+        elif key not in fields:
+            raise OptionError(
+                f"{name} has no argument {key!r}{_nearest(key, fields)} ({usage(kind)})"
+            )
+        else:
+            arguments[key] = _value(f"{name}: {key}", text, fields[key].type)
+    missing = [key for key, field in fields.items() if field.required]
+    if kind.takes_fd:
+        missing.append("fd")
+    if set(missing) - {*arguments, *(["fd"] if path is not None else [])}:
+        raise OptionError(f"{name} needs {' and '.join(missing)} ({usage(kind)})")
+    try:
+        return qmp.make_command(name, arguments), path
+    except ValueError as exc:
+        # "get-pfn: Expected `int` >= 0 - at `$.offset`", in the order of the others.
+        text, _, place = str(exc).removeprefix(f"{name}: ").partition(" - at `$.")
+        what = f"{name}: {place.rstrip('`')}" if place else name
+        raise OptionError(f"{what}: {text}") from None
+
+
+def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:
+    found = difflib.get_close_matches(name, list(names), 1)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+def _fields(kind: type[Command]) -> dict[str, msgspec.inspect.Field]:
+    described = msgspec.inspect.type_info(kind)
+    assert isinstance(described, msgspec.inspect.StructType)
+    return {field.encode_name: field for field in described.fields}
+
+
+def _plain(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """A type without its limits, and without the None of what may be left out."""
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, msgspec.inspect.UnionType):
+        given = [
+            one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)
+        ]
+        return _plain(given[0]) if len(given) == 1 else kind
+    return kind
+
+
+def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
+    match _plain(kind):
+        case msgspec.inspect.StrType():
+            return text
+        case msgspec.inspect.IntType():
+            try:
+                return int(text, 0)
+            except ValueError:
+                raise OptionError(f"{what}: {text!r} is no whole number") from None
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        raise OptionError(f"{what}: {text!r} is no JSON: {exc}") from None
+
+
+def usage(kind: type[Command]) -> str:
+    """One line: `get-pfn file=FILE offset=N [count=N]`."""
+    words = [kind.name]
+    for name, field in _fields(kind).items():
+        number = isinstance(_plain(field.type), msgspec.inspect.IntType)
+        word = f"{name}={'N' if number else name.upper()}"
+        words.append(word if field.required else f"[{word}]")
+    if kind.takes_fd:
+        words.append("fd=PATH")
+    return " ".join(words)
+
+
+def help_text() -> str:
+    """All commands, with their arguments and what they do."""
+    lines = []
+    for kind in _TYPED.values():
+        first = (kind.__doc__ or "").partition("\n")[0]
+        lines += [f"  {usage(kind)}", f"      {first}"]
+    return "\n".join(lines)
+
+
+# --- carrying them out ----------------------------------------------------------------
+
+
+class Console:
+    """Sends what is typed, and prints what comes."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        conversation: Conversation,
+        *,
+        compact: bool = False,
+        answers: bool = False,
+    ) -> None:
+        """*answers* is whether events are answered without being asked."""
+        self._connection: Final = connection
+        self._conversation: Final = conversation
+        self._compact: Final = compact
+        self._answers: Final = answers
+        # How many commands are on their way.
+        self._waiting = 0
+        # Fds that were given; they live as long as the console.
+        self._fds: list[int] = []
+        # Whether something was refused.
+        self.failed = False
+
+    def close(self) -> None:
+        """Close what was given."""
+        for fd in self._fds:
+            os.close(fd)
+
+    def send_fd(self, name: str, path: str) -> None:
+        """Open the file at *path* and give it a name with getfd."""
+        call = self._start(GetFd(fdname=name), path)
+        while not call.done:
+            self._read()
+        if call.error is not None:
+            raise InaccfsError(f"{path}: {_describe(call.error)}")
+
+    def once(self, words: Sequence[str]) -> None:
+        """Carry out one command and print what it returns.
+
+        Raises:
+            InaccfsError: it was refused, or there is no such command.
+        """
+        command, path = parse(words)
+        call = self._start(command, path)
+        while not call.done:
+            self._read()
+        if call.error is not None:
+            raise InaccfsError(f"{command.name}: {_describe(call.error)}")
+        self._show(call)
+
+    def watch(self) -> None:
+        """Print events until the daemon ends.
+
+        Raises:
+            ControlError: it has hung up.
+        """
+        conversation = self._conversation
+        while conversation.ended is None:
+            self._read()
+        if conversation.shutdown is None:
+            raise conversation.ended
+
+    def interact(self) -> None:
+        """Carry out what comes from the standard input, one command a line.
+
+        Returns at its end, when all is answered; what is wrong is printed.
+
+        Raises:
+            ControlError: the daemon has hung up.
+        """
+        terminal = sys.stdin.isatty()
+        pending = b""
+        at_end = False
+        if terminal:
+            print(_PROMPT, end="", flush=True)
+        while self._conversation.ended is None and not (at_end and not self._waiting):
+            poller = select.poll()
+            poller.register(self._connection, select.POLLIN)
+            if not at_end and self._waiting < _AT_A_TIME:
+                poller.register(sys.stdin.fileno(), select.POLLIN)
+            ready = [fd for fd, _ in poller.poll()]
+            if self._connection.fileno() in ready:
+                self._read()
+            if sys.stdin.fileno() in ready:
+                data = os.read(sys.stdin.fileno(), _READ_BYTES)
+                at_end = not data
+                *lines, pending = (pending + (data or b"\n")).split(b"\n")
+                for line in lines:
+                    self._take(line.decode(errors="surrogateescape"))
+            if terminal and not self._waiting and not at_end:
+                print(_PROMPT, end="", flush=True)
+        ended = self._conversation.ended
+        if ended is not None and self._conversation.shutdown is None:
+            raise ended
+
+    def _take(self, line: str) -> None:
+        try:
+            words = shlex.split(line, comments=True)
+            if not words:
+                return
+            if words[0] == "help":
+                print(help_text())
+                return
+            command, path = parse(words)
+            call = self._start(command, path)
+        except ValueError as exc:
+            self._complain(f"{line.strip()}: {exc}")
+        except InaccfsError as exc:
+            self._complain(str(exc))
+        else:
+            self._waiting += 1
+            call.on_done = partial(self._done, call)
+
+    def _done(self, call: Call[Any]) -> None:
+        self._waiting -= 1
+        error = call.error
+        if error is None:
+            self._show(call)
+        elif not isinstance(error, ControlError):
+            self._complain(f"{call.request.command.name}: {_describe(error)}")
+
+    def _start(self, command: Command, path: str | None) -> Call[Any]:
+        fd: int | None = None
+        try:
+            if path is not None:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            call = self._conversation.start(
+                requests.Request(command, lambda returned: returned, fd)
+            )
+        except OSError as exc:
+            raise InaccfsError(f"{path or command.name}: {exc.strerror}") from None
+        finally:
+            if fd is not None:
+                os.close(fd)
+        wire.send_all(self._connection, self._conversation)
+        return call
+
+    def _read(self) -> None:
+        for event in self._conversation.feed(*wire.receive(self._connection)):
+            self._print({"event": event.name, "data": event}, compact=True)
+            if self._answers:
+                self._answer(event)
+        wire.send_all(self._connection, self._conversation)
+
+    def _answer(self, event: Event) -> None:
+        if isinstance(event, Invalidate | InvalidateStart | InvalidateEnd):
+            answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
+            self._conversation.start_unheard([answer], quietly=False)
+
+    # --- output -----------------------------------------------------------------------
+
+    def _show(self, call: Call[Any]) -> None:
+        value = call.result()
+        if call.request.command.gives_fd:
+            self._fds.append(value)
+            value = {"fd": f"/proc/{os.getpid()}/fd/{value}"}
+        self._print(value, compact=self._compact)
+
+    def _print(self, value: object, *, compact: bool) -> None:
+        data = msgspec.json.encode(value)
+        text = (data if compact else msgspec.json.format(data, indent=2)).decode()
+        print(text, flush=True)
+
+    def _complain(self, text: str) -> None:
+        self.failed = True
+        print(f"inaccfs: {text}", file=sys.stderr, flush=True)
+
+
+def _describe(error: OSError) -> str:
+    """As the daemon has said it: the errno's name, and why."""
+    if isinstance(error, ControlError):
+        return str(error)
+    # Two names for one number; this is what everybody calls it.
+    names = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+    return f"{names.get(error.errno or 0, 'EIO')}: {error.strerror}"

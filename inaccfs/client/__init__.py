@@ -1,0 +1,40 @@
+"""Clients of the control socket: one core without I/O (core, notifying), two faces.
+
+`blocking` is what `inaccfs.connect` gives; `aio` is for trio, and is imported by name.
+"""
+
+from __future__ import annotations
+
+from inaccfs.client.blocking import Client, File, connect
+from inaccfs.client.errors import (
+    CannotConnectError,
+    ClientClosedError,
+    ConnectionLostError,
+    ControlError,
+    NotControlSocketError,
+)
+from inaccfs.client.requests import (
+    MFD_ALLOW_SEALING,
+    MFD_CLOEXEC,
+    MFD_HUGETLB,
+    MFD_INACCESSIBLE,
+    Pfn,
+)
+from inaccfs.client.threads import Notifier
+
+__all__ = [
+    "MFD_ALLOW_SEALING",
+    "MFD_CLOEXEC",
+    "MFD_HUGETLB",
+    "MFD_INACCESSIBLE",
+    "CannotConnectError",
+    "Client",
+    "ClientClosedError",
+    "ConnectionLostError",
+    "ControlError",
+    "File",
+    "NotControlSocketError",
+    "Notifier",
+    "Pfn",
+    "connect",
+]

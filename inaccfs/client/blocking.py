@@ -1,0 +1,348 @@
+"""The blocking face of a client: a command is a call, callbacks run in a thread.
+
+What travels how is told in threads.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs.client import requests, wire
+from inaccfs.client.errors import ClientClosedError, ControlError
+from inaccfs.client.notifying import Callbacks, tell
+from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
+from inaccfs.client.threads import Commands, Listener, Notifier
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from inaccfs.client.notifying import Callback
+    from inaccfs.client.requests import Pfn
+    from inaccfs.control.messages import (
+        Command,
+        Extent,
+        FileInfo,
+        NotifierInfo,
+        Pins,
+        Semantics,
+        Stats,
+        VersionInfo,
+    )
+    from inaccfs.status import Status
+
+
+def connect(target: str | os.PathLike[str]) -> Client:
+    """A client of the mount at *target*, a mountpoint or the path of a control socket.
+
+    Raises:
+        NotMountedError: *target* is neither, or its daemon is dead.
+        ControlError: the daemon is stopped, or does not let this user in.
+        InaccfsError: the root of these; the message says what to do, in one line.
+    """
+    return Client(Commands(wire.find_socket(target)))
+
+
+class Client:
+    """A connection to a daemon; use it as a context manager, or close it.
+
+    Threads may share it; commands are carried out one after the other. Each method
+    raises `OSError` with the errno of the daemon's refusal (ENOSYS where it does not
+    know the command), and `ControlError`, an `OSError` too, when it has gone. After a
+    Ctrl-C in a command that waits the client goes on, and what the command gets later
+    is given back; in the microseconds around that a Ctrl-C ends the connection.
+
+    References and notifiers belong to the client and go with it, so also with its
+    process. They do not pass on to a child: after fork(2) the child's copy is closed,
+    and its methods raise `ClientClosedError`; the parent's goes on.
+    """
+
+    def __init__(self, commands: Commands) -> None:
+        """Use `connect`."""
+        self._commands: Final = commands
+        # Guards the next two.
+        self._lock = threading.Lock()
+        # Opened when the first notifier is registered.
+        self._listener: Listener | None = None
+        self._closed = False
+        # What is still to be closed.
+        self._files: Final[set[File]] = set()
+        self._names: Final = itertools.count()
+        self._do: Final = commands.do
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Client of {self._commands.path}{', closed' if self._closed else ''}>"
+
+    def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
+        """Carry out any command; return what it returns, or the fd that it gives.
+
+        *fd* goes with a command that takes one. `TypeError` for register-notifier:
+        `File.register_notifier` does that, and answers the events.
+        """
+        return self._do(requests.execute(command, fd))
+
+    # --- files ------------------------------------------------------------------------
+
+    def file(self, file: int | str | os.PathLike[str]) -> File:
+        """A file of the mount: by an open fd of it, or its path from the mount's root.
+
+        The fd must be open for writing. It is passed to the daemon and stays the
+        caller's; a duplicate of it lives as long as the `File` does. Paths are for root
+        and the mount's owner; that there is such a file is found when it is used.
+        """
+        if not isinstance(file, int):
+            return File(self, requests.check_path(os.fspath(file)), None)
+        own = os.dup(file)
+        try:
+            fdname = f"fd{next(self._names)}"
+            self._do(requests.get_fd(fdname, own))
+        except BaseException:
+            os.close(own)
+            raise
+        return File(self, fdname, own)
+
+    def memfd_create(
+        self,
+        name: str,
+        flags: int = MFD_CLOEXEC | MFD_INACCESSIBLE,
+        size: int | None = None,
+    ) -> int:
+        """memfd_create(2) with MFD_INACCESSIBLE: an fd of a new file without a name.
+
+        The file is truncated to *size* bytes, if there is one. EINVAL with
+        MFD_ALLOW_SEALING and MFD_HUGETLB.
+        """
+        fdname = f"memfd{next(self._names)}"
+        fd = self._do(requests.memfd_create(name, flags, size, fdname))
+        try:
+            # The file is to live as long as its fds, as with memfd_create(2).
+            self._do(requests.close_fd(fdname))
+            os.set_inheritable(fd, not flags & MFD_CLOEXEC)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    # --- the mount --------------------------------------------------------------------
+
+    def query_files(self) -> list[FileInfo]:
+        """The files that are open or have fetched pages."""
+        return self._do(requests.QUERY_FILES)
+
+    def query_notifiers(self) -> list[NotifierInfo]:
+        """The notifiers of all peers."""
+        return self._do(requests.QUERY_NOTIFIERS)
+
+    def query_pins(self) -> Pins:
+        """Fetched pages, and the references to them."""
+        return self._do(requests.QUERY_PINS)
+
+    def query_stats(self) -> Stats:
+        """Counters."""
+        return self._do(requests.QUERY_STATS)
+
+    def query_semantics(self) -> Semantics:
+        """The rules of the mount."""
+        return self._do(requests.QUERY_SEMANTICS)
+
+    def query_status(self) -> Status:
+        """What `inaccfs status` shows."""
+        return self._do(requests.QUERY_STATUS)
+
+    def query_version(self) -> VersionInfo:
+        """Which inaccfs the daemon is."""
+        return self._do(requests.QUERY_VERSION)
+
+    def quit(self) -> None:
+        """End the daemon and unmount. For root and the owner."""
+        self._do(requests.QUIT)
+
+    # --- the end ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back references and notifiers, and end the connection.
+
+        Whoever is in a command gets `ClientClosedError`. Waits for a callback that is
+        running, ten seconds at most, unless it is the callback that closes.
+
+        Raises:
+            BaseException: what a callback raised, if no unregister() has told it.
+        """
+        tell(self._close(), None)
+
+    def _close(self) -> BaseException | None:
+        """Close; return what is to be told."""
+        with self._lock:
+            self._closed = True
+            listener = self._listener
+        # First: a callback that is running may need the rest.
+        if listener is not None:
+            listener.close()
+        self._commands.close()
+        for file in list(self._files):
+            file._close_fd()
+        return None if listener is None else listener.take_raised()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tell(self._close(), error)
+
+    def _listen(self) -> Listener:
+        """The connection of the notifiers; a new one if the last was lost."""
+        with self._lock:
+            if self._closed:
+                raise ClientClosedError(f"{self!r}: connect anew")
+            if self._listener is None or self._listener.over:
+                self._listener = Listener(self._commands.path, self._listener)
+            return self._listener
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = True
+        self._commands.after_fork()
+        if self._listener is not None:
+            self._listener.after_fork()
+        for file in list(self._files):
+            file._close_fd()
+
+
+class File:
+    """A file of the mount. Offsets and counts are pages of the file's page size.
+
+    Close it, or use it as a context manager: the daemon keeps a file that was passed by
+    fd open until then. References and notifiers stay.
+    """
+
+    def __init__(self, client: Client, name: str, fd: int | None) -> None:
+        """Use `Client.file`."""
+        self._client: Final = client
+        self._name: Final = name
+        # Ours, for the connection of the notifiers; None for a path.
+        self._fd = fd
+        self._closed = False
+        client._files.add(self)
+
+    def __repr__(self) -> str:
+        return f"<File {self._name} of {self._client._commands.path}>"
+
+    @property
+    def _open_name(self) -> str:
+        if self._closed:
+            raise ValueError(f"{self!r} is closed")
+        return self._name
+
+    def get_pfn(self, offset: int) -> Pfn:
+        """Where a page is, and a reference to it: the page stays there until put.
+
+        Allocates the page if there is none. EINVAL past the end.
+        """
+        return self._client._do(requests.get_pfn(self._open_name, offset))
+
+    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+        """Where *count* pages are, in as few extents as the frames allow.
+
+        A reference to each page, as with `get_pfn`.
+        """
+        return self._client._do(requests.get_pfns(self._open_name, offset, count))
+
+    def put_pfn(self, pfn: int, count: int = 1) -> None:
+        """Give back a reference to each of *count* pages from frame *pfn* on.
+
+        EINVAL, and nothing is put, if one of them was not got by this client.
+        """
+        self._client._do(requests.put_pfn(self._open_name, pfn, count))
+
+    def get_memory(self) -> int:
+        """An fd of the memory itself, as the guest has it; the caller's to close.
+
+        For root and the mount's owner; EPERM on a mount with --no-guest-access.
+        """
+        return self._client._do(requests.get_memory(self._open_name))
+
+    def query(self) -> FileInfo:
+        """Size, pages, references and the like."""
+        return self._client._do(requests.query_file(self._open_name))
+
+    def memory_failure(self, offset: int) -> None:
+        """Say that a page is poisoned. EOPNOTSUPP where semantics know no errors."""
+        self._client._do(requests.memory_failure(self._open_name, offset))
+
+    def register_notifier(
+        self,
+        invalidate: Callback | None = None,
+        *,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        error: Callback | None = None,
+    ) -> Notifier:
+        """Be called when pages of the file go; use it as a context manager.
+
+        A callback takes the first page and the page behind the last; when it returns,
+        the daemon is told that the pages are not used here any more. *invalidate* is
+        for all semantics: where these bracket a removal it is called at the start,
+        unless there is *invalidate_start*. *error* is called for poisoned pages.
+
+        Callbacks run in a thread of the client, one at a time. They may use the client
+        and other files, and may unregister notifiers; to register one in a callback is
+        EDEADLK. A callback must not change the same file through the mount
+        (fallocate(2), truncate(2)): it would wait in the kernel for the very call that
+        waits for it, until the daemon's --ack-timeout disconnects this client's
+        notifiers. Nor may the thread that punches keep what the callback needs, the
+        interpreter included: `ctypes.PyDLL` calls do.
+
+        A callback that raises is logged and counts as having returned; `unregister`,
+        or else `Client.close`, raises the exception, the first if there are more.
+        """
+        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        name = self._open_name
+        listener = self._client._listen()
+        return Notifier(listener, *listener.register(name, self._fd, callbacks.check()))
+
+    def close(self) -> None:
+        """Let the daemon forget an fd that was passed; harmless when done before."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._close_fd():
+            return
+        # If the connection has gone, the name has gone with it.
+        with suppress(ControlError):
+            self._client._do(requests.close_fd(self._name))
+
+    def _close_fd(self) -> bool:
+        """Close our own; False if there is none, or none any more."""
+        self._client._files.discard(self)
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_clients: Final[weakref.WeakSet[Client]] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,301 @@
+"""What is said on one connection, whichever face speaks: no I/O here.
+
+A face calls a method, sends what `take_outgoing` then has, and feeds what it receives.
+Nothing here blocks or awaits; a face with threads calls it under a lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+from inaccfs.client import requests
+from inaccfs.client.errors import (
+    ConnectionLostError,
+    ControlError,
+    NotControlSocketError,
+    refusal,
+)
+from inaccfs.control import qmp
+from inaccfs.control.messages import CloseFd, Event, QmpCapabilities, Shutdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from inaccfs.client.requests import Request
+    from inaccfs.control.messages import Command
+    from inaccfs.control.qmp import Reply
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+NEGOTIATE: Final = requests.Request(QmpCapabilities(), lambda _: None)
+
+
+class Outgoing(NamedTuple):
+    """Bytes to be sent, and an fd to go with the first of them.
+
+    The fd belongs to whoever has this, who closes it when it has been sent.
+    """
+
+    data: bytes
+    fd: int | None
+
+
+class Call(Generic[T]):
+    """A command on its way, and later what came of it."""
+
+    __slots__ = (
+        *("_error", "_value", "abandoned", "after", "done"),
+        *("on_done", "request", "returned"),
+    )
+
+    def __init__(
+        self, request: Request[T], on_done: Callable[[], object] | None
+    ) -> None:
+        self.request = request
+        self.on_done = on_done
+        self.done = False
+        # Nobody waits for it any more: what it brings is to be given back.
+        self.abandoned = False
+        # What waits until that has been done.
+        self.after: list[Outgoing] = []
+        # As the command has it, not interpreted.
+        self.returned: Any = None
+        self._value: T | None = None
+        self._error: OSError | None = None
+
+    @property
+    def error(self) -> OSError | None:
+        """Why it failed, if it did."""
+        return self._error
+
+    def result(self) -> T:
+        """What it returned.
+
+        Raises:
+            OSError: what it failed with.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value] # done, and not failed
+
+    def settle(self, value: T | None, error: OSError | None) -> None:
+        """It is over."""
+        self._value, self._error = value, error
+        self.done = True
+        if self.on_done is not None:
+            self.on_done()
+
+
+class Conversation:
+    """One connection to a daemon: what was asked, and what has come of it."""
+
+    def __init__(self, where: str) -> None:
+        # For the messages of errors.
+        self._where: Final = where
+        self._framing: Final = qmp.Framing()
+        self._numbers: Final = itertools.count(1)
+        # Asked and not answered, by number, in the order of asking.
+        self._calls: Final[dict[int, Call[Any]]] = {}
+        # Received, and the return that they belong to not yet read.
+        self._fds: Final[deque[int]] = deque()
+        self._outgoing: list[Outgoing] = []
+        # Whether the daemon has said hello.
+        self.greeted = False
+        # Why the daemon has ended, when it has said so.
+        self.shutdown: str | None = None
+        # The last that it said of the connection itself.
+        self._complaint: str | None = None
+        # Why nothing can be asked any more.
+        self.ended: ControlError | None = None
+        # Called once, when `ended` is set.
+        self.on_end: Callable[[], object] | None = None
+
+    def take_outgoing(self) -> list[Outgoing]:
+        """What is to be sent now, in this order."""
+        if not self._outgoing:
+            return []
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def start(
+        self, request: Request[T], on_done: Callable[[], object] | None = None
+    ) -> Call[T]:
+        """Ask; *on_done* is called when the answer is there, maybe at once.
+
+        Raises:
+            OSError: EILSEQ if a name is no UTF-8; EBADF.
+        """
+        call = Call(request, on_done)
+        if self.ended is not None:
+            call.settle(None, self.ended.again())
+            return call
+        command = request.command
+        number = next(self._numbers)
+        try:
+            data = qmp.encode_request(command, number)
+        except UnicodeEncodeError:
+            raise OSError(
+                errno.EILSEQ, "the name is no UTF-8: open the file and pass the fd"
+            ) from None
+        fd = None if request.fd is None else os.dup(request.fd)
+        self._calls[number] = call
+        outgoing = Outgoing(data, fd)
+        if isinstance(command, CloseFd) and (last := self._last_of(command.fdname)):
+            last.after.append(outgoing)
+        else:
+            self._outgoing.append(outgoing)
+        return call
+
+    def _last_of(self, file: str) -> Call[Any] | None:
+        """The last call whose result will be given back under the name *file*."""
+        found = None
+        for call in self._calls.values():
+            if call.abandoned and getattr(call.request.command, "file", None) == file:
+                found = call
+        return found
+
+    def start_unheard(self, commands: Iterable[Command], *, quietly: bool) -> None:
+        """Ask, and only log what is refused; *quietly* if that is to be expected."""
+        for command in commands:
+            call = self.start(requests.Request(command, lambda _: None))
+            call.on_done = lambda call=call: _log_failure(call, quietly)
+
+    def abandon(self, call: Call[Any]) -> None:
+        """Nobody wants what *call* gets, or has got: it is given back."""
+        call.on_done = None
+        if not call.done:
+            call.abandoned = True
+        elif call.error is None:
+            self._give_back(call.request.command, call.returned)
+
+    def _give_back(self, command: Command, value: Any) -> None:  # noqa: ANN401 - of any command
+        if command.gives_fd:
+            os.close(value)
+        self.start_unheard(requests.undo(command, value), quietly=False)
+
+    def feed(self, data: bytes, fds: Iterable[int] = ()) -> list[Event]:
+        """Take what was received; empty *data* is the end of the connection.
+
+        Settles calls, and returns the events that there were.
+        """
+        self._fds.extend(fds)
+        events: list[Event] = []
+        try:
+            if not data:
+                self.end(ConnectionLostError(self._why_lost()))
+            for line in self._framing.feed(data):
+                incoming = qmp.decode_incoming(line)
+                if isinstance(incoming, qmp.Reply):
+                    self._take_reply(incoming)
+                elif isinstance(incoming, Event):
+                    if isinstance(incoming, Shutdown):
+                        self.shutdown = incoming.reason
+                    events.append(incoming)
+                elif isinstance(incoming, qmp.Greeting):
+                    self.greeted = True
+        except qmp.NotQmpError as exc:
+            self.end(
+                NotControlSocketError(
+                    f"{self._where}: {exc}; is it an inaccfs daemon's control socket?"
+                )
+            )
+        if self._fds and not any(
+            call.request.command.gives_fd for call in self._calls.values()
+        ):
+            self._close_fds()
+        return events
+
+    def _why_lost(self) -> str:
+        if self.shutdown is not None:
+            return f"{self._where}: the daemon has ended ({self.shutdown})"
+        if self._complaint is not None:
+            return f"{self._where}: the daemon has hung up: {self._complaint}"
+        if not self.greeted:
+            return (
+                f"{self._where}: the daemon lets nobody in but root, the mount's owner "
+                "and --allow-uid, nor more peers than its limit"
+            )
+        return f"{self._where}: the daemon has hung up; its log says why"
+
+    def _take_reply(self, reply: Reply) -> None:
+        if reply.number is None and reply.error is not None:
+            # Of no command: it could not make out what it got.
+            self._complaint = reply.error.desc
+            return
+        call = self._calls.pop(reply.number or 0, None)
+        if call is None:
+            raise qmp.NotQmpError(f"a reply to nothing that was asked: {reply.number}")
+        if reply.error is not None:
+            error = None if call.abandoned else refusal(reply.error)
+            call.settle(None, error)
+        else:
+            self._take_return(call, reply)
+        if call.after:
+            self._outgoing += call.after
+
+    def _take_return(self, call: Call[Any], reply: Reply) -> None:
+        command = call.request.command
+        try:
+            call.returned = qmp.decode_return(type(command), reply.value)
+            if command.gives_fd:
+                if not self._fds:
+                    # The kernel drops what the table of fds has no room for.
+                    error = OSError(errno.EMFILE, "no fd came: too many are open")
+                    call.settle(None, error)
+                    return
+                call.returned = self._fds.popleft()
+            if call.abandoned:
+                self._give_back(command, call.returned)
+                call.settle(None, None)
+            else:
+                call.settle(call.request.interpret(call.returned), None)
+        except qmp.NotQmpError as exc:
+            call.settle(None, NotControlSocketError(f"{self._where}: {exc}"))
+
+    def end(self, error: ControlError) -> None:
+        """Nothing more is said: whoever waits, or asks later, gets *error*."""
+        if self.ended is not None:
+            return
+        self.ended = error
+        calls = list(self._calls.values())
+        self._calls.clear()
+        for outgoing in itertools.chain(
+            self._outgoing, *(call.after for call in calls)
+        ):
+            if outgoing.fd is not None:
+                os.close(outgoing.fd)
+        self._outgoing.clear()
+        self._close_fds()
+        for call in calls:
+            call.settle(None, error.again())
+        if self.on_end is not None:
+            self.on_end()
+
+    def disown(self, error: ControlError) -> None:
+        """After a fork, in the child: `end` without calling who is not here."""
+        self._calls.clear()
+        self.on_end = None
+        self.end(error)
+
+    def _close_fds(self) -> None:
+        while self._fds:
+            os.close(self._fds.popleft())
+
+
+def _log_failure(call: Call[Any], quietly: bool) -> None:
+    error = call.error
+    if error is None or isinstance(error, ControlError):
+        return
+    log.log(
+        logging.DEBUG if quietly else logging.WARNING,
+        "%s: %s",
+        call.request.command.name,
+        error.strerror,
+    )

@@ -1,0 +1,69 @@
+"""What can go wrong between a client and a daemon, besides what a command refuses.
+
+What the daemon refuses is a plain `OSError` with the errno that it tells.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.control import qmp
+from inaccfs.errors import InaccfsError
+
+if TYPE_CHECKING:
+    from inaccfs.control.qmp import ErrorInfo
+
+
+class ControlError(InaccfsError, ConnectionError):
+    """The control socket cannot be used; the message says what to do."""
+
+    number: int = errno.ECONNRESET
+
+    def __init__(self, text: str) -> None:
+        # An OSError with an errno and a strerror, as those of commands are.
+        super().__init__(self.number, text)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def again(self) -> ControlError:
+        """The same for one more caller: one that was raised keeps its frames."""
+        return type(self)(str(self))
+
+
+class CannotConnectError(ControlError):
+    """Nobody is behind the socket, or it is not for us."""
+
+    number = errno.ECONNREFUSED
+
+
+class ConnectionLostError(ControlError):
+    """The daemon has gone, or has disconnected us."""
+
+
+class NotControlSocketError(ControlError):
+    """The other end does not speak the protocol of the control socket."""
+
+    number = errno.EPROTO
+
+
+class ClientClosedError(ControlError):
+    """The client was closed, or belongs to the process that has forked."""
+
+    number = errno.ESHUTDOWN
+
+
+# A command that does not exist is a system call that does not exist; EOPNOTSUPP is
+# what a command says of itself.
+_BY_CLASS: Final = {"CommandNotFound": errno.ENOSYS}
+
+
+def refusal(error: ErrorInfo) -> OSError:
+    """What the caller of a refused command gets: `OSError`, or its subclass."""
+    name, text = qmp.errno_name(error.desc)
+    number = None if name is None else getattr(errno, name, None)
+    if not isinstance(number, int):
+        # Another program's error; all of its text is worth to be told.
+        return OSError(_BY_CLASS.get(error.kind, errno.EIO), error.desc)
+    return OSError(number, text)

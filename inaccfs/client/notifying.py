@@ -1,0 +1,282 @@
+"""Notifiers as a client has them: which callback an event is for, and its answer.
+
+Both faces follow these rules; they differ only in what runs a callback.
+
+- Each event that wants an answer gets one: when its callback has returned or raised, at
+  once where nobody is to be called.
+- Whoever unregisters a notifier while its callback runs, be it the callback itself,
+  lets it return first; what comes meanwhile is answered without a call.
+- What a callback raises is kept until somebody can be told.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from inaccfs.client.errors import ClientClosedError, ControlError
+from inaccfs.client.requests import Request
+from inaccfs.control import messages
+from inaccfs.control.messages import (
+    Event,
+    Invalidate,
+    InvalidateDone,
+    InvalidateEnd,
+    InvalidateStart,
+    RegisterNotifier,
+    UnregisterNotifier,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.client.core import Call, Conversation
+
+    # Takes the first page and the page behind the last.
+    Callback: TypeAlias = Callable[[int, int], object]
+
+log = logging.getLogger(__name__)
+
+# Those of notifiers, and those of them that want an answer.
+_Answered: TypeAlias = Invalidate | InvalidateStart | InvalidateEnd
+_Told: TypeAlias = _Answered | messages.MemoryError
+
+
+class Callbacks(NamedTuple):
+    """What to call for a notifier's events."""
+
+    invalidate: Callback | None = None
+    invalidate_start: Callback | None = None
+    invalidate_end: Callback | None = None
+    error: Callback | None = None
+
+    def check(self) -> Callbacks:
+        """Return itself; `TypeError` if there is nothing to call."""
+        if not any(self):
+            raise TypeError("register_notifier() needs a callback")
+        return self
+
+    def of(self, event: _Told) -> Callback | None:
+        """What is to be called for *event*.
+
+        Raises:
+            NotImplementedError: nothing is, and the file's user would not hear that
+                pages go.
+        """
+        match event:
+            case Invalidate():
+                if self.invalidate is None and (
+                    self.invalidate_start or self.invalidate_end
+                ):
+                    raise NotImplementedError(
+                        "these semantics tell of removals with INVALIDATE: give "
+                        "register_notifier() an invalidate callback"
+                    )
+                return self.invalidate
+            case InvalidateStart():
+                return self.invalidate_start or self.invalidate
+            case InvalidateEnd():
+                return self.invalidate_end
+            case messages.MemoryError():
+                return self.error
+        return None
+
+
+class Registration:
+    """One notifier."""
+
+    def __init__(
+        self, number: int, callbacks: Callbacks, on_left: Callable[[], object]
+    ) -> None:
+        self.number: Final = number
+        self.callbacks: Final = callbacks
+        # How many callbacks have been called and have not returned.
+        self.running = 0
+        # No callback is called any more.
+        self.leaving = False
+        # The daemon has been told.
+        self.asked = False
+        # The daemon knows, or is not there. Then `on_left` is called.
+        self.left = False
+        self._on_left = on_left
+        # Why that went wrong.
+        self._error: OSError | None = None
+        # The first exception of its callbacks, and how many came later.
+        self._raised: BaseException | None = None
+        self._more = 0
+
+    def keep(self, raised: BaseException) -> None:
+        """A callback has raised."""
+        if self._raised is None:
+            self._raised = raised
+        else:
+            self._more += 1
+
+    def take_raised(self) -> BaseException | None:
+        """The first that its callbacks raised since this was asked last."""
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            if self._more:
+                raised.add_note(
+                    f"{self._more} more calls of this notifier raised: see the log"
+                )
+            self._more = 0
+        return raised
+
+    def take_error(self) -> BaseException | None:
+        """What whoever unregisters is to be told: of a callback, or of the daemon."""
+        error, self._error = self._error, None
+        raised = self.take_raised()
+        if raised is not None and error is not None:
+            raised.add_note(f"and then: {error}")
+        return raised or error
+
+    def settle(self, error: OSError | None) -> None:
+        """It is registered no more."""
+        if not self.left:
+            self.leaving = self.left = True
+            self._error = error
+            self._on_left()
+
+
+class Due(NamedTuple):
+    """A callback to be called."""
+
+    registration: Registration
+    callback: Callback
+    event: _Told
+
+
+class Notifiers:
+    """The notifiers of one connection."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation: Final = conversation
+        self._registered: Final[dict[int, Registration]] = {}
+        # Those whose callbacks have raised, until that has been told.
+        self._raised: Final[list[Registration]] = []
+        conversation.on_end = self._end
+
+    def __len__(self) -> int:
+        return len(self._registered)
+
+    def register(
+        self, file: str, callbacks: Callbacks, on_left: Callable[[], object]
+    ) -> Request[Registration]:
+        """What registers one; *on_left* is called when it is registered no more."""
+
+        def interpret(returned: messages.Notifier) -> Registration:
+            # At once, and not when the caller gets to run: the next bytes that are read
+            # may be its first event.
+            registration = Registration(returned.notifier, callbacks, on_left)
+            self._registered[registration.number] = registration
+            return registration
+
+        return Request(RegisterNotifier(file=file), interpret)
+
+    def abandon(self, call: Call[Registration]) -> None:
+        """Nobody waits for a registration any more: undo it, now or when it is done."""
+        if call.done and call.error is None:
+            self.leave(call.result())
+        else:
+            self._conversation.abandon(call)
+
+    def begin(self, event: Event) -> Due | None:
+        """Take an event; return what is to be called for it."""
+        if not isinstance(event, _Told):
+            return None
+        registration = self._registered.get(event.notifier)
+        if registration is not None and not registration.leaving:
+            try:
+                callback = registration.callbacks.of(event)
+            except NotImplementedError as exc:
+                log.error("%s: %s", event.name, exc)  # noqa: TRY400 - there is no traceback
+                self._keep(registration, exc)
+            else:
+                if callback is not None:
+                    registration.running += 1
+                    return Due(registration, callback, event)
+        self._answer(event)
+        return None
+
+    def finish(self, due: Due, raised: BaseException | None) -> None:
+        """A callback has returned, or *raised*."""
+        registration = due.registration
+        registration.running -= 1
+        if raised is not None:
+            log.error("a callback for %s raised", due.event.name, exc_info=raised)
+            self._keep(registration, raised)
+        self._answer(due.event)
+        if registration.leaving and not registration.running:
+            self._unregister(registration)
+
+    def _keep(self, registration: Registration, raised: BaseException) -> None:
+        registration.keep(raised)
+        if registration not in self._raised:
+            self._raised.append(registration)
+
+    def _answer(self, event: _Told) -> None:
+        if isinstance(event, _Answered):
+            answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
+            # Refused if it comes too late; the daemon has disconnected us by then.
+            self._conversation.start_unheard([answer], quietly=True)
+
+    def leave(self, registration: Registration) -> None:
+        """Call back no more, and unregister as soon as no callback is running."""
+        registration.leaving = True
+        if not registration.running:
+            self._unregister(registration)
+
+    def _unregister(self, registration: Registration) -> None:
+        if registration.asked or registration.left:
+            return
+        command = UnregisterNotifier(notifier=registration.number)
+        call = self._conversation.start(Request(command, lambda _: None))
+        # After, so that whoever was interrupted here can ask again.
+        registration.asked = True
+
+        def done() -> None:
+            self._registered.pop(registration.number, None)
+            registration.settle(self._worth_telling(call.error))
+
+        if call.done:
+            done()
+        else:
+            call.on_done = done
+
+    def _worth_telling(self, error: OSError | None) -> OSError | None:
+        """A notifier goes with its daemon, and with its client, as it should."""
+        expected = isinstance(error, ClientClosedError) or (
+            isinstance(error, ControlError) and self._conversation.shutdown is not None
+        )
+        return None if expected else error
+
+    def _end(self) -> None:
+        ended = self._conversation.ended
+        assert ended is not None
+        if self._registered and self._worth_telling(ended):
+            log.error("%d notifiers are registered no more: %s", len(self), ended)
+        for registration in self._registered.values():
+            registration.settle(self._worth_telling(ended.again()))
+        self._registered.clear()
+
+    def take_raised(self) -> BaseException | None:
+        """What callbacks raised and nobody was told yet; the rest is in its notes."""
+        errors = [registration.take_raised() for registration in self._raised]
+        self._raised.clear()
+        told = [error for error in errors if error is not None]
+        if len(told) > 1:
+            told[0].add_note(f"callbacks of {len(told) - 1} more notifiers raised, too")
+        return told[0] if told else None
+
+
+def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
+    """Raise *raised* at the end of a with block, unless it is left for an exception.
+
+    That one is told what else went wrong; the log has it, too.
+    """
+    if raised is None:
+        return
+    if leaving_for is None:
+        raise raised
+    leaving_for.add_note(f"besides, of a notifier: {raised!r}")

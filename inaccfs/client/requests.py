@@ -1,0 +1,187 @@
+"""What can be asked of a daemon, described once: a command, and what its return means.
+
+The faces (blocking, aio) send these and hand on the results.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from inaccfs.control.messages import (
+    CloseFd,
+    Command,
+    Extent,
+    FileInfo,
+    Frames,
+    GetFd,
+    GetMemory,
+    GetPfn,
+    MemfdCreate,
+    MemoryFailure,
+    NotifierInfo,
+    Pins,
+    PutPfn,
+    QueryFile,
+    QueryFiles,
+    QueryNotifiers,
+    QueryPins,
+    QuerySemantics,
+    QueryStats,
+    QueryStatus,
+    QueryVersion,
+    Quit,
+    RegisterNotifier,
+    Semantics,
+    Stats,
+    UnregisterNotifier,
+    VersionInfo,
+)
+from inaccfs.control.qmp import NotQmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.status import Status
+
+T = TypeVar("T")
+
+# memfd_create(2); the third is the patch's.
+MFD_CLOEXEC: Final = 0x1
+MFD_ALLOW_SEALING: Final = 0x2
+MFD_HUGETLB: Final = 0x4
+MFD_INACCESSIBLE: Final = 0x8
+
+
+class Pfn(NamedTuple):
+    """Where a page is."""
+
+    # The number of a page frame, of 4 KiB frames.
+    pfn: int
+    # The folio has 2**order frames; the page may be in the middle of it.
+    order: int
+
+
+class Request(NamedTuple, Generic[T]):
+    """A command, and what to make of what it returns."""
+
+    command: Command
+    # Takes the return as its type; of a command that gives an fd, the fd.
+    interpret: Callable[[Any], T]
+    # Goes with the command. The caller's: it is duplicated.
+    fd: int | None = None
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def _itself(returned: Any) -> Any:  # noqa: ANN401 - whatever a command returns
+    return returned
+
+
+def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as above
+    """What takes back a command whose caller has gone before it was carried out."""
+    match command:
+        case GetFd() | MemfdCreate():
+            return [CloseFd(fdname=command.fdname)]
+        case RegisterNotifier():
+            return [UnregisterNotifier(notifier=returned.notifier)]
+        case GetPfn(count=None):
+            return [PutPfn(file=command.file, pfn=returned.pfn)]
+        case GetPfn():
+            return [
+                PutPfn(file=command.file, pfn=extent.pfn, count=extent.count)
+                for extent in returned.extents or ()
+            ]
+    return []
+
+
+# --- any command ----------------------------------------------------------------------
+
+
+def execute(command: Command, fd: int | None) -> Request[Any]:
+    """Any command but register-notifier, whose events somebody must answer."""
+    if isinstance(command, RegisterNotifier):
+        raise TypeError("register-notifier: use register_notifier() of a file")
+    if command.takes_fd and fd is None:
+        raise ValueError(f"{command.name} needs an fd")
+    if not command.takes_fd and fd is not None:
+        raise ValueError(f"{command.name} takes no fd")
+    return Request(command, _itself, fd)
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+def check_path(path: str) -> str:
+    """Tell a path from an fdname, before the daemon takes it for one."""
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r}: a path begins with /, the root of the mount")
+    return path
+
+
+def get_fd(fdname: str, fd: int) -> Request[None]:
+    return Request(GetFd(fdname=fdname), _nothing, fd)
+
+
+def close_fd(fdname: str) -> Request[None]:
+    return Request(CloseFd(fdname=fdname), _nothing)
+
+
+def memfd_create(name: str, flags: int, size: int | None, fdname: str) -> Request[int]:
+    command = MemfdCreate(memfd=name, flags=flags, fdname=fdname, size=size)
+    return Request(command, _itself)
+
+
+def get_memory(file: str) -> Request[int]:
+    return Request(GetMemory(file=file), _itself)
+
+
+def query_file(file: str) -> Request[FileInfo]:
+    return Request(QueryFile(file=file), _itself)
+
+
+def memory_failure(file: str, offset: int) -> Request[None]:
+    return Request(MemoryFailure(file=file, offset=offset), _nothing)
+
+
+# --- frames ---------------------------------------------------------------------------
+
+
+def _pfn(frames: Frames) -> Pfn:
+    if frames.pfn is msgspec.UNSET or frames.order is msgspec.UNSET:
+        raise NotQmpError("get-pfn returned no pfn")
+    return Pfn(frames.pfn, frames.order)
+
+
+def _extents(frames: Frames) -> list[Extent]:
+    if frames.extents is msgspec.UNSET:
+        raise NotQmpError("get-pfn returned no extents")
+    return frames.extents
+
+
+def get_pfn(file: str, offset: int) -> Request[Pfn]:
+    return Request(GetPfn(file=file, offset=offset), _pfn)
+
+
+def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
+    return Request(GetPfn(file=file, offset=offset, count=count), _extents)
+
+
+def put_pfn(file: str, pfn: int, count: int) -> Request[None]:
+    return Request(PutPfn(file=file, pfn=pfn, count=count), _nothing)
+
+
+# --- the mount ------------------------------------------------------------------------
+
+# Whoever asks for these needs no arguments, so that each is one object.
+QUERY_VERSION: Final[Request[VersionInfo]] = Request(QueryVersion(), _itself)
+QUERY_STATUS: Final[Request[Status]] = Request(QueryStatus(), _itself)
+QUERY_SEMANTICS: Final[Request[Semantics]] = Request(QuerySemantics(), _itself)
+QUERY_STATS: Final[Request[Stats]] = Request(QueryStats(), _itself)
+QUERY_PINS: Final[Request[Pins]] = Request(QueryPins(), _itself)
+QUERY_FILES: Final[Request[list[FileInfo]]] = Request(QueryFiles(), _itself)
+QUERY_NOTIFIERS: Final[Request[list[NotifierInfo]]] = Request(QueryNotifiers(), _itself)
+QUIT: Final[Request[None]] = Request(Quit(), _nothing)

@@ -1,0 +1,258 @@
+"""The connection of the trio face: one, that tasks share, and a task that reads it."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import deque
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from inaccfs.client import wire
+from inaccfs.client.errors import ClientClosedError, ConnectionLostError
+from inaccfs.client.notifying import Notifiers, tell
+
+if TYPE_CHECKING:
+    import os
+    import socket
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from inaccfs.client.core import Call, Conversation, Outgoing
+    from inaccfs.client.notifying import Callbacks, Due, Registration
+    from inaccfs.client.requests import Request
+
+T = TypeVar("T")
+
+# The connection whose callback the current task is, or was started by.
+_calling_back: Final[ContextVar[Connection | None]] = ContextVar(
+    "_calling_back", default=None
+)
+
+
+@asynccontextmanager
+async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]:
+    """A connection to the daemon of *target* for the length of a with block."""
+    path, connected, conversation = await _Dialing(target).dial()
+    connected.setblocking(False)
+    with connected:
+        async with trio.open_nursery() as nursery:
+            connection = Connection(path, connected, conversation, nursery)
+            nursery.start_soon(connection.read)
+            try:
+                yield connection
+            finally:
+                connection.end()
+                nursery.cancel_scope.cancel()
+
+
+class _Dialing:
+    """Connecting in a thread, because it may wait; nothing is left if cancelled."""
+
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self._target: Final = target
+        # Guards the rest: the connection once it is there, and whether nobody wants it.
+        self._lock: Final = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._unwanted = False
+
+    async def dial(self) -> tuple[str, socket.socket, Conversation]:
+        """Find the socket and connect to it."""
+        try:
+            return await trio.to_thread.run_sync(self._dial, abandon_on_cancel=True)
+        except trio.Cancelled:
+            with self._lock:
+                self._unwanted = True
+                if self._connection is not None:
+                    self._connection.close()
+            raise
+
+    def _dial(self) -> tuple[str, socket.socket, Conversation]:
+        path = wire.find_socket(self._target)
+        connection, conversation = wire.dial(path)
+        with self._lock:
+            self._connection = connection
+            if self._unwanted:
+                connection.close()
+        return path, connection, conversation
+
+
+class Connection:
+    """What tasks ask on, and events come by."""
+
+    def __init__(
+        self,
+        path: str,
+        connection: socket.socket,
+        conversation: Conversation,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.path: Final = path
+        self.notifiers: Final = Notifiers(conversation)
+        self._connection: Final = connection
+        self._conversation: Final = conversation
+        # Of the reader, the callbacks, and whoever sends what there was no room for.
+        self._nursery: Final = nursery
+        # What there was no room for, in order; a task sends it if there is any.
+        self._unsent: Final[deque[Outgoing]] = deque()
+
+    async def do(
+        self, request: Request[T], undo: Callable[[Call[T]], None] | None = None
+    ) -> T:
+        """Ask, and wait for the answer; not sent if cancelled before.
+
+        What a cancelled caller gets later is given back, by *undo* if there is one.
+
+        Raises:
+            OSError: what the daemon refused with; `ControlError` when it has gone.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self.do_even_if_cancelled(request, undo)
+
+    async def do_even_if_cancelled(
+        self, request: Request[T], undo: Callable[[Call[T]], None] | None = None
+    ) -> T:
+        """As `do`, but always sent: cancellation only ends the waiting."""
+        answered = trio.Event()
+        call = self._conversation.start(request, answered.set)
+        self._send()
+        try:
+            await answered.wait()
+        except BaseException:
+            (undo or self._conversation.abandon)(call)
+            self._send()
+            raise
+        return call.result()
+
+    async def register(self, file: str, callbacks: Callbacks) -> Notifier:
+        """Register a notifier."""
+        left = trio.Event()
+        request = self.notifiers.register(file, callbacks, left.set)
+        return Notifier(self, await self.do(request, self.notifiers.abandon), left)
+
+    def leave(self, registration: Registration) -> None:
+        """Unregister as soon as no callback of it runs; do not wait for that."""
+        self.notifiers.leave(registration)
+        self._send()
+
+    def end(self) -> None:
+        """Nothing more is said; whoever waits gets `ClientClosedError`."""
+        self._conversation.end(
+            ClientClosedError(f"{self.path}: the client is closed: connect anew")
+        )
+        wire.close_fds(self._unsent)
+
+    # --- sending ----------------------------------------------------------------------
+
+    def _send(self) -> None:
+        """Send what there is to send.
+
+        Never cancelled, so that no message is ever cut: what there is no room for is
+        sent by another task.
+        """
+        waiting = bool(self._unsent)
+        self._unsent.extend(self._conversation.take_outgoing())
+        if self._unsent and not waiting and not self._send_some():
+            self._nursery.start_soon(self._send_rest)
+
+    def _send_some(self) -> bool:
+        """Send as much as there is room for; tell whether that was all."""
+        try:
+            while self._unsent:
+                left = wire.send(self._connection, self._unsent[0])
+                if left is None:
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = left
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
+            wire.close_fds(self._unsent)
+        return True
+
+    async def _send_rest(self) -> None:
+        while not self._send_some():
+            await trio.lowlevel.wait_writable(self._connection)
+
+    # --- receiving --------------------------------------------------------------------
+
+    async def read(self) -> None:
+        """Take what the daemon says, until it hangs up."""
+        while self._conversation.ended is None:
+            await trio.lowlevel.wait_readable(self._connection)
+            try:
+                data, fds = wire.receive(self._connection)
+            except BlockingIOError:
+                continue
+            for event in self._conversation.feed(data, fds):
+                if (due := self.notifiers.begin(event)) is not None:
+                    self._nursery.start_soon(self._call_back, due)
+            self._send()
+
+    async def _call_back(self, due: Due) -> None:
+        _calling_back.set(self)
+        raised: Exception | None = None
+        try:
+            result = due.callback(due.event.start, due.event.end)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as exc:
+            raised = exc
+        self.notifiers.finish(due, raised)
+        self._send()
+
+
+class Notifier:
+    """A registered notifier; the end of its with block unregisters it."""
+
+    def __init__(
+        self, connection: Connection, registration: Registration, left: trio.Event
+    ) -> None:
+        """Use `File.register_notifier`."""
+        self._connection: Final = connection
+        self._registration: Final = registration
+        self._left: Final = left
+
+    @property
+    def number(self) -> int:
+        """What the daemon calls it, as in `query_notifiers`."""
+        return self._registration.number
+
+    @property
+    def registered(self) -> bool:
+        """False after `unregister`, and when the daemon has gone or hung up."""
+        return not self._registration.leaving
+
+    async def unregister(self) -> None:
+        """Return when no callback runs, and none will.
+
+        In a callback, or a task that one has started, it returns at once: no more
+        callbacks are called, and the daemon is told when those that run have returned.
+        That is so, too, for whoever is cancelled while waiting here. Raises what the
+        blocking face's does.
+        """
+        tell(await self._unregister(), None)
+
+    async def _unregister(self) -> BaseException | None:
+        self._connection.leave(self._registration)
+        if _calling_back.get() is self._connection:
+            await trio.lowlevel.checkpoint()
+            return None
+        await self._left.wait()
+        return self._registration.take_error()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tell(await self._unregister(), error)

@@ -1,0 +1,319 @@
+"""The connections of the blocking face: one for commands, one for notifiers.
+
+Commands are sent and awaited by the thread that asks, so that no thread is switched to
+on the way. Notifiers have a thread that reads and runs the callbacks, one at a time:
+nobody is woken between an event and its answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from inaccfs.client import requests, wire
+from inaccfs.client.errors import ClientClosedError, ConnectionLostError
+from inaccfs.client.notifying import Notifiers, tell
+from inaccfs.control.messages import CloseFd
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from inaccfs.client.core import Call
+    from inaccfs.client.notifying import Callbacks, Registration
+    from inaccfs.client.requests import Request
+    from inaccfs.control.messages import Event
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# How long close() waits for a callback: as long as a daemon does by default.
+CALLBACK_SECONDS: Final = 10.0
+
+
+def _closed(path: str) -> ClientClosedError:
+    return ClientClosedError(f"{path}: the client is closed: connect anew")
+
+
+def _interrupted(path: str) -> ClientClosedError:
+    return ClientClosedError(f"{path}: interrupted in a command: connect anew")
+
+
+def _parents(path: str) -> ClientClosedError:
+    return ClientClosedError(
+        f"{path}: the client is the parent process's: connect anew"
+    )
+
+
+class Commands:
+    """A connection that threads take turns to ask on."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `ControlError`."""
+        self.path: Final = path
+        # Set before the connection is shut down, to tell why it was.
+        self._closed = False
+        # Guards the rest, for as long as it takes to get an answer.
+        self._lock = threading.Lock()
+        # Whether whoever has the lock only waits: then an exception harms nothing.
+        self._waits = False
+        # What somebody has read who was interrupted then.
+        self._inbox: Final[wire.Inbox] = []
+        self._connection, self._conversation = wire.dial(path)
+
+    def do(self, request: Request[T]) -> T:
+        """Ask, and wait for the answer.
+
+        Raises:
+            OSError: what the daemon refused with; `ControlError` when it has gone.
+        """
+        with self._lock:
+            conversation = self._conversation
+            call = conversation.start(request)
+            try:
+                self._send()
+                while not call.done:
+                    if not self._inbox:
+                        self._waits = True
+                        wire.read(self._connection, self._inbox)
+                        self._waits = False
+                    data, fds = wire.take(self._inbox)
+                    if not data and self._closed:
+                        conversation.end(_closed(self.path))
+                    conversation.feed(data, fds)
+                    self._send()
+            except BaseException:
+                # Ctrl-C. The answer is read by whoever asks next, if it can be.
+                if not self._waits:
+                    conversation.end(_interrupted(self.path))
+                self._waits = False
+                conversation.abandon(call)
+                raise
+        return call.result()
+
+    def _send(self) -> None:
+        try:
+            wire.send_all(self._connection, self._conversation)
+        except BaseException as exc:
+            # Of a message that went in part the rest cannot follow.
+            if not isinstance(exc, OSError):
+                self._conversation.end(_interrupted(self.path))
+                raise
+            self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
+
+    def close(self) -> None:
+        """End it; whoever waits for an answer gets `ClientClosedError`."""
+        self._closed = True
+        # Before the lock: whoever holds it may be waiting for the daemon.
+        wire.shut_down(self._connection)
+        with self._lock:
+            self._conversation.end(_closed(self.path))
+            self._connection.close()
+
+    def after_fork(self) -> None:
+        """In the child: let go of what is the parent's, and say nothing on it."""
+        # Whoever held the old one has not come along.
+        self._lock = threading.Lock()
+        self._conversation.disown(_parents(self.path))
+        self._connection.close()
+
+
+class Listener:
+    """One connection, its notifiers, and their thread."""
+
+    def __init__(self, path: str, lost: Listener | None) -> None:
+        """Take over what callbacks raised from one that was *lost*."""
+        self._path: Final = path
+        self._connection, self._conversation = wire.dial(path)
+        # Guards the conversation, the notifiers, and what is sent; never held while a
+        # callback runs or anybody waits.
+        self._lock = threading.Lock()
+        self._notifiers: Final = Notifiers(self._conversation)
+        self._lost: Final = lost
+        self._names = itertools.count()
+        # A daemon thread: an interpreter may end with a client that nobody has closed.
+        self._thread: Final = threading.Thread(
+            target=self._run, name="inaccfs notifiers", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Nothing can be registered any more."""
+        return self._conversation.ended is not None
+
+    def is_here(self) -> bool:
+        """Whether the caller is a callback."""
+        return threading.current_thread() is self._thread
+
+    # --- for other threads ------------------------------------------------------------
+
+    def register(
+        self, file: str, fd: int | None, callbacks: Callbacks
+    ) -> tuple[Registration, threading.Event]:
+        """Register a notifier; the event is set when it is registered no more.
+
+        *file* is a path; or else *fd* is an fd of the file.
+        """
+        if self.is_here():
+            raise OSError(
+                errno.EDEADLK, "a callback cannot register: it would wait for itself"
+            )
+        left, answered = threading.Event(), threading.Event()
+        # All in one go: the thread that reads answers may be in a callback for long.
+        with self._lock:
+            named: Call[None] | None = None
+            if fd is not None:
+                file = f"fd{next(self._names)}"
+                named = self._conversation.start(requests.get_fd(file, fd))
+            call = self._conversation.start(
+                self._notifiers.register(file, callbacks, left.set), answered.set
+            )
+            if named is not None:
+                # The notifier itself keeps the file open.
+                self._conversation.start_unheard([CloseFd(fdname=file)], quietly=True)
+            self._send()
+        try:
+            answered.wait()
+        except BaseException:
+            with self._lock:
+                self._notifiers.abandon(call)
+                self._send()
+            raise
+        if named is not None:
+            named.result()
+        return call.result(), left
+
+    def leave(self, registration: Registration) -> None:
+        """Unregister as soon as no callback of it runs; do not wait for that."""
+        with self._lock:
+            self._notifiers.leave(registration)
+            self._send()
+
+    def _send(self) -> None:
+        """Send what there is to send; with the lock."""
+        try:
+            wire.send_all(self._connection, self._conversation)
+        except BaseException as exc:
+            # Of a message that went in part the rest cannot follow.
+            interrupted = not isinstance(exc, OSError)
+            self._conversation.end(
+                _interrupted(self._path)
+                if interrupted
+                else ConnectionLostError(f"{self._path}: {exc}")
+            )
+            wire.shut_down(self._connection)
+            if interrupted:
+                raise
+
+    def take_raised(self) -> BaseException | None:
+        """What callbacks raised and nobody was told yet."""
+        with self._lock:
+            raised = self._notifiers.take_raised()
+        return raised or (self._lost.take_raised() if self._lost else None)
+
+    def close(self) -> None:
+        """End the connection, and wait for a callback that is running."""
+        with self._lock:
+            self._conversation.end(_closed(self._path))
+            wire.shut_down(self._connection)
+        if self.is_here():
+            return
+        self._thread.join(CALLBACK_SECONDS)
+        if self._thread.is_alive():
+            log.error("a callback has not returned: the client was closed all the same")
+
+    def after_fork(self) -> None:
+        """In the child, which has no such thread: let go of what is the parent's."""
+        self._lock = threading.Lock()
+        self._conversation.disown(_parents(self._path))
+        self._connection.close()
+
+    # --- the thread -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self.over:
+                data, fds = wire.receive(self._connection)
+                with self._lock:
+                    events = self._conversation.feed(data, fds)
+                    self._send()
+                for event in events:
+                    self._take(event)
+        finally:
+            with self._lock:
+                # Where it has not ended yet this is a bug, whose traceback follows.
+                lost = ConnectionLostError(f"{self._path}: the client has failed")
+                self._conversation.end(lost)
+                self._connection.close()
+
+    def _take(self, event: Event) -> None:
+        with self._lock:
+            due = self._notifiers.begin(event)
+            self._send()
+        if due is None:
+            return
+        raised: BaseException | None = None
+        try:
+            due.callback(due.event.start, due.event.end)
+        except BaseException as exc:
+            raised = exc
+        with self._lock:
+            self._notifiers.finish(due, raised)
+            self._send()
+
+
+class Notifier:
+    """A registered notifier; the end of its with block unregisters it."""
+
+    def __init__(
+        self, listener: Listener, registration: Registration, left: threading.Event
+    ) -> None:
+        """Use `File.register_notifier`."""
+        self._listener: Final = listener
+        self._registration: Final = registration
+        self._left: Final = left
+
+    @property
+    def number(self) -> int:
+        """What the daemon calls it, as in `query_notifiers`."""
+        return self._registration.number
+
+    @property
+    def registered(self) -> bool:
+        """False after `unregister`, and when the daemon has gone or hung up."""
+        return not self._registration.leaving
+
+    def unregister(self) -> None:
+        """Return when no callback runs, and none will.
+
+        In a callback it returns at once: no more callbacks are called, and the daemon
+        is told when the running one has returned.
+
+        Raises:
+            BaseException: what one of its callbacks has raised, the first of them.
+            ConnectionLostError: the daemon had hung up, and pages may have gone untold.
+        """
+        tell(self._unregister(), None)
+
+    def _unregister(self) -> BaseException | None:
+        self._listener.leave(self._registration)
+        if self._listener.is_here():
+            return None
+        self._left.wait()
+        return self._registration.take_error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tell(self._unregister(), error)

@@ -1,0 +1,222 @@
+"""Finding a daemon's control socket, and bytes and fds through it."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import stat
+import struct
+from collections import deque
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+from inaccfs import launch
+from inaccfs.client.core import NEGOTIATE, Conversation, Outgoing
+from inaccfs.client.errors import CannotConnectError
+from inaccfs.errors import NotMountedError
+from inaccfs.fuse import mounting
+
+ANSWER_SECONDS: Final = 10.0
+
+_READ_BYTES: Final = 1 << 16
+# A daemon sends one a reply; more than one if several replies are read at once.
+_FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
+# For one call, through map().
+_RECVMSG_ARGUMENTS: Final = (
+    (_READ_BYTES,),
+    (_FDS_SPACE,),
+    (socket.MSG_CMSG_CLOEXEC,),
+)
+
+# What recvmsg() has returned.
+Inbox: TypeAlias = list[tuple[bytes, list[tuple[int, int, bytes]], int, Any]]
+
+_timeval: Final = struct.Struct("ll")
+
+_WHAT_TO_DO: Final = {
+    errno.ECONNREFUSED: "its daemon is dead; inaccfs status lists the mounts",
+    errno.ENOENT: "the socket has been removed; inaccfs status lists the mounts",
+    errno.EACCES: "only root and the mount's owner reach it",
+    errno.EAGAIN: f"its daemon took nobody in for {ANSWER_SECONDS:.0f} s (stopped?)",
+}
+
+
+def find_socket(target: str | os.PathLike[str]) -> str:
+    """The control socket of the mount at *target*, or that which *target* is itself.
+
+    Raises:
+        NotMountedError: it is neither.
+        InaccfsError: the mount has none, or its daemon is dead or stopped.
+    """
+    path = os.fspath(target)
+    try:
+        control = launch.read_status(mounting.find(path).path).control
+    except NotMountedError as exc:
+        # A dead daemon's mount is "not mounted", too, and says what to do.
+        if type(exc) is not NotMountedError:
+            raise
+        if _is_socket(path):
+            return path
+        raise NotMountedError(
+            f"{os.path.abspath(path)} is neither an inaccfs mount nor a control socket "
+            "(inaccfs status lists the mounts)"
+        ) from None
+    if control is None:
+        raise CannotConnectError(f"{path}: this mount has no control socket")
+    return control
+
+
+def _is_socket(path: str) -> bool:
+    # It may lie in a mount whose daemon is stopped.
+    try:
+        return mounting.ask(
+            lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS
+        )
+    except OSError:
+        return False
+
+
+def dial(path: str) -> tuple[socket.socket, Conversation]:
+    """Connect to the control socket at *path* and negotiate.
+
+    Raises:
+        ControlError: nobody answers there, lets us in, or speaks the protocol.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Not settimeout(): connect(2) of a socket that does not block fails at once
+        # while many others connect, and a blocking one waits. See unix(7).
+        _set_deadline(connection, ANSWER_SECONDS)
+        _connect(connection, path)
+        conversation = Conversation(path)
+        _negotiate(connection, conversation, path)
+        _set_deadline(connection, 0)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, conversation
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    try:
+        connection.connect(path)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        advice = _WHAT_TO_DO.get(exc.errno or 0)
+        raise CannotConnectError(
+            f"cannot connect to {path}: {reason}" + (f": {advice}" if advice else "")
+        ) from None
+
+
+def _negotiate(
+    connection: socket.socket, conversation: Conversation, path: str
+) -> None:
+    try:
+        while not conversation.greeted and conversation.ended is None:
+            conversation.feed(*receive(connection))
+        call = conversation.start(NEGOTIATE)
+        send_all(connection, conversation)
+        while not call.done:
+            conversation.feed(*receive(connection))
+    except BlockingIOError:
+        raise CannotConnectError(
+            f"{path}: nobody said hello within {ANSWER_SECONDS:.0f} s; is it an "
+            "inaccfs daemon's control socket, and is the daemon running?"
+        ) from None
+    call.result()
+
+
+def _set_deadline(connection: socket.socket, seconds: float) -> None:
+    """How long its system calls may wait; 0 for as long as it takes."""
+    value = _timeval.pack(int(seconds), int(seconds % 1 * 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Read what there is, and the fds that came with it; no bytes at the end.
+
+    Raises:
+        BlockingIOError: there is nothing, and the socket does not block.
+    """
+    inbox: Inbox = []
+    read(connection, inbox)
+    return take(inbox)
+
+
+def read(connection: socket.socket, inbox: Inbox) -> None:
+    """As `receive`, but what was read is in *inbox* also if this is interrupted."""
+    try:
+        # No Python between the two: a signal's handler runs before or after them.
+        inbox.extend(map(connection.recvmsg, *_RECVMSG_ARGUMENTS))
+    except BlockingIOError:
+        raise
+    except OSError:
+        # Reset, or shut down under us: either way it is over.
+        inbox.append((b"", [], 0, None))
+
+
+def take(inbox: Inbox) -> tuple[bytes, list[int]]:
+    """What was read first, and its fds."""
+    data, ancillary, _, _ = inbox.pop(0)
+    return data, _fds_in(ancillary) if ancillary else []
+
+
+def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def send(connection: socket.socket, outgoing: Outgoing) -> Outgoing | None:
+    """Send some of it; return what is left. Its fd goes with the first bytes.
+
+    Whoever has gone gets nothing, and no error: what it said last is still to be read.
+
+    Raises:
+        BlockingIOError: there is no room, and the socket does not block.
+        OSError: the fd cannot be sent.
+    """
+    data, fd = outgoing
+    try:
+        if fd is None:
+            sent = connection.send(data)
+        else:
+            sent = socket.send_fds(connection, [data], [fd])
+            os.close(fd)
+    except (BrokenPipeError, ConnectionResetError):
+        sent = len(data)
+        if fd is not None:
+            os.close(fd)
+    return None if sent == len(data) else Outgoing(data[sent:], None)
+
+
+def send_all(connection: socket.socket, conversation: Conversation) -> None:
+    """Send what there is to send; waits for room where the socket blocks."""
+    unsent = deque(conversation.take_outgoing())
+    try:
+        while unsent:
+            left = send(connection, unsent[0])
+            if left is None:
+                unsent.popleft()
+            else:
+                unsent[0] = left
+    finally:
+        close_fds(unsent)
+
+
+def close_fds(unsent: deque[Outgoing]) -> None:
+    """Forget what will not be sent."""
+    while unsent:
+        if (fd := unsent.popleft().fd) is not None:
+            os.close(fd)
+
+
+def shut_down(connection: socket.socket) -> None:
+    """Wake whoever waits in a system call on it, in any thread."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,836 @@
+"""The blocking client, against a fake daemon behind a real socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import inaccfs
+from inaccfs import MFD_CLOEXEC, MFD_INACCESSIBLE
+from inaccfs.client import (
+    CannotConnectError,
+    ClientClosedError,
+    ConnectionLostError,
+    ControlError,
+    NotControlSocketError,
+    Pfn,
+    wire,
+)
+from inaccfs.control import messages
+from inaccfs.control.messages import (
+    CloseFd,
+    GetFd,
+    GetMemory,
+    GetPfn,
+    Invalidate,
+    InvalidateDone,
+    MemfdCreate,
+    PutPfn,
+    QueryVersion,
+    RegisterNotifier,
+    UnregisterNotifier,
+)
+from inaccfs.errors import NotMountedError
+from tests.unit.client_fakes import (
+    PATIENCE,
+    FakeDaemon,
+    GivenFd,
+    Peer,
+    hold,
+    no_fds_leak,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from inaccfs.client import Client
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with no_fds_leak():
+        made = FakeDaemon(str(tmp_path / "socket"))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def shim(daemon: FakeDaemon) -> Iterator[Client]:
+    with inaccfs.connect(daemon.path) as made:
+        yield made
+
+
+@pytest.fixture
+def peer(daemon: FakeDaemon, shim: Client) -> Peer:
+    """The daemon's end of the commands' connection."""
+    return daemon.peer()
+
+
+@contextmanager
+def in_thread(call: Any, *args: Any) -> Iterator[Any]:
+    """Run a call meanwhile; gives its Future."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(call, *args)
+
+
+def invalidate(notifier: int = 1, sequence: int = 1) -> Invalidate:
+    return Invalidate(notifier=notifier, start=2, end=5, sequence=sequence)
+
+
+def told(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
+    """Tell who has registered last of an event, and wait for the answer."""
+    events = daemon.peer()
+    events.tell(event or invalidate())
+    events.next(InvalidateDone)
+    return events
+
+
+class Callback:
+    """Remembers its calls; holds each up if told to."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.thread: threading.Thread | None = None
+        self.entered = threading.Event()
+        self.may_return = threading.Event()
+        if not held:
+            self.may_return.set()
+
+    def __call__(self, start: int, end: int) -> None:
+        self.calls.append((start, end))
+        self.thread = threading.current_thread()
+        self.entered.set()
+        assert self.may_return.wait(PATIENCE)
+
+
+# --- connecting -------------------------------------------------------------------
+
+
+def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
+    """Whoever only mounts does not pay for clients."""
+    code = (
+        "import sys, inaccfs; assert not {'msgspec', 'trio'} & set(sys.modules);"
+        "inaccfs.connect; assert 'trio' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+def test_what_the_package_gives_lazily_is_listed() -> None:
+    names = set(dir(inaccfs))
+    assert {"connect", "ControlError", "MFD_INACCESSIBLE"} <= names
+    assert set(inaccfs.__all__) <= names
+    with pytest.raises(AttributeError, match="nope"):
+        inaccfs.nope  # noqa: B018
+
+
+def test_flags_are_those_of_memfd_create() -> None:
+    assert os.MFD_CLOEXEC == inaccfs.MFD_CLOEXEC
+    assert os.MFD_ALLOW_SEALING == inaccfs.MFD_ALLOW_SEALING
+    assert os.MFD_HUGETLB == inaccfs.MFD_HUGETLB
+    assert inaccfs.MFD_INACCESSIBLE == 8
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "directory"])
+def test_what_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "file":
+        path.touch()
+    if kind == "directory":
+        path.mkdir()
+    with pytest.raises(NotMountedError, match="neither an inaccfs mount nor") as caught:
+        inaccfs.connect(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    with pytest.raises(CannotConnectError, match="daemon is dead") as caught:
+        inaccfs.connect(path)
+    assert isinstance(caught.value, inaccfs.InaccfsError)
+    assert isinstance(caught.value, OSError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("accepting", [False, True], ids=["full", "mute"])
+def test_a_daemon_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepting: bool
+) -> None:
+    """The kernel takes peers in for it, until its backlog is full."""
+    monkeypatch.setattr(wire, "ANSWER_SECONDS", 0.05)
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, no_fds_leak():
+        listener.bind(path)
+        listener.listen(0)
+        waiting = []
+        if not accepting:
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[0].connect(path)
+        with pytest.raises(CannotConnectError, match=r"\(stopped\?\)|running\?"):
+            inaccfs.connect(path)
+        for other in waiting:
+            other.close()
+
+
+def test_whoever_is_not_let_in_is_told(daemon: FakeDaemon) -> None:
+    daemon.greeting = b""
+    daemon.handlers[messages.QmpCapabilities] = lambda peer, _: peer.hang_up()
+
+    def turn_away() -> None:
+        daemon.peer().hang_up()
+
+    with in_thread(turn_away), pytest.raises(ControlError, match="--allow-uid"):
+        inaccfs.connect(daemon.path)
+
+
+def test_a_server_of_another_kind(daemon: FakeDaemon) -> None:
+    daemon.greeting = b"220 mail.example.org ESMTP\r\n"
+    with pytest.raises(NotControlSocketError, match="control socket"):
+        inaccfs.connect(daemon.path)
+
+
+# --- commands ---------------------------------------------------------------------
+
+
+def test_pages_are_got_and_put(shim: Client, peer: Peer) -> None:
+    memory = shim.file("/guest0")
+    assert memory.get_pfn(3) == Pfn(1003, 0)
+    assert memory.get_pfns(0, 262_144) == [messages.Extent(0, 1000, 262_144, 0)]
+    memory.put_pfn(1003)
+    memory.put_pfn(1000, 5)
+    assert [peer.next_any() for _ in range(4)] == [
+        GetPfn(file="/guest0", offset=3),
+        GetPfn(file="/guest0", offset=0, count=262_144),
+        PutPfn(file="/guest0", pfn=1003),
+        PutPfn(file="/guest0", pfn=1000, count=5),
+    ]
+
+
+def test_queries_return_their_types(daemon: FakeDaemon, shim: Client) -> None:
+    semantics = messages.Semantics(
+        name="v8",
+        events=["INVALIDATE"],
+        order="after",
+        notifies="every fallocate",
+        notifies_on_failure=True,
+        unit="pages",
+        scope="file",
+        allocates=True,
+    )
+    pins = messages.Pins(pinning="none", extents=[], references=[])
+    daemon.handlers |= {
+        messages.QuerySemantics: lambda *_: semantics,
+        messages.QueryPins: lambda *_: pins,
+        messages.QueryFiles: lambda *_: [],
+        messages.QueryNotifiers: lambda *_: [],
+    }
+    assert shim.query_semantics() == semantics
+    assert shim.query_pins() == pins
+    assert shim.query_files() == []
+    assert shim.query_notifiers() == []
+    assert shim.query_version() == messages.version()
+    assert shim.execute(QueryVersion()) == messages.version()
+    assert shim.execute(PutPfn(file="/a", pfn=1)) == messages.Nothing()
+
+
+def test_a_refusal_is_an_oserror(daemon: FakeDaemon, shim: Client) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "offset 7 lies past the end (4 pages)")
+
+    daemon.handlers[GetPfn] = refuse
+    with pytest.raises(OSError, match="past the end") as caught:
+        shim.file("/a").get_pfn(7)
+    assert caught.value.errno == errno.EINVAL
+    assert not isinstance(caught.value, ControlError)
+    assert shim.query_version() == messages.version()
+
+
+def test_threads_share_a_client(shim: Client) -> None:
+    memory = shim.file("/a")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(memory.get_pfn, range(400)))
+    assert [pfn for pfn, _ in found] == [1000 + n for n in range(400)]
+
+
+def test_a_daemon_that_goes_is_told_to_who_waits_and_who_comes(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    daemon.handlers[GetPfn] = lambda peer, _: peer.hang_up()
+    memory = shim.file("/a")
+    for _ in range(2):
+        with pytest.raises(ConnectionLostError, match="hung up"):
+            memory.get_pfn(1)
+    with pytest.raises(ConnectionError):
+        shim.query_version()
+
+
+class CtrlC:
+    """Interrupts the main thread when it is where it shall be.
+
+    As the terminal does; only that it does not know where the thread is.
+    """
+
+    def __init__(self, innermost: str, caller: str) -> None:
+        self._innermost, self._caller = innermost, caller
+        self._done = threading.Event()
+
+    def _handle(self, _: int, frame: FrameType | None) -> None:
+        if self._done.is_set():
+            return
+        names = [found.f_code.co_name for found, _ in traceback.walk_stack(frame)]
+        if names[0] == self._innermost and self._caller in names:
+            self._done.set()
+            raise KeyboardInterrupt
+
+    def _signal(self) -> None:
+        while not self._done.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGUSR1, self._handle)
+        try:
+            with in_thread(self._signal):
+                try:
+                    yield
+                finally:
+                    self._done.set()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+def test_ctrl_c_in_a_command_gives_back_what_it_gets_later(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    daemon.handlers[GetPfn] = hold
+    with CtrlC("read", "do").interrupts(), pytest.raises(KeyboardInterrupt):
+        shim.file("/a").get_pfn(1)
+    peer.next(GetPfn)
+    peer.release(messages.Frames(pfn=77, order=0))
+    assert shim.query_version() == messages.version()
+    assert peer.next(PutPfn) == PutPfn(file="/a", pfn=77)
+
+
+@pytest.mark.parametrize("where", ["take", "send_all"])
+def test_ctrl_c_among_the_bytes_ends_the_connection(
+    shim: Client, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nobody knows what was lost; the daemon takes back all."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    memory = shim.file("/a")
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            memory.get_pfn(1)
+    with pytest.raises(ClientClosedError, match="interrupted"):
+        memory.get_pfn(1)
+
+
+# --- fds --------------------------------------------------------------------------
+
+
+@contextmanager
+def some_file() -> Iterator[int]:
+    fd = os.open("/dev/null", os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_a_file_by_its_fd(daemon: FakeDaemon, shim: Client, peer: Peer) -> None:
+    came: list[os.stat_result] = []
+
+    def getfd(peer: Peer, _: GetFd) -> None:
+        fd = peer.fds.pop(0)
+        came.append(os.fstat(fd))
+        os.close(fd)
+
+    daemon.handlers[GetFd] = getfd
+    with some_file() as fd:
+        with shim.file(fd) as memory, shim.file(fd) as other:
+            assert memory.get_pfn(3).pfn == 1003
+            other.get_pfn(1)
+        assert [os.path.samestat(found, os.fstat(fd)) for found in came] == [True] * 2
+    names = [peer.next(GetFd).fdname, peer.next(GetFd).fdname]
+    assert len(set(names)) == 2
+    assert [peer.next(GetPfn).file for _ in names] == names
+    assert [peer.next(CloseFd).fdname for _ in names] == names[::-1]
+    with pytest.raises(ValueError, match="closed"):
+        memory.get_pfn(3)
+
+
+def test_a_file_that_the_daemon_does_not_want(daemon: FakeDaemon, shim: Client) -> None:
+    def refuse(peer: Peer, _: GetFd) -> None:
+        os.close(peer.fds.pop())
+        raise OSError(errno.EINVAL, "no file of this mount")
+
+    daemon.handlers[GetFd] = refuse
+    with some_file() as fd, no_fds_leak(), pytest.raises(OSError, match="no file of"):
+        shim.file(fd)
+
+
+def test_what_is_no_file(shim: Client) -> None:
+    with pytest.raises(ValueError, match="begins with /"):
+        shim.file("guest0")
+    with pytest.raises(OSError, match=r".") as caught:
+        shim.file(1 << 20)
+    assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("flags", [MFD_CLOEXEC | MFD_INACCESSIBLE, MFD_INACCESSIBLE])
+def test_memfd_create_gives_an_fd_and_keeps_no_name(
+    daemon: FakeDaemon, shim: Client, peer: Peer, flags: int
+) -> None:
+    made = os.memfd_create("x")
+    inode = os.fstat(made).st_ino
+    daemon.handlers[MemfdCreate] = lambda *_: GivenFd(made)
+    fd = shim.memfd_create("guest", flags=flags, size=8192)
+    try:
+        assert os.fstat(fd).st_ino == inode
+        assert os.get_inheritable(fd) is not bool(flags & MFD_CLOEXEC)
+    finally:
+        os.close(fd)
+    command = peer.next(MemfdCreate)
+    assert (command.memfd, command.flags, command.size) == ("guest", flags, 8192)
+    assert peer.next_any() == CloseFd(fdname=command.fdname)
+
+
+def test_a_memfd_whose_name_cannot_be_closed_is_closed(
+    daemon: FakeDaemon, shim: Client
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "a bug")
+
+    daemon.handlers[MemfdCreate] = lambda *_: GivenFd(os.memfd_create("x"))
+    daemon.handlers[CloseFd] = refuse
+    with no_fds_leak(), pytest.raises(OSError, match="a bug"):
+        shim.memfd_create("guest")
+
+
+def test_get_memory_gives_an_fd(daemon: FakeDaemon, shim: Client) -> None:
+    daemon.handlers[GetMemory] = lambda *_: GivenFd(os.memfd_create("x"))
+    fd = shim.file("/a").get_memory()
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+    fd = shim.execute(GetMemory(file="/a"))
+    os.close(fd)
+
+
+def test_a_forgotten_file_is_closed_with_its_client(daemon: FakeDaemon) -> None:
+    """The fixture counts."""
+    with some_file() as fd, inaccfs.connect(daemon.path) as shim:
+        shim.file(fd)
+        shim.file(fd)
+
+
+# --- notifiers --------------------------------------------------------------------
+
+
+def test_an_event_is_answered_when_the_callback_returns(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    callback = Callback(held=True)
+    with shim.file("/a").register_notifier(callback) as notifier:
+        assert (notifier.number, notifier.registered) == (1, True)
+        events = daemon.peer()
+        assert events.next_any() == RegisterNotifier(file="/a")
+        events.tell(invalidate())
+        assert callback.entered.wait(PATIENCE)
+        # Another command is on its way while it runs, and nothing was answered yet.
+        assert shim.query_version() == messages.version()
+        assert events.nothing_more()
+        callback.may_return.set()
+        assert events.next_any() == InvalidateDone(notifier=1, sequence=1)
+    assert callback.calls == [(2, 5)]
+    assert callback.thread is not threading.current_thread()
+    assert events.next_any() == UnregisterNotifier(notifier=1)
+    assert not notifier.registered
+
+
+def test_who_has_no_notifiers_has_one_connection(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    shim.file("/a").get_pfn(0)
+    assert len(daemon.peers) == 1
+    for _ in range(3):
+        with shim.file("/a").register_notifier(print):
+            assert len(daemon.peers) == 2
+
+
+def test_a_notifier_of_an_fd(daemon: FakeDaemon, shim: Client, peer: Peer) -> None:
+    """Names of fds are a connection's own: the fd is sent on this one, too."""
+    with (
+        some_file() as fd,
+        shim.file(fd) as memory,
+        memory.register_notifier(print),
+    ):
+        events = daemon.peer()
+        name = events.next(GetFd).fdname
+        assert events.next_any() == RegisterNotifier(file=name)
+        assert events.next_any() == CloseFd(fdname=name)
+
+
+def test_a_registration_that_is_refused(daemon: FakeDaemon, shim: Client) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "1024 notifiers are registered")
+
+    daemon.handlers[RegisterNotifier] = refuse
+    with pytest.raises(OSError, match="1024") as caught:
+        shim.file("/a").register_notifier(print)
+    assert caught.value.errno == errno.EDQUOT
+
+
+def test_events_of_several_in_one_piece(daemon: FakeDaemon, shim: Client) -> None:
+    first, second = Callback(), Callback()
+    memory = shim.file("/a")
+    daemon.peer()
+    with memory.register_notifier(first), memory.register_notifier(second):
+        events = daemon.peer()
+        events.tell(invalidate(1, 11), invalidate(2, 12), invalidate(1, 13))
+        answers = [events.next(InvalidateDone) for _ in range(3)]
+    assert [answer.sequence for answer in answers] == [11, 12, 13]
+    assert (len(first.calls), len(second.calls)) == (2, 1)
+
+
+def test_a_callback_may_use_the_client(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    found: list[Pfn] = []
+    memory = shim.file("/a")
+    with memory.register_notifier(lambda start, _: found.append(memory.get_pfn(start))):
+        told(daemon)
+    assert found == [Pfn(1002, 0)]
+
+
+def test_what_a_callback_raises_comes_out_of_the_block(
+    daemon: FakeDaemon, shim: Client, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(start: int, end: int) -> None:
+        raise ZeroDivisionError(f"{start} {end}")
+
+    with (
+        pytest.raises(ZeroDivisionError, match="2 5"),
+        shim.file("/a").register_notifier(fail),
+    ):
+        events = told(daemon)
+    assert "ZeroDivisionError" in caplog.text
+    # Unregistered all the same, and told once.
+    events.next(UnregisterNotifier)
+    shim.close()
+
+
+def test_what_a_callback_raises_does_not_hide_the_blocks_own(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    def fail(start: int, end: int) -> None:
+        raise ZeroDivisionError
+
+    mine = KeyError("mine")
+
+    def leave() -> None:
+        with shim.file("/a").register_notifier(fail):
+            told(daemon)
+            raise mine
+
+    with pytest.raises(KeyError):
+        leave()
+    assert mine.__notes__ == ["besides, of a notifier: ZeroDivisionError()"]
+
+
+def test_what_nobody_was_told_is_raised_when_the_client_closes(
+    daemon: FakeDaemon,
+) -> None:
+    def leave(start: int, end: int) -> None:
+        sys.exit("as a thread may not")
+
+    shim = inaccfs.connect(daemon.path)
+    daemon.peer()
+    shim.file("/a").register_notifier(leave)
+    told(daemon)
+    with pytest.raises(SystemExit, match="as a thread"), shim:
+        pass
+    shim.close()
+
+
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_a_callback_may_unregister(
+    daemon: FakeDaemon, shim: Client, peer: Peer, which: str
+) -> None:
+    """And is not called, nor the other, for what was told before the daemon knew."""
+    daemon.handlers[UnregisterNotifier] = hold
+    returned = threading.Event()
+    calls: list[int] = []
+    memory = shim.file("/a")
+
+    def unregister(start: int, end: int) -> None:
+        calls.append(start)
+        (own if which == "own" else other).unregister()
+        returned.set()
+
+    own = memory.register_notifier(unregister)
+    second = Callback()
+    other = memory.register_notifier(second)
+    number = 1 if which == "own" else 2
+    events = daemon.peer()
+    events.tell(invalidate(1, 11), invalidate(number, 12))
+    assert returned.wait(PATIENCE)
+    commands = [events.next(InvalidateDone)]
+    commands.append(events.next(InvalidateDone))
+    assert [command.sequence for command in commands] == [11, 12]
+    assert (calls, second.calls) == ([2], [])
+    # The reply may come when it likes; whoever unregisters outside waits for it.
+    with in_thread(own.unregister if which == "own" else other.unregister) as waiter:
+        assert not waiter.done()
+        events.release()
+        waiter.result(PATIENCE)
+    daemon.handlers.pop(UnregisterNotifier)
+    own.unregister()
+    other.unregister()
+
+
+def test_unregister_waits_for_a_running_callback(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    """The daemon would take it for the answer, and the pages would go under it."""
+    callback = Callback(held=True)
+    notifier = shim.file("/a").register_notifier(callback)
+    events = daemon.peer()
+    events.tell(invalidate())
+    assert callback.entered.wait(PATIENCE)
+    with in_thread(notifier.unregister) as waiter:
+        events.next(RegisterNotifier)
+        assert not waiter.done()
+        callback.may_return.set()
+        assert events.next_any() == InvalidateDone(notifier=1, sequence=1)
+        assert events.next_any() == UnregisterNotifier(notifier=1)
+        waiter.result(PATIENCE)
+
+
+def test_a_callback_cannot_register(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    memory = shim.file("/a")
+    with (
+        pytest.raises(OSError, match="callback cannot register") as caught,
+        memory.register_notifier(lambda *_: memory.register_notifier(print)),
+    ):
+        told(daemon)
+    assert caught.value.errno == errno.EDEADLK
+
+
+def test_a_client_that_was_disconnected_is_told_and_may_register_again(
+    daemon: FakeDaemon, shim: Client, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = shim.file("/a")
+    lost = memory.register_notifier(print)
+    daemon.peer().hang_up()
+    assert lost._left.wait(PATIENCE)
+    with pytest.raises(ConnectionLostError, match="log says why"):
+        lost.unregister()
+    assert not lost.registered
+    assert "registered no more" in caplog.text
+    assert memory.get_pfn(1).pfn == 1001
+    callback = Callback()
+    with memory.register_notifier(callback):
+        told(daemon, invalidate(2))
+    assert callback.calls == [(2, 5)]
+
+
+def test_ctrl_c_in_a_registration_undoes_it(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    # The connection and its thread are there.
+    shim.file("/a").register_notifier(print).unregister()
+    daemon.handlers[RegisterNotifier] = hold
+    with CtrlC("wait", "_do").interrupts(), pytest.raises(KeyboardInterrupt):
+        shim.file("/a").register_notifier(print)
+    events = daemon.peer()
+    events.next(UnregisterNotifier)
+    events.next(RegisterNotifier)
+    events.release(messages.Notifier(notifier=5))
+    assert events.next_any() == UnregisterNotifier(notifier=5)
+
+
+# --- the end ----------------------------------------------------------------------
+
+
+def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
+    shim = inaccfs.connect(daemon.path)
+    memory = shim.file("/a")
+    shim.close()
+    shim.close()
+    with pytest.raises(ClientClosedError, match="connect anew"):
+        memory.get_pfn(0)
+    with pytest.raises(ClientClosedError, match="connect anew"):
+        memory.register_notifier(print)
+    memory.close()
+
+
+def test_to_close_wakes_who_waits(daemon: FakeDaemon) -> None:
+    daemon.handlers[GetPfn] = hold
+    shim = inaccfs.connect(daemon.path)
+    peer = daemon.peer()
+    with in_thread(shim.file("/a").get_pfn, 0) as waiter:
+        peer.next(GetPfn)
+        shim.close()
+        with pytest.raises(ClientClosedError):
+            waiter.result(PATIENCE)
+
+
+def test_to_close_wakes_who_registers(daemon: FakeDaemon) -> None:
+    daemon.handlers[RegisterNotifier] = hold
+    shim = inaccfs.connect(daemon.path)
+    daemon.peer()
+    with in_thread(shim.file("/a").register_notifier, print) as waiter:
+        daemon.peer().next(RegisterNotifier)
+        shim.close()
+        with pytest.raises(ClientClosedError):
+            waiter.result(PATIENCE)
+
+
+def test_to_close_waits_for_a_running_callback(daemon: FakeDaemon) -> None:
+    """Which may use the client to its end."""
+    found: list[Pfn] = []
+    entered, may_return = threading.Event(), threading.Event()
+
+    def callback(start: int, end: int) -> None:
+        entered.set()
+        assert may_return.wait(PATIENCE)
+        found.append(memory.get_pfn(start))
+
+    shim = inaccfs.connect(daemon.path)
+    daemon.peer()
+    memory = shim.file("/a")
+    memory.register_notifier(callback)
+    daemon.peer().tell(invalidate())
+    assert entered.wait(PATIENCE)
+    with in_thread(shim.close) as closing:
+        assert not closing.done()
+        may_return.set()
+        closing.result(PATIENCE)
+    assert found == [Pfn(1002, 0)]
+
+
+def test_to_close_ends_though_a_callback_does_not(
+    daemon: FakeDaemon,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("inaccfs.client.threads.CALLBACK_SECONDS", 0.05)
+    callback = Callback(held=True)
+    shim = inaccfs.connect(daemon.path)
+    daemon.peer()
+    shim.file("/a").register_notifier(callback)
+    daemon.peer().tell(invalidate())
+    assert callback.entered.wait(PATIENCE)
+    shim.close()
+    assert "has not returned" in caplog.text
+    callback.may_return.set()
+    assert callback.thread is not None
+    callback.thread.join(PATIENCE)
+
+
+def test_a_callback_may_close_the_client(daemon: FakeDaemon) -> None:
+    closed = threading.Event()
+    shim = inaccfs.connect(daemon.path)
+    daemon.peer()
+
+    def close(start: int, end: int) -> None:
+        shim.close()
+        closed.set()
+
+    shim.file("/a").register_notifier(close)
+    daemon.peer().tell(invalidate())
+    assert closed.wait(PATIENCE)
+    shim.close()
+
+
+def test_quit_takes_notifiers_along(daemon: FakeDaemon, shim: Client) -> None:
+    def end(*_: object) -> None:
+        for peer in daemon.peers:
+            peer.tell(messages.Shutdown(reason="quit"))
+
+    daemon.handlers[messages.Quit] = end
+    with shim.file("/a").register_notifier(print) as notifier:
+        shim.quit()
+        for peer in daemon.peers:
+            peer.hang_up()
+        assert notifier._left.wait(PATIENCE)
+    with pytest.raises(ConnectionLostError, match=r"ended \(quit\)"):
+        shim.query_version()
+
+
+FORGOTTEN = """
+import sys, inaccfs
+shim = inaccfs.connect(sys.argv[1])
+shim.file("/a").register_notifier(print)
+print("done")
+"""
+
+
+def test_an_interpreter_ends_with_a_forgotten_client(daemon: FakeDaemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORGOTTEN, daemon.path],
+        check=True,
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "done\n"
+
+
+FORKED = """
+import os, sys, inaccfs
+
+shim = inaccfs.connect(sys.argv[1])
+memory = shim.file(os.open("/dev/null", os.O_RDWR))
+notifier = memory.register_notifier(print)
+pid = os.fork()
+if pid == 0:
+    fds = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    names = [os.readlink(fd) for fd in fds if os.path.exists(fd)]
+    print(sum(name.startswith("socket:") for name in names))
+    try:
+        shim.query_version()
+    except inaccfs.ControlError as exc:
+        print("parent" in str(exc))
+    notifier.unregister()
+    shim.close()
+    memory.close()
+    sys.stdout.flush()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+print(memory.get_pfn(1).pfn)
+notifier.unregister()
+shim.close()
+"""
+
+
+def test_a_child_has_no_part_in_its_parents_client(daemon: FakeDaemon) -> None:
+    """It neither speaks in its name nor keeps its connections open."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, daemon.path],
+        check=True,
+        timeout=PATIENCE,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["0", "True", "1001"]

@@ -1,0 +1,463 @@
+"""The clients' core: what is said on a connection, without one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inaccfs.client import requests
+from inaccfs.client.core import Call, Conversation
+from inaccfs.client.errors import (
+    ClientClosedError,
+    ConnectionLostError,
+    ControlError,
+    NotControlSocketError,
+)
+from inaccfs.client.requests import MFD_CLOEXEC, Pfn
+from inaccfs.control import messages, qmp
+from inaccfs.errors import InaccfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLOSED = ClientClosedError("closed")
+
+
+class Talk:
+    """A conversation, and the daemon's part in it."""
+
+    def __init__(self) -> None:
+        self.conversation = Conversation("/run/socket")
+        self.conversation.feed(qmp.greeting())
+
+    def sent(self) -> list[tuple[str, dict[str, Any], int]]:
+        """What the client has said since: names, arguments, ids."""
+        said = []
+        for data, fd in self.conversation.take_outgoing():
+            if fd is not None:
+                os.close(fd)
+            message = json.loads(data)
+            said.append((message["execute"], message["arguments"], message["id"]))
+        return said
+
+    def returns(self, number: int, value: object, fds: tuple[int, ...] = ()) -> None:
+        data = qmp.encode_return(value, msgspec.Raw(str(number).encode()))
+        self.conversation.feed(data, fds)
+
+    def refuses(self, number: int, kind: str, desc: str) -> None:
+        data = qmp.encode_error(kind, desc, msgspec.Raw(str(number).encode()))
+        self.conversation.feed(data)
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
+
+
+def new_fd() -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+# --- how bytes become results -----------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 40), max_size=200), st.booleans())
+def test_results_and_events_are_the_same_however_the_bytes_are_cut(
+    cuts: list[int], line_ends: bool
+) -> None:
+    talk = Talk()
+    calls: list[Call[Any]] = [
+        talk.conversation.start(requests.get_pfn("/a", 3)),
+        talk.conversation.start(requests.get_pfns("/a", 0, 2)),
+        talk.conversation.start(requests.put_pfn("/a", 9, 1)),
+    ]
+    event = messages.Invalidate(notifier=1, start=2, end=3, sequence=4)
+    extent = messages.Extent(0, 70, 2, 0)
+    data = b"".join(
+        [
+            qmp.encode_return(messages.Frames(pfn=7, order=9), msgspec.Raw(b"1")),
+            qmp.encode_event(event),
+            qmp.encode_return(messages.Frames(extents=[extent]), msgspec.Raw(b"2")),
+            b'{"event": "BRAND_NEW", "data": {"what": "}{"}}\n',
+            qmp.encode_event(messages.Shutdown(reason="quit")),
+            qmp.encode_error("GenericError", "EINVAL: none}", msgspec.Raw(b"3")),
+        ]
+    )
+    if not line_ends:
+        data = data.removesuffix(b"\r\n")
+    events = []
+    for size in [*cuts, len(data)]:
+        if chunk := data[:size]:
+            events += talk.conversation.feed(chunk)
+        data = data[size:]
+    assert [calls[0].result(), calls[1].result()] == [Pfn(7, 9), [extent]]
+    with pytest.raises(OSError, match="none}"):
+        calls[2].result()
+    assert events == [event, messages.Shutdown(reason="quit")]
+    assert talk.conversation.shutdown == "quit"
+    assert talk.conversation.ended is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "desc", "number", "text"),
+    [
+        ("GenericError", "EINVAL: past the end: 7", errno.EINVAL, "past the end: 7"),
+        ("GenericError", "EOPNOTSUPP: no errors", errno.EOPNOTSUPP, "no errors"),
+        ("GenericError", "ENOENT: no /a", errno.ENOENT, "no /a"),
+        ("CommandNotFound", "no such", errno.ENOSYS, "no such"),
+        ("GenericError", "it broke", errno.EIO, "it broke"),
+        ("GenericError", "ENOSUCHNAME: x", errno.EIO, "ENOSUCHNAME: x"),
+        ("GenericError", "errorcode: x", errno.EIO, "errorcode: x"),
+    ],
+)
+def test_an_error_is_an_oserror(
+    talk: Talk, kind: str, desc: str, number: int, text: str
+) -> None:
+    call = talk.conversation.start(requests.get_pfn("/a", 7))
+    talk.refuses(1, kind, desc)
+    with pytest.raises(OSError, match=r".") as caught:
+        call.result()
+    assert (caught.value.errno, caught.value.strerror) == (number, text)
+    assert type(caught.value) is type(OSError(number, text))
+
+
+def test_replies_go_to_those_who_asked(talk: Talk) -> None:
+    done: list[str] = []
+    first = talk.conversation.start(
+        requests.get_pfn("/a", 1), lambda: done.append("first")
+    )
+    second = talk.conversation.start(
+        requests.get_pfn("/a", 2), lambda: done.append("second")
+    )
+    talk.returns(2, messages.Frames(pfn=22, order=0))
+    assert (first.done, second.done, done) == (False, True, ["second"])
+    talk.returns(1, messages.Frames(pfn=11, order=0))
+    assert (first.result().pfn, second.result().pfn) == (11, 22)
+    assert done == ["second", "first"]
+
+
+def test_a_name_that_is_no_text_is_refused_before_it_is_sent(talk: Talk) -> None:
+    with pytest.raises(OSError, match="pass the fd") as caught:
+        talk.conversation.start(requests.get_pfn("/\udcff", 0))
+    assert caught.value.errno == errno.EILSEQ
+    assert talk.sent() == []
+
+
+# --- what is not right ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n", id="http"),
+        pytest.param(b'{"execute": "query-version"}\n', id="a client"),
+        pytest.param(b'{"return": {}, "id": 17}\n', id="a reply to nothing"),
+        pytest.param(b'{"return": {}}\n', id="a reply without id"),
+        pytest.param(b'{"return": {}, "id": "x"}\n', id="an id of another"),
+        pytest.param(b'{"event": "INVALIDATE", "data": {}}\n', id="half an event"),
+        pytest.param(b"\xff\xfe\n", id="no text"),
+        pytest.param(b"[" * 20_000 + b"\n", id="deep"),
+    ],
+)
+def test_what_is_not_the_protocol_ends_the_conversation(
+    talk: Talk, data: bytes
+) -> None:
+    call = talk.conversation.start(requests.get_pfn("/a", 7))
+    talk.conversation.feed(data)
+    with pytest.raises(
+        NotControlSocketError, match=r"^/run/socket: (not|a reply to n)"
+    ):
+        call.result()
+    with pytest.raises(NotControlSocketError):
+        talk.conversation.start(requests.get_pfn("/a", 7)).result()
+
+
+@pytest.mark.parametrize("value", ["{}", '{"pfn": "x"}', "[]", '{"extents": []}'])
+def test_a_return_of_another_shape_costs_its_command(talk: Talk, value: str) -> None:
+    call = talk.conversation.start(requests.get_pfn("/a", 7))
+    talk.conversation.feed(f'{{"return": {value}, "id": 1}}\n'.encode())
+    with pytest.raises(NotControlSocketError, match="get-pfn"):
+        call.result()
+    assert talk.conversation.ended is None
+
+
+def test_the_end_is_told_to_all_who_wait_and_who_come_later(talk: Talk) -> None:
+    done: list[int] = []
+    calls = [
+        talk.conversation.start(requests.get_pfn("/a", n), lambda: done.append(1))
+        for n in range(3)
+    ]
+    talk.conversation.feed(b"")
+    calls.append(talk.conversation.start(requests.get_pfn("/a", 9)))
+    errors = []
+    for call in calls:
+        with pytest.raises(ConnectionLostError) as caught:
+            call.result()
+        errors.append(caught.value)
+    # One each: a traceback would grow with each raise.
+    assert len(set(map(id, errors))) == 4
+    assert len(done) == 3
+    assert isinstance(errors[0], InaccfsError)
+    assert isinstance(errors[0], ConnectionError)
+    assert errors[0].errno == errno.ECONNRESET
+    assert str(errors[0]) == "/run/socket: the daemon has hung up; its log says why"
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (qmp.encode_event(messages.Shutdown(reason="quit")), r"has ended \(quit\)"),
+        (
+            qmp.encode_error("GenericError", "EMSGSIZE: too long", qmp.NO_ID),
+            "EMSGSIZE: too long",
+        ),
+    ],
+    ids=["shutdown", "complaint"],
+)
+def test_the_end_says_what_the_daemon_said_last(
+    talk: Talk, before: bytes, why: str
+) -> None:
+    call = talk.conversation.start(requests.get_pfn("/a", 7))
+    talk.conversation.feed(before)
+    talk.conversation.feed(b"")
+    with pytest.raises(ConnectionLostError, match=why):
+        call.result()
+
+
+def test_whoever_is_not_greeted_was_not_let_in() -> None:
+    conversation = Conversation("/run/socket")
+    conversation.feed(b"")
+    with pytest.raises(ControlError, match="--allow-uid"):
+        conversation.start(requests.QUERY_VERSION).result()
+
+
+# --- what nobody waits for any more -----------------------------------------------
+
+FRAMES = messages.Frames(pfn=70, order=0)
+EXTENTS = messages.Frames(
+    extents=[messages.Extent(0, 70, 5, 0), messages.Extent(5, 90, 2, 0)]
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "returned", "undone"),
+    [
+        (requests.get_pfn("/a", 7), FRAMES, [("put-pfn", {"file": "/a", "pfn": 70})]),
+        (
+            requests.get_pfns("/a", 0, 7),
+            EXTENTS,
+            [
+                ("put-pfn", {"file": "/a", "pfn": 70, "count": 5}),
+                ("put-pfn", {"file": "/a", "pfn": 90, "count": 2}),
+            ],
+        ),
+        (requests.close_fd("x"), {}, []),
+        (requests.QUERY_VERSION, messages.version(), []),
+    ],
+    ids=["get-pfn", "extents", "closefd", "query"],
+)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_what_an_abandoned_command_gets_is_given_back(
+    talk: Talk,
+    request_: requests.Request[Any],
+    returned: object,
+    undone: list[tuple[str, dict[str, Any]]],
+    late: bool,
+) -> None:
+    woken: list[int] = []
+    call = talk.conversation.start(request_, lambda: woken.append(1))
+    assert len(talk.sent()) == 1
+    if not late:
+        talk.conversation.abandon(call)
+        assert talk.sent() == []
+    talk.returns(1, returned)
+    if late:
+        assert talk.sent() == []
+        talk.conversation.abandon(call)
+    assert [said[:2] for said in talk.sent()] == undone
+    assert woken == ([1] if late else [])
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_the_fds_of_an_abandoned_command_are_closed(talk: Talk, late: bool) -> None:
+    fd = new_fd()
+    call = talk.conversation.start(
+        requests.memfd_create("m", MFD_CLOEXEC, None, "name")
+    )
+    talk.sent()
+    if not late:
+        talk.conversation.abandon(call)
+    talk.returns(1, {}, (fd,))
+    if late:
+        assert call.result() == fd
+        assert is_open(fd)
+        talk.conversation.abandon(call)
+    assert not is_open(fd)
+    assert [said[:2] for said in talk.sent()] == [("closefd", {"fdname": "name"})]
+
+
+def test_a_refused_command_has_nothing_to_be_given_back(talk: Talk) -> None:
+    before = talk.conversation.start(requests.get_pfn("/a", 1))
+    after = talk.conversation.start(requests.get_pfn("/a", 2))
+    talk.sent()
+    talk.conversation.abandon(before)
+    talk.refuses(1, "GenericError", "EINVAL: no")
+    talk.refuses(2, "GenericError", "EINVAL: no")
+    talk.conversation.abandon(after)
+    assert talk.sent() == []
+
+
+def test_a_name_is_closed_when_what_came_under_it_was_given_back(talk: Talk) -> None:
+    """The put would find no file, and the reference would stay."""
+    call = talk.conversation.start(requests.get_pfn("fd0", 7))
+    talk.conversation.abandon(call)
+    closed = talk.conversation.start(requests.close_fd("fd0"))
+    talk.conversation.start(requests.close_fd("fd1"))
+    assert [said[:2] for said in talk.sent()] == [
+        ("get-pfn", {"file": "fd0", "offset": 7}),
+        ("closefd", {"fdname": "fd1"}),
+    ]
+    talk.returns(1, FRAMES)
+    said = talk.sent()
+    assert [name for name, _, _ in said] == ["put-pfn", "closefd"]
+    talk.returns(said[1][2], {})
+    assert closed.done
+
+
+@given(st.lists(st.sampled_from(["keep", "before", "after", "fail"]), max_size=20))
+def test_each_reference_is_given_back_or_in_somebodys_hands(fates: list[str]) -> None:
+    talk = Talk()
+    calls = [
+        talk.conversation.start(requests.get_pfn("/a", n)) for n in range(len(fates))
+    ]
+    talk.sent()
+    for call, fate in zip(calls, fates, strict=True):
+        if fate == "before":
+            talk.conversation.abandon(call)
+    for number, fate in enumerate(fates):
+        if fate == "fail":
+            talk.refuses(number + 1, "GenericError", "EINVAL: no")
+        else:
+            talk.returns(number + 1, messages.Frames(pfn=number, order=0))
+    for call, fate in zip(calls, fates, strict=True):
+        if fate == "after":
+            talk.conversation.abandon(call)
+    put = {arguments["pfn"] for _, arguments, _ in talk.sent()}
+    kept = {
+        call.result().pfn
+        for call, fate in zip(calls, fates, strict=True)
+        if fate == "keep"
+    }
+    given = {number for number, fate in enumerate(fates) if fate != "fail"}
+    assert put | kept == given
+    assert not put & kept
+
+
+# --- fds --------------------------------------------------------------------------
+
+
+def test_an_fd_is_taken_by_the_return_that_it_belongs_to(talk: Talk) -> None:
+    fds = [new_fd(), new_fd()]
+    first = talk.conversation.start(requests.get_memory("/a"))
+    refused = talk.conversation.start(requests.get_memory("/none"))
+    second = talk.conversation.start(requests.get_memory("/b"))
+    data = (
+        qmp.encode_return({}, msgspec.Raw(b"1"))
+        + qmp.encode_error("GenericError", "ENOENT: no", msgspec.Raw(b"2"))
+        + qmp.encode_return({}, msgspec.Raw(b"3"))
+    )
+    talk.conversation.feed(data[:60], fds)
+    talk.conversation.feed(data[60:])
+    assert [first.result(), second.result()] == fds
+    assert isinstance(refused.error, FileNotFoundError)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_surplus_fds_are_closed(talk: Talk) -> None:
+    fds = (new_fd(), new_fd(), new_fd())
+    call = talk.conversation.start(requests.get_memory("/a"))
+    talk.returns(1, {}, fds)
+    assert call.result() == fds[0]
+    assert list(map(is_open, fds)) == [True, False, False]
+    os.close(fds[0])
+
+
+def test_a_return_whose_fd_has_not_come_says_so(talk: Talk) -> None:
+    call = talk.conversation.start(requests.get_memory("/a"))
+    talk.returns(1, {})
+    with pytest.raises(OSError, match="too many") as caught:
+        call.result()
+    assert caught.value.errno == errno.EMFILE
+
+
+def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
+    """The caller may close his before it has gone."""
+    fd = new_fd()
+    talk.conversation.start(requests.get_fd("x", fd))
+    os.close(fd)
+    [(_, own)] = talk.conversation.take_outgoing()
+    assert own is not None
+    assert not os.get_inheritable(own)
+    os.close(own)
+
+
+@pytest.mark.parametrize("end", [Conversation.end, Conversation.disown])
+def test_the_end_closes_what_is_on_its_way(
+    talk: Talk, end: Callable[[Conversation, ControlError], None]
+) -> None:
+    fd, came = new_fd(), new_fd()
+    talk.conversation.start(requests.get_memory("/a"))
+    talk.sent()
+    talk.conversation.start(requests.get_fd("x", fd))
+    talk.conversation.feed(b'{"return"', [came])
+    before = len(os.listdir("/proc/self/fd"))
+    end(talk.conversation, CLOSED)
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    assert not is_open(came)
+    os.close(fd)
+
+
+def test_a_file_that_is_not_open_cannot_be_sent(talk: Talk) -> None:
+    fd = new_fd()
+    os.close(fd)
+    with pytest.raises(OSError, match=r".") as caught:
+        talk.conversation.start(requests.get_fd("x", fd))
+    assert caught.value.errno == errno.EBADF
+    assert talk.sent() == []
+
+
+# --- any command ------------------------------------------------------------------
+
+
+def test_register_notifier_is_not_for_execute() -> None:
+    with pytest.raises(TypeError, match="register_notifier"):
+        requests.execute(messages.RegisterNotifier(file="/a"), None)
+
+
+def test_execute_knows_which_command_takes_an_fd() -> None:
+    with pytest.raises(ValueError, match="needs an fd"):
+        requests.execute(messages.GetFd(fdname="x"), None)
+    with pytest.raises(ValueError, match="takes no fd"):
+        requests.execute(messages.Quit(), 1)
+
+
+def test_a_path_is_told_from_an_fdname() -> None:
+    assert requests.check_path("/a") == "/a"
+    with pytest.raises(ValueError, match="begins with /"):
+        requests.check_path("a")

@@ -1,0 +1,370 @@
+"""Which callback an event is for, and when it is answered: the rules of both faces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from inaccfs.client.core import Conversation
+from inaccfs.client.errors import ClientClosedError, ConnectionLostError
+from inaccfs.client.notifying import Callbacks, Notifiers, Registration, tell
+from inaccfs.control import messages, qmp
+from inaccfs.control.messages import (
+    Invalidate,
+    InvalidateEnd,
+    InvalidateStart,
+    Shutdown,
+)
+
+Said = tuple[str, dict[str, Any]]
+
+DONE: Said = ("invalidate-done", {"notifier": 7, "sequence": 1})
+LEAVE: Said = ("unregister-notifier", {"notifier": 7})
+
+
+def nothing(start: int, end: int) -> None:
+    pass
+
+
+def first(start: int, end: int) -> None:
+    pass
+
+
+def invalidate(notifier: int = 7, sequence: int = 1) -> Invalidate:
+    return Invalidate(notifier=notifier, start=2, end=3, sequence=sequence)
+
+
+class Talk:
+    """Notifiers, and the daemon's part in it."""
+
+    def __init__(self) -> None:
+        self.conversation = Conversation("/run/socket")
+        self.notifiers = Notifiers(self.conversation)
+        self.conversation.feed(qmp.greeting())
+        self.left: list[int] = []
+        self._ids: list[int] = []
+
+    def said(self) -> list[Said]:
+        """What the client has said since."""
+        found = []
+        for data, _ in self.conversation.take_outgoing():
+            message = json.loads(data)
+            found.append((message["execute"], message["arguments"]))
+            self._ids.append(message["id"])
+        return found
+
+    def register(
+        self, callbacks: Callbacks | None = None, number: int = 7
+    ) -> Registration:
+        call = self.conversation.start(
+            self.notifiers.register(
+                "/a",
+                callbacks or Callbacks(nothing),
+                lambda: self.left.append(number),
+            )
+        )
+        assert self.said()[-1] == ("register-notifier", {"file": "/a"})
+        self.answer(messages.Notifier(notifier=number))
+        return call.result()
+
+    def answer(self, value: object = None) -> None:
+        """Answer what was said last."""
+        number = msgspec.Raw(str(self._ids.pop()).encode())
+        self.conversation.feed(
+            qmp.encode_return({} if value is None else value, number)
+        )
+
+    def refuse(self, desc: str) -> None:
+        number = msgspec.Raw(str(self._ids.pop()).encode())
+        self.conversation.feed(qmp.encode_error("GenericError", desc, number))
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
+
+
+# --- answers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [None, ValueError("x")], ids=["returns", "raises"])
+def test_an_event_is_answered_when_its_callback_has_ended(
+    talk: Talk, raised: Exception | None
+) -> None:
+    talk.register()
+    due = talk.notifiers.begin(invalidate())
+    assert due is not None
+    assert due.callback is nothing
+    assert talk.said() == []
+    talk.notifiers.finish(due, raised)
+    assert talk.said() == [DONE]
+
+
+def test_an_event_of_nobodys_notifier_is_answered_at_once(talk: Talk) -> None:
+    """As of one whose registration was cancelled."""
+    assert talk.notifiers.begin(invalidate()) is None
+    assert talk.said() == [DONE]
+
+
+def test_an_event_that_wants_no_answer_gets_none(talk: Talk) -> None:
+    talk.register(Callbacks(nothing, error=first))
+    poisoned = messages.MemoryError(notifier=7, start=2, end=3)
+    due = talk.notifiers.begin(poisoned)
+    assert due is not None
+    assert due.callback is first
+    talk.notifiers.finish(due, None)
+    assert talk.notifiers.begin(Shutdown(reason="quit")) is None
+    assert talk.said() == []
+
+
+def test_a_notifier_is_there_before_the_next_bytes_are_read(talk: Talk) -> None:
+    """Its first event may come with the reply, before whoever registered runs again."""
+    talk.conversation.start(
+        talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
+    )
+    returned = messages.Notifier(notifier=7)
+    events = talk.conversation.feed(
+        qmp.encode_return(returned, msgspec.Raw(b"1")) + qmp.encode_event(invalidate())
+    )
+    assert [talk.notifiers.begin(event) is not None for event in events] == [True]
+
+
+def test_a_late_answer_that_is_refused_is_no_news(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    due = talk.notifiers.begin(invalidate())
+    assert due is None
+    talk.said()
+    talk.refuse("ENOENT: this peer has no notifier 7")
+    assert caplog.records == []
+
+
+# --- which callback ---------------------------------------------------------------
+
+START = InvalidateStart(notifier=7, start=2, end=3, sequence=1)
+END = InvalidateEnd(notifier=7, start=2, end=3, sequence=1)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "event", "called"),
+    [
+        (Callbacks(nothing), START, nothing),
+        (Callbacks(nothing, invalidate_start=first), START, first),
+        (Callbacks(nothing, invalidate_start=first), invalidate(), nothing),
+        (Callbacks(nothing), END, None),
+        (Callbacks(invalidate_end=first), END, first),
+        (Callbacks(error=first), invalidate(), None),
+        (Callbacks(error=first), START, None),
+    ],
+)
+def test_which_callback_an_event_is_for(
+    talk: Talk, callbacks: Callbacks, event: messages.Event, called: object
+) -> None:
+    talk.register(callbacks)
+    due = talk.notifiers.begin(event)
+    assert (due.callback if due else None) is called
+    assert talk.said() == ([] if due else [DONE])
+    assert talk.notifiers.take_raised() is None
+
+
+@pytest.mark.parametrize("name", ["invalidate_start", "invalidate_end"])
+def test_who_would_not_hear_of_removals_is_told(
+    talk: Talk, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callbacks for bracketing semantics only, where the mount's are not."""
+    registration = talk.register(Callbacks(**{name: nothing}))
+    assert talk.notifiers.begin(invalidate()) is None
+    assert talk.said() == [DONE]
+    assert "INVALIDATE" in caplog.text
+    assert isinstance(registration.take_error(), NotImplementedError)
+
+
+def test_nothing_to_call_is_a_mistake() -> None:
+    with pytest.raises(TypeError, match="callback"):
+        Callbacks().check()
+
+
+# --- leaving ----------------------------------------------------------------------
+
+
+def test_whoever_leaves_is_left_when_the_daemon_says_so(talk: Talk) -> None:
+    registration = talk.register()
+    talk.notifiers.leave(registration)
+    assert talk.said() == [LEAVE]
+    assert (registration.left, talk.left) == (False, [])
+    talk.answer()
+    assert (registration.left, talk.left) == (True, [7])
+    assert registration.take_error() is None
+    assert len(talk.notifiers) == 0
+
+
+def test_a_running_callback_returns_before_its_notifier_is_unregistered(
+    talk: Talk,
+) -> None:
+    """To unregister would be taken for the answer, and the pages would go."""
+    registration = talk.register()
+    due = talk.notifiers.begin(invalidate())
+    assert due is not None
+    talk.notifiers.leave(registration)
+    assert talk.said() == []
+    # What comes meanwhile is answered, for the daemon may not get to the leaving.
+    assert talk.notifiers.begin(invalidate(sequence=2)) is None
+    assert talk.said() == [("invalidate-done", {"notifier": 7, "sequence": 2})]
+    talk.notifiers.finish(due, None)
+    assert talk.said() == [DONE, LEAVE]
+
+
+def test_the_last_callback_that_runs_unregisters(talk: Talk) -> None:
+    registration = talk.register()
+    dues = [talk.notifiers.begin(invalidate(sequence=n)) for n in (1, 2)]
+    talk.notifiers.leave(registration)
+    for due in dues:
+        assert due is not None
+        assert LEAVE not in talk.said()
+        talk.notifiers.finish(due, None)
+    assert talk.said()[-1] == LEAVE
+
+
+def test_to_leave_twice_is_to_leave(talk: Talk) -> None:
+    registration = talk.register()
+    talk.notifiers.leave(registration)
+    talk.notifiers.leave(registration)
+    assert talk.said() == [LEAVE]
+    talk.answer()
+    talk.notifiers.leave(registration)
+    assert talk.said() == []
+    assert talk.left == [7]
+
+
+def test_what_the_daemon_says_against_it_is_kept(talk: Talk) -> None:
+    registration = talk.register()
+    talk.notifiers.leave(registration)
+    talk.said()
+    talk.refuse("ENOENT: this peer has no notifier 7")
+    assert talk.left == [7]
+    assert isinstance(registration.take_error(), FileNotFoundError)
+    assert registration.take_error() is None
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_a_registration_that_nobody_waits_for_is_undone(talk: Talk, late: bool) -> None:
+    call = talk.conversation.start(
+        talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
+    )
+    talk.said()
+    if not late:
+        talk.notifiers.abandon(call)
+    talk.answer(messages.Notifier(notifier=7))
+    if late:
+        talk.notifiers.abandon(call)
+    assert talk.said() == [LEAVE]
+    assert talk.notifiers.begin(invalidate()) is None
+
+
+# --- what callbacks raise ---------------------------------------------------------
+
+
+def test_the_first_exception_is_kept_and_the_rest_counted(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    registration = talk.register()
+    errors = [ValueError("one"), ValueError("two"), ValueError("three")]
+    for error in errors:
+        due = talk.notifiers.begin(invalidate())
+        assert due is not None
+        talk.notifiers.finish(due, error)
+    assert registration.take_error() is errors[0]
+    assert errors[0].__notes__ == ["2 more calls of this notifier raised: see the log"]
+    assert [
+        record.exc_info[1] for record in caplog.records if record.exc_info
+    ] == errors
+    # It is told once.
+    assert registration.take_error() is None
+    assert talk.notifiers.take_raised() is None
+
+
+def test_what_was_not_told_is_told_at_the_end(talk: Talk) -> None:
+    errors = [ValueError("one"), ValueError("two")]
+    for number, error in enumerate(errors):
+        talk.register(number=number)
+        due = talk.notifiers.begin(invalidate(number))
+        assert due is not None
+        talk.notifiers.finish(due, error)
+    talk.said()
+    talk.conversation.end(ClientClosedError("closed"))
+    assert talk.notifiers.take_raised() is errors[0]
+    assert errors[0].__notes__ == ["callbacks of 1 more notifiers raised, too"]
+    assert talk.notifiers.take_raised() is None
+
+
+def test_what_is_told_at_the_end_of_a_block() -> None:
+    error, other = ValueError("mine"), KeyError("other")
+    tell(None, None)
+    with pytest.raises(ValueError, match="mine") as caught:
+        tell(error, None)
+    assert caught.value is error
+    tell(error, other)
+    assert other.__notes__ == ["besides, of a notifier: ValueError('mine')"]
+
+
+# --- the end of the connection ----------------------------------------------------
+
+
+def test_who_is_disconnected_is_told_once(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    registration = talk.register()
+    talk.conversation.feed(b"")
+    assert talk.left == [7]
+    assert isinstance(registration.take_error(), ConnectionLostError)
+    assert "registered no more" in caplog.text
+    talk.notifiers.leave(registration)
+    assert registration.take_error() is None
+
+
+def test_a_callback_that_raised_comes_before_the_lost_connection(talk: Talk) -> None:
+    registration = talk.register()
+    due = talk.notifiers.begin(invalidate())
+    assert due is not None
+    talk.conversation.feed(b"")
+    error = ValueError("x")
+    talk.notifiers.finish(due, error)
+    assert registration.take_error() is error
+    assert "hung up" in error.__notes__[0]
+
+
+def test_a_notifier_goes_with_its_daemon(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    registration, other = talk.register(), talk.register(number=8)
+    talk.notifiers.leave(other)
+    talk.conversation.feed(qmp.encode_event(Shutdown(reason="quit")))
+    talk.conversation.feed(b"")
+    assert registration.take_error() is None
+    assert other.take_error() is None
+    assert sorted(talk.left) == [7, 8]
+    assert caplog.records == []
+
+
+def test_a_notifier_goes_with_its_client(
+    talk: Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+    registration = talk.register()
+    talk.conversation.end(ClientClosedError("closed"))
+    assert registration.take_error() is None
+    assert talk.left == [7]
+    assert caplog.records == []
+
+
+def test_a_callback_may_outlive_the_connection(talk: Talk) -> None:
+    registration = talk.register()
+    due = talk.notifiers.begin(invalidate())
+    assert due is not None
+    talk.notifiers.leave(registration)
+    talk.conversation.end(ClientClosedError("closed"))
+    talk.notifiers.finish(due, None)
+    assert talk.said() == []
+    assert talk.left == [7]
