@@ -9,6 +9,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from inaccfs import syscalls
 from inaccfs.errors import OptionError
 from inaccfs.shim.rangemap import RangeMap
 
@@ -22,6 +23,9 @@ FRAME_BYTES: Final = 4096
 
 HUGE_ORDER: Final = 9
 """The order of the largest folio that a tmpfs has, a huge page of 2 MiB."""
+
+# So much is allocated in well under a millisecond, and may keep the GIL.
+_QUICK_BYTES: Final = 2 << 20
 
 
 class Extent(NamedTuple):
@@ -237,6 +241,23 @@ class Table:
             extent.count - skipped,
             extent.order,
         )
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Fill the holes of a part of a file, in bytes. fallocate(2), KEEP_SIZE.
+
+    Raises:
+        OSError: ENOSPC. A tmpfs has taken back then what it gave.
+    """
+    quick = length <= _QUICK_BYTES
+    call = syscalls.fallocate_quick if quick else syscalls.fallocate
+    while True:
+        try:
+            return call(fd, syscalls.FALLOC_FL_KEEP_SIZE, offset, length)
+        except InterruptedError:
+            # A hugetlbfs stops for any signal, and for what io_uring has to do when a
+            # ring is closed. Nobody waits for either here.
+            continue
 
 
 def joined(extents: Iterable[Extent], frames_per_page: int) -> list[Extent]:

@@ -12,7 +12,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import mmcalls, syscalls
+from inaccfs import mmcalls
 from inaccfs.shim import pins
 from inaccfs.shim.frames import (
     FRAME_BYTES,
@@ -20,6 +20,7 @@ from inaccfs.shim.frames import (
     Fetched,
     Punched,
     Table,
+    allocate,
     differing,
     joined,
     whole_folios,
@@ -61,7 +62,9 @@ class PagemapSource:
 
     @property
     def pinning(self) -> str:
-        loose = 0 if not self.pins.refusal else sum(one.unheld for one in self._files)
+        loose = (
+            0 if not self.pins.refusal else sum(one.unheld for one in list(self._files))
+        )
         if not loose:
             return self.pins.description
         return (
@@ -208,13 +211,21 @@ class PagemapFrames:
         # To ask is cheaper than to allocate again, if there is much.
         if end - start > _FEW and self._per_page == 1:
             with suppress(OSError):
-                if mmcalls.pages_there(self.fd, offset, length) == end - start:
+                if not self._holes(start, end):
                     return
-        keep_size = syscalls.FALLOC_FL_KEEP_SIZE
-        if length <= _CHUNK_BYTES:
-            syscalls.fallocate_quick(self.fd, keep_size, offset, length)
-        else:
-            syscalls.fallocate(self.fd, keep_size, offset, length)
+        allocate(self.fd, offset, length)
+
+    def _holes(self, start: int, end: int) -> int:
+        """How many pages of [start, end) of a tmpfs are holes."""
+        # Those of the whole file are counted already, and past its end there are few.
+        status = os.fstat(self.fd)
+        pages = -(-status.st_size // FRAME_BYTES)
+        beyond = mmcalls.pages_there(self.fd, pages * FRAME_BYTES, 0)
+        if status.st_blocks * 512 // FRAME_BYTES - beyond == pages:
+            return 0
+        length = (end - start) * FRAME_BYTES
+        there = mmcalls.pages_there(self.fd, start * FRAME_BYTES, length)
+        return end - start - there
 
     def _find(self, pieces: list[_Piece]) -> list[Extent]:
         """Hold pages that are there, read their frames, record them; what had moved.

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import syscalls
 from inaccfs.errors import OptionError
 from inaccfs.shim.buddy import Buddy
 from inaccfs.shim.frames import (
@@ -23,6 +22,7 @@ from inaccfs.shim.frames import (
     Fetched,
     Punched,
     Table,
+    allocate,
     whole_folios,
 )
 from inaccfs.shim.rangemap import RangeMap
@@ -130,7 +130,7 @@ class SimulatedFrames:
         """
         gaps = self._table.gaps(start, end)
         if gaps:
-            pages = os.fstat(self.fd).st_size // self._page_size
+            pages = -(-os.fstat(self.fd).st_size // self._page_size)
             try:
                 self._fill(gaps, pages, reach=True)
             except OSError as exc:
@@ -151,8 +151,7 @@ class SimulatedFrames:
                     ceiling = self._take(start, end, low, high, ceiling, taken)
             at, last = taken[0].offset, taken[-1]
             size = (last.offset + last.pages - at) * self._page_size
-            keep_size = syscalls.FALLOC_FL_KEEP_SIZE
-            syscalls.fallocate(self.fd, keep_size, at * self._page_size, size)
+            allocate(self.fd, at * self._page_size, size)
         except BaseException:
             for one in taken:
                 self._give_back(one.start, one.pages * self._per_page)
@@ -165,6 +164,7 @@ class SimulatedFrames:
         """How far pages without a frame reach around the gap [start, end)."""
         huge = 1 << HUGE_ORDER
         low, high = start & -huge, min((end + huge - 1) & -huge, pages)
+        high = max(high, end)
         before = self._table.look(low, start) if low < start else []
         after = self._table.look(end, high) if end < high else []
         if before:

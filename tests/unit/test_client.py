@@ -287,8 +287,11 @@ class CtrlC:
     def __init__(self, innermost: str, caller: str) -> None:
         self._innermost, self._caller = innermost, caller
         self._done = threading.Event()
+        # Signals without a pause would leave the thread no time for anything else.
+        self._handled = threading.Event()
 
     def _handle(self, _: int, frame: FrameType | None) -> None:
+        self._handled.set()
         if self._done.is_set():
             return
         names = [found.f_code.co_name for found, _ in traceback.walk_stack(frame)]
@@ -298,7 +301,10 @@ class CtrlC:
 
     def _signal(self) -> None:
         while not self._done.is_set():
+            self._handled.clear()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            # Again, if it came just before the thread went to wait in the kernel.
+            self._handled.wait(0.01)
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
@@ -309,6 +315,7 @@ class CtrlC:
                     yield
                 finally:
                     self._done.set()
+                    self._handled.set()
         finally:
             signal.signal(signal.SIGUSR1, before)
 
@@ -660,7 +667,7 @@ def test_ctrl_c_in_a_registration_undoes_it(
     # The connection and its thread are there.
     shim.file("/a").register_notifier(print).unregister()
     daemon.handlers[RegisterNotifier] = hold
-    with CtrlC("wait", "_do").interrupts(), pytest.raises(KeyboardInterrupt):
+    with CtrlC("wait", "register").interrupts(), pytest.raises(KeyboardInterrupt):
         shim.file("/a").register_notifier(print)
     events = daemon.peer()
     events.next(UnregisterNotifier)
