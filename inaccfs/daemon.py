@@ -183,6 +183,7 @@ class _Daemon:
             allocator=parts.allocator,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
+            more_space=self._closer.more_space,
         )
         self._frames = parts.frames
         self._namespace = Namespace(backing, self._shim, self._closer.close)

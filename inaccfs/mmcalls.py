@@ -125,7 +125,8 @@ def munlock(address: int, length: int) -> None:
 def pages_there(fd: int, offset: int, length: int) -> int:
     """How many pages of a range of a file are in memory or swapped out. cachestat(2).
 
-    Linux 6.5. A hugetlbfs has no answer (EOPNOTSUPP).
+    A *length* of 0 is all from *offset* on. Linux 6.5. A hugetlbfs has no answer
+    (EOPNOTSUPP).
     """
     extent = _cachestat_range.pack(offset, length)
     answer = ctypes.create_string_buffer(_cachestat.size)

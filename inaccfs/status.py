@@ -16,6 +16,7 @@ CONTROL_XATTR = "user.inaccfs.control"
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A mount at one moment."""
 
+    # What is not UTF-8 is escaped, here and below.
     mountpoint: str
     # For people: "private tmpfs", or the directory that is wrapped.
     backing: str
@@ -25,7 +26,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     # Regular files that have a name, or are open.
     files: int
+    # Pages that there is memory for.
     allocated_pages: int
+    # Whether every mmap is refused.
     sealed: bool
     # "sealed", or "not sealed (needs ...)".
     mmap: str
@@ -34,11 +37,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     # What keeps fetched pages where they are: "io_uring", "mlock (...)", "none (...)",
     # or "simulated".
     pinning: str
+    # Of the daemon.
     pid: int
-    # The control socket's path; None when the mount has none.
+    # The control socket's path; null when the mount has none.
     control: str | None
-    # Where the daemon writes its log; None for its standard error.
+    # Where the daemon writes its log; null for its standard error.
     log: str | None
+    # Of inaccfs.
     version: str
 
 

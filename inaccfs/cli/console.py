@@ -166,12 +166,14 @@ class Console:
         conversation: Conversation,
         *,
         compact: bool = False,
+        events: bool = True,
         answers: bool = False,
     ) -> None:
-        """*answers* is whether events are answered without being asked."""
+        """*events* are printed, and *answers* sent for them without being asked."""
         self._connection: Final = connection
         self._conversation: Final = conversation
         self._compact: Final = compact
+        self._events: Final = events
         self._answers: Final = answers
         # How many commands are on their way.
         self._waiting = 0
@@ -296,7 +298,8 @@ class Console:
 
     def _read(self) -> None:
         for event in self._conversation.feed(*wire.receive(self._connection)):
-            self._print({"event": event.name, "data": event}, compact=True)
+            if self._events:
+                self._print({"event": event.name, "data": event}, compact=True)
             if self._answers:
                 self._answer(event)
         wire.send_all(self._connection, self._conversation)

@@ -120,6 +120,7 @@ def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
             connection,
             conversation,
             compact=args.compact,
+            events=args.watch or not words,
             answers=args.answer or args.watch,
         )
         with closing(made):

@@ -222,8 +222,8 @@ class Client:
 class File:
     """A file of the mount. Offsets and counts are pages of the file's page size.
 
-    Close it, or use it as a context manager: the daemon keeps a file that was passed by
-    fd open until then. References and notifiers stay.
+    Close it, or use it as a context manager: until then a file that was passed by fd is
+    open here and in the daemon, and its mount busy. References and notifiers stay.
     """
 
     def __init__(self, client: Client, name: str, fd: int | None) -> None:
@@ -295,9 +295,9 @@ class File:
         for all semantics: where these bracket a removal it is called at the start,
         unless there is *invalidate_start*. *error* is called for poisoned pages.
 
-        Callbacks run in a thread of the client, one at a time. They may use the client
-        and other files, and may unregister notifiers; to register one in a callback is
-        EDEADLK. A callback must not change the same file through the mount
+        Callbacks run in a thread of the client, one at a time. They may use the client,
+        whose commands wait for those of other threads, and may unregister notifiers; to
+        register one in a callback is EDEADLK. A callback must not change the same file through the mount
         (fallocate(2), truncate(2)): it would wait in the kernel for the very call that
         waits for it, until the daemon's --ack-timeout disconnects this client's
         notifiers. Nor may the thread that punches keep what the callback needs, the

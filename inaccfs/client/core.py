@@ -119,9 +119,9 @@ class Conversation:
 
     def take_outgoing(self) -> list[Outgoing]:
         """What is to be sent now, in this order."""
-        if not self._outgoing:
-            return []
-        outgoing, self._outgoing = self._outgoing, []
+        outgoing = self._outgoing
+        if outgoing:
+            self._outgoing = []
         return outgoing
 
     def start(

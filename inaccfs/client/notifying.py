@@ -255,7 +255,7 @@ class Notifiers:
         ended = self._conversation.ended
         assert ended is not None
         if self._registered and self._worth_telling(ended):
-            log.error("%d notifiers are registered no more: %s", len(self), ended)
+            log.error("%s; notifiers registered no more: %d", ended, len(self))
         for registration in self._registered.values():
             registration.settle(self._worth_telling(ended.again()))
         self._registered.clear()

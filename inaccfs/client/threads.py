@@ -221,6 +221,8 @@ class Listener:
         with self._lock:
             self._conversation.end(_closed(self._path))
             wire.shut_down(self._connection)
+        if self._lost is not None:
+            self._lost.close()
         if self.is_here():
             return
         self._thread.join(CALLBACK_SECONDS)

@@ -197,7 +197,10 @@ def send(connection: socket.socket, outgoing: Outgoing) -> Outgoing | None:
 
 def send_all(connection: socket.socket, conversation: Conversation) -> None:
     """Send what there is to send; waits for room where the socket blocks."""
-    unsent = deque(conversation.take_outgoing())
+    outgoing = conversation.take_outgoing()
+    if not outgoing:
+        return
+    unsent = deque(outgoing)
     try:
         while unsent:
             left = send(connection, unsent[0])
@@ -206,7 +209,8 @@ def send_all(connection: socket.socket, conversation: Conversation) -> None:
             else:
                 unsent[0] = left
     finally:
-        close_fds(unsent)
+        if unsent:
+            close_fds(unsent)
 
 
 def close_fds(unsent: deque[Outgoing]) -> None:

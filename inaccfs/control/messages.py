@@ -33,6 +33,10 @@ FdName = Annotated[
     Meta(min_length=1, max_length=255, pattern="^[^/]", description="a name for an fd"),
 ]
 Pgoff = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="a page of the file")]
+FirstPage = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="the first page")]
+EndPage = Annotated[
+    int, Meta(ge=0, le=_LAST_PAGE + 1, description="the page behind the last")
+]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
 NotifierId = Annotated[int, Meta(ge=0, description="as register-notifier gave it")]
@@ -61,19 +65,23 @@ class VersionTriple(msgspec.Struct, frozen=True):
 class VersionInfo(msgspec.Struct, frozen=True):
     """QMP's shape, inaccfs's numbers."""
 
+    # Of inaccfs; the name is what clients expect.
     qemu: VersionTriple
+    # "inaccfs".
     package: str
 
 
 class CommandInfo(msgspec.Struct, frozen=True):
     """The name of a command."""
 
+    # As in "execute".
     name: str
 
 
 class Notifier(Result, frozen=True, kw_only=True):
     """The number of a notifier, unique in the mount."""
 
+    # What INVALIDATE and unregister-notifier call it.
     notifier: int
 
 
@@ -83,17 +91,24 @@ class Extent(msgspec.Struct, frozen=True):
     It may begin in the middle of a folio.
     """
 
+    # Of the first page.
     offset: int
+    # Of the first page, in frames of 4 KiB.
     pfn: int
+    # In pages of the file.
     count: int
+    # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
 
 
 class Frames(Result, frozen=True, kw_only=True):
     """`pfn` and `order` without `count`, else `extents`."""
 
+    # The frame of the page, which need not be the first of its folio.
     pfn: int | msgspec.UnsetType = msgspec.UNSET
+    # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
+    # In order of offset.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -102,14 +117,19 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     # A path from the root; "memfd:NAME"; or what is known of one without a name.
     name: str
+    # As stat(2) on the mount has it.
     ino: int
-    # Bytes.
+    # In bytes.
     size: int
+    # In bytes. What the next three count.
     page_size: int
-    # Pages.
+    # Pages that there is memory for.
     allocated: int
+    # Pages that have been fetched and are still there.
     fetched: int
+    # References to pages, those to punched pages included.
     referenced: int
+    # How many are registered.
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
     opens: int
@@ -118,11 +138,15 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One registered notifier."""
 
+    # Its number.
     notifier: int
+    # As query-files calls it.
     file: str
+    # As stat(2) on the mount has it.
     ino: int
-    # The peer's number and process.
+    # The peer's number.
     peer: int
+    # The peer's process, when it connected.
     pid: int
     # How many events it has been sent.
     told: int
@@ -133,12 +157,19 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """Pages that a peer has fetched and not put."""
 
+    # As query-files calls it.
     file: str
+    # As stat(2) on the mount has it.
     ino: int
+    # The peer's number.
     peer: int
+    # The peer's process, when it connected.
     pid: int
+    # Of the first page.
     offset: int
+    # Of the first page.
     pfn: int
+    # In pages of the file.
     count: int
     # How often each of these pages has been fetched and not put.
     references: int
@@ -149,11 +180,17 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
     """Pages of a file that have been fetched and stay where they are."""
 
+    # As query-files calls it.
     file: str
+    # As stat(2) on the mount has it.
     ino: int
+    # Of the first page.
     offset: int
+    # Of the first page.
     pfn: int
+    # In pages of the file.
     count: int
+    # Of the folios.
     order: int
 
 
@@ -162,35 +199,45 @@ class Pins(Result, frozen=True, omit_defaults=False):
 
     # "io_uring", "mlock (...)", "none (...)" or "simulated".
     pinning: str
+    # What has been fetched and is still there.
     extents: list[PinnedExtent]
+    # What peers have got and not put.
     references: list[Reference]
 
 
 class Stats(Result, frozen=True, omit_defaults=False):
     """Counters since the mount was made, and totals of now."""
 
-    # Calls of fallocate(2) that have got here, and those of them that punch.
+    # Calls of fallocate(2) that the rules have let through.
     fallocates: int
+    # Those of them that punch.
     punches: int
-    # Invalidations, the events sent for them, and notifiers evicted for no answer.
+    # How often notifiers of a file have been told something.
     invalidations: int
+    # The events sent for that.
     events: int
+    # Notifiers that have not answered in time.
     evictions: int
-    # get-pfn and put-pfn, in pages.
+    # By get-pfn, in pages.
     pages_got: int
+    # By put-pfn, in pages.
     pages_put: int
     # Fetched pages whose frame changed when pins came off for a punch.
     pages_moved: int
-    # Of now.
+    # Connections of now.
     peers: int
+    # Notifiers of now.
     notifiers: int
+    # References of now, in pages.
     references: int
+    # Fetched pages of now.
     fetched: int
 
 
 class Semantics(Result, frozen=True, omit_defaults=False):
     """The rules of this mount."""
 
+    # "v8".
     name: str
     # The events that its notifiers get.
     events: list[str]
@@ -477,8 +524,8 @@ class _Invalidation(Event, frozen=True, kw_only=True):
     answer: ClassVar[type[Command] | None] = InvalidateDone
 
     notifier: NotifierId
-    start: Pgoff
-    end: Pgoff
+    start: FirstPage
+    end: EndPage
     sequence: Sequence
 
 
@@ -506,8 +553,8 @@ class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contrac
     name: ClassVar[str] = "MEMORY_ERROR"
 
     notifier: NotifierId
-    start: Pgoff
-    end: Pgoff
+    start: FirstPage
+    end: EndPage
 
 
 class Shutdown(Event, frozen=True, kw_only=True):
@@ -515,6 +562,7 @@ class Shutdown(Event, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "SHUTDOWN"
 
+    # "quit", "unmounted", or the signal's name.
     reason: str
 
 

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 # So little that others have their turn soon, whatever somebody floods us with.
 _READ_BYTES: Final = 4096
-# More than any command takes; the kernel closes what does not fit.
-_FDS_A_READ: Final = 8
+# SCM_MAX_FD of the kernel. What does not fit is closed by recvmsg(2) there and then,
+# and that may hang, as it may with a socket that lingers.
+_FDS_A_READ: Final = 253
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FDS_A_READ * 4)
 
 _NOT_YET: Final = object()
@@ -143,6 +144,8 @@ class Peer:
         """End the conversation soon; *reason* is for the log."""
         if not self.reason:
             self.reason = reason
+            # What it has still said is not for anybody any more.
+            self._readers.remove(self._connection.fileno())
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -152,7 +155,8 @@ class Peer:
 
     def _close(self) -> None:
         self._readers.remove(self._connection.fileno())
-        self._connection.close()
+        # What has not been read of it may have fds with it.
+        self._discard(self._connection.detach())
         for fd in self._early_fds:
             self._discard(fd)
         for request in self._requests:
@@ -167,6 +171,9 @@ class Peer:
 
     def _readable(self, times: int) -> bool:
         """Read, some *times* at most, and deal with it; whether to read on then."""
+        if self._paused:
+            self.disconnect("it hung up")
+            return False
         try:
             for _ in range(times):
                 if (read_on := self._read()) is None:
@@ -175,6 +182,7 @@ class Peer:
                     break
                 if self._is_late:
                     self._paused = True
+                    self._readers.pause(self._connection.fileno())
                     return False
             else:
                 return True
@@ -197,9 +205,14 @@ class Peer:
             # Reset, mostly; whatever it is, no more can be read.
             data, ancillary = b"", []
         fds = _received(ancillary) if ancillary else []
+        read_on = True
         for line, its_fds in self._messages(data, fds):
-            if not self._take(line, its_fds):
-                return False
+            if self.reason or not read_on:
+                self._discard_all(its_fds)
+            else:
+                read_on = self._take(line, its_fds)
+        if self.reason or not read_on:
+            return False
         if self._framing.pending > self._policy.limits.message:
             self._refuse_long()
             return False
@@ -213,7 +226,7 @@ class Peer:
     def _progressed(self) -> None:
         """Commands have been carried out, or output has been read."""
         self._progress.unpark_all()
-        if self._paused and not self._is_late and not self._ended.is_set():
+        if self._paused and not self._is_late and not self.reason:
             self._paused = False
             self._readers.resume(self._connection.fileno())
 

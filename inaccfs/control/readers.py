@@ -49,8 +49,12 @@ class Readers:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def pause(self, fd: int) -> None:
+        """Call for *fd* only when it has been hung up on. epoll_ctl(2), EPOLLHUP."""
+        self._epoll.modify(fd, select.EPOLLONESHOT)
+
     def resume(self, fd: int) -> None:
-        """Call for *fd* again, which has returned false."""
+        """Call for *fd* again."""
         self._epoll.modify(fd, _EVENTS)
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ import stat
 import struct
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -32,9 +33,6 @@ log = logging.getLogger(__name__)
 
 _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 _LARGEST_BACKLOG: Final = 1024
-
-# Threads that may be busy closing what peers have sent; some may never end.
-_CLOSING_THREADS: Final = 16
 
 # How long to wait for fds to come free when there is none for a new peer.
 _NO_FDS_SECONDS: Final = 0.1
@@ -123,14 +121,11 @@ class Server:
         self.notifier_numbers: Final = itertools.count(1)
         # Of the sessions' connections; there is one as long as `run` runs.
         self.readers = Readers()
-        self._nursery: trio.Nursery | None = None
-        self._closing: Final = trio.CapacityLimiter(_CLOSING_THREADS)
 
     async def run(self) -> None:
         """Serve until cancelled."""
         with closing(self.readers):
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
                 nursery.start_soon(self.readers.run)
                 await self._accept(nursery)
 
@@ -157,7 +152,7 @@ class Server:
         )
         pid, uid, gid = _ucred.unpack(credentials)
         if uid not in (0, os.geteuid()) and uid not in self.policy.allowed_uids:
-            connection.close()
+            self.discard(connection.detach())
             return
         if len(self.sessions) >= self.policy.limits.peers:
             description = (
@@ -168,7 +163,7 @@ class Server:
             # A new socket has room for so little; if it has hung up, all the better.
             with suppress(OSError):
                 connection.send(reply)
-            connection.close()
+            self.discard(connection.detach())
             return
         number = next(self._numbers)
         session = Session(self, connection, number, pid, uid, gid)
@@ -185,19 +180,12 @@ class Server:
             del self.sessions[session.number]
 
     def discard(self, fd: int) -> None:
-        """Close an fd that a peer has sent.
+        """Close an fd that a peer has sent, or a connection that may hold some.
 
-        In a thread: the file system behind it may want to be told of it, and hang.
+        In a thread that nobody waits for: the file system behind it may want to be told
+        of it, and hang.
         """
-        if self._nursery is None:
-            os.close(fd)
-        else:
-            self._nursery.start_soon(self._discard, fd)
-
-    async def _discard(self, fd: int) -> None:
-        await trio.to_thread.run_sync(
-            os.close, fd, abandon_on_cancel=True, limiter=self._closing
-        )
+        trio.lowlevel.start_thread_soon(partial(os.close, fd), _ignore)
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""
@@ -205,3 +193,8 @@ class Server:
         for session in list(self.sessions.values()):
             if session.peer.negotiated:
                 session.peer.send(event)
+
+
+def _ignore(_: object) -> None:
+    # What close(2) says of an fd that nobody wanted.
+    pass

@@ -138,6 +138,8 @@ class Session:
         )
         self._fdnames: Final[dict[str, OpenFile]] = {}
         self.notifiers: Final[dict[int, Registration]] = {}
+        # Whether the peer can answer no events any more.
+        self._is_silent = False
         # Files to whose pages this peer has references, each kept open by that.
         self._referred: Final[dict[InaccessibleFile, OpenFile]] = {}
         # How many pages these are, each counted as often as it has been got.
@@ -190,6 +192,7 @@ class Session:
 
     def _silenced(self) -> None:
         """The peer will not answer any more: nobody may wait for it."""
+        self._is_silent = True
         while self.notifiers:
             _, registration = self.notifiers.popitem()
             registration.opened.file.notifiers.drop(registration)
@@ -304,6 +307,8 @@ class Session:
     async def _register_notifier(
         self, command: messages.RegisterNotifier
     ) -> messages.Notifier:
+        if self._is_silent:
+            raise OSError(errno.ESHUTDOWN, "nobody is left to answer events")
         limit = self.server.policy.limits.notifiers
         if len(self.notifiers) >= limit:
             raise OSError(

@@ -85,6 +85,8 @@ class Namespace(Inodes):
         names = [name for name in path.split(b"/") if name not in (b"", b".")]
         if b".." in names:
             raise OSError(errno.EINVAL, "a path from the root has no ..")
+        if b"\0" in path:
+            raise OSError(errno.EINVAL, "a path has no NUL")
         node = self.root
         try:
             for name in names:

@@ -38,6 +38,12 @@ SHORT_BYTES: Final = 128 << 20
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
 
+_PAGES_A_TURN: Final = 4096
+"""So many pages can be got at once: each may be an extent."""
+
+_EXTENTS_A_TURN: Final = 512
+"""How many extents are marked as punched before other tasks get a turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shim:
@@ -55,6 +61,9 @@ class Shim:
     ack_seconds: float = 10.0
     # Files with a long operation under way; see InaccessibleFile.wait_idle.
     busy_files: set[InaccessibleFile] = field(default_factory=set)
+    # Called when there is no space: waits for memory that is on its way back, and says
+    # whether there was any.
+    more_space: Callable[[], Awaitable[bool]] | None = None
 
 
 class InaccessibleFile:
@@ -282,15 +291,22 @@ class InaccessibleFile:
         end = (offset + length) // self.page_size
         if length <= self._quick_bytes:
             removed, moved = memory.punch(start, end, punch)
-        else:
-            self._begin_long()
-            try:
-                removed, moved = await trio.to_thread.run_sync(
-                    memory.punch, start, end, punch
-                )
-            finally:
-                self._end_long()
-        memory.record(removed, moved)
+            memory.record(removed, moved)
+            return moved
+        self._begin_long()
+        try:
+            removed, moved = await trio.to_thread.run_sync(
+                memory.punch, start, end, punch
+            )
+            # All of it, whatever ends this task; and before anything can be fetched
+            # again, which would be taken for what has gone.
+            with trio.CancelScope(shield=True):
+                for at in range(0, len(removed), _EXTENTS_A_TURN):
+                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
+                    await trio.lowlevel.checkpoint()
+            memory.record((), moved)
+        finally:
+            self._end_long()
         return moved
 
     # --- page frames -------------------------------------------------------------
@@ -314,16 +330,38 @@ class InaccessibleFile:
             memory = self._memory_of(start, end)
             self._begin_long()
             try:
-                extents, moved = await trio.to_thread.run_sync(memory.fetch, start, end)
+                extents, moved = await self._fetch(memory, start, end)
+                memory.record((), moved)
+                # Nothing can be punched meanwhile; and what has been got is got,
+                # whatever ends this task.
+                with trio.CancelScope(shield=True):
+                    for at in range(0, len(extents), _EXTENTS_A_TURN):
+                        memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
+                        await trio.lowlevel.checkpoint()
             finally:
                 self._end_long()
-            return self._got(memory, holder, extents, moved)
+            return extents, moved
         return got
+
+    async def _fetch(
+        self, memory: Memory, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        try:
+            return await trio.to_thread.run_sync(memory.fetch, start, end)
+        except OSError as exc:
+            more_space = self._shim.more_space
+            if exc.errno != errno.ENOSPC or more_space is None:
+                raise
+            if not await more_space():
+                raise
+        return await trio.to_thread.run_sync(memory.fetch, start, end)
 
     def get_pfns_now(
         self, holder: Hashable, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]] | None:
         """The same at once; None if that takes more time than the trio loop has."""
+        if end - start > _PAGES_A_TURN:
+            return None
         if self.memory is not None:
             known = self.memory.known(start, end)
             if known is not None:
@@ -332,15 +370,12 @@ class InaccessibleFile:
         if self._busy or (end - start) * self.page_size > QUICK_FETCH_BYTES:
             return None
         memory = self._memory_of(start, end)
-        return self._got(memory, holder, *memory.fetch(start, end))
-
-    def _got(
-        self,
-        memory: Memory,
-        holder: Hashable,
-        extents: list[Extent],
-        moved: list[Extent],
-    ) -> tuple[list[Extent], list[Extent]]:
+        try:
+            extents, moved = memory.fetch(start, end)
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC and self._shim.more_space is not None:
+                return None
+            raise
         # In this order, and before anything else runs: what has moved is no more, and
         # what is here now may be punched by the next task.
         memory.record((), moved)

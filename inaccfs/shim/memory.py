@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.counters import Counters
     from inaccfs.shim.frames import Extent, Frames, FrameSource
 
+
 class Memory:
     """The fetched pages of one file. Offsets, starts and ends are pages of the file."""
 

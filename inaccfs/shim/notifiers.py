@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.counters import Counters
 
+
 class Notifier(Protocol):
     """struct inaccessible_notifier: who is told. Neither method may block or raise."""
 
@@ -55,6 +56,9 @@ class Notifiers:
         self._sequences: Final = itertools.count(1)
         # Those that have been told and have not answered yet, each with what.
         self._waiting: dict[Notifier, int] = {}
+        # Those whose unregistration waits for the end of an invalidation. They are told
+        # nothing more: who has unregistered in a callback cannot answer.
+        self._leaving: set[Notifier] = set()
         # Set when the last of them has answered. Made anew for each event.
         self._answered = trio.Event()
 
@@ -80,6 +84,7 @@ class Notifiers:
         Counts as the notifier's answer: it may be called in its callback, and would
         wait for itself otherwise.
         """
+        self._leaving.add(notifier)
         if notifier in self._waiting:
             self._forget(notifier)
         try:
@@ -87,6 +92,7 @@ class Notifiers:
                 pass
         finally:
             # Also when cancelled: the caller has given it up.
+            self._leaving.discard(notifier)
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
@@ -125,15 +131,15 @@ class Notifiers:
 
         To be called inside `fixed`. The silent are evicted after the time allowed.
         """
-        if not self._registered:
+        told = [one for one in self._registered if one not in self._leaving]
+        if not told:
             return
         sequence = next(self._sequences)
         self._counters.invalidations += 1
-        self._counters.events += len(self._registered)
+        self._counters.events += len(told)
         self._answered = trio.Event()
-        self._waiting = dict.fromkeys(self._registered, sequence)
-        # A copy: one that cannot be told goes at once.
-        for notifier in list(self._registered):
+        self._waiting = dict.fromkeys(told, sequence)
+        for notifier in told:
             notifier.tell(event, start, end, sequence)
         with trio.move_on_after(self._ack_seconds):
             await self._answered.wait()

@@ -433,6 +433,18 @@ def test_a_daemon_that_is_stopped_is_told(
         os.kill(mount.pid, signal.SIGCONT)
 
 
+def test_limits_are_told_to_whom_they_meet() -> None:
+    """Who has notifiers is two peers."""
+    with support.mounted(options="limit=peers=1") as mount:
+        support.new_file(mount.path / "guest0", MIB)
+        with inaccfs.connect(mount.path) as shim:
+            with pytest.raises(ConnectionLostError, match="1 peers are connected"):
+                inaccfs.connect(mount.path)
+            with pytest.raises(ConnectionLostError, match="--limit peers"):
+                shim.file("/guest0").register_notifier(lambda *_: None)
+            assert shim.file("/guest0").query().notifiers == 0
+
+
 def test_what_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
     for path in (mount.path / "guest0", mount.path.parent, mount.path / "none"):
         with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):

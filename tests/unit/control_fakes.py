@@ -7,6 +7,7 @@ tmpfs is the mount's file system.
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -108,6 +109,8 @@ class FakeFrames:
         self.at: dict[int, int] = {}
         self.freed: list[tuple[int, int]] = []
         self.closed = False
+        # Whether the backing has no space.
+        self.full = False
         # Pages that turn out to have moved by the next punch or fetch, and whereto.
         self.moves: dict[int, int] = {}
 
@@ -140,6 +143,8 @@ class FakeFrames:
         return moved
 
     def fetch(self, start: int, end: int) -> Fetched:
+        if self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         syscalls.fallocate(self.fd, 1, start * PAGE, (end - start) * PAGE)
         moved = self._move()
         for page in range(start, end):

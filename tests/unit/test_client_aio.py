@@ -250,7 +250,7 @@ async def test_more_is_sent_than_there_is_room_for(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
     """And who is cancelled then has not cut a message."""
-    shim, _ = both
+    shim, peer = both
     busy, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -277,7 +277,8 @@ async def test_more_is_sent_than_there_is_room_for(
             cancelled.cancel_scope.cancel()
         go_on.set()
     assert found == [Pfn(1001, 0)] * 200
-    assert not shim._connection._unsent
+    for _ in found:
+        assert (await next_of(peer, PutPfn)).pfn == 1001
 
 
 # --- cancellation -----------------------------------------------------------------

@@ -130,6 +130,7 @@ async def test_a_path_begins_at_the_root(control: Control) -> None:
             "/": "EINVAL",
             "/link": "ELOOP",
             "/dir/../guest": "EINVAL",
+            "/a\0b": "EINVAL",
             "nothing": "ENOENT: no fdname 'nothing'",
         }.items():
             assert error in await peer.do("query-file", file=path), path

@@ -184,3 +184,79 @@ async def test_a_bug_in_a_command_ends_nothing(
         assert "EIO: a bug" in await peer.do("query-files")
         assert "return" in await peer.ask('{"execute": "query-version"}')
     assert "bug in the command query-files" in caplog.text
+
+
+async def test_a_peer_that_hangs_up_with_commands_unread_leaves_nothing_open(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first reply finds nobody there; what follows must not be begun."""
+    node = control.make("guest", 2000)
+    for _ in range(20):
+        async with control.peer() as peer:
+            line = peer.line("get-pfn", file="/guest", offset=0, count=500) + "\n"
+            await peer.send('{"execute": "query-version"}\n' * 100 + line * 100)
+        await control.gone()
+        assert node.opens == 1
+    assert caplog.text == ""
+
+
+async def test_a_peer_that_is_not_read_from_and_dies_holds_up_no_punch(
+    control: Control,
+) -> None:
+    node = control.make("guest", 4)
+    assert node.file is not None
+    async with trio.open_nursery() as nursery, control.peer() as peer:
+        await peer.do("register-notifier", file="/guest")
+        nursery.start_soon(node.file.fallocate, 3, 0, 4096, trio.Event())
+        await peer.event()
+        register = peer.line("register-notifier", file="/guest") + "\n"
+        await peer.send(register * (2 * _WAITING_COMMANDS))
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = control.server.sessions.values()
+        assert session.peer._paused
+    assert not node.file.notifiers
+
+
+async def test_nothing_is_registered_for_a_peer_that_has_said_its_last(
+    control: Control,
+) -> None:
+    control.make("guest", 4)
+    control.daemon.may_tell_status = trio.Event()
+    async with control.peer() as peer:
+        await peer.send('{"execute": "query-status"}\n')
+        await peer.send(peer.line("register-notifier", file="/guest") + "\n")
+        await control.daemon.status_asked.wait()
+        await peer.stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked()
+        control.daemon.may_tell_status.set()
+        assert "return" in await peer.answer()
+        assert "ESHUTDOWN" in (await peer.answer())["error"]["desc"]
+
+
+async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
+    control: Control,
+) -> None:
+    """As an allocation does: closing a large file takes a while."""
+    node = control.make("guest", 4)
+    asked: list[bool] = []
+    freed = trio.Event()
+
+    async def more_space() -> bool:
+        asked.append(True)
+        await freed.wait()
+        return len(asked) == 1
+
+    object.__setattr__(control.server.shim, "more_space", more_space)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0)
+        control.frames.opened[0].full = True
+        await peer.send(peer.line("get-pfn", file="/guest", offset=1) + "\n")
+        while not asked:  # noqa: ASYNC110 - a thread comes first
+            await trio.sleep(0.001)
+        control.frames.opened[0].full = False
+        freed.set()
+        assert "pfn" in (await peer.answer())["return"]
+        control.frames.opened[0].full = True
+        assert "ENOSPC" in await peer.do("get-pfn", file="/guest", offset=2)
+    await control.gone()
+    assert node.opens == 1

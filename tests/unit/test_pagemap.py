@@ -156,6 +156,28 @@ def test_a_hole_is_allocated_and_no_page_more(file: File) -> None:
     assert file.allocated == 4096
 
 
+@pytest.mark.parametrize("beyond", [0, 100], ids=["", "and more past the end"])
+@pytest.mark.parametrize("holes", [[], [0], [2000], [4095], [5, 6, 7]], ids=str)
+def test_a_file_is_allocated_only_where_it_has_holes(
+    file: File, monkeypatch: pytest.MonkeyPatch, holes: list[int], beyond: int
+) -> None:
+    keep_size = syscalls.FALLOC_FL_KEEP_SIZE
+    syscalls.fallocate(file.fd, keep_size, 0, (4096 + beyond) * PAGE)
+    for page in holes:
+        file.bare_punch(page, page + 1)
+    calls = []
+    fallocate = syscalls.fallocate
+
+    def counted(*arguments: int) -> None:
+        calls.append(arguments)
+        fallocate(*arguments)
+
+    monkeypatch.setattr(syscalls, "fallocate", counted)
+    file.fetch(0, 4096)
+    assert bool(calls) == bool(holes)
+    assert file.allocated == 4096 + beyond
+
+
 def test_what_is_known_needs_no_system_call(file: File) -> None:
     fetched = file.fetch(100, 3000)
     file.fetch(3001, 3002)

@@ -105,6 +105,21 @@ def test_it_is_a_dict_of_all_its_places(
     assert tested.gaps(start, end) == [one[:2] for one in as_ranges(outside)]
 
 
+@pytest.mark.parametrize("step", [1, -1, 7])
+def test_blocks_come_and_go(step: int) -> None:
+    tested = RangeMap[int]()
+    # 41 is prime, so this comes to each place once.
+    order = [at * step % 41 for at in range(41)]
+    for at in order:
+        tested.set(2 * at, 2 * at + 1, at)
+    left = set(order)
+    for at in order:
+        tested.delete(2 * at, 2 * at + 1)
+        left.remove(at)
+        assert [tested.get(2 * one) for one in left] == list(left)
+    assert not tested
+
+
 def test_a_change_does_not_reach_what_was_given_out() -> None:
     tested = RangeMap[str]()
     tested.set(0, 10, "a")

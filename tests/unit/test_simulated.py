@@ -262,6 +262,18 @@ def test_a_folio_has_no_page_that_has_a_frame(backing: Backing) -> None:
         ]
 
 
+def test_folios_grow_with_the_alignment(backing: Backing) -> None:
+    with file_of(backing, 2 * HUGE) as file:
+        file.fetch(0, 1)
+        for _, pfn, count, _ in file.punch(1, 2 * HUGE).removed:
+            file.frames.free(pfn, count)
+        extents = file.fetch(1, 2 * HUGE)
+        assert [(one.count, one.order) for one in extents] == [
+            *[(1 << order, order) for order in range(9)],
+            (HUGE, 9),
+        ]
+
+
 def test_the_order_is_limited(backing: Backing) -> None:
     with file_of(backing, 64, order=0) as file:
         assert file.fetch(3, 5) == [Extent(3, FIRST_PFN, 2, 0)]
@@ -407,7 +419,7 @@ def test_files_share_the_memory(backing: Backing) -> None:
 
 def test_a_large_page_is_a_folio(backing: Backing) -> None:
     """As of a hugetlbfs: the page is what is counted, and it is never split."""
-    source = SimulatedSource(SimulatedMemory(size=16 * MIB, order=0))
+    source = SimulatedSource(SimulatedMemory(size=16 * MIB))
     fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=backing.root)
     os.ftruncate(fd, 16 * MIB)
     opened = source.open(fd, 2 * MIB)
