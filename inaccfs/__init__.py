@@ -9,6 +9,7 @@ The ladder of the package, each importing only what stands above it:
     fuse                 mounting, the wire, the channel, the namespace
     control              the control socket: messages and server
     client               the other end of it: inaccfs.connect(), inaccfs.client.aio
+    kvm                  the simulated KVM, an ordinary client
     daemon               one mount and its trio loop
     launch, cli          starting a daemon from another process, and the command
 """

@@ -297,11 +297,11 @@ class File:
 
         Callbacks run in a thread of the client, one at a time. They may use the client,
         whose commands wait for those of other threads, and may unregister notifiers; to
-        register one in a callback is EDEADLK. A callback must not change the same file through the mount
-        (fallocate(2), truncate(2)): it would wait in the kernel for the very call that
-        waits for it, until the daemon's --ack-timeout disconnects this client's
-        notifiers. Nor may the thread that punches keep what the callback needs, the
-        interpreter included: `ctypes.PyDLL` calls do.
+        register one in a callback is EDEADLK. A callback must not change the same file
+        through the mount (fallocate(2), truncate(2)): it would wait in the kernel for
+        the very call that waits for it, until the daemon's --ack-timeout disconnects
+        this client's notifiers. Nor may the thread that punches keep what the callback
+        needs, the interpreter included: `ctypes.PyDLL` calls do.
 
         A callback that raises is logged and counts as having returned; `unregister`,
         or else `Client.close`, raises the exception, the first if there are more.

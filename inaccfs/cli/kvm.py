@@ -1,0 +1,329 @@
+"""inaccfs kvm: the simulated KVM, for scripts, for people to look at, under stress."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import shutil
+import sys
+import traceback
+import types
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs import launch
+from inaccfs.errors import InaccfsError, MountError
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Iterator, Sequence
+
+    from inaccfs.client import Client
+    from inaccfs.kvm.stress import Report
+    from inaccfs.status import Status
+
+_BAR: Final = 24
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand, and its own."""
+    parser = commands.add_parser(
+        "kvm",
+        help="a simulated VM: run a script with one, see one, put one under stress",
+        description="The simulated KVM as a client of a mount. Without a mount to use "
+        "it makes a private one for itself, which goes with it.",
+    )
+    own = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(own)
+    demo = own.add_parser(
+        "demo",
+        help="show a guest fault in, convert, and lose memory",
+        description="Boots nothing, but shows a guest fault its memory in, convert a "
+        "page, lose some to a punch and fault it in again, with maps of its pages.",
+    )
+    demo.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    demo.set_defaults(run=_demo)
+    _add_stress(own)
+
+
+def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a Python script with a VM at hand",
+        description="Runs a Python script that has vm (a VM without slots), shim (the "
+        "client that it is made with), mount, and all names of inaccfs.kvm.",
+    )
+    parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
+    parser.add_argument(
+        *("-o", "--options"),
+        metavar="OPT[,OPT]",
+        action="append",
+        default=[],
+        help="of the private mount, as inaccfs mount -o has them: size=1g,huge=always",
+    )
+    parser.add_argument("script", metavar="SCRIPT.py")
+    parser.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER)
+    parser.set_defaults(run=_run, parser=parser)
+
+
+def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
+    parser = commands.add_parser(
+        "stress",
+        help="vCPUs and punches at random, and then every invariant",
+        description="vCPUs write and read stamps at random, while other threads punch, "
+        "convert, allocate, and make and delete slots. What was read, what is mapped, "
+        "references, notifiers and counts are checked. Status 1 if anything is wrong.",
+    )
+    for name, metavar, kind, default, told in (
+        ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
+        ("--vcpus", "M", _number(1), 4, "default 4"),
+        ("--punchers", "K", _number(0), 2, "threads that take memory away; default 2"),
+        ("--seed", "S", _number(0), None, "what each thread does; default: any"),
+    ):
+        parser.add_argument(
+            name, metavar=metavar, type=kind, default=default, help=told
+        )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
+    parser.set_defaults(run=_stress)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {least} or more")
+        return int(text)
+
+    return number
+
+
+# --- the mount ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A mount that was there before: an `inaccfs.Mount` without the process."""
+
+    path: Path
+    pid: int
+    control: Path
+    log: Path | None
+
+    def status(self) -> Status:
+        """What the mount says of itself now."""
+        return launch.read_status(str(self.path))
+
+
+@contextmanager
+def _mount(
+    mountpoint: str | None, options: Sequence[str] = ()
+) -> Iterator[tuple[_Given | launch.Mount, Client]]:
+    """The mount at *mountpoint*, or a private one with *options*; and a client."""
+    from inaccfs.client import connect
+
+    if mountpoint is None:
+        with launch.mounted(options=options) as own, connect(own.control) as shim:
+            yield own, shim
+        return
+    status = launch.read_status(mountpoint)
+    with connect(mountpoint) as shim:
+        yield (
+            _Given(
+                Path(status.mountpoint),
+                status.pid,
+                Path(status.control or ""),
+                None if status.log is None else Path(status.log),
+            ),
+            shim,
+        )
+
+
+@contextmanager
+def _roomy_mount(mountpoint: str | None, pages: int) -> Iterator[Client]:
+    """A client of a mount that has room for *pages* of 4 KiB, and shows them.
+
+    A private one has huge pages, where the kernel gives any.
+    """
+    with _mount(mountpoint, ["huge=always"] if _has_huge_pages() else []) as (
+        mount,
+        shim,
+    ):
+        found = os.statvfs(mount.path)
+        if found.f_bavail * found.f_frsize < pages << 12:
+            raise MountError(
+                f"{mount.path} has not the {pages >> 8} MiB that this needs"
+            )
+        fd = shim.memfd_create("kvm-probe", size=found.f_frsize)
+        try:
+            with shim.file(fd) as file:
+                os.close(file.get_memory())
+        except PermissionError:
+            raise MountError(
+                f"{mount.path} gives the memory of guests to nobody "
+                "(--no-guest-access), or not to you: use another mount"
+            ) from None
+        finally:
+            os.close(fd)
+        yield shim
+
+
+def _has_huge_pages() -> bool:
+    return os.geteuid() == 0 and os.path.isdir("/sys/kernel/mm/transparent_hugepage")
+
+
+# --- run ------------------------------------------------------------------------------
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a script; return its exit status."""
+    if args.mount is not None and args.options:
+        args.parser.error("-o is for the private mount: leave it out, or --mount")
+    try:
+        source = Path(args.script).read_bytes()
+    except OSError as exc:
+        raise InaccfsError(f"cannot read {args.script}: {exc.strerror}") from None
+    from inaccfs import kvm
+
+    with _mount(args.mount, args.options) as (mount, shim), kvm.VM(shim) as vm:
+        names = {name: getattr(kvm, name) for name in kvm.__all__}
+        names |= {"vm": vm, "shim": shim, "mount": mount}
+        return _execute(args.script, source, names, args.args)
+
+
+def _execute(
+    script: str, source: bytes, names: dict[str, object], arguments: list[str]
+) -> int:
+    """Run *source* as Python runs the script that it is of."""
+    module = types.ModuleType("__main__")
+    vars(module).update(names, __file__=script, __builtins__=__builtins__)
+    before = sys.argv, sys.path, sys.modules["__main__"]
+    sys.argv = [script, *arguments]
+    sys.path = [os.path.dirname(os.path.abspath(script)), *sys.path]
+    sys.modules["__main__"] = module
+    try:
+        exec(compile(source, script, "exec"), vars(module))
+    except SystemExit as exc:
+        return _status(exc.code)
+    except Exception as exc:
+        # From the script on: how it got there is of no use to its author.
+        own = exc.__traceback__.tb_next if exc.__traceback__ else None
+        traceback.print_exception(exc.with_traceback(own))
+        return 1
+    finally:
+        sys.argv, sys.path, sys.modules["__main__"] = before
+    return 0
+
+
+def _status(code: object) -> int:
+    """What `sys.exit(code)` means."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
+
+
+# --- demo -----------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from inaccfs.kvm import demo
+
+    # See no-color.org.
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    with _roomy_mount(args.mountpoint, demo.PAGES) as shim:
+        demo.run(shim, print, colour=colour)
+    return 0
+
+
+# --- stress ---------------------------------------------------------------------------
+
+
+def _stress(args: argparse.Namespace) -> int:
+    from inaccfs.kvm import stress, world
+
+    seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
+    plan = stress.Plan(args.seconds, args.vcpus, args.punchers, seed)
+    with _roomy_mount(args.mountpoint, world.FILE_PAGES) as shim:
+        progress = _Progress(plan.seconds)
+        try:
+            report = stress.run(shim, plan, progress)
+        finally:
+            progress.clear()
+    print(_summary(report))
+    return int(bool(report.violations))
+
+
+class _Progress:
+    """A bar on the terminal, if standard error is one."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds: Final = seconds
+        self._shown: Final = sys.stderr.isatty()
+
+    def __call__(self, now: float, counts: Counter[str]) -> None:
+        if not self._shown:
+            return
+        done = min(round(now / self._seconds * _BAR), _BAR)
+        bar = "#" * done + "-" * (_BAR - done)
+        text = (
+            f"[{bar}] {now:.0f}/{self._seconds:g} s, {counts['accesses']:,} accesses, "
+            f"{counts['punches']:,} punches"
+        )
+        columns = shutil.get_terminal_size().columns
+        print(f"\r{text[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Leave the line as if nothing had been there."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _deeds(counts: Counter[str]) -> str:
+    told = {
+        "punches": "punches",
+        "conversions": "conversions",
+        "allocations": "allocations",
+        "prefaults": "pre-faults",
+        "slots": "slots made or deleted",
+    }
+    return ", ".join(f"{counts[name]:,} {what}" for name, what in told.items())
+
+
+def _summary(report: Report) -> str:
+    plan, counts, stats = report.plan, report.counts, report.stats
+    work = f"{plan.vcpus} vCPUs, {plan.punchers} punchers, seed {plan.seed}"
+    lines = [
+        f"{report.seconds:.1f} s in {report.rounds} rounds: {work}",
+        f"guests     {counts['accesses']:,} accesses, {counts['exits']:,} exits",
+        f"host       {_deeds(counts)}",
+    ]
+    if stats is not None:
+        lines.append(
+            f"KVM        {stats.faults:,} faults, {stats.retries:,} retries, "
+            f"{stats.spurious:,} spurious, {stats.invalidations:,} invalidations; "
+            f"mapped {stats.installed.pages_4k:,} x 4 KiB, "
+            f"{stats.installed.pages_2m:,} x 2 MiB"
+        )
+    race = (
+        "the semantics' own race" if report.order == "after" else "not to be expected"
+    )
+    lines += [
+        f"semantics  {report.semantics}: invalidates {report.order} removal",
+        f"stale uses in the window: {report.stale_uses:,} seen ({race})",
+        f"violations: {len(report.violations) or 'none'}",
+        *(f"  {violation}" for violation in report.violations),
+    ]
+    return "\n".join(lines)

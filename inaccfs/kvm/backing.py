@@ -1,0 +1,162 @@
+"""The files that are the private halves of a VM's slots.
+
+A file is opened once a VM, however many slots have it, and its memory is mapped once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.kvm.memory import FileMemory
+from inaccfs.kvm.uapi import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterable
+
+    from inaccfs.kvm.shim import Shim, ShimFile
+
+
+class Frame(NamedTuple):
+    """Where a page of 4 KiB is; a reference is held to what it is a part of."""
+
+    pfn: int
+    order: int
+    # What the reference was given for: on a hugetlbfs the file's page.
+    referenced: int
+
+
+class Frames(NamedTuple):
+    """Where some pages are, in units of 4 KiB."""
+
+    pgoff: int
+    pfn: int
+    pages: int
+    order: int
+
+
+class BackingFile:
+    """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
+
+    def __init__(self, shim: Shim, key: tuple[int, int], fd: int) -> None:
+        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount."""
+        self.key: Final = key
+        # For the VMM, which punches what it converts.
+        self.fd: Final = os.dup(fd)
+        try:
+            self.file: Final[ShimFile] = shim.file(fd)
+            info = self.file.query()
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.ino: Final = info.ino
+        # log2 of how many pages of 4 KiB the file's page has: 9 on a hugetlbfs.
+        self.shift: Final = (info.page_size >> PAGE_SHIFT).bit_length() - 1
+        # How many slots have it. Guarded by slots_lock.
+        self.slots = 0
+        # Guards the next two, over the call that asks for the memory.
+        self._memory_lock: Final = threading.Lock()
+        self._memory: FileMemory | None = None
+        # What a vCPU copies from and to, which reads it without the lock. Replaced by
+        # a longer one only.
+        self.window: mmap.mmap | None = None
+
+    def get_pfn(self, pgoff: int) -> Frame:
+        """Where a page is, and a reference to it; *pgoff* counts 4 KiB."""
+        found = self.file.get_pfn(pgoff >> self.shift)
+        inside = pgoff & (1 << self.shift) - 1
+        return Frame(found.pfn + inside, found.order, found.pfn)
+
+    def put_pfn(self, pfn: int) -> None:
+        """Give back the reference to what `Frame.referenced` tells."""
+        self.file.put_pfn(pfn)
+
+    def get_pfns(self, pgoff: int, pages: int) -> list[Frames]:
+        """Where pages are, and a reference to each of the file's pages.
+
+        There may be more at both ends, on a hugetlbfs.
+        """
+        shift = self.shift
+        first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
+        return [
+            Frames(
+                extent.offset << shift, extent.pfn, extent.count << shift, extent.order
+            )
+            for extent in self.file.get_pfns(first, last - first + 1)
+        ]
+
+    def put_pfns(self, frames: Iterable[Frames]) -> None:
+        """Give back what `get_pfns` has given."""
+        # By frame, and not by place in the file: fewer calls, as what the kernel has
+        # allocated one after the other is often contiguous, but in falling order.
+        start = end = 0
+        for each in sorted(frames, key=lambda frames: frames.pfn):
+            if each.pfn != end:
+                self._put(start, end)
+                start = each.pfn
+            end = each.pfn + each.pages
+        self._put(start, end)
+
+    def _put(self, start: int, end: int) -> None:
+        if end > start:
+            self.file.put_pfn(start, (end - start) >> self.shift)
+
+    def reach(self, end: int) -> None:
+        """Have the memory of the pages up to *end* in the window, if the file has it.
+
+        Raises:
+            OSError: EPERM where the mount refuses get-memory.
+        """
+        size = end << PAGE_SHIFT
+        if self.window is not None and len(self.window) >= size:
+            return
+        with self._memory_lock:
+            if self._memory is None:
+                self._memory = FileMemory(self.file.get_memory())
+            self.window = self._memory.reach(size)
+
+    def close(self) -> None:
+        """Nobody uses it any more."""
+        self.window = None
+        if self._memory is not None:
+            self._memory.close()
+        os.close(self.fd)
+        self.file.close()
+
+
+class BackingFiles:
+    """The files of a VM. Used under slots_lock."""
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim: Final = shim
+        self._files: Final[dict[tuple[int, int], BackingFile]] = {}
+
+    def open(self, fd: int) -> BackingFile:
+        """The file of *fd*, for one more slot.
+
+        Raises:
+            OSError: EINVAL if *fd* is none of this mount, as v8 tells of fget(); the
+                cause is what it really was.
+        """
+        try:
+            found = os.fstat(fd)
+            key = (found.st_dev, found.st_ino)
+            file = self._files.get(key)
+            if file is None:
+                file = self._files[key] = BackingFile(self._shim, key, fd)
+        except OSError as exc:
+            if exc.errno not in (errno.EBADF, errno.EINVAL):
+                raise
+            raise OSError(errno.EINVAL, f"private_fd {fd}: {exc.strerror}") from exc
+        file.slots += 1
+        return file
+
+    def release(self, file: BackingFile) -> None:
+        """A slot has it no more."""
+        file.slots -= 1
+        if not file.slots:
+            del self._files[file.key]
+            file.close()

@@ -1,0 +1,153 @@
+"""`inaccfs kvm demo`: boots nothing, but shows a guest's memory come, change and go."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm import pagemap_view
+from inaccfs.kvm.uapi import (
+    KVM_MEM_PRIVATE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    MemoryFaultExit,
+)
+from inaccfs.kvm.vm import VM
+from inaccfs.kvm.vmm import Vmm
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.client import Client
+    from inaccfs.kvm.stats import Stats
+
+# A huge page, and some that cannot be one.
+PAGES: Final = 640
+_SECRET: Final = b"a guest's secret"
+
+
+class Demo:
+    """A VM of 2.5 MiB, and the story of its memory."""
+
+    def __init__(
+        self, vm: VM, fd: int, show: Callable[[str], object], *, colour: bool
+    ) -> None:
+        """*show* gets one line, or several, at a time."""
+        self._vm: Final = vm
+        self._fd: Final = fd
+        self._vmm: Final = Vmm(vm)
+        self._vcpu: Final = vm.create_vcpu()
+        self._show: Final = show
+        self._colour: Final = colour
+        self._before: Stats = vm.stats
+
+    def tell(self) -> None:
+        """Go through all of it."""
+        self._title("A slot: 640 pages of guest memory, and nothing is there yet")
+        self._map()
+        self._fault_in()
+        self._convert()
+        self._touch_again()
+        self._lose()
+        self._fault_in_again()
+
+    # --- the story --------------------------------------------------------------------
+
+    def _fault_in(self) -> None:
+        self._title("The guest writes to pages 3, 520 and 530 to 559")
+        for page in (3, 520, *range(530, 560)):
+            self._vcpu.write(page << PAGE_SHIFT, _SECRET)
+        self._counted()
+        self._map()
+
+    def _convert(self) -> None:
+        self._title("The guest takes page 8 for shared, and writes to it")
+        try:
+            self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
+        except MemoryFaultExit as exc:
+            self._show(f"exit: {exc}")
+            self._show(
+                "the VMM converts the page, punches its private half, and retries"
+            )
+            self._vmm.handle(exc)
+        self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
+        self._counted()
+        self._map()
+
+    def _touch_again(self) -> None:
+        self._title("The guest touches pages 0 to 63, but for the shared one")
+        self._touch(0, 64)
+        self._counted()
+        self._map()
+
+    def _lose(self) -> None:
+        self._title("The host punches pages 2 to 5 and 540 to 549")
+        for start, pages in ((2, 4), (540, 10)):
+            mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+            fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
+        self._show("fallocate(2) has returned: KVM was told, and has let go of them")
+        self._counted()
+        self._map()
+
+    def _fault_in_again(self) -> None:
+        self._title("The guest reads what it had written")
+        for page in (3, 520, 545, 555):
+            found = self._vcpu.read(page << PAGE_SHIFT, len(_SECRET))
+            told = repr(found) if any(found) else "zeros: the page is a new one"
+            self._show(f"page {page:3}: {told}")
+        self._counted()
+        self._map()
+
+    # --- parts ------------------------------------------------------------------------
+
+    def _touch(self, start: int, end: int) -> None:
+        for gfn in range(start, end):
+            if self._vm.is_private(gfn):
+                self._vcpu.read(gfn << PAGE_SHIFT, 1)
+
+    def _title(self, text: str) -> None:
+        self._show(f"\n\x1b[1m== {text}\x1b[0m" if self._colour else f"\n== {text}")
+
+    def _counted(self) -> None:
+        """What KVM has counted since it was asked last."""
+        before, now = self._before, self._vm.stats
+        self._before = now
+        told = {
+            "faults": now.faults - before.faults,
+            "exits": now.exits - before.exits,
+            "invalidations": now.invalidations - before.invalidations,
+            "mapped by 4 KiB": now.installed.pages_4k - before.installed.pages_4k,
+            "by 2 MiB": now.installed.pages_2m - before.installed.pages_2m,
+            "zapped": sum(now.zapped) - sum(before.zapped),
+        }
+        self._show(
+            ", ".join(f"{name} {count}" for name, count in told.items() if count)
+        )
+
+    def _map(self) -> None:
+        found = pagemap_view.states(self._vm, 0, PAGES)
+        self._show(pagemap_view.render(found, colour=self._colour))
+        self._show(pagemap_view.legend(found, colour=self._colour))
+
+
+def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
+    """Tell the story on a new file of the mount behind *shim*.
+
+    Raises:
+        OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses
+            get-memory; `ControlError`.
+    """
+    with ExitStack() as stack:
+        fd = shim.memfd_create("kvm-demo", size=PAGES * PAGE_SIZE)
+        stack.callback(os.close, fd)
+        vm = stack.enter_context(VM(shim))
+        vm.set_user_memory_region(
+            *(0, 0, PAGES * PAGE_SIZE),
+            private_fd=fd,
+            shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
+            flags=KVM_MEM_PRIVATE,
+        )
+        Demo(vm, fd, show, colour=colour).tell()

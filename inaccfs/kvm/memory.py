@@ -1,0 +1,80 @@
+"""The memory behind the pages, as this process sees it.
+
+A guest's access to a frame is simulated by one to the file's page at that place: this
+process has no access to frames. So through a stale entry a guest reaches the page that
+the file has there now, and not, as in hardware, whoever has got the frame since.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import Final, TypeAlias
+
+from inaccfs.kvm.uapi import PAGE_SIZE
+
+# What the shared half of a slot can be.
+WritableBuffer: TypeAlias = bytearray | memoryview | mmap.mmap
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+def address_of(buffer: WritableBuffer) -> int:
+    """Where a writable buffer begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def resident(buffer: WritableBuffer, first: int, pages: int) -> bytes:
+    """mincore(2): a byte for each page of *buffer* from *first* on, odd if it is there.
+
+    A page of a buffer that is not aligned to pages is that in which it begins.
+    """
+    start = address_of(buffer) // PAGE_SIZE * PAGE_SIZE + first * PAGE_SIZE
+    found = ctypes.create_string_buffer(pages)
+    if pages and _libc.mincore(start, pages * PAGE_SIZE, found):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return found.raw
+
+
+class FileMemory:
+    """A file's memory, mapped once and shared by all slots of a VM that have the file.
+
+    Takes over the fd.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd: Final = fd
+        # All of them: the file's size may grow, and an access be under way in the old.
+        self._maps: Final[list[mmap.mmap]] = []
+
+    def reach(self, size: int) -> mmap.mmap | None:
+        """The mapping, of the first *size* bytes at least if the file has them."""
+        newest = self._maps[-1] if self._maps else None
+        if newest is None or len(newest) < size:
+            available = os.fstat(self._fd).st_size
+            if available > (0 if newest is None else len(newest)):
+                self._maps.append(mmap.mmap(self._fd, available))
+        return self._maps[-1] if self._maps else None
+
+    def close(self) -> None:
+        """Nobody may be in an access any more."""
+        for each in self._maps:
+            each.close()
+        os.close(self._fd)
+
+
+class PlainMemory:
+    """The guest's bytes are the memory's bytes."""
+
+    def read(self, memory: mmap.mmap, position: int, gpa: int, size: int) -> bytes:
+        """Copy bytes out from *position* in the file; the guest has them at *gpa*."""
+        return memory[position : position + size]
+
+    def write(
+        self, memory: mmap.mmap, position: int, gpa: int, data: memoryview
+    ) -> None:
+        """Copy *data* there."""
+        memory[position : position + len(data)] = data

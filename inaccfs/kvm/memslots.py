@@ -1,0 +1,227 @@
+"""Memslots: which guest memory there is, and what is behind it.
+
+Patches 2/8 and 8/8, and __kvm_set_memory_region() of virt/kvm/kvm_main.c. A slot has
+two halves: shared memory, which the VMM has mapped, and private memory, which is in a
+file of the shim.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.kvm.memory import address_of
+from inaccfs.kvm.uapi import (
+    KVM_LPAGE_PRIVATE_SHARED_MIXED,
+    KVM_MEM_MAX_NR_PAGES,
+    KVM_MEM_PRIVATE,
+    KVM_MEM_SLOTS_NUM,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    pages_of_level,
+)
+
+if TYPE_CHECKING:
+    from inaccfs.kvm.attributes import MemoryAttributes
+    from inaccfs.kvm.backing import BackingFile
+    from inaccfs.kvm.memory import WritableBuffer
+
+_U64: Final = 1 << 64
+
+
+class Region(NamedTuple):
+    """struct kvm_userspace_memory_region_ext: what a VMM asks for. Sizes are bytes."""
+
+    slot: int
+    flags: int
+    guest_phys_addr: int
+    memory_size: int
+    shared: WritableBuffer | None
+    private_fd: int
+    private_offset: int
+
+
+@dataclass(eq=False, slots=True)
+class MemorySlot:
+    """A range of guest memory. All but the last two fields are fixed for its life."""
+
+    id: int
+    flags: int
+    # In pages.
+    base_gfn: int
+    npages: int
+    # In bytes.
+    private_offset: int
+    # The shared half; None where the VMM has given none.
+    shared: memoryview | None = field(repr=False)
+    # The private half, where there is KVM_MEM_PRIVATE.
+    backing: BackingFile | None = field(default=None, repr=False)
+    # How many faults look into it. It is not freed before they are through, as the
+    # kernel waits for its SRCU readers. Guarded by mmu_lock.
+    users: int = field(default=0, repr=False)
+    # How many INVALIDATE_STARTs have come without their ends. Changed by callbacks,
+    # of which the client runs one at a time, and read when none runs any more.
+    begun: int = field(default=0, repr=False)
+
+    @property
+    def end_gfn(self) -> int:
+        """The gfn behind the last."""
+        return self.base_gfn + self.npages
+
+    @property
+    def private_pgoff(self) -> int:
+        """Where in the file the slot begins, in pages of 4 KiB."""
+        return self.private_offset >> PAGE_SHIFT
+
+    def pgoff(self, gfn: int) -> int:
+        """Where in the file *gfn* is, in pages of 4 KiB."""
+        return gfn - self.base_gfn + self.private_pgoff
+
+    def gfns(self, start: int, end: int) -> tuple[int, int] | None:
+        """Which gfns the file's pages *start* to *end* are; None if none of them.
+
+        Patch 8/8 first subtracts and then compares, in unsigned numbers: for a range
+        that ends before the slot begins the result is a huge one. So what lies
+        outside has to be rejected first, as Vishal Annapurve found.
+        """
+        base = self.private_pgoff
+        if start >= base + self.npages or end <= base or start >= end:
+            return None
+        return (
+            self.base_gfn + max(start, base) - base,
+            self.base_gfn + min(end, base + self.npages) - base,
+        )
+
+    def disallow_lpage(self, gfn: int, level: int, attributes: MemoryAttributes) -> int:
+        """kvm_lpage_info: not 0 where *gfn* cannot be in a private page of *level*.
+
+        Because the huge page reaches out of the slot, because the slot's place in the
+        file and in the guest are not congruent, or, and then bit 31 is set, because
+        the page is private in part and shared in part (patch 6/8).
+
+        Not considered is the address of the shared half, which the kernel wants
+        congruent, too: it has no say in where private pages are.
+        """
+        pages = pages_of_level(level)
+        first = gfn & -pages
+        if first < self.base_gfn or first + pages > self.end_gfn:
+            return 1
+        if (self.base_gfn ^ self.private_pgoff) & (pages - 1):
+            return 1
+        mixed = attributes.mixed(first, first + pages)
+        return KVM_LPAGE_PRIVATE_SHARED_MIXED if mixed else 0
+
+
+class MemorySlots:
+    """The slots of a VM at one moment. Never changed: a change makes a new one."""
+
+    def __init__(self, slots: tuple[MemorySlot, ...] = ()) -> None:
+        # In the order of gfns; they do not overlap.
+        self.slots: Final = tuple(sorted(slots, key=lambda slot: slot.base_gfn))
+        self._bases: Final = [slot.base_gfn for slot in self.slots]
+
+    def find(self, gfn: int) -> MemorySlot | None:
+        """gfn_to_memslot()."""
+        index = bisect_right(self._bases, gfn)
+        if index:
+            slot = self.slots[index - 1]
+            if gfn < slot.base_gfn + slot.npages:
+                return slot
+        return None
+
+    def by_id(self, number: int) -> MemorySlot | None:
+        """id_to_memslot()."""
+        return next((slot for slot in self.slots if slot.id == number), None)
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether there is a slot somewhere between the gfns."""
+        index = bisect_right(self._bases, end - 1)
+        return index > 0 and self.slots[index - 1].end_gfn > start
+
+    def plus(self, slot: MemorySlot) -> MemorySlots:
+        """These and one more."""
+        return MemorySlots((*self.slots, slot))
+
+    def minus(self, slot: MemorySlot) -> MemorySlots:
+        """These without one."""
+        return MemorySlots(tuple(each for each in self.slots if each is not slot))
+
+
+def check(region: Region, slots: MemorySlots) -> MemorySlot | None:
+    """Refuse what KVM refuses; return the slot to be deleted, or None to create one.
+
+    Raises:
+        OSError: EINVAL; EEXIST where it overlaps another slot. The file is not looked
+            at yet.
+    """
+    _check_numbers(region)
+    old = slots.by_id(region.slot)
+    if not region.memory_size:
+        if old is None:
+            raise _invalid(f"there is no slot {region.slot} to delete")
+        return old
+    if old is not None:
+        # MOVE and FLAGS_ONLY are for slots without a private half; to keep the model
+        # small those cannot be changed either.
+        raise _invalid(f"slot {region.slot} exists: delete it before")
+    _check_private(region)
+    _check_shared(region)
+    first = region.guest_phys_addr >> PAGE_SHIFT
+    if slots.overlaps(first, first + (region.memory_size >> PAGE_SHIFT)):
+        raise FileExistsError(errno.EEXIST, "the range overlaps another slot's")
+    return None
+
+
+def _invalid(text: str) -> OSError:
+    return OSError(errno.EINVAL, text)
+
+
+def _check_numbers(region: Region) -> None:
+    if not 0 <= region.slot < KVM_MEM_SLOTS_NUM:
+        raise _invalid(f"slot {region.slot}: give 0 to {KVM_MEM_SLOTS_NUM - 1}")
+    if region.flags & ~KVM_MEM_PRIVATE:
+        raise _invalid(f"flags {region.flags:#x}: only KVM_MEM_PRIVATE is known")
+    check_range(region.guest_phys_addr, region.memory_size)
+    if region.memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
+        raise _invalid(f"memory_size {region.memory_size:#x} is too much for a slot")
+
+
+def check_range(gpa: int, size: int) -> None:
+    """EINVAL unless these bytes are whole pages of guest memory; *size* may be 0."""
+    if gpa < 0 or size < 0 or (gpa | size) % PAGE_SIZE:
+        raise _invalid(f"gpa {gpa:#x}, size {size:#x}: not aligned to pages")
+    if gpa + size > _U64:
+        raise _invalid(f"gpa {gpa:#x}, size {size:#x}: wraps around")
+
+
+def _check_private(region: Region) -> None:
+    if not region.flags & KVM_MEM_PRIVATE:
+        # The kernel does not even read it; here it is more likely a slip.
+        if region.private_fd != -1 or region.private_offset:
+            raise _invalid("private_fd and private_offset need KVM_MEM_PRIVATE")
+        return
+    offset = region.private_offset
+    if region.private_fd < 0:
+        raise _invalid("KVM_MEM_PRIVATE needs a private_fd")
+    if offset < 0 or offset % PAGE_SIZE:
+        raise _invalid(f"private_offset {offset:#x} is not aligned to pages")
+    if offset + region.memory_size > _U64:
+        raise _invalid(f"private_offset {offset:#x} wraps around")
+
+
+def _check_shared(region: Region) -> None:
+    if region.shared is None:
+        return
+    view = memoryview(region.shared)
+    if view.readonly or not view.c_contiguous:
+        raise _invalid("the shared memory must be writable and in one piece")
+    if view.nbytes < region.memory_size:
+        raise _invalid(
+            f"the shared memory has {view.nbytes} of {region.memory_size} bytes"
+        )
+    # What Python has allocated is nowhere aligned to pages, and has none of its own.
+    if isinstance(view.obj, mmap.mmap) and address_of(view) % PAGE_SIZE:
+        raise _invalid("the shared memory does not begin at a page")

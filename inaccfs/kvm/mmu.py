@@ -1,0 +1,203 @@
+"""The secondary MMU of a VM: mmu_lock, and what it guards.
+
+Locks, from the outside in:
+
+1. slots_lock (`VM`): changes of slots and attributes. Held over client calls.
+2. mmu_lock: the page table, the retry protocol, the attributes, the counters, and who
+   uses a slot. Never held over a client call: the daemon may be waiting for a callback
+   that wants it.
+3. a vCPU's guest_mode: held while it walks and copies. Whoever has it takes no other
+   lock (but the cipher's, which is held for nothing else), and asks nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from copy import deepcopy
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.attributes import MemoryAttributes
+from inaccfs.kvm.invalidation import Invalidation
+from inaccfs.kvm.pagetable import PageTable
+from inaccfs.kvm.stats import Counters, add
+from inaccfs.kvm.uapi import (
+    PG_LEVEL_2M,
+    PG_LEVEL_4K,
+    level_of_order,
+    pages_of_level,
+)
+
+if TYPE_CHECKING:
+    from inaccfs.kvm.memslots import MemorySlot
+    from inaccfs.kvm.pagetable import ByLevel
+
+# Only so that a fault asks the daemon again whether it is still there.
+_PATIENCE: Final = 1.0
+
+
+class Mmu:
+    """Methods whose names begin with an underscore want mmu_lock to be held."""
+
+    def __init__(self, *, default_private: bool) -> None:
+        self.lock: Final = threading.Lock()
+        # An invalidation has ended, or a slot is used no more.
+        self.changed: Final = threading.Condition(self.lock)
+        self.invalidation: Final = Invalidation()
+        self.table: Final = PageTable()
+        self.attributes: Final = MemoryAttributes(default_private=default_private)
+        self.counters: Final = Counters()
+        # The locks of the vCPUs that are in the guest; see `flush`.
+        self.guest_modes: Final[list[threading.Lock]] = []
+
+    # --- zapping ----------------------------------------------------------------------
+
+    def zap(self, start: int, end: int) -> None:
+        """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is under way.
+
+        Faults that have looked something up before cannot install it any more.
+        """
+        with self.lock:
+            self.invalidation.begin(start, end)
+            self.zap_locked(start, end)
+            self.end_locked()
+
+    def begin(self, start: int, end: int) -> None:
+        """Zap, and keep faults out until `end`."""
+        with self.lock:
+            self.invalidation.begin(start, end)
+            self.zap_locked(start, end)
+
+    def end(self) -> None:
+        """What the last unended `begin` has announced is over."""
+        with self.lock:
+            self.end_locked()
+
+    def zap_locked(self, start: int, end: int) -> None:
+        """Unmap, and wait for those who may still be using it. With mmu_lock."""
+        counters = self.counters
+        zapped = self.table.zap(start, end)
+        counters.zaps += 1
+        if any(zapped):
+            add(counters.zapped, zapped)
+            self.flush()
+
+    def end_locked(self) -> None:
+        """`end`, with mmu_lock."""
+        self.invalidation.end()
+        self.changed.notify_all()
+
+    def flush(self) -> None:
+        """kvm_flush_remote_tlbs(): no vCPU uses what has been zapped any more.
+
+        A vCPU has no TLB; it walks the table anew at each access. So it is enough that
+        each has been out of guest mode once since. With mmu_lock, or without.
+        """
+        for mode in self.guest_modes:
+            with mode:
+                pass
+
+    def convert(self, start: int, end: int, *, private: bool) -> None:
+        """Change attributes, and unmap what they are about. Patch 5/8.
+
+        v8 stores first and zaps then, without begin and end: a fault that looked before
+        would install what is private no more. As in mainline the whole is bracketed.
+        """
+        with self.lock:
+            self.invalidation.begin(start, end)
+            if self.attributes.set(start, end, private=private):
+                self.counters.conversions += 1
+                self.zap_locked(start, end)
+                # Also if there was nothing to zap: shared memory has no entries.
+                self.flush()
+            self.end_locked()
+
+    # --- installing -------------------------------------------------------------------
+
+    def wait(self, start: int, end: int) -> None:
+        """Wait while an invalidation may concern these gfns. (KVM just faults again.)
+
+        Not for ever: the end never comes of what a daemon has begun that has died.
+        """
+        with self.lock:
+            self.changed.wait_for(
+                lambda: not self.invalidation.covers(start, end), _PATIENCE
+            )
+
+    def level_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> int:
+        """How large a mapping of *gfn* can be. With mmu_lock.
+
+        That makes it safe against conversions of the gfns around, which no retry of
+        this fault would notice: the attributes change under the same lock.
+        """
+        level = level_of_order(order)
+        while level > PG_LEVEL_4K and (
+            (gfn ^ pfn) & pages_of_level(level) - 1
+            or slot.disallow_lpage(gfn, level, self.attributes)
+        ):
+            level -= 1
+        return level
+
+    def install_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> None:
+        """Map what a fault has found. With mmu_lock, after `Invalidation.retry`."""
+        old = self.table.walk(gfn)
+        level = self.level_locked(slot, gfn, pfn, order)
+        if old is not None and old.pfn == pfn and old.level >= level:
+            self.counters.spurious += 1
+            return
+        pages = pages_of_level(level)
+        first = gfn & -pages
+        if old is not None or level > PG_LEVEL_4K:
+            self._drop(first, first + pages)
+        if level == PG_LEVEL_4K:
+            self.table.map_pages(gfn, pfn, 1)
+        else:
+            self.table.map_huge(first, pfn & -pages, level)
+        self.counters.installed[level - 1] += 1
+
+    def install_run_locked(
+        self, slot: MemorySlot, gfn: int, pfn: int, pages: int, order: int
+    ) -> None:
+        """Map frames that are contiguous, of folios of one order. With mmu_lock."""
+        end = gfn + pages
+        while gfn < end:
+            level = self.level_locked(slot, gfn, pfn, order)
+            if level > PG_LEVEL_4K:
+                stop = (gfn & -pages_of_level(level)) + pages_of_level(level)
+                self.install_locked(slot, gfn, pfn, order)
+            else:
+                stop = end
+                if order >= level_order(PG_LEVEL_2M):
+                    stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
+                self._map_pages(gfn, pfn, stop - gfn)
+            gfn, pfn = stop, pfn + stop - gfn
+
+    def _map_pages(self, gfn: int, pfn: int, count: int) -> None:
+        before = self.table.map_pages(gfn, pfn, count)
+        if before:
+            # They may have been of stale frames.
+            self.flush()
+        self.counters.spurious += before
+        self.counters.installed[0] += count - before
+
+    def _drop(self, start: int, end: int) -> None:
+        """Make room for another mapping: a smaller one, or one to a stale frame."""
+        dropped = self.table.zap(start, end)
+        if any(dropped):
+            add(self.counters.zapped, dropped)
+            self.flush()
+
+    # --- looking ----------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[Counters, ByLevel, int]:
+        """What is counted, what is mapped, and how much is in progress."""
+        with self.lock:
+            return (
+                deepcopy(self.counters),
+                self.table.count(),
+                self.invalidation.in_progress,
+            )
+
+
+def level_order(level: int) -> int:
+    """The order of a folio that just fits a mapping of *level*."""
+    return pages_of_level(level).bit_length() - 1

@@ -1,0 +1,89 @@
+"""What the simulated KVM asks of a client of the shim, and no more.
+
+`inaccfs.client.Client` has it all. Offsets and counts are pages of the file's page
+size; a pfn is the number of a frame of 4 KiB.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class ShimFrame(Protocol):
+    """Where a page is."""
+
+    @property
+    def pfn(self) -> int: ...
+    @property
+    def order(self) -> int: ...
+
+
+class ShimExtent(ShimFrame, Protocol):
+    """Pages in contiguous frames, of folios of one order."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+
+
+class ShimPin(ShimExtent, Protocol):
+    """Pages of the file *ino* that have been fetched, and not been punched since."""
+
+    @property
+    def ino(self) -> int: ...
+
+
+class ShimPins(Protocol):
+    @property
+    def extents(self) -> Sequence[ShimPin]: ...
+
+
+class ShimSemantics(Protocol):
+    """The rules that matter to a user of the shim."""
+
+    @property
+    def events(self) -> Sequence[str]: ...
+    @property
+    def unit(self) -> str: ...
+
+
+class ShimFileInfo(Protocol):
+    @property
+    def ino(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+
+
+class ShimNotifier(Protocol):
+    def unregister(self) -> None: ...
+
+
+class ShimFile(Protocol):
+    """A file of the mount."""
+
+    def get_pfn(self, offset: int) -> ShimFrame: ...
+    def get_pfns(self, offset: int, count: int) -> Sequence[ShimExtent]: ...
+    def put_pfn(self, pfn: int, count: int = 1) -> None: ...
+    def get_memory(self) -> int: ...
+    def query(self) -> ShimFileInfo: ...
+    def close(self) -> None: ...
+    def register_notifier(
+        self,
+        invalidate: Callable[[int, int], object] | None = None,
+        *,
+        invalidate_start: Callable[[int, int], object] | None = None,
+        invalidate_end: Callable[[int, int], object] | None = None,
+        error: Callable[[int, int], object] | None = None,
+    ) -> ShimNotifier: ...
+
+
+class Shim(Protocol):
+    """A connection to a mount's daemon."""
+
+    def file(self, file: int, /) -> ShimFile: ...
+    def query_semantics(self) -> ShimSemantics: ...
+    def query_pins(self) -> ShimPins: ...

@@ -1,0 +1,273 @@
+"""`inaccfs kvm stress`: vCPUs and punchers at random, and afterwards every invariant.
+
+The work is done in rounds. At the end of each all threads stand still, and what has to
+hold then is checked: an error that the next punch would cover up is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.oracle import STAMP_BYTES
+from inaccfs.kvm.uapi import PAGE_SHIFT
+from inaccfs.kvm.workload import Guest, Host
+from inaccfs.kvm.world import FILE_PAGES, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from inaccfs.client import Client
+    from inaccfs.kvm.stats import Stats
+    from inaccfs.kvm.workload import Actor
+
+_ROUND_SECONDS: Final = 0.2
+_PROGRESS_SECONDS: Final = 0.1
+
+# How long a thread may take to see that it is to stop: more than any punch takes.
+_STOP_SECONDS: Final = 30.0
+
+# How long a file that was closed may be seen.
+_GONE_SECONDS: Final = 2.0
+
+# Of one kind; there may be thousands.
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, and for how long."""
+
+    seconds: float = 10.0
+    vcpus: int = 4
+    punchers: int = 2
+    # Decides what each thread does; what they meet is up to the scheduler.
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done, and what was wrong."""
+
+    plan: Plan
+    # The rules of the mount: its semantics, and when these invalidate.
+    semantics: str
+    order: str
+    seconds: float = 0.0
+    rounds: int = 0
+    # "accesses", "exits", "stale"; "punches", "conversions", "allocations", ...
+    counts: Counter[str] = field(default_factory=Counter)
+    stats: Stats | None = None
+    # Each an error of the shim or of KVM; none are to be.
+    violations: list[str] = field(default_factory=list)
+
+    @property
+    def stale_uses(self) -> int:
+        """Reads of a page that had gone, by the frame that it had had.
+
+        With invalidation after removal they are the semantics' own race; only those
+        are found that a puncher had foreseen, so there are more.
+        """
+        return self.counts["stale"]
+
+
+def run(
+    shim: Client, plan: Plan, progress: Callable[[float, Counter[str]], object]
+) -> Report:
+    """Do as *plan* says, on a new file of the mount behind *shim*.
+
+    *progress* is called ten times a second, with the seconds that have gone and what
+    has been counted.
+
+    Raises:
+        OSError: the file or the VM cannot be made; `ControlError`.
+    """
+    semantics = shim.query_semantics()
+    report = Report(plan, semantics.name, semantics.order)
+    fd = shim.memfd_create("kvm-stress", size=FILE_PAGES << PAGE_SHIFT)
+    ino = os.fstat(fd).st_ino
+    try:
+        world = World(shim, fd)
+        try:
+            world.add_file()
+            alive = _work(world, report, shim, ino, progress)
+        except BaseException:
+            world.vm.close()
+            raise
+        if alive:
+            _finish(world, report, shim, ino)
+    finally:
+        os.close(fd)
+    if alive:
+        report.violations += _left_behind(shim, ino)
+    return report
+
+
+def _work(
+    world: World,
+    report: Report,
+    shim: Client,
+    ino: int,
+    progress: Callable[[float, Counter[str]], object],
+) -> bool:
+    """All rounds; return whether the threads have come to an end."""
+    plan = report.plan
+    actors: list[Actor] = [
+        *(Guest(number, world, _dice(plan, 0, number)) for number in range(plan.vcpus)),
+        *(
+            Host(number, world, _dice(plan, 1, number))
+            for number in range(plan.punchers)
+        ),
+    ]
+    begin = time.monotonic()
+    while not world.violations:
+        now = time.monotonic() - begin
+        if now >= plan.seconds:
+            break
+        stuck = _round(
+            world, actors, begin, min(now + _ROUND_SECONDS, plan.seconds), progress
+        )
+        report.rounds += 1
+        if stuck:
+            world.violations.append(f"{', '.join(stuck)} did not come to an end")
+            break
+        world.violations.extend(_check(world, shim, ino))
+    report.seconds = time.monotonic() - begin
+    report.counts = _sum(actors)
+    report.violations += _some(world.violations)
+    return not stuck
+
+
+def _dice(plan: Plan, kind: int, number: int) -> random.Random:
+    return random.Random(f"{plan.seed} {kind} {number}")
+
+
+def _sum(actors: Sequence[Actor]) -> Counter[str]:
+    return sum((actor.counts.copy() for actor in actors), Counter())
+
+
+def _round(
+    world: World,
+    actors: Sequence[Actor],
+    begin: float,
+    until: float,
+    progress: Callable[[float, Counter[str]], object],
+) -> list[str]:
+    """Let them work; return the names of those that cannot be stopped."""
+    world.stop.clear()
+    threads = [
+        # Daemons, so that one that hangs does not keep the process.
+        threading.Thread(target=actor.run, name=actor.name, daemon=True)
+        for actor in actors
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while (now := time.monotonic() - begin) < until:
+            progress(now, _sum(actors))
+            if world.stop.wait(min(_PROGRESS_SECONDS, until - now)):
+                break
+    finally:
+        world.stop.set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
+# --- what has to hold -----------------------------------------------------------------
+
+
+def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
+    """What is wrong while all threads stand still."""
+    for stale in world.vm.stale_sptes():
+        now = "has gone" if stale.now is None else f"is in frame {stale.now:#x}"
+        yield (
+            f"gfn {stale.gfn:#x} is mapped to frame {stale.pfn:#x} at level "
+            f"{stale.level}, but its page {now}"
+        )
+    stats = world.vm.stats
+    balance = [
+        made - gone for made, gone in zip(stats.installed, stats.zapped, strict=True)
+    ]
+    if balance != list(stats.mapped):
+        there = list(stats.mapped)
+        yield f"{balance} mappings were made and not zapped, {there} are there"
+    if stats.in_progress:
+        yield f"{stats.in_progress} invalidations have begun and not ended"
+    for reference in shim.query_pins().references:
+        if reference.pid == os.getpid() and reference.ino == ino:
+            yield (
+                f"file page {reference.offset}: {reference.references} references to "
+                f"{reference.count} frames from {reference.pfn:#x} on were not put back"
+            )
+    notifiers = _notifiers(shim, ino)
+    if notifiers != len(world.windows):
+        yield f"{notifiers} notifiers for {len(world.windows)} slots"
+
+
+def _notifiers(shim: Client, ino: int) -> int:
+    ours = [each for each in shim.query_notifiers() if each.ino == ino]
+    return sum(each.pid == os.getpid() for each in ours)
+
+
+def _finish(world: World, report: Report, shim: Client, ino: int) -> None:
+    """Read all pages once more; then take the VM down."""
+    try:
+        # What is wrong already would only be found once more.
+        if not report.violations:
+            report.violations += _some(list(_sweep(world)))
+            report.violations += _some(list(_check(world, shim, ino)))
+        report.stats = world.vm.stats
+    finally:
+        world.vm.close()
+
+
+def _sweep(world: World) -> Iterator[str]:
+    vcpu = world.vm.create_vcpu()
+    for window in world.windows:
+        # At once, where each read would be a fault.
+        size = window.pages << PAGE_SHIFT
+        world.vm.pre_fault_memory(window.gpa(0), size)
+        for index in range(window.pages):
+            private = world.vm.is_private(window.base_gfn + index)
+            begin = world.oracle.begin_read()
+            found = vcpu.read(window.gpa(index), STAMP_BYTES, private=private)
+            verdict = world.oracle.end_read(
+                begin,
+                window.cell(index, private=private),
+                int.from_bytes(found, "little"),
+            )
+            if verdict.wrong is not None:
+                yield f"at the end: {verdict.wrong}"
+
+
+def _left_behind(shim: Client, ino: int) -> list[str]:
+    """What there is of a VM that was closed, and of its file."""
+    # The kernel tells the daemon of the last close when it gets to it.
+    deadline = time.monotonic() + _GONE_SECONDS
+    while (found := list(_left(shim, ino))) and time.monotonic() < deadline:
+        time.sleep(_PROGRESS_SECONDS / 10)
+    return found
+
+
+def _left(shim: Client, ino: int) -> Iterator[str]:
+    if (notifiers := _notifiers(shim, ino)) != 0:
+        yield f"{notifiers} notifiers are left of a VM that was closed"
+    for file in shim.query_files():
+        if file.ino == ino:
+            yield (
+                f"{file.name} is still there: {file.opens} opens, {file.referenced} "
+                f"pages referenced, {file.notifiers} notifiers"
+            )
+
+
+def _some(violations: list[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    rest = len(violations) - _SHOWN
+    return violations[:_SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])

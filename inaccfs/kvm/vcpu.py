@@ -1,0 +1,166 @@
+"""A vCPU: reads and writes guest memory as the guest's code would."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from inaccfs.kvm.uapi import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    MemoryFaultExit,
+    MmioExit,
+    no_hook,
+    pages_of_level,
+)
+
+if TYPE_CHECKING:
+    import mmap
+
+    from inaccfs.kvm.encryption import EncryptedMemory
+    from inaccfs.kvm.faults import Faults
+    from inaccfs.kvm.memory import PlainMemory
+    from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.uapi import Hook
+
+    Memory: TypeAlias = PlainMemory | EncryptedMemory
+
+
+class _Read:
+    """Copies out of guest memory."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory: Final = memory
+        self.pieces: Final[list[bytes]] = []
+
+    def private(self, window: mmap.mmap, position: int, gpa: int, size: int) -> None:
+        self.pieces.append(self._memory.read(window, position, gpa, size))
+
+    def shared(self, view: memoryview) -> None:
+        self.pieces.append(bytes(view))
+
+
+class _Write:
+    """Copies into guest memory."""
+
+    def __init__(self, memory: Memory, data: bytes) -> None:
+        self._memory: Final = memory
+        self._rest = memoryview(data)
+
+    def private(self, window: mmap.mmap, position: int, gpa: int, size: int) -> None:
+        self._memory.write(window, position, gpa, self._rest[:size])
+        self._rest = self._rest[size:]
+
+    def shared(self, view: memoryview) -> None:
+        view[:] = self._rest[: len(view)]
+        self._rest = self._rest[len(view) :]
+
+
+class Vcpu:
+    """A vCPU. One thread uses it at a time.
+
+    Whether an access is private is the guest's own idea: the C-bit of its page table on
+    SEV-SNP, the shared bit of the gpa on TDX. It is an argument here. If the VMM's
+    idea, which `VM.set_memory_attributes` has set, is another one, the vCPU exits.
+
+    An access of more than a page is done piece by piece. One that exits may have been
+    done in part, and is to be repeated as a whole.
+    """
+
+    def __init__(self, number: int, mmu: Mmu, faults: Faults, memory: Memory) -> None:
+        """Use `VM.create_vcpu`."""
+        self.number: Final = number
+        self._mmu: Final = mmu
+        self._faults: Final = faults
+        self._memory: Final = memory
+        # Held from the walk to the end of the copy: `Mmu.flush` waits for it.
+        self.guest_mode: Final = threading.Lock()
+        self.hook: Hook = no_hook
+
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.number}>"
+
+    def read(self, gpa: int, size: int, *, private: bool = True) -> bytes:
+        """Read *size* bytes of guest memory at *gpa*.
+
+        Raises:
+            MemoryFaultExit: the VMM has to convert, or there is no such memory.
+            MmioExit: a shared access where there is no slot.
+            OSError: EPERM where the mount refuses get-memory; EFAULT where a slot has
+                no shared half; `ControlError` when the daemon has gone.
+        """
+        transfer = _Read(self._memory)
+        self._access(gpa, size, transfer, private)
+        return b"".join(transfer.pieces)
+
+    def write(self, gpa: int, data: bytes, *, private: bool = True) -> None:
+        """Write *data* to guest memory at *gpa*; raises as `read` does."""
+        self._access(gpa, len(data), _Write(self._memory, data), private)
+
+    def _access(
+        self, gpa: int, size: int, transfer: _Read | _Write, private: bool
+    ) -> None:
+        if gpa < 0 or size < 0:
+            raise ValueError(f"gpa {gpa}, size {size}")
+        end = gpa + size
+        step = self._private if private else self._shared
+        while gpa < end:
+            gpa = step(gpa, end, transfer)
+
+    def _private(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
+        """Do as much as one mapping allows; return where to go on."""
+        gfn = gpa >> PAGE_SHIFT
+        while True:
+            with self.guest_mode:
+                if stop := self._through_spte(gfn, gpa, end, transfer):
+                    return stop
+            self._faults.resolve(gfn)
+
+    def _through_spte(
+        self, gfn: int, gpa: int, end: int, transfer: _Read | _Write
+    ) -> int:
+        """As `_private`, in guest mode; 0 is a fault."""
+        spte = self._mmu.table.walk(gfn)
+        slot = self._faults.slots.find(gfn)
+        if spte is None or slot is None or slot.backing is None:
+            return 0
+        window = slot.backing.window
+        position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
+        # A folio may reach out of the file, and there it has no memory to be accessed.
+        if window is None or position >= len(window):
+            return 0
+        behind = (gfn | pages_of_level(spte.level) - 1) + 1
+        stop = min(
+            *(end, min(behind, slot.end_gfn) << PAGE_SHIFT),
+            gpa + len(window) - position,
+        )
+        if self.hook is not no_hook:
+            self.hook("access", gfn, behind)
+        transfer.private(window, position, gpa, stop - gpa)
+        return stop
+
+    def _shared(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
+        """As `_private`. The attributes are looked at by each access.
+
+        There are no entries for shared pages: they would be of this process's own
+        page table, which it has not.
+        """
+        gfn = gpa >> PAGE_SHIFT
+        with self.guest_mode:
+            slot = self._faults.slots.find(gfn)
+            if slot is None:
+                raise MmioExit(gpa)
+            private, limit = False, slot.end_gfn
+            if slot.backing is not None:
+                private, limit = self._mmu.attributes.run(gfn, limit)
+            if not private:
+                if slot.shared is None:
+                    raise OSError(errno.EFAULT, f"slot {slot.id} has no shared memory")
+                stop = min(end, limit << PAGE_SHIFT)
+                base = slot.base_gfn << PAGE_SHIFT
+                transfer.shared(slot.shared[gpa - base : stop - base])
+                return stop
+        with self._mmu.lock:
+            self._mmu.counters.exits += 1
+        raise MemoryFaultExit(0, gfn << PAGE_SHIFT, PAGE_SIZE)

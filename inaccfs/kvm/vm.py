@@ -1,0 +1,305 @@
+"""A VM: slots, attributes, vCPUs, and what can be asked of it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm import audit, memslots
+from inaccfs.kvm.backing import BackingFiles
+from inaccfs.kvm.encryption import EncryptedMemory
+from inaccfs.kvm.faults import Faults
+from inaccfs.kvm.memory import PlainMemory
+from inaccfs.kvm.memslots import MemorySlot, Region
+from inaccfs.kvm.mmu import Mmu
+from inaccfs.kvm.notifier import SlotNotifier
+from inaccfs.kvm.pagetable import ByLevel
+from inaccfs.kvm.stats import Stats
+from inaccfs.kvm.uapi import (
+    KVM_MEM_PRIVATE,
+    PAGE_SHIFT,
+    Spte,
+    no_hook,
+    pages_of_level,
+)
+from inaccfs.kvm.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from inaccfs.kvm.audit import StaleSpte
+    from inaccfs.kvm.memory import WritableBuffer
+    from inaccfs.kvm.pagetable import Run
+    from inaccfs.kvm.shim import Shim
+    from inaccfs.kvm.uapi import Hook
+
+
+class VM:
+    """A virtual machine whose private memory comes from the shim.
+
+    Use it as a context manager, or close it, before the client that it was given.
+    Threads may share it; each vCPU is for one thread at a time.
+
+    *encryption* keeps private memory encrypted with a key of this VM (needs the package
+    cryptography). *default_private* tells what nobody has converted yet: private, as in
+    v8, or shared, as since v10. *hooks* is called as `hooks(point, start, end)`, with
+    gfns, at
+
+    - `invalidate:begin`: the shim has called; nothing is zapped yet;
+    - `invalidate:end`: it has been zapped, and the daemon will be told next;
+    - `fault:begin`: seq is taken, get-pfn comes next;
+    - `fault:before_install`: the frame is known, mmu_lock comes next;
+    - `access`: a vCPU is in guest mode, and will copy next. Whoever zaps waits for it,
+      so this one must not.
+
+    No lock is held at the others, and they may block.
+    """
+
+    def __init__(
+        self,
+        shim: Shim,
+        *,
+        encryption: bool = False,
+        default_private: bool = True,
+        hooks: Hook | None = None,
+    ) -> None:
+        """Asks the daemon for its semantics.
+
+        Raises:
+            EncryptionUnavailableError: the package cryptography is not there.
+            ControlError: the daemon has gone.
+        """
+        self._shim: Final = shim
+        self._hook: Final[Hook] = hooks or no_hook
+        self._memory: Final = EncryptedMemory() if encryption else PlainMemory()
+        self._semantics: Final = shim.query_semantics()
+        self._mmu: Final = Mmu(default_private=default_private)
+        self._faults: Final = Faults(self._mmu, self._hook)
+        # Guards the next four, and is held while attributes change.
+        self._slots_lock: Final = threading.Lock()
+        self._files: Final = BackingFiles(shim)
+        self._notifiers: Final[dict[MemorySlot, SlotNotifier]] = {}
+        self._vcpus = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<VM of {len(self.slots)} slots, {self._vcpus} vCPUs>"
+
+    # --- ioctls -----------------------------------------------------------------------
+
+    def set_user_memory_region(
+        self,
+        slot: int,
+        guest_phys_addr: int,
+        memory_size: int,
+        *,
+        private_fd: int = -1,
+        private_offset: int = 0,
+        shared: WritableBuffer | None = None,
+        flags: int = 0,
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION: create a slot, or delete it with *memory_size* 0.
+
+        *guest_phys_addr*, *memory_size* and *private_offset* are bytes, of whole pages.
+        *shared* is the shared half, any writable buffer of that size (the ioctl's
+        userspace_addr); it is exported until the slot goes. *private_fd* stays the
+        caller's. Several slots may have one file, also the same pages of it.
+
+        Patches 2/8 and 8/8; a slot cannot be changed, only deleted.
+
+        Raises:
+            OSError: EINVAL; EEXIST where it overlaps another; EBADF on a closed VM.
+        """
+        region = Region(
+            *(slot, flags, guest_phys_addr, memory_size),
+            *(shared, private_fd, private_offset),
+        )
+        with self._slots_lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "the VM is closed")
+            old = memslots.check(region, self._faults.slots)
+            if old is not None:
+                self._delete(old)
+            else:
+                self._create(region)
+
+    def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
+        """KVM_MEMORY_ENCRYPT_REG_REGION, or UNREG_REGION for shared. Patch 5/8.
+
+        When it returns no access is under way that took the pages for what they were.
+        *gpa* and *size* are bytes. There need not be a slot.
+
+        Raises:
+            OSError: EINVAL for no bytes, what is not aligned, or wraps around.
+        """
+        start, end = _gfns(gpa, size)
+        with self._slots_lock:
+            self._mmu.convert(start, end, private=private)
+
+    def pre_fault_memory(self, gpa: int, size: int) -> None:
+        """KVM_PRE_FAULT_MEMORY: map what is private there, as if it had been touched.
+
+        By extents: a whole GiB is one question to the daemon for each 256 MiB. Pages
+        that are shared are skipped. *gpa* and *size* are bytes.
+
+        Raises:
+            OSError: EINVAL as for attributes; ENOENT where there is no private memory,
+                with what is before it mapped; what get-pfn fails with.
+        """
+        self._faults.pre_fault(*_gfns(gpa, size))
+
+    def create_vcpu(self) -> Vcpu:
+        """KVM_CREATE_VCPU."""
+        with self._slots_lock:
+            vcpu = Vcpu(self._vcpus, self._mmu, self._faults, self._memory)
+            vcpu.hook = self._hook
+            self._vcpus += 1
+            with self._mmu.lock:
+                self._mmu.guest_modes.append(vcpu.guest_mode)
+        return vcpu
+
+    # --- looking ----------------------------------------------------------------------
+
+    @property
+    def slots(self) -> tuple[MemorySlot, ...]:
+        """The slots, in the order of gfns."""
+        return self._faults.slots.slots
+
+    @property
+    def stats(self) -> Stats:
+        """What has been counted."""
+        try:
+            double = self.double_allocated()
+        except OSError:
+            double = None
+        counters, mapped, in_progress = self._mmu.snapshot()
+        counted = asdict(counters)
+        for name in ("installed", "zapped"):
+            counted[name] = ByLevel(*counted[name])
+        return Stats(
+            **counted, mapped=mapped, in_progress=in_progress, double_allocated=double
+        )
+
+    def double_allocated(self) -> int:
+        """How many pages of 4 KiB are there both in a file and in a shared half.
+
+        Raises:
+            OSError: EPERM where the mount refuses get-memory; `ControlError`.
+        """
+        with self._slots_lock:
+            return audit.double_allocated(self.slots)
+
+    def is_private(self, gfn: int) -> bool:
+        """Whether the VMM holds *gfn* for private."""
+        return self._mmu.attributes.is_private(gfn)
+
+    def spte(self, gfn: int) -> Spte | None:
+        """The frame that *gfn* is mapped to, and at what level; None if not mapped."""
+        return self._mmu.table.walk(gfn)
+
+    def sptes(self) -> Iterator[tuple[int, Spte]]:
+        """All mappings of one moment: the first gfn of each, its frame and level."""
+        for run in self.runs():
+            for index in range(0, run.pages, pages_of_level(run.level)):
+                yield run.gfn + index, Spte(run.pfn + index, run.level)
+
+    def runs(self) -> list[Run]:
+        """As `sptes`, but neighbours of one level in contiguous frames are one run."""
+        with self._mmu.lock:
+            table = self._mmu.table.copy()
+        return table.runs()
+
+    def stale_sptes(self) -> list[StaleSpte]:
+        """Mappings of frames that their pages do not have, or not any more.
+
+        None are to be expected, save while a punch or an allocation waits for a
+        callback: in v8 the page has gone by then. Found by comparison with what the
+        daemon tells of fetched pages; of a huge mapping it knows only those pages that
+        have been asked for.
+        """
+        with self._slots_lock:
+            stale = audit.stale_sptes(self._shim, self.slots, self.runs())
+        # What was punched and zapped between the two looks is mapped no more.
+        return [each for each in stale if self._maps(each)]
+
+    def _maps(self, stale: StaleSpte) -> bool:
+        """Whether it is still mapped so."""
+        return self.spte(stale.gfn) == (stale.pfn, stale.level)
+
+    # --- the end ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Delete all slots: unregister their notifiers, close their files.
+
+        Raises:
+            BaseException: what a hook has raised in a callback.
+        """
+        with self._slots_lock, ExitStack() as stack:
+            self._closed = True
+            for slot in self.slots:
+                stack.callback(self._delete, slot)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- slots; all with slots_lock ---------------------------------------------------
+
+    def _create(self, region: Region) -> None:
+        slot = MemorySlot(
+            *(region.slot, region.flags),
+            base_gfn=region.guest_phys_addr >> PAGE_SHIFT,
+            npages=region.memory_size >> PAGE_SHIFT,
+            private_offset=region.private_offset,
+            shared=None,
+        )
+        with ExitStack() as undo:
+            if region.flags & KVM_MEM_PRIVATE:
+                slot.backing = self._files.open(region.private_fd)
+                undo.callback(self._files.release, slot.backing)
+                # Before the slot can be found: nothing may be mapped untold.
+                self._notifiers[slot] = SlotNotifier(
+                    slot, slot.backing, self._mmu, self._semantics, self._hook
+                )
+            if region.shared is not None:
+                slot.shared = memoryview(region.shared).cast("B")
+            with self._mmu.lock:
+                self._faults.slots = self._faults.slots.plus(slot)
+            undo.pop_all()
+
+    def _delete(self, slot: MemorySlot) -> None:
+        mmu = self._mmu
+        with mmu.lock:
+            self._faults.slots = self._faults.slots.minus(slot)
+        # After: a fault that has found the slot has an older seq than this leaves.
+        mmu.zap(slot.base_gfn, slot.end_gfn)
+        with mmu.lock:
+            # Accesses to shared memory have no entries that were zapped.
+            mmu.flush()
+            # As synchronize_srcu(): afterwards nobody has the slot in hand.
+            mmu.changed.wait_for(lambda: not slot.users)
+        with ExitStack() as stack:
+            if slot.shared is not None:
+                stack.callback(slot.shared.release)
+            if slot.backing is not None:
+                stack.callback(self._files.release, slot.backing)
+                stack.callback(self._notifiers.pop(slot).close)
+
+
+def _gfns(gpa: int, size: int) -> tuple[int, int]:
+    memslots.check_range(gpa, size)
+    if not size:
+        raise OSError(errno.EINVAL, "no bytes")
+    return gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT

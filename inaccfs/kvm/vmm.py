@@ -1,0 +1,129 @@
+"""What a VMM does on KVM_EXIT_MEMORY_FAULT: a small reference, after QEMU.
+
+kvm_convert_memory() of accel/kvm/kvm-all.c: tell KVM of the new attributes, then give
+back the half that is not used any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from inaccfs.kvm.memory import address_of
+from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.kvm.memslots import MemorySlot
+    from inaccfs.kvm.vcpu import Vcpu
+    from inaccfs.kvm.vm import VM
+
+T = TypeVar("T")
+
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class Vmm:
+    """Runs vCPUs, and converts what they ask for.
+
+    *discard* tells whether the half that is left is given back; without it both are
+    there from the first conversion on, which `VM.stats` counts as double_allocated.
+    """
+
+    def __init__(self, vm: VM, *, discard: bool = True) -> None:
+        self._vm: Final = vm
+        self._discard: Final = discard
+        # Two vCPUs may ask for opposite conversions of one page.
+        self._lock: Final = threading.Lock()
+        # How many exits have been handled. Guarded by _lock.
+        self.conversions = 0
+
+    def run(self, access: Callable[[], T]) -> T:
+        """Do something with a vCPU, anew after each exit that can be handled.
+
+        Raises:
+            MemoryFaultExit: where a conversion does not help.
+        """
+        while True:
+            try:
+                return access()
+            except MemoryFaultExit as exc:
+                self.handle(exc)
+
+    def read(self, vcpu: Vcpu, gpa: int, size: int, *, private: bool = True) -> bytes:
+        """`Vcpu.read`, with conversions."""
+        return self.run(lambda: vcpu.read(gpa, size, private=private))
+
+    def write(self, vcpu: Vcpu, gpa: int, data: bytes, *, private: bool = True) -> None:
+        """`Vcpu.write`, with conversions."""
+        self.run(lambda: vcpu.write(gpa, data, private=private))
+
+    def handle(self, exit_: MemoryFaultExit) -> None:
+        """Convert what the exit is about; raise it again if that does not help."""
+        if exit_.errno or not self._convertible(exit_):
+            raise exit_
+        with self._lock:
+            self.conversions += 1
+        self.convert(exit_.gpa, exit_.size, private=exit_.private)
+
+    def _convertible(self, exit_: MemoryFaultExit) -> bool:
+        gfn = exit_.gpa >> PAGE_SHIFT
+        return any(
+            slot.backing is not None and slot.base_gfn <= gfn < slot.end_gfn
+            for slot in self._vm.slots
+        )
+
+    def convert(self, gpa: int, size: int, *, private: bool) -> None:
+        """Make bytes of whole pages private or shared, and give back the other half.
+
+        Raises:
+            OSError: what set_memory_attributes() or fallocate(2) fails with.
+        """
+        with self._lock:
+            self._vm.set_memory_attributes(gpa, size, private=private)
+            if not self._discard:
+                return
+            first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
+            for slot in self._vm.slots:
+                start, stop = max(first, slot.base_gfn), min(end, slot.end_gfn)
+                if start < stop and slot.backing is not None:
+                    discard = discard_shared if private else discard_private
+                    discard(slot, start, stop)
+
+
+def discard_private(slot: MemorySlot, start: int, end: int) -> None:
+    """Punch the gfns from *start* to *end* out of the slot's file."""
+    assert slot.backing is not None
+    offset, size = slot.pgoff(start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
+    mode = _PUNCH_HOLE | _KEEP_SIZE
+    if _libc.fallocate(slot.backing.fd, mode, offset, size):
+        raise _error()
+
+
+def discard_shared(slot: MemorySlot, start: int, end: int) -> None:
+    """Give back shared memory, or clear it where it cannot be given back."""
+    if slot.shared is None:
+        return
+    offset, size = (start - slot.base_gfn) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
+    if isinstance(slot.shared.obj, mmap.mmap):
+        address = address_of(slot.shared) + offset
+        # The one frees what MAP_SHARED has; it is EINVAL for private mappings.
+        for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
+            if not _libc.madvise(address, size, advice):
+                return
+        raise _error()
+    slot.shared[offset : offset + size] = bytes(size)
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,198 @@
+"""What `inaccfs kvm stress` does: guests that access, a host that takes away."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.oracle import STAMP_BYTES
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryFaultExit, MmioExit
+from inaccfs.kvm.world import FILE_PAGES, WINDOW_PAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from inaccfs.kvm.vcpu import Vcpu
+    from inaccfs.kvm.world import Window, World
+
+# Half of all accesses are to so many pages of a slot: they are to meet.
+_HOT_PAGES: Final = 48
+_PUNCH_PAGES: Final = (1, 1, 1, 1, 3, 16, 64, 512)
+
+# Of an access that two vCPUs convert to and fro.
+_TRIES: Final = 16
+
+# How long a puncher waits between two deeds, on average: if it did not, the guests
+# would do nothing but fault.
+_PAUSE_SECONDS: Final = 0.01
+
+
+class Actor:
+    """A thread's work, and what it has counted."""
+
+    def __init__(self, name: str, world: World, dice: Random) -> None:
+        self.name: Final = name
+        self.counts: Final[Counter[str]] = Counter()
+        self._world: Final = world
+        self._dice: Final = dice
+
+    def run(self) -> None:
+        """Do things until all is to stop."""
+        world = self._world
+        try:
+            while not world.stop.is_set():
+                self.act()
+        except BaseException:
+            world.violation(f"{self.name} has failed:\n{traceback.format_exc()}")
+
+    def act(self) -> None:
+        """Do something."""
+        raise NotImplementedError
+
+    def _place(self, window: Window) -> int:
+        pages = window.pages
+        if self._dice.random() < 0.5:
+            pages = min(pages, _HOT_PAGES)
+        return self._dice.randrange(pages)
+
+
+class Guest(Actor):
+    """A vCPU that reads and writes stamps."""
+
+    def __init__(self, number: int, world: World, dice: Random) -> None:
+        super().__init__(f"vCPU {number}", world, dice)
+        self._vcpu: Final[Vcpu] = world.vm.create_vcpu()
+
+    def act(self) -> None:
+        """One access, at random."""
+        dice = self._dice
+        window = dice.choice(self._world.windows)
+        touch = self.write if dice.random() < 0.4 else self.read
+        touch(window, self._place(window), private=dice.random() < 0.98)
+
+    def read(self, window: Window, index: int, *, private: bool) -> None:
+        """Read a page's stamp, and have it judged."""
+        world, gpa = self._world, window.gpa(index)
+
+        def access() -> None:
+            world.used_leaving.discard(threading.get_ident())
+            begin = world.oracle.begin_read()
+            try:
+                found = self._vcpu.read(gpa, STAMP_BYTES, private=private)
+            except BaseException:
+                world.oracle.drop_read(begin)
+                raise
+            value = int.from_bytes(found, "little")
+            cell = window.cell(index, private=private)
+            verdict = world.oracle.end_read(begin, cell, value)
+            if verdict.wrong is not None:
+                world.violation(f"{self.name}, gpa {gpa:#x}: {verdict.wrong}")
+            if not value and verdict.early:
+                # It has gone already, and was reached by the frame that it had.
+                stale = threading.get_ident() in world.used_leaving
+                self.counts["stale"] += stale
+
+        self._do(access, window, index, private=private)
+
+    def write(self, window: Window, index: int, *, private: bool) -> None:
+        """Write a new stamp to a page."""
+        world, gpa = self._world, window.gpa(index)
+        cell = window.cell(index, private=private)
+
+        def access() -> None:
+            change = world.oracle.begin_write(cell)
+            data = change.stamp.to_bytes(STAMP_BYTES, "little")
+            try:
+                self._vcpu.write(gpa, data, private=private)
+            except BaseException:
+                world.oracle.undo(change, [cell])
+                raise
+            world.oracle.end(change, [cell])
+
+        self._do(access, window, index, private=private)
+
+    def _do(
+        self,
+        access: Callable[[], None],
+        window: Window,
+        index: int,
+        *,
+        private: bool,
+    ) -> None:
+        """Do it as a guest would, which knows nothing of its exits."""
+        for _ in range(_TRIES):
+            try:
+                access()
+            except MmioExit:
+                if window in self._world.windows:
+                    raise
+                return
+            except MemoryFaultExit as exc:
+                self.counts["exits"] += 1
+                if exc.errno:
+                    raise
+                if not self._world.convert(window, index, 1, private=private):
+                    return
+            else:
+                self.counts["accesses"] += 1
+                return
+
+
+class Host(Actor):
+    """What the VMM and others do to the memory of a guest that runs."""
+
+    def __init__(self, number: int, world: World, dice: Random) -> None:
+        super().__init__(f"puncher {number}", world, dice)
+        # The slots that this one makes and deletes.
+        self._slots: Final = itertools.cycle(range(1 + 3 * number, 4 + 3 * number))
+        self._own: Final[list[Window]] = []
+
+    def act(self) -> None:
+        """One thing of many, at random."""
+        deeds = (self._punch, self._convert, self._allocate, self._prefault, self._slot)
+        (deed,) = self._dice.choices(deeds, (50, 15, 10, 10, 15))
+        deed()
+        self._world.stop.wait(self._dice.expovariate(1 / _PAUSE_SECONDS))
+
+    def _some(self) -> tuple[Window, int, int]:
+        """Pages of a slot that stays while this thread does something else."""
+        window = self._dice.choice((self._world.windows[0], *self._own))
+        pages = self._dice.choice(_PUNCH_PAGES)
+        index = min(self._place(window), max(window.pages - pages, 0))
+        return window, index, min(pages, window.pages - index)
+
+    def _punch(self) -> None:
+        self._world.punch(*self._some())
+        self.counts["punches"] += 1
+
+    def _convert(self) -> None:
+        self._world.convert(*self._some(), private=self._dice.random() < 0.7)
+        self.counts["conversions"] += 1
+
+    def _allocate(self) -> None:
+        window, index, pages = self._some()
+        offset = (window.pgoff + index) << PAGE_SHIFT
+        os.posix_fallocate(self._world.fd, offset, pages * PAGE_SIZE)
+        self.counts["allocations"] += 1
+
+    def _prefault(self) -> None:
+        window, index, pages = self._some()
+        self._world.vm.pre_fault_memory(window.gpa(index), pages << PAGE_SHIFT)
+        self.counts["prefaults"] += 1
+
+    def _slot(self) -> None:
+        self.counts["slots"] += 1
+        if len(self._own) == 3 or (self._own and self._dice.random() < 0.5):
+            self._world.remove_window(self._own.pop(0))
+            return
+        pages = self._dice.choice(WINDOW_PAGES)
+        pgoff = self._dice.randrange(FILE_PAGES - pages + 1)
+        if self._dice.random() < 0.5:
+            # Congruent, so that there can be huge pages.
+            pgoff &= -512
+        self._own.append(self._world.add_window(next(self._slots), pages, pgoff))

@@ -1,0 +1,186 @@
+"""The VM that `inaccfs kvm stress` works on, with an oracle that knows all its pages.
+
+The file's pages are cells of the oracle, and so are the pages of each slot's shared
+half. One slot has the whole file. The others are windows on parts of it; they come and
+go, and no gfn is ever used again, so that it means one cell for all time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.oracle import Oracle
+from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
+from inaccfs.kvm.vm import VM
+from inaccfs.kvm.vmm import Vmm
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from inaccfs.client import Client
+    from inaccfs.kvm.oracle import Cell
+
+FILE_PAGES: Final = 4096
+WINDOW_PAGES: Final = (1, 16, 100, 512, 1024)
+
+# Far above the slot of the file; windows are as far apart as the largest is long.
+_FIRST_WINDOW_GFN: Final = 1 << 20
+_WINDOW_STRIDE: Final = max(WINDOW_PAGES)
+
+# So many faults are left alone before the page of one is punched.
+_PUNCHED_FAULTS: Final = 40
+
+# Seconds that pages have gone for and their entries are there, one after the other.
+_PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Window:
+    """A slot, and what it shows. Numbers are pages."""
+
+    slot: int
+    base_gfn: int
+    pages: int
+    pgoff: int
+    # The cells of both halves.
+    private: Sequence[Cell]
+    shared: Sequence[Cell]
+
+    def cell(self, index: int, *, private: bool) -> Cell:
+        """What is at a page of it."""
+        return (self.private if private else self.shared)[index]
+
+    def gpa(self, index: int) -> int:
+        """Where that page is, in bytes."""
+        return (self.base_gfn + index) << PAGE_SHIFT
+
+
+class World:
+    """A VM under stress. Threads share it."""
+
+    def __init__(self, shim: Client, fd: int) -> None:
+        """*fd* is of a file of FILE_PAGES that nobody else uses."""
+        self.fd: Final = fd
+        self.vm: Final = VM(shim, hooks=self._hook)
+        self.vmm: Final = Vmm(self.vm)
+        self.oracle: Final = Oracle()
+        self.file: Final = self.oracle.cells("file page", FILE_PAGES)
+        # As a VMM has one: whoever changes slots or converts.
+        self._lock: Final = threading.Lock()
+        # Replaced as a whole, under _lock.
+        self.windows: tuple[Window, ...] = ()
+        self._next_gfn = _FIRST_WINDOW_GFN
+        self._pauses: Final = itertools.cycle(_PAUSES)
+        self._punches: Final = itertools.cycle([True] + [False] * _PUNCHED_FAULTS)
+        # The frames of pages that are just being punched, by gfn.
+        self._leaving: Final[dict[int, int]] = {}
+        # By thread: whether its last access went to one of those.
+        self.used_leaving: Final[set[int]] = set()
+        self.violations: Final[list[str]] = []
+        # Set when the threads are to come to an end.
+        self.stop: Final = threading.Event()
+
+    def violation(self, text: str) -> None:
+        """Something is wrong, and all is to stop."""
+        self.violations.append(text)
+        self.stop.set()
+
+    def _hook(self, point: str, start: int, _end: int) -> None:
+        if point == "access":
+            self._note_access(start)
+        elif point == "invalidate:begin":
+            time.sleep(next(self._pauses))
+        elif point == "fault:before_install" and next(self._punches):
+            # The worst moment: the frame is known, and not yet mapped.
+            for window in self.windows:
+                if 0 <= start - window.base_gfn < window.pages:
+                    self.punch(window, start - window.base_gfn, 1)
+
+    def _note_access(self, gfn: int) -> None:
+        # In guest mode: no lock is taken here, and nobody is waited for.
+        if (frame := self._leaving.get(gfn)) is not None:
+            spte = self.vm.spte(gfn)
+            if spte is not None and spte.pfn == frame:
+                self.used_leaving.add(threading.get_ident())
+
+    # --- slots ------------------------------------------------------------------------
+
+    def add_window(self, slot: int, pages: int, pgoff: int) -> Window:
+        """Make a slot at gfns that have not been used yet."""
+        with self._lock:
+            base, self._next_gfn = self._next_gfn, self._next_gfn + _WINDOW_STRIDE
+            return self._add(slot, base, pages, pgoff)
+
+    def add_file(self) -> Window:
+        """Make the slot of the whole file."""
+        with self._lock:
+            return self._add(0, 0, FILE_PAGES, 0)
+
+    def _add(self, slot: int, base_gfn: int, pages: int, pgoff: int) -> Window:
+        window = Window(
+            *(slot, base_gfn, pages, pgoff),
+            self.file[pgoff : pgoff + pages],
+            self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages),
+        )
+        self.vm.set_user_memory_region(
+            *(slot, base_gfn << PAGE_SHIFT, pages << PAGE_SHIFT),
+            private_fd=self.fd,
+            private_offset=pgoff << PAGE_SHIFT,
+            shared=mmap.mmap(-1, pages << PAGE_SHIFT),
+            flags=KVM_MEM_PRIVATE,
+        )
+        self.windows = (*self.windows, window)
+        return window
+
+    def remove_window(self, window: Window) -> None:
+        """Delete a slot under whoever uses it."""
+        with self._lock:
+            self.windows = tuple(each for each in self.windows if each is not window)
+            self.vm.set_user_memory_region(window.slot, 0, 0)
+
+    # --- memory -----------------------------------------------------------------------
+
+    def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
+        """Convert pages of a slot; False if it has gone."""
+        with self._lock:
+            if window not in self.windows:
+                return False
+            lost = window.shared if private else window.private
+            with self._clearing(window, index, lost[index : index + pages]):
+                self.vmm.convert(
+                    window.gpa(index), pages << PAGE_SHIFT, private=private
+                )
+        return True
+
+    def punch(self, window: Window, index: int, pages: int) -> None:
+        """Take pages of the file away. *window* shows it."""
+        offset = (window.pgoff + index) << PAGE_SHIFT
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        with self._clearing(window, index, window.private[index : index + pages]):
+            fallocate(self.fd, mode, offset, pages << PAGE_SHIFT)
+
+    @contextmanager
+    def _clearing(
+        self, window: Window, index: int, cells: Sequence[Cell]
+    ) -> Iterator[None]:
+        first = window.base_gfn + index
+        leaving = {
+            gfn: spte.pfn
+            for gfn in range(first, first + len(cells))
+            if (spte := self.vm.spte(gfn)) is not None
+        }
+        self._leaving.update(leaving)
+        change = self.oracle.begin_clear(cells)
+        try:
+            yield
+        finally:
+            self.oracle.end(change, cells)
+            for gfn in leaving:
+                self._leaving.pop(gfn, None)

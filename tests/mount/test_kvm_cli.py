@@ -1,0 +1,450 @@
+"""inaccfs kvm: scripts, the demo, and stress, which also has to find what is broken."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import threading
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from io import StringIO
+from random import Random
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from inaccfs.cli import main
+from inaccfs.kvm import stress
+from inaccfs.kvm.backing import BackingFile
+from inaccfs.kvm.invalidation import Invalidation
+from inaccfs.kvm.memslots import MemorySlot
+from inaccfs.kvm.mmu import Mmu
+from inaccfs.kvm.notifier import SlotNotifier
+from inaccfs.kvm.workload import Guest
+from inaccfs.kvm.world import FILE_PAGES, World
+from tests.mount import support
+from tests.mount.support import ENVIRONMENT, PATIENCE, cli, complaint, inaccfs_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from inaccfs import Mount
+    from inaccfs.client import Client
+    from inaccfs.kvm.stress import Report
+
+pytestmark = pytest.mark.fuse
+
+
+def kvm(*arguments: str | Path, status: int = 0) -> tuple[str, str]:
+    """Run `inaccfs kvm` in this process; return what it says on both outputs."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try:
+            found = main(["kvm", *map(str, arguments)])
+        except SystemExit as exc:
+            found = exc.code if isinstance(exc.code, int) else 1
+    assert found == status, (out.getvalue(), err.getvalue())
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def script(scratch: Path) -> Callable[[str], Path]:
+    """Writes a script, and returns its path."""
+
+    def write(text: str) -> Path:
+        path = scratch / "guest.py"
+        path.write_text(dedent(text))
+        return path
+
+    return write
+
+
+# --- run ----------------------------------------------------------------------
+
+
+def test_a_script_has_a_vm_and_all_its_names(script: Callable[[str], Path]) -> None:
+    path = script(
+        """
+        import os, sys
+        from dataclasses import dataclass
+
+        @dataclass
+        class Page:
+            gpa: int
+
+        fd = shim.memfd_create("guest", size=1 << 20)
+        vm.set_user_memory_region(0, 0, 1 << 20, private_fd=fd, flags=KVM_MEM_PRIVATE)
+        vcpu = vm.create_vcpu()
+        vcpu.write(Page(4096).gpa, b"secret")
+        assert vcpu.read(4096, 6) == b"secret"
+        try:
+            vcpu.read(1 << 20, 1)
+        except MemoryFaultExit as exc:
+            print(exc)
+        print(__name__, sys.argv[1:], mount.status().mountpoint == str(mount.path))
+        """
+    )
+    out, err = kvm("run", path, "one", "--two")
+    assert out.splitlines() == [
+        "private access to 4096 bytes at gpa 0x100000",
+        "__main__ ['one', '--two'] True",
+    ]
+    assert err == ""
+
+
+def test_a_script_on_a_mount_that_is_there(
+    mount: Mount, script: Callable[[str], Path]
+) -> None:
+    path = script("print(mount.path, mount.pid, mount.control, mount.status().files)")
+    out, _ = kvm("run", "--mount", mount.path, path)
+    assert out.split() == [str(mount.path), str(mount.pid), str(mount.control), "0"]
+    assert support.is_mounted(mount.path)
+
+
+def test_a_private_mount_has_options(script: Callable[[str], Path]) -> None:
+    out, _ = kvm("run", "-o", "size=4m", script("print(mount.status().size)"))
+    assert out == f"{4 << 20}\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "told"),
+    [
+        ("sys.exit()", 0, ""),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit(True)", 1, ""),
+        ("sys.exit('no luck')", 1, "no luck\n"),
+    ],
+)
+def test_the_exit_status_is_the_scripts(
+    mount: Mount, script: Callable[[str], Path], ending: str, status: int, told: str
+) -> None:
+    path = script(f"import sys\n{ending}\n")
+    _, err = kvm("run", "--mount", mount.path, path, status=status)
+    assert err == told
+
+
+def test_a_traceback_begins_in_the_script(
+    mount: Mount, script: Callable[[str], Path]
+) -> None:
+    path = script(
+        """
+        def guest():
+            raise MemoryFaultExit(1, 4096, 4096)
+
+        guest()
+        """
+    )
+    _, err = kvm("run", "--mount", mount.path, path, status=1)
+    lines = err.splitlines()
+    assert lines[:3] == [
+        "Traceback (most recent call last):",
+        f'  File "{path}", line 5, in <module>',
+        "    guest()",
+    ]
+    assert lines[-1].endswith(
+        "MemoryFaultExit: private access to 4096 bytes at gpa 0x1000"
+    )
+    assert err.count('File "') == 2
+
+
+def test_a_script_that_is_no_python_is_shown(
+    mount: Mount, script: Callable[[str], Path]
+) -> None:
+    path = script("def guest(:\n")
+    _, err = kvm("run", "--mount", mount.path, path, status=1)
+    assert err.startswith(f'  File "{path}", line 1\n')
+    assert "SyntaxError" in err
+
+
+def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
+    script = scratch / "guest.py"
+    told = complaint("kvm", "run", script)
+    assert told == f"inaccfs: cannot read {script}: No such file or directory"
+    script.touch()
+    told = complaint("kvm", "run", "--mount", scratch, script)
+    assert told.endswith("is not an inaccfs mount (inaccfs status lists them)")
+    assert "cannot mount" not in complaint("kvm", "run", "-o", "size=x", script)
+    _, err = kvm("run", "-o", "size=4m", "--mount", scratch, script, status=2)
+    assert "-o is for the private mount" in err
+
+
+# --- demo ---------------------------------------------------------------------
+
+MAP = re.compile(r"^0x[0-9a-f]{9}  ([-.mMGsd+_ ]+)", re.MULTILINE)
+
+
+def test_the_demo_shows_a_guests_memory(mount: Mount) -> None:
+    out, err = kvm("demo", mount.path)
+    assert err == ""
+    assert "\x1b" not in out
+    parts = out.split("\n== ")[1:]
+    assert [part.splitlines()[0].split()[:2] for part in parts] == [
+        ["A", "slot:"],
+        ["The", "guest"],
+        ["The", "guest"],
+        ["The", "guest"],
+        ["The", "host"],
+        ["The", "guest"],
+    ]
+    first_rows = [MAP.findall(part)[0].replace(" ", "") for part in parts]
+    assert set(first_rows[0]) == {"."}
+    assert first_rows[1][3] in "mM"
+    assert first_rows[2][8] == "s"
+    assert first_rows[3] == "m" * 8 + "s" + "m" * 55
+    assert first_rows[4][:9] == "mm....mms"
+    assert first_rows[5][3] == "m"
+    assert "exit: shared access to 4096 bytes at gpa 0x8000" in parts[2]
+    assert "page   3: zeros: the page is a new one" in parts[5]
+    assert """page 520: b"a guest's secret\"""" in parts[5]
+    support.ask_until(lambda: mount.status().allocated_pages == 0)
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> None:
+    out = on_terminal("demo", mount.path, variables=variables)
+    assert ("\x1b[32m" in out) == (not variables)
+
+
+def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
+    """What `inaccfs kvm` writes where both its outputs are a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {
+        name: text for name, text in ENVIRONMENT.items() if name != "NO_COLOR"
+    }
+    child = subprocess.Popen(
+        inaccfs_command("kvm", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, **variables},
+    )
+    os.close(theirs)
+    found = bytearray()
+    try:
+        # EIO is the end of a terminal whose last user has gone.
+        while data := _read_terminal(ours):
+            found += data
+        assert child.wait(PATIENCE) == 0, bytes(found)
+    finally:
+        os.close(ours)
+        child.kill()
+        child.wait()
+    return found.decode()
+
+
+def _read_terminal(fd: int) -> bytes:
+    assert support.wait_readable(fd)
+    try:
+        return os.read(fd, 65536)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("command", ["demo", "stress"])
+def test_a_mount_that_will_not_do_is_told(command: str) -> None:
+    with support.mounted(size="1m") as small:
+        told = complaint("kvm", command, small.path)
+    assert re.search(r"has not the \d+ MiB that this needs$", told)
+    with support.mounted(options="no-guest-access") as closed:
+        told = complaint("kvm", command, closed.path)
+    assert "gives the memory of guests to nobody (--no-guest-access)" in told
+
+
+# --- stress -------------------------------------------------------------------
+
+
+def test_stress_finds_nothing_wrong_and_leaves_nothing(mount: Mount) -> None:
+    out, err = kvm("stress", "--seconds", "0.6", "--seed", "7", mount.path)
+    assert err == ""
+    lines = out.splitlines()
+    assert re.fullmatch(r"0\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0])
+    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 10
+    assert lines[-3] == "semantics  v8: invalidates after removal"
+    assert re.fullmatch(
+        r"stale uses .*: \d+ seen \(the semantics' own race\)", lines[-2]
+    )
+    assert lines[-1] == "violations: none"
+    support.ask_until(lambda: mount.status().allocated_pages == 0)
+
+
+def test_a_private_mount_and_no_punchers_and_one_guest() -> None:
+    out, _ = kvm("stress", "--seconds", "0.1", "--vcpus", "1", "--punchers", "0")
+    assert "1 vCPUs, 0 punchers" in out
+    assert "violations: none" in out
+
+
+def test_a_bar_on_a_terminal(mount: Mount) -> None:
+    out = on_terminal("stress", "--seconds", "0.5", mount.path, variables={})
+    bars = re.findall(r"\r\[(#*)(-*)\] \d/0.5 s, [\d,]+ accesses, \d+ punches", out)
+    assert len(bars) > 2
+    assert {len(done + rest) for done, rest in bars} == {24}
+    assert len(bars[-1][0]) > len(bars[0][0])
+    assert "\r\x1b[K" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--seconds", "0"), "'0' is no number of seconds"),
+        (("--seconds", "long"), "'long' is no number of seconds"),
+        (("--vcpus", "0"), "'0': give 1 or more"),
+        (("--punchers", "-1"), "'-1': give 0 or more"),
+        (("--seed", "x"), "'x': give 0 or more"),
+    ],
+)
+def test_numbers_are_checked(option: tuple[str, str], told: str) -> None:
+    _, err = kvm("stress", *option, status=2)
+    assert told in err
+
+
+# --- what stress has to find --------------------------------------------------
+
+
+def break_zap(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SlotNotifier, "_invalidate", lambda *_: None)
+
+
+def break_retry(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Invalidation, "retry", lambda *_: False)
+
+
+def break_arithmetic(patch: pytest.MonkeyPatch) -> None:
+    right = MemorySlot.pgoff
+    patch.setattr(
+        MemorySlot, "pgoff", lambda self, gfn: right(self, gfn) + (self.id > 0)
+    )
+
+
+def break_range(patch: pytest.MonkeyPatch) -> None:
+    """As with an end that is taken to be inclusive."""
+    right = MemorySlot.gfns
+
+    def gfns(self: MemorySlot, start: int, end: int) -> tuple[int, int] | None:
+        found = right(self, start, end)
+        return found and (found[0], max(found[1] - 1, found[0]))
+
+    patch.setattr(MemorySlot, "gfns", gfns)
+
+
+def break_discard(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("inaccfs.kvm.vmm.discard_private", lambda *_: None)
+
+
+def break_references(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BackingFile, "put_pfn", lambda *_: None)
+
+
+def break_unregister(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SlotNotifier, "close", lambda _: None)
+
+
+def break_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Mmu, "_drop", lambda *_: None)
+    patch.setattr(
+        Mmu, "zap_locked", lambda self, start, end: self.table.zap(start, end)
+    )
+
+
+def break_end(patch: pytest.MonkeyPatch) -> None:
+    """All that fault wait, and nobody ends what has begun."""
+    patch.setattr(stress, "_STOP_SECONDS", 0.2)
+    patch.setattr(Mmu, "end_locked", lambda self: self.changed.notify_all())
+
+
+def break_waiting(patch: pytest.MonkeyPatch) -> None:
+    """A fault that nobody wakes."""
+    patch.setattr(stress, "_STOP_SECONDS", 0.2)
+    patch.setattr(Mmu, "wait", lambda *_: threading.Event().wait(PATIENCE))
+
+
+def break_guest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "convert", lambda *_, **__: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (break_zap, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
+        (break_retry, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
+        (break_range, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
+        (break_arithmetic, r"file page \d+: read .*, which |^gfn 0x\w+ is mapped to "),
+        (break_discard, r"file page \d+: read .*, which was replaced by zeros before"),
+        (break_references, r"file page \d+: \d+ references to \d+ frames .* not put"),
+        (break_unregister, r"\d+ notifiers (for \d+ slots|are left)"),
+        (break_counts, r"\[.*\] mappings were made and not zapped, \[.*\] are there"),
+        (break_end, r"vCPU \d.* did not come to an end"),
+        (break_waiting, r"vCPU \d.* did not come to an end"),
+        (break_guest, r"(vCPU|puncher) \d has failed:\nTraceback"),
+    ],
+)
+def test_stress_finds_what_is_broken(
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Not `mount`: what is broken may leave threads and references behind.
+    with (
+        support.mounted() as mount,
+        inaccfs.connect(mount.control) as shim,
+        monkeypatch.context() as patch,
+    ):
+        break_it(patch)
+        report = run_stress(shim)
+    assert any(re.search(told, each) for each in report.violations), report.violations
+
+
+def run_stress(shim: Client) -> Report:
+    # It ends with the first violation; only a miss takes all the time.
+    plan = stress.Plan(seconds=PATIENCE / 4, seed=1)
+    return stress.run(shim, plan, lambda *_: None)
+
+
+def test_violations_are_told_and_the_status_is_1(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_references(monkeypatch)
+    out, _ = kvm("stress", "--seconds", "1", mount.path, status=1)
+    assert re.search(r"^violations: \d+\n  file page \d+: ", out, re.MULTILINE)
+    assert re.search(r"^  \.\.\. and \d+ more$", out, re.MULTILINE)
+
+
+class Reading(World):
+    """While the window is open, a guest reads what is about to be zapped."""
+
+    def __init__(self, shim: Client, fd: int) -> None:
+        super().__init__(shim, fd)
+        self.window = self.add_file()
+        self.guest = Guest(0, self, Random(0))
+        # The page that is about to be punched.
+        self.page: int | None = None
+
+    def _hook(self, point: str, start: int, end: int) -> None:
+        super()._hook(point, start, end)
+        if point == "invalidate:begin" and start == self.page:
+            self.guest.read(self.window, start, private=True)
+
+
+def test_the_race_of_the_seed_is_counted_and_is_no_violation(mount: Mount) -> None:
+    with inaccfs.connect(mount.control) as shim, ExitStack() as stack:
+        fd = shim.memfd_create("race", size=FILE_PAGES * support.PAGE)
+        stack.callback(os.close, fd)
+        world = Reading(shim, fd)
+        stack.callback(world.vm.close)
+        # The very first fault is punched by the world itself.
+        world.guest.write(world.window, 0, private=True)
+        for page in range(3):
+            world.guest.write(world.window, page, private=True)
+            world.page = page
+            world.punch(world.window, page, 1)
+            assert world.guest.counts["stale"] == page + 1
+    assert world.guest.counts["stale"] == 3
+    assert not world.violations
+
+
+def test_the_command_by_its_name() -> None:
+    """Once as a process of its own."""
+    told = cli("kvm", "stress", "--seconds", "0.1", "--seed", "1").stdout
+    assert told.endswith("violations: none\n")

@@ -1,0 +1,118 @@
+"""The table of what is known, against a dict of each page."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inaccfs.shim import rangemap
+from inaccfs.shim.frames import Extent, Table, differing, joined, whole_folios
+
+END: Final = 40
+
+ranges = st.tuples(st.integers(0, END), st.integers(0, END)).map(
+    lambda pair: (min(pair), max(pair))
+)
+# Each page's frame less its offset, and its order: few, so that many go on.
+places = st.tuples(st.sampled_from([100, 200]), st.integers(0, 1))
+records = st.tuples(ranges, st.lists(st.none() | places, max_size=END))
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few extents are many blocks."""
+    monkeypatch.setattr(rangemap, "_LOAD", 2)
+
+
+def as_extents(model: dict[int, tuple[int, int]], per_page: int) -> list[Extent]:
+    """The fewest extents that say what *model* says."""
+    found: list[Extent] = []
+    for page, (shift, order) in sorted(model.items()):
+        if (
+            found
+            and model.get(page - 1) == (shift, order)
+            and found[-1].offset + found[-1].count == page
+        ):
+            found[-1] = found[-1]._replace(count=found[-1].count + 1)
+        else:
+            found.append(Extent(page, shift + page * per_page, 1, order))
+    return found
+
+
+@pytest.mark.parametrize("per_page", [1, 512])
+@given(done=st.lists(records, max_size=15), looked_at=ranges)
+def test_it_knows_each_page_in_as_few_extents_as_possible(
+    done: list[tuple[tuple[int, int], list[tuple[int, int] | None]]],
+    looked_at: tuple[int, int],
+    per_page: int,
+) -> None:
+    tested, model = Table(per_page), dict[int, tuple[int, int]]()
+    for (start, end), new in done:
+        pages = {
+            start + at: place
+            for at, place in enumerate(new[: end - start])
+            if place is not None
+        }
+        for page in range(start, end):
+            model.pop(page, None)
+        model.update(pages)
+        tested.record(start, end, as_extents(pages, per_page))
+        assert tested.extents() == as_extents(model, per_page)
+        assert tested.pages == len(model)
+    start, end = looked_at
+    inside = {page: place for page, place in model.items() if start <= page < end}
+    expected = as_extents(inside, per_page)
+    assert tested.look(start, end) == expected
+    whole = len(inside) == end - start
+    assert tested.whole(start, end) == (expected if whole else None)
+    missing = dict.fromkeys(set(range(start, end)) - set(inside), (0, 0))
+    assert tested.gaps(start, end) == [
+        (one.offset, one.offset + one.count) for one in as_extents(missing, per_page)
+    ]
+    tested.clear()
+    assert tested.extents() == []
+
+
+def test_extents_that_go_on_are_joined() -> None:
+    parts = [Extent(4, 14, 2, 0), Extent(0, 10, 4, 0), Extent(6, 16, 1, 3)]
+    assert joined(parts, 1) == [Extent(0, 10, 6, 0), Extent(6, 16, 1, 3)]
+
+
+def test_only_pages_in_other_frames_differ() -> None:
+    old = [Extent(0, 100, 10, 0), Extent(20, 300, 2, 0)]
+    # A page that has gone is not elsewhere, and an order is not a place.
+    new = [Extent(0, 100, 4, 3), Extent(4, 500, 2, 0), Extent(6, 106, 1, 0)]
+    assert differing(old, new, 1) == [Extent(4, 104, 2, 0)]
+    assert differing(old, [], 1) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (8, 16, (8, 16)),
+        (9, 10, (8, 16)),
+        (15, 17, (8, 32)),
+        (4, 6, (4, 6)),
+        (20, 24, (16, 32)),
+        (100, 200, (100, 200)),
+    ],
+)
+def test_a_range_is_widened_to_the_folios_at_its_ends(
+    start: int, end: int, expected: tuple[int, int]
+) -> None:
+    table = Table(1)
+    table.record(0, 8, [Extent(0, 0, 8, 0)])
+    table.record(8, 16, [Extent(8, 8, 8, 3)])
+    table.record(16, 32, [Extent(16, 16, 16, 4)])
+    assert whole_folios(table.look, start, end) == expected
+
+
+def test_a_folio_counts_if_but_one_of_its_pages_is_known() -> None:
+    table = Table(1)
+    table.record(3, 4, [Extent(3, 1024 + 3, 1, 9)])
+    assert whole_folios(table.look, 100, 200) == (0, 200)
+    assert whole_folios(table.look, 0, 2) == (0, 512)
+    assert whole_folios(table.look, 512, 600) == (512, 600)

@@ -1,0 +1,470 @@
+"""Private faults and invalidations of the simulated KVM, one before the other.
+
+What happens "meanwhile" happens in a hook, in the thread that faults: so each race is
+the same each time.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, VM, MemoryFaultExit
+from inaccfs.kvm.audit import StaleSpte
+from tests.unit.kvm_fakes import (
+    BRACKETED,
+    MIB,
+    PAGE,
+    PATIENCE,
+    Semantics,
+    add_slot,
+    guest,
+    shim,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Once:
+    """A hook that does something at a point, the first time."""
+
+    def __init__(self, point: str) -> None:
+        self.point = point
+        self.act: Callable[[], object] | None = None
+        # All points that were passed, with their gfns.
+        self.seen: list[tuple[str, int, int]] = []
+
+    def __call__(self, point: str, start: int, end: int) -> None:
+        self.seen.append((point, start, end))
+        if point == self.point and self.act is not None:
+            act, self.act = self.act, None
+            act()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as made:
+        yield made
+
+
+# --- one fault ------------------------------------------------------------------------
+
+
+def test_a_fault_maps_the_page_and_keeps_no_reference() -> None:
+    """Patch 7/8: the reference is put right after mapping."""
+    with guest() as made:
+        made.vm.create_vcpu().read(5 * PAGE, 1)
+        assert made.vm.spte(5) == (made.file.frames[5], 1)
+        assert made.file.references.total() == 0
+        assert list(made.vm.sptes()) == [(5, made.vm.spte(5))]
+
+
+def test_indexing() -> None:
+    """guest_memfd_conversions_test, "indexing": the offset into the file counts."""
+    with shim() as made, VM(made) as vm:
+        file = made.memfd()
+        add_slot(vm, file, gpa=16 * MIB, size=8 * PAGE, private_offset=3 * PAGE)
+        vm.create_vcpu().write(16 * MIB + 2 * PAGE, b"x")
+        assert list(file.frames) == [5]
+
+
+def test_past_the_end_of_the_file_is_an_exit_with_its_errno() -> None:
+    """As mainline; in v8 each error of get-pfn is an endless retry."""
+    with shim() as made, VM(made) as vm:
+        add_slot(vm, made.memfd(4 * PAGE), size=8 * PAGE)
+        with pytest.raises(MemoryFaultExit) as caught:
+            vm.create_vcpu().read(4 * PAGE, 1)
+        assert caught.value.errno == errno.EINVAL
+        assert isinstance(caught.value.__cause__, OSError)
+        assert (caught.value.gpa, caught.value.size) == (4 * PAGE, PAGE)
+
+
+def test_a_huge_page_that_reaches_out_of_the_file_is_not_read_there() -> None:
+    with shim() as made, VM(made) as vm:
+        file = made.memfd(4 * PAGE, order=9)
+        add_slot(vm, file, size=2 * MIB)
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"x")
+        assert vm.stats.mapped == (0, 1, 0)
+        with pytest.raises(MemoryFaultExit):
+            vcpu.read(4 * PAGE - 1, 2)
+
+
+def test_a_poisoned_page_is_an_exit() -> None:
+    """Mainline: KVM_RUN fails with EHWPOISON."""
+    with guest(semantics=BRACKETED) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.read(0, 1)
+        made.file.tell_error(0, 1)
+        assert made.vm.spte(0) is None
+        made.file.fails.append(OSError(133, "poisoned"))
+        with pytest.raises(MemoryFaultExit) as caught:
+            vcpu.read(0, 1)
+        assert caught.value.errno == 133
+
+
+def test_the_daemons_end_is_no_exit() -> None:
+    with guest() as made:
+        made.file.fails.append(ConnectionResetError("gone"))
+        with pytest.raises(ConnectionResetError):
+            made.vm.create_vcpu().read(0, 1)
+
+
+# --- faults and invalidations ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["fault:begin", "fault:before_install"])
+@pytest.mark.parametrize("semantics", [Semantics(), BRACKETED], ids=["v8", "bracketed"])
+def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
+    point: str, semantics: Semantics
+) -> None:
+    """Patch 4/8. Else the page that was found first would be mapped, and has gone."""
+    hook = Once(point)
+    with guest(hooks=hook, semantics=semantics) as made:
+        hook.act = lambda: made.file.punch(5, 6)
+        made.vm.create_vcpu().write(5 * PAGE, b"new")
+        assert made.vm.stats.retries == 1
+        assert made.vm.spte(5) == (made.file.frames[5], 1)
+        assert made.vm.stale_sptes() == []
+        assert made.file.references.total() == 0
+
+
+def test_a_fault_waits_for_the_end_of_an_invalidation(pool: ThreadPoolExecutor) -> None:
+    """A fault in the range cannot map before; one outside of it can."""
+    hook = Once("fault:before_install")
+    with guest(hooks=hook, semantics=BRACKETED) as made:
+        inside, outside = made.vm.create_vcpu(), made.vm.create_vcpu()
+        retried = threading.Event()
+        made.file.tell_start(5, 6)
+        hook.act = retried.set
+        access = pool.submit(inside.read, 5 * PAGE, 1)
+        assert retried.wait(PATIENCE)
+        outside.read(6 * PAGE, 1)
+        assert made.vm.spte(6) is not None
+        assert made.vm.spte(5) is None
+        assert made.vm.stats.in_progress == 1
+        made.file.tell_end(5, 6)
+        assert access.result(PATIENCE) == b"\0"
+        assert made.vm.stats.in_progress == 0
+
+
+def test_a_punch_elsewhere_while_a_fault_is_under_way_is_a_spurious_retry() -> None:
+    hook = Once("fault:before_install")
+    with guest(hooks=hook) as made:
+        hook.act = lambda: made.file.punch(100, 101)
+        made.vm.create_vcpu().read(0, 1)
+        assert made.vm.stats.retries == 1
+
+
+def test_what_lies_outside_the_slot_is_no_business_of_it() -> None:
+    """The underflow of patch 8/8 would zap the whole guest."""
+    hook = Once("invalidate:begin")
+    with shim() as made, VM(made, hooks=hook) as vm:
+        file = made.memfd()
+        add_slot(vm, file, size=4 * PAGE, private_offset=100 * PAGE)
+        vm.create_vcpu().write(0, b"x")
+        file.punch(0, 10)
+        file.punch(104, 110)
+        assert vm.spte(0) is not None
+        assert (hook.seen[-1][0], vm.stats.invalidations) == ("access", 0)
+
+
+@pytest.mark.parametrize("unit", ["pages", "bytes"])
+def test_the_unit_is_asked_for(unit: str) -> None:
+    with guest(semantics=Semantics(unit=unit)) as made:
+        made.vm.pre_fault_memory(0, MIB)
+        made.file.punch(10, 20)
+        gone = [gfn for gfn in range(30) if made.vm.spte(gfn) is None]
+        assert gone == list(range(10, 20))
+
+
+def test_both_aliases_of_a_page_are_zapped() -> None:
+    """QEMU's SMRAM: two slots over the same pages of a file."""
+    with guest() as made:
+        add_slot(made.vm, made.file, slot=1, gpa=MIB, size=8 * PAGE)
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(0, b"both")
+        assert vcpu.read(MIB, 4) == b"both"
+        assert made.vm.spte(256) == made.vm.spte(0)
+        made.file.punch(0, 1)
+        assert (made.vm.spte(0), made.vm.spte(256)) == (None, None)
+
+
+def test_a_part_of_a_huge_page_goes_and_the_rest_is_faulted_in_again() -> None:
+    with guest(2 * MIB, order=9) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(0, b"kept")
+        assert made.vm.stats.mapped == (0, 1, 0)
+        made.file.order = 0
+        made.file.punch(5, 6)
+        assert made.vm.spte(0) is None
+        assert vcpu.read(0, 4) == b"kept"
+        assert made.vm.stats.mapped == (1, 0, 0)
+
+
+def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
+    def hook(point: str, start: int, end: int) -> None:
+        if point == "invalidate:begin":
+            raise RuntimeError("a bug in a test")
+
+    with guest(hooks=hook) as made:
+        made.vm.create_vcpu().read(0, 1)
+        with pytest.raises(RuntimeError):
+            made.file.punch(0, 1)
+        assert made.vm.spte(0) is None
+
+
+# --- the race of the seed -------------------------------------------------------------
+
+
+def test_v8_has_a_guest_use_a_page_that_is_gone() -> None:
+    """Vlastimil Babka on v8 1/8: the callback comes after the hole is punched.
+
+    Between the two the mapping is of a frame that the file has no more, and that may
+    be anybody's.
+    """
+    hook = Once("invalidate:begin")
+    with guest(hooks=hook) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(5 * PAGE, b"secret")
+        old = made.file.frames[5]
+
+        def in_the_window() -> None:
+            assert 5 not in made.file.frames
+            assert made.vm.stale_sptes() == [StaleSpte(5, old, 1, None)]
+            faults = made.vm.stats.faults
+            vcpu.write(5 * PAGE, b"lost")
+            assert made.vm.stats.faults == faults, "no fault has stopped it"
+
+        hook.act = in_the_window
+        made.file.punch(5, 6)
+        assert hook.act is None
+        assert made.vm.stale_sptes() == []
+        vcpu.read(5 * PAGE, 1)
+        assert made.vm.spte(5) != (old, 1)
+
+
+def test_a_bracketed_order_has_no_such_window() -> None:
+    """v9: invalidate_start comes before the hole is punched."""
+    seen: list[object] = []
+    with guest(semantics=BRACKETED) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(5 * PAGE, b"secret")
+        remove = made.file.remove
+
+        def watched(start: int, end: int) -> None:
+            seen.append(made.vm.spte(5))
+            remove(start, end)
+            seen.append(made.vm.stale_sptes())
+
+        made.file.remove = watched  # type: ignore[method-assign] # to look into it
+        made.file.punch(5, 6)
+    assert seen == [None, []]
+
+
+def test_stale_pages_of_a_huge_mapping_are_found() -> None:
+    with guest(4 * MIB, order=9) as made:
+        made.vm.pre_fault_memory(0, 4 * MIB)
+        first = made.file.frames[0]
+        made.file.remove(0, 512)
+        assert made.vm.stale_sptes() == [StaleSpte(0, first, 2, None)]
+        made.file.frame(3)
+        assert len(made.vm.stale_sptes()) == 512
+
+
+# --- several at once ------------------------------------------------------------------
+
+
+def test_two_vcpus_fault_one_page_in() -> None:
+    hook = Once("fault:before_install")
+    with guest(hooks=hook) as made:
+        first, second = made.vm.create_vcpu(), made.vm.create_vcpu()
+        hook.act = lambda: second.read(0, 1)
+        first.read(0, 1)
+        stats = made.vm.stats
+        assert (stats.faults, stats.spurious, stats.retries) == (2, 1, 0)
+        assert (stats.installed, stats.mapped) == ((1, 0, 0), (1, 0, 0))
+
+
+def test_many_vcpus_and_punches_leave_nothing_wrong(pool: ThreadPoolExecutor) -> None:
+    with guest() as made:
+        pages = made.file.pages
+
+        def touch(number: int) -> None:
+            vcpu = made.vm.create_vcpu()
+            for index in range(400):
+                vcpu.write((index * (number + 3)) % pages * PAGE, b"x")
+
+        def punch() -> None:
+            for index in range(100):
+                made.file.punch(index, index + 20)
+
+        for done in [*(pool.submit(touch, n) for n in range(4)), pool.submit(punch)]:
+            done.result(PATIENCE)
+        stats = made.vm.stats
+        assert made.vm.stale_sptes() == []
+        assert stats.installed[0] - stats.zapped[0] == stats.mapped[0]
+        assert stats.in_progress == 0
+
+
+# --- conversions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpa", "size"),
+    [(0, 0), (1, PAGE), (0, 100), (-PAGE, PAGE), ((1 << 64) - PAGE, 2 * PAGE)],
+)
+def test_attributes_are_of_whole_pages(gpa: int, size: int) -> None:
+    """Patch 5/8."""
+    with guest() as made:
+        for call in (made.vm.pre_fault_memory, to_shared(made.vm)):
+            with pytest.raises(OSError, match=r"\w") as caught:
+                call(gpa, size)
+            assert caught.value.errno == errno.EINVAL
+
+
+def to_shared(vm: VM) -> Callable[[int, int], None]:
+    return lambda gpa, size: vm.set_memory_attributes(gpa, size, private=False)
+
+
+def test_a_conversion_while_a_fault_is_under_way_makes_it_retry() -> None:
+    """v8 stores and zaps without begin and end: the fault would map it as private."""
+    hook = Once("fault:before_install")
+    with guest(hooks=hook) as made:
+        hook.act = lambda: to_shared(made.vm)(0, PAGE)
+        with pytest.raises(MemoryFaultExit):
+            made.vm.create_vcpu().read(0, 1)
+        assert made.vm.spte(0) is None
+        assert made.vm.stats.retries == 1
+
+
+def test_a_conversion_splits_a_huge_page_and_does_not_touch_the_neighbours() -> None:
+    """guest_memfd_conversions_test, "precision"."""
+    with guest(2 * MIB, order=9) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(4 * PAGE, b"neighbour")
+        to_shared(made.vm)(5 * PAGE, PAGE)
+        assert made.vm.spte(4) is None
+        assert vcpu.read(4 * PAGE, 9) == b"neighbour"
+        assert made.vm.stats.mapped == (1, 0, 0)
+        made.vm.set_memory_attributes(5 * PAGE, PAGE, private=True)
+        vcpu.read(5 * PAGE, 1)
+        assert made.vm.stats.mapped == (0, 1, 0)
+
+
+def test_what_is_so_already_zaps_nothing() -> None:
+    """As mainline has it."""
+    with guest() as made:
+        made.vm.create_vcpu().read(0, 1)
+        made.vm.set_memory_attributes(0, MIB, private=True)
+        assert (made.vm.stats.zaps, made.vm.stats.conversions) == (0, 0)
+
+
+# --- slots that go --------------------------------------------------------------------
+
+
+def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
+    pool: ThreadPoolExecutor,
+) -> None:
+    """As synchronize_srcu() does; the file is not closed before the put."""
+    hook = Once("fault:before_install")
+    with guest(hooks=hook) as made:
+        inside, go = threading.Event(), threading.Event()
+
+        def held() -> None:
+            inside.set()
+            assert go.wait(PATIENCE)
+
+        hook.act = held
+        access = pool.submit(made.vm.create_vcpu().read, 0, 1)
+        assert inside.wait(PATIENCE)
+        deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
+        # When the slot can be found no more, the deletion waits.
+        with made.vm._mmu.changed:
+            made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
+        assert not deletion.done()
+        assert made.file.handles == 1
+        go.set()
+        deletion.result(PATIENCE)
+        with pytest.raises(MemoryFaultExit) as caught:
+            access.result(PATIENCE)
+        assert caught.value.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE
+        assert (made.file.handles, made.vm.runs()) == (0, [])
+
+
+def test_a_slot_that_goes_within_brackets_ends_what_has_begun() -> None:
+    with guest(semantics=BRACKETED) as made:
+        add_slot(made.vm, made.file, slot=1, gpa=MIB)
+        made.file.tell_start(0, 10)
+        assert made.vm.stats.in_progress == 2
+        made.vm.set_user_memory_region(0, 0, 0)
+        assert made.vm.stats.in_progress == 1
+        made.file.tell_end(0, 10)
+        assert made.vm.stats.in_progress == 0
+
+
+# --- pre-faulting ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "mapped"), [(0, (1024, 0, 0)), (4, (1024, 0, 0)), (9, (0, 2, 0))]
+)
+def test_pre_faulting_maps_all_without_a_fault(
+    order: int, mapped: tuple[int, ...]
+) -> None:
+    with guest(4 * MIB, order) as made:
+        made.vm.pre_fault_memory(0, 4 * MIB)
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(0, bytes(4 * MIB))
+        stats = made.vm.stats
+        assert (stats.faults, stats.prefaulted, stats.mapped) == (0, 1024, mapped)
+        assert made.file.references.total() == 0
+        expected = [made.file.frames[gfn] for gfn in range(1024)]
+        found = [made.vm.spte(gfn) for gfn in range(1024)]
+        assert [spte.pfn for spte in found if spte] == expected
+
+
+def test_pre_faulting_skips_what_is_shared_or_mapped() -> None:
+    with guest() as made:
+        to_shared(made.vm)(0, 4 * PAGE)
+        made.vm.create_vcpu().read(4 * PAGE, 1)
+        made.vm.pre_fault_memory(0, 8 * PAGE)
+        stats = made.vm.stats
+        assert (stats.spurious, stats.mapped, stats.installed[0]) == (1, (4, 0, 0), 4)
+
+
+def test_pre_faulting_retries_smaller_and_smaller() -> None:
+    hook = Once("fault:before_install")
+    with guest(hooks=hook) as made:
+
+        def again() -> None:
+            made.file.punch(0, 1)
+            if len(hook.seen) < 20:
+                hook.act = again
+
+        hook.act = again
+        made.vm.pre_fault_memory(0, 64 * PAGE)
+        assert made.vm.stats.retries > 1
+        assert made.vm.stale_sptes() == []
+        assert made.vm.stats.mapped == (64, 0, 0)
+
+
+def test_pre_faulting_where_there_is_no_private_memory_is_enoent() -> None:
+    """KVM_PRE_FAULT_MEMORY; what came before is mapped."""
+    with guest(MIB) as made:
+        with pytest.raises(FileNotFoundError):
+            made.vm.pre_fault_memory(MIB - PAGE, 2 * PAGE)
+        assert made.vm.stats.mapped == (1, 0, 0)
+
+
+def test_pre_faulting_over_a_stale_mapping_replaces_it() -> None:
+    with guest() as made:
+        made.vm.pre_fault_memory(0, 8 * PAGE)
+        made.file.remove(0, 8)
+        made.vm.pre_fault_memory(0, 8 * PAGE)
+        assert made.vm.stale_sptes() == []
