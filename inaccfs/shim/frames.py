@@ -6,6 +6,7 @@ frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
 
 from __future__ import annotations
 
+from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -70,7 +71,7 @@ class Frames(Protocol):
 
     @property
     def pages(self) -> int:
-        """How many pages are known. O(1)."""
+        """How many pages are known. O(1). One that is being punched may count twice."""
 
     def extents(self) -> list[Extent]:
         """All that is known."""
@@ -168,18 +169,12 @@ class Table:
     def look(self, start: int, end: int) -> list[Extent]:
         """What the table has of [start, end)."""
         with self._lock:
-            found = self._runs.values(start, end)
-        if found:
-            if found[0].offset < start:
-                found[0] = self._after(found[0], start)
-            last = found[-1]
-            if last.offset + last.count > end:
-                found[-1] = last._replace(count=end - last.offset)
-        return found
+            return self._look(start, end)
 
     def whole(self, start: int, end: int) -> list[Extent] | None:
         """The same, or None if not all is there."""
-        return None if self.gaps(start, end) else self.look(start, end)
+        with self._lock:
+            return None if self._runs.gaps(start, end) else self._look(start, end)
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of [start, end) is not in the table."""
@@ -211,18 +206,21 @@ class Table:
                 elif after.offset < end:
                     new.append(rest)
                     end = stop
-            self._runs.splice(
-                start,
-                end,
-                [extent.offset for extent in new],
-                [extent.offset + extent.count for extent in new],
-                new,
-            )
+            self._runs.splice(start, end, *_bounds(new), new)
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self._runs = RangeMap()
+
+    def _look(self, start: int, end: int) -> list[Extent]:
+        found = self._runs.values(start, end)
+        if found:
+            found[0] = self._after(found[0], start)
+            last = found[-1]
+            if last.offset + last.count > end:
+                found[-1] = last._replace(count=end - last.offset)
+        return found
 
     def _go_on(self, one: Extent, other: Extent) -> bool:
         """Whether two extents are one."""
@@ -234,13 +232,27 @@ class Table:
 
     def _after(self, extent: Extent, start: int) -> Extent:
         """What of *extent* is not before page *start*."""
-        skipped = max(start - extent.offset, 0)
+        if extent.offset >= start:
+            return extent
+        skipped = start - extent.offset
         return Extent(
-            extent.offset + skipped,
+            start,
             extent.pfn + skipped * self._per_page,
             extent.count - skipped,
             extent.order,
         )
+
+
+def _bounds(extents: list[Extent]) -> tuple[list[int], list[int]]:
+    """Where extents begin and end. There may be very many."""
+    starts = list(map(itemgetter(0), extents))
+    if not starts:
+        return [], []
+    last = starts[-1] + extents[-1].count
+    if sum(map(itemgetter(2), extents)) == last - starts[0]:
+        # Without a gap each ends where the next one begins.
+        return starts, [*starts[1:], last]
+    return starts, [extent.offset + extent.count for extent in extents]
 
 
 def allocate(fd: int, offset: int, length: int) -> None:

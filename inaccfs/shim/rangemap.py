@@ -173,8 +173,10 @@ class RangeMap(Generic[V]):
         block = self._blocks[at]
         low = bisect_left(block.ends, start)
         high = bisect_right(block.starts, end)
+        # In one step in the end: others may look at the size meanwhile.
+        size = self.size
         if low < high:
-            self.size -= sum(block.ends[low:high]) - sum(block.starts[low:high])
+            size -= sum(block.ends[low:high]) - sum(block.starts[low:high])
             first, value = block.starts[low], block.values[low]
             if first < start:
                 if starts and starts[0] == start and values[0] == value:
@@ -191,7 +193,7 @@ class RangeMap(Generic[V]):
                     starts.append(end)
                     ends.append(stop)
                     values.append(value)
-        self.size += sum(ends) - sum(starts)
+        self.size = size + sum(ends) - sum(starts)
         block.starts[low:high] = starts
         block.ends[low:high] = ends
         block.values[low:high] = values

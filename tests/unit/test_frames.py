@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+import errno
+import os
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inaccfs import syscalls
 from inaccfs.shim import rangemap
-from inaccfs.shim.frames import Extent, Table, differing, joined, whole_folios
+from inaccfs.shim.frames import Extent, Table, allocate, differing, joined, whole_folios
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 END: Final = 40
 
@@ -18,7 +24,12 @@ ranges = st.tuples(st.integers(0, END), st.integers(0, END)).map(
 )
 # Each page's frame less its offset, and its order: few, so that many go on.
 places = st.tuples(st.sampled_from([100, 200]), st.integers(0, 1))
-records = st.tuples(ranges, st.lists(st.none() | places, max_size=END))
+# What is recorded of a range: page by page, or all of it alike.
+records = st.tuples(
+    ranges,
+    st.lists(st.none() | places, max_size=END)
+    | places.map(lambda place: [place] * END),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +56,7 @@ def as_extents(model: dict[int, tuple[int, int]], per_page: int) -> list[Extent]
 @pytest.mark.parametrize("per_page", [1, 512])
 @given(done=st.lists(records, max_size=15), looked_at=ranges)
 def test_it_knows_each_page_in_as_few_extents_as_possible(
-    done: list[tuple[tuple[int, int], list[tuple[int, int] | None]]],
+    done: list[tuple[tuple[int, int], Sequence[tuple[int, int] | None]]],
     looked_at: tuple[int, int],
     per_page: int,
 ) -> None:
@@ -116,3 +127,27 @@ def test_a_folio_counts_if_but_one_of_its_pages_is_known() -> None:
     assert whole_folios(table.look, 100, 200) == (0, 200)
     assert whole_folios(table.look, 0, 2) == (0, 512)
     assert whole_folios(table.look, 512, 600) == (512, 600)
+
+
+@pytest.mark.parametrize("length", [4096, 4 << 20], ids=["quick", "long"])
+def test_an_allocation_that_is_interrupted_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """As a hugetlbfs is when the kernel wants this thread to do something."""
+    tried = []
+    call = syscalls.fallocate_quick if length == 4096 else syscalls.fallocate
+
+    def interrupted(*arguments: int) -> None:
+        tried.append(arguments)
+        if len(tried) < 3:
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+        call(*arguments)
+
+    monkeypatch.setattr(syscalls, call.__name__, interrupted)
+    fd = os.memfd_create("interrupted")
+    allocate(fd, 0, length)
+    assert len(tried) == 3
+    # The size of the file is left as it was.
+    assert os.fstat(fd).st_size == 0
+    assert os.fstat(fd).st_blocks * 512 == length
+    os.close(fd)
