@@ -175,7 +175,8 @@ class Channel:
                     os.sched_yield()
                     size = readinto(request)
             except OSError as exc:
-                if exc.errno == errno.ENODEV:
+                if exc.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    # Unmounted, or aborted (fusectl, umount -f): there is no more.
                     return
                 if exc.errno == errno.ENOENT:
                     # The request was interrupted before we could have it.
