@@ -615,10 +615,9 @@ def test_the_socket_is_the_owners(mount: inaccfs.Mount) -> None:
 
 
 @support.needs_root
-def test_an_allowed_user_gets_in_and_others_do_not(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    control = tmp_path / "control"
+def test_an_allowed_user_gets_in_and_others_do_not(scratch: Path) -> None:
+    scratch.chmod(0o755)
+    control = scratch / "control"
     with support.mounted(
         control=control, options=["allow-uid=12345", "no-guest-access"]
     ) as mount:

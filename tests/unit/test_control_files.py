@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,13 +19,20 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Iterator
 
     from inaccfs.fuse.inodes import Node
     from inaccfs.shim.backing import Backing
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory that others may pass: pytest's own it closes at each start."""
+    with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
 
 
 async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> None:
@@ -695,8 +704,6 @@ async def test_others_are_closed_on_at_once(tmp_path: Path, backing: Backing) ->
         pytest.skip("only root can be somebody else")
     async with limited(tmp_path, backing) as (control, peer):
         os.chmod(control.path, 0o666)
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            os.chmod(parent, 0o755)
         assert await trio.to_thread.run_sync(_read_as, 12345, control.path) == b""
         assert "return" in await peer.ask('{"execute": "query-version"}')
 
@@ -710,8 +717,6 @@ async def test_an_allowed_user_shows_fds_and_names_no_paths(
     with trio.fail_after(10):
         async with controlling(str(tmp_path / "control"), backing, policy) as control:
             os.chmod(control.path, 0o666)
-            for parent in (tmp_path, *tmp_path.parents[:2]):
-                os.chmod(parent, 0o755)
             node = control.make("guest", 1)
             fd = control.backing_fd(node)
             said = await trio.to_thread.run_sync(
