@@ -183,8 +183,12 @@ class File:
         return await self._client._do(requests.get_pfns(self._open_name, offset, count))
 
     async def put_pfn(self, pfn: int, count: int = 1) -> None:
-        """Give back a reference to each of *count* pages from frame *pfn* on."""
-        await self._client._do(requests.put_pfn(self._open_name, pfn, count))
+        """Give back a reference to each of *count* pages from frame *pfn* on.
+
+        Done also if the caller is cancelled already, so that `finally` may await it.
+        """
+        request = requests.put_pfn(self._open_name, pfn, count)
+        await self._client._connection.do_even_if_cancelled(request)
 
     async def get_memory(self) -> int:
         """An fd of the memory itself, as the guest has it; the caller's to close."""

@@ -98,11 +98,7 @@ class Commands:
     def _send(self) -> None:
         try:
             wire.send_all(self._connection, self._conversation)
-        except BaseException as exc:
-            # Of a message that went in part the rest cannot follow.
-            if not isinstance(exc, OSError):
-                self._conversation.end(_interrupted(self.path))
-                raise
+        except OSError as exc:
             self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
 
     def close(self) -> None:
@@ -184,8 +180,8 @@ class Listener:
                 self._notifiers.abandon(call)
                 self._send()
             raise
-        if named is not None:
-            named.result()
+        if named is not None and named.error is not None:
+            raise named.error
         return call.result(), left
 
     def leave(self, registration: Registration) -> None:

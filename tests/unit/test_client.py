@@ -505,6 +505,25 @@ def test_a_registration_that_is_refused(daemon: FakeDaemon, shim: Client) -> Non
     assert caught.value.errno == errno.EDQUOT
 
 
+def test_an_fd_that_is_refused_for_a_notifier(
+    daemon: FakeDaemon, shim: Client, peer: Peer
+) -> None:
+    """What is told is what was wrong, and not that there is no such name."""
+    with some_file() as fd, shim.file(fd) as memory:
+
+        def refuse(peer: Peer, _: GetFd) -> None:
+            os.close(peer.fds.pop())
+            raise OSError(errno.EMFILE, "64 fdnames are taken")
+
+        def no_name(*_: object) -> None:
+            raise OSError(errno.ENOENT, "no fdname 'fd0'")
+
+        daemon.handlers[GetFd] = refuse
+        daemon.handlers[RegisterNotifier] = no_name
+        with pytest.raises(OSError, match="64 fdnames"):
+            memory.register_notifier(print)
+
+
 def test_events_of_several_in_one_piece(daemon: FakeDaemon, shim: Client) -> None:
     first, second = Callback(), Callback()
     memory = shim.file("/a")
@@ -689,6 +708,15 @@ def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
     with pytest.raises(ClientClosedError, match="connect anew"):
         memory.register_notifier(print)
     memory.close()
+
+
+def test_a_file_is_closed_quietly_when_the_daemon_has_gone(
+    shim: Client, peer: Peer
+) -> None:
+    with some_file() as fd, shim.file(fd) as memory:
+        peer.hang_up()
+        with pytest.raises(ConnectionLostError):
+            memory.get_pfn(0)
 
 
 def test_to_close_wakes_who_waits(daemon: FakeDaemon) -> None:

@@ -317,6 +317,22 @@ async def test_a_command_that_is_cancelled_before_is_not_sent(
     assert await next_any(peer) == QueryVersion()
 
 
+async def test_what_is_given_back_is_so_in_cancellation_too(
+    both: tuple[aio.Client, Peer],
+) -> None:
+    shim, peer = both
+    memory = await shim.file("/a")
+    with trio.CancelScope() as scope:
+        pfn, _ = await memory.get_pfn(1)
+        try:
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+        finally:
+            await memory.put_pfn(pfn)
+    await next_of(peer, GetPfn)
+    assert await next_any(peer) == PutPfn(file="/a", pfn=1001)
+
+
 async def test_the_fd_of_a_cancelled_command_is_closed(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
@@ -578,6 +594,7 @@ async def test_unregister_waits_for_a_running_callback(
         nursery.start_soon(notifier.unregister)
         await wait_all_tasks_blocked()
         assert peer.nothing_more()
+        assert len(nursery.child_tasks) == 1
         may_return.set()
         assert await next_any(peer) == InvalidateDone(notifier=1, sequence=1)
         assert await next_any(peer) == UnregisterNotifier(notifier=1)

@@ -433,6 +433,17 @@ def test_the_end_closes_what_is_on_its_way(
     os.close(fd)
 
 
+def test_a_child_calls_nobody_of_its_parent(talk: Talk) -> None:
+    """Their threads are not here, and what they wait on may be locked."""
+    woken: list[str] = []
+    talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))
+    talk.conversation.on_end = lambda: woken.append("end")
+    talk.conversation.disown(CLOSED)
+    assert woken == []
+    with pytest.raises(ClientClosedError):
+        talk.conversation.start(requests.QUERY_VERSION).result()
+
+
 def test_a_file_that_is_not_open_cannot_be_sent(talk: Talk) -> None:
     fd = new_fd()
     os.close(fd)
