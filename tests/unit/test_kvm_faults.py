@@ -7,14 +7,16 @@ the same each time.
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from inaccfs.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, VM, MemoryFaultExit
+from inaccfs.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, VM, MemoryFaultExit, mmu
 from inaccfs.kvm.audit import StaleSpte
+from inaccfs.kvm.invalidation import Invalidation
 from tests.unit.kvm_fakes import (
     BRACKETED,
     MIB,
@@ -134,18 +136,29 @@ def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
         assert made.file.references.total() == 0
 
 
-def test_a_fault_waits_for_the_end_of_an_invalidation(pool: ThreadPoolExecutor) -> None:
+def test_a_fault_waits_for_the_end_of_an_invalidation(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A fault in the range cannot map before; one outside of it can."""
-    hook = Once("fault:before_install")
-    with guest(hooks=hook, semantics=BRACKETED) as made:
+    # It is woken, and does not just look again after a while.
+    monkeypatch.setattr(mmu, "_PATIENCE", 10 * PATIENCE)
+    asked, waits = itertools.count(1), threading.Event()
+    covers = Invalidation.covers
+
+    def watched(state: Invalidation, start: int, end: int) -> bool:
+        # First to know whether to retry, and then, with mmu_lock, whether to wait.
+        if next(asked) == 2:
+            waits.set()
+        return covers(state, start, end)
+
+    with guest(semantics=BRACKETED) as made:
         inside, outside = made.vm.create_vcpu(), made.vm.create_vcpu()
-        retried = threading.Event()
         made.file.tell_start(5, 6)
-        hook.act = retried.set
-        access = pool.submit(inside.read, 5 * PAGE, 1)
-        assert retried.wait(PATIENCE)
         outside.read(6 * PAGE, 1)
         assert made.vm.spte(6) is not None
+        monkeypatch.setattr(Invalidation, "covers", watched)
+        access = pool.submit(inside.read, 5 * PAGE, 1)
+        assert waits.wait(PATIENCE)
         assert made.vm.spte(5) is None
         assert made.vm.stats.in_progress == 1
         made.file.tell_end(5, 6)
@@ -277,6 +290,16 @@ def test_stale_pages_of_a_huge_mapping_are_found() -> None:
         assert len(made.vm.stale_sptes()) == 512
 
 
+def test_a_huge_mapping_without_any_page_is_found_between_others() -> None:
+    """Three in a row, of contiguous frames; nothing is left of the second."""
+    with guest(6 * MIB, order=9) as made:
+        made.file.frames = {page: (1 << 20) + page for page in range(3 * 512)}
+        made.vm.pre_fault_memory(0, 6 * MIB)
+        assert len(made.vm.runs()) == 1
+        made.file.remove(512, 1024)
+        assert made.vm.stale_sptes() == [StaleSpte(512, (1 << 20) + 512, 2, None)]
+
+
 # --- several at once ------------------------------------------------------------------
 
 
@@ -354,7 +377,10 @@ def test_a_conversion_splits_a_huge_page_and_does_not_touch_the_neighbours() -> 
         assert made.vm.stats.mapped == (1, 0, 0)
         made.vm.set_memory_attributes(5 * PAGE, PAGE, private=True)
         vcpu.read(5 * PAGE, 1)
-        assert made.vm.stats.mapped == (0, 1, 0)
+        stats = made.vm.stats
+        assert stats.mapped == (0, 1, 0)
+        # The page that the huge one has replaced is counted, too.
+        assert (stats.installed, stats.zapped) == ((1, 2, 0), (1, 1, 0))
 
 
 def test_what_is_so_already_zaps_nothing() -> None:

@@ -1,0 +1,340 @@
+"""What a guest reads and writes, what makes it exit, and what a VMM does then."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import mmap
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.kvm import (
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    VM,
+    EncryptionUnavailableError,
+    MemoryFaultExit,
+    MmioExit,
+    Vmm,
+)
+from tests.unit.kvm_fakes import MIB, PAGE, PATIENCE, add_slot, guest, shim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+needs_cryptography = pytest.mark.skipif(
+    importlib.util.find_spec("cryptography") is None, reason="needs cryptography"
+)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as made:
+        yield made
+
+
+# --- accesses -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [0, 9])
+@pytest.mark.parametrize("private", [True, False])
+def test_an_access_may_cross_pages(order: int, *, private: bool) -> None:
+    with guest(4 * MIB, order, default_private=private) as made:
+        data = os.urandom(3 * PAGE + 17)
+        vcpu = made.vm.create_vcpu()
+        gpa = 2 * MIB - PAGE - 5
+        vcpu.write(gpa, data, private=private)
+        assert vcpu.read(gpa, len(data), private=private) == data
+        assert vcpu.read(gpa - 1, 1, private=private) == b"\0"
+        held = os.pread(made.file.fd, len(data), gpa)
+        other = bytes(made.shared[gpa : gpa + len(data)])
+        assert (held == data, other == data) == (private, not private)
+
+
+def test_an_access_may_cross_slots() -> None:
+    with shim() as made, VM(made) as vm:
+        first, second = made.memfd(), made.memfd()
+        add_slot(vm, first, gpa=MIB)
+        add_slot(vm, second, slot=1)
+        vm.create_vcpu().write(MIB - 3, b"across")
+        assert os.pread(second.fd, 3, MIB - 3) == b"acr"
+        assert os.pread(first.fd, 3, 0) == b"oss"
+
+
+def test_a_file_may_get_its_size_after_it_has_a_slot() -> None:
+    """v8: the size is set by one truncate, whenever that is."""
+    with shim() as made, VM(made) as vm:
+        file = made.memfd(0)
+        add_slot(vm, file, size=MIB)
+        vcpu = vm.create_vcpu()
+        with pytest.raises(MemoryFaultExit):
+            vcpu.read(0, 1)
+        for size in (PAGE, MIB):
+            # The second time it has grown, as fallocate(2) may have it.
+            os.ftruncate(file.fd, size)
+            vcpu.write(size - 1, b"x")
+            assert os.pread(file.fd, 1, size - 1) == b"x"
+
+
+def test_two_vms_do_not_see_each_others_memory() -> None:
+    with shim() as made, VM(made) as one, VM(made) as other:
+        add_slot(one, made.memfd())
+        add_slot(other, made.memfd())
+        one.create_vcpu().write(0, b"secret")
+        assert other.create_vcpu().read(0, 6) == bytes(6)
+
+
+def test_without_get_memory_pages_are_mapped_but_not_accessed() -> None:
+    with shim(refuses_memory=True) as made, VM(made) as vm:
+        add_slot(vm, made.memfd(), shared=bytearray(MIB))
+        vm.pre_fault_memory(0, MIB)
+        with pytest.raises(PermissionError):
+            vm.create_vcpu().read(0, 1)
+        assert vm.stats.double_allocated is None
+        assert vm.stats.mapped == (256, 0, 0)
+
+
+def test_nonsense_is_a_bug_of_the_caller() -> None:
+    with guest() as made, pytest.raises(ValueError, match="gpa -1"):
+        made.vm.create_vcpu().read(-1, 1)
+
+
+# --- exits ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_mismatch_is_an_exit(*, private: bool) -> None:
+    """Patches 3/8 and 7/8; the exit tells of the page, whatever was accessed of it."""
+    with guest(default_private=not private) as made:
+        with pytest.raises(MemoryFaultExit) as caught:
+            made.vm.create_vcpu().read(5 * PAGE + 7, 100, private=private)
+        found = caught.value
+        assert found.flags == (KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0)
+        assert (found.gpa, found.size, found.errno) == (5 * PAGE, PAGE, 0)
+        assert made.vm.stats.exits == 1
+        assert made.file.frames == {}
+
+
+def test_a_shared_access_stops_at_the_first_private_page() -> None:
+    with guest(default_private=False) as made:
+        made.vm.set_memory_attributes(2 * PAGE, PAGE, private=True)
+        with pytest.raises(MemoryFaultExit) as caught:
+            made.vm.create_vcpu().write(0, b"x" * MIB, private=False)
+        assert caught.value.gpa == 2 * PAGE
+        assert made.shared.count(b"x") == 2 * PAGE
+
+
+def test_a_slot_without_private_memory() -> None:
+    """private_mem_kvm_exits_test.c, test_private_access_memslot_not_private."""
+    with shim() as made, VM(made) as vm:
+        vm.set_user_memory_region(0, 0, MIB, shared=bytearray(MIB))
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"shared", private=False)
+        assert vcpu.read(0, 6, private=False) == b"shared"
+        with pytest.raises(MemoryFaultExit) as caught:
+            vcpu.read(PAGE, 1)
+        found = caught.value
+        assert (found.flags, found.gpa, found.size) == (1, PAGE, PAGE)
+        with pytest.raises(FileNotFoundError):
+            vm.pre_fault_memory(0, PAGE)
+
+
+def test_no_slot() -> None:
+    with guest() as made:
+        vcpu = made.vm.create_vcpu()
+        with pytest.raises(MmioExit, match="0x100000") as caught:
+            vcpu.read(MIB, 2, private=False)
+        assert caught.value.gpa == MIB
+        with pytest.raises(MemoryFaultExit):
+            vcpu.read(MIB, 2)
+
+
+def test_a_slot_without_shared_memory() -> None:
+    with shim() as made, VM(made, default_private=False) as vm:
+        add_slot(vm, made.memfd())
+        with pytest.raises(OSError, match="no shared memory") as caught:
+            vm.create_vcpu().read(0, 1, private=False)
+        assert caught.value.errno == errno.EFAULT
+
+
+# --- who is in the guest --------------------------------------------------------------
+
+
+class Held:
+    """A hook that keeps the first access to some page in guest mode."""
+
+    def __init__(self) -> None:
+        self.inside, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, point: str, start: int, end: int) -> None:
+        if point == "access" and not self.inside.is_set():
+            self.inside.set()
+            assert self.go.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("what", ["punch", "convert", "delete"])
+def test_whoever_takes_a_page_away_waits_for_an_access(
+    pool: ThreadPoolExecutor, what: str
+) -> None:
+    """As a TLB flush waits for the other CPUs: what was zapped is not used any more."""
+    hook = Held()
+    with guest(hooks=hook) as made:
+        zaps: dict[str, Callable[[], object]] = {
+            "punch": lambda: made.file.tell(0, 1),
+            "convert": lambda: made.vm.set_memory_attributes(0, PAGE, private=False),
+            "delete": lambda: made.vm.set_user_memory_region(0, 0, 0),
+        }
+        access = pool.submit(made.vm.create_vcpu().write, 0, b"last")
+        assert hook.inside.wait(PATIENCE)
+        zap = pool.submit(zaps[what])
+        # It has taken the entry away, and then waits.
+        while made.vm.spte(0) is not None:
+            os.sched_yield()
+        assert not zap.done()
+        hook.go.set()
+        zap.result(PATIENCE)
+        access.result(PATIENCE)
+        assert os.pread(made.file.fd, 4, 0) == b"last"
+
+
+# --- the VMM --------------------------------------------------------------------------
+
+
+def test_the_vmm_converts_what_the_guest_wants() -> None:
+    """QEMU's kvm_convert_memory(). (To punch the fake's memfd tells nobody.)"""
+    with mmap.mmap(-1, MIB) as shared, shim() as made, VM(made) as vm:
+        file = made.memfd()
+        add_slot(vm, file, shared=shared)
+        vmm, vcpu = Vmm(vm), vm.create_vcpu()
+        vcpu.write(0, b"private")
+        vmm.write(vcpu, 0, b"shared", private=False)
+        assert shared[:6] == b"shared"
+        assert os.pread(file.fd, 7, 0) == bytes(7)
+        assert vm.double_allocated() == 0
+        vmm.write(vcpu, 0, b"again")
+        assert shared[:6] == bytes(6)
+        assert vmm.conversions == 2
+
+
+def test_without_discard_pages_are_there_twice() -> None:
+    """Vishal Annapurve on v7: nothing keeps both halves from being populated."""
+    with mmap.mmap(-1, MIB) as shared, shim() as made, VM(made) as vm:
+        add_slot(vm, made.memfd(), shared=shared)
+        vmm, vcpu = Vmm(vm, discard=False), vm.create_vcpu()
+        vcpu.write(0, bytes(3 * PAGE))
+        vmm.write(vcpu, PAGE, bytes(3 * PAGE), private=False)
+        assert vm.stats.double_allocated == 2
+
+
+def test_what_cannot_be_discarded_is_cleared() -> None:
+    with guest(default_private=False) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(PAGE - 1, b"ab", private=False)
+        Vmm(made.vm).write(vcpu, PAGE, b"private")
+        assert bytes(made.shared[PAGE - 1 : PAGE + 1]) == b"a\0"
+
+
+def test_private_mappings_are_discarded_too() -> None:
+    with (
+        mmap.mmap(-1, MIB, flags=mmap.MAP_PRIVATE) as shared,
+        shim() as made,
+        VM(made, default_private=False) as vm,
+    ):
+        add_slot(vm, made.memfd(), shared=shared)
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"x", private=False)
+        Vmm(vm).read(vcpu, 0, 1)
+        assert shared[:1] == b"\0"
+
+
+def test_what_no_conversion_helps_is_raised() -> None:
+    with guest(MIB) as made:
+        vmm, vcpu = Vmm(made.vm), made.vm.create_vcpu()
+        with pytest.raises(MemoryFaultExit):
+            vmm.read(vcpu, MIB, 1)
+        made.file.fails.append(OSError(errno.ENOMEM, "full"))
+        with pytest.raises(MemoryFaultExit) as caught:
+            vmm.read(vcpu, 0, 1)
+        assert caught.value.errno == errno.ENOMEM
+        assert vmm.conversions == 0
+
+
+# --- encryption -----------------------------------------------------------------------
+
+
+def test_without_cryptography_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)
+    with (
+        shim() as made,
+        pytest.raises(
+            EncryptionUnavailableError, match=r"pip install inaccfs\[encryption\]$"
+        ),
+    ):
+        VM(made, encryption=True)
+
+
+@needs_cryptography
+def test_encrypted_memory_reads_as_written_and_is_ciphertext_outside() -> None:
+    with shim() as made, VM(made, encryption=True) as vm:
+        file = made.memfd()
+        add_slot(vm, file)
+        vcpu, data = vm.create_vcpu(), os.urandom(2 * PAGE + 100)
+        vcpu.write(PAGE - 33, data)
+        assert vcpu.read(PAGE - 33, len(data)) == data
+        assert data[:64] not in os.pread(file.fd, MIB, 0)
+
+
+@needs_cryptography
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 16), (5, 3), (15, 2), (17, 40), (0, 1)]
+)
+def test_a_write_changes_its_blocks_and_no_others(offset: int, size: int) -> None:
+    """XTS: blocks of 16 bytes. The rest of a block is kept."""
+    with shim() as made, VM(made, encryption=True) as vm:
+        file = made.memfd()
+        add_slot(vm, file)
+        vcpu, plain = vm.create_vcpu(), bytearray(os.urandom(PAGE))
+        vcpu.write(0, bytes(plain))
+        before = os.pread(file.fd, PAGE, 0)
+        new = bytes(each ^ 255 for each in plain[offset : offset + size])
+        vcpu.write(offset, new)
+        plain[offset : offset + size] = new
+        assert vcpu.read(0, PAGE) == plain
+        after = os.pread(file.fd, PAGE, 0)
+        changed = {
+            at for at in range(256) if before[at * 16 :][:16] != after[at * 16 :][:16]
+        }
+        assert changed == set(range(offset // 16, (offset + size - 1) // 16 + 1))
+
+
+@needs_cryptography
+def test_the_same_words_are_not_the_same_ciphertext() -> None:
+    """The key is the VM's, the tweak the page's gfn."""
+    with shim() as made, VM(made, encryption=True) as a, VM(made, encryption=True) as b:
+        one, other = made.memfd(), made.memfd()
+        add_slot(a, one)
+        add_slot(b, other)
+        a.create_vcpu().write(0, bytes(2 * PAGE))
+        b.create_vcpu().write(0, bytes(PAGE))
+        pages = {
+            os.pread(one.fd, PAGE, 0),
+            os.pread(one.fd, PAGE, PAGE),
+            os.pread(other.fd, PAGE, 0),
+            bytes(PAGE),
+        }
+        assert len(pages) == 4
+
+
+@needs_cryptography
+def test_shared_memory_is_not_encrypted() -> None:
+    with shim() as made, VM(made, encryption=True, default_private=False) as vm:
+        shared = bytearray(MIB)
+        add_slot(vm, made.memfd(), shared=shared)
+        vm.create_vcpu().write(0, b"for the host", private=False)
+        assert shared.startswith(b"for the host")
