@@ -22,9 +22,6 @@ MADV_POPULATE_READ: Final = 22
 RING_SLOTS: Final = 16384
 """How many buffers a ring can have: IORING_MAX_REG_BUFFERS, io_uring/rsrc.h."""
 
-BUFFER_BYTES: Final = 1 << 30
-"""The longest buffer that can be registered: io_uring/rsrc.c."""
-
 # Up to so many bytes a call is over in microseconds, and it would take longer to get
 # the GIL back from a busy thread.
 _QUICK_BYTES: Final = 2 << 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import logging
 import os
+import select
 import socket
 from collections import deque
 from types import CoroutineType
@@ -132,9 +133,11 @@ class Peer:
                 self._readers.add(self._connection.fileno(), self._readable)
                 await self._ended.wait()
                 self._silenced()
-                # What it has asked for last, it may still want to read.
-                with trio.move_on_after(self._policy.ack_seconds):
-                    await self._finish()
+                # What it has asked for last, it may still want to read, unless it has
+                # closed its side of that, too.
+                if not self._has_hung_up():
+                    with trio.move_on_after(self._policy.ack_seconds):
+                        await self._finish()
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
@@ -148,6 +151,11 @@ class Peer:
             self._readers.remove(self._connection.fileno())
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
+
+    def _has_hung_up(self) -> bool:
+        poller = select.poll()
+        poller.register(self._connection, select.POLLHUP)
+        return bool(poller.poll(0))
 
     async def _finish(self) -> None:
         while self._requests or self._output:

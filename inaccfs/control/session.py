@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from inaccfs.control import messages, qmp, queries
@@ -179,16 +180,20 @@ class Session:
 
     async def run(self) -> None:
         """Serve the peer, and take back all that it had when it has gone."""
-        try:
+        with ExitStack() as stack:
+            # Each whatever becomes of the others; the last first.
+            stack.callback(self._let_go)
+            stack.callback(self._silenced)
             await self.peer.converse()
-        finally:
-            self._silenced()
-            for file, opened in self._referred.items():
-                if file.memory is not None:
-                    file.memory.drop(self)
-                opened.close()
+
+    def _let_go(self) -> None:
+        with ExitStack() as stack:
             for opened in self._fdnames.values():
-                opened.close()
+                stack.callback(opened.close)
+            for file, opened in self._referred.items():
+                stack.callback(opened.close)
+                if file.memory is not None:
+                    stack.callback(file.memory.drop, self)
 
     def _silenced(self) -> None:
         """The peer will not answer any more: nobody may wait for it."""

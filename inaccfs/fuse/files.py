@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.shim.file import InaccessibleFile
 
+_OPENING_THREADS: Final = 8
+
 _WRITABLE: Final = (os.O_RDWR, os.O_WRONLY)
 
 
@@ -77,6 +79,8 @@ class Files:
         self._namespace: Final = namespace
         self._mountpoint: Final = mountpoint
         self._device: Final = device
+        # Of their own: where the mountpoint leads to what hangs, they hang, too.
+        self._opening: Final = trio.CapacityLimiter(_OPENING_THREADS)
 
     def open_path(self, path: str) -> OpenFile:
         """The regular file at *path*, which begins at the mount's root.
@@ -85,7 +89,12 @@ class Files:
             OSError: there is none (ENOENT, ENOTDIR, EINVAL, ELOOP).
         """
         node = self._namespace.find(os.fsencode(path))
-        return OpenFile(self._namespace, node)
+        try:
+            return OpenFile(self._namespace, node)
+        except OSError:
+            # The kernel need not know of it, and then nobody would forget it.
+            self._namespace.forget(node.ino, 0)
+            raise
 
     def open_fd(self, fd: int) -> OpenFile:
         """The file that *fd*, an fd of somebody else, has open. *fd* stays open.
@@ -163,7 +172,9 @@ class Files:
                     os.close(fd)
 
         try:
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                work, abandon_on_cancel=True, limiter=self._opening
+            )
         except trio.Cancelled:
             with lock:
                 abandoned = True

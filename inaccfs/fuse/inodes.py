@@ -173,8 +173,9 @@ class Inodes:
                 continue
             if node is self.root or self.nodes.get(node.ino) is not node:
                 continue
-            if node.parent is not None and node.is_pinned:
-                # The kernel has forgotten the inode; the file is still there.
+            if node.is_pinned and os.fstat(node.fd).st_nlink:
+                # The kernel has forgotten the inode; the file is still there, if only
+                # by a name that nobody has looked up here.
                 continue
             del self.nodes[node.ino]
             self._open_dirs.pop(node.ino, None)
@@ -213,6 +214,9 @@ class Inodes:
 
     def _forsake(self, node: Node) -> None:
         node.lookups = node.opens = node.children = 0
+        if node.file is not None:
+            # Else what is fetched of it would keep it.
+            node.file.close()
         self._drop_if_unused(node)
 
     # --- names of a node -----------------------------------------------------

@@ -78,6 +78,7 @@ class InaccessibleFile:
         "_check_fallocate",
         "_counters",
         "_idle",
+        "_moved",
         "_quick_bytes",
         "_quick_limit",
         "_shim",
@@ -111,6 +112,8 @@ class InaccessibleFile:
         self.notifiers: Final = Notifiers(
             shim.counters, shim.ack_seconds, self._set_quick_limit
         )
+        # Ranges of pages that have moved, of which the notifiers are still to be told.
+        self._moved: list[tuple[int, int]] = []
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
         # True while a long operation has the lock of the backing's inode; busy_files
@@ -240,6 +243,7 @@ class InaccessibleFile:
         self, mode: int, offset: int, length: int, moved: list[Extent], *, failed: bool
     ) -> None:
         """inaccessible_notifier_invalidate(), in pages as its declaration says."""
+        self._note_moved(moved)
         if not self.notifiers:
             return
         async with self.notifiers.fixed():
@@ -247,13 +251,7 @@ class InaccessibleFile:
                 start = offset // self.page_size
                 end = -(-(offset + length) // self.page_size)
                 await self.notifiers.invalidate(INVALIDATE, start, end)
-            await self._invalidate_moved(moved)
-
-    async def _invalidate_moved(self, moved: list[Extent]) -> None:
-        for extent in moved:
-            await self.notifiers.invalidate(
-                INVALIDATE, extent.offset, extent.offset + extent.count
-            )
+            await self._tell_moved()
 
     async def _change(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
@@ -403,10 +401,33 @@ class InaccessibleFile:
         return self.memory
 
     async def invalidate_moved(self, moved: list[Extent]) -> None:
-        """Tell of pages that are elsewhere now: as good as gone for who maps them."""
-        if moved and self.notifiers:
+        """Tell of pages that are elsewhere now: as good as gone for who maps them.
+
+        Where an invalidation runs it does so, and nobody waits here: the caller may be
+        one of the callbacks that it waits for.
+        """
+        self._note_moved(moved)
+        if self._moved and not self.notifiers.running:
             async with self.notifiers.fixed():
-                await self._invalidate_moved(moved)
+                await self._tell_moved()
+
+    def _note_moved(self, moved: list[Extent]) -> None:
+        if self.notifiers:
+            self._moved += [(one.offset, one.offset + one.count) for one in moved]
+
+    async def _tell_moved(self) -> None:
+        """Tell what has been noted, in ranges as large as they are."""
+        while self._moved:
+            self._moved.sort()
+            start, end = self._moved.pop(0)
+            while self._moved and self._moved[0][0] <= end:
+                end = max(end, self._moved.pop(0)[1])
+            try:
+                await self.notifiers.invalidate(INVALIDATE, start, end)
+            except trio.Cancelled:
+                # For the next: some may not have been told.
+                self._moved.append((start, end))
+                raise
 
     def put_pfns(self, holder: Hashable, pfn: int, count: int) -> None:
         """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.

@@ -80,12 +80,10 @@ class Memory:
         self._free(self.references.punched([*removed, *moved]))
         self._changed()
 
-    def get(self, holder: Hashable, extents: list[Extent]) -> int:
-        """*holder* gets a reference to each page; return how many pages these are."""
+    def get(self, holder: Hashable, extents: list[Extent]) -> None:
+        """*holder* gets a reference to each page."""
         self.references.get(holder, extents)
-        count = sum(extent.count for extent in extents)
-        self._counters.pages_got += count
-        return count
+        self._counters.pages_got += sum(extent.count for extent in extents)
 
     def put(self, holder: Hashable, pfn: int, count: int) -> None:
         """*holder* gives back a reference to each of *count* pages from frame *pfn*.

@@ -53,6 +53,8 @@ class Notifiers:
         # of one invalidation go to the same notifiers. Outermost: whoever holds it may
         # wait for peers, so nobody asks for it who holds anything that they may need.
         self._lock: Final = trio.Lock()
+        # Whether somebody is inside `fixed`.
+        self.running = False
         self._sequences: Final = itertools.count(1)
         # Those that have been told and have not answered yet, each with what.
         self._waiting: dict[Notifier, int] = {}
@@ -124,7 +126,11 @@ class Notifiers:
     async def fixed(self) -> AsyncIterator[None]:
         """The list stays as it is for the length of an async with block."""
         async with self._lock:
-            yield
+            self.running = True
+            try:
+                yield
+            finally:
+                self.running = False
 
     async def invalidate(self, event: str, start: int, end: int) -> None:
         """Tell all notifiers of pages from *start* to *end*; wait for their answers.

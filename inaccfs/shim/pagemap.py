@@ -363,18 +363,21 @@ class PagemapFrames:
         try:
             punch()
         except BaseException:
+            moved: list[Extent] = []
             with suppress(OSError):
-                for one in self._put_back(first, stop):
-                    # The next to fetch it is told.
-                    self._firm.record(one.offset, one.offset + one.count, [])
-                    self._loose.record(one.offset, one.offset + one.count, [one])
+                self._put_back(first, stop, moved)
+            for one in moved:
+                # The next to fetch it is told.
+                self._firm.record(one.offset, one.offset + one.count, [])
+                self._loose.record(one.offset, one.offset + one.count, [one])
             raise
         self._loose.record(start, end, [])
+        moved = []
         try:
-            moved = self._put_back(first, stop)
+            self._put_back(first, stop, moved)
         except OSError:
-            # They are there, but nobody knows where.
-            moved = self._loose.look(first, stop)
+            # The rest is there, but nobody knows where.
+            moved += self._loose.look(first, stop)
             self._loose.record(first, stop, [])
         return Punched(removed, moved)
 
@@ -403,9 +406,11 @@ class PagemapFrames:
         self._loose.record(start, end, self._look(start, end))
         self._firm.record(start, end, [])
 
-    def _put_back(self, start: int, end: int) -> list[Extent]:
-        """Hold and find what can move of [start, end); where it was, if it did."""
-        moved: list[Extent] = []
+    def _put_back(self, start: int, end: int, moved: list[Extent]) -> None:
+        """Hold and find what can move of [start, end).
+
+        Adds to *moved* where it was, if it did; also if it raises later.
+        """
         loose = self._loose.look(start, end)
         for first, stop in _spans(
             (one.offset, one.offset + one.count) for one in loose
@@ -413,7 +418,6 @@ class PagemapFrames:
             for low, high in self._chunks(first, stop):
                 # One by one: each may take the buffer of the one before into its own.
                 moved += self._find([self._piece(low, high)])
-        return moved
 
     def _chunks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """[start, end), cut where chunks begin."""

@@ -107,8 +107,10 @@ class SimulatedFrames:
         self._per_page: Final = page_size // FRAME_BYTES
         self._page_order: Final = self._per_page.bit_length() - 1
         self._table: Final = Table(self._per_page)
-        # Frames of punched pages that have not come back yet, counted from 0.
+        # Frames of punched pages that have not come back yet, counted from 0. Under
+        # _lock: a worker thread punches while the trio loop gives back.
         self._lent: RangeMap[bool] = RangeMap()
+        self._lock: Final = Lock()
         self._closed = False
 
     @property
@@ -218,30 +220,33 @@ class SimulatedFrames:
             base = one._replace(order=0)
             self._table.record(one.offset, one.offset + one.count, [base])
         self._table.record(start, end, [])
-        for _, pfn, count, _ in removed:
-            first = pfn - FIRST_PFN
-            self._lent.set(first, first + count * self._per_page, True)
+        with self._lock:
+            for _, pfn, count, _ in removed:
+                first = pfn - FIRST_PFN
+                self._lent.set(first, first + count * self._per_page, True)
         return Punched(removed, [])
 
     def free(self, pfn: int, count: int) -> None:
         if self._closed:
             return
         start, size = pfn - FIRST_PFN, count * self._per_page
-        if self._lent.gaps(start, start + size):
-            raise ValueError(
-                f"frames {pfn:#x} and {count} pages on are not punched ones"
-            )
-        self._lent.delete(start, start + size)
+        with self._lock:
+            if self._lent.gaps(start, start + size):
+                raise ValueError(
+                    f"frames {pfn:#x} and {count} pages on are not punched ones"
+                )
+            self._lent.delete(start, start + size)
         self._give_back(start, size)
 
     def close(self) -> None:
         self._closed = True
         for _, pfn, count, _ in self._table.extents():
             self._give_back(pfn - FIRST_PFN, count * self._per_page)
-        for start, end, _ in self._lent:
+        with self._lock:
+            lent, self._lent = self._lent, RangeMap()
+        for start, end, _ in lent:
             self._give_back(start, end - start)
         self._table.clear()
-        self._lent = RangeMap()
 
     def _give_back(self, start: int, size: int) -> None:
         with self._source.lock:

@@ -304,6 +304,12 @@ def test_any_id_can_be_answered(request_id: object) -> None:
     json.loads(reply)
 
 
+def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
+    """fallocate(2) may name the last byte of a loff_t; ends are exclusive."""
+    event = messages.Invalidate(notifier=1, start=0, end=2**51, sequence=1)
+    assert qmp.decode_incoming(qmp.encode_event(event)) == event
+
+
 # --- the socket -------------------------------------------------------------------
 
 

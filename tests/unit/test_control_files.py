@@ -555,6 +555,70 @@ async def test_pages_that_move_in_a_punch_are_invalidated_like_punched_ones(
         assert (stats["pages_moved"], stats["punches"]) == (2, 1)
 
 
+async def test_pages_found_to_have_moved_in_a_callback_are_told_of_after_it(
+    control: Control,
+) -> None:
+    """get-pfn in a callback does not wait for the invalidation that waits for it."""
+    async with notified(control, 2) as (node, [(peer, _), (other, _)]):
+        await peer.do("get-pfn", file="/guest", offset=0, count=6)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
+            first = await peer.event()
+            # Two runs of frames, and one range of pages.
+            control.frames.opened[0].moves = {3: 77, 4: 99}
+            assert "pfn" in await peer.do("get-pfn", file="/guest", offset=7)
+            await done(other, await other.event())
+            await done(peer, first)
+            for one in (peer, other):
+                event = await one.event()
+                assert (event["start"], event["end"]) == (3, 5)
+                await done(one, event)
+
+
+async def test_pages_found_to_have_moved_are_told_of_before_the_reply(
+    control: Control,
+) -> None:
+    async with notified(control) as (_, [(other, _)]), control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0, count=6)
+        control.frames.opened[0].moves = {3: 77}
+        await peer.send(peer.line("get-pfn", file="/guest", offset=7) + "\n")
+        event = await other.event()
+        assert (event["start"], event["end"]) == (3, 4)
+        await done(other, event)
+        assert "pfn" in (await peer.answer())["return"]
+
+
+async def test_fetched_pages_go_when_the_file_went_behind_the_mounts_back(
+    control: Control, backing: Backing
+) -> None:
+    node = control.make("guest", 8)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0)
+        await peer.do("put-pfn", file="/guest", pfn=BASE)
+    await control.gone()
+    os.unlink("guest", dir_fd=backing.root)
+    control.namespace.release(node)
+    control.namespace.forget(node.ino, node.lookups)
+    assert control.frames.opened[0].closed
+    assert node.ino not in control.namespace.nodes
+
+
+async def test_fetched_pages_stay_while_another_name_leads_to_them(
+    control: Control, backing: Backing
+) -> None:
+    node = control.make("guest", 8)
+    os.link("guest", "other", src_dir_fd=backing.root, dst_dir_fd=backing.root)
+    async with control.peer() as peer:
+        await peer.do("get-pfn", file="/guest", offset=0)
+    await control.gone()
+    control.namespace.unlink(control.namespace.root, b"guest")
+    control.namespace.release(node)
+    control.namespace.forget(node.ino, node.lookups)
+    assert not control.frames.opened[0].closed
+    async with control.peer() as peer:
+        assert (await peer.do("get-pfn", file="/other", offset=0))["pfn"] == BASE
+
+
 async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
     control: Control,
 ) -> None:
@@ -620,6 +684,14 @@ async def test_memfd_create_refuses_flags_as_the_seed_does(
     async with control.peer() as peer:
         said = await peer.do("memfd-create", name="x", fdname="a", flags=flags)
         assert "EINVAL" in said
+
+
+async def test_what_close_says_of_a_peers_fd_is_nobodys_business(
+    control: Control,
+) -> None:
+    """It can fail with what the file system behind it likes; here, with EBADF."""
+    control.server.discard(-1)
+    await control.still_serves()
 
 
 # --- limits ---------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
+import sys
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -376,6 +378,37 @@ def test_frames_of_punched_pages_come_back_when_they_are_freed(
             file.frames.free(pfn, 1)
         file.frames.free(pfn + count // 2, count // 2)
         assert file.fetch(128, 256)[0].pfn == pfn + 128
+
+
+def test_frames_can_come_back_while_others_are_punched(backing: Backing) -> None:
+    """A long punch is in a worker thread, put-pfn in the trio loop."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with (
+            file_of(backing, 4096, order=0) as file,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            file.fetch(0, 4096)
+            free = file.source.buddy.free_frames
+            ahead = deque(file.frames.punch(0, 2048, lambda: None).removed)
+
+            def punch() -> list[Extent]:
+                found: list[Extent] = []
+                for page in range(2048, 4096, 8):
+                    found += file.frames.punch(page, page + 8, lambda: None).removed
+                return found
+
+            punching = pool.submit(punch)
+            while ahead:
+                _, pfn, count, _ = ahead.popleft()
+                for at in range(count):
+                    file.frames.free(pfn + at, 1)
+            for _, pfn, count, _ in punching.result():
+                file.frames.free(pfn, count)
+            assert file.source.buddy.free_frames == free + 4096
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_nothing_is_freed_after_the_end(backing: Backing) -> None:
