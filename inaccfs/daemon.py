@@ -183,7 +183,7 @@ class _Daemon:
             allocator=parts.allocator,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
-            more_space=self._closer.more_space,
+            space=self._closer,
         )
         self._frames = parts.frames
         self._namespace = Namespace(backing, self._shim, self._closer.close)
@@ -205,7 +205,6 @@ class _Daemon:
             device,
             self._relay,
             self._namespace,
-            self._closer,
             lambda passthrough: make_seal(device, passthrough=passthrough),
         )
         self._connected = True

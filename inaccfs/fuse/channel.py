@@ -23,13 +23,11 @@ from inaccfs.fuse import wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
-from inaccfs.shim.file import first_of
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.fuse.closing import Closer
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.shim.file import InaccessibleFile
@@ -90,7 +88,6 @@ class Channel:
         device: int,
         relay: socket.socket,
         namespace: Namespace,
-        closer: Closer,
         make_seal: Callable[[bool], Seal],
     ) -> None:
         """Take a non-blocking *device* fd and our end of the pair to pyfuse3.
@@ -102,7 +99,6 @@ class Channel:
         self._relay = Relay(relay)
         self._namespace = namespace
         self._nodes = namespace.nodes
-        self._closer = closer
         self._make_seal = make_seal
         self.seal = unsealed("the kernel has not said INIT yet")
         # Set when INIT is done and every later open is sealed, or known not to be.
@@ -462,18 +458,8 @@ class Channel:
         # the backing has given back what it had taken.
         with ExitStack() as stack:
             file = stack.enter_context(self._namespace.opened(node))
-            freed = self._closer.freed
-
-            async def more_space() -> bool:
-                # Memory of files that had gone before the call may have been on its
-                # way back while the backing looked for some.
-                late = self._closer.busy or self._closer.freed != freed
-                if late:
-                    await first_of(self._closer.wait_idle, interrupted.wait)
-                return late
-
             try:
-                await file.fallocate(mode, offset, length, interrupted, more_space)
+                await file.fallocate(mode, offset, length, interrupted)
             finally:
                 if not file.settled:
                     # Nobody may look until the memory has been given back.

@@ -42,13 +42,6 @@ class Closer:
         """Wait until all that is being closed now has been."""
         await self._idle.wait()
 
-    async def more_space(self) -> bool:
-        """Wait for memory that is on its way back; whether there was any."""
-        if not self.busy:
-            return False
-        await self.wait_idle()
-        return True
-
     def close(self, fd: int, file: InaccessibleFile | None) -> None:
         """Close *fd* now, or soon if that frees more than the loop has time for.
 

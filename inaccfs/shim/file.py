@@ -11,7 +11,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -45,6 +45,20 @@ _EXTENTS_A_TURN: Final = 512
 """How many extents are marked as punched before other tasks get a turn."""
 
 
+class Space(Protocol):
+    """What the backing gives back in the background: see fuse/closing."""
+
+    # How many large files have been closed so far.
+    freed: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether memory is on its way back."""
+
+    async def wait_idle(self) -> None:
+        """Wait until all of it is back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shim:
     """What the files of a mount have in common."""
@@ -61,9 +75,8 @@ class Shim:
     ack_seconds: float = 10.0
     # Files with a long operation under way; see InaccessibleFile.wait_idle.
     busy_files: set[InaccessibleFile] = field(default_factory=set)
-    # Called when there is no space: waits for memory that is on its way back, and says
-    # whether there was any.
-    more_space: Callable[[], Awaitable[bool]] | None = None
+    # Where memory is on its way back: who finds no space asks once more.
+    space: Space | None = None
 
 
 class InaccessibleFile:
@@ -205,16 +218,15 @@ class InaccessibleFile:
         offset: int,
         length: int,
         interrupted: trio.Event,
-        more_space: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """inaccessible_fallocate() of the seed, for a range of any length.
 
         *interrupted* is set when the caller wants out: an allocation that takes long
         then raises EINTR within a tenth of a second and is undone by the backing,
         which may take longer (see `settled`). A punch goes on to its end, as it does
-        on a tmpfs; and so does the invalidation, which is a promise. *more_space* is
-        called when there is no space: true says that there is some by now.
+        on a tmpfs; and so does the invalidation, which is a promise.
         """
+        freed = self._freed
         # Again and again: of several that wait only one gets its turn.
         while self._busy:
             await first_of(self.wait_idle, interrupted.wait)
@@ -225,19 +237,40 @@ class InaccessibleFile:
         moved: list[Extent] = []
         refusal: OSError | None = None
         try:
-            moved = await self._change(mode, offset, length, interrupted)
+            try:
+                moved = await self._change(mode, offset, length, interrupted)
+            except OSError as exc:
+                if not await self._more_space(exc, freed, interrupted):
+                    raise
+                moved = await self._change(mode, offset, length, interrupted)
         except OSError as exc:
             refusal = exc
-        if refusal is not None and refusal.errno == errno.ENOSPC and more_space:
-            try:
-                if await more_space():
-                    refusal = None
-                    moved = await self._change(mode, offset, length, interrupted)
-            except OSError as exc:
-                refusal = exc
         await self._invalidate(mode, offset, length, moved, failed=refusal is not None)
         if refusal is not None:
             raise refusal
+
+    @property
+    def _freed(self) -> int:
+        return 0 if self._shim.space is None else self._shim.space.freed
+
+    async def _more_space(
+        self, exc: OSError, freed: int, interrupted: trio.Event | None = None
+    ) -> bool:
+        """Whether to try again what failed with *exc*; waits until that makes sense.
+
+        Memory of files that had gone before the call, when the space had *freed* so
+        many, may have been on its way back while the backing looked for some.
+        """
+        space = self._shim.space
+        if exc.errno != errno.ENOSPC or space is None:
+            return False
+        if not space.busy and space.freed == freed:
+            return False
+        if interrupted is None:
+            await space.wait_idle()
+        else:
+            await first_of(space.wait_idle, interrupted.wait)
+        return True
 
     async def _invalidate(
         self, mode: int, offset: int, length: int, moved: list[Extent], *, failed: bool
@@ -344,13 +377,11 @@ class InaccessibleFile:
     async def _fetch(
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
+        freed = self._freed
         try:
             return await trio.to_thread.run_sync(memory.fetch, start, end)
         except OSError as exc:
-            more_space = self._shim.more_space
-            if exc.errno != errno.ENOSPC or more_space is None:
-                raise
-            if not await more_space():
+            if not await self._more_space(exc, freed):
                 raise
         return await trio.to_thread.run_sync(memory.fetch, start, end)
 
@@ -371,7 +402,7 @@ class InaccessibleFile:
         try:
             extents, moved = memory.fetch(start, end)
         except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._shim.more_space is not None:
+            if exc.errno == errno.ENOSPC and self._shim.space is not None:
                 return None
             raise
         # In this order, and before anything else runs: what has moved is no more, and

@@ -250,6 +250,8 @@ class HeldCloser(Closer):
     def __init__(self) -> None:
         super().__init__()
         self._on_its_way: trio.Event | None = None
+        # How many have waited for it.
+        self.awaited = 0
 
     def claim(self) -> None:
         self._on_its_way = trio.Event()
@@ -266,6 +268,7 @@ class HeldCloser(Closer):
 
     async def wait_idle(self) -> None:
         if self._on_its_way is not None:
+            self.awaited += 1
             await self._on_its_way.wait()
         await super().wait_idle()
 
@@ -306,7 +309,7 @@ async def serving(
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
     closer = HeldCloser()
-    shim = Shim(V8(), backing.page_size, allocator=allocator)
+    shim = Shim(V8(), backing.page_size, allocator=allocator, space=closer)
     namespace = Namespace(backing, shim, closer.close)
     kernel = FakeKernel()
     relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -315,7 +318,7 @@ async def serving(
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, relay_bytes)
     pyfuse3 = FakePyfuse3(theirs)
     channel = Channel(
-        kernel.device.fileno(), relay, namespace, closer, make_seal or SealFactory()
+        kernel.device.fileno(), relay, namespace, make_seal or SealFactory()
     )
     with kernel.device, relay, theirs, trio.fail_after(10):
         async with trio.open_nursery() as nursery:

@@ -13,6 +13,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
+from tests.unit.fakes import HeldCloser
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,23 +239,17 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
 ) -> None:
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
-    asked: list[bool] = []
-    freed = trio.Event()
-
-    async def more_space() -> bool:
-        asked.append(True)
-        await freed.wait()
-        return len(asked) == 1
-
-    object.__setattr__(control.server.shim, "more_space", more_space)
+    space = HeldCloser()
+    object.__setattr__(control.server.shim, "space", space)
+    space.claim()
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
         control.frames.opened[0].full = True
         await peer.send(peer.line("get-pfn", file="/guest", offset=1) + "\n")
-        while not asked:  # noqa: ASYNC110 - a thread comes first
+        while not space.awaited:  # noqa: ASYNC110 - a thread comes first
             await trio.sleep(0.001)
         control.frames.opened[0].full = False
-        freed.set()
+        space.let_go()
         assert "pfn" in (await peer.answer())["return"]
         control.frames.opened[0].full = True
         assert "ENOSPC" in await peer.do("get-pfn", file="/guest", offset=2)
