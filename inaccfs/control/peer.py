@@ -110,7 +110,7 @@ class Peer:
         self._ended: Final = trio.Event()
         # Whether it is not read from until it has caught up.
         self._paused = False
-        # Set once it is to be given up; why, for the log.
+        # Set once it is to be given up; why.
         self.reason = ""
         # What to do when the next reply has been sent.
         self._when_answered: Callable[[], None] | None = None
@@ -144,9 +144,10 @@ class Peer:
             self._close()
 
     def disconnect(self, reason: str) -> None:
-        """End the conversation soon; *reason* is for the log."""
+        """End the conversation soon; *reason* is for who looks closely at the log."""
         if not self.reason:
             self.reason = reason
+            log.debug("%s: %s", self, reason)
             # What it has still said is not for anybody any more.
             self._readers.remove(self._connection.fileno())
         if self._nursery is not None:
@@ -165,11 +166,9 @@ class Peer:
         self._readers.remove(self._connection.fileno())
         # What has not been read of it may have fds with it.
         self._discard(self._connection.detach())
-        for fd in self._early_fds:
-            self._discard(fd)
+        self._discard_all(self._early_fds)
         for request in self._requests:
-            for fd in request.fds:
-                self._discard(fd)
+            self._discard_all(request.fds)
         for _, fd in self._output:
             if fd >= 0:
                 os.close(fd)
@@ -254,8 +253,7 @@ class Peer:
             self._early_fds = []
         if self._framing.pending or not found:
             self._early_fds += fds
-            for fd in self._early_fds[_FDS_A_READ:]:
-                self._discard(fd)
+            self._discard_all(self._early_fds[_FDS_A_READ:])
             del self._early_fds[_FDS_A_READ:]
         else:
             found[-1][1].extend(fds)
@@ -350,9 +348,8 @@ class Peer:
             action()
 
     def _discard_all(self, fds: Sequence[int]) -> None:
-        if fds:
-            for fd in fds:
-                self._discard(fd)
+        for fd in fds:
+            self._discard(fd)
 
     def _refuse_long(self) -> None:
         limit = self._policy.limits.message
@@ -373,30 +370,35 @@ class Peer:
 
     def send(self, data: bytes, fd: int = -1) -> None:
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
-        if self.reason:
-            if fd >= 0:
-                os.close(fd)
-            return
-        sent = 0
-        if not self._output:
+        if self._output and not self.reason:
+            self._keep(memoryview(data), fd)
+        elif (rest := self._transmit(data, fd)) is not None:
+            self._keep(*rest)
+
+    def _transmit(
+        self, data: bytes | memoryview, fd: int
+    ) -> tuple[memoryview, int] | None:
+        """Send what the socket takes; return what is left, and *fd* if that is left."""
+        sent = len(data)
+        if not self.reason:
             try:
                 if fd < 0:
                     sent = self._connection.send(data)
                 else:
                     sent = socket.send_fds(self._connection, [data], [fd])
             except BlockingIOError:
-                pass
+                return memoryview(data), fd
             except OSError:
-                # It has hung up, which the reading task will find, too.
+                # Its end of reading will come, too; but this is sooner.
                 self.disconnect("it hung up")
-                sent = len(data)
-            if sent and fd >= 0:
-                os.close(fd)
-                fd = -1
-            if sent == len(data):
-                return
-        self._output.append((memoryview(data)[sent:], fd))
-        self._output_bytes += len(data) - sent
+        if fd >= 0:
+            os.close(fd)
+        return None if sent == len(data) else (memoryview(data)[sent:], -1)
+
+    def _keep(self, data: memoryview, fd: int) -> None:
+        """Let *data* wait until it is read, if it may."""
+        self._output.append((data, fd))
+        self._output_bytes += len(data)
         # Replies wait for output to be read; only events can come to so much. The
         # first of all may be a reply that is as long as it likes.
         behind = self._output_bytes - len(self._output[0][0])
@@ -417,23 +419,9 @@ class Peer:
                 return
             data, fd = self._output.popleft()
             self._output_bytes -= len(data)
-            try:
-                if fd < 0:
-                    sent = self._connection.send(data)
-                else:
-                    sent = socket.send_fds(self._connection, [data], [fd])
-                    os.close(fd)
-                    fd = -1
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                if fd >= 0:
-                    os.close(fd)
-                self.disconnect("it hung up")
-                return
-            if sent < len(data):
-                self._output.appendleft((data[sent:], fd))
-                self._output_bytes += len(data) - sent
+            if (rest := self._transmit(data, fd)) is not None:
+                self._output.appendleft(rest)
+                self._output_bytes += len(rest[0])
             self._progressed()
         self._writing = False
         self._progressed()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from inaccfs.control import messages
 
 if TYPE_CHECKING:
     from inaccfs.control.server import Server
+    from inaccfs.control.session import Session
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -71,7 +72,6 @@ def notifiers(server: Server) -> list[messages.NotifierInfo]:
 
 def pins(server: Server) -> messages.Pins:
     """query-pins."""
-    numbers = {id(session): session for session in server.sessions.values()}
     extents: list[messages.PinnedExtent] = []
     references: list[messages.Reference] = []
     for name, ino, file, _ in server.files.all():
@@ -82,7 +82,8 @@ def pins(server: Server) -> messages.Pins:
             for extent in file.memory.extents()
         ]
         for record in file.memory.references.describe():
-            session = numbers[id(record.holder)]
+            # Nobody but the sessions of this server gets pages.
+            session = cast("Session", record.holder)
             references.append(
                 messages.Reference(
                     file=name,

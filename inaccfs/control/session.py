@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from inaccfs.control import messages, qmp, queries
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from inaccfs.control.server import Server
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ class Session:
                 messages.CommandInfo(name) for name in messages.COMMANDS
             ],
             messages.QueryQmpSchema: lambda _: queries.schema(),
-            messages.QueryStatus: lambda _: self._status(),
+            messages.QueryStatus: lambda _: self.server.actions.status(),
             messages.GetFd: self._getfd,
             messages.CloseFd: self._closefd,
             messages.MemfdCreate: self._memfd_create,
@@ -218,11 +217,8 @@ class Session:
         self.peer.negotiated = True
         return Nothing()
 
-    async def _status(self) -> Status:
-        return await self.server.actions.status()
-
-    async def _quit(self, command: messages.Quit) -> Nothing:
-        # After the reply, which is the last that this loop sends: see _finished.
+    def _quit(self, command: messages.Quit) -> Nothing:
+        # After the reply, which is the last that this loop sends.
         self.peer.when_answered(self.server.actions.quit)
         return Nothing()
 
@@ -250,6 +246,11 @@ class Session:
             return self.server.files.open_path(name)
         except OSError as exc:
             raise OSError(exc.errno, f"{name}: {exc.strerror}") from exc
+
+    def _held(self, name: str) -> AbstractContextManager[OpenFile]:
+        """The same for a moment: an fdname is not opened once more, as it is open."""
+        opened = self._fdnames.get(name)
+        return nullcontext(opened) if opened is not None else closing(self._open(name))
 
     def _name(self, fdname: str, opened: OpenFile) -> None:
         if (old := self._fdnames.pop(fdname, None)) is not None:
@@ -301,11 +302,8 @@ class Session:
     def _get_memory(self, command: messages.GetMemory) -> Answer:
         if not self.server.policy.guest_access:
             raise OSError(errno.EPERM, "this mount has --no-guest-access")
-        opened = self._open(command.file)
-        try:
+        with closing(self._open(command.file)) as opened:
             return Answer(Nothing(), opened.reopen_backing())
-        finally:
-            opened.close()
 
     # --- notifiers -------------------------------------------------------------------
 
@@ -361,14 +359,8 @@ class Session:
                 f"{self.pages} pages are referenced and {count} more would be over "
                 f"{limit} (--limit pages=N): put some",
             )
-        opened = self._fdnames.get(command.file)
-        if opened is not None:
+        with self._held(command.file) as opened:
             return self._get(command, opened, count)
-        opened = self._open(command.file)
-        try:
-            return self._get(command, opened, count)
-        finally:
-            opened.close()
 
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
@@ -384,22 +376,18 @@ class Session:
     async def _get_later(
         self, command: messages.GetPfn, opened: OpenFile, count: int
     ) -> messages.Frames:
-        try:
+        with closing(opened):
             start = command.offset
             extents, moved = await opened.file.get_pfns(self, start, start + count)
             frames = self._got(command, opened, extents, count)
             await opened.file.invalidate_moved(moved)
-        finally:
-            opened.close()
         return frames
 
     async def _tell_moved(
         self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
     ) -> messages.Frames:
-        try:
+        with closing(opened):
             await opened.file.invalidate_moved(moved)
-        finally:
-            opened.close()
         return frames
 
     def _got(
@@ -418,36 +406,23 @@ class Session:
         return messages.Frames(extents=[messages.Extent(*extent) for extent in extents])
 
     def _put_pfn(self, command: messages.PutPfn) -> Nothing:
-        opened = self._fdnames.get(command.file)
-        if opened is not None:
-            self._put(opened.file, command)
-            return Nothing()
-        opened = self._open(command.file)
-        try:
-            self._put(opened.file, command)
-        finally:
-            opened.close()
+        with self._held(command.file) as opened:
+            file = opened.file
+            file.put_pfns(self, command.pfn, command.count)
+            self.pages -= command.count
+            assert file.memory is not None
+            if not file.memory.references.total(self):
+                self._referred.pop(file).close()
         return Nothing()
-
-    def _put(self, file: InaccessibleFile, command: messages.PutPfn) -> None:
-        file.put_pfns(self, command.pfn, command.count)
-        self.pages -= command.count
-        assert file.memory is not None
-        if not file.memory.references.total(self):
-            self._referred.pop(file).close()
 
     # --- the rest --------------------------------------------------------------------
 
     def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
-        opened = self._open(command.file)
-        try:
+        with closing(self._open(command.file)) as opened:
             return queries.one_file(self.server, opened.file)
-        finally:
-            opened.close()
 
-    async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
-        opened = self._open(command.file)
-        opened.close()
+    def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
+        self._open(command.file).close()
         raise OSError(
             errno.EOPNOTSUPP, "these semantics have no error callback (query-semantics)"
         )
