@@ -33,8 +33,8 @@ from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.file import Shim
+from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
-from inaccfs.shim.simulated import SimulatedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

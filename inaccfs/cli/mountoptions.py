@@ -10,7 +10,7 @@ from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.shim.backing import TmpfsOptions, parse_size
-from inaccfs.shim.simulated import SimulatedMemory
+from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:
     import argparse

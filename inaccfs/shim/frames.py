@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
 from inaccfs.errors import OptionError
+from inaccfs.shim.frameoptions import HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from inaccfs.shim.simulated import SimulatedMemory
-
-FRAME_BYTES: Final = 4096
-"""What a page frame number counts, whatever the page size of the file."""
-
-HUGE_ORDER: Final = 9
-"""The order of the largest folio that a tmpfs has, a huge page of 2 MiB."""
+    from inaccfs.shim.frameoptions import SimulatedMemory
 
 # So much is allocated in well under a millisecond, and may keep the GIL.
 _QUICK_BYTES: Final = 2 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.shim.frames import FRAME_BYTES
+from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:

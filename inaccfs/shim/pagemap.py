@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs import mmcalls
 from inaccfs.shim import pins
+from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
-    FRAME_BYTES,
     Extent,
     Fetched,
     Punched,

@@ -14,7 +14,8 @@ from itertools import compress, repeat
 from operator import sub
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.shim.frames import FRAME_BYTES, HUGE_ORDER, Extent
+from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
+from inaccfs.shim.frames import Extent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.errors import OptionError
 from inaccfs.shim.buddy import Buddy
+from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.frames import (
-    FRAME_BYTES,
-    HUGE_ORDER,
     Extent,
     Fetched,
     Punched,
@@ -30,34 +27,10 @@ from inaccfs.shim.rangemap import RangeMap
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.shim.frameoptions import SimulatedMemory
+
 FIRST_PFN: Final = 0x100000
 """Where the memory begins: at 4 GiB, as most of it does on a PC."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedMemory:
-    """How much memory there is, and in what state."""
-
-    # In bytes.
-    size: int = 64 << 30
-    # The largest folio that a file of 4 KiB pages is given; 0 gives base pages only.
-    order: int = HUGE_ORDER
-    # How much of the memory is taken before anybody asks, scattered: in percent.
-    fragmentation: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < FRAME_BYTES or self.size % FRAME_BYTES:
-            raise OptionError(
-                f"simulated memory of {self.size} bytes: give a multiple of 4096"
-            )
-        if not 0 <= self.order <= HUGE_ORDER:
-            raise OptionError(
-                f"folios of order {self.order}: give one from 0 to {HUGE_ORDER}"
-            )
-        if not 0 <= self.fragmentation <= 100:
-            raise OptionError(
-                f"fragmentation of {self.fragmentation} percent: give one from 0 to 100"
-            )
 
 
 class SimulatedSource:

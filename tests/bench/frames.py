@@ -33,9 +33,9 @@ from inaccfs import mmcalls, syscalls
 from inaccfs.errors import InaccfsError
 from inaccfs.shim import frames
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.references import References
-from inaccfs.shim.simulated import SimulatedMemory
 from tests.bench import harness
 
 if TYPE_CHECKING:

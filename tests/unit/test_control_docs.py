@@ -14,7 +14,7 @@ from inaccfs.control import qmp, reference
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.messages import COMMANDS, EVENTS
 from inaccfs.shim.backing import parse_size
-from inaccfs.shim.simulated import SimulatedMemory
+from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FSTYPE, FuseOptions
 from inaccfs.mountinfo import MountInfo
 from inaccfs.shim.backing import TmpfsOptions
-from inaccfs.shim.simulated import SimulatedMemory
+from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,10 +18,10 @@ from inaccfs import mmcalls, syscalls
 from inaccfs.errors import OptionError
 from inaccfs.shim import frames, pagemap, pins
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource
 from inaccfs.shim.proc_pages import ProcPages
-from inaccfs.shim.simulated import SimulatedMemory
 from tests.unit.fakes import refused
 from tests.unit.test_pins import locked_memory, pinned, without
 

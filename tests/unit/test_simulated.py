@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from inaccfs import syscalls
 from inaccfs.errors import OptionError
 from inaccfs.shim.buddy import MAX_ORDER, Buddy
+from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.simulated import (
     FIRST_PFN,
     SimulatedFrames,
-    SimulatedMemory,
     SimulatedSource,
 )
 from tests.unit.fakes import refused

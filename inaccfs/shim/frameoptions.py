@@ -1,0 +1,40 @@
+"""What can be chosen of page frames: apart from them, which not every start needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from inaccfs.errors import OptionError
+
+FRAME_BYTES: Final = 4096
+"""What a page frame number counts, whatever the page size of the file."""
+
+HUGE_ORDER: Final = 9
+"""The order of the largest folio that a tmpfs has, a huge page of 2 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedMemory:
+    """How much memory there is, and in what state."""
+
+    # In bytes.
+    size: int = 64 << 30
+    # The largest folio that a file of 4 KiB pages is given; 0 gives base pages only.
+    order: int = HUGE_ORDER
+    # How much of the memory is taken before anybody asks, scattered: in percent.
+    fragmentation: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < FRAME_BYTES or self.size % FRAME_BYTES:
+            raise OptionError(
+                f"simulated memory of {self.size} bytes: give a multiple of 4096"
+            )
+        if not 0 <= self.order <= HUGE_ORDER:
+            raise OptionError(
+                f"folios of order {self.order}: give one from 0 to {HUGE_ORDER}"
+            )
+        if not 0 <= self.fragmentation <= 100:
+            raise OptionError(
+                f"fragmentation of {self.fragmentation} percent: give one from 0 to 100"
+            )
