@@ -139,6 +139,23 @@ class Registration:
             self._on_left()
 
 
+class Registered:
+    """What both faces tell of a registered notifier."""
+
+    def __init__(self, registration: Registration) -> None:
+        self._registration: Final = registration
+
+    @property
+    def number(self) -> int:
+        """What the daemon calls it, as in `query_notifiers`."""
+        return self._registration.number
+
+    @property
+    def registered(self) -> bool:
+        """False after `unregister`, and when the daemon has gone or hung up."""
+        return not self._registration.leaving
+
+
 class Due(NamedTuple):
     """A callback to be called."""
 

@@ -13,7 +13,7 @@ import trio
 
 from inaccfs.client import wire
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
-from inaccfs.client.notifying import Notifiers, tell
+from inaccfs.client.notifying import Notifiers, Registered, tell
 
 if TYPE_CHECKING:
     import os
@@ -207,26 +207,16 @@ class Connection:
         self._send()
 
 
-class Notifier:
+class Notifier(Registered):
     """A registered notifier; the end of its with block unregisters it."""
 
     def __init__(
         self, connection: Connection, registration: Registration, left: trio.Event
     ) -> None:
         """Use `File.register_notifier`."""
+        super().__init__(registration)
         self._connection: Final = connection
-        self._registration: Final = registration
         self._left: Final = left
-
-    @property
-    def number(self) -> int:
-        """What the daemon calls it, as in `query_notifiers`."""
-        return self._registration.number
-
-    @property
-    def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has gone or hung up."""
-        return not self._registration.leaving
 
     async def unregister(self) -> None:
         """Return when no callback runs, and none will.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.client import requests, wire
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
-from inaccfs.client.notifying import Notifiers, tell
+from inaccfs.client.notifying import Notifiers, Registered, tell
 from inaccfs.control.messages import CloseFd
 
 if TYPE_CHECKING:
@@ -265,26 +265,16 @@ class Listener:
             self._send()
 
 
-class Notifier:
+class Notifier(Registered):
     """A registered notifier; the end of its with block unregisters it."""
 
     def __init__(
         self, listener: Listener, registration: Registration, left: threading.Event
     ) -> None:
         """Use `File.register_notifier`."""
+        super().__init__(registration)
         self._listener: Final = listener
-        self._registration: Final = registration
         self._left: Final = left
-
-    @property
-    def number(self) -> int:
-        """What the daemon calls it, as in `query_notifiers`."""
-        return self._registration.number
-
-    @property
-    def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has gone or hung up."""
-        return not self._registration.leaving
 
     def unregister(self) -> None:
         """Return when no callback runs, and none will.

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 V = TypeVar("V")
 
@@ -119,21 +119,6 @@ class RangeMap(Generic[V]):
     def delete(self, start: int, end: int) -> None:
         """Take [start, end) out of the map."""
         self.splice(start, end, [], [], [])
-
-    def update(self, start: int, end: int, change: Callable[[V], V | None]) -> None:
-        """Put change(value) in the place of each value in [start, end).
-
-        None takes the range out. What is in no range stays so.
-        """
-        self.replace(
-            start,
-            end,
-            [
-                (first, stop, changed)
-                for first, stop, value in self.clipped(start, end)
-                if (changed := change(value)) is not None
-            ],
-        )
 
     def replace(
         self, start: int, end: int, pieces: Iterable[tuple[int, int, V]]

@@ -20,7 +20,6 @@ ranges = st.tuples(places, places).map(lambda pair: (min(pair), max(pair)))
 changes = st.one_of(
     st.tuples(st.just("set"), ranges, values),
     st.tuples(st.just("delete"), ranges, values),
-    st.tuples(st.just("update"), ranges, values),
     st.tuples(st.just("replace"), ranges, st.lists(st.none() | values, max_size=END)),
 )
 
@@ -56,14 +55,6 @@ def change(
             tested.delete(start, end)
             for place in range(start, end):
                 model.pop(place, None)
-        case ("update", (int(start), int(end)), int(value)):
-            # One value goes, the others change.
-            tested.update(start, end, lambda v: None if v == value else (v + value) % 3)
-            for place in range(start, end):
-                if place in model:
-                    before = model.pop(place)
-                    if before != value:
-                        model[place] = (before + value) % 3
         case ("replace", (int(start), int(end)), list(new)):
             # Pieces of one, so that those which are equal have to become one.
             pieces = {
