@@ -93,6 +93,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     syscalls.set_dumpable(False)
     allocator = Allocator()
     with ExitStack() as stack:
+        stack.callback(stop.ignore)
         stack.callback(allocator.close)
         if config.backing is None:
             backing = private_tmpfs(
@@ -150,6 +151,11 @@ class _StopRequest:
 
     def _make(self, _number: int, _frame: object) -> None:
         self.made = True
+
+    def ignore(self) -> None:
+        """All is over. The interpreter gives handlers back as it ends, but not this."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, slots=True)
