@@ -29,12 +29,13 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.semantics import V8, Semantics
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
-from inaccfs.shim.file import Shim
 from inaccfs.shim.frameoptions import SimulatedMemory
-from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
+from inaccfs.shim.mount import Shim
+from inaccfs.shim.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ class Config:
     frames: FrameOptions = field(default_factory=FrameOptions)
     control: str | None = None
     policy: Policy = field(default_factory=Policy)
+    semantics: Semantics = field(default_factory=V8)
     log: str | None = None
 
 
@@ -106,6 +108,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
             config.frames.source,
             config.frames.simulated,
             large_folios=_has_large_folios(config),
+            movable=config.semantics.movable,
         )
         stack.callback(source.close)
         # The directory that it was started in is not the daemon's to keep busy.
@@ -183,13 +186,15 @@ class _Daemon:
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()
+        self._patience = Patience(config.policy.ack_seconds)
         self._shim = Shim(
-            V8(),
+            config.semantics,
             backing.page_size,
             allocator=parts.allocator,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
             space=self._closer,
+            patience=self._patience,
         )
         self._frames = parts.frames
         self._namespace = Namespace(backing, self._shim, self._closer.close)
@@ -212,6 +217,7 @@ class _Daemon:
             self._relay,
             self._namespace,
             lambda passthrough: make_seal(device, passthrough=passthrough),
+            config.semantics.read_errno,
         )
         self._connected = True
         self._nursery: trio.Nursery | None = None
@@ -240,6 +246,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
+            nursery.start_soon(self._patience.run)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
@@ -296,7 +303,7 @@ class _Daemon:
     # --- what the root tells of the mount -----------------------------------------
 
     async def _magic(self) -> bytes:
-        return b"0x%08x" % INACCESSIBLE_MAGIC
+        return b"0x%08x" % self._config.semantics.magic
 
     async def _control_path(self) -> bytes:
         return os.fsencode(self._control)

@@ -170,11 +170,13 @@ def mounted(
     control: str | os.PathLike[str] | None = None,
     pfn_source: str | None = None,
     ack_timeout: float | None = None,
+    semantics: str | None = None,
 ) -> Iterator[Mount]:
     """A mount with a daemon of its own, taken down at the end whatever happened.
 
     Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
-    tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *options* are what goes behind
+    tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
+    "FILE.py:CLASS"; *options* are what goes behind
     -o, where all others can be told, too ("limit=peers=9", "simulated-order=0"). The
     daemon's log is a temporary file for as long as the block lasts.
 
@@ -202,6 +204,7 @@ def mounted(
             ("gid", gid),
             ("pfn-source", pfn_source),
             ("ack-timeout", ack_timeout),
+            ("semantics", semantics),
         ):
             if value is not None:
                 arguments += [f"--{name}", str(value)]

@@ -53,6 +53,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "max_read=N, context=, ro, noatime and the like",
     )
     parser.add_argument(
+        "--semantics",
+        metavar="NAME|FILE.py:CLASS",
+        help="the rules: those of a version (inaccfs semantics lists them; default "
+        "v8), or your own",
+    )
+    parser.add_argument(
         "--control",
         metavar="PATH",
         help="the control socket (default: in /run/inaccfs "
@@ -159,6 +165,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         frames=daemon.FrameOptions(parsed.pfn_source, parsed.simulated),
         control=options.ours.get("control"),
         policy=parsed.policy,
+        semantics=parsed.semantics,
         log=log,
     )
     logging.basicConfig(

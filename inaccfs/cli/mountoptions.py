@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
+from inaccfs.semantics import V8
 from inaccfs.shim.backing import TmpfsOptions, parse_size
 from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:
     import argparse
+
+    from inaccfs.semantics import Semantics
 
 _TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
 _SIMULATED: Final = ("simulated-memory", "simulated-order", "simulated-fragmentation")
@@ -21,7 +24,7 @@ _OURS: Final = (
     *_TMPFS,
     *("backing", "control", "log"),
     *("pfn-source", *_SIMULATED),
-    "ack-timeout",
+    *("ack-timeout", "semantics"),
 )
 # These may be given again and again.
 _REPEATED: Final = ("limit", "allow-uid")
@@ -90,6 +93,7 @@ class Parsed:
     pfn_source: str
     simulated: SimulatedMemory
     policy: Policy
+    semantics: Semantics
 
 
 def parse(options: Options) -> Parsed:
@@ -119,7 +123,18 @@ def parse(options: Options) -> Parsed:
         raise OptionError(
             f"pfn-source {source!r} is not one of {', '.join(PFN_SOURCES)}"
         )
-    return Parsed(tmpfs, fuse, source, _simulated(ours), _policy(options))
+    return Parsed(
+        tmpfs, fuse, source, _simulated(ours), _policy(options), _semantics(ours)
+    )
+
+
+def _semantics(ours: dict[str, str]) -> Semantics:
+    if "semantics" not in ours:
+        return V8()
+    # Here and not above: what checks rules would slow down every start.
+    from inaccfs.semantics import load
+
+    return load.load(ours["semantics"])
 
 
 def _simulated(ours: dict[str, str]) -> SimulatedMemory:

@@ -35,8 +35,11 @@ FdName = Annotated[
 Pgoff = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="a page of the file")]
 FirstPage = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="the first page")]
 EndPage = Annotated[
-    int, Meta(ge=0, le=_LAST_PAGE + 1, description="the page behind the last")
+    int, Meta(ge=1, le=_LAST_PAGE + 1, description="the page behind the last")
 ]
+# In bytes where the semantics have that bug.
+Start = Annotated[int, Meta(ge=0, description="the first page")]
+End = Annotated[int, Meta(ge=0, description="the page behind the last")]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
 NotifierId = Annotated[int, Meta(ge=0, description="as register-notifier gave it")]
@@ -148,6 +151,10 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     peer: int
     # The peer's process, when it connected.
     pid: int
+    # The first page that it is bound to; null if it is registered for the file.
+    start: int | None
+    # The page behind the last.
+    end: int | None
     # How many events it has been sent.
     told: int
     # The event that it has not answered yet.
@@ -235,13 +242,20 @@ class Stats(Result, frozen=True, omit_defaults=False):
 
 
 class Semantics(Result, frozen=True, omit_defaults=False):
-    """The rules of this mount."""
+    """The rules of this mount. `inaccfs semantics` shows those of all versions."""
 
     # "v8".
     name: str
+    # The version, its date, and the file.
+    source: str
     # The events that its notifiers get.
     events: list[str]
-    # When, as against the backing's change of the file: "after".
+    # The commands that not all semantics have: bind, unbind, register-notifier,
+    # unregister-notifier, put-pfn, memory-failure.
+    commands: list[str]
+    # "once", "fixed" or "free": how truncate(2) sets the size.
+    size: str
+    # When, as against the backing's change of the file: "before", "after", "bracket".
     order: str
     # "every fallocate", "punches": which calls of fallocate(2) notify.
     notifies: str
@@ -251,8 +265,22 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
+    # Whether ranges must not overlap.
+    exclusive: bool
+    # "each walk" or "the whole call": how long the list of notifiers stays as it is.
+    held: str
+    # Whether events carry the frames that go.
+    tells_frames: bool
     # Whether get-pfn fills holes.
     allocates: bool
+    # "counted", "locked" or "none": what get-pfn leaves the peer.
+    references: str
+    # Whether the kernel may move fetched pages, and nobody is told.
+    movable: bool
+    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    memory_failure: str
+    # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
+    mmap: str
 
 
 # --- commands -----------------------------------------------------------------------
@@ -361,13 +389,37 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
     """inaccessible_register_notifier(): tell this peer of invalidations of a file.
 
     Waits while an invalidation of the file is under way. The file stays open until the
-    notifier goes.
+    notifier goes. EOPNOTSUPP in semantics whose notifiers are bound to ranges.
     """
 
     name: ClassVar[str] = "register-notifier"
     returns: ClassVar[Any] = Notifier
 
     file: File
+
+
+class Bind(Command, frozen=True, kw_only=True):
+    """restrictedmem_bind(): the same for a range of a file.
+
+    EINVAL where ranges are exclusive and this one overlaps another, or is not asked to
+    be; EOPNOTSUPP in semantics whose notifiers are registered for files.
+    """
+
+    name: ClassVar[str] = "bind"
+    returns: ClassVar[Any] = Notifier
+
+    file: File
+    start: FirstPage
+    end: EndPage
+    exclusive: Annotated[bool, Meta(description="that no other may overlap it")] = True
+
+
+class Unbind(Command, frozen=True, kw_only=True):
+    """restrictedmem_unbind(): unregister-notifier for what bind has returned."""
+
+    name: ClassVar[str] = "unbind"
+
+    notifier: NotifierId
 
 
 class UnregisterNotifier(Command, frozen=True, kw_only=True):
@@ -399,7 +451,8 @@ class GetPfn(Command, frozen=True, kw_only=True):
 
     Allocates, as SGP_WRITE does; but EINVAL past the end, where the patch would
     allocate, too. The pages stay where they are until they are punched or the file has
-    gone. With `count` the return has extents, as few as the frames allow.
+    gone. With `count` the return has extents, as few as the frames allow. Semantics may
+    refuse holes (ENOENT), pages that nobody is bound to, and poisoned ones (EHWPOISON).
     """
 
     name: ClassVar[str] = "get-pfn"
@@ -481,7 +534,10 @@ class QuerySemantics(Command, frozen=True, kw_only=True):
 
 
 class MemoryFailure(Command, frozen=True, kw_only=True):
-    """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback."""
+    """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback.
+
+    Until it is punched get-pfn is EHWPOISON for it.
+    """
 
     name: ClassVar[str] = "memory-failure"
 
@@ -501,7 +557,7 @@ COMMANDS: Final[dict[str, type[Command]]] = {
     for command in (
         *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
         *(GetFd, CloseFd, MemfdCreate),
-        *(RegisterNotifier, UnregisterNotifier, InvalidateDone),
+        *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
         *(GetPfn, PutPfn, GetMemory),
         *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
         *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
@@ -524,9 +580,11 @@ class _Invalidation(Event, frozen=True, kw_only=True):
     answer: ClassVar[type[Command] | None] = InvalidateDone
 
     notifier: NotifierId
-    start: FirstPage
-    end: EndPage
+    start: Start
+    end: End
     sequence: Sequence
+    # The fetched pages that go, where the semantics tell them.
+    frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Invalidate(_Invalidation, frozen=True, kw_only=True):
@@ -547,14 +605,20 @@ class InvalidateEnd(_Invalidation, frozen=True, kw_only=True):
     name: ClassVar[str] = "INVALIDATE_END"
 
 
+class Populate(_Invalidation, frozen=True, kw_only=True):
+    """Pages from `start` to `end` have been allocated, in semantics that tell it."""
+
+    name: ClassVar[str] = "POPULATE"
+
+
 class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contract's name
     """Pages are poisoned."""
 
     name: ClassVar[str] = "MEMORY_ERROR"
 
     notifier: NotifierId
-    start: FirstPage
-    end: EndPage
+    start: Start
+    end: End
 
 
 class Shutdown(Event, frozen=True, kw_only=True):
@@ -568,7 +632,10 @@ class Shutdown(Event, frozen=True, kw_only=True):
 
 EVENTS: Final[dict[str, type[Event]]] = {
     event.name: event
-    for event in (Invalidate, InvalidateStart, InvalidateEnd, MemoryError, Shutdown)
+    for event in (
+        *(Invalidate, InvalidateStart, InvalidateEnd, Populate),
+        *(MemoryError, Shutdown),
+    )
 }
 
 

@@ -11,6 +11,7 @@ from inaccfs.control import messages
 if TYPE_CHECKING:
     from inaccfs.control.server import Server
     from inaccfs.control.session import Session
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -26,7 +27,7 @@ def _describe(
     name: str, ino: int, file: InaccessibleFile, opens: int
 ) -> messages.FileInfo:
     attributes = os.fstat(file.fd)
-    memory = file.memory
+    memory = file.pages.memory
     return messages.FileInfo(
         name=name,
         ino=ino,
@@ -62,11 +63,14 @@ def notifiers(server: Server) -> list[messages.NotifierInfo]:
             ino=registration.opened.ino,
             peer=session.number,
             pid=session.pid,
+            start=bound and bound[0],
+            end=bound and bound[1],
             told=registration.told,
             waiting=registration.opened.file.notifiers.waiting(registration),
         )
         for session in server.sessions.values()
         for registration in session.notifiers.values()
+        for bound in [registration.opened.file.notifiers.bound(registration)]
     ]
 
 
@@ -75,13 +79,13 @@ def pins(server: Server) -> messages.Pins:
     extents: list[messages.PinnedExtent] = []
     references: list[messages.Reference] = []
     for name, ino, file, _ in server.files.all():
-        if file.memory is None:
+        if file.pages.memory is None:
             continue
         extents += [
             messages.PinnedExtent(file=name, ino=ino, **extent._asdict())
-            for extent in file.memory.extents()
+            for extent in file.pages.memory.extents()
         ]
-        for record in file.memory.references.describe():
+        for record in file.pages.memory.references.describe():
             # Nobody but the sessions of this server gets pages.
             session = cast("Session", record.holder)
             references.append(
@@ -114,13 +118,46 @@ def stats(server: Server) -> messages.Stats:
         notifiers=sum(len(session.notifiers) for session in sessions),
         references=sum(session.pages for session in sessions),
         fetched=sum(
-            file.memory.pages
+            file.pages.memory.pages
             for _, _, file, _ in server.files.all()
-            if file.memory is not None
+            if file.pages.memory is not None
         ),
     )
 
 
-def semantics(server: Server) -> messages.Semantics:
+def semantics(rules: Semantics) -> messages.Semantics:
     """query-semantics."""
-    return messages.Semantics(**asdict(server.shim.semantics.described()))
+    return messages.Semantics(
+        name=rules.name,
+        source=rules.source,
+        events=rules.events,
+        commands=_commands(rules),
+        size=rules.size,
+        order=rules.order,
+        notifies=rules.notifies,
+        notifies_on_failure=rules.notifies_failures,
+        unit=rules.unit,
+        scope=rules.scope,
+        exclusive=rules.exclusive,
+        held=rules.held,
+        tells_frames=rules.tells_frames,
+        allocates=rules.allocates,
+        references=rules.references,
+        movable=rules.movable,
+        memory_failure=rules.memory_failure,
+        mmap=rules.mmap,
+    )
+
+
+def _commands(rules: Semantics) -> list[str]:
+    """Those of the commands that not all semantics have."""
+    found = (
+        ["bind", "unbind"]
+        if rules.scope == "range"
+        else ["register-notifier", "unregister-notifier"]
+    )
+    if rules.references != "none":
+        found.append("put-pfn")
+    if rules.memory_failure != "unknown":
+        found.append("memory-failure")
+    return found

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.control.session import Files
-    from inaccfs.shim.file import Shim
+    from inaccfs.shim.mount import Shim
     from inaccfs.status import Status
 
 log = logging.getLogger(__name__)

@@ -8,17 +8,20 @@ import os
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from msgspec import UNSET
+
 from inaccfs.control import messages, qmp, queries
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.peer import Answer, Peer, Request
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from inaccfs.control.server import Server
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
+    from inaccfs.shim.order import Notice
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ _EVENTS: Final = {
         messages.Invalidate,
         messages.InvalidateStart,
         messages.InvalidateEnd,
+        messages.Populate,
     )
 }
 
@@ -89,12 +93,22 @@ class Registration:
         # How many events it has been sent.
         self.told = 0
 
-    def tell(self, event: str, start: int, end: int, sequence: int) -> None:
+    def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.told += 1
-        message = _EVENTS[event](
-            notifier=self.number, start=start, end=end, sequence=sequence
-        )
+        event, start, end, frames = notice
+        message: messages.Event
+        if sequence is None:
+            assert event == messages.MemoryError.name
+            message = messages.MemoryError(notifier=self.number, start=start, end=end)
+        else:
+            message = _EVENTS[event](
+                notifier=self.number,
+                start=start,
+                end=end,
+                sequence=sequence,
+                frames=UNSET if frames is None else _as_messages(frames),
+            )
         self.session.peer.send(qmp.encode_event(message))
 
     def evict(self) -> None:
@@ -161,6 +175,8 @@ class Session:
             messages.MemfdCreate: self._memfd_create,
             messages.RegisterNotifier: self._register_notifier,
             messages.UnregisterNotifier: self._unregister_notifier,
+            messages.Bind: self._bind,
+            messages.Unbind: self._unregister_notifier,
             messages.InvalidateDone: self._invalidate_done,
             messages.GetPfn: self._get_pfn,
             messages.PutPfn: self._put_pfn,
@@ -170,7 +186,9 @@ class Session:
             messages.QueryNotifiers: lambda _: queries.notifiers(self.server),
             messages.QueryPins: lambda _: queries.pins(self.server),
             messages.QueryStats: lambda _: queries.stats(self.server),
-            messages.QuerySemantics: lambda _: queries.semantics(self.server),
+            messages.QuerySemantics: lambda _: queries.semantics(
+                self.server.shim.semantics
+            ),
             messages.MemoryFailure: self._memory_failure,
             messages.Quit: self._quit,
         }
@@ -191,8 +209,8 @@ class Session:
                 stack.callback(opened.close)
             for file, opened in self._referred.items():
                 stack.callback(opened.close)
-                if file.memory is not None:
-                    stack.callback(file.memory.drop, self)
+                if file.pages.memory is not None:
+                    stack.callback(file.pages.memory.drop, self)
 
     def _silenced(self) -> None:
         """The peer will not answer any more: nobody may wait for it."""
@@ -201,6 +219,15 @@ class Session:
             _, registration = self.notifiers.popitem()
             registration.opened.file.notifiers.drop(registration)
             registration.opened.close()
+
+    def evict_holder(self) -> None:
+        """It keeps pages locked that others wait for."""
+        log.error(
+            "%s: keeps pages locked for more than %g s: disconnected",
+            self.peer,
+            self.server.policy.ack_seconds,
+        )
+        self.peer.disconnect("it does not put pages")
 
     def _execute(self, request: Request) -> Any:  # noqa: ANN401
         command = request.command
@@ -310,6 +337,47 @@ class Session:
     async def _register_notifier(
         self, command: messages.RegisterNotifier
     ) -> messages.Notifier:
+        if self.server.shim.semantics.scope != "file":
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "notifiers are bound to ranges in these semantics: use bind",
+            )
+
+        async def register(registration: Registration) -> None:
+            await registration.opened.file.notifiers.register(registration)
+
+        return await self._add_notifier(command.file, register)
+
+    async def _bind(self, command: messages.Bind) -> messages.Notifier:
+        rules = self.server.shim.semantics
+        if rules.scope != "range":
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "notifiers are registered for files in these semantics: use "
+                "register-notifier",
+            )
+        if command.start >= command.end:
+            raise OSError(
+                errno.EINVAL,
+                f"no pages from {command.start} to {command.end}: the end is the page "
+                "behind the last",
+            )
+        if rules.exclusive and not command.exclusive:
+            raise OSError(errno.EINVAL, "ranges are exclusive in these semantics")
+
+        async def bind(registration: Registration) -> None:
+            await registration.opened.file.notifiers.bind(
+                registration,
+                command.start,
+                command.end,
+                exclusive=command.exclusive,
+            )
+
+        return await self._add_notifier(command.file, bind)
+
+    async def _add_notifier(
+        self, name: str, register: Callable[[Registration], Awaitable[None]]
+    ) -> messages.Notifier:
         if self._is_silent:
             raise OSError(errno.ESHUTDOWN, "nobody is left to answer events")
         limit = self.server.policy.limits.notifiers
@@ -318,12 +386,17 @@ class Session:
                 errno.EDQUOT,
                 f"{limit} notifiers are registered (--limit notifiers=N)",
             )
-        opened = self._open(command.file)
+        opened = self._open(name)
         number = next(self.server.notifier_numbers)
         registration = Registration(self, number, opened)
         # First, so that it goes with the peer even if that goes while this waits.
         self.notifiers[number] = registration
-        await opened.file.notifiers.register(registration)
+        try:
+            await register(registration)
+        except OSError:
+            if self.notifiers.pop(number, None) is not None:
+                opened.close()
+            raise
         if number not in self.notifiers:
             opened.file.notifiers.drop(registration)
         return messages.Notifier(notifier=number)
@@ -335,7 +408,7 @@ class Session:
         return registration
 
     async def _unregister_notifier(
-        self, command: messages.UnregisterNotifier
+        self, command: messages.UnregisterNotifier | messages.Unbind
     ) -> Nothing:
         registration = self._registration(command.notifier)
         await registration.opened.file.notifiers.unregister(registration)
@@ -364,7 +437,7 @@ class Session:
 
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
-        got = file.get_pfns_now(self, command.offset, command.offset + count)
+        got = file.pages.get_now(self, command.offset, command.offset + count)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -378,16 +451,16 @@ class Session:
     ) -> messages.Frames:
         with closing(opened):
             start = command.offset
-            extents, moved = await opened.file.get_pfns(self, start, start + count)
+            extents, moved = await opened.file.pages.get(self, start, start + count)
             frames = self._got(command, opened, extents, count)
-            await opened.file.invalidate_moved(moved)
+            await opened.file.pages.tell_moved(moved)
         return frames
 
     async def _tell_moved(
         self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
     ) -> messages.Frames:
         with closing(opened):
-            await opened.file.invalidate_moved(moved)
+            await opened.file.pages.tell_moved(moved)
         return frames
 
     def _got(
@@ -398,20 +471,21 @@ class Session:
         count: int,
     ) -> messages.Frames:
         """Note the references, and make the reply."""
-        self.pages += count
-        if opened.file not in self._referred:
-            self._referred[opened.file] = opened.again()
+        if opened.file.pages.keeps_references:
+            self.pages += count
+            if opened.file not in self._referred:
+                self._referred[opened.file] = opened.again()
         if command.count is None:
             return messages.Frames(pfn=extents[0].pfn, order=extents[0].order)
-        return messages.Frames(extents=[messages.Extent(*extent) for extent in extents])
+        return messages.Frames(extents=_as_messages(extents))
 
     def _put_pfn(self, command: messages.PutPfn) -> Nothing:
         with self._held(command.file) as opened:
             file = opened.file
-            file.put_pfns(self, command.pfn, command.count)
+            file.pages.put(self, command.pfn, command.count)
             self.pages -= command.count
-            assert file.memory is not None
-            if not file.memory.references.total(self):
+            assert file.pages.memory is not None
+            if not file.pages.memory.references.total(self):
                 self._referred.pop(file).close()
         return Nothing()
 
@@ -421,8 +495,11 @@ class Session:
         with closing(self._open(command.file)) as opened:
             return queries.one_file(self.server, opened.file)
 
-    def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
-        self._open(command.file).close()
-        raise OSError(
-            errno.EOPNOTSUPP, "these semantics have no error callback (query-semantics)"
-        )
+    async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
+        with closing(self._open(command.file)) as opened:
+            await opened.file.pages.poison(command.offset)
+        return Nothing()
+
+
+def _as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:
+    return [messages.Extent(*extent) for extent in extents]

@@ -15,6 +15,7 @@ import io
 import logging
 import os
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final, overload
 
 import trio
@@ -23,6 +24,7 @@ from inaccfs.fuse import wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
+from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     import socket
@@ -64,10 +66,8 @@ _RELAYED: Final = frozenset(
 )
 
 # The answers of a file whose operations lack these: the seed's has fallocate and
-# release only. Zero-length reads never come here; the kernel answers those itself.
+# release only.
 _REFUSED: Final = {
-    Op.READ: errno.EINVAL,
-    Op.WRITE: errno.EINVAL,
     Op.COPY_FILE_RANGE: errno.EINVAL,
     Op.COPY_FILE_RANGE_64: errno.EINVAL,
     # Only SEEK_DATA and SEEK_HOLE are asked of the daemon.
@@ -89,11 +89,12 @@ class Channel:
         relay: socket.socket,
         namespace: Namespace,
         make_seal: Callable[[bool], Seal],
+        read_errno: int = errno.EINVAL,
     ) -> None:
         """Take a non-blocking *device* fd and our end of the pair to pyfuse3.
 
         *make_seal* is called once INIT is done, with whether the kernel offers
-        passthrough.
+        passthrough. *read_errno* is the errno of READ and WRITE.
         """
         self._device = device
         self._relay = Relay(relay)
@@ -111,15 +112,19 @@ class Channel:
         self._interrupts: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
 
-        self._handlers = self._make_handlers()
+        self._handlers = self._make_handlers(read_errno)
 
-    def _make_handlers(self) -> list[Callable[[int, int, int], bytes | None]]:
+    def _make_handlers(
+        self, read_errno: int
+    ) -> list[Callable[[int, int, int], bytes | None]]:
         handlers: list[Callable[[int, int, int], bytes | None]]
         handlers = [self._unknown] * wire.OP_TABLE_SIZE
         for op in _RELAYED:
             handlers[op] = self._hand_on
         for op, number in _REFUSED.items():
             handlers[op] = _refuser(number)
+        # Zero-length reads never come here; the kernel answers those itself.
+        handlers[Op.READ] = handlers[Op.WRITE] = _refuser(read_errno)
         handlers[Op.INIT] = self._init_request
         handlers[Op.LOOKUP] = self._lookup
         handlers[Op.FORGET] = self._forget
@@ -433,6 +438,10 @@ class Channel:
         try:
             if file.fallocate_quick(mode, offset, length):
                 return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
+            if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
+                mode, offset, length, partial(self._punched, unique)
+            ):
+                return None
         except OSError as exc:
             # No space: the FORGET of a file that is gone may still be unread, for the
             # kernel lets some requests pass it. The task runs when all are read.
@@ -450,6 +459,13 @@ class Channel:
 
         self._later(unique, answer)
         return None
+
+    def _punched(self, unique: int, failure: Exception | None) -> None:
+        """A punch that notifiers were told of is over. Never raises."""
+        if failure is None:
+            self._write(wire.reply_done(unique))
+        else:
+            self._write(_failure(unique, failure))
 
     async def _fallocate_long(
         self, node: Node, mode: int, offset: int, length: int, interrupted: trio.Event

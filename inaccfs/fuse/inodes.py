@@ -98,7 +98,7 @@ class Node:
     @property
     def is_pinned(self) -> bool:
         """Whether pages of the file have been fetched, which stay where they are."""
-        return self.file is not None and self.file.has_memory
+        return self.file is not None and not self.file.pages.plain
 
 
 class Inodes:

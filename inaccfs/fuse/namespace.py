@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
-from inaccfs.shim.file import InaccessibleFile, Shim
+from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inaccfs.fuse.inodes import CloseFd
     from inaccfs.fuse.wire import Entry
     from inaccfs.shim.backing import Backing
+    from inaccfs.shim.mount import Shim
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 

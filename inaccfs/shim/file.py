@@ -2,81 +2,37 @@
 
 struct inaccessible_data of the seed holds a lock, the memfd and the notifiers;
 here the memfd is an fd of the backing, opened for writing, and there is also what has
-been fetched of it (memory.py).
+been fetched of it (pages.py).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from inaccfs import syscalls
-from inaccfs.shim.counters import Counters
-from inaccfs.shim.memory import Memory
+from inaccfs.semantics import refused
 from inaccfs.shim.notifiers import Notifiers
-from inaccfs.shim.semantics import INVALIDATE
+from inaccfs.shim.order import Changed, drive, drive_at_once, in_order
+from inaccfs.shim.pages import Pages
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable
 
-    from inaccfs.shim.allocator import Allocator, Undoing
-    from inaccfs.shim.frames import Extent, FrameSource
-    from inaccfs.shim.semantics import Semantics
+    from inaccfs.shim.allocator import Undoing
+    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.order import Steps
 
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
 
 SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before anybody could interrupt it."""
-
-QUICK_FETCH_BYTES: Final = 1 << 20
-"""So much can be fetched in the trio loop: memory that is touched first is cleared."""
-
-_PAGES_A_TURN: Final = 4096
-"""So many pages can be got at once: each may be an extent."""
-
-_EXTENTS_A_TURN: Final = 512
-"""How many extents are marked as punched before other tasks get a turn."""
-
-
-class Space(Protocol):
-    """What the backing gives back in the background: see fuse/closing."""
-
-    # How many large files have been closed so far.
-    freed: int
-
-    @property
-    def busy(self) -> bool:
-        """Whether memory is on its way back."""
-
-    async def wait_idle(self) -> None:
-        """Wait until all of it is back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shim:
-    """What the files of a mount have in common."""
-
-    semantics: Semantics
-    # In bytes; see Backing.page_size.
-    page_size: int
-    # Makes long allocations interruptible; without it they are not.
-    allocator: Allocator | None = None
-    # Where page frame numbers come from; without it there are none to get.
-    frames: FrameSource | None = None
-    counters: Counters = field(default_factory=Counters)
-    # How long a notifier may take to answer.
-    ack_seconds: float = 10.0
-    # Files with a long operation under way; see InaccessibleFile.wait_idle.
-    busy_files: set[InaccessibleFile] = field(default_factory=set)
-    # Where memory is on its way back: who finds no space asks once more.
-    space: Space | None = None
 
 
 class InaccessibleFile:
@@ -87,19 +43,19 @@ class InaccessibleFile:
     """
 
     __slots__ = (
-        "_busy",
         "_check_fallocate",
         "_counters",
         "_idle",
-        "_moved",
-        "_quick_bytes",
         "_quick_limit",
         "_shim",
+        "_size_limit",
+        "busy",
         "fd",
         "label",
-        "memory",
         "notifiers",
         "page_size",
+        "pages",
+        "quick_bytes",
         "undoing",
         "writable",
     )
@@ -118,21 +74,26 @@ class InaccessibleFile:
         self._check_fallocate: Final = shim.semantics.check_fallocate
         self._counters: Final = shim.counters
         # A page may be so large that even one takes long.
-        self._quick_bytes: Final = QUICK_BYTES if self.page_size <= QUICK_BYTES else 0
-        # In bytes: what may be dealt with at once, without a look at notifiers, memory
-        # or other operations. Kept by _set_quick_limit().
-        self._quick_limit = self._quick_bytes
+        self.quick_bytes: Final = QUICK_BYTES if self.page_size <= QUICK_BYTES else 0
+        # In bytes: what may be dealt with at once, without a look at notifiers, pages
+        # or other operations. Kept by consider().
+        self._quick_limit = self.quick_bytes
+        rules = shim.semantics
         self.notifiers: Final = Notifiers(
-            shim.counters, shim.ack_seconds, self._set_quick_limit
+            shim.counters,
+            shim.ack_seconds,
+            self.consider,
+            unit=self.page_size if rules.unit == "bytes" else 1,
+            clips=rules.told == "clipped",
         )
-        # Ranges of pages that have moved, of which the notifiers are still to be told.
-        self._moved: list[tuple[int, int]] = []
-        # What has been fetched; None until something is.
-        self.memory: Memory | None = None
+        # In bytes: nothing may be allocated behind it. The size, once it is looked up,
+        # where that is a rule: it does not change any more then.
+        self._size_limit: int | None = 0 if rules.past_end == "refused" else None
+        self.pages: Final = Pages(self, shim)
         # True while a long operation has the lock of the backing's inode; busy_files
         # holds this file then, and `_idle` is not set. Nothing is fetched meanwhile,
         # so that no page can be found that is about to go.
-        self._busy = False
+        self.busy = False
         self._idle = trio.Event()
         self._idle.set()
         # An interrupted allocation that still gives back what it had taken. Until it
@@ -142,22 +103,16 @@ class InaccessibleFile:
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
         self.fd, self.writable = fd, writable
-        if self.memory is not None:
-            self.memory.reopened(fd)
+        self.pages.reopened(fd)
 
-    def _set_quick_limit(self) -> None:
-        plain = not self._busy and not self.notifiers and not self.has_memory
-        self._quick_limit = self._quick_bytes if plain else -1
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether pages of the file have been fetched: they stay where they are."""
-        return self.memory is not None and self.memory.pages > 0
+    def consider(self) -> None:
+        """What is to be looked at before a change of the file has changed."""
+        plain = not self.busy and not self.notifiers and self.pages.plain
+        self._quick_limit = self.quick_bytes if plain else -1
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
-        if self.memory is not None:
-            self.memory.close()
+        self.pages.close()
 
     @property
     def settled(self) -> bool:
@@ -170,7 +125,7 @@ class InaccessibleFile:
             await undoing.wait()
             if self.undoing is undoing:
                 self.undoing = None
-                self._end_long()
+                self.end_long()
 
     async def wait_idle(self) -> None:
         """Wait until no long operation is under way, nor being undone."""
@@ -180,16 +135,18 @@ class InaccessibleFile:
             else:
                 await self._idle.wait()
 
-    def _begin_long(self) -> None:
+    def begin_long(self) -> None:
+        """Have the file until `end_long`; nobody else has it."""
         self._idle = trio.Event()
-        self._busy = True
+        self.busy = True
         self._shim.busy_files.add(self)
         self._quick_limit = -1
 
-    def _end_long(self) -> None:
-        self._busy = False
+    def end_long(self) -> None:
+        """Let the next have it."""
+        self.busy = False
         self._shim.busy_files.discard(self)
-        self._set_quick_limit()
+        self.consider()
         self._idle.set()
 
     # --- fallocate ---------------------------------------------------------------
@@ -203,9 +160,25 @@ class InaccessibleFile:
         if length > self._quick_limit:
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
+        if self._size_limit is not None:
+            self._check_end(mode, offset + length)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
         self._count(mode)
         return True
+
+    def _check(self, mode: int, offset: int, length: int) -> None:
+        """Raise `OSError` if the rules forbid it."""
+        self._check_fallocate(mode, offset, length, self.page_size)
+        if self._size_limit is not None:
+            self._check_end(mode, offset + length)
+
+    def _check_end(self, mode: int, end: int) -> None:
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            return
+        if not self._size_limit:
+            self._size_limit = os.fstat(self.fd).st_size
+        if end > self._size_limit:
+            raise refused(errno.EINVAL)
 
     def _count(self, mode: int) -> None:
         self._counters.fallocates += 1
@@ -226,34 +199,110 @@ class InaccessibleFile:
         which may take longer (see `settled`). A punch goes on to its end, as it does
         on a tmpfs; and so does the invalidation, which is a promise.
         """
-        freed = self._freed
+        freed = self.freed
         # Again and again: of several that wait only one gets its turn.
-        while self._busy:
+        while self.busy:
             await first_of(self.wait_idle, interrupted.wait)
             if interrupted.is_set():
-                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
-        self._check_fallocate(mode, offset, length, self.page_size)
+                raise refused(errno.EINTR)
+        self._check(mode, offset, length)
         self._count(mode)
-        moved: list[Extent] = []
-        refusal: OSError | None = None
-        try:
+        punches = bool(mode & FALLOC_FL_PUNCH_HOLE)
+        if punches and self._shim.semantics.references == "locked":
+            await self.pages.wait_unlocked(*self._range(offset, length))
+
+        async def change() -> Changed:
             try:
-                moved = await self._change(mode, offset, length, interrupted)
+                try:
+                    return await self._change(mode, offset, length, interrupted)
+                except OSError as exc:
+                    if not await self.more_space(exc, freed, interrupted):
+                        raise
+                    return await self._change(mode, offset, length, interrupted)
             except OSError as exc:
-                if not await self._more_space(exc, freed, interrupted):
-                    raise
-                moved = await self._change(mode, offset, length, interrupted)
-        except OSError as exc:
-            refusal = exc
-        await self._invalidate(mode, offset, length, moved, failed=refusal is not None)
+                return Changed(refusal=exc)
+
+        refusal = await drive(
+            self._steps(offset, length, punches=punches),
+            self.notifiers,
+            change,
+            whole_call=self._shim.whole_call,
+        )
         if refusal is not None:
             raise refusal
 
+    def punch_at_once(
+        self,
+        mode: int,
+        offset: int,
+        length: int,
+        done: Callable[[Exception | None], None],
+    ) -> bool:
+        """A quick punch of which somebody must be told, without a task.
+
+        *done* is called when all have answered, with what the call fails with, if it
+        does; that may be before this returns. False, and nothing is done, if this is
+        not possible: use `fallocate` then. Must not be called for other modes.
+
+        Raises:
+            OSError: the rules forbid it.
+        """
+        patience = self._shim.patience
+        if length > self.quick_bytes or self.busy or not self._shim.punches_at_once:
+            return False
+        self._check(mode, offset, length)
+        if not self.notifiers.take():
+            return False
+        assert patience is not None
+        self._count(mode)
+        drive_at_once(
+            self._steps(offset, length, punches=True),
+            self.notifiers,
+            patience,
+            partial(self._punch_now, mode, offset, length),
+            done,
+        )
+        return True
+
+    def _punch_now(self, mode: int, offset: int, length: int) -> Changed:
+        punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
+        try:
+            return Changed(self.pages.punch_now(*self._range(offset, length), punch))
+        except OSError as exc:
+            return Changed(refusal=exc)
+
+    def _range(self, offset: int, length: int) -> tuple[int, int]:
+        """The pages that have something of a range, which is in bytes."""
+        return offset // self.page_size, -(-(offset + length) // self.page_size)
+
+    def _steps(self, offset: int, length: int, *, punches: bool) -> Steps:
+        """What is to be told and done of one fallocate(2), in its order."""
+        shim, pages = self._shim, self.pages
+        plan = shim.punch_plan if punches else shim.other_plan
+        start, end = self._range(offset, length)
+        frames = pages.extents_in(start, end) if shim.semantics.tells_frames else None
+        order = in_order(plan, start, end, frames)
+        changed: Changed | None = None
+        try:
+            while True:
+                notice = order.send(changed)
+                changed = yield notice
+                if notice is None:
+                    assert changed is not None
+                    pages.note_moved(changed.moved)
+                    if punches and changed.refusal is None:
+                        pages.heal(start, end)
+        except StopIteration as stop:
+            refusal: OSError | None = stop.value
+        yield from pages.moved_steps()
+        return refusal
+
     @property
-    def _freed(self) -> int:
+    def freed(self) -> int:
+        """How many large files have been closed so far: for `more_space`."""
         return 0 if self._shim.space is None else self._shim.space.freed
 
-    async def _more_space(
+    async def more_space(
         self, exc: OSError, freed: int, interrupted: trio.Event | None = None
     ) -> bool:
         """Whether to try again what failed with *exc*; waits until that makes sense.
@@ -272,33 +321,22 @@ class InaccessibleFile:
             await first_of(space.wait_idle, interrupted.wait)
         return True
 
-    async def _invalidate(
-        self, mode: int, offset: int, length: int, moved: list[Extent], *, failed: bool
-    ) -> None:
-        """inaccessible_notifier_invalidate(), in pages as its declaration says."""
-        self._note_moved(moved)
-        if not self.notifiers:
-            return
-        async with self.notifiers.fixed():
-            if self._shim.semantics.invalidates(mode, failed=failed):
-                start = offset // self.page_size
-                end = -(-(offset + length) // self.page_size)
-                await self.notifiers.invalidate(INVALIDATE, start, end)
-            await self._tell_moved()
-
     async def _change(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
-    ) -> list[Extent]:
-        """Let the backing allocate or punch; return fetched pages that have moved."""
-        while self._busy:
+    ) -> Changed:
+        """Let the backing allocate or punch. Raises `OSError`."""
+        while self.busy:
             await self.wait_idle()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
-        if mode & FALLOC_FL_PUNCH_HOLE and self.memory is not None:
-            return await self._punch(self.memory, offset, length, change)
-        if length <= self._quick_bytes:
+        if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
+            start, end = self._range(offset, length)
+            if length <= self.quick_bytes:
+                return Changed(self.pages.punch_now(start, end, change))
+            return Changed(await self.pages.punch(start, end, change))
+        if length <= self.quick_bytes:
             change()
-            return []
-        self._begin_long()
+            return Changed()
+        self.begin_long()
         try:
             allocates = not mode & ~FALLOC_FL_KEEP_SIZE
             allocator = self._shim.allocator
@@ -310,171 +348,16 @@ class InaccessibleFile:
                 await trio.to_thread.run_sync(change)
         finally:
             if self.undoing is None:
-                self._end_long()
+                self.end_long()
         if self.undoing is not None:
-            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
-        return []
-
-    async def _punch(
-        self, memory: Memory, offset: int, length: int, punch: Callable[[], None]
-    ) -> list[Extent]:
-        start = offset // self.page_size
-        end = (offset + length) // self.page_size
-        if length <= self._quick_bytes:
-            removed, moved = memory.punch(start, end, punch)
-            memory.record(removed, moved)
-            return moved
-        self._begin_long()
-        try:
-            removed, moved = await trio.to_thread.run_sync(
-                memory.punch, start, end, punch
-            )
-            # All of it, whatever ends this task; and before anything can be fetched
-            # again, which would be taken for what has gone.
-            with trio.CancelScope(shield=True):
-                for at in range(0, len(removed), _EXTENTS_A_TURN):
-                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await trio.lowlevel.checkpoint()
-            memory.record((), moved)
-        finally:
-            self._end_long()
-        return moved
-
-    # --- page frames -------------------------------------------------------------
-
-    async def get_pfns(
-        self, holder: Hashable, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
-        """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
-
-        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
-        the pages are, and which had moved: `invalidate_moved` is for those.
-
-        Raises:
-            OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
-                EOPNOTSUPP where there are no frames to get.
-        """
-        while (got := self.get_pfns_now(holder, start, end)) is None:
-            if self._busy:
-                await self.wait_idle()
-                continue
-            memory = self._memory_of(start, end)
-            self._begin_long()
-            try:
-                extents, moved = await self._fetch(memory, start, end)
-                memory.record((), moved)
-                # Nothing can be punched meanwhile; and what has been got is got,
-                # whatever ends this task.
-                with trio.CancelScope(shield=True):
-                    for at in range(0, len(extents), _EXTENTS_A_TURN):
-                        memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                        await trio.lowlevel.checkpoint()
-            finally:
-                self._end_long()
-            return extents, moved
-        return got
-
-    async def _fetch(
-        self, memory: Memory, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
-        freed = self._freed
-        try:
-            return await trio.to_thread.run_sync(memory.fetch, start, end)
-        except OSError as exc:
-            if not await self._more_space(exc, freed):
-                raise
-        return await trio.to_thread.run_sync(memory.fetch, start, end)
-
-    def get_pfns_now(
-        self, holder: Hashable, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]] | None:
-        """The same at once; None if that takes more time than the trio loop has."""
-        if end - start > _PAGES_A_TURN:
-            return None
-        if self.memory is not None:
-            known = self.memory.known(start, end)
-            if known is not None:
-                self.memory.get(holder, known)
-                return known, []
-        if self._busy or (end - start) * self.page_size > QUICK_FETCH_BYTES:
-            return None
-        memory = self._memory_of(start, end)
-        try:
-            extents, moved = memory.fetch(start, end)
-        except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._shim.space is not None:
-                return None
-            raise
-        # In this order, and before anything else runs: what has moved is no more, and
-        # what is here now may be punched by the next task.
-        memory.record((), moved)
-        memory.get(holder, extents)
-        return extents, moved
-
-    def _memory_of(self, start: int, end: int) -> Memory:
-        """The memory of the file, if it has the pages from *start* to *end*."""
-        pages = -(-os.fstat(self.fd).st_size // self.page_size)
-        if end > pages:
-            raise OSError(
-                errno.EINVAL,
-                f"offset {max(start, pages)} lies past the end ({pages} pages)",
-            )
-        if self.memory is None:
-            if self._shim.frames is None:
-                raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
-            self.memory = Memory(
-                self._shim.frames,
-                self.fd,
-                self.page_size,
-                self._counters,
-                self._set_quick_limit,
-            )
-        return self.memory
-
-    async def invalidate_moved(self, moved: list[Extent]) -> None:
-        """Tell of pages that are elsewhere now: as good as gone for who maps them.
-
-        Where an invalidation runs it does so, and nobody waits here: the caller may be
-        one of the callbacks that it waits for.
-        """
-        self._note_moved(moved)
-        if self._moved and not self.notifiers.running:
-            async with self.notifiers.fixed():
-                await self._tell_moved()
-
-    def _note_moved(self, moved: list[Extent]) -> None:
-        if self.notifiers:
-            self._moved += [(one.offset, one.offset + one.count) for one in moved]
-
-    async def _tell_moved(self) -> None:
-        """Tell what has been noted, in ranges as large as they are."""
-        while self._moved:
-            self._moved.sort()
-            start, end = self._moved.pop(0)
-            while self._moved and self._moved[0][0] <= end:
-                end = max(end, self._moved.pop(0)[1])
-            try:
-                await self.notifiers.invalidate(INVALIDATE, start, end)
-            except trio.Cancelled:
-                # For the next: some may not have been told.
-                self._moved.append((start, end))
-                raise
-
-    def put_pfns(self, holder: Hashable, pfn: int, count: int) -> None:
-        """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
-
-        Raises:
-            OSError: EINVAL when *holder* has no reference to one of them.
-        """
-        if self.memory is None:
-            raise OSError(errno.EINVAL, "nothing of this file has been fetched")
-        self.memory.put(holder, pfn, count)
+            raise refused(errno.EINTR)
+        return Changed()
 
     # --- size ----------------------------------------------------------------------
 
     async def set_size(self, size: int) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE."""
-        while self._busy:
+        while self.busy:
             await self.wait_idle()
         attributes = os.fstat(self.fd)
         self._shim.semantics.check_size(attributes.st_size, size, self.page_size)
@@ -482,11 +365,11 @@ class InaccessibleFile:
             os.ftruncate(self.fd, size)
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
-        self._begin_long()
+        self.begin_long()
         try:
             await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
         finally:
-            self._end_long()
+            self.end_long()
 
 
 async def first_of(*waits: Callable[[], Awaitable[None]]) -> None:

@@ -114,11 +114,17 @@ class FrameSource(Protocol):
         """Give everything back. The files must have been closed before."""
 
 
-def choose(wanted: str, memory: SimulatedMemory, large_folios: bool) -> FrameSource:
+def choose(
+    wanted: str,
+    memory: SimulatedMemory,
+    *,
+    large_folios: bool,
+    movable: bool = False,
+) -> FrameSource:
     """The source for *wanted*: "auto", "pagemap" or "simulated".
 
     With *large_folios* a page of a tmpfs may belong to a folio of many; without, that
-    is not looked into.
+    is not looked into. With *movable* nothing keeps fetched pages where they are.
 
     Raises:
         OptionError: real frames were asked for, and the kernel does not show them.
@@ -128,7 +134,7 @@ def choose(wanted: str, memory: SimulatedMemory, large_folios: bool) -> FrameSou
         from inaccfs.shim import pagemap
 
         try:
-            return pagemap.make_source(large_folios=large_folios)
+            return pagemap.make_source(large_folios=large_folios, movable=movable)
         except OSError as exc:
             if wanted == "pagemap":
                 raise OptionError(

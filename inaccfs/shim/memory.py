@@ -7,16 +7,27 @@ counted for each holder, and outlive a punch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+import trio
 
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Iterable
 
     from inaccfs.shim.counters import Counters
     from inaccfs.shim.frames import Extent, Frames, FrameSource
+
+
+class Holder(Protocol):
+    """Who gets references. Hashable."""
+
+    def __hash__(self) -> int: ...
+
+    def evict_holder(self) -> None:
+        """It keeps pages locked that others wait for, and must let go."""
 
 
 class Memory:
@@ -29,12 +40,21 @@ class Memory:
         page_size: int,
         counters: Counters,
         changed: Callable[[], None] = lambda: None,
+        *,
+        keeps_references: bool = True,
     ) -> None:
-        """*changed* is called after what changes whether there is anything here."""
+        """*changed* is called after what changes whether there is anything here.
+
+        Without *keeps_references* nobody has any: `get` only counts.
+        """
         self._frames: Final[Frames] = source.open(fd, page_size)
-        self.references: Final = References(page_size // FRAME_BYTES)
+        self._per_page: Final = page_size // FRAME_BYTES
+        self.references: Final = References(self._per_page)
         self._counters: Final = counters
         self._changed: Final = changed
+        self._keeps_references: Final = keeps_references
+        # Those who wait for references to be put.
+        self._waiting: Final = trio.lowlevel.ParkingLot()
 
     @property
     def pages(self) -> int:
@@ -49,6 +69,31 @@ class Memory:
     def extents(self) -> list[Extent]:
         """The fetched pages."""
         return self._frames.extents()
+
+    def extents_in(self, start: int, end: int) -> list[Extent]:
+        """The fetched pages from *start* to *end*. Looks at all of them."""
+        per_page = self._per_page
+        found = []
+        for extent in self._frames.extents():
+            first = max(extent.offset, start)
+            count = min(extent.offset + extent.count, end) - first
+            if count > 0:
+                pfn = extent.pfn + (first - extent.offset) * per_page
+                found.append(extent._replace(offset=first, pfn=pfn, count=count))
+        return found
+
+    def holders_of(self, start: int, end: int) -> list[Holder]:
+        """Who has references to pages from *start* to *end* that are still there."""
+        if not self.references:
+            return []
+        return [
+            cast("Holder", one)
+            for one in self.references.holders_of(self.extents_in(start, end))
+        ]
+
+    async def put_since(self) -> None:
+        """Wait until somebody has put or lost references."""
+        await self._waiting.park()
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
@@ -80,12 +125,13 @@ class Memory:
         self._free(self.references.punched([*removed, *moved]))
         self._changed()
 
-    def get(self, holder: Hashable, extents: list[Extent]) -> None:
+    def get(self, holder: Holder, extents: list[Extent]) -> None:
         """*holder* gets a reference to each page."""
-        self.references.get(holder, extents)
+        if self._keeps_references:
+            self.references.get(holder, extents)
         self._counters.pages_got += sum(extent.count for extent in extents)
 
-    def put(self, holder: Hashable, pfn: int, count: int) -> None:
+    def put(self, holder: Holder, pfn: int, count: int) -> None:
         """*holder* gives back a reference to each of *count* pages from frame *pfn*.
 
         Raises:
@@ -94,11 +140,12 @@ class Memory:
         self._free(self.references.put(holder, pfn, count))
         self._counters.pages_put += count
 
-    def drop(self, holder: Hashable) -> None:
+    def drop(self, holder: Holder) -> None:
         """*holder* has gone, and its references with it."""
         self._free(self.references.drop(holder))
 
     def _free(self, frames: list[tuple[int, int]]) -> None:
+        self._waiting.unpark_all()
         for pfn, count in frames:
             self._frames.free(pfn, count)
 

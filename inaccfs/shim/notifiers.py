@@ -3,6 +3,7 @@
 struct inaccessible_data of the seed has a list of notifiers and a mutex, and calls one
 after the other under it. Here they are in other processes: all are told at once, and
 the mutex is held until each has answered, has gone, or has been silent for too long.
+restrictedmem_bind() came later: notifiers of a part of the file, found by their range.
 """
 
 from __future__ import annotations
@@ -14,46 +15,60 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from inaccfs.shim.rangemap import RangeMap
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from inaccfs.shim.counters import Counters
+    from inaccfs.shim.order import Notice
 
 
 class Notifier(Protocol):
     """struct inaccessible_notifier: who is told. Neither method may block or raise."""
 
-    def tell(self, event: str, start: int, end: int, sequence: int) -> None:
-        """Pages from *start* to *end* are affected; `Notifiers.answer` is awaited."""
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        """Pages are affected; with a *sequence*, `Notifiers.answer` is awaited."""
 
     def evict(self) -> None:
         """It has not answered in time, and is no notifier any more."""
 
 
 class Notifiers:
-    """The notifiers of one file."""
+    """The notifiers of one file. Starts and ends are pages."""
 
     def __init__(
         self,
         counters: Counters,
         ack_seconds: float,
         changed: Callable[[], None] = lambda: None,
+        *,
+        unit: int = 1,
+        clips: bool = False,
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
-        *changed* is called after each change of the list.
+        *changed* is called after each change of the list. Notifiers are told of pages
+        in *unit* s of their own, and with *clips* only of those that are bound to them.
         """
         self._counters: Final = counters
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
-        # In order of registration; a dict for the sake of its order. Grows and shrinks
-        # only under _lock, but for those that have gone: see drop().
-        self._registered: dict[Notifier, None] = {}
+        self._unit: Final = unit
+        self._clips: Final = clips
+        # In order of registration, each with what it is bound to; None for the file.
+        # Grows and shrinks only under _lock, but for those that have gone: see drop().
+        self._registered: dict[Notifier, tuple[int, int] | None] = {}
+        # Those that are bound, by page: each range has who is told of it.
+        self._bound: Final[RangeMap[tuple[Notifier, ...]]] = RangeMap()
+        # How many are not bound: they are told of everything.
+        self._unbound = 0
         # Held while an invalidation runs and while the list changes, so that all events
         # of one invalidation go to the same notifiers. Outermost: whoever holds it may
         # wait for peers, so nobody asks for it who holds anything that they may need.
-        self._lock: Final = trio.Lock()
-        # Whether somebody is inside `fixed`.
+        # No trio.Lock: it may be taken and released by a call, which is no task.
+        self._lock: Final = trio.Semaphore(1, max_value=1)
+        # Whether somebody is inside `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
         # Those that have been told and have not answered yet, each with what.
@@ -61,8 +76,8 @@ class Notifiers:
         # Those whose unregistration waits for the end of an invalidation. They are told
         # nothing more: who has unregistered in a callback cannot answer.
         self._leaving: set[Notifier] = set()
-        # Set when the last of them has answered. Made anew for each event.
-        self._answered = trio.Event()
+        # To be called when the last of those that are waited for has answered.
+        self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._registered)
@@ -74,14 +89,44 @@ class Notifiers:
         """The sequence that *notifier* has not answered yet."""
         return self._waiting.get(notifier)
 
+    def bound(self, notifier: Notifier) -> tuple[int, int] | None:
+        """The pages that *notifier* is bound to; None if it is the whole file."""
+        return self._registered.get(notifier)
+
+    def cover(self, start: int, end: int) -> bool:
+        """Whether notifiers are bound to each page from *start* to *end*."""
+        return not self._bound.gaps(start, end)
+
     async def register(self, notifier: Notifier) -> None:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
         async with self._lock:
             self._registered[notifier] = None
+            self._unbound += 1
+            self._changed()
+
+    async def bind(
+        self, notifier: Notifier, start: int, end: int, *, exclusive: bool
+    ) -> None:
+        """restrictedmem_bind(); waits while an invalidation runs.
+
+        Raises:
+            OSError: EINVAL, when it is *exclusive* and pages are another's.
+        """
+        async with self._lock:
+            there = self._bound.clipped(start, end)
+            if exclusive and there:
+                first, stop, _ = there[0]
+                raise OSError(
+                    errno.EINVAL, f"pages {first} to {stop} are bound already: unbind"
+                )
+            pieces = [(first, stop, (*many, notifier)) for first, stop, many in there]
+            pieces += [(*gap, (notifier,)) for gap in self._bound.gaps(start, end)]
+            self._bound.replace(start, end, sorted(pieces, key=_start))
+            self._registered[notifier] = start, end
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
-        """inaccessible_unregister_notifier(); waits while an invalidation runs.
+        """inaccessible_unregister_notifier(), restrictedmem_unbind(); may wait, too.
 
         Counts as the notifier's answer: it may be called in its callback, and would
         wait for itself otherwise.
@@ -99,10 +144,22 @@ class Notifiers:
 
     def drop(self, notifier: Notifier) -> None:
         """*notifier* has gone, and whoever waits for its answer goes on."""
-        self._registered.pop(notifier, None)
+        if notifier in self._registered:
+            bound = self._registered.pop(notifier)
+            if bound is None:
+                self._unbound -= 1
+            else:
+                self._unbind(notifier, *bound)
         self._changed()
         if notifier in self._waiting:
             self._forget(notifier)
+
+    def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
+        pieces = []
+        for first, stop, many in self._bound.clipped(start, end):
+            if left := tuple(one for one in many if one is not notifier):
+                pieces.append((first, stop, left))
+        self._bound.replace(start, end, pieces)
 
     def answer(self, notifier: Notifier, sequence: int) -> None:
         """The callback of *notifier* has returned.
@@ -120,7 +177,9 @@ class Notifiers:
     def _forget(self, notifier: Notifier) -> None:
         del self._waiting[notifier]
         if not self._waiting:
-            self._answered.set()
+            self._then()
+
+    # --- who tells ------------------------------------------------------------------
 
     @asynccontextmanager
     async def fixed(self) -> AsyncIterator[None]:
@@ -132,24 +191,93 @@ class Notifiers:
             finally:
                 self.running = False
 
-    async def invalidate(self, event: str, start: int, end: int) -> None:
-        """Tell all notifiers of pages from *start* to *end*; wait for their answers.
+    def take(self) -> bool:
+        """The same until `release`, if nobody else has it."""
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        self.running = True
+        return True
 
-        To be called inside `fixed`. The silent are evicted after the time allowed.
+    def release(self) -> None:
+        """Undo `take`."""
+        self.running = False
+        self._lock.release()
+
+    def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
+        """Tell those whom it concerns; call *then* when all have answered or have gone.
+
+        To be called inside `fixed` or after `take`. Returns the event's sequence, for
+        `give_up`; None if it concerns nobody, and *then* is not called.
         """
-        told = [one for one in self._registered if one not in self._leaving]
+        told = self._concerned(notice.start, notice.end)
         if not told:
-            return
+            return None
         sequence = next(self._sequences)
         self._counters.invalidations += 1
         self._counters.events += len(told)
-        self._answered = trio.Event()
+        self._then = then
         self._waiting = dict.fromkeys(told, sequence)
         for notifier in told:
-            notifier.tell(event, start, end, sequence)
-        with trio.move_on_after(self._ack_seconds):
-            await self._answered.wait()
-        for notifier in list(self._waiting):
-            self._counters.evictions += 1
-            self.drop(notifier)
-            notifier.evict()
+            notifier.tell(self._for(notifier, notice), sequence)
+        return sequence
+
+    async def tell(self, notice: Notice) -> None:
+        """The same, and wait. The silent are evicted after the time allowed."""
+        answered = trio.Event()
+        sequence = self.begin(notice, answered.set)
+        if sequence is not None:
+            with trio.move_on_after(self._ack_seconds):
+                await answered.wait()
+            self.give_up(sequence)
+
+    def awaits(self, sequence: int) -> bool:
+        """Whether somebody has not answered event *sequence*."""
+        # There is one event at a time.
+        return sequence == next(iter(self._waiting.values()), None)
+
+    def give_up(self, sequence: int) -> None:
+        """Evict who has not answered event *sequence*."""
+        for notifier, waited in list(self._waiting.items()):
+            if waited == sequence:
+                self._counters.evictions += 1
+                self.drop(notifier)
+                notifier.evict()
+
+    def announce(self, notice: Notice) -> None:
+        """Tell those whom it concerns of what wants no answer."""
+        told = self._concerned(notice.start, notice.end)
+        self._counters.events += len(told)
+        for notifier in told:
+            notifier.tell(self._for(notifier, notice), None)
+
+    def _concerned(self, start: int, end: int) -> list[Notifier]:
+        """Who is told of these pages: whoever has been there longest is the first."""
+        found: Iterable[Notifier]
+        if self._unbound == len(self._registered):
+            found = self._registered
+        else:
+            parts = self._bound.values(start, end)
+            bound = dict.fromkeys(itertools.chain.from_iterable(parts))
+            found = bound
+            if self._unbound:
+                found = [
+                    one
+                    for one, place in self._registered.items()
+                    if place is None or one in bound
+                ]
+        return [one for one in found if one not in self._leaving]
+
+    def _for(self, notifier: Notifier, notice: Notice) -> Notice:
+        """What *notifier* is told, of its pages and in its units."""
+        if self._unit == 1 and not self._clips:
+            return notice
+        start, end = notice.start, notice.end
+        if self._clips and (bound := self._registered.get(notifier)) is not None:
+            start, end = max(start, bound[0]), min(end, bound[1])
+        return notice._replace(start=start * self._unit, end=end * self._unit)
+
+
+def _start(piece: tuple[int, int, tuple[Notifier, ...]]) -> int:
+    return piece[0]

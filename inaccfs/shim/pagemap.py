@@ -88,8 +88,8 @@ class PagemapSource:
         self.proc.close()
 
 
-def make_source(*, large_folios: bool) -> PagemapSource:
-    """A source of real frames.
+def make_source(*, large_folios: bool, movable: bool = False) -> PagemapSource:
+    """A source of real frames; with *movable* nothing keeps them where they are.
 
     Raises:
         OSError: the kernel does not show them to this process.
@@ -98,7 +98,8 @@ def make_source(*, large_folios: bool) -> PagemapSource:
     if not proc.are_shown():
         proc.close()
         raise OSError(errno.EPERM, "the kernel shows all page frame numbers as 0")
-    return PagemapSource(proc, pins.choose(), large_folios=large_folios)
+    held = pins.NoPins("the semantics let pages move") if movable else pins.choose()
+    return PagemapSource(proc, held, large_folios=large_folios)
 
 
 class _Piece(NamedTuple):

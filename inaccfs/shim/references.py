@@ -155,6 +155,19 @@ class References:
         """All who hold anything."""
         return list(self._held)
 
+    def holders_of(self, extents: Iterable[Extent]) -> list[Hashable]:
+        """Who has references to pages of *extents* that have not been punched since."""
+        found: dict[Hashable, None] = {}
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            here = offset - start, False
+            for holder, held in self._held.items():
+                for lots in held.values(start, start + count):
+                    if any(lot[1:] == here for lot in lots):
+                        found[holder] = None
+                        break
+        return list(found)
+
     def describe(self, holder: Hashable | None = None) -> list[Reference]:
         """What *holder* holds, or with None what all hold; ordered by frame."""
         return [

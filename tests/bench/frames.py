@@ -69,7 +69,7 @@ def memory_file(huge: str, size: int) -> Iterator[int]:
 @contextmanager
 def source(huge: str) -> Iterator[FrameSource]:
     """Real frames; folios are looked into as on a mount with that huge=."""
-    made = frames.choose("pagemap", SimulatedMemory(), huge != "never")
+    made = frames.choose("pagemap", SimulatedMemory(), large_folios=huge != "never")
     try:
         yield made
     finally:

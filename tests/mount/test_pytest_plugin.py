@@ -295,7 +295,7 @@ BROKEN: Final = """
 import sys
 
 if "fsname=bug" in sys.orig_argv:
-    from inaccfs.shim.semantics import V8
+    from inaccfs.semantics import V8
 
     V8.check_fallocate = lambda *_: 1 / 0
 if "fsname=status" in sys.orig_argv:

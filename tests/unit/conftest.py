@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
+from inaccfs.semantics import V8
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
-from inaccfs.shim.file import Shim
-from inaccfs.shim.semantics import V8
+from inaccfs.shim.mount import Shim
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import HeldAllocator, World, serving
 

@@ -21,9 +21,9 @@ from inaccfs import __version__, syscalls
 from inaccfs.control import server
 from inaccfs.fuse.files import Files
 from inaccfs.fuse.namespace import Namespace
-from inaccfs.shim.file import InaccessibleFile, Shim
+from inaccfs.semantics import V8
 from inaccfs.shim.frames import Extent, Fetched, Punched
-from inaccfs.shim.semantics import V8
+from inaccfs.shim.mount import Shim
 from inaccfs.status import Status
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from inaccfs.control.session import OpenFile
     from inaccfs.fuse.inodes import Node
     from inaccfs.shim.backing import Backing
+    from inaccfs.shim.file import InaccessibleFile
 
 Answer = dict[str, Any]
 

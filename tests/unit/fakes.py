@@ -24,9 +24,10 @@ from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
+from inaccfs.semantics import V8
 from inaccfs.shim.allocator import Allocator, Undoing
-from inaccfs.shim.file import Shim, first_of
-from inaccfs.shim.semantics import V8
+from inaccfs.shim.file import first_of
+from inaccfs.shim.mount import Shim
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -27,7 +27,7 @@ from inaccfs.client import (
     Pfn,
     wire,
 )
-from inaccfs.control import messages
+from inaccfs.control import messages, queries
 from inaccfs.control.messages import (
     CloseFd,
     GetFd,
@@ -42,6 +42,7 @@ from inaccfs.control.messages import (
     UnregisterNotifier,
 )
 from inaccfs.errors import NotMountedError
+from inaccfs.semantics import V8
 from tests.unit.client_fakes import (
     PATIENCE,
     FakeDaemon,
@@ -221,16 +222,7 @@ def test_pages_are_got_and_put(shim: Client, peer: Peer) -> None:
 
 
 def test_queries_return_their_types(daemon: FakeDaemon, shim: Client) -> None:
-    semantics = messages.Semantics(
-        name="v8",
-        events=["INVALIDATE"],
-        order="after",
-        notifies="every fallocate",
-        notifies_on_failure=True,
-        unit="pages",
-        scope="file",
-        allocates=True,
-    )
+    semantics = queries.semantics(V8())
     pins = messages.Pins(pinning="none", extents=[], references=[])
     daemon.handlers |= {
         messages.QuerySemantics: lambda *_: semantics,
@@ -838,6 +830,7 @@ import os, sys, inaccfs
 shim = inaccfs.connect(sys.argv[1])
 memory = shim.file(os.open("/dev/null", os.O_RDWR))
 notifier = memory.register_notifier(print)
+memory.put_pfn(1, wait=False)
 pid = os.fork()
 if pid == 0:
     fds = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))

@@ -20,8 +20,8 @@ from inaccfs import __version__
 from inaccfs.control import messages, qmp, server
 from inaccfs.control.limits import Limits
 from inaccfs.errors import MountError
-from inaccfs.shim.file import Shim
-from inaccfs.shim.semantics import V8
+from inaccfs.semantics import V8
+from inaccfs.shim.mount import Shim
 from inaccfs.status import Status
 from tests.unit.control_fakes import PAGE, STATUS, Control, Daemon, NoFiles, Peer
 

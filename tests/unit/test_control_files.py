@@ -200,8 +200,8 @@ async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
     assert node.opens == 1
     assert node.file is not None
     assert not node.file.notifiers
-    assert node.file.memory is not None
-    assert node.file.memory.references_count == 0
+    assert node.file.pages.memory is not None
+    assert node.file.pages.memory.references_count == 0
     await closed_again(before)
     os.close(fd)
 

@@ -12,14 +12,14 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
+from inaccfs.semantics import V8
 from inaccfs.shim.file import (
     QUICK_BYTES,
     SHORT_BYTES,
     InaccessibleFile,
-    Shim,
     first_of,
 )
-from inaccfs.shim.semantics import V8
+from inaccfs.shim.mount import Shim
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing, refused
 

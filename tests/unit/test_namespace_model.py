@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from inaccfs import syscalls
 from inaccfs.fuse import inodes
 from inaccfs.fuse.namespace import Namespace
-from inaccfs.shim.file import Shim
-from inaccfs.shim.semantics import V8
+from inaccfs.semantics import V8
+from inaccfs.shim.mount import Shim
 from tests.unit.conftest import small_tmpfs
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import trio.testing
 
 from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.order import Notice
 from tests.unit.fakes import refused
 
 ACK_SECONDS = 10.0
@@ -20,11 +21,11 @@ ACK_SECONDS = 10.0
 class Listener:
     """A notifier that remembers what it was told."""
 
-    told: list[tuple[str, int, int, int]] = field(default_factory=list)
+    told: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
 
-    def tell(self, event: str, start: int, end: int, sequence: int) -> None:
-        self.told.append((event, start, end, sequence))
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        self.told.append((notice.event, notice.start, notice.end, sequence))
 
     def evict(self) -> None:
         self.evicted = True
@@ -49,7 +50,7 @@ async def registered(notifiers: Notifiers, count: int) -> list[Listener]:
 
 async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None:
     async with notifiers.fixed():
-        await notifiers.invalidate("INVALIDATE", start, end)
+        await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
 async def test_with_nobody_there_nothing_waits(

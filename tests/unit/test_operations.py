@@ -17,8 +17,9 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations, _OpenDirectory
-from inaccfs.shim.file import SHORT_BYTES, Shim
-from inaccfs.shim.semantics import V8
+from inaccfs.semantics import V8
+from inaccfs.shim.file import SHORT_BYTES
+from inaccfs.shim.mount import Shim
 from inaccfs.syscalls import DirectoryEntry
 
 if TYPE_CHECKING:

@@ -60,9 +60,12 @@ def test_options_can_be_written_either_way(words: tuple[str, ...]) -> None:
 
 
 def test_without_words_all_is_the_default() -> None:
-    assert config() == mountoptions.Parsed(
-        TmpfsOptions(), FuseOptions(), "auto", SimulatedMemory(), Policy()
+    found = config()
+    assert found == mountoptions.Parsed(
+        *(TmpfsOptions(), FuseOptions(), "auto", SimulatedMemory(), Policy()),
+        found.semantics,
     )
+    assert found.semantics.name == "v8"
 
 
 @pytest.mark.parametrize(

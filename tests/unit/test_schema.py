@@ -158,7 +158,13 @@ def test_what_is_used_is_told_and_what_is_told_is_used(
     assert used == set(told)
 
 
-SAMPLES: dict[str, Any] = {"str": "x", "int": 1, "[str]": []}
+SAMPLES: dict[str, Any] = {
+    "str": "x",
+    "int": 1,
+    "bool": True,
+    "[str]": [],
+    "[Extent]": [],
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

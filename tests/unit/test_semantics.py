@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from inaccfs.shim.semantics import INACCESSIBLE_MAGIC, V8
+from inaccfs.semantics import V8
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 SMALL = 4096
@@ -16,7 +16,7 @@ ZERO_RANGE = 0x10  # of include/uapi/linux/falloc.h
 
 
 def test_the_magic_is_inac() -> None:
-    assert INACCESSIBLE_MAGIC.to_bytes(4, "big") == b"INAC"
+    assert V8.magic.to_bytes(4, "big") == b"INAC"
 
 
 @pytest.mark.parametrize(

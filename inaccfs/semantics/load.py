@@ -1,0 +1,214 @@
+"""From the words of `--semantics` to rules that have been checked.
+
+What is wrong with rules of one's own is told here, before there is a mount, and not by
+the first punch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
+
+from inaccfs.errors import OptionError
+from inaccfs.semantics.rules import (
+    INVALIDATE,
+    INVALIDATE_END,
+    INVALIDATE_START,
+    POPULATE,
+    Plan,
+    Semantics,
+)
+from inaccfs.semantics.versions import VERSIONS
+
+DEFAULT: Final = "v8"
+
+# Not rules: what people call them.
+_WORDS: Final = ("name", "source")
+# With arguments such as they are called with.
+_METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
+    "check_size": ((None, 0, 4096, 4096), {}),
+    "check_fallocate": ((None, 0, 0, 4096, 4096), {}),
+    "plan": ((None,), {"punches": True}),
+}
+_BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
+_AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
+
+
+def rules() -> dict[str, Any]:
+    """The name of each rule, and its type without the ClassVar around it."""
+    return {
+        name: get_args(hint)[0]
+        for name, hint in get_type_hints(Semantics).items()
+        if get_origin(hint) is ClassVar and name not in _WORDS
+    }
+
+
+def absolute(wanted: str) -> str:
+    """The same for a process with another working directory."""
+    path, colon, name = wanted.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return wanted
+    return f"{os.path.abspath(path)}:{name}"
+
+
+def load(wanted: str) -> Semantics:
+    """The semantics of a name, or of FILE.py:CLASS.
+
+    Raises:
+        OptionError: there is none of that name, or a rule of it is wrong.
+    """
+    for version in VERSIONS:
+        if version.name == wanted:
+            return version()
+    path, colon, name = wanted.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _checked(_find(_module(path), path, name))
+    if wanted.endswith(".py"):
+        raise OptionError(
+            f"semantics {wanted}: name the class, too: {wanted}:"
+            + (_classes(_module(wanted)) or ["CLASS"])[0]
+        )
+    names = [version.name for version in VERSIONS]
+    near = difflib.get_close_matches(wanted, names, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise OptionError(
+        f"unknown semantics {wanted!r}: {hint}There are {', '.join(names)}, and your "
+        "own as FILE.py:CLASS"
+    )
+
+
+def _module(path: str) -> ModuleType:
+    """What the file defines. It is run; and leaves no __pycache__ beside it."""
+    file = Path(path)
+    try:
+        # A FIFO would keep us waiting.
+        if not file.is_file():
+            raise FileNotFoundError("no such file")
+        source = file.read_bytes()
+    except OSError as exc:
+        raise OptionError(f"semantics {path}: {exc.strerror or exc}") from exc
+    module = ModuleType(f"inaccfs_semantics_{file.stem}")
+    module.__file__ = path
+    # Dataclasses, for one, look their module up.
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    except (Exception, SystemExit) as exc:
+        at = f"line {exc.lineno}: " if isinstance(exc, SyntaxError) else ""
+        text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+        raise OptionError(
+            f"semantics {path}: {at}{type(exc).__name__}: {text}"
+        ) from exc
+    return module
+
+
+def _classes(module: ModuleType) -> list[str]:
+    """The names of the semantics that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Semantics)
+        and value.__module__ == module.__name__
+    ]
+
+
+def _find(module: ModuleType, path: str, name: str) -> type[Semantics]:
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Semantics):
+        return found
+    if found is not None:
+        raise OptionError(
+            f"semantics {path}:{name} is not derived from inaccfs.semantics.Semantics, "
+            "nor from a version such as inaccfs.semantics.V8"
+        )
+    there = ", ".join(_classes(module))
+    raise OptionError(
+        f"semantics {path} has no class {name!r}"
+        + (f": there is {there}" if there else "")
+    )
+
+
+def _checked(found: type[Semantics]) -> Semantics:
+    """An instance of a class of somebody's own."""
+    name = found.__name__
+    types = rules()
+    _check_names(found, [*types, *_WORDS, *_METHODS])
+    for rule, kind in types.items():
+        _check_rule(name, rule, kind, getattr(found, rule, None))
+    for method, (args, kwargs) in _METHODS.items():
+        try:
+            inspect.signature(getattr(found, method)).bind(*args, **kwargs)
+        except TypeError as exc:
+            raise OptionError(f"semantics {name}.{method}: {exc}") from exc
+    try:
+        made = found()
+    except Exception as exc:
+        raise OptionError(
+            f"semantics {name}: {name}() raises {type(exc).__name__}: {exc}"
+        ) from exc
+    if "name" not in vars(found):
+        # Not that of the version which it is derived from.
+        found.name = name
+    _check_plan(name, made)
+    return made
+
+
+def _check_names(found: type[Semantics], known: list[str]) -> None:
+    """A rule with a mistake in its name would be no rule, and nobody would see."""
+    for base in found.__mro__[: found.__mro__.index(Semantics)]:
+        for name in vars(base):
+            if name in known or name.startswith("_"):
+                continue
+            if near := difflib.get_close_matches(name, known, 1, 0.75):
+                raise OptionError(
+                    f"semantics {found.__name__}.{name}: no rule has that name: did "
+                    f"you mean {near[0]}?"
+                )
+
+
+def _check_rule(name: str, rule: str, kind: Any, value: object) -> None:  # noqa: ANN401 - a type
+    if value is None:
+        raise OptionError(
+            f"semantics {name} has no rule {rule!r}: give it, or derive from a "
+            "version that does, such as inaccfs.semantics.V8"
+        )
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
+        if value not in allowed:
+            choices = " or ".join(map(repr, allowed))
+            raise OptionError(
+                f"semantics {name}.{rule} is {value!r}: it can be {choices}"
+            )
+    elif type(value) is not kind:
+        raise OptionError(
+            f"semantics {name}.{rule} is {value!r}: it must be {_article(kind)}"
+        )
+
+
+def _article(kind: type) -> str:
+    return {bool: "True or False", int: "a whole number"}.get(kind, kind.__name__)
+
+
+def _check_plan(name: str, made: Semantics) -> None:
+    for punches in (True, False):
+        try:
+            plan = made.plan(punches=punches)
+        except Exception as exc:
+            raise OptionError(
+                f"semantics {name}.plan raises {type(exc).__name__}: {exc}"
+            ) from exc
+        if not isinstance(plan, Plan):
+            raise OptionError(
+                f"semantics {name}.plan returns {plan!r}: it must be a Plan"
+            )
+        for event, allowed in ((plan.before, _BEFORE), (plan.after, _AFTER)):
+            if event not in allowed:
+                raise OptionError(
+                    f"semantics {name}.plan: no such event there: {event!r}"
+                )

@@ -1,0 +1,178 @@
+"""`Semantics`: what a version of the interface decides, rule by rule.
+
+A semantics is a class whose attributes are the rules; it reads like a column of the
+table that `inaccfs semantics` prints. It is asked, never compared by name: nothing
+outside of this package knows which versions there are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal, TypeAlias
+
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+INVALIDATE: Final = "INVALIDATE"
+INVALIDATE_START: Final = "INVALIDATE_START"
+INVALIDATE_END: Final = "INVALIDATE_END"
+POPULATE: Final = "POPULATE"
+MEMORY_ERROR: Final = "MEMORY_ERROR"
+
+Size: TypeAlias = Literal["once", "fixed", "free"]
+PastEnd: TypeAlias = Literal["allocated", "refused"]
+Calls: TypeAlias = Literal["every fallocate", "punches"]
+Aligned: TypeAlias = Literal["every fallocate", "punches", "nothing"]
+Order: TypeAlias = Literal["before", "after", "bracket"]
+Unit: TypeAlias = Literal["pages", "bytes"]
+Scope: TypeAlias = Literal["file", "range"]
+Told: TypeAlias = Literal["punched", "clipped"]
+Held: TypeAlias = Literal["each walk", "the whole call"]
+References: TypeAlias = Literal["counted", "locked", "none"]
+MemoryFailure: TypeAlias = Literal["unknown", "error", "invalidate"]
+Mmap: TypeAlias = Literal["refused", "SIGBUS", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The events of one fallocate(2), as against the backing's change of the file."""
+
+    before: str | None = None
+    after: str | None = None
+    # Whether `after` is told of a change that the backing has refused, too.
+    after_failure: bool = False
+
+    def __bool__(self) -> bool:
+        return self.before is not None or self.after is not None
+
+
+class Semantics:
+    """Base of all semantics. A subclass gives every rule, or inherits it.
+
+    `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The methods are
+    called in the daemon's loop, so they must not block; what they raise but for
+    `OSError` is a bug of theirs: EIO to the call, a traceback in the log.
+    """
+
+    # --- for people ---------------------------------------------------------------
+
+    # What `--semantics` calls it; a class of your own is called by its name.
+    name: ClassVar[str] = ""
+    # Where it is from: the version, its date, the file.
+    source: ClassVar[str] = ""
+    # f_type of its file system, include/uapi/linux/magic.h.
+    magic: ClassVar[int]
+
+    # --- size and allocation ------------------------------------------------------
+
+    # How truncate(2) sets the size, in `check_size`: "once", from 0 to what is final;
+    # "fixed", where the first is the file's creation; "free", as often as one likes.
+    size: ClassVar[Size]
+    # Which calls of fallocate(2) must have page aligned offsets and lengths.
+    aligned: ClassVar[Aligned]
+    # Whether an allocation must not move the size: EOPNOTSUPP without KEEP_SIZE.
+    keep_size_required: ClassVar[bool]
+    # What becomes of an allocation past the size: "refused" is EINVAL.
+    past_end: ClassVar[PastEnd]
+    # The errno of read(2) and write(2).
+    read_errno: ClassVar[int]
+    # What becomes of mmap(2): "refused"; "SIGBUS", mapped but not to be touched;
+    # "shared", mapped to the file's own memory.
+    mmap: ClassVar[Mmap]
+
+    # --- who is told what, and when -------------------------------------------------
+
+    # Which calls notify.
+    notifies: ClassVar[Calls]
+    # Whether a call that the backing has refused does, in the order "after".
+    notifies_failures: ClassVar[bool]
+    # Whether allocations are told as POPULATE, and not as invalidations.
+    populates: ClassVar[bool]
+    # When, as against the change: "bracket" is start and end, the others once.
+    order: ClassVar[Order]
+    # What start and end of an event count: "bytes" is the bug of the posted v8 and v9.
+    unit: ClassVar[Unit]
+    # What a notifier is registered for: a file, or a range that it is bound to.
+    scope: ClassVar[Scope]
+    # Whether ranges must not overlap: EINVAL.
+    exclusive: ClassVar[bool]
+    # What a bound notifier is told: the range "punched", or its own part, "clipped".
+    told: ClassVar[Told]
+    # Whether events carry the frames that go: pgoff, pfn, count and order.
+    tells_frames: ClassVar[bool]
+    # How long the list of notifiers is held: for "each walk" of it, so that it may
+    # change between start and end; or for "the whole call".
+    held: ClassVar[Held]
+
+    # --- page frames ------------------------------------------------------------------
+
+    # Whether get-pfn fills a hole; else it is ENOENT.
+    allocates: ClassVar[bool]
+    # What get-pfn leaves its caller: a "counted" reference; the page "locked" until
+    # put-pfn, for punches and others' get-pfn; or "none", and nothing to put.
+    references: ClassVar[References]
+    # The errno of get-pfn for a page that no range is bound to.
+    unbound_errno: ClassVar[int]
+    # Whether the kernel may move fetched pages, and nobody is told.
+    movable: ClassVar[bool]
+    # Who hears of a poisoned page: nobody, memory-failure is not there; notifiers, of
+    # an "error"; or as if it were punched, "invalidate". get-pfn is EHWPOISON then.
+    memory_failure: ClassVar[MemoryFailure]
+
+    # --- the rules that are code ------------------------------------------------------
+
+    def check_size(self, current: int, new: int, page_size: int) -> None:
+        """Raise `OSError` if a file of *current* bytes may not be set to *new*."""
+        if self.size == "free":
+            return
+        if self.size == "fixed":
+            if current or new <= 0 or new & (page_size - 1):
+                raise refused(errno.EINVAL)
+            return
+        # EPERM comes first: a file that has its size refuses an unaligned one too.
+        if current:
+            raise refused(errno.EPERM)
+        if new & (page_size - 1):
+            raise refused(errno.EINVAL)
+
+    def check_fallocate(
+        self, mode: int, offset: int, length: int, page_size: int
+    ) -> None:
+        """Raise `OSError` if this fallocate(2) must not reach the backing. In bytes."""
+        if self.keep_size_required and not mode & FALLOC_FL_KEEP_SIZE:
+            raise refused(errno.EOPNOTSUPP)
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            must = self.aligned != "nothing"
+        else:
+            must = self.aligned == "every fallocate"
+        if must and (offset | length) & (page_size - 1):
+            raise refused(errno.EINVAL)
+
+    def plan(self, *, punches: bool) -> Plan:
+        """What is told of a punch, or of any other fallocate(2). Asked once a mount."""
+        if self.populates and not punches:
+            return Plan(after=POPULATE)
+        if self.notifies == "punches" and not punches:
+            return Plan()
+        if self.order == "bracket":
+            return Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
+        if self.order == "before":
+            return Plan(before=INVALIDATE)
+        return Plan(after=INVALIDATE, after_failure=self.notifies_failures)
+
+    @property
+    def events(self) -> list[str]:
+        """The events that notifiers get."""
+        plans = self.plan(punches=True), self.plan(punches=False)
+        found = [event for plan in plans for event in (plan.before, plan.after)]
+        if self.memory_failure == "invalidate":
+            found += [INVALIDATE_START, INVALIDATE_END]
+        elif self.memory_failure == "error":
+            found.append(MEMORY_ERROR)
+        return list(dict.fromkeys(event for event in found if event is not None))
+
+
+def refused(number: int) -> OSError:
+    """The error of a rule, with the kernel's words."""
+    return OSError(number, os.strerror(number))

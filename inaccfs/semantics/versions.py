@@ -1,0 +1,181 @@
+"""The semantics of every version: section by section what was posted, and merged.
+
+Each is its predecessor but for what it says. The sources are mails to the kernel's
+lists and the kernel's own files; docs/semantics.md tells them.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from inaccfs.semantics.rules import Semantics
+
+if TYPE_CHECKING:
+    from inaccfs.semantics.rules import (
+        Aligned,
+        Calls,
+        Held,
+        MemoryFailure,
+        Mmap,
+        Order,
+        PastEnd,
+        References,
+        Scope,
+        Size,
+        Told,
+        Unit,
+    )
+
+# uapi/asm-generic/errno.h; Python does not know it before 3.14.
+EHWPOISON: Final = 133
+
+TMPFS_MAGIC: Final = 0x01021994
+INACCESSIBLE_MAGIC: Final = 0x494E4143
+RESTRICTEDMEM_MAGIC: Final = 0x5245534D
+ANON_INODE_FS_MAGIC: Final = 0x09041934
+
+
+class V8(Semantics):
+    """memfd_inaccessible: the seed, as it was meant."""
+
+    name: ClassVar[str] = "v8"
+    source: ClassVar[str] = "v8 1/8, 15 September 2022, mm/memfd_inaccessible.c"
+    magic: ClassVar[int] = INACCESSIBLE_MAGIC
+
+    size: ClassVar[Size] = "once"
+    # As posted: a plain allocation may be unaligned.
+    aligned: ClassVar[Aligned] = "punches"
+    keep_size_required: ClassVar[bool] = False
+    past_end: ClassVar[PastEnd] = "allocated"
+    read_errno: ClassVar[int] = errno.EINVAL
+    mmap: ClassVar[Mmap] = "refused"
+
+    # As posted: for every mode, and also when the backing has refused.
+    notifies: ClassVar[Calls] = "every fallocate"
+    notifies_failures: ClassVar[bool] = True
+    populates: ClassVar[bool] = False
+    order: ClassVar[Order] = "after"
+    unit: ClassVar[Unit] = "pages"
+    scope: ClassVar[Scope] = "file"
+    exclusive: ClassVar[bool] = False
+    told: ClassVar[Told] = "punched"
+    tells_frames: ClassVar[bool] = False
+    held: ClassVar[Held] = "each walk"
+
+    allocates: ClassVar[bool] = True
+    references: ClassVar[References] = "counted"
+    unbound_errno: ClassVar[int] = errno.EINVAL
+    # The seed promises it, and does not keep it; here it is kept.
+    movable: ClassVar[bool] = False
+    memory_failure: ClassVar[MemoryFailure] = "unknown"
+
+
+class V7(V8):
+    """memfile_notifier: shmem itself tells, of pages that come and of those that go.
+
+    populate is in v6 and gone from v7; the page lock between get and put is v5's and
+    v6's. Invalidation comes before each folio is removed, here before the range is.
+    """
+
+    name = "v7"
+    source = "v5 to v7, March to July 2022, mm/memfile_notifier.c, mm/shmem.c"
+    magic = TMPFS_MAGIC
+    read_errno = errno.EPERM
+    notifies = "punches"
+    notifies_failures = False
+    populates = True
+    order = "before"
+    references = "locked"
+
+
+class V8AsPosted(V8):
+    """The seed with its bugs: bytes for pages, and pages that move."""
+
+    name = "v8-as-posted"
+    unit = "bytes"
+    movable = True
+
+
+class V9(V8):
+    """memfd_restricted: a removal has a start and an end."""
+
+    name = "v9"
+    source = "v9 1/8, 25 October 2022, mm/restrictedmem.c"
+    magic = RESTRICTEDMEM_MAGIC
+    order = "bracket"
+    # Bytes again; found by Michael Roth, 29 November 2022.
+    unit: ClassVar[Unit] = "bytes"
+    movable = True
+
+
+class V10(V9):
+    """memfd_restricted, again: pages, punches only, and errors."""
+
+    name = "v10"
+    source = "v10 1/9, 2 December 2022, mm/restrictedmem.c"
+    notifies = "punches"
+    unit = "pages"
+    movable = False
+    memory_failure: ClassVar[MemoryFailure] = "error"
+
+
+class Bind(V10):
+    """restrictedmem_bind(): ranges that belong to one user, and a lock held across."""
+
+    name = "bind"
+    source = "13 January 2023, restrictedmem_bind(), mm/restrictedmem.c"
+    scope = "range"
+    exclusive = True
+    held = "the whole call"
+
+
+class GuestMemfd68(Bind):
+    """guest_memfd as it was merged."""
+
+    name = "guest_memfd-6.8"
+    source = "Linux 6.8, virt/kvm/guest_memfd.c"
+    magic = ANON_INODE_FS_MAGIC
+    size = "fixed"
+    aligned = "every fallocate"
+    keep_size_required = True
+    past_end = "refused"
+    told = "clipped"
+    unbound_errno = errno.EIO
+    memory_failure = "invalidate"
+
+
+class GuestMemfd(GuestMemfd68):
+    """guest_memfd with GUEST_MEMFD_FLAG_MMAP off."""
+
+    name = "guest_memfd"
+    source = "Linux 6.18, virt/kvm/guest_memfd.c"
+
+
+class GuestMemfdMmap(GuestMemfd):
+    """GUEST_MEMFD_FLAG_MMAP: mapped, and private, so that a touch is SIGBUS."""
+
+    name = "guest_memfd:mmap"
+    mmap = "SIGBUS"
+
+
+class GuestMemfdShared(GuestMemfd):
+    """GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED: the host sees it all."""
+
+    name = "guest_memfd:mmap+init_shared"
+    mmap = "shared"
+
+
+VERSIONS: Final[tuple[type[Semantics], ...]] = (
+    V7,
+    V8,
+    V8AsPosted,
+    V9,
+    V10,
+    Bind,
+    GuestMemfd68,
+    GuestMemfd,
+    GuestMemfdMmap,
+    GuestMemfdShared,
+)
+"""In the order of history."""

@@ -1,0 +1,80 @@
+"""What the files of a mount have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from inaccfs.shim.counters import Counters
+
+if TYPE_CHECKING:
+    from inaccfs.semantics import Plan, Semantics
+    from inaccfs.shim.allocator import Allocator
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import FrameSource
+    from inaccfs.shim.patience import Patience
+
+
+class Space(Protocol):
+    """What the backing gives back in the background: see fuse/closing."""
+
+    # How many large files have been closed so far.
+    freed: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether memory is on its way back."""
+
+    async def wait_idle(self) -> None:
+        """Wait until all of it is back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shim:
+    """What the files of a mount have in common."""
+
+    semantics: Semantics
+    # In bytes; see Backing.page_size.
+    page_size: int
+    # Makes long allocations interruptible; without it they are not.
+    allocator: Allocator | None = None
+    # Where page frame numbers come from; without it there are none to get.
+    frames: FrameSource | None = None
+    counters: Counters = field(default_factory=Counters)
+    # How long a notifier may take to answer.
+    ack_seconds: float = 10.0
+    # Files with a long operation under way; see InaccessibleFile.wait_idle.
+    busy_files: set[InaccessibleFile] = field(default_factory=set)
+    # Where memory is on its way back: who finds no space asks once more.
+    space: Space | None = None
+    # Who evicts the silent where no task waits; without it tasks wait.
+    patience: Patience | None = None
+    # Whether the rules say who may get which pages, and when.
+    guards_pages: bool = field(init=False)
+    # What is told of punches, and of other calls of fallocate(2).
+    punch_plan: Plan = field(init=False)
+    other_plan: Plan = field(init=False)
+
+    def __post_init__(self) -> None:
+        rules = self.semantics
+        guards = rules.scope == "range" or rules.references == "locked"
+        object.__setattr__(self, "guards_pages", guards)
+        object.__setattr__(self, "punch_plan", rules.plan(punches=True))
+        object.__setattr__(self, "other_plan", rules.plan(punches=False))
+
+    @property
+    def whole_call(self) -> bool:
+        """Whether the list of notifiers is held for the whole of a fallocate(2)."""
+        return self.semantics.held == "the whole call"
+
+    @property
+    def punches_at_once(self) -> bool:
+        """Whether a quick punch needs no task: see `InaccessibleFile.punch_at_once`."""
+        # The change comes first then, and has nothing to wait for: neither for those
+        # who are told before, while others may take the file, nor for a locked page.
+        return (
+            self.patience is not None
+            and self.patience.running
+            and self.punch_plan.before is None
+            and self.semantics.references != "locked"
+        )

@@ -1,0 +1,139 @@
+"""In which order a file is changed and its notifiers are told of it.
+
+The order is written down once, as a generator without I/O. Who drives it decides how
+the answers are waited for: in a task, or by a call when the last has come.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+
+    from inaccfs.semantics import Plan
+    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.notifiers import Notifiers
+    from inaccfs.shim.patience import Patience
+
+
+class Notice(NamedTuple):
+    """What notifiers are told, in pages of the file."""
+
+    event: str
+    start: int
+    end: int
+    # Those that go, where the semantics tell them.
+    frames: Sequence[Extent] | None = None
+
+
+class Changed(NamedTuple):
+    """What has come of a change of the file."""
+
+    # Fetched pages that are elsewhere now.
+    moved: Sequence[Extent] = ()
+    refusal: OSError | None = None
+
+
+Steps: TypeAlias = "Generator[Notice | None, Changed | None, OSError | None]"
+"""Yields what is to be told, to go on when all have answered; and None, once, for the
+change, to be sent what has come of it. Returns why the change was refused, if it was.
+"""
+
+
+def in_order(
+    plan: Plan, start: int, end: int, frames: Sequence[Extent] | None = None
+) -> Steps:
+    """The steps of one fallocate(2)."""
+    if plan.before is not None:
+        yield Notice(plan.before, start, end, frames)
+    changed = yield None
+    assert changed is not None
+    if plan.after is not None and (changed.refusal is None or plan.after_failure):
+        yield Notice(plan.after, start, end, frames)
+    return changed.refusal
+
+
+async def drive(
+    steps: Steps,
+    notifiers: Notifiers,
+    change: Callable[[], Awaitable[Changed]],
+    *,
+    whole_call: bool,
+) -> OSError | None:
+    """Take all steps in this task; return what the change was refused with.
+
+    The list of notifiers is held for the *whole_call*, or for each walk of it.
+    """
+    if whole_call:
+        async with notifiers.fixed():
+            return await _take(steps, notifiers, change, notifiers.tell)
+
+    async def tell(notice: Notice) -> None:
+        async with notifiers.fixed():
+            await notifiers.tell(notice)
+
+    return await _take(steps, notifiers, change, tell)
+
+
+async def _take(
+    steps: Steps,
+    notifiers: Notifiers,
+    change: Callable[[], Awaitable[Changed]],
+    tell: Callable[[Notice], Awaitable[None]],
+) -> OSError | None:
+    changed: Changed | None = None
+    with closing(steps):
+        while True:
+            try:
+                notice = steps.send(changed)
+            except StopIteration as stop:
+                refusal: OSError | None = stop.value
+                return refusal
+            changed = None
+            if notice is None:
+                changed = await change()
+            elif notifiers:
+                await tell(notice)
+
+
+def drive_at_once(
+    steps: Steps,
+    notifiers: Notifiers,
+    patience: Patience,
+    change: Callable[[], Changed],
+    done: Callable[[Exception | None], None],
+) -> None:
+    """Take steps until one is to be waited for, and on from there when it is over.
+
+    `Notifiers.take` has been called; `release` is called before *done*, which gets what
+    the change was refused with. Never raises.
+    """
+    changed: Changed | None = None
+    failure: Exception | None
+    try:
+        while True:
+            notice = steps.send(changed)
+            changed = None
+            if notice is None:
+                changed = change()
+                continue
+            go_on = partial(drive_at_once, steps, notifiers, patience, change, done)
+            if (sequence := notifiers.begin(notice, go_on)) is not None:
+                patience.watch(notifiers, sequence)
+                return
+    except StopIteration as stop:
+        failure = stop.value
+    except Exception as exc:
+        # For whoever has called fallocate(2), and not for the peer whose answer is
+        # being dealt with.
+        failure = exc
+    notifiers.release()
+    done(failure)
+
+
+async def no_change() -> Changed:
+    """For `drive`, where notifiers are told of what changes nothing."""
+    return Changed()

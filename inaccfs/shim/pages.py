@@ -1,0 +1,376 @@
+"""The pages of one file: who gets them, and what becomes of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs.semantics import EHWPOISON, Plan
+from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.shim.memory import Memory
+from inaccfs.shim.order import Notice, drive, in_order, no_change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.memory import Holder
+    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.order import Steps
+
+QUICK_FETCH_BYTES: Final = 1 << 20
+"""So much can be fetched in the trio loop: memory that is touched first is cleared."""
+
+_PAGES_A_TURN: Final = 4096
+"""So many pages can be got at once: each may be an extent."""
+
+_EXTENTS_A_TURN: Final = 512
+"""How many extents are marked as punched before other tasks get a turn."""
+
+
+class Pages:
+    """What has been fetched of a file, and the rules for it. Numbers are pages.
+
+    Methods raise `OSError` with the errno and the words for the peer.
+    """
+
+    __slots__ = ("_file", "_moved", "_poisoned", "_shim", "memory")
+
+    def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
+        """Of *file*, whose turns these are: its long operations exclude each other."""
+        self._file: Final = file
+        self._shim: Final = shim
+        # What has been fetched; None until something is.
+        self.memory: Memory | None = None
+        # Ranges of pages that have moved, of which the notifiers are still to be told.
+        self._moved: list[tuple[int, int]] = []
+        # What `poison` was told of.
+        self._poisoned: set[int] = set()
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing that a punch would have to care for."""
+        return not self._poisoned and (self.memory is None or not self.memory.pages)
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether not everybody may get every page."""
+        return self._shim.guards_pages or bool(self._poisoned)
+
+    def reopened(self, fd: int) -> None:
+        """Use another fd of the same backing file from now on."""
+        if self.memory is not None:
+            self.memory.reopened(fd)
+
+    def close(self) -> None:
+        """Let go of what was fetched. May take long for gigabytes."""
+        if self.memory is not None:
+            self.memory.close()
+
+    # --- getting and putting -------------------------------------------------------
+
+    async def get(
+        self, holder: Holder, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
+
+        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
+        the pages are, and which had moved: `tell_moved` is for those.
+
+        Raises:
+            OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
+                EOPNOTSUPP where there are no frames to get; EHWPOISON; and as the rules
+                have it ENOENT for a hole, an errno for an unbound page, and EDEADLK for
+                one that stays locked.
+        """
+        while (got := self.get_now(holder, start, end)) is None:
+            if self._locked_for(holder, start, end):
+                await self.wait_unlocked(start, end, holder)
+                continue
+            if self._file.busy:
+                await self._file.wait_idle()
+                continue
+            memory = self._memory_of(start, end)
+            self._file.begin_long()
+            try:
+                extents, moved = await self._fetch(memory, start, end)
+                memory.record((), moved)
+                # Nothing can be punched meanwhile; and what has been got is got,
+                # whatever ends this task.
+                with trio.CancelScope(shield=True):
+                    for at in range(0, len(extents), _EXTENTS_A_TURN):
+                        memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
+                        await trio.lowlevel.checkpoint()
+            finally:
+                self._file.end_long()
+            return extents, moved
+        return got
+
+    async def _fetch(
+        self, memory: Memory, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        freed = self._file.freed
+        try:
+            return await trio.to_thread.run_sync(memory.fetch, start, end)
+        except OSError as exc:
+            if not await self._file.more_space(exc, freed):
+                raise
+        return await trio.to_thread.run_sync(memory.fetch, start, end)
+
+    def get_now(
+        self, holder: Holder, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]] | None:
+        """The same at once; None if that takes more time than the trio loop has."""
+        if self._guarded:
+            self._check_get(start, end)
+            if self._locked_for(holder, start, end):
+                return None
+        if end - start > _PAGES_A_TURN:
+            return None
+        if self.memory is not None:
+            known = self.memory.known(start, end)
+            if known is not None:
+                self.memory.get(holder, known)
+                return known, []
+        if self._file.busy or (end - start) * self._file.page_size > QUICK_FETCH_BYTES:
+            return None
+        memory = self._memory_of(start, end)
+        try:
+            extents, moved = memory.fetch(start, end)
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC and self._shim.space is not None:
+                return None
+            raise
+        # In this order, and before anything else runs: what has moved is no more, and
+        # what is here now may be punched by the next task.
+        memory.record((), moved)
+        memory.get(holder, extents)
+        return extents, moved
+
+    def _check_get(self, start: int, end: int) -> None:
+        """Raise `OSError` if no frame may be got of one of these pages."""
+        rules = self._shim.semantics
+        if rules.scope == "range" and not self._file.notifiers.cover(start, end):
+            raise OSError(
+                rules.unbound_errno,
+                f"nobody is bound to all of the pages {start} to {end}: bind first",
+            )
+        if (
+            self._poisoned
+            and (bad := _first_in(self._poisoned, start, end)) is not None
+        ):
+            raise OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+
+    def _locked_for(self, holder: Holder, start: int, end: int) -> bool:
+        """Whether *holder* has to wait for others to put pages."""
+        memory = self.memory
+        if memory is None or self._shim.semantics.references != "locked":
+            return False
+        holders = memory.holders_of(start, end)
+        if holder in holders:
+            raise OSError(
+                errno.EDEADLK,
+                f"of the pages {start} to {end} some are locked by this peer: put them",
+            )
+        return bool(holders)
+
+    async def wait_unlocked(
+        self, start: int, end: int, holder: Holder | None = None
+    ) -> None:
+        """Wait until nobody has these pages locked.
+
+        Nobody waits for ever. For a punch whoever does not let go is evicted; for
+        *holder*, who wants to get them, it is EDEADLK.
+        """
+        while (memory := self.memory) is not None and memory.holders_of(start, end):
+            with trio.move_on_after(self._shim.ack_seconds) as patience:
+                while memory.holders_of(start, end):
+                    await memory.put_since()
+            if not patience.cancelled_caught:
+                return
+            if holder is not None:
+                raise OSError(
+                    errno.EDEADLK,
+                    f"of the pages {start} to {end} some stay locked by another peer",
+                )
+            for one in memory.holders_of(start, end):
+                one.evict_holder()
+
+    def _memory_of(self, start: int, end: int) -> Memory:
+        """The memory of the file, if it has the pages from *start* to *end*."""
+        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
+        if end > pages:
+            raise OSError(
+                errno.EINVAL,
+                f"offset {max(start, pages)} lies past the end ({pages} pages)",
+            )
+        if not self._shim.semantics.allocates:
+            self._check_allocated(start, end)
+        if self.memory is None:
+            if self._shim.frames is None:
+                raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
+            self.memory = Memory(
+                self._shim.frames,
+                self._file.fd,
+                self._file.page_size,
+                self._shim.counters,
+                self._file.consider,
+                keeps_references=self._shim.semantics.references != "none",
+            )
+        return self.memory
+
+    def _check_allocated(self, start: int, end: int) -> None:
+        """Raise `OSError`, ENOENT, if there is a hole. SGP_NOALLOC of mm/shmem.c."""
+        offset = start * self._file.page_size
+        try:
+            hole = os.lseek(self._file.fd, offset, os.SEEK_HOLE) // self._file.page_size
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            hole = start
+        if hole < end:
+            raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
+
+    @property
+    def keeps_references(self) -> bool:
+        """Whether there is anything to put of what has been got."""
+        return self._shim.semantics.references != "none"
+
+    def extents_in(self, start: int, end: int) -> list[Extent]:
+        """What has been fetched of these pages."""
+        return [] if self.memory is None else self.memory.extents_in(start, end)
+
+    def put(self, holder: Holder, pfn: int, count: int) -> None:
+        """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
+
+        Raises:
+            OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
+                where there are none.
+        """
+        if not self.keeps_references:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "these semantics give no references: what has been got is good until "
+                "it is invalidated",
+            )
+        if self.memory is None:
+            raise OSError(errno.EINVAL, "nothing of this file has been fetched")
+        self.memory.put(holder, pfn, count)
+
+    # --- punching ------------------------------------------------------------------
+
+    def punch_now(
+        self, start: int, end: int, punch: Callable[[], None]
+    ) -> Sequence[Extent]:
+        """Let *punch* take pages; return fetched ones that have moved. Blocks."""
+        if self.memory is None:
+            punch()
+            return ()
+        removed, moved = self.memory.punch(start, end, punch)
+        self.memory.record(removed, moved)
+        return moved
+
+    async def punch(
+        self, start: int, end: int, punch: Callable[[], None]
+    ) -> Sequence[Extent]:
+        """The same for so much that it takes a thread, in a turn of the file's."""
+        memory = self.memory
+        assert memory is not None
+        self._file.begin_long()
+        try:
+            removed, moved = await trio.to_thread.run_sync(
+                memory.punch, start, end, punch
+            )
+            # All of it, whatever ends this task; and before anything can be fetched
+            # again, which would be taken for what has gone.
+            with trio.CancelScope(shield=True):
+                for at in range(0, len(removed), _EXTENTS_A_TURN):
+                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
+                    await trio.lowlevel.checkpoint()
+            memory.record((), moved)
+        finally:
+            self._file.end_long()
+        return moved
+
+    async def _drive(self, steps: Steps) -> None:
+        await drive(
+            steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
+        )
+
+    async def tell_moved(self, moved: Sequence[Extent]) -> None:
+        """Tell of pages that are elsewhere now: as good as gone for who maps them.
+
+        Where an invalidation runs it does so, and nobody waits here: the caller may be
+        one of the callbacks that it waits for.
+        """
+        self.note_moved(moved)
+        if self._moved and not self._file.notifiers.running:
+            await self._drive(self.moved_steps())
+
+    def note_moved(self, moved: Sequence[Extent]) -> None:
+        # Where pages may move nobody is told: that is the rule.
+        if self._file.notifiers and not self._shim.semantics.movable:
+            self._moved += [(one.offset, one.offset + one.count) for one in moved]
+
+    def moved_steps(self) -> Steps:
+        """Tell what has been noted, in ranges as large as they are."""
+        plan = self._shim.punch_plan
+        while self._moved:
+            self._moved.sort()
+            start, end = self._moved.pop(0)
+            while self._moved and self._moved[0][0] <= end:
+                end = max(end, self._moved.pop(0)[1])
+            try:
+                for event in (plan.before, plan.after):
+                    if event is not None:
+                        yield Notice(event, start, end)
+            except GeneratorExit:
+                # For the next: some may not have been told.
+                self._moved.append((start, end))
+                raise
+        return None
+
+    # --- poison --------------------------------------------------------------------
+
+    async def poison(self, page: int) -> None:
+        """A page is poisoned: tell of it, and hand it out no more until it is punched.
+
+        restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
+
+        Raises:
+            OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
+                end.
+        """
+        rule = self._shim.semantics.memory_failure
+        if rule == "unknown":
+            raise OSError(
+                errno.EOPNOTSUPP,
+                "these semantics have no error callback (query-semantics)",
+            )
+        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
+        if page >= pages:
+            raise OSError(
+                errno.EINVAL, f"offset {page} lies past the end ({pages} pages)"
+            )
+        self._poisoned.add(page)
+        self._file.consider()
+        if rule == "error":
+            self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+        else:
+            plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
+            await self._drive(in_order(plan, page, page + 1))
+
+    def heal(self, start: int, end: int) -> None:
+        """These pages have been punched: what comes in their place is good."""
+        if self._poisoned:
+            self._poisoned -= {page for page in self._poisoned if start <= page < end}
+            self._file.consider()
+
+
+def _first_in(pages: set[int], start: int, end: int) -> int | None:
+    """The first of *pages* from *start* to *end*."""
+    return min((page for page in pages if start <= page < end), default=None)
