@@ -216,7 +216,9 @@ class _Daemon:
             device,
             self._relay,
             self._namespace,
-            lambda passthrough: make_seal(device, passthrough=passthrough),
+            lambda passthrough: make_seal(
+                device, passthrough=passthrough, rule=config.semantics.mmap
+            ),
             config.semantics.read_errno,
         )
         self._connected = True
@@ -259,7 +261,7 @@ class _Daemon:
             )
             nursery.start_soon(self._server.run)
             warnings = list(self._backing.warnings)
-            if not self._channel.seal.sealed:
+            if not self._channel.seal.is_kept:
                 warnings.append(f"mmap: {self._channel.seal}")
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()

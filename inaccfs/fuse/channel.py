@@ -375,16 +375,21 @@ class Channel:
 
     # --- open files --------------------------------------------------------------
 
-    def _opened(self, unique: int, node_id: int, entry: bytes = b"") -> bytes:
+    def _opened(self, unique: int, node: Node, entry: bytes = b"") -> bytes:
         """The reply to a successful open; the file handle is the nodeid."""
-        if self.seal.sealed:
+        try:
+            backing_id = self.seal.behind(node.ino, node.fd)
+        except OSError:
+            self._namespace.release(node)
+            raise
+        if backing_id:
             flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_PASSTHROUGH
         else:
             # The kernel then answers pread and lseek itself, with ESPIPE as the seed's
             # file does; it takes this flag and passthrough only one at a time.
             flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_NONSEEKABLE
         return wire.reply_payload(
-            unique, entry + wire.pack_open(node_id, flags, self.seal.backing_id)
+            unique, entry + wire.pack_open(node.ino, flags, backing_id)
         )
 
     def _open(self, size: int, unique: int, nodeid: int) -> bytes | None:
@@ -395,7 +400,7 @@ class Channel:
             self._later(unique, lambda: self._open_truncated(unique, node, flags))
             return None
         self._namespace.open(node, flags)
-        return self._opened(unique, nodeid)
+        return self._opened(unique, node)
 
     async def _open_truncated(self, unique: int, node: Node, flags: int) -> bytes:
         """OPEN with O_TRUNC: the kernel leaves the truncation to us."""
@@ -405,7 +410,7 @@ class Channel:
         except BaseException:
             self._namespace.release(node)
             raise
-        return self._opened(unique, node.ino)
+        return self._opened(unique, node)
 
     def _create(self, size: int, unique: int, nodeid: int) -> bytes:
         wire.need(size, wire.CREATE_SIZE)
@@ -414,7 +419,7 @@ class Channel:
         name = wire.name_at(self._request, wire.CREATE_SIZE, size)
         namespace = self._namespace
         entry = namespace.create(namespace[nodeid], name, flags, mode, uid, gid)
-        return self._opened(unique, entry.nodeid, wire.pack_entry(entry))
+        return self._opened(unique, namespace[entry.nodeid], wire.pack_entry(entry))
 
     def _tmpfile(self, size: int, unique: int, nodeid: int) -> bytes:
         wire.need(size, wire.CREATE_SIZE)
@@ -422,9 +427,10 @@ class Channel:
         uid, gid = wire.unpack_caller(self._request)
         namespace = self._namespace
         entry = namespace.tmpfile(namespace[nodeid], flags, mode, uid, gid)
-        return self._opened(unique, entry.nodeid, wire.pack_entry(entry))
+        return self._opened(unique, namespace[entry.nodeid], wire.pack_entry(entry))
 
     def _release(self, size: int, unique: int, nodeid: int) -> bytes:
+        self.seal.closed(nodeid)
         self._namespace.release(self._namespace[nodeid])
         return wire.reply_done(unique)
 

@@ -1,10 +1,12 @@
-"""The seal: a file without mmap behind every open, so that no mapping can be made.
+"""The seal: what is behind every open, so that mmap does as the rules have it.
 
 FOPEN_DIRECT_IO alone refuses MAP_SHARED; a MAP_PRIVATE mapping would be made and its
 first touch would raise SIGBUS. With FUSE passthrough the kernel asks the mmap
 operation of a backing file instead, and one that has none refuses both with ENODEV,
-as the seed's file does. Reads and writes still come to the daemon, because
-FOPEN_DIRECT_IO goes before FOPEN_PASSTHROUGH there. See fs/fuse/passthrough.c.
+as the seed's file does. An empty file is mapped, and not to be touched; and a file's
+own memory is shared, as that of a guest_memfd with flags. Reads and writes still come
+to the daemon, because FOPEN_DIRECT_IO goes before FOPEN_PASSTHROUGH there. See
+fs/fuse/passthrough.c.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+
+if TYPE_CHECKING:
+    from inaccfs.semantics.rules import Mmap
 
 # _IOW(229, 1, struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t pad; })
 _BACKING_OPEN: Final = 0x4010E501
 _backing_map = struct.Struct("=iIQ")
+# _IOW(229, 2, uint32_t)
+_BACKING_CLOSE: Final = 0x4004E502
 
 # Attributes of kernfs that root may open for reading and writing and that nobody
 # minds being open. They are only opened, never read or written.
@@ -31,25 +37,85 @@ _KERNFS_FILES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """Whether mmap is sealed: by a backing id, or not for a reason."""
+_KEPT: Final[dict[str, str]] = {
+    "refused": "sealed",
+    "SIGBUS": "not sealed: mapped, but a touch is SIGBUS (as the semantics have it)",
+    "shared": "not sealed: maps the memory itself (as the semantics have it)",
+}
 
-    backing_id: int
-    reason: str
+
+class Seal:
+    """The backing file of all opens."""
+
+    def __init__(self, rule: Mmap, backing_id: int = 0, reason: str = "") -> None:
+        """*reason* is why mmap does not do as the *rule* says, if it does not."""
+        self.rule: Final = rule
+        self._backing_id: Final = backing_id
+        self._reason: Final = reason
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether mmap does as the rule says."""
+        return not self._reason
 
     @property
     def sealed(self) -> bool:
-        return self.backing_id > 0
+        """Whether mmap is refused."""
+        return self.is_kept and self.rule == "refused"
 
     def __str__(self) -> str:
         """As `inaccfs status` shows it."""
-        return "sealed" if self.sealed else f"not sealed ({self.reason})"
+        return _KEPT[self.rule] if self.is_kept else f"not sealed ({self._reason})"
+
+    def behind(self, ino: int, fd: int) -> int:
+        """The backing id for one open of inode *ino*, of which *fd* is; 0 if none.
+
+        Raises:
+            OSError: the kernel does not take it.
+        """
+        return self._backing_id
+
+    def closed(self, ino: int) -> None:
+        """One open of the inode has ended."""
 
 
-def unsealed(reason: str) -> Seal:
+class OwnMemory(Seal):
+    """Behind every file is its own memory."""
+
+    def __init__(self, device: int) -> None:
+        """*device* is the /dev/fuse fd, not ours to close."""
+        super().__init__("shared")
+        self._device: Final = device
+        # By inode, for as long as it is open: all its opens must have the same id, and
+        # the next inode of that number another one. With the number of opens.
+        self._ids: Final[dict[int, tuple[int, int]]] = {}
+
+    def behind(self, ino: int, fd: int) -> int:
+        backing_id, opens = self._ids.get(ino) or (_backing_open(self._device, fd), 0)
+        self._ids[ino] = backing_id, opens + 1
+        return backing_id
+
+    def closed(self, ino: int) -> None:
+        backing_id, opens = self._ids.pop(ino)
+        if opens > 1:
+            self._ids[ino] = backing_id, opens - 1
+        else:
+            _backing_close(self._device, backing_id)
+
+
+def unsealed(reason: str, rule: Mmap = "refused") -> Seal:
     """No seal, and what it would need."""
-    return Seal(0, reason)
+    return Seal(rule, 0, reason)
+
+
+def _backing_open(device: int, fd: int) -> int:
+    request = bytearray(_backing_map.pack(fd, 0, 0))
+    backing_id: int = fcntl.ioctl(device, _BACKING_OPEN, request, True)
+    return backing_id
+
+
+def _backing_close(device: int, backing_id: int) -> None:
+    fcntl.ioctl(device, _BACKING_CLOSE, struct.pack("=I", backing_id))
 
 
 def _message_queue() -> int:
@@ -70,41 +136,58 @@ def _kernfs_file() -> int:
     raise OSError(errno.ENOENT, "no kernfs attribute can be opened")
 
 
+def _empty_file() -> int:
+    """A file of the kernel's own tmpfs, in which every page lies past the end."""
+    return os.memfd_create("inaccfs-empty", os.MFD_CLOEXEC)
+
+
 Candidate = Callable[[], int]
-CANDIDATES: Final[tuple[Candidate, ...]] = (_message_queue, _kernfs_file)
+CANDIDATES: Final[dict[Mmap, tuple[Candidate, ...]]] = {
+    "refused": (_message_queue, _kernfs_file),
+    "SIGBUS": (_empty_file,),
+    # Only to see whether the kernel takes it.
+    "shared": (_empty_file,),
+}
 
 
 def make_seal(
     device: int,
     *,
     passthrough: bool,
-    candidates: tuple[Candidate, ...] = CANDIDATES,
+    rule: Mmap = "refused",
+    candidates: tuple[Candidate, ...] | None = None,
 ) -> Seal:
-    """Register a file that has no mmap with the connection of *device*.
+    """Register what the *rule* wants with the connection of *device*.
 
     *passthrough* tells whether INIT offered FUSE_PASSTHROUGH; call this after the
     reply to INIT, for only then does the kernel take backing files.
     """
     if not passthrough:
-        return unsealed("needs Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH")
+        reason = "needs Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH"
+        return unsealed(reason, rule)
     failures = []
-    for candidate in candidates:
+    for candidate in CANDIDATES[rule] if candidates is None else candidates:
         try:
             fd = candidate()
         except OSError as exc:
             failures.append(f"{_name(candidate)}: {exc.strerror}")
             continue
         try:
-            request = bytearray(_backing_map.pack(fd, 0, 0))
-            return Seal(fcntl.ioctl(device, _BACKING_OPEN, request, True), "")
+            backing_id = _backing_open(device, fd)
         except PermissionError:
-            return unsealed("needs CAP_SYS_ADMIN in the initial user namespace")
+            return unsealed("needs CAP_SYS_ADMIN in the initial user namespace", rule)
         except OSError as exc:
             failures.append(f"{_name(candidate)}: {exc.strerror}")
+        else:
+            if rule != "shared":
+                return Seal(rule, backing_id)
+            _backing_close(device, backing_id)
+            return OwnMemory(device)
         finally:
             # The connection holds the file from here on.
             os.close(fd)
-    return unsealed("needs a file without mmap; " + "; ".join(failures))
+    kind = "a file without mmap" if rule == "refused" else "a file to map"
+    return unsealed(f"needs {kind}; " + "; ".join(failures), rule)
 
 
 def _name(candidate: Candidate) -> str:

@@ -290,7 +290,9 @@ class SealFactory:
 
     def __init__(self, backing_id: int = 0) -> None:
         self._seal = (
-            Seal(backing_id, "") if backing_id else unsealed("this is a fake kernel")
+            Seal("refused", backing_id)
+            if backing_id
+            else unsealed("this is a fake kernel")
         )
         self.offered: bool | None = None
 
