@@ -1,0 +1,79 @@
+"""inaccfs probe: try every system call on a file, and compare two kinds of files."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.errors import InaccfsError
+
+if TYPE_CHECKING:
+    from inaccfs.probe.targets import Target
+
+_DESCRIPTION = """\
+Try every system call that could reach or resize a file, and print by name what comes of
+it: ok, an errno, a signal, or why it could not be tried here.
+
+TARGET, and OTHER, is
+  DIRECTORY         files without a name in it, a new one for each row
+  FILE              this file, which loses what is in it, gets a size, is allocated,
+                    punched and sealed; it must be empty, unless there is --force
+  memfd             a new memfd for each row; a file of that name is ./memfd
+  memfd_secret      a new memfd_secret for each row
+  guest_memfd[:FLAG[+FLAG]]
+                    a new guest_memfd for each row, of a VM of its own; FLAG is mmap or
+                    init_shared
+"""
+
+_STATUS = """\
+examples:
+  inaccfs probe /mnt/guests
+  inaccfs probe guest_memfd --against /mnt/guests
+  inaccfs probe --json memfd_secret
+
+exit status: 0; with --against 1 if there are differences; 2 if there is trouble
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "probe",
+        help="try every system call on a file, or on two, and mark the differences",
+        description=_DESCRIPTION,
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument(
+        "--against", metavar="OTHER", help="compare: rows that differ are marked with !"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="use a FILE that is not empty, too"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Probe; status 1 if there are differences, 2 if it could not be done."""
+    # Here and not above: other subcommands need none of it.
+    from inaccfs.probe import naming, report, table
+
+    names = [args.target, *([args.against] if args.against is not None else [])]
+    try:
+        found: list[Target] = [naming.find(name, force=args.force) for name in names]
+        results = table.try_all(found)
+    except InaccfsError as exc:
+        # Not the 1 of all other commands, which says here that there are differences.
+        print(f"inaccfs: {exc}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(report.as_json(found, results))
+    else:
+        # What is piped stays one row a line.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(report.table(found, results, width))
+    return int(any(result.differs for result in results))

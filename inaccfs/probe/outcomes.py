@@ -1,0 +1,60 @@
+"""What an attempt comes to, by name: "ok", an errno, a signal, or "not here: why"."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Of an errno with two names, the one that the man pages use.
+_USUAL: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN"}
+
+_NOT_HERE: Final = "not here: "
+
+
+class NotHere(Exception):
+    """The machine, or the kind of file, lacks what a row would try; says what."""
+
+
+def errno_name(exc: OSError) -> str:
+    """EINVAL and the like."""
+    number = exc.errno or 0
+    return _USUAL.get(number) or errno.errorcode.get(number, f"errno {number}")
+
+
+def signal_name(number: int) -> str:
+    """SIGBUS and the like."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def not_here(reason: str) -> str:
+    """The outcome of a row that could not be tried."""
+    return _NOT_HERE + reason
+
+
+def was_tried(outcome: str) -> bool:
+    """Whether an outcome tells of the file, and not of the machine."""
+    return not outcome.startswith(_NOT_HERE)
+
+
+def differ(one: str, other: str) -> bool:
+    """Whether two files behave differently; what was not tried tells nothing."""
+    return one != other and was_tried(one) and was_tried(other)
+
+
+def of(call: Callable[[], str | None]) -> str:
+    """What *call* returns, or raises, as an outcome."""
+    try:
+        return call() or "ok"
+    except NotHere as exc:
+        return not_here(str(exc))
+    except OSError as exc:
+        if exc.errno == errno.ENOSYS:
+            return not_here("the kernel has no such call")
+        return errno_name(exc)

@@ -1,0 +1,61 @@
+"""All rows, in the order in which they are tried and shown, and what comes of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.probe import (
+    asking,
+    attempts,
+    mapping,
+    opening,
+    outcomes,
+    reading,
+    sizing,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.probe.attempts import Row
+    from inaccfs.probe.targets import Target
+
+ROWS: Final[list[Row]] = [
+    # First: a file that cannot be made anew has its first size but once.
+    *sizing.ROWS,
+    *reading.ROWS,
+    *writing.ROWS,
+    *mapping.ROWS,
+    *asking.ROWS,
+    *opening.ROWS,
+    # Last: on such a file a seal stays.
+    *opening.SEALS,
+]
+
+
+class Result(NamedTuple):
+    """What came of one row."""
+
+    row: Row
+    outcomes: list[str]
+    """One for each target, in order."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the targets, if there are two, behave differently."""
+        return len(self.outcomes) == 2 and outcomes.differ(*self.outcomes)
+
+
+def try_all(targets: Sequence[Target], rows: Sequence[Row] = ROWS) -> list[Result]:
+    """Try *rows* on each of one or two targets.
+
+    Raises:
+        ProbeError: a target does not even make files any more.
+    """
+    # One target after the other: two names may lead to the same file.
+    columns = [[attempts.attempt(target, row) for row in rows] for target in targets]
+    return [
+        Result(row, list(found))
+        for row, found in zip(rows, zip(*columns, strict=True), strict=True)
+    ]

@@ -1,0 +1,247 @@
+"""What is probed: files of one kind, made afresh for each row if they can be.
+
+Every file has the same state when a row begins: its size is four units and the first
+two are allocated, as far as such a file can be sized and allocated.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Final
+
+from inaccfs import syscalls
+from inaccfs.errors import InaccfsError
+from inaccfs.probe import calls, children
+from inaccfs.probe.outcomes import NotHere
+
+UNITS: Final = 4
+ALLOCATED_UNITS: Final = 2
+
+KEEP_SIZE: Final = syscalls.FALLOC_FL_KEEP_SIZE
+PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | KEEP_SIZE
+
+# include/uapi/linux/kvm.h
+_KVM_CREATE_VM: Final = 0xAE01
+_KVM_CHECK_EXTENSION: Final = 0xAE03
+_KVM_CREATE_GUEST_MEMFD: Final = 0xC040AED4
+_KVM_CAP_GUEST_MEMFD: Final = 234
+# struct kvm_create_guest_memfd: size, flags, reserved[6]
+_create_guest_memfd = struct.Struct("=QQ48x")
+
+# An ordinary VM has guest_memfd since Linux 6.18, on x86; before that only those
+# with private memory do, KVM_X86_SW_PROTECTED_VM.
+_VM_TYPES: Final = (0, 1)
+
+
+class ProbeError(InaccfsError):
+    """There is nothing that could be probed."""
+
+
+def no_answer(name: str, ending: children.Ending) -> ProbeError:
+    """What to raise when a child got no file at all."""
+    if ending.fate == children.HANGS:
+        return ProbeError(
+            f"{name} does not answer within {children.LIMIT:g} seconds: its daemon, or "
+            "server, is stopped or stuck"
+        )
+    return ProbeError(f"{name}: whoever tries to make a file {ending.fate}")
+
+
+class Target(ABC):
+    """Files of one kind."""
+
+    origin = "a new one for each row"
+    """For people: where the file of a row comes from."""
+
+    fresh = True
+    """Whether each row has a file of its own."""
+
+    def __init__(self, name: str, unit: int = mmap.PAGESIZE) -> None:
+        """*name* is what the user calls it."""
+        self.name: Final = name
+        self.unit: Final = unit
+
+    @abstractmethod
+    def first_size(self, size: int) -> int:
+        """A file that gets its first size; an fd for reading and writing.
+
+        Raises:
+            OSError: a file of this kind cannot be given this size.
+            NotHere: the one file that there is has a size already.
+        """
+
+    def make(self) -> int:
+        """A file in the state that rows begin with; an fd for reading and writing.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        fd = self.first_size(UNITS * self.unit)
+        # memfd_secret allocates on faults only.
+        with suppress(OSError):
+            syscalls.fallocate(fd, KEEP_SIZE, 0, ALLOCATED_UNITS * self.unit)
+        return fd
+
+    def make_another(self) -> int:
+        """A second file, for calls that take two; an fd for reading and writing.
+
+        Raises:
+            OSError: it cannot be made.
+            NotHere: there is but one.
+        """
+        return self.make()
+
+
+class Memfd(Target):
+    """memfd_create(2), with seals allowed."""
+
+    def first_size(self, size: int) -> int:
+        fd = os.memfd_create("inaccfs-probe", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size)
+        return fd
+
+
+class MemfdSecret(Target):
+    """memfd_secret(2)."""
+
+    def first_size(self, size: int) -> int:
+        try:
+            fd = calls.memfd_secret()
+        except OSError as exc:
+            if exc.errno != errno.ENOSYS:
+                raise
+            raise ProbeError(
+                "no memfd_secret here: it takes Linux 5.14, before 6.5 booted with "
+                "secretmem.enable=1"
+            ) from exc
+        os.ftruncate(fd, size)
+        return fd
+
+
+class GuestMemfd(Target):
+    """KVM_CREATE_GUEST_MEMFD, of a new VM that nothing else is done with."""
+
+    def __init__(self, name: str, flags: int) -> None:
+        """*flags* are GUEST_MEMFD_FLAG_*."""
+        super().__init__(name)
+        self._flags = flags
+
+    def first_size(self, size: int) -> int:
+        vm = self._vm()
+        try:
+            return self._create(vm, size, self._flags)
+        except OSError as exc:
+            if exc.errno == errno.EINVAL and self._lacks_flags(vm):
+                raise ProbeError(
+                    f"no {self.name} here: this kernel's guest_memfd does not have the "
+                    "flags"
+                ) from exc
+            raise
+        finally:
+            # The file keeps its VM.
+            os.close(vm)
+
+    def _lacks_flags(self, vm: int) -> bool:
+        try:
+            os.close(self._create(vm, self.unit, self._flags))
+        except OSError:
+            return True
+        return False
+
+    @staticmethod
+    def _create(vm: int, size: int, flags: int) -> int:
+        request = _create_guest_memfd.pack(size & (1 << 64) - 1, flags)
+        # A bytearray, so that the result is the fd that the call returns.
+        fd: int = fcntl.ioctl(vm, _KVM_CREATE_GUEST_MEMFD, bytearray(request))
+        return fd
+
+    @staticmethod
+    def _vm() -> int:
+        try:
+            kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise ProbeError(
+                f"no guest_memfd here: cannot open /dev/kvm: {exc.strerror}"
+            ) from exc
+        try:
+            for kind in _VM_TYPES:
+                try:
+                    vm: int = fcntl.ioctl(kvm, _KVM_CREATE_VM, kind)
+                except OSError as exc:
+                    if exc.errno != errno.EINVAL:
+                        raise
+                    # There are no VMs of this type.
+                    continue
+                if fcntl.ioctl(vm, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
+                    return vm
+                os.close(vm)
+        finally:
+            os.close(kvm)
+        raise ProbeError("no guest_memfd here: KVM does not have it (Linux 6.8)")
+
+
+class Directory(Target):
+    """Files without a name in a directory."""
+
+    def first_size(self, size: int) -> int:
+        fd = nameless_file(self.name)
+        os.ftruncate(fd, size)
+        return fd
+
+
+class GivenFile(Target):
+    """One file for all rows, as a user has named it."""
+
+    origin = (
+        "the same for all rows: truncated to nothing, sized and punched before each, "
+        "if it lets that be done"
+    )
+    fresh = False
+
+    def first_size(self, size: int) -> int:
+        fd = self._open()
+        if os.fstat(fd).st_size:
+            try:
+                os.ftruncate(fd, 0)
+            except OSError as exc:
+                raise NotHere("has a size already") from exc
+        os.ftruncate(fd, size)
+        return fd
+
+    def make(self) -> int:
+        fd = self._open()
+        for size in (0, UNITS * self.unit):
+            with suppress(OSError):
+                os.ftruncate(fd, size)
+        # A file of inaccfs has kept its size, and what is allocated, until here.
+        with suppress(OSError):
+            syscalls.fallocate(fd, PUNCH, 0, os.fstat(fd).st_size)
+        with suppress(OSError):
+            syscalls.fallocate(fd, KEEP_SIZE, 0, ALLOCATED_UNITS * self.unit)
+        return fd
+
+    def make_another(self) -> int:
+        raise NotHere("takes two files")
+
+    def _open(self) -> int:
+        return os.open(self.name, os.O_RDWR | os.O_CLOEXEC)
+
+
+def nameless_file(directory: str) -> int:
+    """A new file that goes with its fd."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        # EISDIR: from file systems that have never heard of it.
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    fd, path = tempfile.mkstemp(prefix=".inaccfs-probe-", dir=directory)
+    os.unlink(path)
+    return fd
