@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from inaccfs._version import __version__
-from inaccfs.cli import kvm, mount, qmp, status, umount
+from inaccfs.cli import experiment, kvm, mount, probe, qmp, semantics, status, umount
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (mount, umount, status, qmp, kvm):
+    for module in (mount, umount, status, semantics, qmp, kvm, probe, experiment):
         module.add_parser(commands)
     args = parser.parse_args(argv)
     try:

@@ -7,7 +7,6 @@ taken as it is.
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import select
 import shlex
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import errnos
 from inaccfs.client import requests, wire
 from inaccfs.client.errors import ControlError
 from inaccfs.control import qmp
@@ -332,6 +332,4 @@ def _describe(error: OSError) -> str:
     """As the daemon has said it: the errno's name, and why."""
     if isinstance(error, ControlError):
         return str(error)
-    # Two names for one number; this is what everybody calls it.
-    names = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
-    return f"{names.get(error.errno or 0, 'EIO')}: {error.strerror}"
+    return f"{errnos.NAMES.get(error.errno or 0, 'EIO')}: {error.strerror}"

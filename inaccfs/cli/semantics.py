@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from inaccfs import errnos
 
 if TYPE_CHECKING:
     import argparse
@@ -100,7 +101,7 @@ def _cell(rule: str, value: object) -> str:
         return f"{value:#x}"
     if rule.endswith("errno"):
         assert isinstance(value, int)
-        return errno.errorcode.get(value, os.strerror(value))
+        return errnos.NAMES.get(value, os.strerror(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

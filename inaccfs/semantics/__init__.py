@@ -10,7 +10,6 @@ with `inaccfs mount --semantics ./mine.py:BeforeRules MOUNTPOINT`.
 
 from inaccfs.semantics.rules import Plan, Semantics, refused
 from inaccfs.semantics.versions import (
-    EHWPOISON,
     V7,
     V8,
     V9,
@@ -25,7 +24,6 @@ from inaccfs.semantics.versions import (
 )
 
 __all__ = [
-    "EHWPOISON",
     "V7",
     "V8",
     "V9",

@@ -7,12 +7,23 @@ the first punch.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Final, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from inaccfs.errors import OptionError
 from inaccfs.semantics.rules import (
@@ -25,16 +36,23 @@ from inaccfs.semantics.rules import (
 )
 from inaccfs.semantics.versions import VERSIONS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DEFAULT: Final = "v8"
 
 # Not rules: what people call them.
 _WORDS: Final = ("name", "source")
 # With arguments such as they are called with.
 _METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
-    "check_size": ((None, 0, 4096, 4096), {}),
-    "check_fallocate": ((None, 0, 0, 4096, 4096), {}),
-    "plan": ((None,), {"punches": True}),
+    "check_size": ((0, 4096, 4096), {}),
+    "check_fallocate": ((0, 0, 4096, 4096), {}),
+    "plan": ((), {"punches": True}),
 }
+# Those of them that are called while the mount is there.
+_CHECKS: Final = ("check_size", "check_fallocate")
+# What the kernel takes in a reply; see fuse_dev_do_write() of fs/fuse/dev.c.
+_ERRNOS: Final = range(1, 512)
 _BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
 _AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
 
@@ -67,14 +85,14 @@ def load(wanted: str) -> Semantics:
             return version()
     path, colon, name = wanted.rpartition(":")
     if colon and path.endswith(".py"):
-        return _checked(_find(_module(path), path, name))
+        return _checked(_find(_module(path), path, name), path)
     if wanted.endswith(".py"):
         raise OptionError(
             f"semantics {wanted}: name the class, too: {wanted}:"
             + (_classes(_module(wanted)) or ["CLASS"])[0]
         )
     names = [version.name for version in VERSIONS]
-    near = difflib.get_close_matches(wanted, names, 1)
+    near = difflib.get_close_matches(wanted.lower(), names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(
         f"unknown semantics {wanted!r}: {hint}There are {', '.join(names)}, and your "
@@ -88,7 +106,8 @@ def _module(path: str) -> ModuleType:
     try:
         # A FIFO would keep us waiting.
         if not file.is_file():
-            raise FileNotFoundError("no such file")
+            there = file.exists()
+            raise FileNotFoundError("no regular file" if there else "no such file")
         source = file.read_bytes()
     except OSError as exc:
         raise OptionError(f"semantics {path}: {exc.strerror or exc}") from exc
@@ -99,12 +118,27 @@ def _module(path: str) -> ModuleType:
     try:
         exec(compile(source, path, "exec"), module.__dict__)
     except (Exception, SystemExit) as exc:
-        at = f"line {exc.lineno}: " if isinstance(exc, SyntaxError) else ""
-        text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
-        raise OptionError(
-            f"semantics {path}: {at}{type(exc).__name__}: {text}"
-        ) from exc
+        raise OptionError(f"semantics {path}: {_at(exc, path)}{_told(exc)}") from exc
     return module
+
+
+def _at(exc: BaseException, path: str) -> str:
+    """The line of a file that raises; nothing if that is not known."""
+    lines = [
+        at.lineno
+        for at in traceback.extract_tb(exc.__traceback__)
+        if at.filename == path
+    ]
+    if isinstance(exc, SyntaxError) and exc.filename == path:
+        lines = [exc.lineno]
+    return f"line {lines[-1]}: " if lines and lines[-1] else ""
+
+
+def _told(exc: BaseException) -> str:
+    """An exception in one line."""
+    text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+    first = next(iter(text.splitlines()), "")
+    return f"{type(exc).__name__}: {first}" if first else type(exc).__name__
 
 
 def _classes(module: ModuleType) -> list[str]:
@@ -134,29 +168,69 @@ def _find(module: ModuleType, path: str, name: str) -> type[Semantics]:
     )
 
 
-def _checked(found: type[Semantics]) -> Semantics:
+def _checked(found: type[Semantics], path: str) -> Semantics:
     """An instance of a class of somebody's own."""
     name = found.__name__
     types = rules()
     _check_names(found, [*types, *_WORDS, *_METHODS])
     for rule, kind in types.items():
         _check_rule(name, rule, kind, getattr(found, rule, None))
-    for method, (args, kwargs) in _METHODS.items():
-        try:
-            inspect.signature(getattr(found, method)).bind(*args, **kwargs)
-        except TypeError as exc:
-            raise OptionError(f"semantics {name}.{method}: {exc}") from exc
+    for word in _WORDS:
+        if not isinstance(value := getattr(found, word), str):
+            raise OptionError(f"semantics {name}.{word} is {value!r}: it must be text")
     try:
         made = found()
-    except Exception as exc:
-        raise OptionError(
-            f"semantics {name}: {name}() raises {type(exc).__name__}: {exc}"
-        ) from exc
+    except (Exception, SystemExit) as exc:
+        raise OptionError(f"semantics {name}: {name}() raises {_told(exc)}") from exc
+    for method in _METHODS:
+        _check_method(made, method)
+    # Not those of the version which it is derived from.
     if "name" not in vars(found):
-        # Not that of the version which it is derived from.
         found.name = name
+    if "source" not in vars(found):
+        found.source = path
     _check_plan(name, made)
+    for method in _CHECKS:
+        if getattr(found, method) is not getattr(Semantics, method):
+            # Not setattr(): a class may have its own, as a frozen dataclass does.
+            vars(made)[method] = _guarded(getattr(made, method), f"{name}.{method}")
     return made
+
+
+def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
+    """The same, but that all it can raise is a refusal or a bug, whatever it raises."""
+
+    @functools.wraps(check)
+    def guarded(*args: object) -> None:
+        try:
+            check(*args)
+        except OSError as exc:
+            # The kernel would drop the reply, and the caller would hang.
+            if exc.errno not in _ERRNOS:
+                raise RuntimeError(
+                    f"{called} raises {exc!r}, which has no errno: use refused(number)"
+                ) from exc
+            raise
+        except Exception:
+            raise
+        except BaseException as exc:
+            # SystemExit and its like would end the loop, and the mount with it.
+            raise RuntimeError(f"{called} raises {_told(exc)}") from exc
+
+    return guarded
+
+
+def _check_method(made: Semantics, method: str) -> None:
+    """Whether a rule that is code can be called, and has done all when it returns."""
+    called = f"{type(made).__name__}.{method}"
+    args, kwargs = _METHODS[method]
+    code = getattr(made, method)
+    if inspect.iscoroutinefunction(code) or inspect.isgeneratorfunction(code):
+        raise OptionError(f"semantics {called}: it is called, and must be a plain def")
+    try:
+        inspect.signature(code).bind(*args, **kwargs)
+    except (TypeError, ValueError) as exc:
+        raise OptionError(f"semantics {called}: {exc}") from exc
 
 
 def _check_names(found: type[Semantics], known: list[str]) -> None:
@@ -165,7 +239,7 @@ def _check_names(found: type[Semantics], known: list[str]) -> None:
         for name in vars(base):
             if name in known or name.startswith("_"):
                 continue
-            if near := difflib.get_close_matches(name, known, 1, 0.75):
+            if near := difflib.get_close_matches(name, known, 1, 0.7):
                 raise OptionError(
                     f"semantics {found.__name__}.{name}: no rule has that name: did "
                     f"you mean {near[0]}?"
@@ -189,6 +263,13 @@ def _check_rule(name: str, rule: str, kind: Any, value: object) -> None:  # noqa
         raise OptionError(
             f"semantics {name}.{rule} is {value!r}: it must be {_article(kind)}"
         )
+    elif rule.endswith("_errno") and value not in _ERRNOS:
+        raise OptionError(
+            f"semantics {name}.{rule} is {value!r}: it must be an errno, such as "
+            "errno.EINVAL"
+        )
+    elif rule == "magic" and value not in range(1 << 32):
+        raise OptionError(f"semantics {name}.magic is {value!r}: it must have 32 bits")
 
 
 def _article(kind: type) -> str:
@@ -199,10 +280,8 @@ def _check_plan(name: str, made: Semantics) -> None:
     for punches in (True, False):
         try:
             plan = made.plan(punches=punches)
-        except Exception as exc:
-            raise OptionError(
-                f"semantics {name}.plan raises {type(exc).__name__}: {exc}"
-            ) from exc
+        except (Exception, SystemExit) as exc:
+            raise OptionError(f"semantics {name}.plan raises {_told(exc)}") from exc
         if not isinstance(plan, Plan):
             raise OptionError(
                 f"semantics {name}.plan returns {plan!r}: it must be a Plan"

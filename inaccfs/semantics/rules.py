@@ -140,7 +140,10 @@ class Semantics:
         self, mode: int, offset: int, length: int, page_size: int
     ) -> None:
         """Raise `OSError` if this fallocate(2) must not reach the backing. In bytes."""
-        if self.keep_size_required and not mode & FALLOC_FL_KEEP_SIZE:
+        # Whoever insists on it has no third mode, either, and says so first of all.
+        if self.keep_size_required and (
+            mode & ~FALLOC_FL_PUNCH_HOLE != FALLOC_FL_KEEP_SIZE
+        ):
             raise refused(errno.EOPNOTSUPP)
         if mode & FALLOC_FL_PUNCH_HOLE:
             must = self.aligned != "nothing"

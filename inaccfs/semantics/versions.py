@@ -27,9 +27,6 @@ if TYPE_CHECKING:
         Unit,
     )
 
-# uapi/asm-generic/errno.h; Python does not know it before 3.14.
-EHWPOISON: Final = 133
-
 TMPFS_MAGIC: Final = 0x01021994
 INACCESSIBLE_MAGIC: Final = 0x494E4143
 RESTRICTEDMEM_MAGIC: Final = 0x5245534D

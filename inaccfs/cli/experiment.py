@@ -1,0 +1,53 @@
+"""inaccfs experiment: run one of the experiments in docs/experiments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "experiment",
+        help="run an experiment on the interface, or list them",
+        description="Run one of the experiments that docs/experiments/ explains, on "
+        "mounts of its own. Without a name, list them.",
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    parser.add_argument(
+        "--semantics",
+        action="append",
+        default=[],
+        metavar="NAME|FILE.py:CLASS",
+        help="what to run it on, in place of what it is about; may be repeated",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.svg", help="where to draw it, if it draws anything"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    from inaccfs.experiments import catalogue
+    from inaccfs.experiments.lab import Lab
+    from inaccfs.semantics import load
+
+    if args.name is None:
+        width = max(map(len, catalogue.NAMES))
+        for name in catalogue.NAMES:
+            print(f"{name:<{width}}  {catalogue.find(name).question}")
+        return 0
+    found = catalogue.find(args.name)
+    for name in args.semantics:
+        # What is wrong with a name is told before anything is mounted.
+        load.load(name)
+    semantics = [load.absolute(name) for name in args.semantics]
+    lab = Lab(
+        semantics or found.semantics, lambda line: print(line, flush=True), args.plot
+    )
+    found.run(lab)
+    return 0

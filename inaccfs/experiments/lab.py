@@ -1,0 +1,92 @@
+"""What an experiment works with: mounts, and a place to show things."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs import launch
+from inaccfs.client import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from inaccfs.client import Client
+    from inaccfs.launch import Mount
+
+_GAP: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A question, and what answers it."""
+
+    # As `inaccfs experiment` calls it, and its module and page are called.
+    name: str
+    # One sentence.
+    question: str
+    run: Callable[[Lab], None]
+    # What it is about unless --semantics says otherwise.
+    semantics: tuple[str, ...]
+    # Whether its output has the same numbers each time.
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A mount, and a client of it."""
+
+    semantics: str
+    mount: Mount
+    shim: Client
+
+
+class Lab:
+    """Makes mounts and shows results."""
+
+    def __init__(
+        self,
+        semantics: Sequence[str],
+        show: Callable[[str], object],
+        plot: str | None = None,
+    ) -> None:
+        """*show* takes a line; *plot* is where an SVG goes, if anywhere."""
+        self.semantics: Final = tuple(semantics)
+        self.plot: Final = plot
+        self._show: Final = show
+
+    @staticmethod
+    def label(semantics: str) -> str:
+        """What people call it: of FILE.py:CLASS the class."""
+        path, colon, name = semantics.rpartition(":")
+        return name if colon and path.endswith(".py") else semantics
+
+    @contextmanager
+    def bench(self, semantics: str, **options: Any) -> Iterator[Bench]:  # noqa: ANN401 - mounted()'s
+        """A mount for the length of a with block; *options* are those of `mounted`."""
+        with (
+            launch.mounted(semantics=semantics, **options) as mount,
+            connect(mount.path) as shim,
+        ):
+            yield Bench(self.label(semantics), mount, shim)
+
+    def say(self, text: str = "") -> None:
+        """Show a line."""
+        self._show(text)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Show a table; numbers stand to the right."""
+        cells = [list(map(str, row)) for row in rows]
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        right = [
+            all(isinstance(row[at], int | float) for row in rows)
+            for at in range(len(head))
+        ]
+        for line in (list(head), *cells):
+            self._show(
+                _GAP.join(
+                    cell.rjust(width) if flush else cell.ljust(width)
+                    for cell, width, flush in zip(line, widths, right, strict=True)
+                ).rstrip()
+            )

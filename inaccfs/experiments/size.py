@@ -1,0 +1,75 @@
+"""Row 16: how a file gets its size, and what else changes it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import errnos
+from inaccfs.experiments.lab import Experiment
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.experiments.lab import Lab
+
+_PAGE: Final = 4096
+
+# On a file of so many bytes, this is done, and then its size is looked up.
+_STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
+    ("truncate 0 -> 0", 0, lambda fd: os.ftruncate(fd, 0)),
+    ("truncate 0 -> 1 byte", 0, lambda fd: os.ftruncate(fd, 1)),
+    ("truncate 0 -> 1 page", 0, lambda fd: os.ftruncate(fd, _PAGE)),
+    ("truncate to the same", _PAGE, lambda fd: os.ftruncate(fd, _PAGE)),
+    ("truncate to more", _PAGE, lambda fd: os.ftruncate(fd, 2 * _PAGE)),
+    ("truncate to 0", _PAGE, lambda fd: os.ftruncate(fd, 0)),
+    ("truncate to 1 byte", _PAGE, lambda fd: os.ftruncate(fd, 1)),
+    ("fallocate past the end", _PAGE, lambda fd: fallocate(fd, 0, _PAGE, _PAGE)),
+    (
+        "the same, KEEP_SIZE",
+        _PAGE,
+        lambda fd: fallocate(fd, FALLOC_FL_KEEP_SIZE, _PAGE, _PAGE),
+    ),
+)
+
+
+def _run(lab: Lab) -> None:
+    columns = [_column(lab, semantics) for semantics in lab.semantics]
+    steps = [step for step, _, _ in _STEPS]
+    lab.table(
+        ["", *map(lab.label, lab.semantics)], list(zip(steps, *columns, strict=True))
+    )
+
+
+def _column(lab: Lab, semantics: str) -> list[str]:
+    """The outcome of each step, and the size afterwards where it has changed."""
+    found = []
+    with lab.bench(semantics, size="1m") as bench:
+        for number, (_, size, step) in enumerate(_STEPS):
+            path = bench.mount.path / f"file{number}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                if size:
+                    os.ftruncate(fd, size)
+                found.append(_outcome(fd, size, step))
+            finally:
+                os.close(fd)
+    return found
+
+
+def _outcome(fd: int, size: int, step: Callable[[int], None]) -> str:
+    try:
+        step(fd)
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    now = os.fstat(fd).st_size
+    return "ok" if now == size else f"ok, {now // _PAGE} pages"
+
+
+EXPERIMENT: Final = Experiment(
+    name="size",
+    question="How does a file get its size, and what can change it afterwards?",
+    run=_run,
+    semantics=("v7", "v8", "v10", "guest_memfd-6.8", "guest_memfd"),
+)
