@@ -1,0 +1,120 @@
+"""What becomes of mmap(2), as the semantics have it: refused, SIGBUS, or shared."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs import syscalls
+from tests.mount import support
+from tests.mount.support import PAGE, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs import Mount
+
+pytestmark = [pytest.mark.fuse, support.needs_root]
+
+PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+SIGBUS = "guest_memfd:mmap"
+SHARED = "guest_memfd:mmap+init_shared"
+
+
+@pytest.fixture
+def ruled(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    with support.mounted(semantics=request.param, size="64m") as mount:
+        if "needs" in (told := mount.status().mmap):
+            pytest.skip(f"mmap: {told}")
+        yield mount
+
+
+def fate(work: Callable[[], object]) -> int:
+    """The signal that *work* dies of in a child; 0 if it does not."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+@pytest.mark.parametrize("ruled", [SIGBUS], indirect=True)
+@pytest.mark.parametrize("flags", [mmap.MAP_SHARED, mmap.MAP_PRIVATE])
+def test_private_memory_is_mapped_and_a_touch_is_sigbus(
+    ruled: Mount, flags: int
+) -> None:
+    assert not ruled.status().sealed
+    assert ruled.status().mmap.startswith("not sealed: mapped, but a touch is SIGBUS")
+    with opened(ruled.path / "guest", os.O_RDWR | os.O_CREAT) as fd:
+        os.ftruncate(fd, 2 * PAGE)
+        with mmap.mmap(fd, 2 * PAGE, flags) as mapping:
+            assert fate(lambda: mapping[0]) == signal.SIGBUS
+            assert fate(lambda: mapping.__setitem__(PAGE, 1)) == signal.SIGBUS
+        assert support.outcome(os.read, fd, 1) == "EINVAL"
+
+
+@pytest.mark.parametrize("ruled", [SHARED], indirect=True)
+def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
+    assert ruled.status().mmap.startswith("not sealed: maps the memory itself")
+    path = ruled.path / "guest"
+    with (
+        opened(path, os.O_RDWR | os.O_CREAT) as fd,
+        # Another open of the same inode must have the same backing.
+        opened(path, os.O_RDONLY) as reader,
+    ):
+        os.ftruncate(fd, 2 * PAGE)
+        with (
+            mmap.mmap(fd, 2 * PAGE, mmap.MAP_SHARED) as mapping,
+            mmap.mmap(reader, 2 * PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as seen,
+        ):
+            mapping[0], mapping[PAGE] = 1, 2
+            assert (seen[0], seen[PAGE]) == (1, 2)
+            assert support.allocated(fd) == 2 * PAGE
+            syscalls.fallocate(fd, PUNCH, 0, PAGE)
+            assert (seen[0], seen[PAGE]) == (0, 2)
+        assert support.outcome(os.pread, fd, 1, 0) == "EINVAL"
+    # And it is there for who opens the file again.
+    with (
+        opened(path, os.O_RDWR) as fd,
+        mmap.mmap(fd, 2 * PAGE, mmap.MAP_SHARED) as mapping,
+    ):
+        assert mapping[PAGE] == 2
+
+
+@pytest.mark.parametrize("ruled", [SHARED], indirect=True)
+def test_a_file_never_has_the_memory_of_one_that_has_gone(ruled: Mount) -> None:
+    """Inode numbers come back; what is behind an open must not."""
+    numbers = set()
+    for round_ in range(64):
+        path = ruled.path / f"guest{round_ % 3}"
+        with opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            numbers.add(os.fstat(fd).st_ino)
+            os.ftruncate(fd, PAGE)
+            with mmap.mmap(fd, PAGE, mmap.MAP_SHARED) as mapping:
+                assert mapping[0] == 0
+                mapping[0] = 1
+        os.unlink(path)
+    assert ruled.status().files == 0
+    assert ruled.status().allocated_pages == 0
+
+
+@pytest.mark.parametrize("ruled", [SHARED], indirect=True)
+def test_memory_goes_with_the_last_open_and_not_before(ruled: Mount) -> None:
+    """Also where a peer of the control socket has the file open, too."""
+    path = ruled.path / "guest"
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd:
+        os.ftruncate(fd, PAGE)
+        mapping = mmap.mmap(fd, PAGE, mmap.MAP_SHARED)
+        mapping[0] = 7
+    os.unlink(path)
+    # Mapped through the file behind, so FUSE's own has no open any more.
+    assert mapping[0] == 7
+    mapping.close()
+    support.ask_until(lambda: ruled.status().allocated_pages == 0)
