@@ -19,7 +19,7 @@ import trio
 
 from inaccfs.client import requests, tasks
 from inaccfs.client.errors import ControlError
-from inaccfs.client.notifying import Callbacks, tell
+from inaccfs.client.notifying import Callbacks, Range, tell
 from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.tasks import Notifier
 
@@ -186,6 +186,8 @@ class File:
         """Give back a reference to each of *count* pages from frame *pfn* on.
 
         Done also if the caller is cancelled already, so that `finally` may await it.
+        There is no `wait`: whoever does not want to starts it in a nursery, which hears
+        of refusals.
         """
         request = requests.put_pfn(self._open_name, pfn, count)
         await self._client._connection.do_even_if_cancelled(request)
@@ -208,7 +210,9 @@ class File:
         *,
         invalidate_start: Callback | None = None,
         invalidate_end: Callback | None = None,
+        populate: Callback | None = None,
         error: Callback | None = None,
+        with_frames: bool = False,
     ) -> Notifier:
         """Be called when pages of the file go; `async with await` it.
 
@@ -221,9 +225,34 @@ class File:
         callbacks, which need that thread. `trio.to_thread.run_sync(punch)` is fine, but
         not within a callback for the same file.
         """
-        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        callbacks = Callbacks(
+            *(invalidate, invalidate_start, invalidate_end, populate, error),
+            with_frames,
+        )
         return await self._client._connection.register(
-            self._open_name, callbacks.check()
+            self._open_name, callbacks.check(), None
+        )
+
+    async def bind(
+        self,
+        start: int,
+        end: int,
+        invalidate: Callback | None = None,
+        *,
+        exclusive: bool | None = None,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        populate: Callback | None = None,
+        error: Callback | None = None,
+        with_frames: bool = False,
+    ) -> Notifier:
+        """The same for the pages from *start* to *end*, in semantics that bind."""
+        callbacks = Callbacks(
+            *(invalidate, invalidate_start, invalidate_end, populate, error),
+            with_frames,
+        )
+        return await self._client._connection.register(
+            self._open_name, callbacks.check(), Range(start, end, exclusive)
         )
 
     async def close(self) -> None:

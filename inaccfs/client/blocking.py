@@ -1,6 +1,6 @@
 """The blocking face of a client: a command is a call, callbacks run in a thread.
 
-What travels how is told in threads.py.
+Commands and notifiers travel on connections of their own: commands.py, threads.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.client import requests, wire
+from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.notifying import Callbacks, tell
+from inaccfs.client.notifying import Callbacks, Range, tell
 from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
-from inaccfs.client.threads import Commands, Listener, Notifier
+from inaccfs.client.threads import Listener, Notifier
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -74,6 +75,7 @@ class Client:
         self._files: Final[set[File]] = set()
         self._names: Final = itertools.count()
         self._do: Final = commands.do
+        self._tell: Final = commands.tell
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -258,12 +260,15 @@ class File:
         """
         return self._client._do(requests.get_pfns(self._open_name, offset, count))
 
-    def put_pfn(self, pfn: int, count: int = 1) -> None:
+    def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
         """Give back a reference to each of *count* pages from frame *pfn* on.
 
-        EINVAL, and nothing is put, if one of them was not got by this client.
+        EINVAL, and nothing is put, if one of them was not got by this client. Without
+        *wait* it is sent and not waited for: what is refused is only logged, when the
+        client is used next or closed.
         """
-        self._client._do(requests.put_pfn(self._open_name, pfn, count))
+        do = self._client._do if wait else self._client._tell
+        do(requests.put_pfn(self._open_name, pfn, count))
 
     def get_memory(self) -> int:
         """An fd of the memory itself, as the guest has it; the caller's to close.
@@ -286,14 +291,19 @@ class File:
         *,
         invalidate_start: Callback | None = None,
         invalidate_end: Callback | None = None,
+        populate: Callback | None = None,
         error: Callback | None = None,
+        with_frames: bool = False,
     ) -> Notifier:
         """Be called when pages of the file go; use it as a context manager.
 
         A callback takes the first page and the page behind the last; when it returns,
         the daemon is told that the pages are not used here any more. *invalidate* is
         for all semantics: where these bracket a removal it is called at the start,
-        unless there is *invalidate_start*. *error* is called for poisoned pages.
+        unless there is *invalidate_start*. *populate* is called for pages that have
+        been allocated, *error* for poisoned ones, in semantics that tell of them.
+        Callbacks *with_frames* take a list of extents, too: what goes of the fetched
+        pages, where the semantics tell it.
 
         Callbacks run in a thread of the client, one at a time. They may use the client,
         whose commands wait for those of other threads, and may unregister notifiers; to
@@ -306,10 +316,41 @@ class File:
         A callback that raises is logged and counts as having returned; `unregister`,
         or else `Client.close`, raises the exception, the first if there are more.
         """
-        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        callbacks = Callbacks(
+            *(invalidate, invalidate_start, invalidate_end, populate, error),
+            with_frames,
+        )
+        return self._register(callbacks, None)
+
+    def bind(
+        self,
+        start: int,
+        end: int,
+        invalidate: Callback | None = None,
+        *,
+        exclusive: bool | None = None,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        populate: Callback | None = None,
+        error: Callback | None = None,
+        with_frames: bool = False,
+    ) -> Notifier:
+        """The same for the pages from *start* to *end*, in semantics that bind.
+
+        EINVAL if that overlaps another range, and one of the two is *exclusive*, as all
+        are where the semantics say so; EOPNOTSUPP where notifiers are for files.
+        """
+        callbacks = Callbacks(
+            *(invalidate, invalidate_start, invalidate_end, populate, error),
+            with_frames,
+        )
+        return self._register(callbacks, Range(start, end, exclusive))
+
+    def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name
+        callbacks.check()
         listener = self._client._listen()
-        return Notifier(listener, *listener.register(name, self._fd, callbacks.check()))
+        return Notifier(listener, *listener.register(name, self._fd, callbacks, bound))
 
     def close(self) -> None:
         """Let the daemon forget an fd that was passed; harmless when done before."""

@@ -106,6 +106,8 @@ class Conversation:
         # Received, and the return that they belong to not yet read.
         self._fds: Final[deque[int]] = deque()
         self._outgoing: list[Outgoing] = []
+        # How many answers are outstanding that nobody waits for.
+        self.unheard = 0
         # Whether the daemon has said hello.
         self.greeted = False
         # Why the daemon has ended, when it has said so.
@@ -165,7 +167,13 @@ class Conversation:
         """Ask, and only log what is refused; *quietly* if that is to be expected."""
         for command in commands:
             call = self.start(requests.Request(command, lambda _: None))
-            call.on_done = lambda call=call: _log_failure(call, quietly)
+            if not call.done:
+                self.unheard += 1
+                call.on_done = lambda call=call: self._overhear(call, quietly)
+
+    def _overhear(self, call: Call[Any], quietly: bool) -> None:
+        self.unheard -= 1
+        _log_failure(call, quietly)
 
     def abandon(self, call: Call[Any]) -> None:
         """Nobody wants what *call* gets, or has got: it is given back."""
@@ -281,6 +289,7 @@ class Conversation:
     def disown(self, error: ControlError) -> None:
         """After a fork, in the child: `end` without calling who is not here."""
         self._calls.clear()
+        self.unheard = 0
         self.on_end = None
         self.end(error)
 

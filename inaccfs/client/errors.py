@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import errnos
 from inaccfs.control import qmp
 from inaccfs.errors import InaccfsError
 
@@ -54,6 +55,23 @@ class ClientClosedError(ControlError):
     number = errno.ESHUTDOWN
 
 
+def closed(path: str) -> ClientClosedError:
+    """Of a client that was closed."""
+    return ClientClosedError(f"{path}: the client is closed: connect anew")
+
+
+def interrupted(path: str) -> ClientClosedError:
+    """Of one whose connection somebody has left in the middle of a message."""
+    return ClientClosedError(f"{path}: interrupted in a command: connect anew")
+
+
+def parents(path: str) -> ClientClosedError:
+    """Of one that belongs to the process that has forked."""
+    return ClientClosedError(
+        f"{path}: the client is the parent process's: connect anew"
+    )
+
+
 # A command that does not exist is a system call that does not exist; EOPNOTSUPP is
 # what a command says of itself.
 _BY_CLASS: Final = {"CommandNotFound": errno.ENOSYS}
@@ -62,8 +80,8 @@ _BY_CLASS: Final = {"CommandNotFound": errno.ENOSYS}
 def refusal(error: ErrorInfo) -> OSError:
     """What the caller of a refused command gets: `OSError`, or its subclass."""
     name, text = qmp.errno_name(error.desc)
-    number = None if name is None else getattr(errno, name, None)
-    if not isinstance(number, int):
+    number = None if name is None else errnos.NUMBERS.get(name)
+    if number is None:
         # Another program's error; all of its text is worth to be told.
         return OSError(_BY_CLASS.get(error.kind, errno.EIO), error.desc)
     return OSError(number, text)

@@ -18,12 +18,15 @@ from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.requests import Request
 from inaccfs.control import messages
 from inaccfs.control.messages import (
+    Bind,
     Event,
     Invalidate,
     InvalidateDone,
     InvalidateEnd,
     InvalidateStart,
+    Populate,
     RegisterNotifier,
+    Unbind,
     UnregisterNotifier,
 )
 
@@ -32,13 +35,14 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page behind the last.
-    Callback: TypeAlias = Callable[[int, int], object]
+    # Takes the first page and the page behind the last; and if that was asked for, the
+    # frames that go.
+    Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
 
 # Those of notifiers, and those of them that want an answer.
-_Answered: TypeAlias = Invalidate | InvalidateStart | InvalidateEnd
+_Answered: TypeAlias = Invalidate | InvalidateStart | InvalidateEnd | Populate
 _Told: TypeAlias = _Answered | messages.MemoryError
 
 
@@ -48,12 +52,15 @@ class Callbacks(NamedTuple):
     invalidate: Callback | None = None
     invalidate_start: Callback | None = None
     invalidate_end: Callback | None = None
+    populate: Callback | None = None
     error: Callback | None = None
+    # Whether they take the frames that go, too.
+    with_frames: bool = False
 
     def check(self) -> Callbacks:
         """Return itself; `TypeError` if there is nothing to call."""
-        if not any(self):
-            raise TypeError("register_notifier() needs a callback")
+        if not any(self[:-1]):
+            raise TypeError("a notifier needs a callback")
         return self
 
     def of(self, event: _Told) -> Callback | None:
@@ -69,14 +76,16 @@ class Callbacks(NamedTuple):
                     self.invalidate_start or self.invalidate_end
                 ):
                     raise NotImplementedError(
-                        "these semantics tell of removals with INVALIDATE: give "
-                        "register_notifier() an invalidate callback"
+                        "these semantics tell of removals with INVALIDATE: give the "
+                        "notifier an invalidate callback"
                     )
                 return self.invalidate
             case InvalidateStart():
                 return self.invalidate_start or self.invalidate
             case InvalidateEnd():
                 return self.invalidate_end
+            case Populate():
+                return self.populate
             case messages.MemoryError():
                 return self.error
         return None
@@ -86,9 +95,16 @@ class Registration:
     """One notifier."""
 
     def __init__(
-        self, number: int, callbacks: Callbacks, on_left: Callable[[], object]
+        self,
+        number: int,
+        callbacks: Callbacks,
+        on_left: Callable[[], object],
+        *,
+        bound: bool,
     ) -> None:
         self.number: Final = number
+        # Whether to a range.
+        self.bound: Final = bound
         self.callbacks: Final = callbacks
         # How many callbacks have been called and have not returned.
         self.running = 0
@@ -156,12 +172,28 @@ class Registered:
         return not self._registration.leaving
 
 
+class Range(NamedTuple):
+    """What a notifier is bound to, in pages."""
+
+    start: int
+    end: int
+    exclusive: bool | None = None
+
+
 class Due(NamedTuple):
     """A callback to be called."""
 
     registration: Registration
     callback: Callback
     event: _Told
+
+    def call(self) -> object:
+        """Call it."""
+        event = self.event
+        if not self.registration.callbacks.with_frames:
+            return self.callback(event.start, event.end)
+        told = None if isinstance(event, messages.MemoryError) else event.frames
+        return self.callback(event.start, event.end, told or [])
 
 
 class Notifiers:
@@ -178,18 +210,28 @@ class Notifiers:
         return len(self._registered)
 
     def register(
-        self, file: str, callbacks: Callbacks, on_left: Callable[[], object]
+        self,
+        file: str,
+        callbacks: Callbacks,
+        on_left: Callable[[], object],
+        bound: Range | None = None,
     ) -> Request[Registration]:
         """What registers one; *on_left* is called when it is registered no more."""
 
         def interpret(returned: messages.Notifier) -> Registration:
             # At once, and not when the caller gets to run: the next bytes that are read
             # may be its first event.
-            registration = Registration(returned.notifier, callbacks, on_left)
+            registration = Registration(
+                returned.notifier, callbacks, on_left, bound=bound is not None
+            )
             self._registered[registration.number] = registration
             return registration
 
-        return Request(RegisterNotifier(file=file), interpret)
+        if bound is None:
+            return Request(RegisterNotifier(file=file), interpret)
+        start, end, exclusive = bound
+        command = Bind(file=file, start=start, end=end, exclusive=exclusive)
+        return Request(command, interpret)
 
     def abandon(self, call: Call[Registration]) -> None:
         """Nobody waits for a registration any more: undo it, now or when it is done."""
@@ -247,7 +289,8 @@ class Notifiers:
     def _unregister(self, registration: Registration) -> None:
         if registration.asked or registration.left:
             return
-        command = UnregisterNotifier(notifier=registration.number)
+        leave = Unbind if registration.bound else UnregisterNotifier
+        command = leave(notifier=registration.number)
         call = self._conversation.start(Request(command, lambda _: None))
         # After, so that whoever was interrupted here can ask again.
         registration.asked = True

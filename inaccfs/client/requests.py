@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from inaccfs.control.messages import (
+    Bind,
     CloseFd,
     Command,
     Extent,
@@ -35,6 +36,7 @@ from inaccfs.control.messages import (
     RegisterNotifier,
     Semantics,
     Stats,
+    Unbind,
     UnregisterNotifier,
     VersionInfo,
 )
@@ -88,6 +90,8 @@ def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as
             return [CloseFd(fdname=command.fdname)]
         case RegisterNotifier():
             return [UnregisterNotifier(notifier=returned.notifier)]
+        case Bind():
+            return [Unbind(notifier=returned.notifier)]
         case GetPfn(count=None):
             return [PutPfn(file=command.file, pfn=returned.pfn)]
         case GetPfn():
@@ -102,9 +106,11 @@ def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as
 
 
 def execute(command: Command, fd: int | None) -> Request[Any]:
-    """Any command but register-notifier, whose events somebody must answer."""
+    """Any command but those that register, for somebody must answer the events."""
     if isinstance(command, RegisterNotifier):
         raise TypeError("register-notifier: use register_notifier() of a file")
+    if isinstance(command, Bind):
+        raise TypeError("bind: use bind() of a file")
     if command.takes_fd and fd is None:
         raise ValueError(f"{command.name} needs an fd")
     if not command.takes_fd and fd is not None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from inaccfs.client import wire
-from inaccfs.client.errors import ClientClosedError, ConnectionLostError
+from inaccfs.client import errors, wire
+from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, tell
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.client.core import Call, Conversation, Outgoing
-    from inaccfs.client.notifying import Callbacks, Due, Registration
+    from inaccfs.client.notifying import Callbacks, Due, Range, Registration
     from inaccfs.client.requests import Request
 
 T = TypeVar("T")
@@ -128,10 +128,12 @@ class Connection:
             raise
         return call.result()
 
-    async def register(self, file: str, callbacks: Callbacks) -> Notifier:
-        """Register a notifier."""
+    async def register(
+        self, file: str, callbacks: Callbacks, bound: Range | None
+    ) -> Notifier:
+        """Register a notifier, for a range if it is *bound*."""
         left = trio.Event()
-        request = self.notifiers.register(file, callbacks, left.set)
+        request = self.notifiers.register(file, callbacks, left.set, bound)
         return Notifier(self, await self.do(request, self.notifiers.abandon), left)
 
     def leave(self, registration: Registration) -> None:
@@ -141,9 +143,7 @@ class Connection:
 
     def end(self) -> None:
         """Nothing more is said; whoever waits gets `ClientClosedError`."""
-        self._conversation.end(
-            ClientClosedError(f"{self.path}: the client is closed: connect anew")
-        )
+        self._conversation.end(errors.closed(self.path))
         wire.close_fds(self._unsent)
 
     # --- sending ----------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Connection:
         _calling_back.set(self)
         raised: Exception | None = None
         try:
-            result = due.callback(due.event.start, due.event.end)
+            result = due.call()
             if inspect.isawaitable(result):
                 await result
         except Exception as exc:

@@ -1,8 +1,7 @@
-"""The connections of the blocking face: one for commands, one for notifiers.
+"""The connection of the blocking face that notifiers have, and its thread.
 
-Commands are sent and awaited by the thread that asks, so that no thread is switched to
-on the way. Notifiers have a thread that reads and runs the callbacks, one at a time:
-nobody is woken between an event and its answer.
+The thread reads and runs the callbacks, one at a time: nobody is woken between an event
+and its answer. Commands have another connection: see commands.py.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import errno
 import itertools
 import logging
 import threading
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from inaccfs.client import requests, wire
-from inaccfs.client.errors import ClientClosedError, ConnectionLostError
+from inaccfs.client import errors, requests, wire
+from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, tell
 from inaccfs.control.messages import CloseFd
 
@@ -23,99 +22,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.client.core import Call
-    from inaccfs.client.notifying import Callbacks, Registration
-    from inaccfs.client.requests import Request
+    from inaccfs.client.notifying import Callbacks, Range, Registration
     from inaccfs.control.messages import Event
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 # How long close() waits for a callback: as long as a daemon does by default.
 CALLBACK_SECONDS: Final = 10.0
-
-
-def _closed(path: str) -> ClientClosedError:
-    return ClientClosedError(f"{path}: the client is closed: connect anew")
-
-
-def _interrupted(path: str) -> ClientClosedError:
-    return ClientClosedError(f"{path}: interrupted in a command: connect anew")
-
-
-def _parents(path: str) -> ClientClosedError:
-    return ClientClosedError(
-        f"{path}: the client is the parent process's: connect anew"
-    )
-
-
-class Commands:
-    """A connection that threads take turns to ask on."""
-
-    def __init__(self, path: str) -> None:
-        """Raises `ControlError`."""
-        self.path: Final = path
-        # Set before the connection is shut down, to tell why it was.
-        self._closed = False
-        # Guards the rest, for as long as it takes to get an answer.
-        self._lock = threading.Lock()
-        # Whether whoever has the lock only waits: then an exception harms nothing.
-        self._waits = False
-        # What somebody has read who was interrupted then.
-        self._inbox: Final[wire.Inbox] = []
-        self._connection, self._conversation = wire.dial(path)
-
-    def do(self, request: Request[T]) -> T:
-        """Ask, and wait for the answer.
-
-        Raises:
-            OSError: what the daemon refused with; `ControlError` when it has gone.
-        """
-        with self._lock:
-            conversation = self._conversation
-            call = conversation.start(request)
-            try:
-                self._send()
-                while not call.done:
-                    if not self._inbox:
-                        self._waits = True
-                        wire.read(self._connection, self._inbox)
-                        self._waits = False
-                    data, fds = wire.take(self._inbox)
-                    if not data and self._closed:
-                        conversation.end(_closed(self.path))
-                    conversation.feed(data, fds)
-                    self._send()
-            except BaseException:
-                # Ctrl-C. The answer is read by whoever asks next, if it can be.
-                if not self._waits:
-                    conversation.end(_interrupted(self.path))
-                self._waits = False
-                conversation.abandon(call)
-                raise
-        return call.result()
-
-    def _send(self) -> None:
-        try:
-            wire.send_all(self._connection, self._conversation)
-        except OSError as exc:
-            self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
-
-    def close(self) -> None:
-        """End it; whoever waits for an answer gets `ClientClosedError`."""
-        self._closed = True
-        # Before the lock: whoever holds it may be waiting for the daemon.
-        wire.shut_down(self._connection)
-        with self._lock:
-            self._conversation.end(_closed(self.path))
-            self._connection.close()
-
-    def after_fork(self) -> None:
-        """In the child: let go of what is the parent's, and say nothing on it."""
-        # Whoever held the old one has not come along.
-        self._lock = threading.Lock()
-        self._conversation.disown(_parents(self.path))
-        self._connection.close()
 
 
 class Listener:
@@ -149,11 +62,12 @@ class Listener:
     # --- for other threads ------------------------------------------------------------
 
     def register(
-        self, file: str, fd: int | None, callbacks: Callbacks
+        self, file: str, fd: int | None, callbacks: Callbacks, bound: Range | None
     ) -> tuple[Registration, threading.Event]:
         """Register a notifier; the event is set when it is registered no more.
 
-        *file* is a path; or else *fd* is an fd of the file.
+        *file* is a path; or else *fd* is an fd of the file. It is for a range of it if
+        it is *bound*.
         """
         if self.is_here():
             raise OSError(
@@ -167,7 +81,8 @@ class Listener:
                 file = f"fd{next(self._names)}"
                 named = self._conversation.start(requests.get_fd(file, fd))
             call = self._conversation.start(
-                self._notifiers.register(file, callbacks, left.set), answered.set
+                self._notifiers.register(file, callbacks, left.set, bound),
+                answered.set,
             )
             if named is not None:
                 # The notifier itself keeps the file open.
@@ -198,7 +113,7 @@ class Listener:
             # Of a message that went in part the rest cannot follow.
             interrupted = not isinstance(exc, OSError)
             self._conversation.end(
-                _interrupted(self._path)
+                errors.interrupted(self._path)
                 if interrupted
                 else ConnectionLostError(f"{self._path}: {exc}")
             )
@@ -215,7 +130,7 @@ class Listener:
     def close(self) -> None:
         """End the connection, and wait for a callback that is running."""
         with self._lock:
-            self._conversation.end(_closed(self._path))
+            self._conversation.end(errors.closed(self._path))
             wire.shut_down(self._connection)
         if self._lost is not None:
             self._lost.close()
@@ -228,7 +143,7 @@ class Listener:
     def after_fork(self) -> None:
         """In the child, which has no such thread: let go of what is the parent's."""
         self._lock = threading.Lock()
-        self._conversation.disown(_parents(self._path))
+        self._conversation.disown(errors.parents(self._path))
         self._connection.close()
 
     # --- the thread -------------------------------------------------------------------
@@ -257,7 +172,7 @@ class Listener:
             return
         raised: BaseException | None = None
         try:
-            due.callback(due.event.start, due.event.end)
+            due.call()
         except BaseException as exc:
             raised = exc
         with self._lock:

@@ -88,11 +88,11 @@ def dial(path: str) -> tuple[socket.socket, Conversation]:
     try:
         # Not settimeout(): connect(2) of a socket that does not block fails at once
         # while many others connect, and a blocking one waits. See unix(7).
-        _set_deadline(connection, ANSWER_SECONDS)
+        set_deadline(connection, ANSWER_SECONDS)
         _connect(connection, path)
         conversation = Conversation(path)
         _negotiate(connection, conversation, path)
-        _set_deadline(connection, 0)
+        set_deadline(connection, 0)
     except BaseException:
         connection.close()
         raise
@@ -128,7 +128,7 @@ def _negotiate(
     call.result()
 
 
-def _set_deadline(connection: socket.socket, seconds: float) -> None:
+def set_deadline(connection: socket.socket, seconds: float) -> None:
     """How long its system calls may wait; 0 for as long as it takes."""
     value = _timeval.pack(int(seconds), int(seconds % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

@@ -32,6 +32,7 @@ from inaccfs.client import (
     aio,
     wire,
 )
+from inaccfs.client.commands import UNHEARD
 from inaccfs.errors import DeadDaemonError, NoAnswerError, NotMountedError
 from tests.mount import support
 from tests.mount.support import MIB, PAGE, PATIENCE
@@ -136,6 +137,54 @@ def test_references_are_counted(shim: Client, memory: File) -> None:
 def test_an_extent_is_put_as_it_was_got(shim: Client, memory: File) -> None:
     for extent in memory.get_pfns(5, 100):
         memory.put_pfn(extent.pfn, extent.count)
+    assert shim.query_pins().references == []
+
+
+def test_puts_that_are_not_waited_for_are_in_order(shim: Client, memory: File) -> None:
+    for page in range(300):
+        memory.put_pfn(memory.get_pfn(page % 256).pfn, wait=False)
+    pfns = [memory.get_pfn(page).pfn for page in range(256)]
+    # More than can be on their way at once.
+    for pfn in pfns:
+        memory.put_pfn(pfn, wait=False)
+    assert shim.query_pins().references == []
+    stats = shim.query_stats()
+    assert stats.pages_got == stats.pages_put == 300 + 256
+
+
+def test_a_put_that_was_refused_is_logged_at_the_latest_by_close(
+    mount: inaccfs.Mount, fd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with inaccfs.connect(mount.path) as shim:
+        memory = shim.file(fd)
+        for _ in range(2):
+            memory.put_pfn(1, wait=False)
+    assert [each.split(":")[0] for each in caplog.messages] == ["put-pfn"] * 2
+
+
+def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
+    mount: inaccfs.Mount, shim: Client, memory: File
+) -> None:
+    """So many are sent, and no more are kept here or there."""
+    count = 3 * UNHEARD
+    pfns = [memory.get_pfn(page).pfn for page in range(count)]
+    told: list[int] = []
+
+    def put() -> None:
+        for pfn in pfns:
+            told.append(pfn)
+            memory.put_pfn(pfn, wait=False)
+
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            putting = pool.submit(put)
+            support.ask_until(lambda: len(told) > UNHEARD)
+            os.kill(mount.pid, signal.SIGCONT)
+            putting.result(PATIENCE)
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+    assert told == pfns
     assert shim.query_pins().references == []
 
 

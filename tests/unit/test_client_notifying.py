@@ -170,12 +170,16 @@ def test_which_callback_an_event_is_for(
     assert talk.notifiers.take_raised() is None
 
 
-@pytest.mark.parametrize("name", ["invalidate_start", "invalidate_end"])
+@pytest.mark.parametrize(
+    "callbacks",
+    [Callbacks(invalidate_start=nothing), Callbacks(invalidate_end=nothing)],
+    ids=["start", "end"],
+)
 def test_who_would_not_hear_of_removals_is_told(
-    talk: Talk, name: str, caplog: pytest.LogCaptureFixture
+    talk: Talk, callbacks: Callbacks, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Callbacks for bracketing semantics only, where the mount's are not."""
-    registration = talk.register(Callbacks(**{name: nothing}))
+    registration = talk.register(callbacks)
     assert talk.notifiers.begin(invalidate()) is None
     assert talk.said() == [DONE]
     assert "INVALIDATE" in caplog.text

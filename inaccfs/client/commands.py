@@ -1,0 +1,151 @@
+"""The connection of the blocking face that commands have.
+
+They are sent and awaited by the thread that asks, so that no thread is switched to on
+the way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from inaccfs.client import errors, wire
+from inaccfs.client.errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    from inaccfs.client.requests import Request
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# How many answers that nobody waits for may be unread. So few that their commands and
+# they themselves fit into the socket, and that the daemon, which queues 64 commands of
+# a peer, has no reason to stop reading.
+UNHEARD: Final = 32
+
+# How long close() waits for the next of them.
+UNHEARD_SECONDS: Final = 1.0
+
+
+class Commands:
+    """A connection that threads take turns to ask on."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `ControlError`."""
+        self.path: Final = path
+        # Set before the connection is shut down, to tell why it was.
+        self._closed = False
+        # Guards the rest, for as long as it takes to get an answer.
+        self._lock = threading.Lock()
+        # Whether whoever has the lock only waits: then an exception harms nothing.
+        self._waits = False
+        # What somebody has read who was interrupted then.
+        self._inbox: Final[wire.Inbox] = []
+        self._connection, self._conversation = wire.dial(path)
+
+    def do(self, request: Request[T]) -> T:
+        """Ask, and wait for the answer.
+
+        Raises:
+            OSError: what the daemon refused with; `ControlError` when it has gone.
+        """
+        with self._lock:
+            call = self._conversation.start(request)
+            try:
+                self._send()
+                while not call.done:
+                    self._hear()
+            except BaseException:
+                # Ctrl-C. The answer is read by whoever asks next, if it can be.
+                self._break_off()
+                self._conversation.abandon(call)
+                raise
+        return call.result()
+
+    def tell(self, request: Request[None]) -> None:
+        """Ask, and do not wait: whoever asks next reads the answer, or `close` does.
+
+        What was refused is logged then. Waits only where too many answers are unread.
+
+        Raises:
+            OSError: EILSEQ as for `do`; `ControlError` when the daemon is known to have
+                gone.
+        """
+        conversation = self._conversation
+        with self._lock:
+            conversation.start_unheard([request.command], quietly=False)
+            try:
+                self._send()
+                while conversation.unheard > UNHEARD:
+                    self._hear()
+            except BaseException:
+                self._break_off()
+                raise
+            if conversation.ended is not None:
+                raise conversation.ended.again()
+
+    def _hear(self) -> None:
+        """Wait for what the daemon says next. With the lock."""
+        if not self._inbox:
+            self._waits = True
+            wire.read(self._connection, self._inbox)
+            self._waits = False
+        data, fds = wire.take(self._inbox)
+        if not data and self._closed:
+            self._conversation.end(errors.closed(self.path))
+        self._conversation.feed(data, fds)
+        self._send()
+
+    def _break_off(self) -> None:
+        """An exception has come between. With the lock."""
+        if not self._waits:
+            # Nobody knows which bytes have been sent or read.
+            self._conversation.end(errors.interrupted(self.path))
+        self._waits = False
+
+    def _send(self) -> None:
+        try:
+            wire.send_all(self._connection, self._conversation)
+        except OSError as exc:
+            self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
+
+    def close(self) -> None:
+        """End it; whoever waits for an answer gets `ClientClosedError`."""
+        self._closed = True
+        try:
+            # Whoever has the lock hears what there is to hear.
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._hear_out()
+                finally:
+                    self._lock.release()
+        finally:
+            # Before the lock: whoever holds it may be waiting for the daemon.
+            wire.shut_down(self._connection)
+            with self._lock:
+                self._conversation.end(errors.closed(self.path))
+                self._connection.close()
+
+    def _hear_out(self) -> None:
+        """Read the answers that nobody waits for: to log what was refused."""
+        conversation = self._conversation
+        if not conversation.unheard:
+            return
+        wire.set_deadline(self._connection, UNHEARD_SECONDS)
+        try:
+            while conversation.unheard:
+                self._hear()
+        except BlockingIOError:
+            log.warning(
+                "%s: closed, with answers outstanding: %d",
+                *(self.path, conversation.unheard),
+            )
+
+    def after_fork(self) -> None:
+        """In the child: let go of what is the parent's, and say nothing on it."""
+        # Whoever held the old one has not come along.
+        self._lock = threading.Lock()
+        self._conversation.disown(errors.parents(self.path))
+        self._connection.close()
