@@ -411,7 +411,9 @@ class Bind(Command, frozen=True, kw_only=True):
     file: File
     start: FirstPage
     end: EndPage
-    exclusive: Annotated[bool, Meta(description="that no other may overlap it")] = True
+    exclusive: (
+        Annotated[bool, Meta(description="that no other may overlap it")] | None
+    ) = None
 
 
 class Unbind(Command, frozen=True, kw_only=True):
@@ -453,6 +455,7 @@ class GetPfn(Command, frozen=True, kw_only=True):
     allocate, too. The pages stay where they are until they are punched or the file has
     gone. With `count` the return has extents, as few as the frames allow. Semantics may
     refuse holes (ENOENT), pages that nobody is bound to, and poisoned ones (EHWPOISON).
+    Where they lock pages it is EAGAIN until they are put.
     """
 
     name: ClassVar[str] = "get-pfn"
@@ -466,7 +469,8 @@ class GetPfn(Command, frozen=True, kw_only=True):
 class PutPfn(Command, frozen=True, kw_only=True):
     """inaccessible_put_pfn(): gives references back.
 
-    EINVAL, and nothing is put, if this peer holds no reference to one of the pages.
+    EINVAL, and nothing is put, if this peer holds no reference to one of the pages;
+    EOPNOTSUPP in semantics without references. It overtakes commands that wait.
     """
 
     name: ClassVar[str] = "put-pfn"
@@ -536,7 +540,7 @@ class QuerySemantics(Command, frozen=True, kw_only=True):
 class MemoryFailure(Command, frozen=True, kw_only=True):
     """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback.
 
-    Until it is punched get-pfn is EHWPOISON for it.
+    Until it is punched get-pfn is EHWPOISON for it, and so is this command.
     """
 
     name: ClassVar[str] = "memory-failure"

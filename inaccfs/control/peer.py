@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import qmp
-from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
+from inaccfs.control.messages import (
+    Command,
+    InvalidateDone,
+    PutPfn,
+    QmpCapabilities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,8 +136,12 @@ class Peer:
                 self._nursery = nursery
                 self.send(qmp.greeting())
                 self._readers.add(self._connection.fileno(), self._readable)
-                await self._ended.wait()
-                self._silenced()
+                try:
+                    await self._ended.wait()
+                finally:
+                    # Before the commands are waited for that go on to their end: they
+                    # may wait for just this peer.
+                    self._silenced()
                 # What it has asked for last, it may still want to read, unless it has
                 # closed its side of that, too.
                 if not self._has_hung_up():
@@ -281,11 +290,22 @@ class Peer:
                 )
             )
             self._discard_all(fds)
-        elif type(command) is InvalidateDone or not (self._requests or self._is_behind):
+        elif self._may_begin(command):
             self._begin(request)
         else:
             self._wait(request, _NOT_YET)
         return True
+
+    def _may_begin(self, command: Command) -> bool:
+        """Whether it need not wait for those before it."""
+        kind = type(command)
+        if kind is InvalidateDone:
+            # What is before it may wait for just that.
+            return True
+        if self._is_behind:
+            return False
+        # For a page to be put, too: it may be locked until then.
+        return kind is PutPfn or not self._requests
 
     def _begin(self, request: Request) -> None:
         """Carry out a command, now or in a task."""
@@ -417,11 +437,14 @@ class Peer:
                 log.error("%s: reads nothing: disconnected", self)
                 self.disconnect("it does not read")
                 return
-            data, fd = self._output.popleft()
-            self._output_bytes -= len(data)
-            if (rest := self._transmit(data, fd)) is not None:
-                self._output.appendleft(rest)
-                self._output_bytes += len(rest[0])
+            # As much as it takes: of one punch there may be thousands of events.
+            while self._output:
+                data, fd = self._output.popleft()
+                self._output_bytes -= len(data)
+                if (rest := self._transmit(data, fd)) is not None:
+                    self._output.appendleft(rest)
+                    self._output_bytes += len(rest[0])
+                    break
             self._progressed()
         self._writing = False
         self._progressed()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import errnos
 from inaccfs.control import messages
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
 
@@ -268,13 +269,9 @@ def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: A
         raise NotQmpError(f"{command.name} returned something else: {exc}") from exc
 
 
-# Python calls it ENOTSUP, for which the manual pages have no use.
-_ERRNO_NAMES: Final = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
-
-
 def encode_os_error(exc: OSError, request_id: RequestId) -> bytes:
     """The reply to a command that failed: its text begins with the errno's name."""
-    name = _ERRNO_NAMES.get(exc.errno or errno.EIO, "EIO")
+    name = errnos.NAMES.get(exc.errno or errno.EIO, "EIO")
     return encode_error("GenericError", f"{name}: {exc.strerror}", request_id)
 
 

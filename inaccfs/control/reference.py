@@ -11,7 +11,6 @@ errors in the tables.
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import NODEFAULT, Struct
 from msgspec import inspect as types
 
+from inaccfs import errnos
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Nothing
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _errors(command: type[Command]) -> list[str]:
     found = [
         name
         for name in _ERRNO.findall(inspect.getdoc(command) or "")
-        if name in errno.errorcode.values()
+        if name in errnos.NUMBERS
     ]
     return list(dict.fromkeys(found + ["EPERM"] * command.owner_only))
 

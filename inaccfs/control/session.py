@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from inaccfs.control.server import Server
+    from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.order import Notice
@@ -176,7 +177,7 @@ class Session:
             messages.RegisterNotifier: self._register_notifier,
             messages.UnregisterNotifier: self._unregister_notifier,
             messages.Bind: self._bind,
-            messages.Unbind: self._unregister_notifier,
+            messages.Unbind: self._unbind,
             messages.InvalidateDone: self._invalidate_done,
             messages.GetPfn: self._get_pfn,
             messages.PutPfn: self._put_pfn,
@@ -337,11 +338,7 @@ class Session:
     async def _register_notifier(
         self, command: messages.RegisterNotifier
     ) -> messages.Notifier:
-        if self.server.shim.semantics.scope != "file":
-            raise OSError(
-                errno.EOPNOTSUPP,
-                "notifiers are bound to ranges in these semantics: use bind",
-            )
+        self._check_scope("file")
 
         async def register(registration: Registration) -> None:
             await registration.opened.file.notifiers.register(registration)
@@ -350,27 +347,26 @@ class Session:
 
     async def _bind(self, command: messages.Bind) -> messages.Notifier:
         rules = self.server.shim.semantics
-        if rules.scope != "range":
-            raise OSError(
-                errno.EOPNOTSUPP,
-                "notifiers are registered for files in these semantics: use "
-                "register-notifier",
-            )
+        self._check_scope("range")
         if command.start >= command.end:
             raise OSError(
                 errno.EINVAL,
                 f"no pages from {command.start} to {command.end}: the end is the page "
                 "behind the last",
             )
-        if rules.exclusive and not command.exclusive:
+        exclusive = rules.exclusive if command.exclusive is None else command.exclusive
+        if rules.exclusive and not exclusive:
             raise OSError(errno.EINVAL, "ranges are exclusive in these semantics")
 
         async def bind(registration: Registration) -> None:
+            file = registration.opened.file
+            if file.ends_before(command.end * file.page_size):
+                raise OSError(errno.EINVAL, "the range ends past the file's end")
             await registration.opened.file.notifiers.bind(
                 registration,
                 command.start,
                 command.end,
-                exclusive=command.exclusive,
+                exclusive=exclusive,
             )
 
         return await self._add_notifier(command.file, bind)
@@ -408,13 +404,33 @@ class Session:
         return registration
 
     async def _unregister_notifier(
-        self, command: messages.UnregisterNotifier | messages.Unbind
+        self, command: messages.UnregisterNotifier
     ) -> Nothing:
-        registration = self._registration(command.notifier)
+        self._check_scope("file")
+        return await self._remove_notifier(command.notifier)
+
+    async def _unbind(self, command: messages.Unbind) -> Nothing:
+        self._check_scope("range")
+        return await self._remove_notifier(command.notifier)
+
+    async def _remove_notifier(self, number: int) -> Nothing:
+        registration = self._registration(number)
         await registration.opened.file.notifiers.unregister(registration)
-        if self.notifiers.pop(command.notifier, None) is not None:
+        if self.notifiers.pop(number, None) is not None:
             registration.opened.close()
         return Nothing()
+
+    def _check_scope(self, scope: Scope) -> None:
+        """Raise `OSError` unless notifiers are for a file, or for a range."""
+        if self.server.shim.semantics.scope == scope:
+            return
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "notifiers are registered for files in these semantics: use "
+            "register-notifier and unregister-notifier"
+            if scope == "range"
+            else "notifiers are bound to ranges in these semantics: use bind, unbind",
+        )
 
     def _invalidate_done(self, command: messages.InvalidateDone) -> Nothing:
         registration = self._registration(command.notifier)

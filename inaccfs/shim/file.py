@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -19,12 +20,15 @@ from inaccfs.semantics import refused
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, drive, drive_at_once, in_order
 from inaccfs.shim.pages import Pages
+from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from inaccfs.semantics import Plan
     from inaccfs.shim.allocator import Undoing
+    from inaccfs.shim.frames import Extent
     from inaccfs.shim.mount import Shim
     from inaccfs.shim.order import Steps
 
@@ -160,7 +164,8 @@ class InaccessibleFile:
         if length > self._quick_limit:
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
-        if self._size_limit is not None:
+        # 0 also if it has not been looked up.
+        if (limit := self._size_limit) is not None and offset + length > limit:
             self._check_end(mode, offset + length)
         syscalls.fallocate_quick(self.fd, mode, offset, length)
         self._count(mode)
@@ -173,12 +178,16 @@ class InaccessibleFile:
             self._check_end(mode, offset + length)
 
     def _check_end(self, mode: int, end: int) -> None:
-        if mode & FALLOC_FL_PUNCH_HOLE:
-            return
+        if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
+            raise refused(errno.EINVAL)
+
+    def ends_before(self, end: int) -> bool:
+        """Whether there is nothing up to *end*, by the rules, nor will there be."""
+        if self._size_limit is None:
+            return False
         if not self._size_limit:
             self._size_limit = os.fstat(self.fd).st_size
-        if end > self._size_limit:
-            raise refused(errno.EINVAL)
+        return end > self._size_limit
 
     def _count(self, mode: int) -> None:
         self._counters.fallocates += 1
@@ -199,7 +208,7 @@ class InaccessibleFile:
         which may take longer (see `settled`). A punch goes on to its end, as it does
         on a tmpfs; and so does the invalidation, which is a promise.
         """
-        freed = self.freed
+        freed = self._shim.freed
         # Again and again: of several that wait only one gets its turn.
         while self.busy:
             await first_of(self.wait_idle, interrupted.wait)
@@ -207,29 +216,42 @@ class InaccessibleFile:
                 raise refused(errno.EINTR)
         self._check(mode, offset, length)
         self._count(mode)
-        punches = bool(mode & FALLOC_FL_PUNCH_HOLE)
-        if punches and self._shim.semantics.references == "locked":
-            await self.pages.wait_unlocked(*self._range(offset, length))
 
         async def change() -> Changed:
             try:
-                try:
-                    return await self._change(mode, offset, length, interrupted)
-                except OSError as exc:
-                    if not await self.more_space(exc, freed, interrupted):
-                        raise
-                    return await self._change(mode, offset, length, interrupted)
+                return await self._change(mode, offset, length, interrupted)
             except OSError as exc:
-                return Changed(refusal=exc)
+                if not await self._shim.more_space(exc, freed, interrupted):
+                    raise
+                return await self._change(mode, offset, length, interrupted)
 
-        refusal = await drive(
-            self._steps(offset, length, punches=punches),
-            self.notifiers,
-            change,
-            whole_call=self._shim.whole_call,
-        )
+        punches = bool(mode & FALLOC_FL_PUNCH_HOLE)
+        await self._drive(offset, length, change, punches=punches)
+
+    async def _drive(
+        self,
+        offset: int,
+        length: int,
+        change: Callable[[], Awaitable[Changed]],
+        *,
+        punches: bool,
+    ) -> None:
+        """Let a change happen, and tell of it, in the order of the rules."""
+        pages = self._range(offset, length)
+        # If nobody is told, the list may do what it likes.
+        whole_call = self._shim.whole_call and bool(self._plan(punches=punches))
+        async with self.pages.locked(*pages) if punches else nullcontext():
+            refusal = await drive(
+                self._steps(offset, length, punches=punches),
+                self.notifiers,
+                change,
+                whole_call=whole_call,
+            )
         if refusal is not None:
             raise refusal
+
+    def _plan(self, *, punches: bool) -> Plan:
+        return self._shim.punch_plan if punches else self._shim.other_plan
 
     def punch_at_once(
         self,
@@ -266,22 +288,25 @@ class InaccessibleFile:
 
     def _punch_now(self, mode: int, offset: int, length: int) -> Changed:
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
-        try:
-            return Changed(self.pages.punch_now(*self._range(offset, length), punch))
-        except OSError as exc:
-            return Changed(refusal=exc)
+        return self.pages.punch_now(*self._whole(offset, length), punch)
 
     def _range(self, offset: int, length: int) -> tuple[int, int]:
         """The pages that have something of a range, which is in bytes."""
         return offset // self.page_size, -(-(offset + length) // self.page_size)
 
+    def _whole(self, offset: int, length: int) -> tuple[int, int]:
+        """The pages that lie in a range as a whole: those that a punch of it takes."""
+        return -(-offset // self.page_size), (offset + length) // self.page_size
+
     def _steps(self, offset: int, length: int, *, punches: bool) -> Steps:
         """What is to be told and done of one fallocate(2), in its order."""
-        shim, pages = self._shim, self.pages
-        plan = shim.punch_plan if punches else shim.other_plan
-        start, end = self._range(offset, length)
-        frames = pages.extents_in(start, end) if shim.semantics.tells_frames else None
-        order = in_order(plan, start, end, frames)
+        pages = self.pages
+        whole = self._whole(offset, length)
+        frames: list[Extent] | None = None
+        if self._shim.semantics.tells_frames:
+            frames = pages.extents_in(*whole) if punches else []
+        plan = self._plan(punches=punches)
+        order = in_order(plan, *self._range(offset, length), frames)
         changed: Changed | None = None
         try:
             while True:
@@ -291,35 +316,11 @@ class InaccessibleFile:
                     assert changed is not None
                     pages.note_moved(changed.moved)
                     if punches and changed.refusal is None:
-                        pages.heal(start, end)
+                        pages.heal(*whole)
         except StopIteration as stop:
-            refusal: OSError | None = stop.value
+            refusal: Exception | None = stop.value
         yield from pages.moved_steps()
         return refusal
-
-    @property
-    def freed(self) -> int:
-        """How many large files have been closed so far: for `more_space`."""
-        return 0 if self._shim.space is None else self._shim.space.freed
-
-    async def more_space(
-        self, exc: OSError, freed: int, interrupted: trio.Event | None = None
-    ) -> bool:
-        """Whether to try again what failed with *exc*; waits until that makes sense.
-
-        Memory of files that had gone before the call, when the space had *freed* so
-        many, may have been on its way back while the backing looked for some.
-        """
-        space = self._shim.space
-        if exc.errno != errno.ENOSPC or space is None:
-            return False
-        if not space.busy and space.freed == freed:
-            return False
-        if interrupted is None:
-            await space.wait_idle()
-        else:
-            await first_of(space.wait_idle, interrupted.wait)
-        return True
 
     async def _change(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
@@ -329,10 +330,7 @@ class InaccessibleFile:
             await self.wait_idle()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
         if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
-            start, end = self._range(offset, length)
-            if length <= self.quick_bytes:
-                return Changed(self.pages.punch_now(start, end, change))
-            return Changed(await self.pages.punch(start, end, change))
+            return await self._punch(offset, length, change)
         if length <= self.quick_bytes:
             change()
             return Changed()
@@ -353,15 +351,35 @@ class InaccessibleFile:
             raise refused(errno.EINTR)
         return Changed()
 
+    async def _punch(
+        self, offset: int, length: int, punch: Callable[[], None]
+    ) -> Changed:
+        """Let *punch* take what has been fetched, too."""
+        whole = self._whole(offset, length)
+        if length <= self.quick_bytes:
+            return self.pages.punch_now(*whole, punch)
+        return await self.pages.punch(*whole, punch)
+
     # --- size ----------------------------------------------------------------------
 
     async def set_size(self, size: int) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE."""
         while self.busy:
             await self.wait_idle()
-        attributes = os.fstat(self.fd)
-        self._shim.semantics.check_size(attributes.st_size, size, self.page_size)
-        if attributes.st_blocks * 512 <= QUICK_BYTES:
+        current = os.fstat(self.fd).st_size
+        self._shim.semantics.check_size(current, size, self.page_size)
+        # The page at the cut stays.
+        offset = -(-size // self.page_size) * self.page_size
+        if offset >= current:
+            await self._truncate(size)
+        else:
+            await self._shrink(size, offset, current - offset)
+        if self._size_limit is not None:
+            # It may be free, and is to be looked up.
+            self._size_limit = 0
+
+    async def _truncate(self, size: int) -> None:
+        if os.fstat(self.fd).st_blocks * 512 <= QUICK_BYTES:
             os.ftruncate(self.fd, size)
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
@@ -371,14 +389,17 @@ class InaccessibleFile:
         finally:
             self.end_long()
 
+    async def _shrink(self, size: int, offset: int, length: int) -> None:
+        """To whom it concerns a truncation is a punch of what was behind."""
 
-async def first_of(*waits: Callable[[], Awaitable[None]]) -> None:
-    """Wait until one of several is over."""
-    async with trio.open_nursery() as nursery:
+        async def change() -> Changed:
+            while self.busy:
+                await self.wait_idle()
+            if self.pages.memory is None:
+                await self._truncate(size)
+                return Changed()
+            return await self._punch(
+                offset, length, partial(os.ftruncate, self.fd, size)
+            )
 
-        async def wait(one: Callable[[], Awaitable[None]]) -> None:
-            await one()
-            nursery.cancel_scope.cancel()
-
-        for one in waits:
-            nursery.start_soon(wait, one)
+        await self._drive(offset, length, change, punches=True)

@@ -6,6 +6,8 @@ frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
 
 from __future__ import annotations
 
+import errno
+import os
 from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -273,6 +275,30 @@ def allocate(fd: int, offset: int, length: int) -> None:
             continue
 
 
+def first_hole(fd: int, page_size: int, start: int, end: int) -> int | None:
+    """The first page from *start* to *end* that has no memory; None if all have.
+
+    lseek(2) takes memory for a hole that fallocate(2) has put there and nobody touched,
+    as mincore(2) does; and cachestat(2) knows no hugetlbfs. So each page is allocated:
+    a hole is one that has cost blocks by that, which are given back.
+    """
+    for page in range(start, end):
+        offset = page * page_size
+        before = os.fstat(fd).st_blocks
+        try:
+            allocate(fd, offset, page_size)
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.ENOMEM):
+                return page
+            raise
+        if (taken := (os.fstat(fd).st_blocks - before) * 512) > 0:
+            # A whole folio, which is aligned to its size.
+            mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+            syscalls.fallocate(fd, mode, offset & -taken, taken)
+            return page
+    return None
+
+
 def joined(extents: Iterable[Extent], frames_per_page: int) -> list[Extent]:
     """*extents*, which are disjoint, in order, and those that go on made one."""
     table = Table(frames_per_page)
@@ -296,6 +322,25 @@ def differing(
             if was != now_pfn:
                 moved.append(Extent(at, was, length, order))
     return moved
+
+
+def split_folios(
+    extents: Iterable[Extent], pages: Iterable[int], frames_per_page: int
+) -> list[Extent]:
+    """*extents* as they are when each folio with one of *pages* has been split."""
+    table = Table(frames_per_page)
+    for extent in extents:
+        offset, pfn, count, order = extent
+        table.record(offset, offset + count, [extent])
+        span = (1 << order) // frames_per_page
+        for folio in {page & -span for page in pages} if span > 1 else ():
+            start, end = max(folio, offset), min(folio + span, offset + count)
+            if start < end:
+                base = Extent(
+                    start, pfn + (start - offset) * frames_per_page, end - start, 0
+                )
+                table.record(start, end, [base])
+    return table.extents()
 
 
 def whole_folios(

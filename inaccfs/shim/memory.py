@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-import trio
-
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.references import References
 
@@ -40,11 +38,13 @@ class Memory:
         page_size: int,
         counters: Counters,
         changed: Callable[[], None] = lambda: None,
+        put: Callable[[], None] | None = None,
         *,
         keeps_references: bool = True,
     ) -> None:
         """*changed* is called after what changes whether there is anything here.
 
+        *put* is called when there are fewer references than there were.
         Without *keeps_references* nobody has any: `get` only counts.
         """
         self._frames: Final[Frames] = source.open(fd, page_size)
@@ -53,8 +53,7 @@ class Memory:
         self._counters: Final = counters
         self._changed: Final = changed
         self._keeps_references: Final = keeps_references
-        # Those who wait for references to be put.
-        self._waiting: Final = trio.lowlevel.ParkingLot()
+        self._put: Final = put
 
     @property
     def pages(self) -> int:
@@ -71,7 +70,9 @@ class Memory:
         return self._frames.extents()
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
-        """The fetched pages from *start* to *end*. Looks at all of them."""
+        """The fetched pages from *start* to *end*. May look at all of the file's."""
+        if start < end and (known := self._frames.known(start, end)) is not None:
+            return known
         per_page = self._per_page
         found = []
         for extent in self._frames.extents():
@@ -90,10 +91,6 @@ class Memory:
             cast("Holder", one)
             for one in self.references.holders_of(self.extents_in(start, end))
         ]
-
-    async def put_since(self) -> None:
-        """Wait until somebody has put or lost references."""
-        await self._waiting.park()
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
@@ -145,7 +142,8 @@ class Memory:
         self._free(self.references.drop(holder))
 
     def _free(self, frames: list[tuple[int, int]]) -> None:
-        self._waiting.unpark_all()
+        if self._put is not None:
+            self._put()
         for pfn, count in frames:
             self._frames.free(pfn, count)
 

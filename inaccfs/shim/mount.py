@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from inaccfs.shim.counters import Counters
+from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
+    import trio
+
     from inaccfs.semantics import Plan, Semantics
     from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.file import InaccessibleFile
@@ -78,3 +82,27 @@ class Shim:
             and self.punch_plan.before is None
             and self.semantics.references != "locked"
         )
+
+    @property
+    def freed(self) -> int:
+        """How many large files have been closed so far: for `more_space`."""
+        return 0 if self.space is None else self.space.freed
+
+    async def more_space(
+        self, exc: OSError, freed: int, interrupted: trio.Event | None = None
+    ) -> bool:
+        """Whether to try again what failed with *exc*; waits until that makes sense.
+
+        Memory of files that had gone before the call, when the space had *freed* so
+        many, may have been on its way back while the backing looked for some.
+        """
+        space = self.space
+        if exc.errno != errno.ENOSPC or space is None:
+            return False
+        if not space.busy and space.freed == freed:
+            return False
+        if interrupted is None:
+            await space.wait_idle()
+        else:
+            await first_of(space.wait_idle, interrupted.wait)
+        return True

@@ -61,6 +61,8 @@ class Notifiers:
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
         # Those that are bound, by page: each range has who is told of it.
         self._bound: Final[RangeMap[tuple[Notifier, ...]]] = RangeMap()
+        # Those that share no page with others.
+        self._exclusive: Final[set[Notifier]] = set()
         # How many are not bound: they are told of everything.
         self._unbound = 0
         # Held while an invalidation runs and while the list changes, so that all events
@@ -110,19 +112,22 @@ class Notifiers:
         """restrictedmem_bind(); waits while an invalidation runs.
 
         Raises:
-            OSError: EINVAL, when it is *exclusive* and pages are another's.
+            OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
         """
         async with self._lock:
             there = self._bound.clipped(start, end)
-            if exclusive and there:
-                first, stop, _ = there[0]
-                raise OSError(
-                    errno.EINVAL, f"pages {first} to {stop} are bound already: unbind"
-                )
+            for first, stop, many in there:
+                if exclusive or not self._exclusive.isdisjoint(many):
+                    raise OSError(
+                        errno.EINVAL,
+                        f"pages {first} to {stop} are bound already: unbind them",
+                    )
             pieces = [(first, stop, (*many, notifier)) for first, stop, many in there]
             pieces += [(*gap, (notifier,)) for gap in self._bound.gaps(start, end)]
             self._bound.replace(start, end, sorted(pieces, key=_start))
             self._registered[notifier] = start, end
+            if exclusive:
+                self._exclusive.add(notifier)
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -155,6 +160,7 @@ class Notifiers:
             self._forget(notifier)
 
     def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
+        self._exclusive.discard(notifier)
         pieces = []
         for first, stop, many in self._bound.clipped(start, end):
             if left := tuple(one for one in many if one is not notifier):
@@ -189,7 +195,7 @@ class Notifiers:
             try:
                 yield
             finally:
-                self.running = False
+                self._end()
 
     def take(self) -> bool:
         """The same until `release`, if nobody else has it."""
@@ -202,8 +208,14 @@ class Notifiers:
 
     def release(self) -> None:
         """Undo `take`."""
-        self.running = False
+        self._end()
         self._lock.release()
+
+    def _end(self) -> None:
+        self.running = False
+        # Whoever is still here was told of what has failed since, or is being left
+        # alone as the daemon ends. What it answers is too late.
+        self._waiting = {}
 
     def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
         """Tell those whom it concerns; call *then* when all have answered or have gone.
@@ -220,7 +232,9 @@ class Notifiers:
         self._then = then
         self._waiting = dict.fromkeys(told, sequence)
         for notifier in told:
-            notifier.tell(self._for(notifier, notice), sequence)
+            # One that is told may take others with it, which are its peer's, too.
+            if notifier in self._registered:
+                notifier.tell(self._for(notifier, notice), sequence)
         return sequence
 
     async def tell(self, notice: Notice) -> None:
@@ -253,7 +267,11 @@ class Notifiers:
             notifier.tell(self._for(notifier, notice), None)
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:
-        """Who is told of these pages: whoever has been there longest is the first."""
+        """Who is told of these pages.
+
+        In order of registration; or, where all are bound, in that of their pages, as
+        the xarray of restrictedmem_bind() is walked.
+        """
         found: Iterable[Notifier]
         if self._unbound == len(self._registered):
             found = self._registered

@@ -34,10 +34,13 @@ class Changed(NamedTuple):
 
     # Fetched pages that are elsewhere now.
     moved: Sequence[Extent] = ()
-    refusal: OSError | None = None
+    # Those that have gone.
+    removed: Sequence[Extent] = ()
+    # Why there was none: the backing's errno, or a bug.
+    refusal: Exception | None = None
 
 
-Steps: TypeAlias = "Generator[Notice | None, Changed | None, OSError | None]"
+Steps: TypeAlias = "Generator[Notice | None, Changed | None, Exception | None]"
 """Yields what is to be told, to go on when all have answered; and None, once, for the
 change, to be sent what has come of it. Returns why the change was refused, if it was.
 """
@@ -46,13 +49,14 @@ change, to be sent what has come of it. Returns why the change was refused, if i
 def in_order(
     plan: Plan, start: int, end: int, frames: Sequence[Extent] | None = None
 ) -> Steps:
-    """The steps of one fallocate(2)."""
+    """The steps of one fallocate(2). *frames* are about to go, if that is told."""
     if plan.before is not None:
         yield Notice(plan.before, start, end, frames)
     changed = yield None
     assert changed is not None
     if plan.after is not None and (changed.refusal is None or plan.after_failure):
-        yield Notice(plan.after, start, end, frames)
+        gone = None if frames is None else changed.removed
+        yield Notice(plan.after, start, end, gone)
     return changed.refusal
 
 
@@ -62,7 +66,7 @@ async def drive(
     change: Callable[[], Awaitable[Changed]],
     *,
     whole_call: bool,
-) -> OSError | None:
+) -> Exception | None:
     """Take all steps in this task; return what the change was refused with.
 
     The list of notifiers is held for the *whole_call*, or for each walk of it.
@@ -83,18 +87,22 @@ async def _take(
     notifiers: Notifiers,
     change: Callable[[], Awaitable[Changed]],
     tell: Callable[[Notice], Awaitable[None]],
-) -> OSError | None:
+) -> Exception | None:
     changed: Changed | None = None
     with closing(steps):
         while True:
             try:
                 notice = steps.send(changed)
             except StopIteration as stop:
-                refusal: OSError | None = stop.value
+                refusal: Exception | None = stop.value
                 return refusal
             changed = None
             if notice is None:
-                changed = await change()
+                try:
+                    changed = await change()
+                except Exception as exc:
+                    # Be it a bug: who has been told of a start is told of the end.
+                    changed = Changed(refusal=exc)
             elif notifiers:
                 await tell(notice)
 
@@ -111,6 +119,7 @@ def drive_at_once(
     `Notifiers.take` has been called; `release` is called before *done*, which gets what
     the change was refused with. Never raises.
     """
+    patience.forget(notifiers)
     changed: Changed | None = None
     failure: Exception | None
     try:
@@ -118,7 +127,11 @@ def drive_at_once(
             notice = steps.send(changed)
             changed = None
             if notice is None:
-                changed = change()
+                try:
+                    changed = change()
+                except Exception as exc:
+                    # See _take().
+                    changed = Changed(refusal=exc)
                 continue
             go_on = partial(drive_at_once, steps, notifiers, patience, change, done)
             if (sequence := notifiers.begin(notice, go_on)) is not None:
@@ -130,6 +143,7 @@ def drive_at_once(
         # For whoever has called fallocate(2), and not for the peer whose answer is
         # being dealt with.
         failure = exc
+        steps.close()
     notifiers.release()
     done(failure)
 

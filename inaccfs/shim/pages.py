@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs.semantics import EHWPOISON, Plan
+from inaccfs.errnos import EHWPOISON
+from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.shim.frameoptions import FRAME_BYTES
+from inaccfs.shim.frames import first_hole, split_folios
+from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
-from inaccfs.shim.order import Notice, drive, in_order, no_change
+from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +43,7 @@ class Pages:
     Methods raise `OSError` with the errno and the words for the peer.
     """
 
-    __slots__ = ("_file", "_moved", "_poisoned", "_shim", "memory")
+    __slots__ = ("_file", "_locks", "_moved", "_poisoned", "_shim", "memory")
 
     def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
         """Of *file*, whose turns these are: its long operations exclude each other."""
@@ -48,6 +53,12 @@ class Pages:
         self.memory: Memory | None = None
         # Ranges of pages that have moved, of which the notifiers are still to be told.
         self._moved: list[tuple[int, int]] = []
+        # None where get-pfn leaves pages unlocked.
+        self._locks: Final = (
+            PageLocks(self._holders, shim.ack_seconds)
+            if shim.semantics.references == "locked"
+            else None
+        )
         # What `poison` was told of.
         self._poisoned: set[int] = set()
 
@@ -84,63 +95,85 @@ class Pages:
         Raises:
             OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
                 EOPNOTSUPP where there are no frames to get; EHWPOISON; and as the rules
-                have it ENOENT for a hole, an errno for an unbound page, and EDEADLK for
-                one that stays locked.
+                have it ENOENT for a hole, an errno for an unbound page, and EAGAIN for
+                one that is locked.
         """
         while (got := self.get_now(holder, start, end)) is None:
-            if self._locked_for(holder, start, end):
-                await self.wait_unlocked(start, end, holder)
-                continue
-            if self._file.busy:
-                await self._file.wait_idle()
-                continue
-            memory = self._memory_of(start, end)
-            self._file.begin_long()
-            try:
+            if not self._file.busy:
+                return await self._get_long(holder, start, end)
+            await self._file.wait_idle()
+        return got
+
+    async def _get_long(
+        self, holder: Holder, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        """The same in a turn of the file's, and in a thread; `get_now` has checked."""
+        memory = self._memory_of(start, end)
+        locks = self._locks
+        self._file.begin_long()
+        try:
+            with nullcontext() if locks is None else locks.claimed(start, end):
                 extents, moved = await self._fetch(memory, start, end)
                 memory.record((), moved)
-                # Nothing can be punched meanwhile; and what has been got is got,
-                # whatever ends this task.
-                with trio.CancelScope(shield=True):
-                    for at in range(0, len(extents), _EXTENTS_A_TURN):
-                        memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                        await trio.lowlevel.checkpoint()
-            finally:
-                self._file.end_long()
-            return extents, moved
-        return got
+                # Others may have unbound or poisoned pages meanwhile.
+                if (refusal := self._refusal(start, end)) is None:
+                    # Nothing can be punched meanwhile; and what has been got is got,
+                    # whatever ends this task.
+                    with trio.CancelScope(shield=True):
+                        for at in range(0, len(extents), _EXTENTS_A_TURN):
+                            memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
+                            await trio.lowlevel.checkpoint()
+        finally:
+            self._file.end_long()
+        if refusal is not None:
+            await self.tell_moved(moved)
+            raise refusal
+        return self._split(extents), moved
 
     async def _fetch(
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
-        freed = self._file.freed
+        freed = self._shim.freed
         try:
-            return await trio.to_thread.run_sync(memory.fetch, start, end)
+            return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
         except OSError as exc:
-            if not await self._file.more_space(exc, freed):
+            if not await self._shim.more_space(exc, freed):
                 raise
-        return await trio.to_thread.run_sync(memory.fetch, start, end)
+        return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+
+    def _fetch_now(
+        self, memory: Memory, start: int, end: int
+    ) -> tuple[list[Extent], list[Extent]]:
+        """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
+        file = self._file
+        if not self._shim.semantics.allocates:
+            # SGP_NOALLOC of mm/shmem.c.
+            hole = first_hole(file.fd, file.page_size, start, end)
+            if hole is not None:
+                raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
+        return memory.fetch(start, end)
 
     def get_now(
         self, holder: Holder, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]] | None:
         """The same at once; None if that takes more time than the trio loop has."""
         if self._guarded:
-            self._check_get(start, end)
-            if self._locked_for(holder, start, end):
-                return None
+            if (refusal := self._refusal(start, end)) is not None:
+                raise refusal
+            if self._locks is not None:
+                self._locks.check(start, end)
         if end - start > _PAGES_A_TURN:
             return None
         if self.memory is not None:
             known = self.memory.known(start, end)
             if known is not None:
                 self.memory.get(holder, known)
-                return known, []
+                return self._split(known), []
         if self._file.busy or (end - start) * self._file.page_size > QUICK_FETCH_BYTES:
             return None
         memory = self._memory_of(start, end)
         try:
-            extents, moved = memory.fetch(start, end)
+            extents, moved = self._fetch_now(memory, start, end)
         except OSError as exc:
             if exc.errno == errno.ENOSPC and self._shim.space is not None:
                 return None
@@ -149,13 +182,13 @@ class Pages:
         # what is here now may be punched by the next task.
         memory.record((), moved)
         memory.get(holder, extents)
-        return extents, moved
+        return self._split(extents), moved
 
-    def _check_get(self, start: int, end: int) -> None:
-        """Raise `OSError` if no frame may be got of one of these pages."""
+    def _refusal(self, start: int, end: int) -> OSError | None:
+        """Why no frame may be got of one of these pages, if none may."""
         rules = self._shim.semantics
         if rules.scope == "range" and not self._file.notifiers.cover(start, end):
-            raise OSError(
+            return OSError(
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
             )
@@ -163,42 +196,16 @@ class Pages:
             self._poisoned
             and (bad := _first_in(self._poisoned, start, end)) is not None
         ):
-            raise OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+            return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+        return None
 
-    def _locked_for(self, holder: Holder, start: int, end: int) -> bool:
-        """Whether *holder* has to wait for others to put pages."""
-        memory = self.memory
-        if memory is None or self._shim.semantics.references != "locked":
-            return False
-        holders = memory.holders_of(start, end)
-        if holder in holders:
-            raise OSError(
-                errno.EDEADLK,
-                f"of the pages {start} to {end} some are locked by this peer: put them",
-            )
-        return bool(holders)
+    def _holders(self, start: int, end: int) -> list[Holder]:
+        return [] if self.memory is None else self.memory.holders_of(start, end)
 
-    async def wait_unlocked(
-        self, start: int, end: int, holder: Holder | None = None
-    ) -> None:
-        """Wait until nobody has these pages locked.
-
-        Nobody waits for ever. For a punch whoever does not let go is evicted; for
-        *holder*, who wants to get them, it is EDEADLK.
-        """
-        while (memory := self.memory) is not None and memory.holders_of(start, end):
-            with trio.move_on_after(self._shim.ack_seconds) as patience:
-                while memory.holders_of(start, end):
-                    await memory.put_since()
-            if not patience.cancelled_caught:
-                return
-            if holder is not None:
-                raise OSError(
-                    errno.EDEADLK,
-                    f"of the pages {start} to {end} some stay locked by another peer",
-                )
-            for one in memory.holders_of(start, end):
-                one.evict_holder()
+    def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
+        """Have these pages locked for a punch, where the rules lock pages."""
+        locks = self._locks
+        return nullcontext() if locks is None else locks.locked(start, end)
 
     def _memory_of(self, start: int, end: int) -> Memory:
         """The memory of the file, if it has the pages from *start* to *end*."""
@@ -208,8 +215,6 @@ class Pages:
                 errno.EINVAL,
                 f"offset {max(start, pages)} lies past the end ({pages} pages)",
             )
-        if not self._shim.semantics.allocates:
-            self._check_allocated(start, end)
         if self.memory is None:
             if self._shim.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
@@ -219,21 +224,10 @@ class Pages:
                 self._file.page_size,
                 self._shim.counters,
                 self._file.consider,
+                None if self._locks is None else self._locks.unlocked,
                 keeps_references=self._shim.semantics.references != "none",
             )
         return self.memory
-
-    def _check_allocated(self, start: int, end: int) -> None:
-        """Raise `OSError`, ENOENT, if there is a hole. SGP_NOALLOC of mm/shmem.c."""
-        offset = start * self._file.page_size
-        try:
-            hole = os.lseek(self._file.fd, offset, os.SEEK_HOLE) // self._file.page_size
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            hole = start
-        if hole < end:
-            raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
 
     @property
     def keeps_references(self) -> bool:
@@ -263,20 +257,16 @@ class Pages:
 
     # --- punching ------------------------------------------------------------------
 
-    def punch_now(
-        self, start: int, end: int, punch: Callable[[], None]
-    ) -> Sequence[Extent]:
-        """Let *punch* take pages; return fetched ones that have moved. Blocks."""
-        if self.memory is None:
+    def punch_now(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
+        """Let *punch* take pages, of which it may clear parts of others. Blocks."""
+        if self.memory is None or start >= end:
             punch()
-            return ()
+            return Changed()
         removed, moved = self.memory.punch(start, end, punch)
         self.memory.record(removed, moved)
-        return moved
+        return Changed(moved, removed)
 
-    async def punch(
-        self, start: int, end: int, punch: Callable[[], None]
-    ) -> Sequence[Extent]:
+    async def punch(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
         """The same for so much that it takes a thread, in a turn of the file's."""
         memory = self.memory
         assert memory is not None
@@ -294,12 +284,15 @@ class Pages:
             memory.record((), moved)
         finally:
             self._file.end_long()
-        return moved
+        return Changed(moved, removed)
 
     async def _drive(self, steps: Steps) -> None:
-        await drive(
-            steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
-        )
+        # To the end, though the peer that has begun it may go: the others have been
+        # told of a start. If they go, too, nobody waits for them.
+        with trio.CancelScope(shield=True):
+            await drive(
+                steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
+            )
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
         """Tell of pages that are elsewhere now: as good as gone for who maps them.
@@ -343,7 +336,7 @@ class Pages:
 
         Raises:
             OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end.
+                end; EHWPOISON if it has been told before, and nobody is told again.
         """
         rule = self._shim.semantics.memory_failure
         if rule == "unknown":
@@ -356,13 +349,31 @@ class Pages:
             raise OSError(
                 errno.EINVAL, f"offset {page} lies past the end ({pages} pages)"
             )
+        if page in self._poisoned:
+            # As memory_failure() does of a page that has PG_hwpoison.
+            raise OSError(EHWPOISON, f"page {page} is poisoned already")
         self._poisoned.add(page)
         self._file.consider()
         if rule == "error":
             self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
-            plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-            await self._drive(in_order(plan, page, page + 1))
+            await self._drive(self._poison_steps(page))
+
+    def _poison_steps(self, page: int) -> Steps:
+        plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
+        yield from in_order(plan, page, page + 1)
+        yield from self.moved_steps()
+        return None
+
+    def _split(self, extents: list[Extent]) -> list[Extent]:
+        """Folios with a poisoned page have been split: memory_failure() begins so.
+
+        Else who gets a page beside it would map all of the folio once more.
+        """
+        if not self._poisoned:
+            return extents
+        per_page = self._file.page_size // FRAME_BYTES
+        return split_folios(extents, self._poisoned, per_page)
 
     def heal(self, start: int, end: int) -> None:
         """These pages have been punched: what comes in their place is good."""

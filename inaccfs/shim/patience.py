@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,26 +13,35 @@ if TYPE_CHECKING:
 class Patience:
     """Evicts the silent among the notifiers of all files. One task does it.
 
-    All have the same time, so that those who were told first are due first. The task is
-    woken only when it had nobody to wait for: to be watched costs a line in a queue.
+    All have the same time, so that those who were told first are due first. The task
+    sleeps for as long as the first of them may take, whoever comes and goes meanwhile:
+    to be watched costs an entry in a dict.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds: Final = seconds
-        # When the time is over, whose notifiers, and which event they were told.
-        self._watched: Final[deque[tuple[float, Notifiers, int]]] = deque()
+        # Whose notifiers, when their time is over, and which event they were told. A
+        # file has one event at a time; in the order in which they are due.
+        self._watched: Final[dict[Notifiers, tuple[float, int]]] = {}
         self._begun = trio.Event()
         # Whether `run` runs: else nobody may rely on it.
         self.running = False
 
+    def __len__(self) -> int:
+        """How many files have notifiers that are waited for."""
+        return len(self._watched)
+
     def watch(self, notifiers: Notifiers, sequence: int) -> None:
         """Evict who has not answered event *sequence* when the time is over."""
-        watched = self._watched
-        # Most are answered soon, and then nobody needs to be told.
-        while watched and not watched[0][1].awaits(watched[0][2]):
-            watched.popleft()
-        watched.append((trio.current_time() + self._seconds, notifiers, sequence))
-        self._begun.set()
+        # They may all have gone while they were told.
+        if notifiers.awaits(sequence):
+            due = trio.current_time() + self._seconds
+            self._watched[notifiers] = due, sequence
+            self._begun.set()
+
+    def forget(self, notifiers: Notifiers) -> None:
+        """All have answered, or have gone."""
+        self._watched.pop(notifiers, None)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -41,13 +49,24 @@ class Patience:
         try:
             while True:
                 await self._begun.wait()
-                while self._watched:
-                    due, notifiers, sequence = self._watched[0]
-                    if notifiers.awaits(sequence) and due > trio.current_time():
-                        await trio.sleep_until(due)
-                    elif self._watched[0] == (due, notifiers, sequence):
-                        self._watched.popleft()
-                        notifiers.give_up(sequence)
                 self._begun = trio.Event()
+                await trio.sleep_until(self._next_due())
+                self._evict()
         finally:
             self.running = False
+
+    def _next_due(self) -> float:
+        for due, _ in self._watched.values():
+            return due
+        # All have answered already. Who comes next is due later than this.
+        return trio.current_time() + self._seconds
+
+    def _evict(self) -> None:
+        while self._watched:
+            notifiers, (due, sequence) = next(iter(self._watched.items()))
+            if due > trio.current_time():
+                # Also if nobody begins anything more.
+                self._begun.set()
+                return
+            self.forget(notifiers)
+            notifiers.give_up(sequence)

@@ -17,6 +17,7 @@ from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.mount import Shim
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import HeldAllocator, World, serving
+from tests.unit.pages_fakes import assert_no_strays
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -87,3 +88,10 @@ async def control(tmp_path: Path, backing: Backing) -> AsyncIterator[Control]:
     with trio.fail_after(10):
         async with controlling(str(tmp_path / "control"), backing) as made:
             yield made
+
+
+@pytest.fixture
+def _no_strays() -> Iterator[None]:
+    """What `pages_fakes` has made is as it was, after the test."""
+    yield
+    assert_no_strays()

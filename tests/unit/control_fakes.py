@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from inaccfs.control.limits import Policy
     from inaccfs.control.session import OpenFile
     from inaccfs.fuse.inodes import Node
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.backing import Backing
     from inaccfs.shim.file import InaccessibleFile
 
@@ -307,12 +308,14 @@ async def controlling(
     path: str,
     backing: Backing,
     policy: Policy | None = None,
+    semantics: Semantics | None = None,
 ) -> AsyncIterator[Control]:
     """A server over *backing* for the length of a with block."""
     daemon = Daemon()
     frames = FakeSource()
     seconds = 10.0 if policy is None else policy.ack_seconds
-    shim = Shim(V8(), backing.page_size, frames=frames, ack_seconds=seconds)
+    rules = V8() if semantics is None else semantics
+    shim = Shim(rules, backing.page_size, frames=frames, ack_seconds=seconds)
     device, _ = syscalls.identity(backing.root)
     actions = server.Actions(daemon.status, daemon.quit)
     with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:

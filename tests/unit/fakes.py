@@ -26,8 +26,8 @@ from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
 from inaccfs.semantics import V8
 from inaccfs.shim.allocator import Allocator, Undoing
-from inaccfs.shim.file import first_of
 from inaccfs.shim.mount import Shim
+from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,9 +17,9 @@ from inaccfs.shim.file import (
     QUICK_BYTES,
     SHORT_BYTES,
     InaccessibleFile,
-    first_of,
 )
 from inaccfs.shim.mount import Shim
+from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing, refused
 

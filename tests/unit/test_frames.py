@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from inaccfs import syscalls
 from inaccfs.shim import rangemap
-from inaccfs.shim.frames import Extent, Table, allocate, differing, joined, whole_folios
+from inaccfs.shim.frames import (
+    Extent,
+    Table,
+    allocate,
+    differing,
+    joined,
+    split_folios,
+    whole_folios,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,3 +159,28 @@ def test_an_allocation_that_is_interrupted_is_begun_again(
     assert os.fstat(fd).st_size == 0
     assert os.fstat(fd).st_blocks * 512 == length
     os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("extents", "pages", "split"),
+    [
+        # All of a folio, though only some of its pages are looked at.
+        ([(4, 104, 8, 3)], {2}, [(4, 104, 4, 0), (8, 108, 4, 3)]),
+        ([(0, 100, 24, 3)], {8, 15}, [(0, 100, 8, 3), (8, 108, 8, 0), (16, 116, 8, 3)]),
+        ([(0, 100, 8, 3), (8, 300, 8, 0)], {3, 9}, [(0, 100, 8, 0), (8, 300, 8, 0)]),
+        ([(0, 100, 8, 3), (8, 108, 8, 0)], {3}, [(0, 100, 16, 0)]),
+        ([(16, 116, 8, 3)], {3, 99}, [(16, 116, 8, 3)]),
+    ],
+)
+def test_folios_of_some_pages_are_split(
+    extents: list[tuple[int, int, int, int]],
+    pages: set[int],
+    split: list[tuple[int, int, int, int]],
+) -> None:
+    assert split_folios([Extent(*one) for one in extents], pages, 1) == split
+
+
+def test_a_page_that_is_a_folio_is_not_split() -> None:
+    """On a hugetlbfs."""
+    extents = [Extent(0, 512, 4, 9)]
+    assert split_folios(extents, {1}, 512) == extents

@@ -1,0 +1,96 @@
+"""Page locks, for semantics whose get-pfn leaves pages locked until put-pfn.
+
+lock_page() of the kernel: shmem of v5 and v6 returns from get_lock_pfn() with it held,
+and a punch takes it before it tells of a page and removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from inaccfs.shim.memory import Holder
+
+
+class PageLocks:
+    """The locks of one file's pages. Whoever holds a reference to a page has its lock.
+
+    No page has two: a get is refused for pages that are locked, or are about to be.
+    """
+
+    def __init__(
+        self, holders: Callable[[int, int], list[Holder]], ack_seconds: float
+    ) -> None:
+        """*holders* tells who has references to pages from a start to an end."""
+        self._holders: Final = holders
+        self._ack_seconds: Final = ack_seconds
+        # Ranges that somebody is about to lock, or has locked for a punch; by a key of
+        # their own, in the order in which they have their turn.
+        self._claims: Final[dict[object, tuple[int, int]]] = {}
+        self._waiting: Final = trio.lowlevel.ParkingLot()
+
+    def unlocked(self) -> None:
+        """Somebody has put or lost references."""
+        self._waiting.unpark_all()
+
+    def check(self, start: int, end: int) -> None:
+        """Raise `OSError`, EAGAIN, if one of these pages is somebody's.
+
+        The kernel would wait, in lock_page(). A peer cannot: what it has to put in the
+        meantime would wait behind it.
+        """
+        if self._is_claimed(start, end) or self._holders(start, end):
+            raise OSError(
+                errno.EAGAIN,
+                f"of the pages {start} to {end} some are locked: try again",
+            )
+
+    @contextmanager
+    def claimed(self, start: int, end: int) -> Iterator[None]:
+        """Nobody else locks these pages, which have been checked, in a with block."""
+        with self._claim(start, end):
+            yield
+
+    @asynccontextmanager
+    async def locked(self, start: int, end: int) -> AsyncIterator[None]:
+        """Have these pages locked for a punch in an async with block.
+
+        Whoever does not let go in time is evicted.
+        """
+        with self._claim(start, end) as claim:
+            while self._is_taken(start, end, claim):
+                with trio.move_on_after(self._ack_seconds) as patience:
+                    while self._is_taken(start, end, claim):
+                        await self._waiting.park()
+                if patience.cancelled_caught:
+                    for one in self._holders(start, end):
+                        one.evict_holder()
+            yield
+
+    @contextmanager
+    def _claim(self, start: int, end: int) -> Iterator[object]:
+        claim = object()
+        self._claims[claim] = start, end
+        try:
+            yield claim
+        finally:
+            del self._claims[claim]
+            self._waiting.unpark_all()
+
+    def _is_claimed(self, start: int, end: int, claim: object = None) -> bool:
+        """Whether others have claims to these pages; only those before *claim*."""
+        for other, (first, stop) in self._claims.items():
+            if other is claim:
+                return False
+            if first < end and start < stop:
+                return True
+        return False
+
+    def _is_taken(self, start: int, end: int, claim: object) -> bool:
+        return self._is_claimed(start, end, claim) or bool(self._holders(start, end))

@@ -1,0 +1,528 @@
+"""Each version on a real mount: what system calls say, and what a peer is told."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import inaccfs
+from inaccfs.semantics import VERSIONS
+from tests.mount import raw, support
+from tests.mount.peers import Peer, peer
+from tests.mount.raw import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
+from tests.mount.support import MIB, PAGE, PATIENCE, allocated, opened, outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.fuse
+
+PUNCH = PUNCH_HOLE | KEEP_SIZE
+SIZE = 16 * PAGE
+# A call of so much is not dealt with in the loop.
+LONG = 8 * MIB
+
+NAMES = tuple(version.name for version in VERSIONS)
+GUEST_MEMFD = tuple(name for name in NAMES if name.startswith("guest_memfd"))
+BY_RANGE = ("bind", *GUEST_MEMFD)
+
+versions = pytest.mark.parametrize("name", NAMES)
+
+Event = tuple[str, int, int]
+
+
+@dataclass
+class Guest:
+    """A file of a mount, and a peer that is told of what becomes of it."""
+
+    fd: int
+    shim: Peer
+    pool: ThreadPoolExecutor
+
+    def fallocate(
+        self, mode: int, offset: int, length: int, *events: Event, blocks: str = ""
+    ) -> str:
+        """What it comes to; *events* must be told meanwhile, and no others.
+
+        *blocks* has a letter for each event: whether the memory that a punch takes is
+        (t)here then, or (g)one.
+        """
+        before = allocated(self.fd)
+        call = self.pool.submit(outcome, raw.fallocate, self.fd, mode, offset, length)
+        for at, wanted in enumerate(events):
+            event = self.shim.event()
+            assert (event["event"], event["start"], event["end"]) == wanted
+            if blocks:
+                assert (allocated(self.fd) < before) is (blocks[at] == "g"), event
+            assert not call.done()
+            assert self.shim.done(event) == {}
+        result = call.result(PATIENCE)
+        # Events come before the answer to what was asked after them.
+        self.shim.do("query-version")
+        assert self.shim.events == []
+        return result
+
+
+@contextmanager
+def guest(mount: inaccfs.Mount, name: str, size: int = SIZE) -> Iterator[Guest]:
+    """A guest's file of *size* bytes, registered for or bound as the version has it."""
+    with (
+        opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,
+        peer(mount.control) as shim,
+        ThreadPoolExecutor() as pool,
+    ):
+        os.ftruncate(fd, size)
+        register(shim, name, size // PAGE)
+        yield Guest(fd, shim, pool)
+
+
+def register(shim: Peer, name: str, pages: int) -> int:
+    """A notifier of /guest, whichever way there is; its number."""
+    if name in BY_RANGE:
+        made = shim.do("bind", file="/guest", start=0, end=pages)
+    else:
+        made = shim.do("register-notifier", file="/guest")
+    number: int = made["notifier"]
+    return number
+
+
+# --- system calls ---------------------------------------------------------------
+
+
+@versions
+def test_what_system_calls_say(name: str) -> None:
+    """truncate(2), fallocate(2), read(2) and write(2), as a table."""
+    fixed = name in GUEST_MEMFD
+    again = "EINVAL" if fixed else "EPERM"
+    with support.mounted(semantics=name) as mount:
+        file = mount.path / "file"
+        with opened(file, os.O_RDWR | os.O_CREAT) as fd:
+
+            def fallocate(mode: int, offset: int, length: int) -> str:
+                return outcome(raw.fallocate, fd, mode, offset, length)
+
+            nothing = "EINVAL" if fixed else "ok"
+            assert outcome(os.ftruncate, fd, 0) == nothing
+            assert outcome(os.truncate, file, 1) == "EINVAL"
+            assert fallocate(KEEP_SIZE, 0, PAGE) == nothing
+            assert outcome(os.ftruncate, fd, SIZE) == "ok"
+            for size in (SIZE, 2 * SIZE, PAGE, 0, 1):
+                assert outcome(os.ftruncate, fd, size) == again
+            assert outcome(os.open, file, os.O_RDWR | os.O_TRUNC) == again
+            assert os.fstat(fd).st_size == SIZE
+
+            assert fallocate(KEEP_SIZE, 0, 4 * PAGE) == "ok"
+            assert allocated(fd) == 4 * PAGE
+            assert fallocate(0, 0, PAGE) == ("EOPNOTSUPP" if fixed else "ok")
+            assert fallocate(KEEP_SIZE, 1, PAGE) == ("EINVAL" if fixed else "ok")
+            past = "EINVAL" if fixed else "ok"
+            assert fallocate(KEEP_SIZE, SIZE - PAGE, 2 * PAGE) == past
+            assert fallocate(KEEP_SIZE, 0, LONG) == past
+            for mode in (ZERO_RANGE, ZERO_RANGE | KEEP_SIZE):
+                for offset, length in ((0, PAGE), (1, 1), (SIZE, PAGE)):
+                    assert fallocate(mode, offset, length) == "EOPNOTSUPP"
+
+            for offset, length in ((1, PAGE), (0, 100), (PAGE, PAGE + 1)):
+                assert fallocate(PUNCH, offset, length) == "EINVAL"
+            assert fallocate(PUNCH, 0, 2 * LONG) == "ok"
+            assert allocated(fd) == 0
+            assert fallocate(PUNCH, 2 * LONG, PAGE) == "ok"
+            assert os.fstat(fd).st_size == SIZE
+
+            refusal = "EPERM" if name == "v7" else "EINVAL"
+            assert outcome(os.read, fd, 8) == refusal
+            assert outcome(os.write, fd, b"x") == refusal
+
+
+# --- events ---------------------------------------------------------------------
+
+
+def told_of(name: str, kind: str, start: int, end: int) -> list[Event]:
+    """What a version tells of a punch, of an allocation, or of one that has failed."""
+    unit = PAGE if name in ("v8-as-posted", "v9") else 1
+    if name == "v7":
+        events = {"punch": ["INVALIDATE"], "allocation": ["POPULATE"], "failure": []}
+    elif name in ("v8", "v8-as-posted"):
+        events = {kind: ["INVALIDATE"]}
+    else:
+        bracket = ["INVALIDATE_START", "INVALIDATE_END"]
+        others = bracket if name == "v9" else []
+        events = {"punch": bracket, "allocation": others, "failure": others}
+    return [(event, start * unit, end * unit) for event in events[kind]]
+
+
+# Whether what a punch takes is there when its events come.
+BLOCKS = {"v7": "t", "v8": "g", "v8-as-posted": "g"}
+
+
+@versions
+def test_what_a_peer_is_told_of(name: str) -> None:
+    """In pages or bytes, before or after or both, of failures or not."""
+    with (
+        support.mounted(semantics=name, size="1m") as mount,
+        guest(mount, name, 64 * MIB) as it,
+    ):
+
+        def fallocate(kind: str, mode: int, start: int, end: int) -> str:
+            told = told_of(name, kind, start, end)
+            blocks = BLOCKS.get(name, "tg") if kind == "punch" else ""
+            offset, length = start * PAGE, (end - start) * PAGE
+            return it.fallocate(mode, offset, length, *told, blocks=blocks)
+
+        assert fallocate("allocation", KEEP_SIZE, 2, 6) == "ok"
+        assert allocated(it.fd) == 4 * PAGE
+        assert fallocate("punch", PUNCH, 3, 5) == "ok"
+        assert allocated(it.fd) == 2 * PAGE
+        # More than the tmpfs has: in the loop, and in a thread.
+        for pages in (512, 4096):
+            assert fallocate("failure", KEEP_SIZE, 0, pages) == "ENOSPC"
+            assert allocated(it.fd) == 2 * PAGE
+        # A long punch is told in the same way.
+        assert fallocate("punch", PUNCH, 0, 4096) == "ok"
+        assert allocated(it.fd) == 0
+        # What the rules refuse is told by none.
+        assert it.fallocate(PUNCH, 1, PAGE) == "EINVAL"
+
+
+@pytest.mark.parametrize("name", ["v7", "v8", "v9", "v10", "bind"])
+def test_a_peer_without_pages_in_the_range_is_told_by_file_only(name: str) -> None:
+    """And one that has a part of it is told of the whole."""
+    with support.mounted(semantics=name) as mount, guest(mount, name, PAGE) as it:
+        told = told_of(name, "punch", 0, 8)
+        assert it.fallocate(PUNCH, 0, 8 * PAGE, *told) == "ok"
+        told = [] if name in BY_RANGE else told_of(name, "punch", 1, 8)
+        assert it.fallocate(PUNCH, PAGE, 7 * PAGE, *told) == "ok"
+
+
+@pytest.mark.parametrize("name", ["bind", "guest_memfd"])
+def test_bindings_are_told_of_the_range_or_of_their_own(name: str) -> None:
+    clipped = name == "guest_memfd"
+    with support.mounted(semantics=name) as mount, guest(mount, name) as it:
+        # Another peer, so that each hears of its own.
+        it.shim.do("unbind", notifier=1)
+        with peer(mount.control) as other:
+            mine = it.shim.do("bind", file="/guest", start=0, end=4)["notifier"]
+            yours = other.do("bind", file="/guest", start=4, end=8)["notifier"]
+            call = it.pool.submit(outcome, raw.fallocate, it.fd, PUNCH, PAGE, SIZE)
+            for wanted in ("INVALIDATE_START", "INVALIDATE_END"):
+                for shim, number, first, end in (
+                    (it.shim, mine, 1, 4),
+                    (other, yours, 4, 8),
+                ):
+                    event = shim.event()
+                    assert (event["event"], event["notifier"]) == (wanted, number)
+                    at = (event["start"], event["end"])
+                    assert at == ((first, end) if clipped else (1, 17))
+                    shim.done(event)
+            assert call.result(PATIENCE) == "ok"
+            # Behind both nobody is told.
+            assert it.fallocate(PUNCH, 8 * PAGE, PAGE) == "ok"
+            # And a peer that unbinds is told of nothing more.
+            other.do("unbind", notifier=yours)
+            assert it.fallocate(PUNCH, 4 * PAGE, PAGE) == "ok"
+
+
+def test_populate_is_told_of_every_allocation_that_succeeds() -> None:
+    """notify_populate() of shmem_fallocate(), v6."""
+    with support.mounted(semantics="v7") as mount, guest(mount, "v7") as it:
+        for mode, start, end in ((KEEP_SIZE, 0, 2), (0, 1, 20), (KEEP_SIZE, 0, 2048)):
+            told = ("POPULATE", start, end)
+            offset, length = start * PAGE, (end - start) * PAGE
+            assert it.fallocate(mode, offset, length, told) == "ok"
+        # Also where it is no whole pages.
+        assert it.fallocate(KEEP_SIZE, 100, PAGE, ("POPULATE", 0, 2)) == "ok"
+        assert it.fallocate(ZERO_RANGE | KEEP_SIZE, 0, PAGE) == "EOPNOTSUPP"
+
+
+def test_a_locked_page_holds_up_its_punch_and_no_other_call() -> None:
+    with support.mounted(semantics="v7") as mount, guest(mount, "v7") as it:
+        pfn = it.shim.do("get-pfn", file="/guest", offset=3)["pfn"]
+        assert it.fallocate(PUNCH, 0, PAGE, ("INVALIDATE", 0, 1)) == "ok"
+        with peer(mount.control) as other:
+            for shim in (it.shim, other):
+                refusal = shim.do("get-pfn", file="/guest", offset=3)
+                assert refusal.startswith("EAGAIN: of the pages 3 to 4 some are locked")
+            call = it.pool.submit(outcome, raw.punch, it.fd, 0, 4 * PAGE)
+            # Its order is before, so nobody is told as long as the page is locked.
+            support.ask_until(lambda: other.do("query-stats")["punches"] == 2)
+            assert (it.shim.events, call.done()) == ([], False)
+            assert it.shim.do("put-pfn", file="/guest", pfn=pfn) == {}
+            it.shim.done(it.shim.event())
+            assert call.result(PATIENCE) == "ok"
+
+
+# --- commands -------------------------------------------------------------------
+
+
+@versions
+def test_the_commands_of_each_version(name: str) -> None:
+    by_range = name in BY_RANGE
+    with support.mounted(semantics=name) as mount, guest(mount, name) as it:
+        shim = it.shim
+        # query-semantics tells the rules of the class, and no others.
+        (rules,) = (made() for made in VERSIONS if made.name == name)
+        told = shim.do("query-semantics")
+        commands = set(told.pop("commands"))
+        assert told.pop("notifies_on_failure") is rules.notifies_failures
+        assert told == {rule: getattr(rules, rule) for rule in told}
+        assert len(told) >= 16
+
+        pair = {"bind", "unbind"}
+        other = {"register-notifier", "unregister-notifier"}
+        assert commands & (pair | other) == (pair if by_range else other)
+        arguments: dict[str, dict[str, Any]] = {
+            "bind": {"file": "/guest", "start": 20, "end": 30},
+            "unbind": {"notifier": 1},
+            "register-notifier": {"file": "/guest"},
+            "unregister-notifier": {"notifier": 1},
+        }
+        for command in other if by_range else pair:
+            assert shim.do(command, **arguments[command]).startswith("EOPNOTSUPP: ")
+
+        knows_poison = name in ("v10", *BY_RANGE)
+        assert ("memory-failure" in commands) is knows_poison
+        if not knows_poison:
+            refusal = shim.do("memory-failure", file="/guest", offset=3)
+            assert refusal.startswith("EOPNOTSUPP: ")
+            assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
+
+
+@pytest.mark.parametrize("name", ["v10", "bind", "guest_memfd"])
+def test_poison(name: str) -> None:
+    """get-pfn is EHWPOISON until the page is punched, and then it is another page."""
+    with support.mounted(semantics=name) as mount, guest(mount, name) as it:
+        shim = it.shim
+        assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
+        shim.begin("memory-failure", file="/guest", offset=3)
+        if name == "guest_memfd":
+            for wanted in ("INVALIDATE_START", "INVALIDATE_END"):
+                event = shim.event()
+                assert (event["event"], event["start"], event["end"]) == (wanted, 3, 4)
+                shim.begin("invalidate-done", notifier=1, sequence=event["sequence"])
+                assert shim.answer() == {"return": {}}
+            assert shim.answer() == {"return": {}}
+        else:
+            assert shim.answer() == {"return": {}}
+            event = shim.event()
+            assert (event["event"], event["start"]) == ("MEMORY_ERROR", 3)
+        for at, count in ((3, 1), (0, 8)):
+            refusal = shim.do("get-pfn", file="/guest", offset=at, count=count)
+            assert refusal == "EHWPOISON: page 3 is poisoned: punch it"
+        assert "pfn" in shim.do("get-pfn", file="/guest", offset=4)
+        told = told_of(name, "punch", 3, 4)
+        assert it.fallocate(PUNCH, 3 * PAGE, PAGE, *told) == "ok"
+        assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "errno"), [("bind", "EINVAL"), ("guest_memfd", "EIO")]
+)
+def test_a_page_that_is_not_bound_is_not_got(name: str, errno: str) -> None:
+    with support.mounted(semantics=name) as mount, guest(mount, name) as it:
+        assert "pfn" in it.shim.do("get-pfn", file="/guest", offset=3)
+        assert it.shim.do("unbind", notifier=1) == {}
+        refusal = it.shim.do("get-pfn", file="/guest", offset=3)
+        assert refusal.startswith(f"{errno}: nobody is bound")
+
+
+# --- rules of a user's own ------------------------------------------------------
+
+
+def mine(directory: Path, body: str, base: str = "V8") -> str:
+    """A file with a class Mine, as --semantics has it."""
+    path = directory / "mine.py"
+    path.write_text(
+        "import errno\nfrom inaccfs.semantics import *\n\n"
+        f"class Mine({base}):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+    )
+    return f"{path}:Mine"
+
+
+@contextmanager
+def buggy(directory: Path, what: str) -> Iterator[inaccfs.Mount]:
+    """A mount whose rules raise for a page number of 13, and for nothing else."""
+    wanted = mine(
+        directory,
+        f"""
+        def check_fallocate(self, mode, offset, length, page_size):
+            if offset == 13 * page_size:
+                raise {what}
+            super().check_fallocate(mode, offset, length, page_size)
+
+        def check_size(self, current, new, page_size):
+            if new == 13 * page_size:
+                raise {what}
+            super().check_size(current, new, page_size)
+        """,
+    )
+    # Its log is expected to complain.
+    with inaccfs.mounted(semantics=wanted) as mount:
+        yield mount
+    assert mount.process.returncode == 0
+    assert not support.is_mounted(mount.path)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "ZeroDivisionError",
+        "SystemExit",
+        "KeyboardInterrupt",
+        "OSError(-errno.EINVAL, 'as in the kernel')",
+        "OSError('EINVAL', 'no number')",
+    ],
+)
+def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
+    """EIO to that call, a traceback in the log, and the mount lives."""
+    with buggy(scratch, what) as mount:
+        path = mount.path / "guest"
+        with (
+            opened(path, os.O_RDWR | os.O_CREAT) as fd,
+            peer(mount.control) as shim,
+            ThreadPoolExecutor() as pool,
+        ):
+            calls: list[Callable[[], str]] = [
+                lambda: outcome(os.ftruncate, fd, 13 * PAGE),
+                lambda: outcome(os.truncate, path, 13 * PAGE),
+                lambda: outcome(raw.fallocate, fd, KEEP_SIZE, 13 * PAGE, PAGE),
+                lambda: outcome(raw.fallocate, fd, KEEP_SIZE, 13 * PAGE, LONG),
+                lambda: outcome(raw.punch, fd, 13 * PAGE, PAGE),
+                lambda: outcome(raw.punch, fd, 13 * PAGE, LONG),
+            ]
+            assert [pool.submit(call).result(PATIENCE) for call in calls] == [
+                "EIO"
+            ] * len(calls)
+            # Where somebody would have to be told, too.
+            shim.do("register-notifier", file="/guest")
+            for call in calls[2:]:
+                assert pool.submit(call).result(PATIENCE) == "EIO"
+            refusal = shim.do("memfd-create", name="a", fdname="a", size=13 * PAGE)
+            assert refusal.startswith("EIO: a bug")
+            assert shim.do("unregister-notifier", notifier=1) == {}
+
+            # Nothing has come of it, and all else goes on.
+            assert (os.fstat(fd).st_size, allocated(fd)) == (0, 0)
+            os.ftruncate(fd, SIZE)
+            raw.fallocate(fd, KEEP_SIZE, 0, 2 * PAGE)
+            raw.punch(fd, 0, PAGE)
+            assert outcome(raw.punch, fd, 1, PAGE) == "EINVAL"
+            # No rule of this kind is asked here.
+            assert "pfn" in shim.do("get-pfn", file="/guest", offset=13)
+        log = mount.log.read_text()
+    bugs = 2 * len(calls) - 2 + 1
+    assert log.count("in check_fallocate") + log.count("in check_size") == bugs
+    assert log.count("Traceback") >= bugs
+
+
+def test_v8_but_before(scratch: Path) -> None:
+    """The example of the docs: a rule is changed, and tools see what it does."""
+    wanted = mine(scratch, 'order = "before"')
+    with support.mounted(semantics=wanted) as mount, guest(mount, "v8") as it:
+        assert it.shim.do("query-semantics")["name"] == "Mine"
+        allocation = ("INVALIDATE", 0, 4)
+        assert it.fallocate(KEEP_SIZE, 0, 4 * PAGE, allocation) == "ok"
+        punch = ("INVALIDATE", 1, 2)
+        assert it.fallocate(PUNCH, PAGE, PAGE, punch, blocks="t") == "ok"
+    assert sorted(os.listdir(scratch)) == ["mine.py"]
+
+
+def test_a_size_that_is_free(scratch: Path) -> None:
+    """A rule that no version has: to shrink is to punch."""
+    wanted = mine(scratch, 'size = "free"')
+    with support.mounted(semantics=wanted) as mount, guest(mount, "v8") as it:
+        it.fallocate(KEEP_SIZE, 0, SIZE, ("INVALIDATE", 0, 16))
+        shim = it.shim
+        assert "extents" in shim.do("get-pfn", file="/guest", offset=0, count=16)
+        call = it.pool.submit(outcome, os.ftruncate, it.fd, 4 * PAGE)
+        event = shim.event()
+        assert (event["event"], event["start"], event["end"]) == ("INVALIDATE", 4, 16)
+        shim.done(event)
+        assert call.result(PATIENCE) == "ok"
+        assert allocated(it.fd) == 4 * PAGE
+        assert "EINVAL" in shim.do("get-pfn", file="/guest", offset=4)
+        os.ftruncate(it.fd, SIZE + 5)
+        assert shim.do("query-stats")["fetched"] == 4
+
+
+def test_holes_that_are_not_filled(scratch: Path) -> None:
+    wanted = mine(scratch, "allocates = False\nnotifies = 'punches'")
+    with support.mounted(semantics=wanted) as mount, guest(mount, "v8") as it:
+        refusal = it.shim.do("get-pfn", file="/guest", offset=3)
+        assert refusal == "ENOENT: page 3 is a hole: allocate it first"
+        assert it.fallocate(KEEP_SIZE, 0, 4 * PAGE) == "ok"
+        assert "pfn" in it.shim.do("get-pfn", file="/guest", offset=3)
+        refusal = it.shim.do("get-pfn", file="/guest", offset=0, count=16)
+        assert refusal.startswith("ENOENT: page 4 ")
+        assert allocated(it.fd) == 4 * PAGE
+
+
+# --- what is wrong with the words -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("way", "stays"),
+    [("--semantics", True), ("-o", False)],
+    ids=["in the foreground", "-o, in the background"],
+)
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (None, "unknown semantics 'v88': did you mean v8? "),
+        ("order = 'sideways'", "semantics Mine.order is 'sideways': it can be "),
+        ("def plan(self, **_): 1 / 0", "semantics Mine.plan raises ZeroDivisionError"),
+    ],
+    ids=["unknown", "wrong", "raises"],
+)
+def test_wrong_semantics_are_told_before_there_is_a_mount(
+    scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
+) -> None:
+    """One line, and status 1."""
+    wanted = "v88" if body is None else mine(scratch, body)
+    option = [way, wanted if way == "--semantics" else f"semantics={wanted}"]
+    foreground = ["--foreground"] if stays else []
+    control = scratch / "control"
+
+    said = support.complaint("mount", *foreground, "--control", control, *option, point)
+
+    assert said.startswith(f"inaccfs: {words}")
+    assert not support.is_mounted(point)
+    assert not control.exists()
+    assert not (scratch / "__pycache__").exists()
+
+
+def test_mounted_tells_what_is_wrong_with_them() -> None:
+    with (
+        pytest.raises(inaccfs.MountError, match="unknown semantics 'v88'"),
+        inaccfs.mounted(semantics="v88"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("way", ["option", "-o"])
+def test_a_daemon_in_the_background_finds_a_relative_path(
+    scratch: Path, point: Path, way: str
+) -> None:
+    """From where the user is, though the daemon is in / later."""
+    mine(scratch, 'order = "before"')
+    wanted = "./mine.py:Mine"
+    words = (
+        ["--semantics", wanted] if way == "option" else ["-o", f"semantics={wanted}"]
+    )
+    control, log = scratch / "control", scratch / "log"
+    support.cli("mount", "--control", control, "--log", log, *words, point, cwd=scratch)
+    try:
+        with peer(control) as shim:
+            told = shim.do("query-semantics")
+            assert (told["name"], told["source"]) == ("Mine", "./mine.py")
+            assert told["order"] == "before"
+    finally:
+        support.cli("umount", point)
+    assert support.log_text(log) == ""
+    assert sorted(os.listdir(scratch)) == ["mine.py", "mnt"]

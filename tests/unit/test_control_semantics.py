@@ -1,0 +1,262 @@
+"""The commands that only some semantics have, and what they refuse elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.control.limits import Limits, Policy
+from inaccfs.semantics import V7, V8, V10, VERSIONS, Bind, GuestMemfd, Semantics
+from tests.unit.control_fakes import BASE, PAGE, controlling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from inaccfs.shim.backing import Backing
+    from tests.unit.control_fakes import Control
+
+
+@asynccontextmanager
+async def serving(
+    tmp_path: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
+) -> AsyncIterator[Control]:
+    """A control socket with these rules, and a file of eight pages, /guest."""
+    with trio.fail_after(10):
+        path = str(tmp_path / "control")
+        async with controlling(path, backing, policy, rules) as control:
+            control.make("guest", 8)
+            yield control
+
+
+def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
+    made: Semantics = type("Mine", (base,), chosen)()
+    return made
+
+
+# --- who has which commands -------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
+    tmp_path: Path, backing: Backing, version: type[Semantics]
+) -> None:
+    async with (
+        serving(tmp_path, backing, version()) as control,
+        control.peer() as peer,
+    ):
+        told = await peer.do("query-semantics")
+        assert told["name"] == version.name
+        by_range = version.scope == "range"
+        if by_range:
+            made = await peer.do("bind", file="/guest", start=0, end=8)
+        else:
+            made = await peer.do("register-notifier", file="/guest")
+        number = made["notifier"]
+        arguments = {
+            "register-notifier": {"file": "/guest"},
+            "unregister-notifier": {"notifier": number},
+            "bind": {"file": "/guest", "start": 0, "end": 8},
+            "unbind": {"notifier": number},
+            "memory-failure": {"file": "/guest", "offset": 0},
+            "put-pfn": {"file": "/guest", "pfn": 1},
+        }
+        for command in arguments:
+            if command in told["commands"]:
+                continue
+            refusal = await peer.do(command, **arguments[command])
+            assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
+        # What was refused has done nothing.
+        (left,) = await peer.do("query-notifiers")
+        assert left["notifier"] == number
+        last = "unbind" if by_range else "unregister-notifier"
+        assert last in told["commands"]
+        assert await peer.do(last, notifier=number) == {}
+        assert await peer.do("query-notifiers") == []
+
+
+# --- bind -------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_bound_is_told(tmp_path: Path, backing: Backing) -> None:
+    async with serving(tmp_path, backing, Bind()) as control, control.peer() as peer:
+        for start, end in ((4, 4), (5, 4), (8, 1)):
+            refusal = await peer.do("bind", file="/guest", start=start, end=end)
+            assert refusal.startswith(f"EINVAL: no pages from {start} to {end}")
+        refusal = await peer.do("bind", file="/guest", start=0, end=4, exclusive=False)
+        assert refusal == "EINVAL: ranges are exclusive in these semantics"
+        assert "ENOENT" in await peer.do("bind", file="/nothing", start=0, end=4)
+        assert (await peer.do("query-stats"))["notifiers"] == 0
+
+        made = await peer.do("bind", file="/guest", start=0, end=4)
+        refusal = await peer.do("bind", file="/guest", start=3, end=9)
+        assert refusal == "EINVAL: pages 3 to 4 are bound already: unbind them"
+        # It may lie past the end: the size need not be set yet.
+        await peer.do("bind", file="/guest", start=4, end=1 << 51)
+        assert await peer.do("unbind", notifier=made["notifier"]) == {}
+        assert "ENOENT" in await peer.do("unbind", notifier=made["notifier"])
+        await peer.do("bind", file="/guest", start=1, end=3)
+        assert [
+            (one["start"], one["end"]) for one in await peer.do("query-notifiers")
+        ] == [(4, 1 << 51), (1, 3)]
+
+
+async def test_a_guest_memfd_is_bound_inside_its_size(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """EINVAL of kvm_gmem_bind()."""
+    async with (
+        serving(tmp_path, backing, GuestMemfd()) as control,
+        control.peer() as peer,
+    ):
+        for start, end in ((0, 9), (8, 9), (100, 101)):
+            refusal = await peer.do("bind", file="/guest", start=start, end=end)
+            assert refusal.startswith("EINVAL: the range ends past the file")
+        assert (await peer.do("query-stats"))["notifiers"] == 0
+        assert "notifier" in await peer.do("bind", file="/guest", start=0, end=8)
+
+
+async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> None:
+    """An alias slot, such as QEMU's for SMRAM. Exclusive is who asks to be."""
+    rules = mine(Bind, exclusive=False)
+    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+        for start, end in ((0, 8), (2, 4), (2, 4)):
+            made = await peer.do("bind", file="/guest", start=start, end=end)
+            assert "notifier" in made
+        refusal = await peer.do("bind", file="/guest", start=0, end=1, exclusive=True)
+        assert refusal.startswith("EINVAL: pages 0 to 1 are bound already")
+        await peer.do("bind", file="/guest", start=8, end=9, exclusive=True)
+        refusal = await peer.do("bind", file="/guest", start=8, end=9)
+        assert refusal.startswith("EINVAL: pages 8 to 9 are bound already")
+
+
+async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> None:
+    async with serving(tmp_path, backing, Bind()) as control:
+        for _ in range(3):
+            async with control.peer() as peer:
+                await peer.do("bind", file="/guest", start=0, end=8)
+            await control.gone()
+
+
+# --- pages ------------------------------------------------------------------------
+
+
+async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
+    tmp_path: Path, backing: Backing
+) -> None:
+    for number, (rules, name) in enumerate(((Bind(), "EINVAL"), (GuestMemfd(), "EIO"))):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        async with (
+            serving(directory, backing, rules) as control,
+            control.peer() as peer,
+        ):
+            refusal = await peer.do("get-pfn", file="/guest", offset=3)
+            assert refusal.startswith(f"{name}: nobody is bound to all of the pages 3")
+            # Whoever is bound: it is the page that is looked at.
+            async with control.peer() as other:
+                await other.do("bind", file="/guest", start=3, end=4)
+                assert await peer.do("get-pfn", file="/guest", offset=3) == {
+                    "pfn": BASE + 3,
+                    "order": 0,
+                }
+        control.namespace.unlink(control.namespace.root, b"guest")
+
+
+async def test_poison_outlives_the_command_that_tells_of_it(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """Though nobody has the file open."""
+    async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
+        assert await peer.do("memory-failure", file="/guest", offset=3) == {}
+        refusal = await peer.do("get-pfn", file="/guest", offset=0, count=8)
+        assert refusal == "EHWPOISON: page 3 is poisoned: punch it"
+        assert "pfn" in await peer.do("get-pfn", file="/guest", offset=4)
+        assert "EINVAL" in await peer.do("memory-failure", file="/guest", offset=8)
+        # And goes with the file.
+        control.namespace.unlink(control.namespace.root, b"guest")
+        control.make("guest", 8)
+        assert "pfn" in await peer.do("get-pfn", file="/guest", offset=3)
+
+
+async def test_without_references_nothing_is_counted(
+    tmp_path: Path, backing: Backing
+) -> None:
+    rules, policy = mine(references="none"), Policy(Limits(pages=8))
+    async with (
+        serving(tmp_path, backing, rules, policy) as control,
+        control.peer() as peer,
+    ):
+        for _ in range(3):
+            await peer.do("get-pfn", file="/guest", offset=0, count=8)
+        stats = await peer.do("query-stats")
+        assert (stats["references"], stats["fetched"]) == (0, 8)
+        refusal = await peer.do("put-pfn", file="/guest", pfn=BASE)
+        assert refusal.startswith("EOPNOTSUPP: these semantics give no references")
+
+
+async def test_who_keeps_pages_locked_is_disconnected(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Policy(ack_seconds=0.05)
+    async with (
+        serving(tmp_path, backing, V7(), policy) as control,
+        control.peer() as peer,
+    ):
+        await peer.do("get-pfn", file="/guest", offset=3)
+        node = control.namespace.lookup(control.namespace.root, b"guest").nodeid
+        file = control.namespace[node].file
+        assert file is not None
+        await file.fallocate(3, 0, 8 * PAGE, trio.Event())
+        await peer.closed()
+    assert "keeps pages locked for more than 0.05 s: disconnected" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["hangs up", "breaks"])
+async def test_who_tells_of_poison_may_go_in_the_middle(
+    tmp_path: Path, backing: Backing, how: str
+) -> None:
+    """The others have been told of a start, and are told of its end."""
+    async with (
+        serving(tmp_path, backing, GuestMemfd()) as control,
+        control.peer() as other,
+        control.peer() as teller,
+    ):
+        await other.do("bind", file="/guest", start=0, end=4)
+        await teller.do("bind", file="/guest", start=4, end=8)
+        await teller.send(teller.line("memory-failure", file="/guest", offset=3) + "\n")
+        start = await other.event()
+        assert start["event"] == "INVALIDATE_START"
+        if how == "hangs up":
+            await teller.stream.aclose()
+        else:
+            sessions = list(control.server.sessions.values())
+            sessions[-1].peer.disconnect("a test")
+        await trio.testing.wait_all_tasks_blocked()
+        await other.do("invalidate-done", notifier=start["notifier"], sequence=1)
+        end = await other.event()
+        assert (end["event"], end["start"], end["end"]) == ("INVALIDATE_END", 3, 4)
+        await other.do("invalidate-done", notifier=end["notifier"], sequence=2)
+        await control.gone(1)
+
+
+async def test_who_is_waited_for_by_its_own_command_may_go(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not waited for any longer, and nobody calls it silent."""
+    async with serving(tmp_path, backing, GuestMemfd()) as control:
+        for page, how in enumerate(("hangs up", "breaks")):
+            async with control.peer() as teller:
+                await teller.do("bind", file="/guest", start=0, end=8)
+                line = teller.line("memory-failure", file="/guest", offset=page)
+                await teller.send(line + "\n")
+                assert (await teller.event())["event"] == "INVALIDATE_START"
+                if how == "breaks":
+                    (session,) = control.server.sessions.values()
+                    session.peer.disconnect("a test")
+            await control.gone()
+    assert "no answer" not in caplog.text

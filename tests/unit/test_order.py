@@ -1,0 +1,465 @@
+"""In which order a file is changed and its notifiers are told, whoever drives it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.semantics import Plan
+from inaccfs.semantics.rules import (
+    INVALIDATE,
+    INVALIDATE_END,
+    INVALIDATE_START,
+    POPULATE,
+)
+from inaccfs.shim.counters import Counters
+from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.order import Changed, drive, drive_at_once, in_order
+from inaccfs.shim.patience import Patience
+from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from inaccfs.shim.order import Notice, Steps
+
+ACK_SECONDS = 10.0
+
+How = Literal["each walk", "the whole call", "at once"]
+HOWS: tuple[How, ...] = ("each walk", "the whole call", "at once")
+
+AFTER = Plan(after=INVALIDATE)
+AFTER_FAILURE = Plan(after=INVALIDATE, after_failure=True)
+BEFORE = Plan(before=INVALIDATE)
+BRACKET = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
+SILENT = Plan()
+POPULATED = Plan(after=POPULATE)
+
+NO_SPACE = OSError(errno.ENOSPC, "no space")
+
+
+@dataclass(eq=False)
+class Listener:
+    """A notifier that notes what it is told, and does with it what a test wants."""
+
+    world: World
+    name: str = ""
+    # Called when it is told.
+    then: Callable[[Listener, int], None] = lambda listener, sequence: None
+    sequences: list[int] = field(default_factory=list)
+    evicted_at: float | None = None
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        assert sequence is not None
+        self.world.log.append(f"{self.name}{notice.event}")
+        self.sequences.append(sequence)
+        self.then(self, sequence)
+
+    def answer(self) -> None:
+        self.world.notifiers.answer(self, self.sequences[-1])
+
+    def evict(self) -> None:
+        self.evicted_at = trio.current_time()
+
+
+@dataclass
+class World:
+    """The notifiers of one file, what evicts them, and what has happened."""
+
+    notifiers: Notifiers
+    patience: Patience
+    log: list[str] = field(default_factory=list)
+    # What the change comes to, or fails with.
+    changed: Changed | Exception = field(default_factory=Changed)
+
+    async def listener(
+        self,
+        name: str = "",
+        then: Callable[[Listener, int], None] = lambda listener, sequence: None,
+    ) -> Listener:
+        made = Listener(self, name, then)
+        await self.notifiers.register(made)
+        return made
+
+    def change(self) -> Changed:
+        self.log.append("change")
+        if isinstance(self.changed, Exception):
+            raise self.changed
+        return self.changed
+
+    async def drive(self, how: How, steps: Steps) -> Exception | None:
+        """Take all steps; what the change was refused with."""
+        if how == "at once":
+            over = trio.Event()
+            failures: list[Exception | None] = []
+
+            def done(failure: Exception | None) -> None:
+                failures.append(failure)
+                over.set()
+
+            assert self.notifiers.take()
+            drive_at_once(steps, self.notifiers, self.patience, self.change, done)
+            await over.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            (failure,) = failures
+            return failure
+
+        async def change() -> Changed:
+            await trio.lowlevel.checkpoint()
+            return self.change()
+
+        whole = how == "the whole call"
+        return await drive(steps, self.notifiers, change, whole_call=whole)
+
+    def assert_free(self) -> None:
+        """Nobody has the list, and nobody is awaited."""
+        assert self.notifiers.take()
+        self.notifiers.release()
+        assert not self.notifiers.running
+        assert all(self.notifiers.waiting(one) is None for one in self.notifiers)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World(Notifiers(Counters(), ACK_SECONDS), Patience(ACK_SECONDS))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+def answers(listener: Listener, sequence: int) -> None:
+    """At once, while it is being told."""
+    listener.world.notifiers.answer(listener, sequence)
+
+
+def goes(listener: Listener, sequence: int) -> None:
+    """Its connection breaks while it is being told."""
+    listener.world.notifiers.drop(listener)
+
+
+def fails(listener: Listener, sequence: int) -> None:
+    raise RuntimeError("a bug of tell()")
+
+
+hows = pytest.mark.parametrize("how", HOWS)
+
+
+# --- the order --------------------------------------------------------------------
+
+
+@hows
+@pytest.mark.parametrize(
+    ("plan", "wanted", "refused_"),
+    [
+        (SILENT, ["change"], ["change"]),
+        (AFTER, ["change", INVALIDATE], ["change"]),
+        (AFTER_FAILURE, ["change", INVALIDATE], ["change", INVALIDATE]),
+        (BEFORE, [INVALIDATE, "change"], [INVALIDATE, "change"]),
+        (
+            BRACKET,
+            [INVALIDATE_START, "change", INVALIDATE_END],
+            [INVALIDATE_START, "change", INVALIDATE_END],
+        ),
+        (POPULATED, ["change", POPULATE], ["change"]),
+    ],
+    ids=["silent", "after", "after failure", "before", "bracket", "populate"],
+)
+@pytest.mark.parametrize("refusal", [None, NO_SPACE, RuntimeError("a bug")], ids=str)
+async def test_each_plan_has_its_order(
+    world: World,
+    how: How,
+    plan: Plan,
+    wanted: list[str],
+    refused_: list[str],
+    refusal: Exception | None,
+) -> None:
+    """Whether the change succeeds, is refused, or has a bug."""
+    await world.listener(then=answers)
+    if isinstance(refusal, RuntimeError):
+        world.changed = refusal
+    elif refusal is not None:
+        world.changed = Changed(refusal=refusal)
+    assert await world.drive(how, in_order(plan, 0, 4)) is refusal
+    assert world.log == (wanted if refusal is None else refused_)
+    world.assert_free()
+
+
+@hows
+async def test_nothing_goes_on_before_all_have_answered(world: World, how: How) -> None:
+    one, other = await world.listener("1 "), await world.listener("2 ")
+    told = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.drive, how, in_order(BRACKET, 0, 4))
+        for _ in range(2):
+            await trio.testing.wait_all_tasks_blocked()
+            other.answer()
+            await trio.testing.wait_all_tasks_blocked()
+            told.append(list(world.log))
+            one.answer()
+    start = [f"1 {INVALIDATE_START}", f"2 {INVALIDATE_START}"]
+    assert told[0] == start
+    assert told[1] == [*start, "change", f"1 {INVALIDATE_END}", f"2 {INVALIDATE_END}"]
+    assert world.log == told[1]
+    world.assert_free()
+
+
+@hows
+async def test_with_nobody_there_nothing_waits(world: World, how: How) -> None:
+    assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
+    assert world.log == ["change"]
+    world.assert_free()
+
+
+async def test_at_once_is_at_once(world: World) -> None:
+    """With nobody to wait for it is over before the call returns."""
+    over: list[Exception | None] = []
+    assert world.notifiers.take()
+    drive_at_once(
+        in_order(AFTER, 0, 1),
+        world.notifiers,
+        world.patience,
+        world.change,
+        over.append,
+    )
+    assert over == [None]
+
+
+# --- who does not answer ----------------------------------------------------------
+
+
+@hows
+async def test_the_silent_hold_up_nobody_for_longer_than_allowed(
+    world: World, how: How, autojump_clock: trio.testing.MockClock
+) -> None:
+    """And are gone by the second event."""
+    quick, silent = await world.listener("1 ", answers), await world.listener("2 ")
+    begun = trio.current_time()
+    assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
+    assert silent.evicted_at == trio.current_time() == begun + ACK_SECONDS
+    assert quick.evicted_at is None
+    assert world.log[2:] == ["change", f"1 {INVALIDATE_END}"]
+    assert list(world.notifiers) == [quick]
+    world.assert_free()
+
+
+@hows
+async def test_each_event_has_the_whole_time(
+    world: World, how: How, autojump_clock: trio.testing.MockClock
+) -> None:
+    slow = await world.listener()
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.drive, how, in_order(BRACKET, 0, 4))
+        for _ in range(2):
+            await trio.sleep(ACK_SECONDS - 1)
+            slow.answer()
+    assert trio.current_time() == begun + 2 * (ACK_SECONDS - 1)
+    assert slow.evicted_at is None
+
+
+@hows
+@pytest.mark.parametrize("plan", [AFTER, BEFORE, BRACKET], ids=str)
+async def test_everybody_may_go_while_being_told(
+    world: World, how: How, plan: Plan
+) -> None:
+    for name in ("1 ", "2 ", "3 "):
+        await world.listener(name, goes)
+    assert await world.drive(how, in_order(plan, 0, 4)) is None
+    assert len(world.notifiers) == 0
+    assert world.log.count("change") == 1
+    assert len(world.log) == 4
+    world.assert_free()
+
+
+@hows
+async def test_one_may_take_the_others_with_it(world: World, how: How) -> None:
+    """Notifiers of one peer go together: nobody is told who has gone."""
+    listeners: list[Listener] = []
+
+    def all_go(listener: Listener, sequence: int) -> None:
+        for one in listeners:
+            world.notifiers.drop(one)
+
+    listeners += [await world.listener(name, all_go) for name in ("1 ", "2 ")]
+    assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
+    assert world.log == [f"1 {INVALIDATE_START}", "change"]
+    world.assert_free()
+
+
+@hows
+async def test_who_unregisters_in_its_callback_waits_for_the_end_of_it(
+    world: World, how: How
+) -> None:
+    one, other = await world.listener("1 "), await world.listener("2 ", answers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.drive, how, in_order(AFTER, 0, 4))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(world.notifiers.unregister, one)
+    assert list(world.notifiers) == [other]
+    world.assert_free()
+
+
+# --- bugs -------------------------------------------------------------------------
+
+
+@hows
+@pytest.mark.parametrize("plan", [AFTER, BEFORE, BRACKET], ids=str)
+async def test_a_bug_of_a_notifier_costs_one_call(
+    world: World, how: How, plan: Plan, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The list is free, and what somebody answers later harms nobody."""
+    one = await world.listener("1 ")
+    await world.listener("2 ", fails)
+    if how == "at once":
+        found = await world.drive(how, in_order(plan, 0, 4))
+        assert isinstance(found, RuntimeError)
+    else:
+        with pytest.raises(RuntimeError, match="a bug of tell"):
+            await world.drive(how, in_order(plan, 0, 4))
+    world.assert_free()
+    with refused(errno.EINVAL):
+        one.answer()
+    await trio.sleep(2 * ACK_SECONDS)
+    assert one.evicted_at is None
+    world.assert_free()
+
+
+@hows
+async def test_a_bug_of_the_steps_costs_one_call(world: World, how: How) -> None:
+    def steps() -> Steps:
+        yield from in_order(BEFORE, 0, 1)
+        raise RuntimeError("a bug of the steps")
+
+    await world.listener(then=answers)
+    if how == "at once":
+        assert isinstance(await world.drive(how, steps()), RuntimeError)
+    else:
+        with pytest.raises(RuntimeError, match="a bug of the steps"):
+            await world.drive(how, steps())
+    world.assert_free()
+
+
+@pytest.mark.parametrize("how", HOWS[:2])
+async def test_who_is_cancelled_lets_the_list_go(
+    world: World, how: How, autojump_clock: trio.testing.MockClock
+) -> None:
+    await world.listener()
+    closed = []
+
+    def steps() -> Steps:
+        try:
+            return (yield from in_order(BEFORE, 0, 1))
+        finally:
+            closed.append(True)
+
+    with trio.move_on_after(1):
+        await world.drive(how, steps())
+    assert closed == [True]
+    assert world.log == [INVALIDATE]
+    world.assert_free()
+
+
+# --- calls within calls -----------------------------------------------------------
+
+
+async def test_the_list_is_free_when_done_is_called(world: World) -> None:
+    """So that what waits for the first can begin there and then."""
+    await world.listener(then=answers)
+    results: list[Exception | None] = []
+
+    def again(failure: Exception | None) -> None:
+        results.append(failure)
+        if len(results) < 50:
+            begin()
+
+    def begin() -> None:
+        assert world.notifiers.take()
+        drive_at_once(
+            in_order(AFTER, 0, 1),
+            world.notifiers,
+            world.patience,
+            world.change,
+            again,
+        )
+
+    begin()
+    assert results == [None] * 50
+    assert world.log == ["change", INVALIDATE] * 50
+    world.assert_free()
+
+
+async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
+    """What is wrong with a fallocate(2) is not for the peer that answers."""
+    one = await world.listener()
+    results: list[Exception | None] = []
+
+    def steps() -> Steps:
+        yield from in_order(AFTER, 0, 1)
+        raise RuntimeError("a bug of the steps")
+
+    assert world.notifiers.take()
+    drive_at_once(
+        steps(), world.notifiers, world.patience, world.change, results.append
+    )
+    assert results == []
+    one.answer()
+    assert [type(one) for one in results] == [RuntimeError]
+    world.assert_free()
+
+
+# --- how long the list is held ------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", HOWS[:2])
+async def test_a_registration_between_start_and_end(world: World, how: How) -> None:
+    """Sean Christopherson, 13 January 2023: v9 and v10 give it an end without a start.
+
+    With the lock held across it waits, and hears of neither.
+    """
+    first = await world.listener("1 ")
+    late = Listener(world, "2 ", answers)
+    changing = trio.Event()
+    may_end = trio.Event()
+
+    async def change() -> Changed:
+        world.log.append("change")
+        changing.set()
+        await may_end.wait()
+        return Changed()
+
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            await drive(
+                in_order(BRACKET, 0, 4),
+                world.notifiers,
+                change,
+                whole_call=how == "the whole call",
+            )
+
+        nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        first.answer()
+        await changing.wait()
+        nursery.start_soon(world.notifiers.register, late)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (late in list(world.notifiers)) is (how == "each walk")
+        may_end.set()
+        await trio.testing.wait_all_tasks_blocked()
+        first.answer()
+    unpaired = [f"2 {INVALIDATE_END}"] if how == "each walk" else []
+    assert world.log == [
+        f"1 {INVALIDATE_START}",
+        "change",
+        f"1 {INVALIDATE_END}",
+        *unpaired,
+    ]
+    assert list(world.notifiers) == [first, late]
+    world.assert_free()

@@ -1,0 +1,363 @@
+"""Which pages are got: holes, the end, bound ranges, and poison."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs import syscalls
+from inaccfs.errnos import EHWPOISON
+from inaccfs.semantics import V8, V10, Bind, GuestMemfd, Semantics
+from inaccfs.semantics.rules import (
+    INVALIDATE_END,
+    INVALIDATE_START,
+    MEMORY_ERROR,
+)
+from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.frames import Extent
+from inaccfs.shim.mount import Shim
+from tests.unit.control_fakes import BASE, PAGE
+from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+from tests.unit.pages_fakes import (
+    KEEP,
+    MANY,
+    PUNCH,
+    SIZE,
+    HeldFrames,
+    Holder,
+    fetching,
+    rules,
+    world_of,
+)
+
+pytestmark = pytest.mark.usefixtures("_no_strays")
+
+
+# --- allocation on get ------------------------------------------------------------
+
+
+@pytest.fixture(params=["small", "huge"])
+def folios(request: pytest.FixtureRequest) -> Iterator[int]:
+    """An fd of an empty file of 8 MiB, on a tmpfs with and without huge pages."""
+    huge = "always" if request.param == "huge" else "never"
+    backing = private_tmpfs(TmpfsOptions(size="64m", huge=huge), fallback_name="test")
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)
+    os.ftruncate(fd, 8 << 20)
+    yield fd
+    backing.close()
+
+
+async def test_a_hole_is_not_filled_where_that_is_the_rule(folios: int) -> None:
+    """SGP_NOALLOC: ENOENT for a hole; but what fallocate(2) has taken is there."""
+    world, holder = world_of(rules(allocates=False), fd=folios), Holder()
+    for start, end in ((0, 1), (5, 9), (0, MANY), (2047, 2048)):
+        with refused(errno.ENOENT):
+            await world.get(holder, start, end)
+        # And asking has changed nothing.
+        assert world.allocated == 0
+    await world.fallocate(KEEP, 1024, 2048)
+    for start, end in ((1023, 1025), (0, 2048), (0, 1)):
+        with refused(errno.ENOENT):
+            await world.get(holder, start, end)
+    assert world.allocated == 1024
+    assert await world.get(holder, 1024, 2048)
+    assert await world.get(holder, 1500, 1501)
+    assert world.allocated == 1024
+
+
+async def test_the_first_hole_is_named() -> None:
+    world, holder = world_of(rules(allocates=False)), Holder()
+    await world.fallocate(KEEP, 0, 3)
+    await world.fallocate(KEEP, 4, 6)
+    with pytest.raises(OSError, match="page 3 is a hole: allocate it first"):
+        await world.get(holder, 0, 6)
+    assert world.allocated == 5
+
+
+async def test_what_was_punched_is_a_hole_again() -> None:
+    world, holder = world_of(rules(allocates=False)), Holder()
+    await world.fallocate(KEEP, 0, 4)
+    await world.get(holder, 0, 4)
+    await world.punch(1, 2)
+    with refused(errno.ENOENT):
+        await world.get(holder, 0, 4)
+    await world.get(holder, 2, 4)
+    await world.fallocate(KEEP, 1, 2)
+    await world.get(holder, 0, 4)
+
+
+async def test_what_a_full_backing_has_is_got(backing_of_8_pages: int) -> None:
+    """And a hole in it is one."""
+    world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
+    await world.fallocate(KEEP, 0, 8)
+    await world.get(holder, 0, 8)
+    with refused(errno.ENOENT):
+        await world.get(holder, 8, 9)
+
+
+@pytest.fixture
+def backing_of_8_pages() -> Iterator[int]:
+    backing = private_tmpfs(TmpfsOptions(size=str(8 * PAGE)), fallback_name="test")
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)
+    os.ftruncate(fd, 16 * PAGE)
+    yield fd
+    backing.close()
+
+
+@pytest.mark.parametrize("allocates", [True, False])
+async def test_past_the_end_there_is_nothing(allocates: bool) -> None:
+    """Also where memory is: KEEP_SIZE may have put some there."""
+    world, holder = world_of(rules(allocates=allocates), pages=8), Holder()
+    await world.fallocate(KEEP, 0, 16)
+    await world.get(holder, 0, 8)
+    for start, end in ((8, 9), (7, 9), (100, 101), (0, 600)):
+        with refused(errno.EINVAL):
+            await world.get(holder, start, end)
+    empty = world_of(rules(allocates=allocates), pages=0)
+    with refused(errno.EINVAL):
+        await empty.get(holder, 0, 1)
+
+
+async def test_the_last_page_may_be_a_part_of_one() -> None:
+    world = world_of(rules(allocates=False), pages=0)
+    os.ftruncate(world.file.fd, 3 * PAGE + 1)
+    world.allocate(0, 4)
+    assert await world.get(Holder(), 0, 4)
+
+
+async def test_where_there_are_no_frames_there_are_none() -> None:
+    fd = os.memfd_create("backing")
+    os.ftruncate(fd, PAGE)
+    file = InaccessibleFile(fd, Shim(V8(), PAGE))
+    with refused(errno.EOPNOTSUPP):
+        await file.pages.get(Holder(), 0, 1)
+    os.close(fd)
+
+
+# --- bound ranges -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "number"), [(Bind, errno.EINVAL), (GuestMemfd, errno.EIO)], ids=str
+)
+async def test_what_nobody_is_bound_to_is_not_got(
+    version: type[Semantics], number: int
+) -> None:
+    world, holder = world_of(version()), Holder()
+    with pytest.raises(OSError, match="nobody is bound to all of the pages 0 to 1"):
+        world.file.pages.get_now(holder, 0, 1)
+    one = await world.bound(4, 8)
+    for start, end in ((0, 1), (3, 5), (7, 9), (0, MANY)):
+        with refused(number):
+            await world.get(holder, start, end)
+    await world.get(holder, 4, 8)
+    # What is known already is refused, too.
+    world.file.notifiers.drop(one)
+    with refused(number):
+        await world.get(holder, 4, 8)
+    # And can be put.
+    world.put(holder, 4, 4)
+
+
+async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
+    """restrictedmem_get_page() has the lock; a fetch in a thread looks once more."""
+    world, holder = world_of(Bind()), Holder()
+    one = await world.bound(0, SIZE)
+    await world.get(holder, SIZE - 1, SIZE)
+    frames = world.frames
+    assert isinstance(frames, HeldFrames)
+    frames.held = True
+
+    async def get() -> None:
+        with refused(errno.EINVAL):
+            await world.get(holder, 0, MANY)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get)
+        await fetching(world, frames)
+        await world.file.notifiers.unregister(one)
+        frames.let_go.set()
+    assert world.is_punched(holder) == [(SIZE - 1, False)]
+
+
+async def test_an_allocation_that_nobody_is_told_of_holds_up_no_bind() -> None:
+    """restrictedmem_fallocate() takes the lock for a punch only."""
+    world = world_of(Bind())
+    await world.bound(0, 4)
+    assert world.file.notifiers.take()
+    with trio.fail_after(5):
+        await world.fallocate(KEEP, 0, 4)
+    world.file.notifiers.release()
+    assert world.allocated == 4
+
+
+# --- poison -----------------------------------------------------------------------
+
+
+async def test_poison_is_unknown_to_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = world_of(V8())
+    with refused(errno.EOPNOTSUPP):
+        await world.file.pages.poison(0)
+    await world.get(Holder(), 0, 1)
+
+
+@pytest.mark.parametrize("version", [V10, GuestMemfd], ids=str)
+async def test_a_poisoned_page_is_not_got_before_it_is_punched(
+    version: type[Semantics],
+) -> None:
+    world, holder = world_of(version()), Holder()
+    if version.scope == "range":
+        await world.bound(0, SIZE)
+    await world.get(holder, 0, 8)
+    await world.file.pages.poison(3)
+    assert not world.file.pages.plain
+    for start, end in ((3, 4), (0, 8), (0, MANY)):
+        with refused(EHWPOISON):
+            await world.get(holder, start, end)
+    await world.get(holder, 4, 8)
+    await world.punch(4, 8)
+    await world.punch(0, 3)
+    with refused(EHWPOISON):
+        await world.get(holder, 3, 4)
+    await world.punch(3, 4)
+    assert world.file.pages.plain
+    await world.get(holder, 0, 8)
+
+
+def test_the_number_is_the_kernels() -> None:
+    assert EHWPOISON == 133
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
+    """And a punch of it is no quick one, though nothing else is to be cared for."""
+    world, holder = world_of(V10()), Holder()
+    if fetched:
+        await world.get(holder, 3, 4)
+    await world.file.pages.poison(3)
+    assert not world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+    with refused(EHWPOISON):
+        await world.get(holder, 3, 4)
+    await world.punch(3, 4)
+    assert world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+
+
+async def test_a_punch_that_is_refused_heals_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_of(V10())
+    await world.file.pages.poison(3)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(syscalls, "fallocate", full)
+    with refused(errno.EIO):
+        await world.punch(3, 4)
+    with refused(EHWPOISON):
+        await world.get(Holder(), 3, 4)
+
+
+async def test_an_error_is_told_and_needs_no_answer() -> None:
+    world = world_of(V10())
+    listener = await world.listener(answers=False)
+    await world.file.pages.poison(3)
+    assert listener.told == [(MEMORY_ERROR, 3, 4)]
+    assert listener.sequence is None
+
+
+async def test_an_invalidation_for_poison_is_told_as_for_a_punch() -> None:
+    """kvm_gmem_error_folio(): begin and end, to those whose page it is."""
+    world = world_of(GuestMemfd())
+    one, other = await world.bound(0, 4), await world.bound(4, 8)
+    await world.get(Holder(), 3, 4)
+    await world.file.pages.poison(3)
+    assert one.told == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
+    assert other.told == []
+    # The page stays where it is: MF_DELAYED.
+    assert world.allocated == 1
+
+
+@pytest.mark.parametrize("version", [V10, GuestMemfd], ids=str)
+async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
+    world = world_of(version())
+    listener = await (
+        world.bound(0, 8) if version.scope == "range" else world.listener()
+    )
+    await world.file.pages.poison(3)
+    told = list(listener.told)
+    with refused(EHWPOISON):
+        await world.file.pages.poison(3)
+    assert listener.told == told
+    await world.punch(3, 4)
+    await world.file.pages.poison(3)
+
+
+async def test_a_folio_with_a_poisoned_page_is_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever gets a page beside it would map the whole folio anew."""
+    world, holder = world_of(V10()), Holder()
+    await world.get(holder, 0, 16)
+
+    def known(start: int, end: int) -> list[Extent]:
+        return [Extent(start, BASE + start, end - start, 3)]
+
+    monkeypatch.setattr(world.frames, "known", known)
+    await world.file.pages.poison(3)
+    assert await world.get(holder, 4, 16) == [
+        Extent(4, BASE + 4, 4, 0),
+        Extent(8, BASE + 8, 8, 3),
+    ]
+
+
+@pytest.mark.parametrize("version", [V10, GuestMemfd], ids=str)
+async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None:
+    world = world_of(version(), pages=4)
+    for page in (4, 100):
+        with refused(errno.EINVAL):
+            await world.file.pages.poison(page)
+    assert world.file.pages.plain
+
+
+async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:
+    """Else a start without an end would bar the others from the page for ever."""
+    world = world_of(GuestMemfd())
+    listener = await world.bound(0, 4, answers=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.file.pages.poison, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        listener.answers = True
+        listener.answer()
+    assert listener.told == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
+
+
+async def test_a_page_that_is_poisoned_while_it_is_fetched_is_not_got() -> None:
+    world, holder = world_of(V10()), Holder()
+    await world.get(holder, SIZE - 1, SIZE)
+    frames = world.frames
+    assert isinstance(frames, HeldFrames)
+    frames.held = True
+
+    async def get() -> None:
+        with refused(EHWPOISON):
+            await world.get(holder, 0, MANY)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get)
+        await fetching(world, frames)
+        await world.file.pages.poison(3)
+        frames.let_go.set()
+    assert world.is_punched(holder) == [(SIZE - 1, False)]

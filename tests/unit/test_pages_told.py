@@ -1,0 +1,387 @@
+"""What is told of pages: those that move, that go with the end, or in part."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs import syscalls
+from inaccfs.errnos import EHWPOISON
+from inaccfs.semantics import V7, V8, V9, V10, GuestMemfd, Semantics, V8AsPosted
+from inaccfs.semantics.rules import (
+    INVALIDATE,
+    INVALIDATE_END,
+    INVALIDATE_START,
+)
+from inaccfs.shim import file as file_module
+from tests.unit.control_fakes import BASE, PAGE
+from tests.unit.fakes import refused
+from tests.unit.pages_fakes import (
+    KEEP,
+    PUNCH,
+    SIZE,
+    Holder,
+    World,
+    count_calls,
+    rules,
+    world_of,
+)
+
+pytestmark = pytest.mark.usefixtures("_no_strays")
+
+
+# --- pages that move --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("semantics", "told"),
+    [
+        (V8(), [(INVALIDATE, 6, 8)]),
+        (V10(), [(INVALIDATE_START, 6, 8), (INVALIDATE_END, 6, 8)]),
+        (rules(order="before"), [(INVALIDATE, 6, 8)]),
+        (V8AsPosted(), []),
+        (V9(), []),
+    ],
+    ids=["v8", "v10", "before", "v8-as-posted", "v9"],
+)
+@pytest.mark.parametrize("by", ["a fetch", "a punch"])
+async def test_pages_that_have_moved_are_told_unless_they_may(
+    semantics: Semantics, told: list[tuple[str, int, int]], by: str
+) -> None:
+    """As gone, and as one range; a reference is to what was there before."""
+    world, holder = world_of(semantics), Holder()
+    await world.get(holder, 0, 8)
+    listener = await world.listener()
+    world.frames.moves = {6: 0x9000, 7: 0x9900}
+    if by == "a fetch":
+        await world.get(holder, 20, 21)
+    else:
+        await world.punch(3, 4)
+        # The punch itself is told first, in whichever unit.
+        plan = semantics.plan(punches=True)
+        del listener.told[: (plan.before is not None) + (plan.after is not None)]
+    assert listener.told == told
+    assert world.is_punched(holder)[6:8] != [(6, False), (7, False)]
+
+
+async def test_pages_that_move_one_by_one_are_told_in_as_few_ranges_as_there_are() -> (
+    None
+):
+    world = world_of(V8())
+    await world.get(Holder(), 0, 16)
+    listener = await world.listener()
+    world.frames.moves = {at: 0x9000 + 2 * at for at in (3, 1, 2, 9, 10, 14)}
+    await world.get(Holder(), 20, 21)
+    assert listener.told == [(INVALIDATE, *at) for at in ((1, 4), (9, 11), (14, 15))]
+
+
+async def test_whoever_tells_tells_of_what_has_moved_meanwhile() -> None:
+    """A peer that gets pages in its callback does not wait for itself."""
+    world = world_of(GuestMemfd())
+    await world.bound(4, SIZE)
+    listener = await world.bound(0, 4, answers=False)
+    await world.get(Holder(), 0, 4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.file.pages.poison, 3)
+        await trio.testing.wait_all_tasks_blocked()
+        world.frames.moves = {1: 0x9000}
+        with trio.fail_after(5):
+            await world.get(Holder(), 20, 21)
+        listener.answers = True
+        listener.answer()
+    assert listener.told == [
+        *((INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)),
+        *((INVALIDATE_START, 1, 2), (INVALIDATE_END, 1, 2)),
+    ]
+
+
+async def test_who_gets_pages_may_go_and_the_others_are_told() -> None:
+    world = world_of(V10())
+    await world.get(Holder(), 0, 4)
+    listener = await world.listener(answers=False)
+    world.frames.moves = {1: 0x9000}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.get, Holder(), 20, 21)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        listener.answers = True
+        listener.answer()
+    assert listener.told == [(INVALIDATE_START, 1, 2), (INVALIDATE_END, 1, 2)]
+
+
+# --- the end of the file ----------------------------------------------------------
+
+
+async def test_no_allocation_past_the_end_where_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EINVAL of kvm_gmem_allocate(); a punch there does nothing, and succeeds."""
+    world = world_of(GuestMemfd(), pages=8)
+    for start, end in ((8, 9), (7, 9), (0, 9)):
+        with refused(errno.EINVAL):
+            world.file.fallocate_quick(KEEP, start * PAGE, (end - start) * PAGE)
+        with refused(errno.EINVAL):
+            await world.fallocate(KEEP, start, end)
+    assert world.file.fallocate_quick(KEEP, 0, 8 * PAGE)
+    assert world.file.fallocate_quick(PUNCH, 6 * PAGE, 64 * PAGE)
+    assert world.allocated == 6
+    # The size is final, and looked up once.
+    calls = count_calls(monkeypatch, file_module, "fstat")
+    for _ in range(3):
+        assert world.file.fallocate_quick(KEEP, 0, PAGE)
+        await world.fallocate(KEEP, 0, 4)
+    assert calls == []
+
+
+async def test_a_file_without_a_size_takes_no_allocation_and_gets_one_later() -> None:
+    world = world_of(GuestMemfd(), pages=0)
+    with refused(errno.EINVAL):
+        world.file.fallocate_quick(KEEP, 0, PAGE)
+    await world.file.set_size(4 * PAGE)
+    assert world.file.fallocate_quick(KEEP, 0, 4 * PAGE)
+    with refused(errno.EINVAL):
+        world.file.fallocate_quick(KEEP, 4 * PAGE, PAGE)
+
+
+async def test_a_size_that_changes_is_looked_up_again() -> None:
+    """A user's rules may have it free, and allocations end with it all the same."""
+    world = world_of(rules(size="free", past_end="refused"), pages=4)
+    for pages in (4, 8, 2):
+        await world.file.set_size(pages * PAGE)
+        assert world.file.fallocate_quick(KEEP, 0, pages * PAGE)
+        with refused(errno.EINVAL):
+            world.file.fallocate_quick(KEEP, pages * PAGE, PAGE)
+
+
+# --- a size that is free ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("semantics", "told"),
+    [
+        (rules(size="free"), [(INVALIDATE, 2, 8)]),
+        (
+            rules(V10, size="free"),
+            [(INVALIDATE_START, 2, 8), (INVALIDATE_END, 2, 8)],
+        ),
+        (rules(V7, size="free"), [(INVALIDATE, 2, 8)]),
+    ],
+    ids=["v8", "v10", "v7"],
+)
+@pytest.mark.parametrize("size", [2 * PAGE, PAGE + 1])
+async def test_a_file_that_shrinks_is_punched_at_its_end(
+    semantics: Semantics, told: list[tuple[str, int, int]], size: int
+) -> None:
+    """truncate_inode_pages() is what a punch is, too. The page at the cut stays."""
+    world, holder = world_of(semantics, pages=8), Holder()
+    listener = await world.listener()
+    await world.get(holder, 0, 8)
+    if semantics.references == "locked":
+        world.put(holder, 0, 8)
+    await world.file.set_size(size)
+    assert listener.told == told
+    assert os.fstat(world.file.fd).st_size == size
+    assert world.allocated == 2
+    with refused(errno.EINVAL):
+        await world.get(holder, 2, 3)
+    await world.file.set_size(8 * PAGE)
+    assert listener.told == told
+    await world.get(holder, 0, 8)
+    if semantics.references == "counted":
+        assert world.is_punched(holder).count((5, True)) == 1
+        assert (1, True) not in world.is_punched(holder)
+
+
+async def test_a_large_file_shrinks_in_a_thread() -> None:
+    world, holder = world_of(rules(size="free"), pages=2048), Holder()
+    await world.get(holder, 0, 2048)
+    listener = await world.listener()
+    await world.file.set_size(PAGE)
+    assert listener.told == [(INVALIDATE, 1, 2048)]
+    assert (world.allocated, world.file.busy) == (1, False)
+
+
+async def test_a_file_that_grows_or_has_its_first_size_tells_nobody() -> None:
+    world = world_of(rules(size="free"), pages=0)
+    listener = await world.listener()
+    for size in (PAGE, 4 * PAGE, 4 * PAGE, 4 * PAGE + 1, 4 * PAGE + 1):
+        await world.file.set_size(size)
+    # Nor does one that loses no page.
+    await world.file.set_size(4 * PAGE + 1)
+    assert listener.told == []
+
+
+# --- parts of pages ---------------------------------------------------------------
+
+
+async def test_a_page_that_is_punched_in_part_stays() -> None:
+    """Without a rule for alignment: its content goes, so it is told; but no more."""
+    semantics = rules(V10, aligned="nothing")
+    world, holder = world_of(semantics), Holder()
+    await world.get(holder, 0, 8)
+    listener = await world.listener()
+    await world.file.pages.poison(1)
+    await world.file.pages.poison(2)
+    listener.told.clear()
+    await world.in_bytes(PUNCH, PAGE + 100, 3 * PAGE)
+    assert listener.told == [(INVALIDATE_START, 1, 5), (INVALIDATE_END, 1, 5)]
+    assert world.allocated == 6
+    assert [at for at, punched in world.is_punched(holder) if punched] == [2, 3]
+    with refused(EHWPOISON):
+        await world.get(holder, 1, 2)
+    await world.get(holder, 2, 3)
+    # And less than a page takes none.
+    await world.in_bytes(PUNCH, 6 * PAGE + 1, 100)
+    assert listener.told[-1] == (INVALIDATE_END, 6, 7)
+    assert (6, False) in world.is_punched(holder)
+
+
+# --- events that tell frames ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (V8, {"order": "after"}),
+        (V8, {"order": "before"}),
+        (V8, {"order": "bracket"}),
+    ],
+    ids=["after", "before", "bracket"],
+)
+async def test_events_tell_the_frames_that_go(
+    base: type[Semantics], changes: dict[str, str]
+) -> None:
+    """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
+    world = world_of(rules(base, tells_frames=True, **changes))
+    await world.get(Holder(), 2, 5)
+    await world.get(Holder(), 7, 8)
+    listener = await world.listener()
+    await world.punch(3, 9)
+    assert listener.frames == [[(3, BASE + 3, 2), (7, BASE + 7, 1)]] * len(
+        listener.told
+    )
+    await world.punch(20, 30)
+    assert listener.frames[-1] == []
+
+
+async def test_what_was_fetched_since_the_start_is_told_at_the_end() -> None:
+    world = world_of(rules(V10, tells_frames=True))
+    listener = await world.listener(answers=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.punch, 0, 8)
+        await trio.testing.wait_all_tasks_blocked()
+        await world.get(Holder(), 3, 4)
+        listener.answers = True
+        listener.answer()
+    assert listener.frames == [[], [(3, BASE + 3, 1)]]
+
+
+async def test_an_allocation_takes_no_frames() -> None:
+    world = world_of(rules(order="bracket", tells_frames=True))
+    await world.get(Holder(), 0, 4)
+    listener = await world.listener()
+    await world.fallocate(KEEP, 0, 8)
+    assert listener.frames == [[], []]
+
+
+async def test_a_punch_that_is_refused_has_taken_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_of(rules(tells_frames=True))
+    await world.get(Holder(), 0, 4)
+    listener = await world.listener()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(syscalls, "fallocate", full)
+    with refused(errno.EIO):
+        await world.punch(0, 4)
+    assert listener.frames == [[]]
+
+
+async def test_most_tell_none() -> None:
+    world = world_of(V8())
+    await world.get(Holder(), 0, 4)
+    listener = await world.listener()
+    await world.punch(0, 4)
+    assert listener.frames == [None]
+
+
+# --- without a task ---------------------------------------------------------------
+
+
+async def at_once(world: World, start: int, end: int) -> bool:
+    """Punch without a task, if that is possible, and wait for it."""
+    over = trio.Event()
+    failures: list[Exception | None] = []
+
+    def done(failure: Exception | None) -> None:
+        failures.append(failure)
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        length = (end - start) * PAGE
+        possible = world.file.punch_at_once(PUNCH, start * PAGE, length, done)
+        if possible:
+            await over.wait()
+            assert failures == [None]
+        nursery.cancel_scope.cancel()
+    return possible
+
+
+@pytest.mark.parametrize(
+    ("semantics", "possible"),
+    [
+        (V8(), True),
+        (V8AsPosted(), True),
+        (rules(held="the whole call"), True),
+        (rules(references="locked"), False),
+        (V7(), False),
+        (V9(), False),
+        (GuestMemfd(), False),
+    ],
+    ids=["v8", "v8-as-posted", "whole call", "locked", "v7", "v9", "guest_memfd"],
+)
+async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
+    semantics: Semantics, possible: bool
+) -> None:
+    world = world_of(semantics)
+    assert await at_once(world, 0, 4) is possible
+    # Without the task that evicts it needs one of its own.
+    assert not world.file.punch_at_once(PUNCH, 0, PAGE, lambda _: None)
+
+
+async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
+    results = []
+    for way in (at_once, World.punch):
+        world, holder = world_of(rules(tells_frames=True)), Holder()
+        await world.get(holder, 0, 8)
+        listener = await world.listener()
+        world.frames.moves = {6: 0x9000}
+        await way(world, 2, 4)
+        results.append(
+            (
+                *(listener.told, listener.frames, world.is_punched(holder)),
+                *(world.allocated, world.frames.freed),
+                world.file._shim.counters,
+            )
+        )
+    assert results[0] == results[1]
+    assert results[0][0] == [(INVALIDATE, 2, 4), (INVALIDATE, 6, 7)]
+
+
+async def test_the_rules_hold_without_a_task() -> None:
+    world = world_of(V8())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with refused(errno.EINVAL):
+            world.file.punch_at_once(PUNCH, 1, PAGE, lambda _: None)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,253 @@
+"""Who waits for answers without a task evicts the silent, in time and at no cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.shim.counters import Counters
+from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.order import Notice
+from inaccfs.shim.patience import Patience
+
+SECONDS = 10.0
+
+
+@dataclass(eq=False)
+class Silent:
+    """A notifier that says nothing by itself."""
+
+    name: str
+    evictions: list[tuple[str, float]]
+    sequence: int = 0
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        assert sequence is not None
+        self.sequence = sequence
+
+    def evict(self) -> None:
+        self.evictions.append((self.name, trio.current_time()))
+
+
+@dataclass
+class File:
+    """The notifiers of a file, one of them for a start."""
+
+    patience: Patience
+    evictions: list[tuple[str, float]]
+    name: str
+    notifiers: Notifiers = field(init=False)
+    notifier: Silent = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.notifiers = Notifiers(Counters(), SECONDS)
+        self.notifier = Silent(self.name, self.evictions)
+
+    async def registered(self) -> File:
+        await self.notifiers.register(self.notifier)
+        return self
+
+    def invalidate(self) -> None:
+        """Tell of it, and let it be watched."""
+        assert self.notifiers.take()
+        sequence = self.notifiers.begin(Notice("INVALIDATE", 0, 1), self.over)
+        assert sequence is not None
+        self.patience.watch(self.notifiers, sequence)
+
+    def over(self) -> None:
+        self.patience.forget(self.notifiers)
+        self.notifiers.release()
+
+    def answer(self) -> None:
+        self.notifiers.answer(self.notifier, self.notifier.sequence)
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often the task of `Patience.run` runs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += "Patience.run" in task.name
+
+
+@dataclass
+class World:
+    patience: Patience
+    nursery: trio.Nursery
+    evictions: list[tuple[str, float]] = field(default_factory=list)
+
+    async def file(self, name: str = "") -> File:
+        return await File(self.patience, self.evictions, name).registered()
+
+
+@pytest.fixture
+async def world(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> World:
+    made = World(Patience(SECONDS), nursery)
+    nursery.start_soon(made.patience.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return made
+
+
+async def test_it_runs_from_its_start_to_its_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else nobody may rely on it."""
+    patience = Patience(SECONDS)
+    assert not patience.running
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert patience.running
+        nursery.cancel_scope.cancel()
+    assert not patience.running
+
+
+async def test_the_silent_are_evicted_when_their_time_is_over(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = await world.file("one")
+    await trio.sleep(3)
+    file.invalidate()
+    await trio.sleep(SECONDS - 0.01)
+    assert world.evictions == []
+    await trio.sleep(0.02)
+    assert world.evictions == [("one", 3 + SECONDS)]
+    assert len(file.notifiers) == 0
+    assert not file.notifiers.running
+
+
+async def test_each_has_its_own_time_in_order(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    files = [await world.file(str(number)) for number in range(5)]
+    for file in files:
+        file.invalidate()
+        await trio.sleep(1)
+    # In the middle one answers, and is told once more: it has all of its time again.
+    files[2].answer()
+    files[2].invalidate()
+    await trio.sleep(3 * SECONDS)
+    assert world.evictions == [
+        *((str(number), number + SECONDS) for number in (0, 1, 3, 4)),
+        ("2", 5 + SECONDS),
+    ]
+
+
+async def test_several_of_one_time_go_together(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    files = [await world.file(str(number)) for number in range(3)]
+    for file in files:
+        file.invalidate()
+    await trio.sleep(2 * SECONDS)
+    assert world.evictions == [(str(number), SECONDS) for number in range(3)]
+
+
+async def test_who_answers_in_the_last_moment_stays(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = await world.file()
+    for _ in range(3):
+        file.invalidate()
+        await trio.sleep(SECONDS - 0.001)
+        file.answer()
+    await trio.sleep(3 * SECONDS)
+    assert world.evictions == []
+    assert len(file.notifiers) == 1
+
+
+async def test_all_of_an_event_are_evicted_but_not_who_has_answered(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = await world.file("one")
+    quick = Silent("quick", world.evictions)
+    await file.notifiers.register(quick)
+    await file.notifiers.register(Silent("other", world.evictions))
+    file.invalidate()
+    file.notifiers.answer(quick, quick.sequence)
+    await trio.sleep(2 * SECONDS)
+    assert world.evictions == [("one", SECONDS), ("other", SECONDS)]
+    assert list(file.notifiers) == [quick]
+
+
+async def test_it_begins_again_after_a_rest(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    for round_ in range(3):
+        file = await world.file(str(round_))
+        await trio.sleep(100 - trio.current_time() % 100)
+        file.invalidate()
+        await trio.sleep(2 * SECONDS)
+    assert world.evictions == [
+        (str(round_), 100 * (round_ + 1) + SECONDS) for round_ in range(3)
+    ]
+
+
+async def test_the_task_rests_while_all_answer(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A wake-up in all the time that somebody has; not one an event."""
+    file = await world.file()
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    events = 10_000
+    for _ in range(events):
+        file.invalidate()
+        file.answer()
+        await trio.sleep(0.01)
+    trio.lowlevel.remove_instrument(steps)
+    assert steps.count <= 2 * events * 0.01 / SECONDS + 2
+
+
+async def test_the_task_rests_while_the_silent_have_their_time(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    silent, quick = await world.file("silent"), await world.file()
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    silent.invalidate()
+    for _ in range(1000):
+        quick.invalidate()
+        quick.answer()
+        await trio.sleep(0.005)
+    trio.lowlevel.remove_instrument(steps)
+    assert steps.count <= 2
+    await trio.sleep(SECONDS)
+    assert world.evictions == [("silent", SECONDS)]
+
+
+async def test_what_has_been_answered_is_not_kept(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """However long somebody else says nothing."""
+    silent, quick = await world.file("silent"), await world.file()
+    silent.invalidate()
+    for _ in range(1000):
+        quick.invalidate()
+        quick.answer()
+        assert len(world.patience) == 1
+    for _ in range(1000):
+        other = await world.file()
+        other.invalidate()
+        other.answer()
+    assert len(world.patience) == 1
+    silent.answer()
+    assert len(world.patience) == 0
+
+
+async def test_what_is_over_before_it_is_watched_is_not_kept(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """All have gone while they were told."""
+    file = await world.file()
+    assert file.notifiers.take()
+    sequence = file.notifiers.begin(Notice("INVALIDATE", 0, 1), file.over)
+    assert sequence is not None
+    file.notifiers.drop(file.notifier)
+    world.patience.watch(file.notifiers, sequence)
+    assert len(world.patience) == 0

@@ -1,0 +1,533 @@
+"""`--semantics`: names, and classes of one's own, checked before there is a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.errors import OptionError
+from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, load
+from inaccfs.semantics.rules import INVALIDATE
+from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inaccfs.shim.backing import Backing
+
+PAGE = 4096
+IMPORTS = """\
+import errno
+from inaccfs.semantics import *
+from inaccfs.semantics.rules import *
+"""
+
+
+def written(directory: Path, text: str, name: str = "mine.py") -> str:
+    """A file of a user's own, by its path."""
+    path = directory / name
+    path.write_text(IMPORTS + textwrap.dedent(text))
+    return str(path)
+
+
+def complaint(wanted: str) -> str:
+    """What the loader says of it: one line."""
+    with pytest.raises(OptionError) as caught:
+        load.load(wanted)
+    told = str(caught.value)
+    assert told
+    assert told.isprintable(), told
+    return told
+
+
+def complaint_of(directory: Path, body: str, base: str = "V8") -> str:
+    """What it says of a class with this body."""
+    body = textwrap.indent(textwrap.dedent(body).strip() or "pass", "    ")
+    wanted = written(directory, f"class Mine({base}):\n{body}\n")
+    return complaint(f"{wanted}:Mine")
+
+
+# --- names ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_every_version_has_a_name_that_loads_it(version: type[Semantics]) -> None:
+    assert type(load.load(version.name)) is version
+
+
+def test_the_default_is_a_version() -> None:
+    assert type(load.load(load.DEFAULT)) is V8
+
+
+@pytest.mark.parametrize(
+    ("wanted", "near"),
+    [
+        ("v88", "v8"),
+        ("V9", "v9"),
+        ("guestmemfd", "guest_memfd"),
+        ("guest_memfd:mmpa", "guest_memfd:mmap"),
+        ("blind", "bind"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest_and_the_list(
+    wanted: str, near: str
+) -> None:
+    told = complaint(wanted)
+    assert told.startswith(f"unknown semantics {wanted!r}: did you mean {near}? ")
+    assert all(version.name in told for version in VERSIONS)
+    assert "FILE.py:CLASS" in told
+
+
+@pytest.mark.parametrize("wanted", ["", "mesi", "mine.pyc:Mine", ":", "a:b:c", "\n"])
+def test_a_name_like_nothing_is_told_with_the_list(wanted: str) -> None:
+    told = complaint(wanted)
+    assert "did you mean" not in told
+    assert "v8-as-posted" in told
+
+
+# --- files ------------------------------------------------------------------------
+
+
+def test_twenty_lines_are_enough_for_v8_but_before(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """And it is v8 but for that, under its own name."""
+    text = """\
+    from inaccfs.semantics import V8
+
+    class Before(V8):
+        \"\"\"v8, but invalidate before.\"\"\"
+
+        order = "before"
+    """
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(text))
+    assert len(text.splitlines()) < 20
+
+    made = load.load(f"{path}:Before")
+
+    assert made.plan(punches=True) == Plan(before=INVALIDATE)
+    assert made.name == "Before"
+    assert made.source == str(path)
+    assert made.order == "before"
+    differing = {
+        rule for rule in load.rules() if getattr(made, rule) != getattr(V8, rule)
+    }
+    assert differing == {"order"}
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_a_class_may_give_itself_a_name_and_a_source(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        class Mine(V9):
+            name = "ours, draft 3"
+            source = "a talk"
+        """,
+    )
+    made = load.load(f"{path}:Mine")
+    assert (made.name, made.source) == ("ours, draft 3", "a talk")
+
+
+def test_an_imported_version_keeps_its_name(tmp_path: Path) -> None:
+    made = load.load(written(tmp_path, "pass") + ":V9")
+    assert (made.name, made.source) == ("v9", load.load("v9").source)
+
+
+def test_a_class_may_be_derived_from_another_of_the_file(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        class Base(V8):
+            unit = "bytes"
+            _helper = 5
+
+            def look(self):
+                return self._helper
+
+        class Mine(Base):
+            order = "bracket"
+        """,
+    )
+    made = load.load(f"{path}:Mine")
+    assert (made.unit, made.order, made.name) == ("bytes", "bracket", "Mine")
+
+
+def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
+    written(tmp_path, "class Mine(V8): pass")
+    for _ in range(2):
+        load.load(f"{tmp_path}/mine.py:Mine")
+    assert os.listdir(tmp_path) == ["mine.py"]
+
+
+def test_each_load_sees_the_file_as_it_is(tmp_path: Path) -> None:
+    """However soon it was edited."""
+    for order in ("before", "bracket", "after"):
+        wanted = written(tmp_path, f"class Mine(V8): order = {order!r}")
+        assert load.load(f"{wanted}:Mine").order == order
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_dataclass_finds_its_module(tmp_path: Path, frozen: bool) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from inaccfs.semantics import V8\n"
+        f"@dataclass(frozen={frozen})\n"
+        "class Mine(V8):\n"
+        "    _seen: int = 0\n"
+        "    def check_size(self, *_): raise SystemExit\n"
+    )
+    made = load.load(f"{path}:Mine")
+    with pytest.raises(RuntimeError):
+        made.check_size(0, 0, PAGE)
+
+
+def test_a_path_may_have_a_colon(tmp_path: Path) -> None:
+    directory = tmp_path / "a:b"
+    directory.mkdir()
+    assert load.load(written(directory, "class Mine(V8): pass") + ":Mine").name
+
+
+def test_a_file_without_its_class_is_told_what_to_write(tmp_path: Path) -> None:
+    wanted = written(tmp_path, "class Mine(V8): pass")
+    assert complaint(wanted) == (
+        f"semantics {wanted}: name the class, too: {wanted}:Mine"
+    )
+    empty = written(tmp_path, "pass", "empty.py")
+    assert complaint(empty).endswith(f"{empty}:CLASS")
+
+
+def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    wanted = written(tmp_path, "class Mine(V8): pass\nclass Yours(V8): pass")
+    for name in ("Thine", "", "Mine.Yours"):
+        assert complaint(f"{wanted}:{name}") == (
+            f"semantics {wanted} has no class {name!r}: there is Mine, Yours"
+        )
+    empty = written(tmp_path, "pass", "empty.py")
+    assert complaint(f"{empty}:Mine").endswith("has no class 'Mine'")
+
+
+@pytest.mark.parametrize("name", ["errno", "Mine", "value"])
+def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
+    wanted = written(tmp_path, "class Mine:\n    order = 'before'\nvalue = 5")
+    told = complaint(f"{wanted}:{name}")
+    assert told.startswith(f"semantics {wanted}:{name} is not derived from ")
+    assert "V8" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "no such file"),
+        ("FIFO", "no regular file"),
+        ("directory", "no regular file"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ":Mine"])
+def test_a_file_that_cannot_be_read_is_told(
+    tmp_path: Path, kind: str, reason: str, suffix: str
+) -> None:
+    """And nobody waits for a FIFO."""
+    path = tmp_path / "mine.py"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    assert complaint(f"{path}{suffix}") == f"semantics {path}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("class (V8)", "line 4: SyntaxError: ", id="syntax"),
+        pytest.param("x = 'unclosed", "line 4: SyntaxError: ", id="string"),
+        pytest.param("import nowhere_at_all", "line 4: ModuleNotFoundError", id="none"),
+        pytest.param("1 / 0", "line 4: ZeroDivisionError: division", id="raises"),
+        pytest.param("V8.nothing", "line 4: AttributeError", id="no attribute"),
+        pytest.param("raise ValueError", "line 4: ValueError", id="no words"),
+        pytest.param("raise ValueError('a\\nb')", "line 4: ValueError: a", id="lines"),
+        pytest.param("\nimport sys\nsys.exit(3)", "line 6: SystemExit: 3", id="exit"),
+        pytest.param(
+            "def one():\n    int('x')\none()", "line 5: ValueError", id="in a function"
+        ),
+        pytest.param("x = 1\x00", "source code", id="NUL"),
+    ],
+)
+def test_a_file_that_does_not_run_is_told_with_its_line(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    wanted = written(tmp_path, text)
+    told = complaint(f"{wanted}:Mine")
+    assert told.startswith(f"semantics {wanted}: ")
+    assert reason in told
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_bytes(b"x = '\xff'\n")
+    assert "SyntaxError" in complaint(f"{path}:Mine")
+
+
+def test_the_line_of_another_file_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    wanted = written(tmp_path, "compile('\\n' * 9 + 'class (', 'other.py', 'exec')")
+    assert "line 4: SyntaxError" in complaint(f"{wanted}:Mine")
+
+
+# --- rules ------------------------------------------------------------------------
+
+
+def test_a_class_of_no_version_must_give_every_rule(tmp_path: Path) -> None:
+    told = complaint_of(tmp_path, "order = 'after'", "Semantics")
+    assert told.startswith("semantics Mine has no rule 'magic': give it, or derive ")
+
+
+@pytest.mark.parametrize("rule", load.rules())
+def test_a_missing_rule_is_named(tmp_path: Path, rule: str) -> None:
+    body = "\n".join(f"{name} = V8.{name}" for name in load.rules() if name != rule)
+    told = complaint_of(tmp_path, body, "Semantics")
+    assert told.startswith(f"semantics Mine has no rule {rule!r}: ")
+
+
+def test_a_class_of_no_version_with_every_rule_is_one(tmp_path: Path) -> None:
+    body = "\n".join(f"    {name} = V8.{name}" for name in load.rules())
+    wanted = written(tmp_path, f"class Mine(Semantics):\n{body}\n")
+    assert load.load(f"{wanted}:Mine").events == [INVALIDATE]
+
+
+_WRONG: dict[type, tuple[str, ...]] = {
+    bool: ("1", "0", "'yes'", "None.__class__"),
+    int: ("True", "1.0", "'22'", "'EINVAL'"),
+}
+
+
+@pytest.mark.parametrize("rule", load.rules())
+def test_a_wrong_value_is_told_with_those_that_are_right(
+    tmp_path: Path, rule: str
+) -> None:
+    kind = load.rules()[rule]
+    for value in _WRONG.get(kind, ("'nonsense'", "5", "True", "['after']", "str")):
+        told = complaint_of(tmp_path, f"{rule} = {value}")
+        assert told.startswith(f"semantics Mine.{rule} is "), told
+        if kind is bool:
+            assert told.endswith("it must be True or False")
+        elif kind is int:
+            assert told.endswith("it must be a whole number")
+        else:
+            assert repr(getattr(V8, rule)) in told
+            assert " or " in told
+
+
+@pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
+@pytest.mark.parametrize("value", ["0", "-errno.EINVAL", "512", "1 << 40"])
+def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
+    """The kernel takes no reply with another number, and the caller would hang."""
+    told = complaint_of(tmp_path, f"{rule} = {value}")
+    assert told.startswith(f"semantics Mine.{rule} is ")
+    assert told.endswith("it must be an errno, such as errno.EINVAL")
+
+
+@pytest.mark.parametrize("value", ["-1", "1 << 32"])
+def test_a_magic_must_be_one(tmp_path: Path, value: str) -> None:
+    assert complaint_of(tmp_path, f"magic = {value}").endswith("it must have 32 bits")
+
+
+@pytest.mark.parametrize(("word", "value"), [("name", "5"), ("source", "None")])
+def test_what_people_call_it_must_be_text(
+    tmp_path: Path, word: str, value: str
+) -> None:
+    assert complaint_of(tmp_path, f"{word} = {value}") == (
+        f"semantics Mine.{word} is {value}: it must be text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("Order", "order"),
+        ("notify", "notifies"),
+        ("units", "unit"),
+        ("reference", "references"),
+        ("exclusiv", "exclusive"),
+        ("keep_size_requird", "keep_size_required"),
+        ("aligned_", "aligned"),
+    ],
+)
+def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None:
+    assert complaint_of(tmp_path, f"{wrong} = 'before'") == (
+        f"semantics Mine.{wrong}: no rule has that name: did you mean {right}?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("check_sise", "check_size"), ("plans", "plan")]
+)
+def test_a_misspelt_method_is_told(tmp_path: Path, wrong: str, right: str) -> None:
+    told = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
+    assert told.endswith(f"did you mean {right}?")
+
+
+def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
+    wanted = written(
+        tmp_path,
+        """
+        class Base(V8):
+            ordre = "before"
+
+        class Mine(Base):
+            pass
+        """,
+    )
+    assert "did you mean order?" in complaint(f"{wanted}:Mine")
+
+
+# --- rules that are code ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "header"),
+    [
+        ("check_size", "def check_size(self, new): pass"),
+        ("check_size", "def check_size(): pass"),
+        ("check_size", "def check_size(self, current, new, page, more): pass"),
+        ("check_fallocate", "def check_fallocate(self, mode, offset): pass"),
+        ("check_fallocate", "check_fallocate = 5"),
+        ("check_fallocate", "check_fallocate = None"),
+        ("plan", "def plan(self): pass"),
+        ("plan", "def plan(self, punch): pass"),
+        ("plan", "plan = Plan()"),
+        ("check_size", "async def check_size(self, current, new, page): pass"),
+        ("check_size", "def check_size(self, current, new, page): yield"),
+    ],
+)
+def test_a_method_that_cannot_be_called_is_told(
+    tmp_path: Path, method: str, header: str
+) -> None:
+    assert complaint_of(tmp_path, header).startswith(f"semantics Mine.{method}")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "def check_size(self, current, new, page_size): pass",
+        "def check_size(self, *args): pass",
+        "def check_size(self, a, b, c, d=4): pass",
+        "@staticmethod\ndef check_size(current, new, page_size): pass",
+        "@classmethod\ndef check_size(cls, current, new, page_size): pass",
+        "check_size = lambda self, a, b, c: None",
+        "check_size = print",
+    ],
+)
+def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> None:
+    body = textwrap.indent(method, "    ")
+    wanted = written(tmp_path, f"class Mine(V8):\n{body}\n")
+    load.load(f"{wanted}:Mine").check_size(PAGE, 0, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise ValueError('a\\nb')", ".plan raises ValueError: a"),
+        ("raise SystemExit(1)", ".plan raises SystemExit: 1"),
+        ("return None", ".plan returns None: it must be a Plan"),
+        ("return ('INVALIDATE', None)", ".plan returns ('INVALIDATE', None): it must"),
+        ("return Plan", ".plan returns <class"),
+        ("return Plan(before='INVALIDATE_END')", ": no such event there: 'INVALIDATE_"),
+        ("return Plan(after='INVALIDATE_START')", ": no such event there: "),
+        ("return Plan(before=POPULATE)", ": no such event there: 'POPULATE'"),
+        ("return Plan(after=5)", ": no such event there: 5"),
+        ("return Plan(after=['INVALIDATE'])", ": no such event there: ["),
+        ("return None if punches else Plan()", ".plan returns None"),
+        ("return Plan() if punches else None", ".plan returns None"),
+    ],
+)
+def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, told: str) -> None:
+    found = complaint_of(tmp_path, f"def plan(self, *, punches):\n    {body}")
+    assert found.startswith("semantics Mine.plan")
+    assert told in found
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise ValueError('no')", "raises ValueError: no"),
+        ("raise SystemExit", "raises SystemExit"),
+        ("self.nothing", "raises AttributeError"),
+    ],
+)
+def test_a_class_that_cannot_be_made_is_told(
+    tmp_path: Path, body: str, reason: str
+) -> None:
+    told = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
+    assert told.startswith(f"semantics Mine: Mine() {reason}")
+
+
+def test_a_class_that_wants_arguments_is_told(tmp_path: Path) -> None:
+    told = complaint_of(tmp_path, "def __init__(self, what): pass")
+    assert "raises TypeError" in told
+
+
+def rule_that_raises(directory: Path, what: str) -> Semantics:
+    wanted = written(
+        directory,
+        f"""
+        class Mine(V8):
+            def check_fallocate(self, mode, offset, length, page_size):
+                raise {what}
+
+            def check_size(self, current, new, page_size):
+                raise {what}
+        """,
+    )
+    return load.load(f"{wanted}:Mine")
+
+
+def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
+    made = rule_that_raises(tmp_path, "refused(errno.ENOLCK)")
+    with refused(errno.ENOLCK):
+        made.check_fallocate(0, 0, PAGE, PAGE)
+    with refused(errno.ENOLCK):
+        made.check_size(0, PAGE, PAGE)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "SystemExit(0)",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "BaseException('all')",
+        "OSError",
+        "OSError('EINVAL')",
+        "OSError(-22, 'as the kernel has it')",
+        "OSError(0, '')",
+        "OSError(512, 'ERESTARTSYS')",
+        "OSError('EINVAL', 'x')",
+    ],
+)
+def test_what_would_be_more_than_a_bug_is_a_bug(tmp_path: Path, what: str) -> None:
+    """Of the loop's end, and of a reply that the kernel does not take, too."""
+    made = rule_that_raises(tmp_path, what)
+    with pytest.raises(RuntimeError, match=r"Mine\.check_fallocate raises") as caught:
+        made.check_fallocate(0, 0, PAGE, PAGE)
+    assert caught.value.__cause__ is not None
+    with pytest.raises(RuntimeError, match=r"Mine\.check_size raises"):
+        made.check_size(0, PAGE, PAGE)
+
+
+def test_an_ordinary_bug_stays_what_it_is(tmp_path: Path) -> None:
+    made = rule_that_raises(tmp_path, "ZeroDivisionError('mine')")
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        made.check_size(0, PAGE, PAGE)
+
+
+def test_the_rules_of_a_version_are_called_without_a_detour() -> None:
+    """The choice costs nothing."""
+    for version in VERSIONS:
+        assert vars(load.load(version.name)) == {}

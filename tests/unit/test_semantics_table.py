@@ -1,0 +1,447 @@
+"""The table of versions, row by row: who had which rule when.
+
+The rows are those of "API by version" in our notes on the history, which name the
+mails. Where a version departs from its column on purpose, the test says why.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import pytest
+
+from inaccfs import errnos
+from inaccfs.control import messages, queries
+from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, load, rules
+from inaccfs.semantics.rules import (
+    INVALIDATE,
+    INVALIDATE_END,
+    INVALIDATE_START,
+    MEMORY_ERROR,
+    POPULATE,
+)
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = 4096
+KEEP = FALLOC_FL_KEEP_SIZE
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+ZERO_RANGE = 0x10  # of include/uapi/linux/falloc.h
+
+NAMES = tuple(version.name for version in VERSIONS)
+
+V8S = ("v8", "v8-as-posted")
+RESTRICTEDMEM = ("v9", "v10", "bind")
+GUEST_MEMFD = (
+    "guest_memfd-6.8",
+    "guest_memfd",
+    "guest_memfd:mmap",
+    "guest_memfd:mmap+init_shared",
+)
+BRACKETED = (*RESTRICTEDMEM, *GUEST_MEMFD)
+
+
+def columns(*groups: tuple[object, tuple[str, ...]]) -> dict[str, Any]:
+    """What each version has, from (what, who has it); each must be told once."""
+    found = {name: what for what, names in groups for name in names}
+    assert sorted(found) == sorted(NAMES)
+    assert sum(len(names) for _, names in groups) == len(NAMES)
+    return found
+
+
+versions = pytest.mark.parametrize("name", NAMES)
+
+
+def outcome(call: Callable[..., None], *arguments: int) -> str:
+    """ "ok", or the errno's name."""
+    try:
+        call(*arguments)
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
+
+
+# --- the rows ---------------------------------------------------------------------
+
+
+@versions
+def test_row_create(name: str) -> None:
+    """What is made is told by the magic; memfd-create is the same in all versions.
+
+    A departure: memfd_create(2) with a flag, memfd_restricted(2) and an ioctl of KVM
+    were three ways to make a file; a file system has its own.
+    """
+    magics = columns(
+        # shmem itself.
+        (0x01021994, ("v7",)),
+        (0x494E4143, V8S),
+        # "REST" and an M.
+        (0x5245534D, RESTRICTEDMEM),
+        # An anonymous inode; a file system of its own came in 6.19.
+        (0x09041934, GUEST_MEMFD),
+    )
+    assert load.load(name).magic == magics[name]
+    assert "memfd-create" in messages.COMMANDS
+
+
+SIZES = (
+    # (current, new): once, by ftruncate(2); fixed, as by creation.
+    (0, PAGE, "ok", "ok"),
+    (0, 0, "ok", "EINVAL"),
+    (0, 1, "EINVAL", "EINVAL"),
+    (0, PAGE + 512, "EINVAL", "EINVAL"),
+    (PAGE, 2 * PAGE, "EPERM", "EINVAL"),
+    (PAGE, PAGE, "EPERM", "EINVAL"),
+    (PAGE, 0, "EPERM", "EINVAL"),
+    (PAGE, 1, "EPERM", "EINVAL"),
+    (1, PAGE, "EPERM", "EINVAL"),
+)
+
+
+@versions
+def test_row_size(name: str) -> None:
+    """v7 has the rule of v8: shmem_setattr() of v6 and v7, for inaccessible files.
+
+    A departure: a guest_memfd has its size from its creation. Here the first
+    truncation is the creation: with the checks that KVM_CREATE_GUEST_MEMFD makes.
+    """
+    kinds = columns(
+        ("once", ("v7", *V8S, *RESTRICTEDMEM)),
+        ("fixed", GUEST_MEMFD),
+    )
+    made = load.load(name)
+    assert made.size == kinds[name]
+    for current, new, once, fixed in SIZES:
+        wanted = fixed if kinds[name] == "fixed" else once
+        assert outcome(made.check_size, current, new, PAGE) == wanted, (current, new)
+
+
+@versions
+def test_row_notify_ops(name: str) -> None:
+    """A departure: populate and the page lock are v6's, and v7 has neither any more.
+
+    The name v7 stands for memfile_notifier as a whole.
+    """
+    wanted = columns(
+        ([INVALIDATE, POPULATE], ("v7",)),
+        ([INVALIDATE], V8S),
+        ([INVALIDATE_START, INVALIDATE_END], ("v9",)),
+        ([INVALIDATE_START, INVALIDATE_END, MEMORY_ERROR], ("v10", "bind")),
+        # Internal to KVM there, and of the same shape.
+        ([INVALIDATE_START, INVALIDATE_END], GUEST_MEMFD),
+    )
+    assert load.load(name).events == wanted[name]
+
+
+@versions
+def test_row_units(name: str) -> None:
+    """A departure: v8 tells pages, as its pgoff_t says; v8-as-posted has the bug."""
+    wanted = columns(
+        ("bytes", ("v8-as-posted", "v9")),
+        ("pages", ("v7", "v8", "v10", "bind", *GUEST_MEMFD)),
+    )
+    assert load.load(name).unit == wanted[name]
+
+
+@versions
+def test_row_which_fallocate(name: str) -> None:
+    """As (punches, other calls): whether they tell, and of failures, too."""
+    wanted = columns(
+        # "both": invalidate for the one and populate for the other.
+        ((Plan(before=INVALIDATE), Plan(after=POPULATE)), ("v7",)),
+        ((Plan(after=INVALIDATE, after_failure=True),) * 2, V8S),
+        ((Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True),) * 2, ("v9",)),
+        (
+            (Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True), Plan()),
+            ("v10", "bind", *GUEST_MEMFD),
+        ),
+    )
+    made = load.load(name)
+    assert (made.plan(punches=True), made.plan(punches=False)) == wanted[name]
+    # As `inaccfs semantics` shows it.
+    told = "every fallocate" if name in (*V8S, "v9") else "punches"
+    assert made.notifies == told
+    assert made.notifies_failures is (name != "v7")
+    assert bool(made.plan(punches=False)) is (name in ("v7", *V8S, "v9"))
+
+
+@versions
+def test_row_order(name: str) -> None:
+    """A departure: v7 is "before", where the table says "after".
+
+    shmem_undo_range() of v6 and v7 calls notify_invalidate() just before it removes a
+    folio ("mm/shmem: Support memfile_notifier", 6 July 2022).
+    """
+    wanted = columns(
+        ("before", ("v7",)),
+        ("after", V8S),
+        ("bracket", BRACKETED),
+    )
+    assert load.load(name).order == wanted[name]
+
+
+@versions
+def test_row_lock_across(name: str) -> None:
+    """SRCU and a mutex a call are the same here: the list may change in between."""
+    wanted = columns(
+        ("each walk", ("v7", *V8S, "v9", "v10")),
+        ("the whole call", ("bind", *GUEST_MEMFD)),
+    )
+    assert load.load(name).held == wanted[name]
+
+
+@versions
+def test_row_scope(name: str) -> None:
+    """ "per binding", and what a binding is told: raw ranges, or its own part.
+
+    A departure: bind's xarray was walked to the end inclusive, so that a binding which
+    began there was told, too. That bug is not here.
+    """
+    wanted = columns(
+        (("file", False, "punched"), ("v7", *V8S, "v9", "v10")),
+        (("range", True, "punched"), ("bind",)),
+        (("range", True, "clipped"), GUEST_MEMFD),
+    )
+    made = load.load(name)
+    assert (made.scope, made.exclusive, made.told) == wanted[name]
+
+
+@versions
+def test_row_get(name: str) -> None:
+    """And what is not bound: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
+    references = columns(
+        ("locked", ("v7",)),
+        ("counted", (*V8S, *BRACKETED)),
+    )
+    made = load.load(name)
+    assert made.references == references[name]
+    wanted = errno.EIO if name in GUEST_MEMFD else errno.EINVAL
+    assert made.unbound_errno == wanted
+
+
+@versions
+def test_row_put(name: str) -> None:
+    """A departure: "caller put_page" is put-pfn, too: the caller is another process."""
+    assert "put-pfn" in queries.semantics(load.load(name)).commands
+
+
+@versions
+def test_row_alloc_on_get(name: str) -> None:
+    """ "store decides": without F_SEAL_AUTO_ALLOCATE shmem of v7 allocates."""
+    assert load.load(name).allocates
+
+
+@versions
+def test_row_migrate(name: str) -> None:
+    """A departure: v8 keeps what it promises; v8-as-posted does as it was posted."""
+    wanted = columns(
+        (True, ("v8-as-posted", "v9")),
+        (False, ("v7", "v8", "v10", "bind", *GUEST_MEMFD)),
+    )
+    assert load.load(name).movable is wanted[name]
+
+
+@versions
+def test_row_mem_failure(name: str) -> None:
+    wanted = columns(
+        ("unknown", ("v7", *V8S, "v9")),
+        ("error", ("v10", "bind")),
+        ("invalidate", GUEST_MEMFD),
+    )
+    made = load.load(name)
+    assert made.memory_failure == wanted[name]
+    commands = queries.semantics(made).commands
+    assert ("memory-failure" in commands) is (wanted[name] != "unknown")
+
+
+# --- what the sections below the table say ------------------------------------------
+
+
+@versions
+def test_reading_and_writing(name: str) -> None:
+    """EPERM in shmem_file_read_iter() and shmem_write_begin() of v6 and v7."""
+    assert load.load(name).read_errno == (errno.EPERM if name == "v7" else errno.EINVAL)
+
+
+@versions
+def test_mapping(name: str) -> None:
+    """A departure: shmem_mmap() of v6 and v7 says EPERM, and here it is ENODEV."""
+    wanted = columns(
+        ("refused", ("v7", *V8S, *RESTRICTEDMEM, "guest_memfd-6.8", "guest_memfd")),
+        ("SIGBUS", ("guest_memfd:mmap",)),
+        ("shared", ("guest_memfd:mmap+init_shared",)),
+    )
+    assert load.load(name).mmap == wanted[name]
+
+
+FALLOCATES = (
+    # (mode, offset, length): the seed and what it comes from; guest_memfd.
+    (PUNCH, 0, PAGE, "ok", "ok"),
+    (PUNCH, 1, PAGE, "EINVAL", "EINVAL"),
+    (PUNCH, 0, 1, "EINVAL", "EINVAL"),
+    (KEEP, 0, PAGE, "ok", "ok"),
+    (KEEP, 1, 1, "ok", "EINVAL"),
+    (0, 0, PAGE, "ok", "EOPNOTSUPP"),
+    (0, 1, 1, "ok", "EOPNOTSUPP"),
+    # The backing refuses it; but guest_memfd says so before it looks at the range.
+    (ZERO_RANGE | KEEP, 0, PAGE, "ok", "EOPNOTSUPP"),
+    (ZERO_RANGE | KEEP, 1, 1, "ok", "EOPNOTSUPP"),
+    (ZERO_RANGE, 1, 1, "ok", "EOPNOTSUPP"),
+    (PUNCH | ZERO_RANGE, 1, 1, "EINVAL", "EOPNOTSUPP"),
+)
+
+
+@versions
+def test_what_reaches_the_backing(name: str) -> None:
+    """kvm_gmem_fallocate(): the mode first, then the alignment, then the size."""
+    made = load.load(name)
+    for *call, seed, guest_memfd in FALLOCATES:
+        mode, offset, length = call
+        wanted = guest_memfd if name in GUEST_MEMFD else seed
+        assert outcome(made.check_fallocate, mode, offset, length, PAGE) == wanted, call
+
+
+@versions
+def test_allocations_past_the_end(name: str) -> None:
+    wanted = "refused" if name in GUEST_MEMFD else "allocated"
+    assert load.load(name).past_end == wanted
+
+
+@versions
+def test_nobody_tells_frames(name: str) -> None:
+    """Roth's tree did, and no version that was posted."""
+    assert not load.load(name).tells_frames
+
+
+def test_the_versions_are_those_of_the_issue_and_in_the_order_of_history() -> None:
+    assert list(NAMES) == ["v7", *V8S, *RESTRICTEDMEM, *GUEST_MEMFD]
+    assert len(set(NAMES)) == len(VERSIONS)
+    assert all(version.source for version in VERSIONS)
+
+
+# --- that each rule can be had ------------------------------------------------------
+
+
+def _values() -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for rule, kind in load.rules().items():
+        if get_origin(kind) is not None:
+            found += [(rule, value) for value in get_args(kind)]
+        elif kind is bool:
+            found += [(rule, False), (rule, True)]
+    return found
+
+
+VALUES = _values()
+
+
+def test_every_rule_that_has_choices_is_looked_at() -> None:
+    chosen = {rule for rule, _ in VALUES}
+    assert set(load.rules()) - chosen == {"magic", "read_errno", "unbound_errno"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"), VALUES, ids=[f"{rule}={value}" for rule, value in VALUES]
+)
+def test_every_value_of_every_rule_can_be_had(rule: str, value: object) -> None:
+    """From v8, by one line; and what is asked of it gives an answer."""
+    mine = type("Mine", (V8,), {rule: value})
+    made = load._checked(mine, "mine.py")
+    assert getattr(made, rule) == value
+    assert all(event in messages.EVENTS for event in made.events)
+    told = queries.semantics(made)
+    assert told.name == "Mine"
+    assert set(told.commands) <= set(messages.COMMANDS)
+
+
+def plans(**chosen: object) -> tuple[Plan, Plan]:
+    made = type("Mine", (V8,), chosen)()
+    return made.plan(punches=True), made.plan(punches=False)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "punches", "others"),
+    [
+        ({}, Plan(after=INVALIDATE, after_failure=True), None),
+        ({"notifies_failures": False}, Plan(after=INVALIDATE), None),
+        ({"order": "before"}, Plan(before=INVALIDATE), None),
+        (
+            {"order": "bracket", "notifies_failures": False},
+            Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True),
+            None,
+        ),
+        (
+            {"notifies": "punches"},
+            Plan(after=INVALIDATE, after_failure=True),
+            Plan(),
+        ),
+        (
+            {"notifies": "punches", "populates": True},
+            Plan(after=INVALIDATE, after_failure=True),
+            Plan(after=POPULATE),
+        ),
+        (
+            {"order": "bracket", "populates": True},
+            Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True),
+            Plan(after=POPULATE),
+        ),
+    ],
+    ids=str,
+)
+def test_the_plan_follows_from_the_rules(
+    chosen: dict[str, object], punches: Plan, others: Plan | None
+) -> None:
+    assert plans(**chosen) == (punches, punches if others is None else others)
+
+
+def test_a_start_has_its_end_whatever_becomes_of_the_change() -> None:
+    for version in VERSIONS:
+        for punches in (True, False):
+            plan = version().plan(punches=punches)
+            assert (plan.before == INVALIDATE_START) is (plan.after == INVALIDATE_END)
+            if plan.after == INVALIDATE_END:
+                assert plan.after_failure
+
+
+def test_a_size_that_is_free_is() -> None:
+    made = type("Mine", (V8,), {"size": "free"})()
+    for current, new in ((0, 1), (1, 0), (PAGE, PAGE), (PAGE, 5), (5, PAGE)):
+        made.check_size(current, new, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("aligned", "punch", "allocation"),
+    [
+        ("every fallocate", "EINVAL", "EINVAL"),
+        ("punches", "EINVAL", "ok"),
+        ("nothing", "ok", "ok"),
+    ],
+)
+def test_what_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
+    made = type("Mine", (V8,), {"aligned": aligned})()
+    for mode, wanted in ((PUNCH, punch), (KEEP, allocation), (0, allocation)):
+        assert outcome(made.check_fallocate, mode, 1, PAGE, PAGE) == wanted
+        assert outcome(made.check_fallocate, mode, 0, PAGE, PAGE) == "ok"
+
+
+def test_query_semantics_tells_each_rule_that_it_has() -> None:
+    for version in VERSIONS:
+        made = version()
+        told = queries.semantics(made)
+        assert told.notifies_on_failure is made.notifies_failures
+        for field in told.__struct_fields__:
+            if field not in ("commands", "notifies_on_failure"):
+                assert getattr(told, field) == getattr(made, field)
+
+
+def test_a_refusal_has_the_kernels_words() -> None:
+    made = rules.refused(errno.ENOLCK)
+    assert (made.errno, made.strerror) == (errno.ENOLCK, "No locks available")
+
+
+def test_the_base_has_no_rules_of_its_own() -> None:
+    """Else a class that forgets one would get one by chance."""
+    assert not any(hasattr(Semantics, rule) for rule in load.rules())
