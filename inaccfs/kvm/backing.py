@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.memory import FileMemory
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterable
 
-    from inaccfs.kvm.shim import Shim, ShimFile
+    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
 
 
 class Frame(NamedTuple):
@@ -41,17 +42,23 @@ class Frames(NamedTuple):
 class BackingFile:
     """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
 
-    def __init__(self, shim: Shim, key: tuple[int, int], fd: int) -> None:
-        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount."""
+    def __init__(
+        self, shim: Shim, key: tuple[int, int], fd: int, *, puts: bool = True
+    ) -> None:
+        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount.
+
+        Without *puts* the shim gives no references that could be put.
+        """
+        self._puts: Final = puts
         self.key: Final = key
-        # For the VMM, which punches what it converts.
-        self.fd: Final = os.dup(fd)
-        try:
+        with ExitStack() as undo:
+            # For the VMM, which punches what it converts.
+            self.fd: Final = os.dup(fd)
+            undo.callback(os.close, self.fd)
             self.file: Final[ShimFile] = shim.file(fd)
+            undo.callback(self.file.close)
             info = self.file.query()
-        except BaseException:
-            os.close(self.fd)
-            raise
+            undo.pop_all()
         self.ino: Final = info.ino
         # log2 of how many pages of 4 KiB the file's page has: 9 on a hugetlbfs.
         self.shift: Final = (info.page_size >> PAGE_SHIFT).bit_length() - 1
@@ -71,8 +78,9 @@ class BackingFile:
         return Frame(found.pfn + inside, found.order, found.pfn)
 
     def put_pfn(self, pfn: int) -> None:
-        """Give back the reference to what `Frame.referenced` tells."""
-        self.file.put_pfn(pfn)
+        """Give back the reference to what `Frame.referenced` tells, and do not wait."""
+        if self._puts:
+            self.file.put_pfn(pfn, wait=False)
 
     def get_pfns(self, pgoff: int, pages: int) -> list[Frames]:
         """Where pages are, and a reference to each of the file's pages.
@@ -101,8 +109,8 @@ class BackingFile:
         self._put(start, end)
 
     def _put(self, start: int, end: int) -> None:
-        if end > start:
-            self.file.put_pfn(start, (end - start) >> self.shift)
+        if end > start and self._puts:
+            self.file.put_pfn(start, (end - start) >> self.shift, wait=False)
 
     def reach(self, end: int) -> None:
         """Have the memory of the pages up to *end* in the window, if the file has it.
@@ -130,8 +138,9 @@ class BackingFile:
 class BackingFiles:
     """The files of a VM. Used under slots_lock."""
 
-    def __init__(self, shim: Shim) -> None:
+    def __init__(self, shim: Shim, semantics: ShimSemantics) -> None:
         self._shim: Final = shim
+        self._puts: Final = semantics.references != "none"
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
 
     def open(self, fd: int) -> BackingFile:
@@ -146,7 +155,9 @@ class BackingFiles:
             key = (found.st_dev, found.st_ino)
             file = self._files.get(key)
             if file is None:
-                file = self._files[key] = BackingFile(self._shim, key, fd)
+                file = self._files[key] = BackingFile(
+                    self._shim, key, fd, puts=self._puts
+                )
         except OSError as exc:
             if exc.errno not in (errno.EBADF, errno.EINVAL):
                 raise

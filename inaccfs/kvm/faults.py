@@ -8,9 +8,10 @@ reference to what is mapped: it relies on being told.
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.client.errors import ConnectionLostError
 from inaccfs.kvm.memslots import MemorySlots
 from inaccfs.kvm.uapi import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
@@ -20,6 +21,8 @@ from inaccfs.kvm.uapi import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from inaccfs.kvm.backing import BackingFile, Frame, Frames
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
@@ -74,7 +77,20 @@ class Faults:
         ):
             self._mmu.counters.exits += 1
             raise _exit(gfn)
+        _check_told(slot)
         return slot, slot.backing
+
+    @contextmanager
+    def hold(self, slot: MemorySlot) -> Iterator[bool]:
+        """Keep a slot from being freed meanwhile; False if it has been deleted."""
+        with self._mmu.lock:
+            there = slot in self.slots.slots
+            slot.users += there
+        try:
+            yield there
+        finally:
+            if there:
+                self._leave(slot)
 
     def _leave(self, slot: MemorySlot) -> None:
         with self._mmu.lock:
@@ -88,6 +104,8 @@ class Faults:
         """Return whether it is mapped, or else is to be retried."""
         mmu = self._mmu
         frame = self._get_pfn(backing, slot.pgoff(gfn), gfn)
+        if frame is None:
+            return False
         try:
             self._hook("fault:before_install", gfn, gfn + 1)
             with mmu.lock:
@@ -100,14 +118,21 @@ class Faults:
             backing.put_pfn(frame.referenced)
         return not retry
 
-    def _get_pfn(self, backing: BackingFile, pgoff: int, gfn: int) -> Frame:
-        """Its errors are exits, as in mainline; in v8 the vCPU faults for ever."""
+    def _get_pfn(self, backing: BackingFile, pgoff: int, gfn: int) -> Frame | None:
+        """Its errors are exits, as in mainline; in v8 the vCPU faults for ever.
+
+        None while another vCPU has the page locked, in semantics that lock pages.
+        """
         try:
             return backing.get_pfn(pgoff)
         except ConnectionError:
             # Of the control socket, so of no page.
             raise
         except OSError as exc:
+            if exc.errno == errno.EAGAIN:
+                with self._mmu.lock:
+                    self._mmu.counters.retries += 1
+                return None
             with self._mmu.lock:
                 self._mmu.counters.exits += 1
             raise _exit(gfn, exc.errno or errno.EFAULT) from exc
@@ -144,6 +169,7 @@ class Faults:
             private, end = mmu.attributes.run(gfn, min(end, slot.end_gfn))
             if not private:
                 return end
+            _check_told(slot)
             slot.users += 1
         try:
             self._hook("fault:begin", gfn, end)
@@ -159,7 +185,12 @@ class Faults:
         self, slot: MemorySlot, backing: BackingFile, gfn: int, end: int, seq: int
     ) -> bool:
         mmu = self._mmu
-        found = backing.get_pfns(slot.pgoff(gfn), end - gfn)
+        try:
+            found = backing.get_pfns(slot.pgoff(gfn), end - gfn)
+        except OSError as exc:
+            if exc.errno == errno.EAGAIN:
+                return False
+            raise
         try:
             self._hook("fault:before_install", gfn, end)
             with mmu.lock:
@@ -180,6 +211,15 @@ class Faults:
         start, stop = max(first, gfn), min(first + frames.pages, end)
         self._mmu.install_run_locked(
             slot, start, frames.pfn + start - first, stop - start, frames.order
+        )
+
+
+def _check_told(slot: MemorySlot) -> None:
+    """Of pages that go. KVM cannot lose its notifier, a client can."""
+    if slot.untold:
+        raise ConnectionLostError(
+            f"slot {slot.id}: the daemon has disconnected its notifier, and its pages "
+            "may go untold: delete it, or make the VM anew"
         )
 
 

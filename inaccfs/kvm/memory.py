@@ -19,6 +19,16 @@ WritableBuffer: TypeAlias = bytearray | memoryview | mmap.mmap
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    *(ctypes.c_void_p, ctypes.c_size_t),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+]
+
+# See mman.h; Python does not name them.
+_MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def address_of(buffer: WritableBuffer) -> int:
@@ -34,9 +44,30 @@ def resident(buffer: WritableBuffer, first: int, pages: int) -> bytes:
     start = address_of(buffer) // PAGE_SIZE * PAGE_SIZE + first * PAGE_SIZE
     found = ctypes.create_string_buffer(pages)
     if pages and _libc.mincore(start, pages * PAGE_SIZE, found):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _error()
     return found.raw
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
+    """Map the first *size* bytes of a file, and the rest of the last page.
+
+    That belongs to the guest, too; but mmap.mmap() maps nothing behind the end.
+    """
+    if size % PAGE_SIZE == 0:
+        return mmap.mmap(fd, size)
+    whole = -(-size // PAGE_SIZE) * PAGE_SIZE
+    made = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    # In its place.
+    flags, address = mmap.MAP_SHARED | _MAP_FIXED, address_of(made)
+    if _libc.mmap(address, whole, protection, flags, fd, 0) == _MAP_FAILED:
+        raise _error()
+    return made
 
 
 class FileMemory:
@@ -51,12 +82,12 @@ class FileMemory:
         self._maps: Final[list[mmap.mmap]] = []
 
     def reach(self, size: int) -> mmap.mmap | None:
-        """The mapping, of the first *size* bytes at least if the file has them."""
+        """The mapping; it has the first *size* bytes, if the file has such pages."""
         newest = self._maps[-1] if self._maps else None
         if newest is None or len(newest) < size:
             available = os.fstat(self._fd).st_size
             if available > (0 if newest is None else len(newest)):
-                self._maps.append(mmap.mmap(self._fd, available))
+                self._maps.append(_map(self._fd, available))
         return self._maps[-1] if self._maps else None
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.attributes import MemoryAttributes
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memory import WritableBuffer
+    from inaccfs.kvm.notifier import SlotNotifier
 
 _U64: Final = 1 << 64
 
@@ -59,12 +60,19 @@ class MemorySlot:
     shared: memoryview | None = field(repr=False)
     # The private half, where there is KVM_MEM_PRIVATE.
     backing: BackingFile | None = field(default=None, repr=False)
-    # How many faults look into it. It is not freed before they are through, as the
+    # Of the private half; set before the slot can be found.
+    notifier: SlotNotifier | None = field(default=None, repr=False)
+    # How many are looking into it. It is not freed before they are through, as the
     # kernel waits for its SRCU readers. Guarded by mmu_lock.
     users: int = field(default=0, repr=False)
     # How many INVALIDATE_STARTs have come without their ends. Changed by callbacks,
     # of which the client runs one at a time, and read when none runs any more.
     begun: int = field(default=0, repr=False)
+
+    @property
+    def untold(self) -> bool:
+        """Whether pages may go and nobody tells: then none of them can be used."""
+        return self.notifier is not None and self.notifier.lost
 
     @property
     def end_gfn(self) -> int:
@@ -79,6 +87,11 @@ class MemorySlot:
     def pgoff(self, gfn: int) -> int:
         """Where in the file *gfn* is, in pages of 4 KiB."""
         return gfn - self.base_gfn + self.private_pgoff
+
+    def file_pages(self, shift: int) -> tuple[int, int]:
+        """The pages of the file that the slot has something of, 2**shift of 4 KiB."""
+        end = self.private_pgoff + self.npages
+        return self.private_pgoff >> shift, -(-end >> shift)
 
     def gfns(self, start: int, end: int) -> tuple[int, int] | None:
         """Which gfns the file's pages *start* to *end* are; None if none of them.
@@ -193,7 +206,8 @@ def check_range(gpa: int, size: int) -> None:
     """EINVAL unless these bytes are whole pages of guest memory; *size* may be 0."""
     if gpa < 0 or size < 0 or (gpa | size) % PAGE_SIZE:
         raise _invalid(f"gpa {gpa:#x}, size {size:#x}: not aligned to pages")
-    if gpa + size > _U64:
+    # In 64 bits the end is 0 then, and comes before the beginning.
+    if gpa + size >= _U64:
         raise _invalid(f"gpa {gpa:#x}, size {size:#x}: wraps around")
 
 
@@ -208,7 +222,7 @@ def _check_private(region: Region) -> None:
         raise _invalid("KVM_MEM_PRIVATE needs a private_fd")
     if offset < 0 or offset % PAGE_SIZE:
         raise _invalid(f"private_offset {offset:#x} is not aligned to pages")
-    if offset + region.memory_size > _U64:
+    if offset + region.memory_size >= _U64:
         raise _invalid(f"private_offset {offset:#x} wraps around")
 
 

@@ -36,13 +36,15 @@ _PATIENCE: Final = 1.0
 
 
 class Mmu:
-    """Methods whose names begin with an underscore want mmu_lock to be held."""
+    """Methods that begin with an underscore or end in _locked want mmu_lock held."""
 
-    def __init__(self, *, default_private: bool) -> None:
+    def __init__(
+        self, *, default_private: bool, invalidation: Invalidation | None = None
+    ) -> None:
         self.lock: Final = threading.Lock()
         # An invalidation has ended, or a slot is used no more.
         self.changed: Final = threading.Condition(self.lock)
-        self.invalidation: Final = Invalidation()
+        self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(default_private=default_private)
         self.counters: Final = Counters()
@@ -127,13 +129,21 @@ class Mmu:
         """How large a mapping of *gfn* can be. With mmu_lock.
 
         That makes it safe against conversions of the gfns around, which no retry of
-        this fault would notice: the attributes change under the same lock.
+        this fault would notice: the attributes change under the same lock. The same
+        goes for invalidations in progress. A fault asks `retry` for its own gfn, as
+        posted; if its huge page reached into a range that is being punched, it would
+        still be mapped there when the punch is over.
         """
         level = level_of_order(order)
-        while level > PG_LEVEL_4K and (
-            (gfn ^ pfn) & pages_of_level(level) - 1
-            or slot.disallow_lpage(gfn, level, self.attributes)
-        ):
+        while level > PG_LEVEL_4K:
+            pages = pages_of_level(level)
+            first = gfn & -pages
+            if not (
+                (gfn ^ pfn) & (pages - 1)
+                or slot.disallow_lpage(gfn, level, self.attributes)
+                or self.invalidation.covers(first, first + pages)
+            ):
+                break
             level -= 1
         return level
 

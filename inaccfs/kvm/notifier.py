@@ -6,6 +6,7 @@ daemon goes on.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
@@ -38,13 +39,25 @@ class SlotNotifier:
 
     def _register(self, backing: BackingFile, semantics: ShimSemantics) -> ShimNotifier:
         register = backing.file.register_notifier
+        if semantics.scope == "range":
+            start, end = self._slot.file_pages(backing.shift)
+            register = partial(backing.file.bind, start, end)
         # What was posted later has a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
-        if "INVALIDATE_START" in semantics.events:
-            return register(
-                invalidate_start=self._start, invalidate_end=self._end, error=error
-            )
-        return register(self._invalidate, error=error)
+        if "INVALIDATE_START" not in semantics.events:
+            return register(self._invalidate, error=error)
+        # And what comes once: a punch may be told so where only poison is bracketed.
+        return register(
+            self._invalidate,
+            invalidate_start=self._start,
+            invalidate_end=self._end,
+            error=error,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether the daemon has gone, or has disconnected us for being slow."""
+        return not self._notifier.registered
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:
         """What the shim's numbers mean to the slot."""
@@ -97,6 +110,7 @@ class SlotNotifier:
         try:
             self._notifier.unregister()
         finally:
-            while self._slot.begun:
+            # v9 and v10 also have ends without a begin: then there are fewer than none.
+            while self._slot.begun > 0:
                 self._slot.begun -= 1
                 self._mmu.end()

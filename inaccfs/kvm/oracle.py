@@ -71,8 +71,8 @@ class Verdict(NamedTuple):
 
     # Why it cannot have been there; None if it can.
     wrong: str | None
-    # Whether only changes can have made it that overlapped with the read.
-    early: bool
+    # The changes that can have made it, if all of them overlapped with the read.
+    early: tuple[Change, ...] = ()
 
 
 class Oracle:
@@ -164,22 +164,22 @@ class Oracle:
         wrong = verdict.wrong
         if value and value >> _COUNT_BITS != cell.number:
             wrong = f"belongs to {self._owner(value)}"
-        return Verdict(f"{cell}: read {_told(value)}, which {wrong}", early=False)
+        return Verdict(f"{cell}: read {_told(value)}, which {wrong}")
 
 
 def _judge(changes: list[Change], begin: int, value: int) -> Verdict:
     makers = [change for change in changes if change.stamp == value]
     if not makers:
-        return Verdict("was never written there, or is long overwritten", early=False)
+        return Verdict("was never written there, or is long overwritten")
     over = [each for each in changes if each.end is not None and each.end < begin]
     # The last to have begun of those that were over when the read began.
     last = max(over, key=lambda each: each.begin, default=changes[0])
     possible = [each for each in makers if each.end is None or each.end >= last.begin]
     if not possible:
         told = f"was replaced by {_told(last.stamp)} before the read began"
-        return Verdict(told, early=False)
+        return Verdict(told)
     early = all(each.end is None or each.end > begin for each in possible)
-    return Verdict(None, early)
+    return Verdict(None, tuple(possible) if early else ())
 
 
 def _tidy(cell: Cell, oldest: int) -> None:

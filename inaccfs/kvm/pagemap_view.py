@@ -62,8 +62,9 @@ def states(vm: VM, gfn: int, pages: int) -> str:
     found = [NO_SLOT] * pages
     for slot in vm.slots:
         start, end = max(gfn, slot.base_gfn), min(gfn + pages, slot.end_gfn)
-        if start < end:
-            found[start - gfn : end - gfn] = _of_slot(vm, slot, start, end)
+        with vm.hold(slot) as there:
+            if there and start < end:
+                found[start - gfn : end - gfn] = _of_slot(vm, slot, start, end)
     return "".join(found)
 
 

@@ -49,6 +49,10 @@ class ShimSemantics(Protocol):
     def events(self) -> Sequence[str]: ...
     @property
     def unit(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
+    @property
+    def references(self) -> str: ...
 
 
 class ShimFileInfo(Protocol):
@@ -59,6 +63,10 @@ class ShimFileInfo(Protocol):
 
 
 class ShimNotifier(Protocol):
+    @property
+    def registered(self) -> bool:
+        """False after `unregister`, and when the daemon has disconnected it."""
+
     def unregister(self) -> None: ...
 
 
@@ -67,12 +75,22 @@ class ShimFile(Protocol):
 
     def get_pfn(self, offset: int) -> ShimFrame: ...
     def get_pfns(self, offset: int, count: int) -> Sequence[ShimExtent]: ...
-    def put_pfn(self, pfn: int, count: int = 1) -> None: ...
+    def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None: ...
     def get_memory(self) -> int: ...
     def query(self) -> ShimFileInfo: ...
     def close(self) -> None: ...
     def register_notifier(
         self,
+        invalidate: Callable[[int, int], object] | None = None,
+        *,
+        invalidate_start: Callable[[int, int], object] | None = None,
+        invalidate_end: Callable[[int, int], object] | None = None,
+        error: Callable[[int, int], object] | None = None,
+    ) -> ShimNotifier: ...
+    def bind(
+        self,
+        start: int,
+        end: int,
         invalidate: Callable[[int, int], object] | None = None,
         *,
         invalidate_start: Callable[[int, int], object] | None = None,

@@ -6,11 +6,13 @@ hold then is checked: an error that the next punch would cover up is seen.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -93,19 +95,46 @@ def run(
     ino = os.fstat(fd).st_ino
     try:
         world = World(shim, fd)
-        try:
-            world.add_file()
-            alive = _work(world, report, shim, ino, progress)
-        except BaseException:
-            world.vm.close()
-            raise
-        if alive:
-            _finish(world, report, shim, ino)
+        with _complaints(world):
+            try:
+                world.add_file()
+                alive = _work(world, report, shim, ino, progress)
+            except BaseException:
+                world.vm.close()
+                raise
+            if alive:
+                _finish(world, report, shim, ino)
     finally:
         os.close(fd)
+    report.violations[:0] = _some(world.violations)
     if alive:
         report.violations += _left_behind(shim, ino)
     return report
+
+
+class _Complaints(logging.Handler):
+    """Takes what the client can only log: refused puts, hooks that have raised."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world: Final = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """It is wrong, whatever it is."""
+        text = f"the client logged: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f": {record.exc_info[1]!r}"
+        self._world.violation(text)
+
+
+@contextmanager
+def _complaints(world: World) -> Iterator[None]:
+    log, handler = logging.getLogger("inaccfs.client"), _Complaints(world)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _work(
@@ -124,6 +153,7 @@ def _work(
             for number in range(plan.punchers)
         ),
     ]
+    stuck: list[str] = []
     begin = time.monotonic()
     while not world.violations:
         now = time.monotonic() - begin
@@ -139,7 +169,6 @@ def _work(
         world.violations.extend(_check(world, shim, ino))
     report.seconds = time.monotonic() - begin
     report.counts = _sum(actors)
-    report.violations += _some(world.violations)
     return not stuck
 
 
@@ -220,12 +249,21 @@ def _finish(world: World, report: Report, shim: Client, ino: int) -> None:
     """Read all pages once more; then take the VM down."""
     try:
         # What is wrong already would only be found once more.
-        if not report.violations:
+        if not world.violations:
             report.violations += _some(list(_sweep(world)))
             report.violations += _some(list(_check(world, shim, ino)))
         report.stats = world.vm.stats
     finally:
+        _close(world)
+
+
+def _close(world: World) -> None:
+    try:
         world.vm.close()
+    except Exception:
+        # Of a callback: that has been logged, and so is among what is wrong.
+        if not world.violations:
+            raise
 
 
 def _sweep(world: World) -> Iterator[str]:

@@ -123,7 +123,7 @@ class Vcpu:
         """As `_private`, in guest mode; 0 is a fault."""
         spte = self._mmu.table.walk(gfn)
         slot = self._faults.slots.find(gfn)
-        if spte is None or slot is None or slot.backing is None:
+        if spte is None or slot is None or slot.backing is None or slot.untold:
             return 0
         window = slot.backing.window
         position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE

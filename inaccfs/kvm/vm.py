@@ -29,10 +29,12 @@ from inaccfs.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
     from inaccfs.kvm.audit import StaleSpte
+    from inaccfs.kvm.invalidation import Invalidation
     from inaccfs.kvm.memory import WritableBuffer
     from inaccfs.kvm.pagetable import Run
     from inaccfs.kvm.shim import Shim
@@ -47,7 +49,8 @@ class VM:
 
     *encryption* keeps private memory encrypted with a key of this VM (needs the package
     cryptography). *default_private* tells what nobody has converted yet: private, as in
-    v8, or shared, as since v10. *hooks* is called as `hooks(point, start, end)`, with
+    v8, or shared, as since v10. *invalidation* is another retry protocol than KVM's, to
+    see what it is good for. *hooks* is called as `hooks(point, start, end)`, with
     gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
@@ -57,7 +60,8 @@ class VM:
     - `access`: a vCPU is in guest mode, and will copy next. Whoever zaps waits for it,
       so this one must not.
 
-    No lock is held at the others, and they may block.
+    No lock is held at the others, and they may block. But whoever deletes a slot waits
+    for those of its faults and its notifier, with slots_lock in hand.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class VM:
         encryption: bool = False,
         default_private: bool = True,
         hooks: Hook | None = None,
+        invalidation: Invalidation | None = None,
     ) -> None:
         """Asks the daemon for its semantics.
 
@@ -78,12 +83,13 @@ class VM:
         self._hook: Final[Hook] = hooks or no_hook
         self._memory: Final = EncryptedMemory() if encryption else PlainMemory()
         self._semantics: Final = shim.query_semantics()
-        self._mmu: Final = Mmu(default_private=default_private)
+        self._mmu: Final = Mmu(
+            default_private=default_private, invalidation=invalidation
+        )
         self._faults: Final = Faults(self._mmu, self._hook)
-        # Guards the next four, and is held while attributes change.
+        # Guards the next three, and is held while attributes change.
         self._slots_lock: Final = threading.Lock()
-        self._files: Final = BackingFiles(shim)
-        self._notifiers: Final[dict[MemorySlot, SlotNotifier]] = {}
+        self._files: Final = BackingFiles(shim, self._semantics)
         self._vcpus = 0
         self._closed = False
 
@@ -162,6 +168,14 @@ class VM:
             with self._mmu.lock:
                 self._mmu.guest_modes.append(vcpu.guest_mode)
         return vcpu
+
+    def hold(self, slot: MemorySlot) -> AbstractContextManager[bool]:
+        """Keep a slot of `slots` from being freed in a with block.
+
+        It gives False if the slot has been deleted already. Whoever deletes it waits
+        for the end of the block, as for a fault.
+        """
+        return self._faults.hold(slot)
 
     # --- looking ----------------------------------------------------------------------
 
@@ -270,7 +284,7 @@ class VM:
                 slot.backing = self._files.open(region.private_fd)
                 undo.callback(self._files.release, slot.backing)
                 # Before the slot can be found: nothing may be mapped untold.
-                self._notifiers[slot] = SlotNotifier(
+                slot.notifier = SlotNotifier(
                     slot, slot.backing, self._mmu, self._semantics, self._hook
                 )
             if region.shared is not None:
@@ -295,7 +309,8 @@ class VM:
                 stack.callback(slot.shared.release)
             if slot.backing is not None:
                 stack.callback(self._files.release, slot.backing)
-                stack.callback(self._notifiers.pop(slot).close)
+            if slot.notifier is not None:
+                stack.callback(slot.notifier.close)
 
 
 def _gfns(gpa: int, size: int) -> tuple[int, int]:

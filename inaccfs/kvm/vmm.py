@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_KEEP_SIZE: Final = 1
-_PUNCH_HOLE: Final = 2
-
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -95,18 +92,19 @@ class Vmm:
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
             for slot in self._vm.slots:
                 start, stop = max(first, slot.base_gfn), min(end, slot.end_gfn)
-                if start < stop and slot.backing is not None:
-                    discard = discard_shared if private else discard_private
-                    discard(slot, start, stop)
+                # Somebody may delete it: its fd would be closed, and be another file's.
+                with self._vm.hold(slot) as there:
+                    if there and start < stop and slot.backing is not None:
+                        discard = discard_shared if private else discard_private
+                        discard(slot, start, stop)
 
 
 def discard_private(slot: MemorySlot, start: int, end: int) -> None:
     """Punch the gfns from *start* to *end* out of the slot's file."""
     assert slot.backing is not None
     offset, size = slot.pgoff(start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
-    mode = _PUNCH_HOLE | _KEEP_SIZE
-    if _libc.fallocate(slot.backing.fd, mode, offset, size):
-        raise _error()
+    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    fallocate(slot.backing.fd, mode, offset, size)
 
 
 def discard_shared(slot: MemorySlot, start: int, end: int) -> None:
@@ -120,10 +118,6 @@ def discard_shared(slot: MemorySlot, start: int, end: int) -> None:
         for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
             if not _libc.madvise(address, size, advice):
                 return
-        raise _error()
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
     slot.shared[offset : offset + size] = bytes(size)
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import traceback
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.oracle import STAMP_BYTES
 from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryFaultExit, MmioExit
 from inaccfs.kvm.world import FILE_PAGES, WINDOW_PAGES
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,8 @@ class Guest(Actor):
         world, gpa = self._world, window.gpa(index)
 
         def access() -> None:
-            world.used_leaving.discard(threading.get_ident())
+            thread = threading.get_ident()
+            world.used_leaving.pop(thread, None)
             begin = world.oracle.begin_read()
             try:
                 found = self._vcpu.read(gpa, STAMP_BYTES, private=private)
@@ -92,10 +93,10 @@ class Guest(Actor):
             verdict = world.oracle.end_read(begin, cell, value)
             if verdict.wrong is not None:
                 world.violation(f"{self.name}, gpa {gpa:#x}: {verdict.wrong}")
-            if not value and verdict.early:
-                # It has gone already, and was reached by the frame that it had.
-                stale = threading.get_ident() in world.used_leaving
-                self.counts["stale"] += stale
+            if not value and verdict.early == (world.used_leaving.get(thread),):
+                # It has gone already, and was reached by the frame that it had. Where
+                # others take it away, too, the frame may be that of the next.
+                self.counts["stale"] += 1
 
         self._do(access, window, index, private=private)
 
@@ -177,7 +178,7 @@ class Host(Actor):
     def _allocate(self) -> None:
         window, index, pages = self._some()
         offset = (window.pgoff + index) << PAGE_SHIFT
-        os.posix_fallocate(self._world.fd, offset, pages * PAGE_SIZE)
+        fallocate(self._world.fd, FALLOC_FL_KEEP_SIZE, offset, pages * PAGE_SIZE)
         self.counts["allocations"] += 1
 
     def _prefault(self) -> None:
@@ -195,4 +196,9 @@ class Host(Actor):
         if self._dice.random() < 0.5:
             # Congruent, so that there can be huge pages.
             pgoff &= -512
-        self._own.append(self._world.add_window(next(self._slots), pages, pgoff))
+        slot = next(self._slots)
+        while any(slot == each.slot for each in self._own):
+            slot = next(self._slots)
+        made = self._world.add_window(slot, pages, pgoff)
+        if made is not None:
+            self._own.append(made)

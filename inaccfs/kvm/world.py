@@ -1,8 +1,9 @@
 """The VM that `inaccfs kvm stress` works on, with an oracle that knows all its pages.
 
 The file's pages are cells of the oracle, and so are the pages of each slot's shared
-half. One slot has the whole file. The others are windows on parts of it; they come and
-go, and no gfn is ever used again, so that it means one cell for all time.
+half. One slot has the whole file, or where ranges are exclusive the first half of it.
+The others are windows on parts of it; they come and go, and no gfn is ever used again,
+so that it means one cell for all time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.client import Client
-    from inaccfs.kvm.oracle import Cell
+    from inaccfs.kvm.oracle import Cell, Change
 
 FILE_PAGES: Final = 4096
 WINDOW_PAGES: Final = (1, 16, 100, 512, 1024)
@@ -68,6 +69,18 @@ class World:
     def __init__(self, shim: Client, fd: int) -> None:
         """*fd* is of a file of FILE_PAGES that nobody else uses."""
         self.fd: Final = fd
+        semantics = shim.query_semantics()
+        # How much of the file the slot of it has: where ranges are exclusive, the other
+        # half is for the windows.
+        self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
+        # Whoever punches a page that it has locked waits for itself.
+        self._punches_faults: Final = semantics.references != "locked"
+        # When the frame of a page that goes is not its frame any more, and so may be
+        # that of the next one. Where the callback comes before all, not at all.
+        self._forgets_at: Final = {
+            "after": "invalidate:end",
+            "bracket": "invalidate:begin",
+        }.get(semantics.order)
         self.vm: Final = VM(shim, hooks=self._hook)
         self.vmm: Final = Vmm(self.vm)
         self.oracle: Final = Oracle()
@@ -79,10 +92,10 @@ class World:
         self._next_gfn = _FIRST_WINDOW_GFN
         self._pauses: Final = itertools.cycle(_PAUSES)
         self._punches: Final = itertools.cycle([True] + [False] * _PUNCHED_FAULTS)
-        # The frames of pages that are just being punched, by gfn.
-        self._leaving: Final[dict[int, int]] = {}
-        # By thread: whether its last access went to one of those.
-        self.used_leaving: Final[set[int]] = set()
+        # The frames of pages that are just being taken away, by gfn, and by what.
+        self._leaving: Final[dict[int, tuple[int, Change]]] = {}
+        # By thread: by what, if its last access went to one of those.
+        self.used_leaving: Final[dict[int, Change]] = {}
         self.violations: Final[list[str]] = []
         # Set when the threads are to come to an end.
         self.stop: Final = threading.Event()
@@ -92,12 +105,19 @@ class World:
         self.violations.append(text)
         self.stop.set()
 
-    def _hook(self, point: str, start: int, _end: int) -> None:
+    def _hook(self, point: str, start: int, end: int) -> None:
+        if point == self._forgets_at:
+            for gfn in [gfn for gfn in list(self._leaving) if start <= gfn < end]:
+                self._leaving.pop(gfn, None)
         if point == "access":
             self._note_access(start)
         elif point == "invalidate:begin":
             time.sleep(next(self._pauses))
-        elif point == "fault:before_install" and next(self._punches):
+        elif (
+            point == "fault:before_install"
+            and self._punches_faults
+            and next(self._punches)
+        ):
             # The worst moment: the frame is known, and not yet mapped.
             for window in self.windows:
                 if 0 <= start - window.base_gfn < window.pages:
@@ -105,23 +125,31 @@ class World:
 
     def _note_access(self, gfn: int) -> None:
         # In guest mode: no lock is taken here, and nobody is waited for.
-        if (frame := self._leaving.get(gfn)) is not None:
+        if (leaving := self._leaving.get(gfn)) is not None:
+            frame, change = leaving
             spte = self.vm.spte(gfn)
             if spte is not None and spte.pfn == frame:
-                self.used_leaving.add(threading.get_ident())
+                self.used_leaving[threading.get_ident()] = change
 
     # --- slots ------------------------------------------------------------------------
 
-    def add_window(self, slot: int, pages: int, pgoff: int) -> Window:
-        """Make a slot at gfns that have not been used yet."""
+    def add_window(self, slot: int, pages: int, pgoff: int) -> Window | None:
+        """Make a slot at gfns that have not been used yet.
+
+        None where ranges are exclusive and others have pages of this one.
+        """
+        exclusive = self._file_pages < FILE_PAGES
         with self._lock:
+            for each in self.windows if exclusive else ():
+                if pgoff < each.pgoff + each.pages and each.pgoff < pgoff + pages:
+                    return None
             base, self._next_gfn = self._next_gfn, self._next_gfn + _WINDOW_STRIDE
             return self._add(slot, base, pages, pgoff)
 
     def add_file(self) -> Window:
-        """Make the slot of the whole file."""
+        """Make the slot of the file."""
         with self._lock:
-            return self._add(0, 0, FILE_PAGES, 0)
+            return self._add(0, 0, self._file_pages, 0)
 
     def _add(self, slot: int, base_gfn: int, pages: int, pgoff: int) -> Window:
         window = Window(
@@ -171,13 +199,13 @@ class World:
         self, window: Window, index: int, cells: Sequence[Cell]
     ) -> Iterator[None]:
         first = window.base_gfn + index
+        change = self.oracle.begin_clear(cells)
         leaving = {
-            gfn: spte.pfn
+            gfn: (spte.pfn, change)
             for gfn in range(first, first + len(cells))
             if (spte := self.vm.spte(gfn)) is not None
         }
         self._leaving.update(leaving)
-        change = self.oracle.begin_clear(cells)
         try:
             yield
         finally:

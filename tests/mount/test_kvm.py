@@ -1,16 +1,16 @@
-"""The simulated KVM on real mounts: data, and the assertions of the kernel's selftests.
+"""The simulated KVM on real mounts: data, frames, and the race of the seed.
 
-Sources: tools/testing/selftests of the kernel, kvm/ and vm/ (history as told by each
-test). What they assert of system calls on the file is in test_rules.py and
-test_refusals.py.
+What the kernel's selftests assert is in test_kvm_selftests.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import mmap
 import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,52 +18,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 import inaccfs
-from inaccfs.kvm import (
-    KVM_MEM_PRIVATE,
-    KVM_MEMORY_EXIT_FLAG_PRIVATE,
-    VM,
-    MemoryFaultExit,
-    Vmm,
+from inaccfs import syscalls
+from inaccfs.client import ConnectionLostError
+from inaccfs.kvm import VM, Vmm
+from tests.mount.guests import add_slot, memfd, punch
+from tests.mount.support import (
+    ENVIRONMENT,
+    MIB,
+    PAGE,
+    PATIENCE,
+    ask_until,
+    mounted,
+    opened,
 )
-from tests.mount.support import MIB, PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from inaccfs.client import Client
-
-SIZE = 4 * MIB
-PUNCH = 3
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-
-
-def punch(fd: int, page: int, count: int = 1) -> None:
-    """Punch pages; returns when KVM has let go of them."""
-    assert libc.fallocate(fd, PUNCH, page * PAGE, count * PAGE) == 0
-
-
-def memfd(shim: Client, size: int = SIZE) -> int:
-    fd = shim.memfd_create("guest", inaccfs.MFD_CLOEXEC | inaccfs.MFD_INACCESSIBLE)
-    os.ftruncate(fd, size)
-    return fd
-
-
-def add_slot(vm: VM, fd: int, **changed: int) -> None:
-    region = {
-        "slot": 0,
-        "guest_phys_addr": 0,
-        "memory_size": SIZE,
-        "private_offset": 0,
-        **changed,
-    }
-    vm.set_user_memory_region(
-        private_fd=fd,
-        shared=mmap.mmap(-1, region["memory_size"]),
-        flags=KVM_MEM_PRIVATE,
-        **region,
-    )
 
 
 @pytest.fixture
@@ -95,7 +67,6 @@ def vm(shim: Client, fd: int, stack: ExitStack) -> VM:
 
 
 def test_a_punched_page_is_zero_and_its_neighbours_survive(vm: VM, fd: int) -> None:
-    """private_mem_conversions_test.c, with PUNCH_HOLE."""
     vcpu = vm.create_vcpu()
     for page in range(4):
         vcpu.write(page * PAGE, b"page %d" % page)
@@ -146,31 +117,13 @@ def test_encrypted_memory_is_ciphertext_to_the_host(shim: Client, fd: int) -> No
     assert any(seen)
 
 
-# --- exits and conversions ----------------------------------------------------------
-
-
-def test_a_mismatch_exits_with_what_the_guest_wanted(vm: VM) -> None:
-    """private_mem_kvm_exits_test.c: flags, gpa and size of the exit."""
-    vcpu = vm.create_vcpu()
-    vm.set_memory_attributes(8 * PAGE, PAGE, private=False)
-    with pytest.raises(MemoryFaultExit) as caught:
-        vcpu.read(8 * PAGE, 1)
-    told = caught.value
-    assert (told.flags, told.gpa, told.size) == (
-        KVM_MEMORY_EXIT_FLAG_PRIVATE,
-        8 * PAGE,
-        PAGE,
-    )
-    with pytest.raises(MemoryFaultExit) as caught:
-        vcpu.read(9 * PAGE, 1, private=False)
-    assert (caught.value.flags, caught.value.gpa) == (0, 9 * PAGE)
+# --- conversions --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pages", [(0, 1), (3, 5), (0, 512), (511, 3)], ids=str)
 def test_conversions_keep_the_neighbours(
     vm: VM, fd: int, pages: tuple[int, int]
 ) -> None:
-    """private_mem_conversions_test.c: ranges, odd pages, both directions."""
     first, count = pages
     vcpu, vmm = vm.create_vcpu(), Vmm(vm)
     outside = [page for page in (first - 1, first + count) if page >= 0]
@@ -197,57 +150,84 @@ def test_without_a_discard_memory_is_allocated_twice(vm: VM) -> None:
     assert vm.double_allocated() == 1
 
 
-# --- files and slots ----------------------------------------------------------------
+# --- what a mount may do to a VM ----------------------------------------------------
 
 
-def test_a_file_outlives_its_vm(shim: Client, fd: int) -> None:
-    """KVM selftests of restrictedmem: fallocate and punch after the VM was freed."""
+def test_the_last_page_of_a_file_is_a_whole_one(shim: Client) -> None:
+    """fallocate(2) may leave a file with a size that is not one of pages."""
+    fd = shim.memfd_create("odd")
+    syscalls.fallocate(fd, 0, 0, 100)
+    assert os.fstat(fd).st_size == 100
     with VM(shim) as vm:
+        add_slot(vm, fd, memory_size=PAGE)
+        vcpu = vm.create_vcpu()
+        vcpu.write(98, b"across")
+        assert vcpu.read(97, 8) == b"\0across\0"
+    os.close(fd)
+
+
+def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
+    """It was too slow, and a punch has not waited: what else goes, it is not told."""
+    inside, go = threading.Event(), threading.Event()
+
+    def hook(point: str, start: int, end: int) -> None:
+        if point == "invalidate:begin":
+            inside.set()
+            assert go.wait(PATIENCE)
+
+    with (
+        inaccfs.mounted(ack_timeout=0.1) as mount,
+        inaccfs.connect(mount.path) as shim,
+    ):
+        fd = memfd(shim)
+        vm = VM(shim, hooks=hook)
         add_slot(vm, fd)
-        vm.create_vcpu().write(0, b"x")
-    os.posix_fallocate(fd, 0, 4 * PAGE)
-    punch(fd, 0, 4)
-    assert os.fstat(fd).st_blocks == 0
-    assert shim.query_notifiers() == []
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"x")
+        punch(fd, 1)
+        assert inside.wait(PATIENCE)
+        go.set()
+        [slot] = vm.slots
+        ask_until(lambda: slot.untold)
+        with pytest.raises(ConnectionLostError, match="slot 0"):
+            vcpu.read(0, 1)
+        with pytest.raises(ConnectionLostError, match="hung up"):
+            vm.close()
+        os.close(fd)
 
 
-def test_one_file_in_two_slots(vm: VM, fd: int) -> None:
-    """The same: one fd in two slots of one VM."""
-    add_slot(vm, fd, slot=1, guest_phys_addr=16 * MIB, memory_size=MIB)
-    vcpu = vm.create_vcpu()
-    vcpu.write(0, b"both")
-    assert vcpu.read(16 * MIB, 4) == b"both"
-    punch(fd, 0)
-    assert (vm.spte(0), vm.spte(16 * MIB // PAGE)) == (None, None)
+def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
+    """Two VMs on one file; while one keeps a punch waiting, the other faults."""
+    go = threading.Event()
 
+    def hook(point: str, start: int, end: int) -> None:
+        if point == "invalidate:begin":
+            assert go.wait(PATIENCE)
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"slot": 1},
-        {"slot": 1, "guest_phys_addr": SIZE - PAGE},
-        {"slot": 1, "guest_phys_addr": 8 * MIB + 1},
-        {"slot": 1, "guest_phys_addr": 8 * MIB, "memory_size": PAGE + 1},
-        {"slot": 1, "guest_phys_addr": 8 * MIB, "private_offset": 1},
-    ],
-    ids=["the same", "overlapping", "gpa", "size", "offset"],
-)
-def test_a_wrong_slot_is_refused(vm: VM, fd: int, changed: dict[str, int]) -> None:
-    """set_memory_region_test.c, and the checks of patch 2/8."""
-    with pytest.raises(OSError, match=r".") as caught:
-        add_slot(vm, fd, **changed)
-    assert caught.value.errno in (errno.EINVAL, errno.EEXIST)
-    assert len(vm.slots) == 1
-
-
-def test_a_file_that_is_not_inaccessible_is_refused(shim: Client) -> None:
-    """set_memory_region_test.c of guest_memfd; Fuad Tabba on v8: it oopsed."""
-    plain = os.memfd_create("plain")
-    os.ftruncate(plain, SIZE)
-    with VM(shim) as vm, pytest.raises(OSError, match=r".") as caught:
-        add_slot(vm, plain)
-    os.close(plain)
-    assert caught.value.errno == errno.EINVAL
+    with (
+        mounted(size="64m", huge="always", semantics="v10") as mount,
+        inaccfs.connect(mount.path) as one,
+        inaccfs.connect(mount.path) as other,
+        ThreadPoolExecutor(1) as pool,
+        VM(one) as vm,
+        VM(other, hooks=hook) as slow,
+    ):
+        fd = memfd(one)
+        for each in (vm, slow):
+            add_slot(each, fd)
+        vcpu = vm.create_vcpu()
+        vcpu.write(100 * PAGE, b"x")
+        assert vm.stats.mapped == (0, 1, 0)
+        punching = pool.submit(punch, fd, 100)
+        ask_until(lambda: vm.stats.in_progress == 1)
+        vcpu.read(10 * PAGE, 1)
+        go.set()
+        punching.result(PATIENCE)
+        assert vm.spte(10) is not None
+        assert vm.spte(100) is None
+        assert vcpu.read(100 * PAGE, 1) == b"\0"
+        assert vm.stale_sptes() == []
+        os.close(fd)
 
 
 # --- the race of the seed -----------------------------------------------------------
@@ -279,3 +259,52 @@ def test_v8_lets_a_guest_use_a_page_that_is_gone(shim: Client, fd: int) -> None:
         assert seen == [5, 0]
         assert vm.stale_sptes() == []
         assert vcpu.read(5 * PAGE, 6) == bytes(6)
+
+
+STALE = """
+import os, sys, inaccfs
+from inaccfs.kvm import VM, KVM_MEM_PRIVATE
+from inaccfs.syscalls import fallocate
+
+path, page, fills = sys.argv[1], *map(int, sys.argv[2:])
+
+def hook(point, start, end):
+    if point == "invalidate:begin":
+        print("stale:", len(vm.stale_sptes()), flush=True)
+        if fills:
+            fallocate(other, 0, 0, page)
+        vcpu.write(0, b"stale")
+        print("goes on", flush=True)
+
+with inaccfs.connect(path) as shim:
+    fd, other = os.open(f"{path}/guest", os.O_RDWR), shim.memfd_create("other")
+    with VM(shim, hooks=hook) as vm:
+        vm.set_user_memory_region(0, 0, page, private_fd=fd, flags=KVM_MEM_PRIVATE)
+        vcpu = vm.create_vcpu()
+        vcpu.write(0, b"x")
+        print("mapped", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_stale_mapping_needs_a_new_page(*, fills: bool) -> None:
+    """And if the mount is full, the process dies of it, as the docs say."""
+    with mounted(size="1m") as mount:
+        with opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd:
+            os.posix_fallocate(fd, 0, MIB)
+            guest = subprocess.Popen(
+                [sys.executable, "-c", STALE, mount.path, str(PAGE), str(int(fills))],
+                env=ENVIRONMENT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert guest.stdout is not None
+            assert guest.stdout.readline() == "mapped\n"
+            punch(fd, 0)
+        told, _ = guest.communicate(timeout=PATIENCE)
+    if fills:
+        assert (guest.returncode, told) == (-signal.SIGBUS, "stale: 1\n")
+    else:
+        assert (guest.returncode, told) == (0, "stale: 1\ngoes on\n")

@@ -337,6 +337,24 @@ def break_references(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BackingFile, "put_pfn", lambda *_: None)
 
 
+def break_puts(patch: pytest.MonkeyPatch) -> None:
+    """What was got once is put twice."""
+    right = BackingFile.put_pfn
+
+    def put(self: BackingFile, pfn: int) -> None:
+        right(self, pfn)
+        right(self, pfn)
+
+    patch.setattr(BackingFile, "put_pfn", put)
+
+
+def break_callback(patch: pytest.MonkeyPatch) -> None:
+    def fail(_: SlotNotifier) -> None:
+        raise RuntimeError("a bug")
+
+    patch.setattr(SlotNotifier, "_count", fail)
+
+
 def break_unregister(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SlotNotifier, "close", lambda _: None)
 
@@ -373,6 +391,8 @@ def break_guest(patch: pytest.MonkeyPatch) -> None:
         (break_arithmetic, r"file page \d+: read .*, which |^gfn 0x\w+ is mapped to "),
         (break_discard, r"file page \d+: read .*, which was replaced by zeros before"),
         (break_references, r"file page \d+: \d+ references to \d+ frames .* not put"),
+        (break_puts, r"the client logged: put-pfn: "),
+        (break_callback, r"INVALIDATE raised: RuntimeError\('a bug'\)"),
         (break_unregister, r"\d+ notifiers (for \d+ slots|are left)"),
         (break_counts, r"\[.*\] mappings were made and not zapped, \[.*\] are there"),
         (break_end, r"vCPU \d.* did not come to an end"),
@@ -400,6 +420,22 @@ def run_stress(shim: Client) -> Report:
     # It ends with the first violation; only a miss takes all the time.
     plan = stress.Plan(seconds=PATIENCE / 4, seed=1)
     return stress.run(shim, plan, lambda *_: None)
+
+
+def test_a_bracketed_order_has_no_stale_uses() -> None:
+    with (
+        support.mounted(semantics="bind") as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        report = stress.run(shim, stress.Plan(seconds=2, seed=1), lambda *_: None)
+    assert report.counts["punches"] > 0
+    assert (report.stale_uses, report.violations) == (0, [])
+
+
+def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:
+    with inaccfs.connect(mount.control) as shim:
+        report = stress.run(shim, stress.Plan(seconds=0), lambda *_: None)
+    assert (report.rounds, report.violations) == (0, [])
 
 
 def test_violations_are_told_and_the_status_is_1(

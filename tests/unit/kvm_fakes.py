@@ -56,6 +56,8 @@ class Pins(NamedTuple):
 class Semantics:
     events: tuple[str, ...] = ("INVALIDATE",)
     unit: str = "pages"
+    scope: str = "file"
+    references: str = "counted"
 
 
 BRACKETED: Final = Semantics(("INVALIDATE_START", "INVALIDATE_END", "MEMORY_ERROR"))
@@ -74,6 +76,8 @@ class FakeNotifier:
     start: Callback | None
     end: Callback | None
     error: Callback | None
+    # A daemon may disconnect it.
+    registered: bool = True
 
     def unregister(self) -> None:
         self.file.notifiers.remove(self)
@@ -93,13 +97,15 @@ class FakeMemfd:
         # By frame: how many references are held.
         self.references: Counter[int] = Counter()
         self.notifiers: list[FakeNotifier] = []
+        # What has been bound.
+        self.bound: list[tuple[int, int]] = []
         self.handles = 0
         # What get_pfn raises next.
         self.fails: list[OSError] = []
 
     @property
     def pages(self) -> int:
-        return os.fstat(self.fd).st_size // PAGE
+        return -(-os.fstat(self.fd).st_size // PAGE)
 
     def frame(self, page: int) -> int:
         """The page's frame; allocates its folio."""
@@ -184,7 +190,7 @@ class FakeFile:
         if offset + count > self._memfd.pages:
             raise OSError(errno.EINVAL, "past the end")
 
-    def put_pfn(self, pfn: int, count: int = 1) -> None:
+    def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
         for each in range(pfn, pfn + count):
             assert self._memfd.references[each] > 0, "put without get"
             self._memfd.references[each] -= 1
@@ -209,6 +215,26 @@ class FakeFile:
             self._memfd, invalidate, invalidate_start, invalidate_end, error
         )
         self._memfd.notifiers.append(made)
+        return made
+
+    def bind(
+        self,
+        start: int,
+        end: int,
+        invalidate: Callback | None = None,
+        *,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        error: Callback | None = None,
+    ) -> FakeNotifier:
+        assert self._memfd.shim.semantics.scope == "range"
+        made = self.register_notifier(
+            invalidate,
+            invalidate_start=invalidate_start,
+            invalidate_end=invalidate_end,
+            error=error,
+        )
+        self._memfd.bound.append((start, end))
         return made
 
     def close(self) -> None:

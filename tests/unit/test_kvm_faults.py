@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs.client import ConnectionLostError
 from inaccfs.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, VM, MemoryFaultExit, mmu
 from inaccfs.kvm.audit import StaleSpte
 from inaccfs.kvm.invalidation import Invalidation
@@ -278,6 +279,53 @@ def test_a_bracketed_order_has_no_such_window() -> None:
         made.file.remove = watched  # type: ignore[method-assign] # to look into it
         made.file.punch(5, 6)
     assert seen == [None, []]
+
+
+def test_punches_may_be_told_once_where_poison_has_a_start_and_an_end() -> None:
+    """class Mine(V8): memory_failure = "invalidate"."""
+    mixed = Semantics(("INVALIDATE", "INVALIDATE_START", "INVALIDATE_END"))
+    with guest(semantics=mixed) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.read(0, 2 * PAGE)
+        made.file.remove(0, 1)
+        made.file.tell(0, 1)
+        made.file.tell_start(1, 2)
+        made.file.tell_end(1, 2)
+        assert (made.vm.spte(0), made.vm.spte(1)) == (None, None)
+
+
+@pytest.mark.parametrize("how", ["fault", "pre-fault"])
+def test_no_huge_page_reaches_into_what_is_being_punched(how: str) -> None:
+    """The fault is elsewhere, so that it need not retry; 4 KiB have to do for it."""
+    with guest(4 * MIB, order=9, semantics=BRACKETED) as made:
+        made.file.tell_start(100, 101)
+        if how == "fault":
+            made.vm.create_vcpu().read(10 * PAGE, 1)
+        else:
+            made.vm.pre_fault_memory(10 * PAGE, PAGE)
+        made.file.remove(100, 101)
+        made.file.tell_end(100, 101)
+        assert (made.vm.spte(100), made.vm.stats.mapped) == (None, (1, 0, 0))
+        made.vm.create_vcpu().read(600 * PAGE, 1)
+        assert made.vm.stats.mapped == (1, 1, 0)
+
+
+def test_a_slot_whose_notifier_was_lost_is_not_used_any_more() -> None:
+    """What is mapped may have gone: nobody would tell."""
+    with guest(semantics=BRACKETED) as made:
+        vcpu = made.vm.create_vcpu()
+        vcpu.write(0, b"x")
+        # Nor is there an end of this one.
+        made.file.tell_start(3, 4)
+        made.file.notifiers[0].registered = False
+        for gpa in (0, PAGE, 3 * PAGE):
+            with pytest.raises(ConnectionLostError, match=r"slot 0: .* disconnected"):
+                vcpu.read(gpa, 1)
+        with pytest.raises(ConnectionLostError):
+            made.vm.pre_fault_memory(0, MIB)
+        made.vm.set_user_memory_region(0, 0, 0)
+        add_slot(made.vm, made.file)
+        assert vcpu.read(3 * PAGE, 1) == b"\0"
 
 
 def test_stale_pages_of_a_huge_mapping_are_found() -> None:

@@ -15,7 +15,16 @@ from inaccfs.kvm import KVM_LPAGE_PRIVATE_SHARED_MIXED, KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.memslots import MemorySlot
 from inaccfs.kvm.uapi import PG_LEVEL_1G, PG_LEVEL_2M
-from tests.unit.kvm_fakes import GIB, MIB, PAGE, FakeShim, add_slot, guest, shim
+from tests.unit.kvm_fakes import (
+    GIB,
+    MIB,
+    PAGE,
+    FakeFile,
+    FakeShim,
+    add_slot,
+    guest,
+    shim,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +56,12 @@ def made() -> Iterator[FakeShim]:
         pytest.param(
             {"guest_phys_addr": U64 - PAGE, "memory_size": 2 * PAGE}, id="wrap"
         ),
+        pytest.param({"guest_phys_addr": U64 - MIB}, id="wrap to 0"),
         pytest.param({"memory_size": 1 << 43, "shared": None}, id="too much"),
         pytest.param({"private_offset": 100}, id="offset"),
         pytest.param({"private_offset": -PAGE}, id="negative offset"),
         pytest.param({"private_offset": U64 - PAGE * 2}, id="offset wraps"),
+        pytest.param({"private_offset": U64 - MIB}, id="offset wraps to 0"),
         pytest.param({"private_fd": -1}, id="no fd"),
         pytest.param({"private_fd": 1 << 20}, id="bad fd"),
         pytest.param({"private_fd": 0, "flags": 0}, id="fd without the flag"),
@@ -86,6 +97,22 @@ def test_a_file_that_is_none_of_the_mount_is_refused(made: FakeShim) -> None:
         vm.set_user_memory_region(0, 0, PAGE, private_fd=plain, flags=KVM_MEM_PRIVATE)
     os.close(plain)
     assert caught.value.errno == errno.EINVAL
+
+
+def test_a_file_that_cannot_be_asked_is_closed(
+    made: FakeShim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: FakeFile) -> None:
+        raise OSError(errno.EIO, "a bug")
+
+    file = made.memfd()
+    with VM(made) as vm:
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeFile, "query", fail)
+            with pytest.raises(OSError, match="a bug"):
+                add_slot(vm, file)
+        assert (file.handles, vm.slots) == (0, ())
+        add_slot(vm, file)
 
 
 def test_shared_memory_begins_at_a_page(made: FakeShim) -> None:

@@ -104,14 +104,14 @@ def test_a_read_that_began_before_the_change_ended_may_have_missed_it(
     change = oracle.begin_clear([cell])
     begin = oracle.begin_read()
     oracle.end(change, [cell])
-    assert oracle.end_read(begin, cell, before) == (None, False)
+    assert oracle.end_read(begin, cell, before) == (None, ())
 
 
 def test_zeros_of_a_punch_under_way_are_early(oracle: Oracle, cell: Cell) -> None:
     write(oracle, cell)
     change = oracle.begin_clear([cell])
     begin = oracle.begin_read()
-    assert oracle.end_read(begin, cell, 0).early
+    assert oracle.end_read(begin, cell, 0).early == (change,)
     oracle.end(change, [cell])
     begin = oracle.begin_read()
     assert not oracle.end_read(begin, cell, 0).early

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,11 +21,15 @@ from inaccfs.kvm import (
     MemoryFaultExit,
     MmioExit,
     Vmm,
+    vmm,
 )
+from inaccfs.kvm.pagemap_view import states
 from tests.unit.kvm_fakes import MIB, PAGE, PATIENCE, add_slot, guest, shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from inaccfs.kvm import MemorySlot
 
 needs_cryptography = pytest.mark.skipif(
     importlib.util.find_spec("cryptography") is None, reason="needs cryptography"
@@ -78,6 +83,25 @@ def test_a_file_may_get_its_size_after_it_has_a_slot() -> None:
             os.ftruncate(file.fd, size)
             vcpu.write(size - 1, b"x")
             assert os.pread(file.fd, 1, size - 1) == b"x"
+
+
+@pytest.mark.parametrize("size", [100, PAGE - 1, PAGE + 3])
+def test_the_last_page_of_a_file_is_a_whole_one(size: int) -> None:
+    """fallocate(2) may leave a file with a size that is not one of pages."""
+    faults: list[str] = []
+
+    def hook(point: str, start: int, end: int) -> None:
+        faults.append(point)
+        assert faults.count("fault:begin") < 10, "it faults for ever"
+
+    with shim() as made, VM(made, hooks=hook) as vm:
+        file = made.memfd(size)
+        add_slot(vm, file)
+        vcpu = vm.create_vcpu()
+        vcpu.write(size - 3, b"acro")
+        assert vcpu.read(size - 3, 4) == b"acro"
+        assert os.pread(file.fd, 10, size - 3) == b"acr"
+        assert vcpu.read(PAGE - 1, 1) == (b"o" if size == PAGE - 1 else b"\0")
 
 
 def test_two_vms_do_not_see_each_others_memory() -> None:
@@ -230,6 +254,50 @@ def test_without_discard_pages_are_there_twice() -> None:
         assert vm.stats.double_allocated == 2
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_slot_is_deleted_while_it_is_converted(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, *, private: bool
+) -> None:
+    """The deletion waits: else what is discarded would be of a file that was closed."""
+    inside, go = threading.Event(), threading.Event()
+
+    def held(
+        discard: Callable[..., None], slot: MemorySlot, start: int, end: int
+    ) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        discard(slot, start, end)
+
+    for name in ("discard_private", "discard_shared"):
+        monkeypatch.setattr(vmm, name, partial(held, getattr(vmm, name)))
+    with guest(default_private=not private) as made:
+        conversion = pool.submit(Vmm(made.vm).convert, 0, PAGE, private=private)
+        assert inside.wait(PATIENCE)
+        deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
+        # When the slot can be found no more, the deletion waits.
+        with made.vm._mmu.changed:
+            made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
+        assert not deletion.done()
+        assert made.file.handles == 1
+        go.set()
+        conversion.result(PATIENCE)
+        deletion.result(PATIENCE)
+        assert made.file.handles == 0
+
+
+def test_a_slot_that_was_deleted_is_not_converted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the list of slots and the turn of this one."""
+    with guest() as made:
+        slots = made.vm.slots
+        made.vm.set_user_memory_region(0, 0, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(VM, "slots", slots)
+            Vmm(made.vm).convert(0, PAGE, private=False)
+            assert states(made.vm, 0, 2) == "__"
+
+
 def test_what_cannot_be_discarded_is_cleared() -> None:
     with guest(default_private=False) as made:
         vcpu = made.vm.create_vcpu()
@@ -311,6 +379,21 @@ def test_a_write_changes_its_blocks_and_no_others(offset: int, size: int) -> Non
             at for at in range(256) if before[at * 16 :][:16] != after[at * 16 :][:16]
         }
         assert changed == set(range(offset // 16, (offset + size - 1) // 16 + 1))
+
+
+@needs_cryptography
+def test_what_nobody_has_written_is_noise_also_after_a_punch() -> None:
+    with shim() as made, VM(made, encryption=True) as vm:
+        file = made.memfd()
+        add_slot(vm, file)
+        vcpu = vm.create_vcpu()
+        noise = vcpu.read(0, PAGE)
+        assert noise.count(0) < 64
+        vcpu.write(0, b"a secret")
+        file.punch(0, 1)
+        assert vcpu.read(0, PAGE) == noise
+        vcpu.write(0, b"another")
+        assert vcpu.read(0, PAGE) == b"another" + noise[7:]
 
 
 @needs_cryptography
