@@ -217,7 +217,10 @@ class _Daemon:
             self._relay,
             self._namespace,
             lambda passthrough: make_seal(
-                device, passthrough=passthrough, rule=config.semantics.mmap
+                device,
+                passthrough=passthrough,
+                rule=config.semantics.mmap,
+                page_size=backing.page_size,
             ),
             config.semantics.read_errno,
         )
@@ -332,6 +335,7 @@ class _Daemon:
             page_size=self._backing.page_size,
             files=files + self._namespace.count_nameless(),
             allocated_pages=pages,
+            semantics=self._config.semantics.name,
             sealed=seal.sealed,
             mmap=str(seal),
             pfn_source=self._frames.name,

@@ -28,9 +28,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     files: int
     # Pages that there is memory for.
     allocated_pages: int
+    # The rules: a version's name, or FILE.py:CLASS.
+    semantics: str
     # Whether every mmap is refused.
     sealed: bool
-    # "sealed", or "not sealed (needs ...)".
+    # "sealed", "not sealed (needs ...)", or what else becomes of mmap by the rules.
     mmap: str
     # Where page frame numbers come from: "pagemap" or "simulated".
     pfn_source: str

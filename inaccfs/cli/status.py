@@ -23,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "status",
         help="show mounts",
         description="Show one mount, or all: backing, size, files, allocated pages, "
-        "whether mmap is sealed, the daemon and its control socket.",
+        "the rules, whether mmap is sealed, the daemon and its control socket.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -63,6 +63,7 @@ def _describe(status: Status) -> str:
         "size": size,
         "files": str(status.files),
         "allocated": f"{status.allocated_pages} pages of {_bytes(status.page_size)}",
+        "semantics": status.semantics,
         "mmap": status.mmap,
         "pfns": _frames(status),
         "pid": str(status.pid),

@@ -84,8 +84,8 @@ class Client:
     def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
         """Carry out any command; return what it returns, or the fd that it gives.
 
-        *fd* goes with a command that takes one. `TypeError` for register-notifier:
-        `File.register_notifier` does that, and answers the events.
+        *fd* goes with a command that takes one. `TypeError` for register-notifier
+        and bind: `File.register_notifier` and `File.bind` answer the events, too.
         """
         return self._do(requests.execute(command, fd))
 

@@ -42,7 +42,7 @@ Start = Annotated[int, Meta(ge=0, description="the first page")]
 End = Annotated[int, Meta(ge=0, description="the page behind the last")]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
-NotifierId = Annotated[int, Meta(ge=0, description="as register-notifier gave it")]
+NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
 Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
 
 
@@ -116,7 +116,7 @@ class Frames(Result, frozen=True, kw_only=True):
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that is open, or has fetched pages."""
+    """A file that is open, or has fetched or poisoned pages."""
 
     # A path from the root; "memfd:NAME"; or what is known of one without a name.
     name: str
@@ -417,7 +417,11 @@ class Bind(Command, frozen=True, kw_only=True):
 
 
 class Unbind(Command, frozen=True, kw_only=True):
-    """restrictedmem_unbind(): unregister-notifier for what bind has returned."""
+    """restrictedmem_unbind(): unregister-notifier for what bind has returned.
+
+    ENOENT if this peer has no such notifier; EOPNOTSUPP in semantics whose notifiers
+    are registered for files.
+    """
 
     name: ClassVar[str] = "unbind"
 
@@ -428,7 +432,8 @@ class UnregisterNotifier(Command, frozen=True, kw_only=True):
     """inaccessible_unregister_notifier(): after it returns no event follows.
 
     Answers what the notifier has not answered, and waits while an invalidation of the
-    file is under way. ENOENT if this peer has no such notifier.
+    file is under way. ENOENT if this peer has no such notifier; EOPNOTSUPP in semantics
+    whose notifiers are bound to ranges.
     """
 
     name: ClassVar[str] = "unregister-notifier"
@@ -470,7 +475,7 @@ class PutPfn(Command, frozen=True, kw_only=True):
     """inaccessible_put_pfn(): gives references back.
 
     EINVAL, and nothing is put, if this peer holds no reference to one of the pages;
-    EOPNOTSUPP in semantics without references. It overtakes commands that wait.
+    EOPNOTSUPP in semantics without references.
     """
 
     name: ClassVar[str] = "put-pfn"
@@ -494,7 +499,7 @@ class GetMemory(Command, frozen=True, kw_only=True):
 
 
 class QueryFiles(Command, frozen=True, kw_only=True):
-    """Lists the files that are open or have fetched pages."""
+    """Lists the files that are open, or have fetched or poisoned pages."""
 
     name: ClassVar[str] = "query-files"
     returns: ClassVar[Any] = list[FileInfo]
@@ -540,7 +545,8 @@ class QuerySemantics(Command, frozen=True, kw_only=True):
 class MemoryFailure(Command, frozen=True, kw_only=True):
     """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback.
 
-    Until it is punched get-pfn is EHWPOISON for it, and so is this command.
+    Until it is punched get-pfn is EHWPOISON for it, and so is this command. EINVAL past
+    the end.
     """
 
     name: ClassVar[str] = "memory-failure"

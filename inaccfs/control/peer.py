@@ -19,12 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import qmp
-from inaccfs.control.messages import (
-    Command,
-    InvalidateDone,
-    PutPfn,
-    QmpCapabilities,
-)
+from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -290,22 +285,11 @@ class Peer:
                 )
             )
             self._discard_all(fds)
-        elif self._may_begin(command):
+        elif type(command) is InvalidateDone or not (self._requests or self._is_behind):
             self._begin(request)
         else:
             self._wait(request, _NOT_YET)
         return True
-
-    def _may_begin(self, command: Command) -> bool:
-        """Whether it need not wait for those before it."""
-        kind = type(command)
-        if kind is InvalidateDone:
-            # What is before it may wait for just that.
-            return True
-        if self._is_behind:
-            return False
-        # For a page to be put, too: it may be locked until then.
-        return kind is PutPfn or not self._requests
 
     def _begin(self, request: Request) -> None:
         """Carry out a command, now or in a task."""

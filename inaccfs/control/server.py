@@ -25,7 +25,7 @@ from inaccfs.errors import MountError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.control.session import Files
+    from inaccfs.control.openfiles import Files
     from inaccfs.shim.mount import Shim
     from inaccfs.status import Status
 

@@ -6,121 +6,27 @@ import errno
 import logging
 import os
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from msgspec import UNSET
-
-from inaccfs.control import messages, qmp, queries
+from inaccfs.control import messages, queries
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.peer import Answer, Peer, Request
+from inaccfs.control.registration import Registration, as_messages
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable
 
+    from inaccfs.control.openfiles import OpenFile
     from inaccfs.control.server import Server
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.order import Notice
 
 log = logging.getLogger(__name__)
 
 _MFD_CLOEXEC: Final = 0x1
 _MFD_INACCESSIBLE: Final = 0x8
-
-_EVENTS: Final = {
-    event.name: event
-    for event in (
-        messages.Invalidate,
-        messages.InvalidateStart,
-        messages.InvalidateEnd,
-        messages.Populate,
-    )
-}
-
-
-class OpenFile(Protocol):
-    """A file of the mount that stays open until `close`."""
-
-    @property
-    def file(self) -> InaccessibleFile:
-        """The shim of it."""
-
-    @property
-    def ino(self) -> int:
-        """The inode number."""
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-
-    def reopen_backing(self) -> int:
-        """A new fd of the backing memory itself."""
-
-    def again(self) -> OpenFile:
-        """The same file, to be closed for itself."""
-
-    def close(self) -> None:
-        """Let it go."""
-
-
-class Files(Protocol):
-    """The mount's files as peers name them. Methods raise `OSError` for the peer."""
-
-    def open_path(self, path: str) -> OpenFile:
-        """The regular file at *path*, which begins at the mount's root."""
-
-    def open_fd(self, fd: int) -> OpenFile:
-        """The file that *fd* has open; *fd* stays open."""
-
-    async def create(
-        self, label: str, size: int, uid: int, gid: int
-    ) -> tuple[int, OpenFile]:
-        """A file without a name, and an fd of it on the mount."""
-
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of each."""
-
-
-class Registration:
-    """A notifier of a peer; see shim.notifiers.Notifier."""
-
-    def __init__(self, session: Session, number: int, opened: OpenFile) -> None:
-        self.session: Final = session
-        self.number: Final = number
-        # Open for as long as the notifier is registered.
-        self.opened: Final = opened
-        # How many events it has been sent.
-        self.told = 0
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Send the event."""
-        self.told += 1
-        event, start, end, frames = notice
-        message: messages.Event
-        if sequence is None:
-            assert event == messages.MemoryError.name
-            message = messages.MemoryError(notifier=self.number, start=start, end=end)
-        else:
-            message = _EVENTS[event](
-                notifier=self.number,
-                start=start,
-                end=end,
-                sequence=sequence,
-                frames=UNSET if frames is None else _as_messages(frames),
-            )
-        self.session.peer.send(qmp.encode_event(message))
-
-    def evict(self) -> None:
-        """The peer has not answered in time: it is trusted with nothing any more."""
-        log.error(
-            "%s: no answer to an event of notifier %d within %g s: disconnected",
-            self.session.peer,
-            self.number,
-            self.session.server.policy.ack_seconds,
-        )
-        self.session.peer.disconnect("it does not answer events")
 
 
 class Session:
@@ -442,7 +348,8 @@ class Session:
     def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
         count = command.count or 1
         limit = self.server.policy.limits.pages
-        if self.pages + count > limit:
+        keeps = self.server.shim.semantics.references != "none"
+        if keeps and self.pages + count > limit:
             raise OSError(
                 errno.EDQUOT,
                 f"{self.pages} pages are referenced and {count} more would be over "
@@ -493,7 +400,7 @@ class Session:
                 self._referred[opened.file] = opened.again()
         if command.count is None:
             return messages.Frames(pfn=extents[0].pfn, order=extents[0].order)
-        return messages.Frames(extents=_as_messages(extents))
+        return messages.Frames(extents=as_messages(extents))
 
     def _put_pfn(self, command: messages.PutPfn) -> Nothing:
         with self._held(command.file) as opened:
@@ -515,7 +422,3 @@ class Session:
         with closing(self._open(command.file)) as opened:
             await opened.file.pages.poison(command.offset)
         return Nothing()
-
-
-def _as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:
-    return [messages.Extent(*extent) for extent in extents]

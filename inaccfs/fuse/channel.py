@@ -381,6 +381,9 @@ class Channel:
             backing_id = self.seal.behind(node.ino, node.fd)
         except OSError:
             self._namespace.release(node)
+            if entry:
+                # Which the kernel is not told of, and will not forget.
+                self._namespace.forget(node.ino, 1)
             raise
         if backing_id:
             flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_PASSTHROUGH
@@ -430,8 +433,10 @@ class Channel:
         return self._opened(unique, namespace[entry.nodeid], wire.pack_entry(entry))
 
     def _release(self, size: int, unique: int, nodeid: int) -> bytes:
-        self.seal.closed(nodeid)
-        self._namespace.release(self._namespace[nodeid])
+        try:
+            self.seal.closed(nodeid)
+        finally:
+            self._namespace.release(self._namespace[nodeid])
         return wire.reply_done(unique)
 
     def _fallocate(self, size: int, unique: int, nodeid: int) -> bytes | None:

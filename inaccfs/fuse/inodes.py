@@ -97,7 +97,7 @@ class Node:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether pages of the file have been fetched, which stay where they are."""
+        """Whether pages have been fetched, which stay where they are, or poisoned."""
         return self.file is not None and not self.file.pages.plain
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -138,7 +139,10 @@ def _kernfs_file() -> int:
 
 def _empty_file() -> int:
     """A file of the kernel's own tmpfs, in which every page lies past the end."""
-    return os.memfd_create("inaccfs-empty", os.MFD_CLOEXEC)
+    fd = os.memfd_create("inaccfs-empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    # Who has it mapped can open it in /proc, and all files have this one behind them.
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
 
 
 Candidate = Callable[[], int]
@@ -155,13 +159,18 @@ def make_seal(
     *,
     passthrough: bool,
     rule: Mmap = "refused",
+    page_size: int = mmap.PAGESIZE,
     candidates: tuple[Candidate, ...] | None = None,
 ) -> Seal:
     """Register what the *rule* wants with the connection of *device*.
 
     *passthrough* tells whether INIT offered FUSE_PASSTHROUGH; call this after the
-    reply to INIT, for only then does the kernel take backing files.
+    reply to INIT, for only then does the kernel take backing files. *page_size* is the
+    backing's.
     """
+    if rule == "shared" and page_size != mmap.PAGESIZE:
+        # FUSE would choose addresses and lengths for it that no huge page fits.
+        return unsealed("memory of a hugetlbfs is not mapped through FUSE", rule)
     if not passthrough:
         reason = "needs Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH"
         return unsealed(reason, rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import signal
@@ -37,6 +38,7 @@ def fate(work: Callable[[], object]) -> int:
     """The signal that *work* dies of in a child; 0 if it does not."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()
         try:
             work()
         finally:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from inaccfs.control.limits import Policy
-    from inaccfs.control.session import OpenFile
+    from inaccfs.control.openfiles import OpenFile
     from inaccfs.fuse.inodes import Node
     from inaccfs.semantics import Semantics
     from inaccfs.shim.backing import Backing
@@ -47,6 +47,7 @@ STATUS = Status(
     page_size=PAGE,
     files=2,
     allocated_pages=3,
+    semantics="v8",
     sealed=True,
     mmap="sealed",
     pfn_source="simulated",

@@ -30,7 +30,7 @@ from inaccfs.shim.mount import Shim
 from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from inaccfs.shim.backing import Backing
 
@@ -305,7 +305,7 @@ class SealFactory:
 async def serving(
     backing: Backing,
     *,
-    make_seal: SealFactory | None = None,
+    make_seal: Callable[[bool], Seal] | None = None,
     handshake: bool = True,
     relay_bytes: int = 1 << 17,
     allocator: Allocator | None = None,

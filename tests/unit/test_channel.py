@@ -13,6 +13,7 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.fuse import wire
+from inaccfs.fuse.seal import Seal
 from inaccfs.fuse.wire import Op
 from tests.unit.fakes import (
     BATCH_FORGET_IN,
@@ -274,6 +275,49 @@ async def test_each_kind_of_open_carries_the_seal(
         unnamed = await world.kernel.call(Op.TMPFILE, 1, body)
         for reply in (made, await world.kernel.open(nodeid, os.O_RDONLY), unnamed):
             assert reply.opened()[1:] == (flags, backing_id)
+
+
+class Unwilling(Seal):
+    """The kernel takes nothing behind an open."""
+
+    def __init__(self) -> None:
+        super().__init__("shared", 7)
+        self.unwilling = True
+        self.ended = 0
+
+    def behind(self, ino: int, fd: int) -> int:
+        if self.unwilling:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return super().behind(ino, fd)
+
+    def closed(self, ino: int) -> None:
+        self.ended += 1
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+async def test_an_open_that_cannot_be_sealed_leaves_nothing_behind(
+    backing: Backing,
+) -> None:
+    seal = Unwilling()
+    async with serving(backing, make_seal=lambda _: seal) as world:
+        known = set(world.namespace.nodes)
+        assert (await world.kernel.create(b"f")).error == errno.ENOMEM
+        body = CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0)
+        assert (await world.kernel.call(Op.TMPFILE, 1, body)).error == errno.ENOMEM
+        assert set(world.namespace.nodes) == known
+        nodeid = (await world.kernel.lookup(b"f")).entry().nodeid
+        assert (await world.kernel.open(nodeid, os.O_RDWR)).error == errno.ENOMEM
+        assert world.namespace[nodeid].opens == 0
+
+
+async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -> None:
+    seal = Unwilling()
+    seal.unwilling = False
+    async with serving(backing, make_seal=lambda _: seal) as world:
+        nodeid = (await world.kernel.create(b"f")).entry().nodeid
+        assert world.namespace[nodeid].opens == 1
+        assert (await world.kernel.release(nodeid)).error == errno.ENOENT
+        assert (seal.ended, world.namespace[nodeid].opens) == (1, 0)
 
 
 async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> None:

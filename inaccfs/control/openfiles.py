@@ -1,0 +1,53 @@
+"""The mount's files as the control socket has them; see `inaccfs.fuse.files`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.shim.file import InaccessibleFile
+
+
+class OpenFile(Protocol):
+    """A file of the mount that stays open until `close`."""
+
+    @property
+    def file(self) -> InaccessibleFile:
+        """The shim of it."""
+
+    @property
+    def ino(self) -> int:
+        """The inode number."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    def reopen_backing(self) -> int:
+        """A new fd of the backing memory itself."""
+
+    def again(self) -> OpenFile:
+        """The same file, to be closed for itself."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+class Files(Protocol):
+    """The mount's files as peers name them. Methods raise `OSError` for the peer."""
+
+    def open_path(self, path: str) -> OpenFile:
+        """The regular file at *path*, which begins at the mount's root."""
+
+    def open_fd(self, fd: int) -> OpenFile:
+        """The file that *fd* has open; *fd* stays open."""
+
+    async def create(
+        self, label: str, size: int, uid: int, gid: int
+    ) -> tuple[int, OpenFile]:
+        """A file without a name, and an fd of it on the mount."""
+
+    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
+        """Name, inode number, file and number of opens of each."""

@@ -1,0 +1,75 @@
+"""A peer's notifier: what the shim tells it goes out as an event."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from msgspec import UNSET
+
+from inaccfs.control import messages, qmp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inaccfs.control.openfiles import OpenFile
+    from inaccfs.control.session import Session
+    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.order import Notice
+
+log = logging.getLogger(__name__)
+
+_EVENTS: Final = {
+    event.name: event
+    for event in (
+        messages.Invalidate,
+        messages.InvalidateStart,
+        messages.InvalidateEnd,
+        messages.Populate,
+    )
+}
+
+
+class Registration:
+    """A notifier of a peer; see shim.notifiers.Notifier."""
+
+    def __init__(self, session: Session, number: int, opened: OpenFile) -> None:
+        self.session: Final = session
+        self.number: Final = number
+        # Open for as long as the notifier is registered.
+        self.opened: Final = opened
+        # How many events it has been sent.
+        self.told = 0
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        """Send the event."""
+        self.told += 1
+        event, start, end, frames = notice
+        message: messages.Event
+        if sequence is None:
+            assert event == messages.MemoryError.name
+            message = messages.MemoryError(notifier=self.number, start=start, end=end)
+        else:
+            message = _EVENTS[event](
+                notifier=self.number,
+                start=start,
+                end=end,
+                sequence=sequence,
+                frames=UNSET if frames is None else as_messages(frames),
+            )
+        self.session.peer.send(qmp.encode_event(message))
+
+    def evict(self) -> None:
+        """The peer has not answered in time: it is trusted with nothing any more."""
+        log.error(
+            "%s: no answer to an event of notifier %d within %g s: disconnected",
+            self.session.peer,
+            self.number,
+            self.session.server.policy.ack_seconds,
+        )
+        self.session.peer.disconnect("it does not answer events")
+
+
+def as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:
+    """Extents as they are sent."""
+    return [messages.Extent(*extent) for extent in extents]
