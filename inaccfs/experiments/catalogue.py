@@ -12,7 +12,21 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Experiment
 
 # Each is a module here, and a page in docs/experiments/.
-NAMES: Final = ("size",)
+NAMES: Final = (
+    "size",
+    "order",
+    "lock",
+    "references",
+    "payload",
+    "content",
+    "poison",
+    "errnos",
+    "compaction",
+    "allocation",
+    "folios",
+    "alignment",
+    "bindings",
+)
 
 
 def find(name: str) -> Experiment:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.experiments.lab import Experiment
+from inaccfs.semantics import V8, refused
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Lab
 
 _PAGE: Final = 4096
+
+
+class Growable(V8):
+    """What memory hotplug would have: more at any time, and never less."""
+
+    def check_size(self, current: int, new: int, page_size: int) -> None:
+        if new < current:
+            raise refused(errno.EPERM)
+        # As if it had none yet.
+        super().check_size(0, new, page_size)
+
 
 # On a file of so many bytes, this is done, and then its size is looked up.
 _STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
@@ -64,12 +77,13 @@ def _outcome(fd: int, size: int, step: Callable[[int], None]) -> str:
     except OSError as exc:
         return errnos.NAMES[exc.errno or 0]
     now = os.fstat(fd).st_size
-    return "ok" if now == size else f"ok, {now // _PAGE} pages"
+    pages = now // _PAGE
+    return "ok" if now == size else f"ok, {pages} page{'s'[: pages != 1]}"
 
 
 EXPERIMENT: Final = Experiment(
     name="size",
     question="How does a file get its size, and what can change it afterwards?",
     run=_run,
-    semantics=("v7", "v8", "v10", "guest_memfd-6.8", "guest_memfd"),
+    semantics=("v7", "v8", "v10", "guest_memfd", f"{__file__}:Growable"),
 )

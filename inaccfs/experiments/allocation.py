@@ -1,0 +1,190 @@
+"""Row 7: who allocates a page, and how many are there twice, in both halves."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.errnos import NAMES
+from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
+from inaccfs.kvm.memory import resident
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.semantics import V8
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from inaccfs.experiments.lab import Bench, Lab
+
+_PAGES: Final = 64
+_RACES: Final = 16
+
+
+class OnFault(V8):
+    """The seed, as posted: get-pfn allocates, as SGP_WRITE does."""
+
+    allocates = True
+
+
+class NoAlloc(V8):
+    """The variant that Michael Roth asked for: only fallocate(2) does."""
+
+    allocates = False
+
+
+class _Guest:
+    """A guest, and a VMM with a policy."""
+
+    def __init__(
+        self, stack: ExitStack, bench: Bench, allocates: str, *, punches: bool
+    ) -> None:
+        """The VMM *allocates* "never", "at start" or "on exit"."""
+        self._allocates: Final = allocates
+        self._fd: Final = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
+        stack.callback(os.close, self._fd)
+        self._shared: Final = mmap.mmap(-1, _PAGES * PAGE_SIZE)
+        self.vm: Final = stack.enter_context(VM(bench.shim, hooks=self._hook))
+        self.vm.set_user_memory_region(
+            *(0, 0, _PAGES * PAGE_SIZE),
+            private_fd=self._fd,
+            shared=self._shared,
+            flags=KVM_MEM_PRIVATE,
+        )
+        self._vmm: Final = Vmm(self.vm, discard=punches)
+        self._vcpu: Final = self.vm.create_vcpu()
+        self.conversions = 0
+        self.enoents = 0
+        # The most pages that there have been at a time.
+        self.peak = 0
+        # Whether the next pre-fault is overtaken by a conversion.
+        self._overtaken = False
+        if allocates == "at start":
+            self.allocate(0, _PAGES)
+
+    def allocate(self, page: int, count: int = 1) -> None:
+        fallocate(self._fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
+
+    # --- what the guest does ----------------------------------------------------------
+
+    def touch(self, pages: Iterable[int], *, private: bool) -> None:
+        """Write to each; the VMM does what it can about exits.
+
+        Raises:
+            MemoryFaultExit: it cannot do anything.
+        """
+        for page in pages:
+            while True:
+                try:
+                    self._vcpu.write(page * PAGE_SIZE, b"x", private=private)
+                    break
+                except MemoryFaultExit as exc:
+                    self._handle(page, exc)
+                self.count()
+
+    def _handle(self, page: int, exc: MemoryFaultExit) -> None:
+        if not exc.errno:
+            self.conversions += 1
+            self._vmm.handle(exc)
+            if exc.private and self._allocates == "at start":
+                self.allocate(page)
+            return
+        self.enoents += exc.errno == errno.ENOENT
+        if self._allocates != "on exit" or exc.errno != errno.ENOENT:
+            raise exc
+        self.allocate(page)
+
+    def host_reads(self) -> None:
+        """The VMM looks at its half, where there is something and where not."""
+        for page in range(_PAGES):
+            self._shared[page * PAGE_SIZE]
+
+    # --- a page is pre-faulted and converted at once ----------------------------------
+
+    def race(self, page: int) -> None:
+        self._overtaken = True
+        # To who does not allocate: the page has gone.
+        with suppress(FileNotFoundError):
+            self.vm.pre_fault_memory(page * PAGE_SIZE, PAGE_SIZE)
+
+    def _hook(self, point: str, start: int, _end: int) -> None:
+        if point == "fault:begin" and self._overtaken:
+            self._overtaken = False
+            self._vmm.convert(start * PAGE_SIZE, PAGE_SIZE, private=False)
+            self._shared[start * PAGE_SIZE] = 1
+
+    # --- what there is ----------------------------------------------------------------
+
+    def count(self) -> tuple[int, int, int]:
+        """Pages in the file, in the shared half, and those that are in both."""
+        private = os.fstat(self._fd).st_blocks * 512 // PAGE_SIZE
+        shared = sum(byte & 1 for byte in resident(self._shared, 0, _PAGES))
+        self.peak = max(self.peak, private + shared)
+        return private, shared, self.vm.double_allocated()
+
+    def told(self) -> str:
+        private, shared, both = self.count()
+        return f"{private}+{shared}" + (f" ({both})" if both else "")
+
+
+_STEPS: Final[tuple[tuple[str, Callable[[_Guest], None]], ...]] = (
+    ("start", lambda _: None),
+    ("boot", lambda guest: guest.touch(range(32), private=True)),
+    ("share", lambda guest: guest.touch(range(16, 48), private=False)),
+    ("take back", lambda guest: guest.touch(range(16, 24), private=True)),
+    ("host reads", lambda guest: guest.host_reads()),
+)
+
+
+def _live(bench: Bench, allocates: str, *, punches: bool) -> list[object]:
+    with ExitStack() as stack:
+        guest = _Guest(stack, bench, allocates, punches=punches)
+        found: list[object] = [allocates, "punches" if punches else "keeps"]
+        for _, step in _STEPS:
+            try:
+                step(guest)
+            except MemoryFaultExit as exc:
+                found.append(NAMES[exc.errno])
+                break
+            found.append(guest.told())
+        found += ["-"] * (len(_STEPS) + 2 - len(found))
+        return [*found, guest.peak, guest.conversions, guest.enoents]
+
+
+def _race(bench: Bench) -> list[object]:
+    with ExitStack() as stack:
+        guest = _Guest(stack, bench, "at start", punches=True)
+        for page in range(_RACES):
+            guest.race(page)
+        return list(guest.count())
+
+
+def _run(lab: Lab) -> None:
+    rows: list[list[object]] = []
+    races: list[list[object]] = []
+    for semantics in lab.semantics:
+        with lab.bench(semantics, size="4m", huge="never") as bench:
+            # Who is served by a fault gets no such exit.
+            exits = [] if bench.shim.query_semantics().allocates else ["on exit"]
+            for allocates in ("never", *exits, "at start"):
+                for punches in (True, False):
+                    row = _live(bench, allocates, punches=punches)
+                    rows.append([bench.semantics, *row])
+            races.append([bench.semantics, *_race(bench)])
+    lab.say(f"Of {_PAGES} pages: private + shared, and (in both halves)")
+    head = "rules", "VMM allocates", "and", *(name for name, _ in _STEPS)
+    lab.table([*head, "peak", "conversions", "ENOENT"], rows)
+    lab.say(f"\n{_RACES} pages, each pre-faulted while it is converted to shared")
+    lab.table(["rules", "private", "shared", "both"], races)
+
+
+EXPERIMENT: Final = Experiment(
+    name="allocation",
+    question="Who allocates a page, and how many pages are there twice?",
+    run=_run,
+    semantics=(f"{__file__}:OnFault", f"{__file__}:NoAlloc"),
+)

@@ -1,0 +1,200 @@
+"""Row 4: who sees a page after put-pfn: the kernel, which may want to move it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.errnos import NAMES
+from inaccfs.errors import InaccfsError
+from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.parts import Neighbour
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.client import Client
+    from inaccfs.experiments.lab import Bench, Lab
+
+_FILES: Final = 4
+# Of each file: two huge pages' worth.
+_PAGES: Final = 1024
+_MAPPED: Final = _FILES * _PAGES
+
+# So many pages at a time are the guest's, and so many behind them are not.
+_CHUNK: Final = 16
+_GAP: Final = 48
+
+# How often memory is compacted: each time the kernel may give up half way.
+_ROUNDS: Final = 3
+
+# How many guests are tried before it is found that pages that may move do not.
+_TRIES: Final = 5
+
+# How many pages somebody else allocates when all is over.
+_OTHERS: Final = 16384
+
+_COMPACT: Final = Path("/proc/sys/vm/compact_memory")
+# What was freed is on a list of a CPU's first, where the compactor does not see it. The
+# larger this is, the shorter are the lists; 0 is the kernel's own choice.
+_LISTS: Final = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
+_SHORT: Final = "99991"
+
+# See madvise(2); Python does not name it.
+_MADV_COLLAPSE: Final = 25
+
+
+@contextmanager
+def _fragmented() -> Iterator[None]:
+    """Have no holes but a guest's: in smaller ones the compactor gets stuck."""
+    before = _LISTS.read_text().strip()
+    _LISTS.write_text(_SHORT)
+    scraps = os.memfd_create("scraps")
+    try:
+        fallocate(scraps, 0, 0, _scraps())
+        yield
+    finally:
+        os.close(scraps)
+        # Somebody may do the same at the same time.
+        _LISTS.write_text("0" if before == _SHORT else before)
+
+
+def _scraps() -> int:
+    """How many bytes are free in blocks of up to 32 pages; 1 GiB is enough."""
+    zones = Path("/proc/buddyinfo").read_text().splitlines()
+    counts = [zone.split()[4:10] for zone in zones]
+    free = sum(
+        int(count) << order for each in counts for order, count in enumerate(each)
+    )
+    return min(max(free, 1), 1 << 18) * PAGE_SIZE
+
+
+class _Guest:
+    """A VM with all pages of some files mapped, and nothing but put references."""
+
+    def __init__(self, stack: ExitStack, bench: Bench) -> None:
+        self._shim: Final = bench.shim
+        self._puts: Final = self._shim.query_semantics().references != "none"
+        size = _PAGES * PAGE_SIZE
+        self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
+        # Work for the compactor: holes beside all pages, for others to move into.
+        with ExitStack() as gaps:
+            gap = self._file(gaps, _MAPPED * _GAP // _CHUNK * PAGE_SIZE)
+            at = 0
+            for start in range(0, _PAGES, _CHUNK):
+                for fd in self.fds:
+                    _allocate(fd, start, _CHUNK)
+                    _allocate(gap, at, _GAP)
+                    at += _GAP
+        self.vm: Final = stack.enter_context(VM(self._shim))
+        for slot, fd in enumerate(self.fds):
+            self.vm.set_user_memory_region(
+                *(slot, slot * size, size), private_fd=fd, flags=KVM_MEM_PRIVATE
+            )
+        self.vm.pre_fault_memory(0, _FILES * size)
+
+    def _file(self, stack: ExitStack, size: int) -> int:
+        fd = self._shim.memfd_create("guest", size=size)
+        stack.callback(os.close, fd)
+        return fd
+
+    def stale(self) -> set[int]:
+        """Which frames it has mapped that its pages have not any more.
+
+        The shim does not know before it is asked: so somebody gets all pages anew.
+        """
+        for fd in self.fds:
+            with self._shim.file(fd) as file:
+                for extent in file.get_pfns(0, _PAGES):
+                    if self._puts:
+                        file.put_pfn(extent.pfn, extent.count, wait=False)
+        return {each.pfn for each in self.vm.stale_sptes()}
+
+
+def _allocate(fd: int, page: int, count: int) -> None:
+    fallocate(fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
+
+
+# --- who moves pages ----------------------------------------------------------------
+
+
+def _compact(_bench: Bench, _guest: _Guest) -> str:
+    """As kcompactd does for whoever wants a huge page; but now, and all memory."""
+    for _ in range(_ROUNDS):
+        _COMPACT.write_text("1")
+    return "ok"
+
+
+def _collapse(bench: Bench, guest: _Guest) -> str:
+    return ", ".join(sorted({collapse(bench.shim, fd) for fd in guest.fds}))
+
+
+def collapse(shim: Client, fd: int) -> str:
+    """As khugepaged does where a huge page may be made of small ones: at once, in all
+    of a file. Returns "ok", or what it fails with."""
+    with shim.file(fd) as file:
+        memory = file.get_memory()
+    try:
+        with closing(mmap.mmap(memory, 0)) as mapped:
+            mapped.madvise(_MADV_COLLAPSE)
+    except OSError as exc:
+        return NAMES[exc.errno or 0]
+    finally:
+        os.close(memory)
+    return "ok"
+
+
+_MOVERS: Final[tuple[tuple[str, Callable[[Bench, _Guest], str]], ...]] = (
+    ("compact_memory", _compact),
+    ("MADV_COLLAPSE", _collapse),
+)
+
+
+def _watch(bench: Bench, mover: Callable[[Bench, _Guest], str]) -> list[object]:
+    """What becomes of a guest: the last five columns."""
+    with _fragmented(), ExitStack() as stack:
+        guest = _Guest(stack, bench)
+        events = bench.shim.query_stats().events
+        outcome = mover(bench, guest)
+        stale = guest.stale()
+        told = bench.shim.query_stats().events - events
+        if not stale:
+            return [outcome, 0, "none", told, 0]
+        others = Neighbour(stack, bench.shim, _OTHERS)
+        others.take(_OTHERS)
+        return [outcome, len(stale), "some", told, len(stale & others.frames)]
+
+
+def _run(lab: Lab) -> None:
+    if os.geteuid() != 0 or not _COMPACT.exists():
+        raise InaccfsError("compaction: needs root, and a kernel that can compact")
+    rows: list[tuple[object, ...]] = []
+    for semantics in lab.semantics:
+        # Huge pages only for who asks for them, as MADV_COLLAPSE does.
+        with lab.bench(semantics, size="512m", huge="advise") as bench:
+            movable = bench.shim.query_semantics().movable
+            held = bench.shim.query_status().pinning.split(" ")[0]
+            for name, mover in _MOVERS:
+                for _ in range(_TRIES if movable else 1):
+                    if "some" in (found := _watch(bench, mover)):
+                        break
+                rule = "may move" if movable else "stays"
+                rows.append((bench.semantics, rule, held, name, *found))
+    lab.say(f"Of {_MAPPED} pages that KVM has mapped, and put")
+    head = "rules", "a page", "held by", "the kernel", "", "moved", "", "events"
+    lab.table([*head, "now another's"], rows)
+
+
+EXPERIMENT: Final = Experiment(
+    name="compaction",
+    question="Who sees a page after put-pfn, and is told when the kernel moves it?",
+    run=_run,
+    semantics=("v8", "v8-as-posted", "v9", "v10"),
+    exact=False,
+)

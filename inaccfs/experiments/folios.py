@@ -1,0 +1,199 @@
+"""Row 9: what a punch of a page does to the huge page around it, and for how long."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.experiments.compaction import collapse
+from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.experiments.lab import Bench, Lab
+
+_HUGE: Final = pages_of_level(PG_LEVEL_2M)
+_SIZE: Final = _HUGE * PAGE_SIZE
+
+# The page that goes, and what the guest has there and in the page before it.
+_GONE: Final = 100
+_SECRET: Final = b"secret"
+
+
+class _Guest:
+    """A VM of one huge page, which has been allocated as a whole."""
+
+    def __init__(self, stack: ExitStack, bench: Bench) -> None:
+        self._shim: Final = bench.shim
+        rules = self._shim.query_semantics()
+        self.allocates: Final = rules.allocates
+        self._puts: Final = rules.references != "none"
+        self._fd: Final = self._shim.memfd_create("guest", size=_SIZE)
+        stack.callback(os.close, self._fd)
+        self.allocate(0, _HUGE)
+        # What KVM has been told of since somebody has looked.
+        self._told: list[str] = []
+        self.vm: Final = stack.enter_context(VM(self._shim, hooks=self._hook))
+        self.vm.set_user_memory_region(
+            *(0, 0, _SIZE), private_fd=self._fd, flags=KVM_MEM_PRIVATE
+        )
+        self._vcpu: Final = self.vm.create_vcpu()
+        for page in (_GONE - 1, _GONE):
+            self._vcpu.write(page * PAGE_SIZE, _SECRET)
+
+    def _hook(self, point: str, start: int, end: int) -> None:
+        if point == "invalidate:begin":
+            self._told.append(f"{start}" if end == start + 1 else f"{start}-{end - 1}")
+
+    # --- what is done -----------------------------------------------------------------
+
+    def allocate(self, start: int, count: int) -> None:
+        fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, count * PAGE_SIZE)
+
+    def punch(self, start: int, count: int) -> None:
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        fallocate(self._fd, mode, start * PAGE_SIZE, count * PAGE_SIZE)
+
+    def read(self, page: int) -> str:
+        found = self._vcpu.read(page * PAGE_SIZE, len(_SECRET))
+        return found.decode() if any(found) else "zeros"
+
+    def touch(self) -> None:
+        for page in range(_HUGE):
+            self.read(page)
+
+    def touch_anew(self) -> None:
+        """KVM zaps all, without a word of the file; then all is touched."""
+        for private in (False, True):
+            self.vm.set_memory_attributes(0, _SIZE, private=private)
+        self.touch()
+
+    def refill(self) -> None:
+        self.allocate(0, _HUGE)
+        self.touch()
+
+    def collapse(self) -> str:
+        return collapse(self._shim, self._fd)
+
+    # --- what is seen -----------------------------------------------------------------
+
+    @property
+    def allocated(self) -> int:
+        return os.fstat(self._fd).st_blocks * 512 // PAGE_SIZE
+
+    def folio(self) -> str:
+        """Of what size page 0 is part, and nothing of the holes.
+
+        Asks for the pages once more: the daemon does not know what has moved.
+        """
+        if not self.allocated:
+            return "-"
+        with self._shim.file(self._fd) as file:
+            found = file.get_pfns(0, _HUGE if self.allocated == _HUGE else 1)
+            for extent in found if self._puts else ():
+                file.put_pfn(extent.pfn, extent.count)
+        return "2M" if 1 << found[0].order == _HUGE else "smaller"
+
+    def told(self) -> str:
+        """What KVM has been told since this was asked last."""
+        told, self._told = self._told, []
+        return ", ".join(told) or "-"
+
+    def there(self) -> tuple[int, str, str]:
+        """How much is allocated, and of page 0 the folio and the level."""
+        spte = self.vm.spte(0)
+        level = "-" if spte is None else "2M" if spte.level == PG_LEVEL_2M else "4K"
+        return self.allocated, self.folio(), level
+
+
+# --- a page goes ----------------------------------------------------------------------
+
+_STEPS: Final[tuple[tuple[str, Callable[[_Guest], str | None]], ...]] = (
+    (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),
+    (f"punch page {_GONE}", lambda guest: guest.punch(_GONE, 1)),
+    (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),
+    (f"allocate page {_GONE}", lambda guest: guest.allocate(_GONE, 1)),
+    ("touch all", _Guest.touch),
+    ("zap all, touch all", _Guest.touch_anew),
+    ("MADV_COLLAPSE", _Guest.collapse),
+    ("touch all", _Guest.touch),
+    ("zap all, touch all", _Guest.touch_anew),
+    ("punch all", lambda guest: guest.punch(0, _HUGE)),
+    ("allocate all, touch all", _Guest.refill),
+)
+
+
+def _punched(bench: Bench) -> Iterator[list[object]]:
+    with ExitStack() as stack:
+        guest = _Guest(stack, bench)
+        for name, step in _STEPS:
+            outcome = step(guest) or ""
+            told, allocated, folio = guest.told(), guest.allocated, guest.folio()
+            small, huge, _ = guest.vm.stats.mapped
+            stale = len(guest.vm.stale_sptes())
+            yield [name, outcome, told, allocated, folio, huge, small, stale]
+
+
+# --- a page is converted, and comes back ----------------------------------------------
+
+
+class _Deferring:
+    """Punches a huge page when all of it may go: Roth's bitmap, kept by the VMM."""
+
+    def __init__(self, guest: _Guest) -> None:
+        self._guest: Final = guest
+        self._gone: Final[set[int]] = set()
+
+    def convert(self, gpa: int, size: int, *, private: bool) -> None:
+        self._guest.vm.set_memory_attributes(gpa, size, private=private)
+        (self._gone.discard if private else self._gone.add)(gpa)
+        if len(self._gone) == _HUGE:
+            self._guest.punch(0, _HUGE)
+            self._gone.clear()
+
+
+def _converted(bench: Bench, *, defers: bool) -> Iterator[list[object]]:
+    with ExitStack() as stack:
+        guest = _Guest(stack, bench)
+        convert = _Deferring(guest).convert if defers else Vmm(guest.vm).convert
+        policy = "deferred" if defers else "at once"
+        convert(_GONE * PAGE_SIZE, PAGE_SIZE, private=False)
+        guest.read(0)
+        yield [policy, "one page to shared", *guest.there(), "-"]
+        convert(_GONE * PAGE_SIZE, PAGE_SIZE, private=True)
+        if not guest.allocates:
+            guest.allocate(_GONE, 1)
+        content = guest.read(_GONE)
+        yield [policy, "and back", *guest.there(), content]
+        for page in range(_HUGE):
+            convert(page * PAGE_SIZE, PAGE_SIZE, private=False)
+        yield [policy, "all to shared, one by one", *guest.there(), "-"]
+
+
+def _run(lab: Lab) -> None:
+    before: list[list[object]] = []
+    for semantics in lab.semantics:
+        with lab.bench(semantics, size="64m", huge="always") as bench:
+            held = bench.shim.query_status().pinning.split(" ")[0]
+            lab.say("\n" * bool(before) + f"{bench.semantics}, pages held by: {held}")
+            head = ["", "", "told", "allocated", "folio", "by 2M", "by 4K", "stale"]
+            lab.table(head, list(_punched(bench)))
+            rows = [*_converted(bench, defers=False), *_converted(bench, defers=True)]
+        if rows != before:
+            lab.say()
+            head = ["the VMM punches", "", "allocated", "folio", "page 0"]
+            lab.table([*head, f"in page {_GONE}"], rows)
+        before = rows
+
+
+EXPERIMENT: Final = Experiment(
+    name="folios",
+    question="What does the punch of a page do to the huge page that it was part of?",
+    run=_run,
+    semantics=("v8", "v9"),
+)

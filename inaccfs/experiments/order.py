@@ -1,0 +1,175 @@
+"""Row 1: what a guest uses when its KVM is told too late, too early, or in time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from inaccfs.client import connect
+from inaccfs.experiments import parts
+from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm import VM
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.semantics import V8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from inaccfs.experiments.lab import Bench, Lab
+
+_ROUNDS: Final = 8
+_SECRET: Final = b"secret"
+
+
+class Before(V8):
+    """The seed with two lines exchanged, as it was proposed at first."""
+
+    order = "before"
+
+
+class _Found(NamedTuple):
+    """Of all rounds of one window."""
+
+    # Accesses that went to a frame which another file had by then.
+    used: int
+    # Entries, after the punch, of frames that the page has not.
+    stale: int
+    # Rounds in which the fault was dropped.
+    retried: int
+
+
+class _Guest:
+    """A guest of one page. The page behind it is the gate's."""
+
+    def __init__(self, stack: ExitStack, bench: Bench, *, asks: bool) -> None:
+        """Its KVM *asks* whether to retry, or does not."""
+        shim, rules = bench.shim, bench.shim.query_semantics()
+        # Then a punch waits for a fault that has its page, and cannot come between.
+        self._locks: Final = rules.references == "locked"
+        self._fd: Final = parts.new_file(stack, shim, "guest", 2)
+        self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
+        self._watched: Final = parts.Watched(asks=asks)
+        self._vm: Final = stack.enter_context(
+            VM(shim, hooks=self._hook, invalidation=self._watched)
+        )
+        parts.add_slot(self._vm, self._fd, 0, 1)
+        self._vcpu: Final = self._vm.create_vcpu()
+        # Its callbacks run in a thread of their own, beside those of the VM.
+        self._other: Final = stack.enter_context(connect(bench.mount.path))
+        file = stack.enter_context(self._other.file(self._fd))
+        stack.enter_context(parts.listen(file, 1, 2, rules.scope, self._gate))
+        self._pool: Final = stack.enter_context(ThreadPoolExecutor(2))
+        # What is to be done at which point, once.
+        self._acts: Final[dict[str, Callable[[], object]]] = {}
+        # What is under way beyond that.
+        self._pending: Final[list[Future[Any]]] = []
+        self._used = 0
+
+    def count(self, point: str, act: Callable[[], object]) -> _Found:
+        """All rounds of a window, which *act* holds open at *point*."""
+        self._used = stale = retried = 0
+        for _ in range(_ROUNDS):
+            parts.allocate(self._fd, 2)
+            self._unmap()
+            self._vcpu.write(0, _SECRET)
+            self._watched.forget()
+            self._acts[point] = act
+            if point == "fault:before_install":
+                # The act punches, when this has got its page.
+                self._unmap()
+                self._read()
+            else:
+                parts.punch(self._fd, 2)
+            self._acts.clear()
+            while self._pending:
+                self._pending.pop().result(parts.PATIENCE)
+            retried += self._watched.dropped
+            stale += len(self._vm.stale_sptes())
+            self.use()
+        return _Found(self._used, stale, retried)
+
+    def _unmap(self) -> None:
+        """Zap the guest's page; its file is none the wiser."""
+        for private in (False, True):
+            self._vm.set_memory_attributes(0, PAGE_SIZE, private=private)
+
+    def _read(self) -> bytes:
+        return parts.read(self._vcpu, 0, len(_SECRET))
+
+    # --- what is done in the windows ------------------------------------------------
+
+    def use(self) -> None:
+        """Read the page, and count it if that went to a frame of the neighbour's."""
+        self._neighbour.take()
+        self._watched.forget()
+        spte = self._vm.spte(0)
+        found = self._pool.submit(self._read).result(parts.PATIENCE)
+        faulted = bool(self._watched.seen)
+        if spte is not None and not faulted and spte.pfn in self._neighbour.frames:
+            # What the guest had written is gone, too.
+            self._used += found != _SECRET
+
+    def fault(self) -> None:
+        """Its page has been zapped; the guest touches it again."""
+        self._watched.forget()
+        reading = self._pool.submit(self._read)
+        self._pending.append(reading)
+        self._watched.follow(reading)
+
+    def punch(self) -> None:
+        """A whole punch, while a fault has its frame and has not installed it."""
+        self._pending.append(self._pool.submit(parts.punch, self._fd, 2))
+        if not self._locks:
+            self._pending[-1].result(parts.PATIENCE)
+
+    # --- where they are held open ---------------------------------------------------
+
+    def _hook(self, point: str, _start: int, _end: int) -> None:
+        self._watched.hook(point)
+        if point != "access" and (act := self._acts.pop(point, None)) is not None:
+            act()
+
+    def _gate(self, _start: int, _end: int) -> None:
+        """The last to answer: by now KVM has let go, and the daemon waits for this."""
+        if (act := self._acts.pop("gate", None)) is not None:
+            parts.until_last(self._other)
+            act()
+
+
+def _row(bench: Bench, *, asks: bool) -> tuple[object, ...]:
+    rules = bench.shim.query_semantics()
+    with ExitStack() as stack:
+        guest = _Guest(stack, bench, asks=asks)
+        windows = (
+            guest.count("invalidate:begin", guest.use),
+            guest.count("gate", guest.fault),
+            guest.count("fault:before_install", guest.punch),
+        )
+    return (
+        *(bench.semantics, rules.order, rules.held),
+        "retries" if asks else "does not",
+        *(each.used for each in windows),
+        sum(each.stale for each in windows),
+        sum(each.retried for each in windows),
+    )
+
+
+def _run(lab: Lab) -> None:
+    rows = []
+    for semantics in lab.semantics:
+        with lab.bench(semantics, **parts.SIMULATED) as bench:
+            rows += [_row(bench, asks=True), _row(bench, asks=False)]
+    lab.say(f"Uses of a page that was freed, in each of {_ROUNDS} windows held open")
+    head = "rules", "told", "list held", "KVM"
+    windows = "removed, not told", "told, not removed", "got, not installed"
+    lab.table([*head, *windows, "stale", "retried"], rows)
+
+
+EXPERIMENT: Final = Experiment(
+    name="order",
+    question="When must a user be told, so that it never uses a page that was freed?",
+    run=_run,
+    semantics=("v8", f"{__file__}:Before", "v7", "v10", "bind", "guest_memfd"),
+)

@@ -1,0 +1,227 @@
+"""Row 8: what a user can undo of what it has done to frames, from what it is told."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from inaccfs.client import connect
+from inaccfs.experiments import parts
+from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm import VM
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.semantics import V8, V10
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from inaccfs.client import Client, Notifier
+    from inaccfs.control.messages import Extent
+    from inaccfs.experiments.lab import Bench, Lab
+
+# Half of them are punched, and of these the second half was zapped before.
+_PAGES: Final = 32
+_PUNCHED: Final = _PAGES // 2
+_ZAPPED: Final = range(_PUNCHED // 2, _PUNCHED)
+
+
+class FramesLate(V8):
+    """Tells which frames have gone."""
+
+    tells_frames = True
+
+
+class Frames(V10):
+    """Michael Roth's invalidate(start, end, page, order), before they go."""
+
+    tells_frames = True
+
+
+@dataclass(eq=False)
+class _User:
+    """Marks each frame that it gets as its guest's, as SNP does in its RMP.
+
+    A mark has to come off before the frame is anybody else's. This user keeps nothing,
+    and goes by what the event tells.
+    """
+
+    name: ClassVar[str] = "frames of the event"
+
+    shim: Client
+    fd: int
+    # Gets what frames are free.
+    neighbour: parts.Neighbour
+    # Frames.
+    marked: set[int] = field(default_factory=set)
+    # How many marks came off before the frame was another's, and after.
+    in_time: int = 0
+    late: int = 0
+
+    def __post_init__(self) -> None:
+        self.rules = self.shim.query_semantics()
+        self.file = self.shim.file(self.fd)
+
+    def begin(self) -> None:
+        """Get all pages; KVM keeps no reference to what it maps."""
+        self.notifier: Notifier = parts.listen(
+            *(self.file, 0, _PAGES, self.rules.scope, self._invalidate),
+            with_frames=True,
+        )
+        for page in range(_PAGES):
+            found = self.file.get_pfns(page, 1)
+            self.mark(page, found[0].pfn)
+            self.put(found)
+
+    def put(self, found: Iterable[Extent]) -> None:
+        for extent in found if self.rules.references != "none" else ():
+            self.file.put_pfn(extent.pfn, extent.count)
+
+    def mark(self, page: int, frame: int) -> None:
+        self.marked.add(frame)
+
+    def zap(self) -> None:
+        """Use some pages no more, which stay where they are."""
+
+    def _invalidate(self, start: int, end: int, frames: Sequence[Extent]) -> None:
+        unit = PAGE_SIZE if self.rules.unit == "bytes" else 1
+        self.unmark(start // unit, end // unit, frames)
+
+    def unmark(self, start: int, end: int, frames: Sequence[Extent]) -> None:
+        """These pages go, or have gone."""
+        self.neighbour.take(_PUNCHED)
+        found = self.marked.intersection(self.find(start, end, frames))
+        self.marked -= found
+        late = len(found & self.neighbour.frames)
+        self.late += late
+        self.in_time += len(found) - late
+
+    def find(self, start: int, end: int, frames: Sequence[Extent]) -> Iterable[int]:
+        """The frames of pages, as far as this user can know them."""
+        return parts.frames(frames)
+
+    def end(self) -> int:
+        """Unmark what can be found, and unregister; return how many that were."""
+        found = self.marked.intersection(self.find(0, _PAGES, ()))
+        self.marked -= found
+        self.close()
+        return len(found)
+
+    def close(self) -> None:
+        self.notifier.unregister()
+
+
+@dataclass(eq=False)
+class _Mapping(_User):
+    """Keeps where each page is, for as long as the mark is there."""
+
+    name = "range, own map"
+
+    places: dict[int, int] = field(default_factory=dict)
+
+    def mark(self, page: int, frame: int) -> None:
+        super().mark(page, frame)
+        self.places[page] = frame
+
+    def find(self, start: int, end: int, frames: Sequence[Extent]) -> Iterable[int]:
+        pages = [page for page in self.places if start <= page < end]
+        return [self.places.pop(page) for page in pages]
+
+
+class _Asking(_User):
+    """Asks where the pages are."""
+
+    name = "range, get-pfn"
+
+    def find(self, start: int, end: int, frames: Sequence[Extent]) -> Iterable[int]:
+        try:
+            found = self.file.get_pfns(start, end - start)
+        except OSError:
+            # Locked by the punch, or a hole by now.
+            return ()
+        self.put(found)
+        return parts.frames(found)
+
+
+class _Tables(_User):
+    """KVM, whose only map is its page table: what it has zapped is not in there."""
+
+    name = "range, page table"
+
+    def begin(self) -> None:
+        self.vm = VM(self.shim, hooks=self._hook)
+        parts.add_slot(self.vm, self.fd, 0, _PAGES)
+        vcpu = self.vm.create_vcpu()
+        for page in range(_PAGES):
+            vcpu.read(page * PAGE_SIZE, 1)
+        for page, spte in self.vm.sptes():
+            self.mark(page, spte.pfn)
+        # It has not waited for its puts; behind this they are done.
+        self.file.query()
+
+    def zap(self) -> None:
+        for private in (False, True):
+            self.vm.set_memory_attributes(
+                _ZAPPED.start * PAGE_SIZE, len(_ZAPPED) * PAGE_SIZE, private=private
+            )
+
+    def _hook(self, point: str, start: int, end: int) -> None:
+        if point == "invalidate:begin":
+            self.unmark(start, end, ())
+
+    def find(self, start: int, end: int, frames: Sequence[Extent]) -> Iterable[int]:
+        entries = (self.vm.spte(page) for page in range(start, end))
+        return [spte.pfn for spte in entries if spte is not None]
+
+    def close(self) -> None:
+        self.vm.close()
+
+
+_USERS: Final = (_User, _Mapping, _Asking, _Tables)
+
+
+def _row(bench: Bench, make: type[_User]) -> tuple[object, ...]:
+    with ExitStack() as stack:
+        # Connections of their own: what they have got goes with these.
+        one, other = (stack.enter_context(connect(bench.mount.path)) for _ in "ab")
+        neighbour = parts.Neighbour(stack, other, 8 * _PAGES)
+        with ExitStack() as life:
+            fd = parts.new_file(life, one, "guest", _PAGES)
+            user = make(one, fd, neighbour)
+            life.callback(user.file.close)
+            user.begin()
+            user.zap()
+            there = parts.frames(found := user.file.get_pfns(0, _PAGES))
+            user.put(found)
+            parts.punch(fd, _PUNCHED)
+            refilled = user.file.query().allocated - (_PAGES - _PUNCHED)
+            neighbour.take(_PUNCHED)
+            by_itself = user.end()
+        # The kernel tells the daemon of the last close when it gets to it.
+        parts.until(lambda: len(bench.shim.query_files()) == 1)
+        neighbour.take(4 * _PAGES)
+    parts.until(lambda: not bench.shim.query_files())
+    lost, never = (
+        len(user.marked.intersection(part))
+        for part in (there[:_PUNCHED], there[_PUNCHED:])
+    )
+    others = len(user.marked & neighbour.frames)
+    return user.name, user.in_time, user.late, lost, refilled, by_itself, never, others
+
+
+def _run(lab: Lab) -> None:
+    rows: list[tuple[object, ...]] = []
+    for semantics in lab.semantics:
+        with lab.bench(semantics, **parts.SIMULATED) as bench:
+            rows += [(bench.semantics, *_row(bench, user)) for user in _USERS]
+    lab.say(f"Marks on {_PAGES} frames: {_PUNCHED} are punched, the others left")
+    punched = "in time", "late", "lost", "refilled"
+    lab.table(["rules", "goes by", *punched, "at the end", "never", "another's"], rows)
+
+
+EXPERIMENT: Final = Experiment(
+    name="payload",
+    question="What must an invalidation carry, so that a user can undo what it did?",
+    run=_run,
+    semantics=("v8", "v10", f"{__file__}:FramesLate", f"{__file__}:Frames"),
+)

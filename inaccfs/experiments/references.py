@@ -1,0 +1,221 @@
+"""Row 3: what get-pfn may leave its caller: a reference, nothing, or a locked page."""
+
+from __future__ import annotations
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs.client import connect
+from inaccfs.client.errors import ControlError
+from inaccfs.experiments import parts
+from inaccfs.experiments.lab import Experiment
+from inaccfs.kvm import VM
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.semantics import V10
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from inaccfs.client import File
+    from inaccfs.experiments.lab import Bench, Lab
+
+_PAGES: Final = 8
+
+
+class Reference(V10):
+    """The seed, and guest_memfd: the count of struct page."""
+
+    references = "counted"
+
+
+class Revoke(V10):
+    """Griffoul's provider: a frame is good until revoke() has returned."""
+
+    references = "none"
+
+
+class PageLock(V10):
+    """get_lock_pfn() of memfile_notifier: locked until put_unlock_pfn()."""
+
+    references = "locked"
+
+
+class _World:
+    """A file, and a neighbour who gets the frames that are freed."""
+
+    def __init__(self, stack: ExitStack, bench: Bench) -> None:
+        self._stack: Final = stack
+        self.bench: Final = bench
+        self.shim: Final = bench.shim
+        rules = self.shim.query_semantics()
+        self._scope: Final = rules.scope
+        self.locks: Final = rules.references == "locked"
+        self.puts: Final = rules.references != "none"
+        self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
+        self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
+        self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
+
+    def user(self) -> File:
+        """Who listens for all pages, with a connection of its own."""
+        shim = self._stack.enter_context(connect(self.bench.mount.path))
+        file = self._stack.enter_context(shim.file(self.fd))
+        # Until its connection ends: who has lost that cannot unregister.
+        parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
+        return file
+
+    def punch(self) -> None:
+        parts.punch(self.fd, _PAGES)
+
+    def punching(self) -> Future[Any]:
+        """A punch that the daemon has begun with: where it has to wait, it waits."""
+        punches = self.shim.query_stats().punches
+        future = self._pool.submit(self.punch)
+        parts.until(lambda: self.shim.query_stats().punches > punches)
+        return future
+
+
+def _lives(user: File) -> bool:
+    """Whether the daemon has not hung up on it, to get at its pages."""
+    try:
+        user.query()
+    except ControlError:
+        return False
+    return True
+
+
+# --- the workload, in parts: each gives some rows -----------------------------------
+
+
+def _share(world: _World) -> dict[str, object]:
+    """Pages in use are wanted by another user, and then punched."""
+    user = world.user()
+    frames = parts.frames(user.get_pfns(0, _PAGES))
+    refused = 0
+    with connect(world.bench.mount.path) as shim, shim.file(world.fd) as other:
+        for page in range(_PAGES):
+            try:
+                other.get_pfn(page)
+            except OSError as exc:
+                if exc.errno != errno.EAGAIN:
+                    raise
+                refused += 1
+    told = world.shim.query_stats().events
+    punching = world.punching()
+    puts = 0
+    if not world.locks:
+        punching.result(parts.PATIENCE)
+    for frame in frames if world.puts else ():
+        if not punching.done():
+            # Nor has it told anybody.
+            assert world.shim.query_stats().events == told
+            puts += 1
+        user.put_pfn(frame)
+    punching.result(parts.PATIENCE)
+    return {
+        "another's get-pfn of pages in use: refused": refused,
+        "a punch of pages in use waits for: puts": puts,
+        "  and answers": world.shim.query_stats().events - told,
+    }
+
+
+def _fault(world: _World) -> dict[str, object]:
+    """KVM's faults, each with a punch between get-pfn and the entry."""
+    waited = dropped = 0
+    under_way: list[Future[Any]] = []
+    watched = parts.Watched()
+
+    def hook(point: str, _start: int, _end: int) -> None:
+        nonlocal waited
+        watched.hook(point)
+        if point == "fault:before_install" and not under_way:
+            punching = world.punching()
+            under_way.append(punching)
+            if not world.locks:
+                punching.result(parts.PATIENCE)
+            waited += not punching.done()
+
+    with VM(world.shim, hooks=hook, invalidation=watched) as vm:
+        parts.add_slot(vm, world.fd, 0, _PAGES)
+        vcpu = vm.create_vcpu()
+        for page in range(_PAGES):
+            parts.allocate(world.fd, _PAGES)
+            watched.forget()
+            parts.read(vcpu, page * PAGE_SIZE, 1)
+            under_way.pop().result(parts.PATIENCE)
+            dropped += watched.dropped
+        stale = len(vm.stale_sptes())
+    return {
+        "KVM, a punch between get-pfn and entry: waits": waited,
+        "  faults dropped": dropped,
+        "  stale entries": stale,
+    }
+
+
+def _forget(world: _World) -> dict[str, object]:
+    """A user never puts; its pages are punched, and others look for frames."""
+    user = world.user()
+    frames = parts.frames(user.get_pfns(0, _PAGES))
+    world.punch()
+    references = world.shim.query_pins().references
+    kept = sum(each.count * each.references for each in references if each.punched)
+    world.neighbour.take(_PAGES)
+    return {
+        "who never puts, after a punch: frames kept": kept,
+        "  frames it knows that another file has": len(
+            world.neighbour.frames.intersection(frames)
+        ),
+        "  its connection": "stays" if _lives(user) else "is ended",
+    }
+
+
+def _kill(world: _World) -> dict[str, object]:
+    """A user is killed with all pages in hand."""
+    # Where somebody has to be bound to pages, somebody is.
+    world.user()
+    with world.shim.file(world.fd) as file:
+        with parts.victim(world.bench.mount, world.fd, _PAGES):
+            held = file.query().referenced
+        parts.until(lambda: not file.query().referenced)
+        left = file.query().referenced
+    return {"who is killed: references before": held, "  and after": left}
+
+
+def _punch_own(world: _World) -> dict[str, object]:
+    """A user punches what it has got, in the thread that would have to put it."""
+    user = world.user()
+    user.get_pfns(0, _PAGES)
+    world.punch()
+    outcome = "returns" if _lives(user) else "deadlock"
+    return {"who punches what it has got itself": outcome}
+
+
+# And how long a locked page may keep a punch waiting: for ever, in the kernel.
+_PARTS: Final = ((10.0, (_share, _fault, _kill)), (1.0, (_forget, _punch_own)))
+
+
+def _run(lab: Lab) -> None:
+    columns: list[dict[str, object]] = []
+    for semantics in lab.semantics:
+        cells: dict[str, object] = {}
+        for seconds, some in _PARTS:
+            with lab.bench(semantics, ack_timeout=seconds, **parts.SIMULATED) as bench:
+                for part in some:
+                    with ExitStack() as stack:
+                        cells |= part(_World(stack, bench))
+        columns.append(cells)
+    lab.table(
+        [f"of {_PAGES} pages", *map(lab.label, lab.semantics)],
+        [(row, *(cells[row] for cells in columns)) for row in columns[0]],
+    )
+
+
+EXPERIMENT: Final = Experiment(
+    name="references",
+    question="What may get-pfn leave its caller: a reference, nothing, or a lock?",
+    run=_run,
+    semantics=tuple(
+        f"{__file__}:{name}" for name in ("Reference", "Revoke", "PageLock")
+    ),
+)
