@@ -29,7 +29,6 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
-from inaccfs.semantics import V8, Semantics
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
@@ -40,6 +39,7 @@ from inaccfs.shim.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Config:
     """All that a mount is made from."""
 
     mountpoint: str
+    semantics: Semantics
     # A directory to wrap; None for a private tmpfs made with `tmpfs`.
     backing: str | None = None
     tmpfs: TmpfsOptions = field(default_factory=TmpfsOptions)
@@ -72,7 +73,6 @@ class Config:
     frames: FrameOptions = field(default_factory=FrameOptions)
     control: str | None = None
     policy: Policy = field(default_factory=Policy)
-    semantics: Semantics = field(default_factory=V8)
     log: str | None = None
 
 

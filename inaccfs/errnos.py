@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Final, TypeGuard
 
 # include/uapi/asm-generic/errno.h; Python knows it from 3.14 on.
 EHWPOISON: Final = 133
@@ -19,3 +19,11 @@ NUMBERS: Final[dict[str, int]] = {
     **{name: number for number, name in errno.errorcode.items()},
     **{name: number for number, name in NAMES.items()},
 }
+
+# What the kernel takes in a reply: fuse_dev_do_write() of fs/fuse/dev.c.
+_POSSIBLE: Final = range(1, 512)
+
+
+def is_errno(number: object) -> TypeGuard[int]:
+    """Whether a system call can fail with it; 22.0 is none, though it equals one."""
+    return type(number) is int and number in _POSSIBLE

@@ -72,16 +72,13 @@ class Callbacks(NamedTuple):
         """
         match event:
             case Invalidate():
-                if self.invalidate is None and (
-                    self.invalidate_start or self.invalidate_end
-                ):
-                    raise NotImplementedError(
-                        "these semantics tell of removals with INVALIDATE: give the "
-                        "notifier an invalidate callback"
-                    )
-                return self.invalidate
+                return self._needed(
+                    event, self.invalidate, self.invalidate_start or self.invalidate_end
+                )
             case InvalidateStart():
-                return self.invalidate_start or self.invalidate
+                return self._needed(
+                    event, self.invalidate_start or self.invalidate, self.invalidate_end
+                )
             case InvalidateEnd():
                 return self.invalidate_end
             case Populate():
@@ -89,6 +86,20 @@ class Callbacks(NamedTuple):
             case messages.MemoryError():
                 return self.error
         return None
+
+    @staticmethod
+    def _needed(
+        event: Invalidate | InvalidateStart,
+        callback: Callback | None,
+        other: Callback | None,
+    ) -> Callback | None:
+        """*callback*, which must be there for whoever wants to hear of removals."""
+        if callback is None and other is not None:
+            raise NotImplementedError(
+                f"these semantics tell of removals with {event.name}: give the "
+                f"notifier an {event.name.lower()} callback"
+            )
+        return callback
 
 
 class Registration:

@@ -255,6 +255,12 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     commands: list[str]
     # "once", "fixed" or "free": how truncate(2) sets the size.
     size: str
+    # "every fallocate", "punches" or "nothing": what must be page aligned.
+    aligned: str
+    # Whether fallocate(2) must not move the size.
+    keep_size_required: bool
+    # "allocated" or "refused": what becomes of fallocate(2) past the size.
+    past_end: str
     # When, as against the backing's change of the file: "before", "after", "bracket".
     order: str
     # "every fallocate", "punches": which calls of fallocate(2) notify.
@@ -267,6 +273,8 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
+    # "punched" or "clipped": what of a punch a bound notifier is told.
+    told: str
     # "each walk" or "the whole call": how long the list of notifiers stays as it is.
     held: str
     # Whether events carry the frames that go.

@@ -335,21 +335,31 @@ class Peer:
         """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""
         self._discard_all(request.fds)
         fd = -1
-        if exc is None:
-            if isinstance(value, Answer):
-                fd = value.fd
-                value = value.value
-            reply = qmp.encode_return(value, request.id)
-        elif isinstance(exc, OSError):
-            reply = qmp.encode_os_error(exc, request.id)
-        else:
-            log.error("bug in the command %s", request.command.name, exc_info=exc)
-            description = "EIO: a bug; see the daemon's log"
-            reply = qmp.encode_error("GenericError", description, request.id)
+        if isinstance(value, Answer):
+            fd = value.fd
+            value = value.value
+        try:
+            if exc is None:
+                reply = qmp.encode_return(value, request.id)
+            elif isinstance(exc, OSError):
+                reply = qmp.encode_os_error(exc, request.id)
+            else:
+                reply = self._bug(request, exc)
+        except Exception as bug:
+            # There is a value or an error, and no message can have it.
+            reply = self._bug(request, bug)
+            if fd >= 0:
+                os.close(fd)
+                fd = -1
         self.send(reply, fd)
         if self._when_answered is not None:
             action, self._when_answered = self._when_answered, None
             action()
+
+    def _bug(self, request: Request, exc: Exception) -> bytes:
+        log.error("bug in the command %s", request.command.name, exc_info=exc)
+        description = "EIO: a bug; see the daemon's log"
+        return qmp.encode_error("GenericError", description, request.id)
 
     def _discard_all(self, fds: Sequence[int]) -> None:
         for fd in fds:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, overload
 
 import trio
 
+from inaccfs import errnos
 from inaccfs.fuse import wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
@@ -222,9 +223,9 @@ class Channel:
         # unmounted, which the next read tells too.
         if exc.errno in (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET):
             return
-        _, _, unique = wire.unpack_out_header(reply)
+        _, error, unique = wire.unpack_out_header(reply)
         log.error("the kernel refused a reply: %s", exc.strerror)
-        if len(reply) > wire.OUT_HEADER_SIZE:
+        if error != -errno.EIO:
             # Whoever waits for it must not wait for ever.
             self._write(wire.reply_error(unique, errno.EIO))
 
@@ -522,8 +523,8 @@ def _failure(unique: int, exc: Exception, op: int) -> bytes | None: ...
 def _failure(unique: int, exc: Exception, op: int = 0) -> bytes | None:
     """Translate errors, once: `OSError` to the caller, all else to the log and EIO."""
     number = errno.EIO
-    if isinstance(exc, OSError):
-        number = exc.errno or errno.EIO
+    if isinstance(exc, OSError) and errnos.is_errno(exc.errno):
+        number = exc.errno
     elif isinstance(exc, wire.Truncated):
         log.error("malformed request, opcode %d: %s", op, exc)
     else:

@@ -31,7 +31,6 @@ MAP_HUGETLB: Final = 0x40000
 MAP_SYNC: Final = 0x80000
 
 AT_EMPTY_PATH: Final = 0x1000
-_AT_FDCWD: Final = -100
 _MREMAP_MAYMOVE: Final = 1
 _MS_SYNC: Final = 4
 

@@ -6,11 +6,10 @@ import errno
 import signal
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import errnos
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Of an errno with two names, the one that the man pages use.
-_USUAL: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN"}
 
 _NOT_HERE: Final = "not here: "
 
@@ -22,7 +21,7 @@ class NotHere(Exception):
 def errno_name(exc: OSError) -> str:
     """EINVAL and the like."""
     number = exc.errno or 0
-    return _USUAL.get(number) or errno.errorcode.get(number, f"errno {number}")
+    return errnos.NAMES.get(number, f"errno {number}")
 
 
 def signal_name(number: int) -> str:

@@ -20,11 +20,13 @@ from typing import (
     ClassVar,
     Final,
     Literal,
+    TypeVar,
     get_args,
     get_origin,
     get_type_hints,
 )
 
+from inaccfs import errnos
 from inaccfs.errors import OptionError
 from inaccfs.semantics.rules import (
     INVALIDATE,
@@ -39,7 +41,7 @@ from inaccfs.semantics.versions import VERSIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT: Final = "v8"
+_T = TypeVar("_T")
 
 # Not rules: what people call them.
 _WORDS: Final = ("name", "source")
@@ -51,8 +53,6 @@ _METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
 }
 # Those of them that are called while the mount is there.
 _CHECKS: Final = ("check_size", "check_fallocate")
-# What the kernel takes in a reply; see fuse_dev_do_write() of fs/fuse/dev.c.
-_ERRNOS: Final = range(1, 512)
 _BEFORE: Final = (None, INVALIDATE, INVALIDATE_START)
 _AFTER: Final = (None, INVALIDATE, INVALIDATE_END, POPULATE)
 
@@ -168,37 +168,58 @@ def _find(module: ModuleType, path: str, name: str) -> type[Semantics]:
     )
 
 
+class _Pinned(Semantics):
+    """What a class of somebody's own has answered, once.
+
+    While the mount is there its code is called for the checks that are its own, and
+    for nothing else: what it says of itself can neither change nor raise.
+    """
+
+    def __init__(self, said: dict[str, object], plans: dict[bool, Plan]) -> None:
+        vars(self).update(said)
+        self._plans: Final = plans
+
+    def plan(self, *, punches: bool) -> Plan:
+        return self._plans[punches]
+
+
 def _checked(found: type[Semantics], path: str) -> Semantics:
-    """An instance of a class of somebody's own."""
+    """The semantics of a class of somebody's own."""
     name = found.__name__
+    made = _asked(f"{name}: {name}()", found)
     types = rules()
-    _check_names(found, [*types, *_WORDS, *_METHODS])
-    for rule, kind in types.items():
-        _check_rule(name, rule, kind, getattr(found, rule, None))
-    for word in _WORDS:
-        if not isinstance(value := getattr(found, word), str):
-            raise OptionError(f"semantics {name}.{word} is {value!r}: it must be text")
-    try:
-        made = found()
-    except (Exception, SystemExit) as exc:
-        raise OptionError(f"semantics {name}: {name}() raises {_told(exc)}") from exc
+    # A rule may be set by __init__(), too.
+    own = vars(found) | vars(made)
+    _check_names(found, own, [*types, *_WORDS, *_METHODS])
+    said = {rule: _rule(made, rule, kind) for rule, kind in types.items()}
+    # Not those of the version which it is derived from.
+    said["name"] = _word(made, "name") if "name" in own else name
+    # A path need not be UTF-8, and this is sent.
+    shown = os.fsencode(path).decode(errors="backslashreplace")
+    said["source"] = _word(made, "source") if "source" in own else shown
     for method in _METHODS:
         _check_method(made, method)
-    # Not those of the version which it is derived from.
-    if "name" not in vars(found):
-        found.name = name
-    if "source" not in vars(found):
-        found.source = path
-    _check_plan(name, made)
+    plans = {punches: _plan(made, punches=punches) for punches in (True, False)}
     for method in _CHECKS:
-        if getattr(found, method) is not getattr(Semantics, method):
-            # Not setattr(): a class may have its own, as a frozen dataclass does.
-            vars(made)[method] = _guarded(getattr(made, method), f"{name}.{method}")
-    return made
+        check = getattr(made, method)
+        if getattr(check, "__func__", None) is not getattr(Semantics, method):
+            said[method] = _guarded(check, f"{name}.{method}")
+    return _Pinned(said, plans)
+
+
+def _asked(called: str, ask: Callable[[], _T]) -> _T:
+    """What somebody's code answers."""
+    try:
+        return ask()
+    except (Exception, SystemExit) as exc:
+        raise OptionError(f"semantics {called} raises {_told(exc)}") from exc
 
 
 def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
-    """The same, but that all it can raise is a refusal or a bug, whatever it raises."""
+    """The same, but that all it can raise is a refusal or a bug, whatever it raises.
+
+    The exception is told by its type: its words are code of somebody's own, too.
+    """
 
     @functools.wraps(check)
     def guarded(*args: object) -> None:
@@ -206,16 +227,17 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
             check(*args)
         except OSError as exc:
             # The kernel would drop the reply, and the caller would hang.
-            if exc.errno not in _ERRNOS:
+            if not errnos.is_errno(exc.errno):
                 raise RuntimeError(
-                    f"{called} raises {exc!r}, which has no errno: use refused(number)"
+                    f"{called} raises {type(exc).__name__} without an errno: use "
+                    "refused(number)"
                 ) from exc
             raise
         except Exception:
             raise
         except BaseException as exc:
             # SystemExit and its like would end the loop, and the mount with it.
-            raise RuntimeError(f"{called} raises {_told(exc)}") from exc
+            raise RuntimeError(f"{called} raises {type(exc).__name__}") from exc
 
     return guarded
 
@@ -233,20 +255,44 @@ def _check_method(made: Semantics, method: str) -> None:
         raise OptionError(f"semantics {called}: {exc}") from exc
 
 
-def _check_names(found: type[Semantics], known: list[str]) -> None:
+def _check_names(
+    found: type[Semantics], own: dict[str, object], known: list[str]
+) -> None:
     """A rule with a mistake in its name would be no rule, and nobody would see."""
-    for base in found.__mro__[: found.__mro__.index(Semantics)]:
-        for name in vars(base):
-            if name in known or name.startswith("_"):
-                continue
-            if near := difflib.get_close_matches(name, known, 1, 0.7):
-                raise OptionError(
-                    f"semantics {found.__name__}.{name}: no rule has that name: did "
-                    f"you mean {near[0]}?"
-                )
+    bases = found.__mro__[: found.__mro__.index(Semantics)]
+    for name in [*own, *(name for base in bases for name in vars(base))]:
+        if name in known or name.startswith("_"):
+            continue
+        if name == "events":
+            raise OptionError(
+                f"semantics {found.__name__}.events: it is made from plan: give that"
+            )
+        if near := difflib.get_close_matches(name, known, 1, 0.7):
+            raise OptionError(
+                f"semantics {found.__name__}.{name}: no rule has that name: did "
+                f"you mean {near[0]}?"
+            )
 
 
-def _check_rule(name: str, rule: str, kind: Any, value: object) -> None:  # noqa: ANN401 - a type
+def _word(made: Semantics, word: str) -> str:
+    name = type(made).__name__
+    value: object = _asked(f"{name}.{word}", lambda: getattr(made, word))
+    if type(value) is not str:
+        raise OptionError(f"semantics {name}.{word} is {value!r}: it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise OptionError(
+            f"semantics {name}.{word} is {value!r}: it must be text, and UTF-8 has no "
+            f"such character: {value[exc.start]!r}"
+        ) from exc
+    return value
+
+
+def _rule(made: Semantics, rule: str, kind: Any) -> object:  # noqa: ANN401 - a type
+    """The value of a rule."""
+    name = type(made).__name__
+    value: object = _asked(f"{name}.{rule}", lambda: getattr(made, rule, None))
     if value is None:
         raise OptionError(
             f"semantics {name} has no rule {rule!r}: give it, or derive from a "
@@ -259,35 +305,32 @@ def _check_rule(name: str, rule: str, kind: Any, value: object) -> None:  # noqa
             raise OptionError(
                 f"semantics {name}.{rule} is {value!r}: it can be {choices}"
             )
+        # Not what only equals it, such as a text of a class of its own.
+        value = allowed[allowed.index(value)]
     elif type(value) is not kind:
         raise OptionError(
             f"semantics {name}.{rule} is {value!r}: it must be {_article(kind)}"
         )
-    elif rule.endswith("_errno") and value not in _ERRNOS:
+    elif rule.endswith("_errno") and not errnos.is_errno(value):
         raise OptionError(
             f"semantics {name}.{rule} is {value!r}: it must be an errno, such as "
             "errno.EINVAL"
         )
     elif rule == "magic" and value not in range(1 << 32):
         raise OptionError(f"semantics {name}.magic is {value!r}: it must have 32 bits")
+    return value
 
 
 def _article(kind: type) -> str:
     return {bool: "True or False", int: "a whole number"}.get(kind, kind.__name__)
 
 
-def _check_plan(name: str, made: Semantics) -> None:
-    for punches in (True, False):
-        try:
-            plan = made.plan(punches=punches)
-        except (Exception, SystemExit) as exc:
-            raise OptionError(f"semantics {name}.plan raises {_told(exc)}") from exc
-        if not isinstance(plan, Plan):
-            raise OptionError(
-                f"semantics {name}.plan returns {plan!r}: it must be a Plan"
-            )
-        for event, allowed in ((plan.before, _BEFORE), (plan.after, _AFTER)):
-            if event not in allowed:
-                raise OptionError(
-                    f"semantics {name}.plan: no such event there: {event!r}"
-                )
+def _plan(made: Semantics, *, punches: bool) -> Plan:
+    called = f"{type(made).__name__}.plan"
+    plan: object = _asked(called, lambda: made.plan(punches=punches))
+    if not isinstance(plan, Plan):
+        raise OptionError(f"semantics {called} returns {plan!r}: it must be a Plan")
+    for event, allowed in ((plan.before, _BEFORE), (plan.after, _AFTER)):
+        if event not in allowed:
+            raise OptionError(f"semantics {called}: no such event there: {event!r}")
+    return plan

@@ -377,6 +377,8 @@ def buggy(directory: Path, what: str) -> Iterator[inaccfs.Mount]:
         "KeyboardInterrupt",
         "OSError(-errno.EINVAL, 'as in the kernel')",
         "OSError('EINVAL', 'no number')",
+        "OSError(22.0, 'equals one')",
+        "type('Mute', (OSError,), {'__repr__': __import__('sys').exit})()",
     ],
 )
 def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
@@ -419,6 +421,27 @@ def test_a_bug_in_a_rule_costs_one_call(scratch: Path, what: str) -> None:
     bugs = 2 * len(calls) - 2 + 1
     assert log.count("in check_fallocate") + log.count("in check_size") == bugs
     assert log.count("Traceback") >= bugs
+
+
+def test_a_plan_is_not_asked_by_a_peer(scratch: Path) -> None:
+    """From a path that is not UTF-8, too."""
+    body = """
+    _asked = 0
+
+    def plan(self, *, punches):
+        self._asked += 1
+        if self._asked > 2:
+            raise SystemExit
+        return super().plan(punches=punches)
+    """
+    directory = scratch / os.fsdecode(b"\xff")
+    directory.mkdir()
+    wanted = mine(directory, body)
+    with support.mounted(semantics=wanted) as mount, peer(mount.control) as shim:
+        for _ in range(3):
+            told = shim.do("query-semantics")
+            assert told["source"] == f"{scratch}/\\xff/mine.py"
+            assert told["events"] == ["INVALIDATE"]
 
 
 def test_v8_but_before(scratch: Path) -> None:
@@ -477,8 +500,12 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
         (None, "unknown semantics 'v88': did you mean v8? "),
         ("order = 'sideways'", "semantics Mine.order is 'sideways': it can be "),
         ("def plan(self, **_): 1 / 0", "semantics Mine.plan raises ZeroDivisionError"),
+        (
+            "def __init__(self): self.read_errno = 5000",
+            "semantics Mine.read_errno is 5000: it must be an errno",
+        ),
     ],
-    ids=["unknown", "wrong", "raises"],
+    ids=["unknown", "wrong", "raises", "wrong when it is made"],
 )
 def test_wrong_semantics_are_told_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -881,3 +881,53 @@ async def test_the_end_of_the_connection_ends_the_channel(backing: Backing) -> N
     with trio.fail_after(2):
         async with serving(backing):
             pass
+
+
+# --- replies that the kernel does not take ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        pytest.param(wire.reply_error(7, 5000), id="an errno that is none"),
+        pytest.param(wire.reply_payload(7, bytes(3)), id="a payload that is none"),
+    ],
+)
+async def test_who_waits_for_a_reply_that_is_refused_gets_eio(
+    world: World, reply: bytes
+) -> None:
+    world.channel._refused(reply, OSError(errno.EINVAL, "Invalid argument"))
+    assert await world.kernel.receive() == (7, errno.EIO, b"")
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        pytest.param(wire.reply_error(7, errno.EIO), errno.EINVAL, id="EIO itself"),
+        pytest.param(wire.reply_error(7, errno.EPERM), errno.ENOENT, id="nobody waits"),
+    ],
+)
+async def test_a_refused_reply_is_not_repeated_for_ever(
+    world: World, reply: bytes, error: int
+) -> None:
+    world.channel._refused(reply, OSError(error, os.strerror(error)))
+    assert world.kernel.is_silent()
+
+
+@pytest.mark.parametrize("number", [22.0, None, "EINVAL", -22, 512, 1 << 40], ids=repr)
+async def test_an_oserror_without_an_errno_is_a_bug(
+    world: World,
+    number: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """EIO to that call, and the next one is answered."""
+
+    def broken(*_: object) -> None:
+        raise OSError(number, "x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.namespace, "lookup", broken)
+        assert (await world.kernel.lookup(b"f")).error == errno.EIO
+    assert "bug in the handler" in caplog.text
+    assert (await world.kernel.lookup(b"f")).entry().nodeid == 0

@@ -171,19 +171,28 @@ def test_which_callback_an_event_is_for(
 
 
 @pytest.mark.parametrize(
-    "callbacks",
-    [Callbacks(invalidate_start=nothing), Callbacks(invalidate_end=nothing)],
-    ids=["start", "end"],
+    ("callbacks", "event", "wanted"),
+    [
+        (Callbacks(invalidate_start=nothing), invalidate(), "invalidate"),
+        (Callbacks(invalidate_end=nothing), invalidate(), "invalidate"),
+        (Callbacks(invalidate_end=nothing), START, "invalidate_start"),
+    ],
+    ids=["start only", "end only", "end only, of a start"],
 )
 def test_who_would_not_hear_of_removals_is_told(
-    talk: Talk, callbacks: Callbacks, caplog: pytest.LogCaptureFixture
+    talk: Talk,
+    callbacks: Callbacks,
+    event: Invalidate | InvalidateStart,
+    wanted: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Callbacks for bracketing semantics only, where the mount's are not."""
+    """Of callbacks for other semantics than the mount's, and of an end alone."""
     registration = talk.register(callbacks)
-    assert talk.notifiers.begin(invalidate()) is None
+    assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]
-    assert "INVALIDATE" in caplog.text
-    assert isinstance(registration.take_error(), NotImplementedError)
+    assert event.name in caplog.text
+    with pytest.raises(NotImplementedError, match=f"an {wanted} callback"):
+        tell(registration.take_error(), None)
 
 
 def test_nothing_to_call_is_a_mistake() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,20 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
-from inaccfs.semantics import V7, V8, V10, VERSIONS, Bind, GuestMemfd, Semantics
+from inaccfs.control.messages import QueryStatus
+from inaccfs.control.peer import Answer, Peer, Request
+from inaccfs.control.qmp import NO_ID
+from inaccfs.control.readers import Readers
+from inaccfs.semantics import (
+    V7,
+    V8,
+    V10,
+    VERSIONS,
+    Bind,
+    GuestMemfd,
+    Semantics,
+    load,
+)
 from tests.unit.control_fakes import BASE, PAGE, controlling
 
 if TYPE_CHECKING:
@@ -36,6 +52,58 @@ async def serving(
 def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
     made: Semantics = type("Mine", (base,), chosen)()
     return made
+
+
+# --- what is told of them -----------------------------------------------------------
+
+
+async def test_who_asks_for_them_runs_nobodys_code(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """A plan is asked before there is a mount, and may end nothing later."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from inaccfs.semantics import V8\n"
+        "class Mine(V8):\n"
+        "    _asked = 0\n"
+        "    def plan(self, *, punches):\n"
+        "        self._asked += 1\n"
+        "        if self._asked > 2:\n"
+        "            raise SystemExit\n"
+        "        return super().plan(punches=punches)\n"
+    )
+    rules = load.load(f"{path}:Mine")
+    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+        for _ in range(2):
+            assert (await peer.do("query-semantics"))["events"] == ["INVALIDATE"]
+
+
+async def test_what_no_message_can_have_is_a_bug_of_one_command(
+    tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is returned as well as the words of an error."""
+    rules = mine(source="\udcff")
+    async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
+        control.daemon.error = OSError(errno.EINVAL, "\udcff")
+        for command in ("query-semantics", "query-status"):
+            assert (await peer.do(command)).startswith("EIO: a bug")
+            assert f"bug in the command {command}" in caplog.text
+        assert "qemu" in await peer.do("query-version")
+
+
+async def test_the_fd_of_what_no_message_can_have_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = Peer(
+            theirs, Policy(), "a peer", Readers(), print, os.close, lambda: None
+        )
+        fd = os.open("/", os.O_PATH)
+        peer._finished(Request(QueryStatus(), NO_ID, []), None, Answer("\udcff", fd))
+        data, fds, *_ = socket.recv_fds(ours, 4096, 1)
+        assert b"EIO: a bug" in data
+        assert fds == []
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
 
 
 # --- who has which commands -------------------------------------------------------

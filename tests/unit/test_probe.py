@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from inaccfs import errnos
 from inaccfs.probe import calls, children, naming, outcomes, report, rings, table
 from inaccfs.probe.attempts import Row, Subject, attempt, rows
 from inaccfs.probe.outcomes import NotHere
@@ -128,6 +129,7 @@ def test_a_child_leaves_no_fd_and_no_zombie() -> None:
         (OSError(errno.EINVAL, ""), "EINVAL"),
         (OSError(errno.ENOTSUP, ""), "EOPNOTSUPP"),
         (OSError(errno.EWOULDBLOCK, ""), "EAGAIN"),
+        (OSError(errnos.EHWPOISON, ""), "EHWPOISON"),
         (OSError(4095, ""), "errno 4095"),
         (OSError(errno.ENOSYS, ""), "not here: the kernel has no such call"),
         (NotHere("no such thing"), "not here: no such thing"),

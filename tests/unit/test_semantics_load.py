@@ -59,10 +59,6 @@ def test_every_version_has_a_name_that_loads_it(version: type[Semantics]) -> Non
     assert type(load.load(version.name)) is version
 
 
-def test_the_default_is_a_version() -> None:
-    assert type(load.load(load.DEFAULT)) is V8
-
-
 @pytest.mark.parametrize(
     ("wanted", "near"),
     [
@@ -132,6 +128,15 @@ def test_a_class_may_give_itself_a_name_and_a_source(tmp_path: Path) -> None:
     )
     made = load.load(f"{path}:Mine")
     assert (made.name, made.source) == ("ours, draft 3", "a talk")
+
+
+def test_a_path_that_is_not_utf8_can_be_told(tmp_path: Path) -> None:
+    directory = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(directory)
+    path = tmp_path / directory / "mine.py"
+    path.write_text(IMPORTS + "class Mine(V8): pass\n")
+    made = load.load(f"{path}:Mine")
+    assert made.source == f"{tmp_path}/\\xff/mine.py"
 
 
 def test_an_imported_version_keeps_its_name(tmp_path: Path) -> None:
@@ -347,6 +352,109 @@ def test_what_people_call_it_must_be_text(
     )
 
 
+@pytest.mark.parametrize("word", ["name", "source"])
+def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
+    told = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
+    assert told.startswith(f"semantics Mine.{word} is 'a\\udcff': it must be text, and")
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("read_errno = 5000", "Mine.read_errno is 5000: it must be an errno"),
+        ("order = 'befor'", "Mine.order is 'befor': it can be"),
+        ("exclusive = 1", "Mine.exclusive is 1: it must be True or False"),
+        ("source = None", "Mine.source is None: it must be text"),
+        ("oder = 'before'", "Mine.oder: no rule has that name: did you mean order?"),
+        ("check_size = 5", "Mine.check_size"),
+    ],
+)
+def test_what_is_set_when_it_is_made_is_checked(
+    tmp_path: Path, statement: str, told: str
+) -> None:
+    body = f"def __init__(self):\n    self.{statement}"
+    assert complaint_of(tmp_path, body).startswith(f"semantics {told}")
+
+
+def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        class Mine(V8):
+            def __init__(self):
+                self.order = "before"
+                self.name = "ours"
+                self.check_size = self._check_size
+
+            def _check_size(self, *_):
+                raise SystemExit
+        """,
+    )
+    made = load.load(f"{path}:Mine")
+    assert (made.order, made.name, made.events) == ("before", "ours", [INVALIDATE])
+    with pytest.raises(RuntimeError):
+        made.check_size(0, 0, PAGE)
+
+
+def test_a_rule_that_cannot_be_asked_is_told(tmp_path: Path) -> None:
+    told = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
+    assert told == "semantics Mine.order raises SystemExit: 1"
+
+
+def test_what_only_equals_a_value_is_not_kept(tmp_path: Path) -> None:
+    wanted = written(
+        tmp_path,
+        """
+        class Text(str):
+            pass
+
+        class Mine(V8):
+            order = Text("before")
+        """,
+    )
+    assert type(load.load(f"{wanted}:Mine").order) is str
+
+
+def test_events_are_not_given(tmp_path: Path) -> None:
+    assert complaint_of(tmp_path, "events = []") == (
+        "semantics Mine.events: it is made from plan: give that"
+    )
+
+
+def test_what_it_says_of_itself_is_asked_once(tmp_path: Path) -> None:
+    """A rule that is code, and is not a check, is not run while the mount is there."""
+    wanted = written(
+        tmp_path,
+        """
+        class Mine(V8):
+            _asked = {"order": 0, True: 0, False: 0}
+
+            def _once(self, what):
+                self._asked[what] += 1
+                if self._asked[what] > 1:
+                    raise SystemExit
+
+            @property
+            def order(self):
+                self._once("order")
+                return "before"
+
+            def plan(self, *, punches):
+                self._once(punches)
+                return Plan(before=INVALIDATE)
+
+            def check_size(self, current, new, page_size):
+                self.unit = "nonsense"
+        """,
+    )
+    made = load.load(f"{wanted}:Mine")
+    made.check_size(0, 0, PAGE)
+    for _ in range(2):
+        assert (made.order, made.unit) == ("before", "pages")
+        assert made.events == [INVALIDATE]
+        assert made.plan(punches=True) == made.plan(punches=False)
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
@@ -509,6 +617,16 @@ def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
         "OSError(0, '')",
         "OSError(512, 'ERESTARTSYS')",
         "OSError('EINVAL', 'x')",
+        "OSError(22.0, 'equals one, and does not fit into a reply')",
+        "OSError(True, 'x')",
+        pytest.param(
+            "type('Mute', (OSError,), {'__repr__': __import__('sys').exit})()",
+            id="OSError whose repr() raises",
+        ),
+        pytest.param(
+            "type('Mute', (BaseException,), {'__str__': __import__('sys').exit})()",
+            id="BaseException whose str() raises",
+        ),
     ],
 )
 def test_what_would_be_more_than_a_bug_is_a_bug(tmp_path: Path, what: str) -> None:
