@@ -447,18 +447,14 @@ class Channel:
         node = self._namespace[nodeid]
         file = node.file
         assert file is not None, "the kernel allocates through open files only"
-        try:
-            if file.fallocate_quick(mode, offset, length):
-                return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
-            if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-                mode, offset, length, partial(self._punched, unique)
-            ):
-                return None
-        except OSError as exc:
-            # No space: the FORGET of a file that is gone may still be unread, for the
-            # kernel lets some requests pass it. The task runs when all are read.
-            if exc.errno != errno.ENOSPC:
-                raise
+        if file.fallocate_quick(mode, offset, length):
+            return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
+        if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
+            mode, offset, length, partial(self._punched, unique)
+        ):
+            return None
+        # A task runs when all requests have been read. If there was no space, the
+        # FORGET of a file that is gone may be one of them: the kernel lets some pass it.
         # Now and not in the task: the very next request may be the INTERRUPT.
         interrupted = self._interrupts[unique] = trio.Event()
 

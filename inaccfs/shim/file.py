@@ -18,7 +18,7 @@ import trio
 from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.notifiers import Notifiers
-from inaccfs.shim.order import Changed, drive, drive_at_once, in_order
+from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
 from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -26,11 +26,8 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.semantics import Plan
     from inaccfs.shim.allocator import Undoing
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.mount import Shim
-    from inaccfs.shim.order import Steps
 
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
@@ -47,6 +44,7 @@ class InaccessibleFile:
     """
 
     __slots__ = (
+        "_allowed",
         "_check_fallocate",
         "_counters",
         "_idle",
@@ -77,6 +75,8 @@ class InaccessibleFile:
         # Looked up once: these are needed for every request.
         self._check_fallocate: Final = shim.semantics.check_fallocate
         self._counters: Final = shim.counters
+        # The call that the rules have been asked of, and that found no space at once.
+        self._allowed: tuple[int, int, int] | None = None
         # A page may be so large that even one takes long.
         self.quick_bytes: Final = QUICK_BYTES if self.page_size <= QUICK_BYTES else 0
         # In bytes: what may be dealt with at once, without a look at notifiers, pages
@@ -159,7 +159,8 @@ class InaccessibleFile:
         """inaccessible_fallocate() of the seed, at once; False if that is not possible.
 
         It is not for a range that takes more time than the trio loop has, nor while
-        others wait for the file, nor where somebody must be told: use `fallocate` then.
+        others wait for the file, nor where somebody must be told, nor when there is no
+        space, of which some may be on its way back: use `fallocate` then.
         """
         if length > self._quick_limit:
             return False
@@ -167,7 +168,13 @@ class InaccessibleFile:
         # 0 also if it has not been looked up.
         if (limit := self._size_limit) is not None and offset + length > limit:
             self._check_end(mode, offset + length)
-        syscalls.fallocate_quick(self.fd, mode, offset, length)
+        try:
+            syscalls.fallocate_quick(self.fd, mode, offset, length)
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            self._allowed = mode, offset, length
+            return False
         self._count(mode)
         return True
 
@@ -209,12 +216,16 @@ class InaccessibleFile:
         on a tmpfs; and so does the invalidation, which is a promise.
         """
         freed = self._shim.freed
+        # The rules are asked once for each call.
+        if allowed := self._allowed == (mode, offset, length):
+            self._allowed = None
         # Again and again: of several that wait only one gets its turn.
         while self.busy:
             await first_of(self.wait_idle, interrupted.wait)
             if interrupted.is_set():
                 raise refused(errno.EINTR)
-        self._check(mode, offset, length)
+        if not allowed:
+            self._check(mode, offset, length)
         self._count(mode)
 
         async def change() -> Changed:
@@ -225,33 +236,25 @@ class InaccessibleFile:
                     raise
                 return await self._change(mode, offset, length, interrupted)
 
-        punches = bool(mode & FALLOC_FL_PUNCH_HOLE)
-        await self._drive(offset, length, change, punches=punches)
+        part = Part.of(offset, length, self.page_size)
+        await self._drive(part, change, punches=bool(mode & FALLOC_FL_PUNCH_HOLE))
 
     async def _drive(
-        self,
-        offset: int,
-        length: int,
-        change: Callable[[], Awaitable[Changed]],
-        *,
-        punches: bool,
+        self, part: Part, change: Callable[[], Awaitable[Changed]], *, punches: bool
     ) -> None:
         """Let a change happen, and tell of it, in the order of the rules."""
-        pages = self._range(offset, length)
+        shim = self._shim
         # If nobody is told, the list may do what it likes.
-        whole_call = self._shim.whole_call and bool(self._plan(punches=punches))
-        async with self.pages.locked(*pages) if punches else nullcontext():
+        whole_call = shim.whole_call and bool(shim.plan(punches=punches))
+        async with self.pages.locked(*part.told) if punches else nullcontext():
             refusal = await drive(
-                self._steps(offset, length, punches=punches),
+                self.pages.steps(part, punches=punches),
                 self.notifiers,
                 change,
                 whole_call=whole_call,
             )
         if refusal is not None:
             raise refusal
-
-    def _plan(self, *, punches: bool) -> Plan:
-        return self._shim.punch_plan if punches else self._shim.other_plan
 
     def punch_at_once(
         self,
@@ -272,55 +275,26 @@ class InaccessibleFile:
         patience = self._shim.patience
         if length > self.quick_bytes or self.busy or not self._shim.punches_at_once:
             return False
-        self._check(mode, offset, length)
+        # First, for `fallocate` asks the rules, too.
         if not self.notifiers.take():
             return False
+        try:
+            self._check(mode, offset, length)
+        except BaseException:
+            self.notifiers.release()
+            raise
         assert patience is not None
         self._count(mode)
+        part = Part.of(offset, length, self.page_size)
+        punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
         drive_at_once(
-            self._steps(offset, length, punches=True),
+            self.pages.steps(part, punches=True),
             self.notifiers,
             patience,
-            partial(self._punch_now, mode, offset, length),
+            partial(self.pages.punch_now, *part.gone, punch),
             done,
         )
         return True
-
-    def _punch_now(self, mode: int, offset: int, length: int) -> Changed:
-        punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
-        return self.pages.punch_now(*self._whole(offset, length), punch)
-
-    def _range(self, offset: int, length: int) -> tuple[int, int]:
-        """The pages that have something of a range, which is in bytes."""
-        return offset // self.page_size, -(-(offset + length) // self.page_size)
-
-    def _whole(self, offset: int, length: int) -> tuple[int, int]:
-        """The pages that lie in a range as a whole: those that a punch of it takes."""
-        return -(-offset // self.page_size), (offset + length) // self.page_size
-
-    def _steps(self, offset: int, length: int, *, punches: bool) -> Steps:
-        """What is to be told and done of one fallocate(2), in its order."""
-        pages = self.pages
-        whole = self._whole(offset, length)
-        frames: list[Extent] | None = None
-        if self._shim.semantics.tells_frames:
-            frames = pages.extents_in(*whole) if punches else []
-        plan = self._plan(punches=punches)
-        order = in_order(plan, *self._range(offset, length), frames)
-        changed: Changed | None = None
-        try:
-            while True:
-                notice = order.send(changed)
-                changed = yield notice
-                if notice is None:
-                    assert changed is not None
-                    pages.note_moved(changed.moved)
-                    if punches and changed.refusal is None:
-                        pages.heal(*whole)
-        except StopIteration as stop:
-            refusal: Exception | None = stop.value
-        yield from pages.moved_steps()
-        return refusal
 
     async def _change(
         self, mode: int, offset: int, length: int, interrupted: trio.Event
@@ -330,7 +304,7 @@ class InaccessibleFile:
             await self.wait_idle()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
         if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
-            return await self._punch(offset, length, change)
+            return await self._punch(Part.of(offset, length, self.page_size), change)
         if length <= self.quick_bytes:
             change()
             return Changed()
@@ -351,14 +325,12 @@ class InaccessibleFile:
             raise refused(errno.EINTR)
         return Changed()
 
-    async def _punch(
-        self, offset: int, length: int, punch: Callable[[], None]
-    ) -> Changed:
+    async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* take what has been fetched, too."""
-        whole = self._whole(offset, length)
-        if length <= self.quick_bytes:
-            return self.pages.punch_now(*whole, punch)
-        return await self.pages.punch(*whole, punch)
+        start, end = part.told
+        if (end - start) * self.page_size <= self.quick_bytes:
+            return self.pages.punch_now(*part.gone, punch)
+        return await self.pages.punch(*part.gone, punch)
 
     # --- size ----------------------------------------------------------------------
 
@@ -368,12 +340,12 @@ class InaccessibleFile:
             await self.wait_idle()
         current = os.fstat(self.fd).st_size
         self._shim.semantics.check_size(current, size, self.page_size)
-        # The page at the cut stays.
-        offset = -(-size // self.page_size) * self.page_size
-        if offset >= current:
+        # The page at the cut stays, and the last one goes, be it only a part of one.
+        start, end = -(-size // self.page_size), -(-current // self.page_size)
+        if start >= end:
             await self._truncate(size)
         else:
-            await self._shrink(size, offset, current - offset)
+            await self._shrink(size, start, end)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
@@ -389,8 +361,9 @@ class InaccessibleFile:
         finally:
             self.end_long()
 
-    async def _shrink(self, size: int, offset: int, length: int) -> None:
-        """To whom it concerns a truncation is a punch of what was behind."""
+    async def _shrink(self, size: int, start: int, end: int) -> None:
+        """To whom it concerns a truncation is a punch of the pages that were behind."""
+        part = Part((start, end), (start, end))
 
         async def change() -> Changed:
             while self.busy:
@@ -398,8 +371,6 @@ class InaccessibleFile:
             if self.pages.memory is None:
                 await self._truncate(size)
                 return Changed()
-            return await self._punch(
-                offset, length, partial(os.ftruncate, self.fd, size)
-            )
+            return await self._punch(part, partial(os.ftruncate, self.fd, size))
 
-        await self._drive(offset, length, change, punches=True)
+        await self._drive(part, change, punches=True)

@@ -6,8 +6,6 @@ frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
 
 from __future__ import annotations
 
-import errno
-import os
 from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -273,30 +271,6 @@ def allocate(fd: int, offset: int, length: int) -> None:
             # A hugetlbfs stops for any signal, and for what io_uring has to do when a
             # ring is closed. Nobody waits for either here.
             continue
-
-
-def first_hole(fd: int, page_size: int, start: int, end: int) -> int | None:
-    """The first page from *start* to *end* that has no memory; None if all have.
-
-    lseek(2) takes memory for a hole that fallocate(2) has put there and nobody touched,
-    as mincore(2) does; and cachestat(2) knows no hugetlbfs. So each page is allocated:
-    a hole is one that has cost blocks by that, which are given back.
-    """
-    for page in range(start, end):
-        offset = page * page_size
-        before = os.fstat(fd).st_blocks
-        try:
-            allocate(fd, offset, page_size)
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.ENOMEM):
-                return page
-            raise
-        if (taken := (os.fstat(fd).st_blocks - before) * 512) > 0:
-            # A whole folio, which is aligned to its size.
-            mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-            syscalls.fallocate(fd, mode, offset & -taken, taken)
-            return page
-    return None
 
 
 def joined(extents: Iterable[Extent], frames_per_page: int) -> list[Extent]:

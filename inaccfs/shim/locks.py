@@ -64,9 +64,13 @@ class PageLocks:
         Whoever does not let go in time is evicted.
         """
         with self._claim(start, end) as claim:
-            while self._is_taken(start, end, claim):
+            # Others have their turn first, and some leave pages locked. Their time runs
+            # from then; and nobody locks pages any more that are claimed.
+            while self._is_claimed(start, end, claim):
+                await self._waiting.park()
+            while self._holders(start, end):
                 with trio.move_on_after(self._ack_seconds) as patience:
-                    while self._is_taken(start, end, claim):
+                    while self._holders(start, end):
                         await self._waiting.park()
                 if patience.cancelled_caught:
                     for one in self._holders(start, end):
@@ -91,6 +95,3 @@ class PageLocks:
             if first < end and start < stop:
                 return True
         return False
-
-    def _is_taken(self, start: int, end: int, claim: object) -> bool:
-        return self._is_claimed(start, end, claim) or bool(self._holders(start, end))

@@ -66,6 +66,10 @@ class Shim:
         object.__setattr__(self, "punch_plan", rules.plan(punches=True))
         object.__setattr__(self, "other_plan", rules.plan(punches=False))
 
+    def plan(self, *, punches: bool) -> Plan:
+        """What is told of a fallocate(2). As the rules had it when they were asked."""
+        return self.punch_plan if punches else self.other_plan
+
     @property
     def whole_call(self) -> bool:
         """Whether the list of notifiers is held for the whole of a fallocate(2)."""

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from inaccfs.shim.patience import Patience
 
 
+class Part(NamedTuple):
+    """The pages that a change of a file concerns, each from a start to an end."""
+
+    # All that have something of it: who has one of them is told.
+    told: tuple[int, int]
+    # Those that a punch takes. What lies in the change only in part is cleared there.
+    gone: tuple[int, int]
+
+    @classmethod
+    def of(cls, offset: int, length: int, page_size: int) -> Part:
+        """Of a range in bytes."""
+        end = offset + length
+        return cls(
+            (offset // page_size, -(-end // page_size)),
+            (-(-offset // page_size), end // page_size),
+        )
+
+
 class Notice(NamedTuple):
     """What notifiers are told, in pages of the file."""
 
@@ -40,23 +58,31 @@ class Changed(NamedTuple):
     refusal: Exception | None = None
 
 
-Steps: TypeAlias = "Generator[Notice | None, Changed | None, Exception | None]"
+Step: TypeAlias = "Callable[[], Notice] | None"
+"""What makes a notice, to be called when the list of notifiers is held: much may have
+happened while that was waited for. None stands for the change.
+"""
+
+Steps: TypeAlias = "Generator[Step, Changed | None, Exception | None]"
 """Yields what is to be told, to go on when all have answered; and None, once, for the
 change, to be sent what has come of it. Returns why the change was refused, if it was.
 """
 
 
 def in_order(
-    plan: Plan, start: int, end: int, frames: Sequence[Extent] | None = None
+    plan: Plan,
+    start: int,
+    end: int,
+    frames: Callable[[], Sequence[Extent]] | None = None,
 ) -> Steps:
-    """The steps of one fallocate(2). *frames* are about to go, if that is told."""
-    if plan.before is not None:
-        yield Notice(plan.before, start, end, frames)
+    """The steps of one fallocate(2). *frames* finds what is to go, if that is told."""
+    if (before := plan.before) is not None:
+        yield lambda: Notice(before, start, end, None if frames is None else frames())
     changed = yield None
     assert changed is not None
     if plan.after is not None and (changed.refusal is None or plan.after_failure):
         gone = None if frames is None else changed.removed
-        yield Notice(plan.after, start, end, gone)
+        yield partial(Notice, plan.after, start, end, gone)
     return changed.refusal
 
 
@@ -71,40 +97,44 @@ async def drive(
 
     The list of notifiers is held for the *whole_call*, or for each walk of it.
     """
+
+    async def tell(make: Callable[[], Notice]) -> None:
+        await notifiers.tell(make())
+
     if whole_call:
         async with notifiers.fixed():
-            return await _take(steps, notifiers, change, notifiers.tell)
+            return await _take(steps, notifiers, change, tell)
 
-    async def tell(notice: Notice) -> None:
+    async def tell_in_turn(make: Callable[[], Notice]) -> None:
         async with notifiers.fixed():
-            await notifiers.tell(notice)
+            await tell(make)
 
-    return await _take(steps, notifiers, change, tell)
+    return await _take(steps, notifiers, change, tell_in_turn)
 
 
 async def _take(
     steps: Steps,
     notifiers: Notifiers,
     change: Callable[[], Awaitable[Changed]],
-    tell: Callable[[Notice], Awaitable[None]],
+    tell: Callable[[Callable[[], Notice]], Awaitable[None]],
 ) -> Exception | None:
     changed: Changed | None = None
     with closing(steps):
         while True:
             try:
-                notice = steps.send(changed)
+                step = steps.send(changed)
             except StopIteration as stop:
                 refusal: Exception | None = stop.value
                 return refusal
             changed = None
-            if notice is None:
+            if step is None:
                 try:
                     changed = await change()
                 except Exception as exc:
                     # Be it a bug: who has been told of a start is told of the end.
                     changed = Changed(refusal=exc)
             elif notifiers:
-                await tell(notice)
+                await tell(step)
 
 
 def drive_at_once(
@@ -124,9 +154,9 @@ def drive_at_once(
     failure: Exception | None
     try:
         while True:
-            notice = steps.send(changed)
+            step = steps.send(changed)
             changed = None
-            if notice is None:
+            if step is None:
                 try:
                     changed = change()
                 except Exception as exc:
@@ -134,7 +164,7 @@ def drive_at_once(
                     changed = Changed(refusal=exc)
                 continue
             go_on = partial(drive_at_once, steps, notifiers, patience, change, done)
-            if (sequence := notifiers.begin(notice, go_on)) is not None:
+            if (sequence := notifiers.begin(step(), go_on)) is not None:
                 patience.watch(notifiers, sequence)
                 return
     except StopIteration as stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,9 +14,11 @@ from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
 from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import first_hole, split_folios
+from inaccfs.shim.frames import split_folios
+from inaccfs.shim.holes import first_hole
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
+from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.mount import Shim
-    from inaccfs.shim.order import Steps
+    from inaccfs.shim.order import Part, Steps
 
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
@@ -51,8 +54,9 @@ class Pages:
         self._shim: Final = shim
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
-        # Ranges of pages that have moved, of which the notifiers are still to be told.
-        self._moved: list[tuple[int, int]] = []
+        self._moved: Final = Moved(
+            shim.punch_plan, tells_frames=shim.semantics.tells_frames
+        )
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, shim.ack_seconds)
@@ -148,7 +152,7 @@ class Pages:
         file = self._file
         if not self._shim.semantics.allocates:
             # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(file.fd, file.page_size, start, end)
+            hole = first_hole(file.fd, file.page_size, start, end, memory.known)
             if hole is not None:
                 raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
         return memory.fetch(start, end)
@@ -234,10 +238,6 @@ class Pages:
         """Whether there is anything to put of what has been got."""
         return self._shim.semantics.references != "none"
 
-    def extents_in(self, start: int, end: int) -> list[Extent]:
-        """What has been fetched of these pages."""
-        return [] if self.memory is None else self.memory.extents_in(start, end)
-
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
 
@@ -256,6 +256,32 @@ class Pages:
         self.memory.put(holder, pfn, count)
 
     # --- punching ------------------------------------------------------------------
+
+    def steps(self, part: Part, *, punches: bool) -> Steps:
+        """What is to be told and done of one fallocate(2), in its order."""
+        frames: Callable[[], list[Extent]] | None = None
+        if self._shim.semantics.tells_frames:
+            frames = partial(self._extents_in, *part.gone) if punches else list
+        plan = self._shim.plan(punches=punches)
+        order = in_order(plan, *part.told, frames)
+        changed: Changed | None = None
+        try:
+            while True:
+                step = order.send(changed)
+                changed = yield step
+                if step is None:
+                    assert changed is not None
+                    self._note_moved(changed.moved)
+                    if punches and changed.refusal is None:
+                        self._heal(*part.gone)
+        except StopIteration as stop:
+            refusal: Exception | None = stop.value
+        yield from self._moved.steps()
+        return refusal
+
+    def _extents_in(self, start: int, end: int) -> list[Extent]:
+        """What has been fetched of these pages."""
+        return [] if self.memory is None else self.memory.extents_in(start, end)
 
     def punch_now(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
         """Let *punch* take pages, of which it may clear parts of others. Blocks."""
@@ -300,32 +326,14 @@ class Pages:
         Where an invalidation runs it does so, and nobody waits here: the caller may be
         one of the callbacks that it waits for.
         """
-        self.note_moved(moved)
+        self._note_moved(moved)
         if self._moved and not self._file.notifiers.running:
-            await self._drive(self.moved_steps())
+            await self._drive(self._moved.steps())
 
-    def note_moved(self, moved: Sequence[Extent]) -> None:
+    def _note_moved(self, moved: Sequence[Extent]) -> None:
         # Where pages may move nobody is told: that is the rule.
         if self._file.notifiers and not self._shim.semantics.movable:
-            self._moved += [(one.offset, one.offset + one.count) for one in moved]
-
-    def moved_steps(self) -> Steps:
-        """Tell what has been noted, in ranges as large as they are."""
-        plan = self._shim.punch_plan
-        while self._moved:
-            self._moved.sort()
-            start, end = self._moved.pop(0)
-            while self._moved and self._moved[0][0] <= end:
-                end = max(end, self._moved.pop(0)[1])
-            try:
-                for event in (plan.before, plan.after):
-                    if event is not None:
-                        yield Notice(event, start, end)
-            except GeneratorExit:
-                # For the next: some may not have been told.
-                self._moved.append((start, end))
-                raise
-        return None
+            self._moved.note(moved)
 
     # --- poison --------------------------------------------------------------------
 
@@ -362,7 +370,7 @@ class Pages:
     def _poison_steps(self, page: int) -> Steps:
         plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
         yield from in_order(plan, page, page + 1)
-        yield from self.moved_steps()
+        yield from self._moved.steps()
         return None
 
     def _split(self, extents: list[Extent]) -> list[Extent]:
@@ -375,7 +383,7 @@ class Pages:
         per_page = self._file.page_size // FRAME_BYTES
         return split_folios(extents, self._poisoned, per_page)
 
-    def heal(self, start: int, end: int) -> None:
+    def _heal(self, start: int, end: int) -> None:
         """These pages have been punched: what comes in their place is good."""
         if self._poisoned:
             self._poisoned -= {page for page in self._poisoned if start <= page < end}

@@ -12,6 +12,7 @@ from inaccfs.semantics import V7, V8, V10, Bind, GuestMemfd, Semantics
 from inaccfs.semantics.rules import (
     INVALIDATE,
 )
+from inaccfs.shim.locks import PageLocks
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import refused
 from tests.unit.pages_fakes import (
@@ -140,6 +141,42 @@ async def test_who_does_not_put_is_evicted_in_time(
     assert trio.current_time() == 2.5 * ACK_SECONDS
     assert world.allocated == 1
     assert other.evicted_at == []
+
+
+async def test_nobody_is_evicted_for_what_another_has_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The time of who gets pages begins when they have been got, however late."""
+    held: list[Holder] = []
+    locks = PageLocks(lambda start, end: list(held), ACK_SECONDS)
+    holder = Holder()
+    punched_at = []
+
+    async def punch() -> None:
+        async with locks.locked(0, 100):
+            punched_at.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        with locks.claimed(0, 100):
+            nursery.start_soon(punch)
+            await trio.sleep(ACK_SECONDS - 0.1)
+            held.append(holder)
+        await trio.sleep(ACK_SECONDS - 0.1)
+        assert holder.evicted_at == []
+        held.clear()
+        locks.unlocked()
+    assert punched_at == [2 * (ACK_SECONDS - 0.1)]
+    # And it does end.
+    held.append(holder)
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        with locks.claimed(0, 100):
+            nursery.start_soon(punch)
+            await trio.sleep(1)
+        await trio.sleep(ACK_SECONDS + 0.1)
+        assert holder.evicted_at == [begun + 1 + ACK_SECONDS]
+        held.clear()
+        locks.unlocked()
 
 
 async def test_a_punch_that_is_given_up_leaves_nothing_locked() -> None:

@@ -9,7 +9,6 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs import syscalls
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import V7, V8, V9, V10, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import (
@@ -18,14 +17,13 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
 )
 from inaccfs.shim import file as file_module
-from tests.unit.control_fakes import BASE, PAGE
+from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import refused
 from tests.unit.pages_fakes import (
     KEEP,
     PUNCH,
     SIZE,
     Holder,
-    World,
     count_calls,
     rules,
     world_of,
@@ -196,6 +194,37 @@ async def test_a_file_that_shrinks_is_punched_at_its_end(
         assert (1, True) not in world.is_punched(holder)
 
 
+@pytest.mark.parametrize("pages", [4, 2048], ids=["small", "large"])
+async def test_the_last_page_goes_though_it_is_a_part_of_one(pages: int) -> None:
+    """ftruncate(2) frees it; what comes in its place is another, and good."""
+    world, holder = world_of(rules(V10, size="free"), pages=0), Holder()
+    await world.file.set_size((pages - 1) * PAGE + 100)
+    await world.get(holder, 0, pages)
+    listener = await world.listener()
+    await world.file.pages.poison(pages - 1)
+    listener.told.clear()
+    await world.file.set_size(PAGE)
+    assert listener.told == [(INVALIDATE_START, 1, pages), (INVALIDATE_END, 1, pages)]
+    assert world.is_punched(holder)[-1] == (pages - 1, True)
+    assert world.frames.pages == world.allocated == 1
+    await world.file.set_size(pages * PAGE)
+    await world.get(holder, pages - 1, pages)
+    assert world.allocated == 2
+
+
+async def test_a_part_of_a_page_goes_by_itself() -> None:
+    world, holder = world_of(rules(size="free"), pages=0), Holder()
+    await world.file.set_size(100)
+    await world.get(holder, 0, 1)
+    listener = await world.listener()
+    # As long as there is something of it, it stays.
+    await world.file.set_size(1)
+    assert (listener.told, world.frames.pages) == ([], 1)
+    await world.file.set_size(0)
+    assert listener.told == [(INVALIDATE, 0, 1)]
+    assert (world.frames.pages, world.allocated) == (0, 0)
+
+
 async def test_a_large_file_shrinks_in_a_thread() -> None:
     world, holder = world_of(rules(size="free"), pages=2048), Holder()
     await world.get(holder, 0, 2048)
@@ -238,150 +267,3 @@ async def test_a_page_that_is_punched_in_part_stays() -> None:
     await world.in_bytes(PUNCH, 6 * PAGE + 1, 100)
     assert listener.told[-1] == (INVALIDATE_END, 6, 7)
     assert (6, False) in world.is_punched(holder)
-
-
-# --- events that tell frames ------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("base", "changes"),
-    [
-        (V8, {"order": "after"}),
-        (V8, {"order": "before"}),
-        (V8, {"order": "bracket"}),
-    ],
-    ids=["after", "before", "bracket"],
-)
-async def test_events_tell_the_frames_that_go(
-    base: type[Semantics], changes: dict[str, str]
-) -> None:
-    """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
-    world = world_of(rules(base, tells_frames=True, **changes))
-    await world.get(Holder(), 2, 5)
-    await world.get(Holder(), 7, 8)
-    listener = await world.listener()
-    await world.punch(3, 9)
-    assert listener.frames == [[(3, BASE + 3, 2), (7, BASE + 7, 1)]] * len(
-        listener.told
-    )
-    await world.punch(20, 30)
-    assert listener.frames[-1] == []
-
-
-async def test_what_was_fetched_since_the_start_is_told_at_the_end() -> None:
-    world = world_of(rules(V10, tells_frames=True))
-    listener = await world.listener(answers=False)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.punch, 0, 8)
-        await trio.testing.wait_all_tasks_blocked()
-        await world.get(Holder(), 3, 4)
-        listener.answers = True
-        listener.answer()
-    assert listener.frames == [[], [(3, BASE + 3, 1)]]
-
-
-async def test_an_allocation_takes_no_frames() -> None:
-    world = world_of(rules(order="bracket", tells_frames=True))
-    await world.get(Holder(), 0, 4)
-    listener = await world.listener()
-    await world.fallocate(KEEP, 0, 8)
-    assert listener.frames == [[], []]
-
-
-async def test_a_punch_that_is_refused_has_taken_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world = world_of(rules(tells_frames=True))
-    await world.get(Holder(), 0, 4)
-    listener = await world.listener()
-
-    def full(*_: object) -> None:
-        raise OSError(errno.EIO, "no")
-
-    monkeypatch.setattr(syscalls, "fallocate", full)
-    with refused(errno.EIO):
-        await world.punch(0, 4)
-    assert listener.frames == [[]]
-
-
-async def test_most_tell_none() -> None:
-    world = world_of(V8())
-    await world.get(Holder(), 0, 4)
-    listener = await world.listener()
-    await world.punch(0, 4)
-    assert listener.frames == [None]
-
-
-# --- without a task ---------------------------------------------------------------
-
-
-async def at_once(world: World, start: int, end: int) -> bool:
-    """Punch without a task, if that is possible, and wait for it."""
-    over = trio.Event()
-    failures: list[Exception | None] = []
-
-    def done(failure: Exception | None) -> None:
-        failures.append(failure)
-        over.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.patience.run)
-        await trio.testing.wait_all_tasks_blocked()
-        length = (end - start) * PAGE
-        possible = world.file.punch_at_once(PUNCH, start * PAGE, length, done)
-        if possible:
-            await over.wait()
-            assert failures == [None]
-        nursery.cancel_scope.cancel()
-    return possible
-
-
-@pytest.mark.parametrize(
-    ("semantics", "possible"),
-    [
-        (V8(), True),
-        (V8AsPosted(), True),
-        (rules(held="the whole call"), True),
-        (rules(references="locked"), False),
-        (V7(), False),
-        (V9(), False),
-        (GuestMemfd(), False),
-    ],
-    ids=["v8", "v8-as-posted", "whole call", "locked", "v7", "v9", "guest_memfd"],
-)
-async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
-    semantics: Semantics, possible: bool
-) -> None:
-    world = world_of(semantics)
-    assert await at_once(world, 0, 4) is possible
-    # Without the task that evicts it needs one of its own.
-    assert not world.file.punch_at_once(PUNCH, 0, PAGE, lambda _: None)
-
-
-async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
-    results = []
-    for way in (at_once, World.punch):
-        world, holder = world_of(rules(tells_frames=True)), Holder()
-        await world.get(holder, 0, 8)
-        listener = await world.listener()
-        world.frames.moves = {6: 0x9000}
-        await way(world, 2, 4)
-        results.append(
-            (
-                *(listener.told, listener.frames, world.is_punched(holder)),
-                *(world.allocated, world.frames.freed),
-                world.file._shim.counters,
-            )
-        )
-    assert results[0] == results[1]
-    assert results[0][0] == [(INVALIDATE, 2, 4), (INVALIDATE, 6, 7)]
-
-
-async def test_the_rules_hold_without_a_task() -> None:
-    world = world_of(V8())
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.patience.run)
-        await trio.testing.wait_all_tasks_blocked()
-        with refused(errno.EINVAL):
-            world.file.punch_at_once(PUNCH, 1, PAGE, lambda _: None)
-        nursery.cancel_scope.cancel()

@@ -1,0 +1,139 @@
+"""A punch without a task, and how often the rules are asked."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
+from inaccfs.semantics.rules import INVALIDATE
+from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from tests.unit.control_fakes import PAGE
+from tests.unit.fakes import refused
+from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of
+
+pytestmark = pytest.mark.usefixtures("_no_strays")
+
+
+async def at_once(world: World, start: int, end: int) -> bool:
+    """Punch without a task, if that is possible, and wait for it."""
+    over = trio.Event()
+    failures: list[Exception | None] = []
+
+    def done(failure: Exception | None) -> None:
+        failures.append(failure)
+        over.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        length = (end - start) * PAGE
+        possible = world.file.punch_at_once(PUNCH, start * PAGE, length, done)
+        if possible:
+            await over.wait()
+            assert failures == [None]
+        nursery.cancel_scope.cancel()
+    return possible
+
+
+@pytest.mark.parametrize(
+    ("semantics", "possible"),
+    [
+        (V8(), True),
+        (V8AsPosted(), True),
+        (rules(held="the whole call"), True),
+        (rules(references="locked"), False),
+        (V7(), False),
+        (V9(), False),
+        (GuestMemfd(), False),
+    ],
+    ids=["v8", "v8-as-posted", "whole call", "locked", "v7", "v9", "guest_memfd"],
+)
+async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
+    semantics: Semantics, possible: bool
+) -> None:
+    world = world_of(semantics)
+    assert await at_once(world, 0, 4) is possible
+    # Without the task that evicts it needs one of its own.
+    assert not world.file.punch_at_once(PUNCH, 0, PAGE, lambda _: None)
+
+
+async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
+    results = []
+    for way in (at_once, World.punch):
+        world, holder = world_of(rules(tells_frames=True)), Holder()
+        await world.get(holder, 0, 8)
+        listener = await world.listener()
+        world.frames.moves = {6: 0x9000}
+        await way(world, 2, 4)
+        results.append(
+            (
+                *(listener.told, listener.frames, world.is_punched(holder)),
+                *(world.allocated, world.frames.freed),
+                world.file._shim.counters,
+            )
+        )
+    assert results[0] == results[1]
+    assert results[0][0] == [(INVALIDATE, 2, 4), (INVALIDATE, 6, 7)]
+
+
+async def test_the_rules_hold_without_a_task() -> None:
+    world = world_of(V8())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.patience.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with refused(errno.EINVAL):
+            world.file.punch_at_once(PUNCH, 1, PAGE, lambda _: None)
+        nursery.cancel_scope.cancel()
+
+
+# --- how often the rules are asked ------------------------------------------------
+
+
+class Asked(V8):
+    """v8, and notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []
+
+    def check_fallocate(
+        self, mode: int, offset: int, length: int, page_size: int
+    ) -> None:
+        self.calls.append((mode, offset, length))
+        super().check_fallocate(mode, offset, length, page_size)
+
+
+async def test_who_waits_for_the_list_is_asked_once() -> None:
+    """A rule may count the calls, or refuse the third."""
+    semantics = Asked()
+    world = world_of(semantics)
+    await world.listener()
+    async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
+        assert not await at_once(world, 0, 1)
+        nursery.start_soon(world.punch, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+    assert semantics.calls == [(PUNCH, 0, PAGE)]
+
+
+async def test_an_allocation_that_finds_no_space_at_once_is_asked_once() -> None:
+    """And the next one of the same range again."""
+    semantics = Asked()
+    backing = private_tmpfs(TmpfsOptions(size=str(8 * PAGE)), fallback_name="test")
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)
+    world = world_of(semantics, fd=fd)
+    for times in (1, 2):
+        # The channel then calls the other, as it does when there is a lot to do.
+        assert not world.file.fallocate_quick(KEEP, 0, 9 * PAGE)
+        with refused(errno.ENOSPC):
+            await world.fallocate(KEEP, 0, 9)
+        assert semantics.calls == [(KEEP, 0, 9 * PAGE)] * times
+    with refused(errno.ENOSPC):
+        await world.fallocate(KEEP, 0, 9)
+    assert len(semantics.calls) == 3
+    await world.fallocate(KEEP, 0, 8)
+    assert semantics.calls[3:] == [(KEEP, 0, 8 * PAGE)]
+    backing.close()
