@@ -453,8 +453,8 @@ class Channel:
             mode, offset, length, partial(self._punched, unique)
         ):
             return None
-        # A task runs when all requests have been read. If there was no space, the
-        # FORGET of a file that is gone may be one of them: the kernel lets some pass it.
+        # The task runs when all requests have been read. If there was no space, one of
+        # them may be the FORGET of a file that is gone: the kernel lets some pass it.
         # Now and not in the task: the very next request may be the INTERRUPT.
         interrupted = self._interrupts[unique] = trio.Event()
 
