@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
 from inaccfs.client import connect
+from inaccfs.semantics import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,8 +60,8 @@ class Lab:
     @staticmethod
     def label(semantics: str) -> str:
         """What people call it: of FILE.py:CLASS the class."""
-        path, colon, name = semantics.rpartition(":")
-        return name if colon and path.endswith(".py") else semantics
+        parts = load.split(semantics)
+        return semantics if parts is None else parts[1]
 
     @contextmanager
     def bench(self, semantics: str, **options: Any) -> Iterator[Bench]:  # noqa: ANN401 - mounted()'s

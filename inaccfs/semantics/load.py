@@ -66,11 +66,17 @@ def rules() -> dict[str, Any]:
     }
 
 
+def split(wanted: str) -> tuple[str, str] | None:
+    """The two parts of FILE.py:CLASS; None if it is the name of a version."""
+    path, _, name = wanted.rpartition(":")
+    return (path, name) if path.endswith(".py") else None
+
+
 def absolute(wanted: str) -> str:
     """The same for a process with another working directory."""
-    path, colon, name = wanted.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    if (parts := split(wanted)) is None:
         return wanted
+    path, name = parts
     return f"{os.path.abspath(path)}:{name}"
 
 
@@ -83,8 +89,8 @@ def load(wanted: str) -> Semantics:
     for version in VERSIONS:
         if version.name == wanted:
             return version()
-    path, colon, name = wanted.rpartition(":")
-    if colon and path.endswith(".py"):
+    if (parts := split(wanted)) is not None:
+        path, name = parts
         return _checked(_find(_module(path), path, name), path)
     if wanted.endswith(".py"):
         raise OptionError(

@@ -211,14 +211,18 @@ class Pages:
         locks = self._locks
         return nullcontext() if locks is None else locks.locked(start, end)
 
-    def _memory_of(self, start: int, end: int) -> Memory:
-        """The memory of the file, if it has the pages from *start* to *end*."""
+    def _check_end(self, start: int, end: int) -> None:
+        """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
         pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
         if end > pages:
             raise OSError(
                 errno.EINVAL,
                 f"offset {max(start, pages)} lies past the end ({pages} pages)",
             )
+
+    def _memory_of(self, start: int, end: int) -> Memory:
+        """The memory of the file, if it has the pages from *start* to *end*."""
+        self._check_end(start, end)
         if self.memory is None:
             if self._shim.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
@@ -352,11 +356,7 @@ class Pages:
                 errno.EOPNOTSUPP,
                 "these semantics have no error callback (query-semantics)",
             )
-        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
-        if page >= pages:
-            raise OSError(
-                errno.EINVAL, f"offset {page} lies past the end ({pages} pages)"
-            )
+        self._check_end(page, page + 1)
         if page in self._poisoned:
             # As memory_failure() does of a page that has PG_hwpoison.
             raise OSError(EHWPOISON, f"page {page} is poisoned already")
