@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import stat
@@ -21,7 +20,7 @@ from inaccfs._version import __version__
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.errors import UnmountError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
@@ -89,7 +88,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     if config.control is None:
         runtime.make_directory()
     os.umask(0)
-    _raise_fd_limit()
+    descriptors.raise_limit()
     stop = _StopRequest()
     # Else others of the same user could open the backing through /proc.
     syscalls.set_dumpable(False)
@@ -99,7 +98,9 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.callback(allocator.close)
         if config.backing is None:
             backing = private_tmpfs(
-                config.tmpfs, fallback_name=runtime.fallback_name(mountpoint)
+                config.tmpfs,
+                fallback_name=runtime.fallback_name(mountpoint),
+                flags=config.fuse.flags,
             )
         else:
             backing = wrap(config.backing)
@@ -133,11 +134,6 @@ def _has_large_folios(config: Config) -> bool:
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def _raise_fd_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _StopRequest:
@@ -197,7 +193,13 @@ class _Daemon:
             patience=self._patience,
         )
         self._frames = parts.frames
-        self._namespace = Namespace(backing, self._shim, self._closer.close)
+        self._namespace = Namespace(
+            backing,
+            self._shim,
+            self._closer.close,
+            keeps_nodes=backing.private,
+            noatime=config.fuse.noatime_directories,
+        )
         self._operations = Operations(
             self._namespace,
             {
@@ -242,7 +244,6 @@ class _Daemon:
             self._relay.close()
             # Its threads cannot be waited for any more.
             self._closer.nursery = None
-            self._operations.close()
             self._namespace.close()
 
     async def _main(

@@ -1,8 +1,9 @@
 """The inodes that the kernel knows of, and how each can be reached in the backing.
 
-A `Node` is an inode while the kernel holds a reference to it (LOOKUP minus FORGET).
-It has no fd as long as a name leads to it, so that a hundred thousand names cost no
-fds; it gets one when it is opened, and keeps one when its last name goes.
+A `Node` is an inode while the kernel holds a reference to it (LOOKUP minus FORGET); or,
+where names change through the mount only, as long as it has a name, so that a file
+handle finds it. It has no fd as long as a name leads to it, so that a hundred thousand
+names cost no fds; it gets one when it is opened, and keeps one when its last name goes.
 
 Invariants:
 - a node can always be reached: by `fd`, or by a name in a directory that can be;
@@ -15,12 +16,15 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import secrets
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import syscalls
+from inaccfs.fuse import descriptors
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
 if TYPE_CHECKING:
@@ -107,12 +111,23 @@ class Inodes:
     Methods raise `OSError` with the errno that the caller shall see.
     """
 
-    def __init__(self, backing: Backing, close_fd: CloseFd) -> None:
+    def __init__(
+        self, backing: Backing, close_fd: CloseFd, *, keeps_nodes: bool = False
+    ) -> None:
+        """*keeps_nodes*: a node stays until its last name goes, forgotten or not.
+
+        This is what file handles need, and for a private backing only: elsewhere names
+        go, too, that nobody tells of.
+        """
         self.backing: Final = backing
+        self.keeps_nodes: Final = keeps_nodes
         # For an fd whose inode may have gone: the memory goes with it.
         self._close_fd = close_fd
-        self._generations = itertools.count()
-        self.root: Final = Node(ROOT_ID, next(self._generations), is_dir=True)
+        # Not from 0: a file handle of an earlier mount must not lead anywhere here. The
+        # kernel has 32 bits for it.
+        self._generations = itertools.count(1 + secrets.randbits(31))
+        # The kernel wants it so.
+        self.root: Final = Node(ROOT_ID, 0, is_dir=True)
         self.root.fd = backing.root
         root = os.fstat(backing.root)
         self._device = root.st_dev
@@ -172,6 +187,8 @@ class Inodes:
             if node.lookups > 0 or node.opens or node.children:
                 continue
             if node is self.root or self.nodes.get(node.ino) is not node:
+                continue
+            if self.keeps_nodes and node.parent is not None:
                 continue
             if node.is_pinned and os.fstat(node.fd).st_nlink:
                 # The kernel has forgotten the inode; the file is still there, if only
@@ -274,7 +291,10 @@ class Inodes:
     def keep_reachable(self, node: Node, parent: Node, name: bytes) -> None:
         """Before a name goes: if it is the last known one, an fd takes its place."""
         if node.fd < 0 and self._names(node) == [(parent, name)]:
-            node.fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
+            fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
+            # Others may wait for theirs as long as the kernel knows this node.
+            descriptors.leave_reserve(fd, 2)
+            node.fd = fd
         # Such an fd is the only way to the node, so it may not be closed for room.
         self._open_dirs.pop(node.ino, None)
 
@@ -335,6 +355,11 @@ class Inodes:
             if found.st_ino == node.ino:
                 return found
         raise os_error(errno.ESTALE)
+
+    def statx(self, node: Node) -> bytes:
+        """The same as a struct statx, with the time of birth."""
+        with self.path_fd(node) as fd:
+            return syscalls.statx(fd)
 
     @contextmanager
     def path_fd(self, node: Node) -> Iterator[int]:

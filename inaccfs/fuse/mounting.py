@@ -32,10 +32,10 @@ _FLAGS: Final = {
     "sync": 16,
     "dirsync": 128,
     "nosymfollow": 256,
-    "noatime": 1024,
-    "nodiratime": 2048,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
     "relatime": 1 << 21,
-    "strictatime": 1 << 24,
+    "strictatime": syscalls.MS_STRICTATIME,
     "lazytime": 1 << 25,
 }
 
@@ -98,6 +98,15 @@ class FuseOptions:
             )
         else:
             raise OptionError(f"unknown mount option {option!r}: see inaccfs mount -h")
+
+    @property
+    def noatime_directories(self) -> bool:
+        """Whether to read a directory does not set its time of access."""
+        if self.flags & syscalls.MS_NODIRATIME:
+            return True
+        return bool(self.flags & syscalls.MS_NOATIME) and not (
+            self.flags & syscalls.MS_STRICTATIME
+        )
 
     def names(self) -> list[str]:
         """The options that go to the kernel by name, root or not."""

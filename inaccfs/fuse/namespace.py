@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.fuse import descriptors
+from inaccfs.fuse.directories import OpenDirectory, open_to_read
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
 from inaccfs.shim.file import InaccessibleFile
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from inaccfs.fuse.wire import Entry
     from inaccfs.shim.backing import Backing
     from inaccfs.shim.mount import Shim
+    from inaccfs.syscalls import Time
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -38,9 +41,19 @@ class Namespace(Inodes):
         backing: Backing,
         shim: Shim,
         close_fd: CloseFd = close_now,
+        *,
+        keeps_nodes: bool = False,
+        noatime: bool = False,
     ) -> None:
-        super().__init__(backing, close_fd)
+        """*noatime*: to read a directory is no access, whatever the backing says.
+
+        *keeps_nodes*: see `Inodes`.
+        """
+        super().__init__(backing, close_fd, keeps_nodes=keeps_nodes)
         self._shim = shim
+        self._noatime = noatime
+        # Directories that are being read, by their fds, which are the file handles.
+        self.directories: Final[dict[int, OpenDirectory]] = {}
         # Files whose backing inode is locked by a long operation: see `busy_at`.
         self.busy_files: Final = shim.busy_files
 
@@ -76,6 +89,19 @@ class Namespace(Inodes):
         """LOOKUP."""
         attributes = self._stat_at(parent, name)
         return self.entry(self.node_at(parent, name, attributes), attributes)
+
+    def lookup_dots(self, node: Node, name: bytes) -> Entry:
+        """LOOKUP of "." or "..": the node itself, or the directory that it is in.
+
+        Raises:
+            OSError: ESTALE, when that is not known.
+        """
+        found = node
+        if name == b".." and node is not self.root:
+            if node.parent is None:
+                raise os_error(errno.ESTALE)
+            found = node.parent
+        return self.entry(found, self.attributes(found))
 
     def find(self, path: bytes) -> Node:
         """The regular file at *path*, which begins at the root; see `opened`.
@@ -115,10 +141,17 @@ class Namespace(Inodes):
             OSError: EINVAL for O_DIRECT.
         """
         _refuse_direct(flags)
-        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        return self._open(node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
+
+    def _open(
+        self, node: Node, *, writing: bool, of_a_caller: bool = True
+    ) -> InaccessibleFile:
         if node.file is None or (writing and not node.file.writable):
             with self.magic_path(node) as path:
-                self._adopt(node, *_open_backing(path, writing=writing))
+                fd, writable = _open_backing(path, writing=writing)
+            if of_a_caller:
+                descriptors.leave_reserve(fd)
+            self._adopt(node, fd, writable)
         node.opens += 1
         assert node.file is not None
         return node.file
@@ -145,19 +178,17 @@ class Namespace(Inodes):
         _refuse_direct(flags)
         dir_fd = self.dir_fd(parent)
         try:
-            fd = os.open(name, _CREATE_FLAGS, mode, dir_fd=dir_fd)
+            fd = os.open(name, _CREATE_FLAGS, stat.S_IMODE(mode), dir_fd=dir_fd)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        try:
-            self._give(fd, parent, mode, uid, gid)
-            attributes = os.fstat(fd)
-        except OSError:
-            os.close(fd)
-            os.unlink(name, dir_fd=dir_fd)
-            raise
-        node = self.node_at(parent, name, attributes)
+        with _undone(os.unlink, name, dir_fd):
+            descriptors.leave_reserve(fd)
+            with _closed_on_failure(fd):
+                self._give(fd, parent, mode, uid, gid)
+                attributes = os.fstat(fd)
+                node = self.node_at(parent, name, attributes)
         self._adopt(node, fd, writable=True)
         node.opens += 1
         return self.entry(node, attributes)
@@ -168,19 +199,24 @@ class Namespace(Inodes):
         fd = os.open(
             f"/proc/self/fd/{self.dir_fd(parent)}",
             os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL),
-            mode,
+            stat.S_IMODE(mode),
         )
-        try:
+        descriptors.leave_reserve(fd)
+        with _closed_on_failure(fd):
             self._give(fd, parent, mode, uid, gid)
             attributes = os.fstat(fd)
-        except OSError:
-            os.close(fd)
-            raise
         node = Node(attributes.st_ino, next(self._generations), is_dir=False)
         self.nodes[node.ino] = node
         self._adopt(node, fd, writable=True)
         node.opens += 1
         return self.entry(node, attributes)
+
+    def unmake(self, node: Node) -> None:
+        """Undo CREATE or TMPFILE: the kernel is not told, and would deny the name."""
+        if node.parent is not None:
+            self.unlink(node.parent, node.name)
+        self.release(node)
+        self.forget(node.ino, 1)
 
     def release(self, node: Node) -> None:
         """RELEASE: one open less. Without a name the fd stays until FORGET."""
@@ -194,7 +230,7 @@ class Namespace(Inodes):
     @contextmanager
     def opened(self, node: Node) -> Iterator[InaccessibleFile]:
         """The node's file, open for the length of a with block."""
-        file = self.open(node, os.O_RDWR)
+        file = self._open(node, writing=True, of_a_caller=False)
         try:
             yield file
         finally:
@@ -205,6 +241,26 @@ class Namespace(Inodes):
         return sum(
             node.opens > 0 and node.parent is None for node in self.nodes.values()
         )
+
+    def open_directory(self, node: Node, flags: int) -> int:
+        """OPENDIR: the handle of a directory that can be read."""
+        noatime = self._noatime or bool(flags & os.O_NOATIME)
+        fd = open_to_read(self.dir_fd(node), noatime=noatime)
+        descriptors.leave_reserve(fd)
+        self.directories[fd] = OpenDirectory(node, fd)
+        return fd
+
+    def release_directory(self, fh: int) -> None:
+        """RELEASEDIR."""
+        del self.directories[fh]
+        os.close(fh)
+
+    def close(self) -> None:
+        """Close every fd of the namespace but the backing's root."""
+        for fd in self.directories:
+            os.close(fd)
+        self.directories.clear()
+        super().close()
 
     # --- making --------------------------------------------------------------
 
@@ -223,9 +279,8 @@ class Namespace(Inodes):
                 os.chmod(path, stat.S_IMODE(mode))
 
     def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
-        """Finish a new name that the backing has just made."""
-        dir_fd = self.dir_fd(parent)
-        fd = os.open(name, PATH_FLAGS, dir_fd=dir_fd)
+        """Finish a new name that the backing has just made; or it is to be undone."""
+        fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
         try:
             self._give(f"/proc/self/fd/{fd}", parent, mode, uid, gid)
             attributes = os.fstat(fd)
@@ -237,27 +292,36 @@ class Namespace(Inodes):
         self, parent: Node, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Entry:
         """MKNOD."""
-        os.mknod(name, mode, rdev, dir_fd=self.dir_fd(parent))
-        return self._made(parent, name, mode, uid, gid)
+        dir_fd = self.dir_fd(parent)
+        os.mknod(name, mode, rdev, dir_fd=dir_fd)
+        with _undone(os.unlink, name, dir_fd):
+            return self._made(parent, name, mode, uid, gid)
 
     def mkdir(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """MKDIR."""
-        os.mkdir(name, stat.S_IMODE(mode), dir_fd=self.dir_fd(parent))
-        return self._made(parent, name, 0, uid, gid)
+        dir_fd = self.dir_fd(parent)
+        os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
+        with _undone(os.rmdir, name, dir_fd):
+            return self._made(parent, name, 0, uid, gid)
 
     def symlink(
         self, parent: Node, name: bytes, target: bytes, uid: int, gid: int
     ) -> Entry:
         """SYMLINK."""
-        os.symlink(target, name, dir_fd=self.dir_fd(parent))
-        return self._made(parent, name, 0, uid, gid)
+        dir_fd = self.dir_fd(parent)
+        os.symlink(target, name, dir_fd=dir_fd)
+        with _undone(os.unlink, name, dir_fd):
+            return self._made(parent, name, 0, uid, gid)
 
     def link(self, node: Node, parent: Node, name: bytes) -> Entry:
         """LINK."""
+        dir_fd = self.dir_fd(parent)
         with self.magic_path(node) as path:
-            os.link(path, name, dst_dir_fd=self.dir_fd(parent), follow_symlinks=True)
+            os.link(path, name, dst_dir_fd=dir_fd, follow_symlinks=True)
+        with _undone(os.unlink, name, dir_fd):
+            attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         self.add_name(node, parent, name)
-        return self.entry(node, self.attributes(node))
+        return self.entry(node, attributes)
 
     def readlink(self, node: Node) -> bytes:
         """READLINK."""
@@ -286,6 +350,7 @@ class Namespace(Inodes):
             raise
         if node is not None:
             self.remove_name(node, parent, name)
+            self._drop_if_unused(node)
 
     def rename(
         self,
@@ -319,6 +384,7 @@ class Namespace(Inodes):
                 self._move_name(replaced, new_parent, new_name, old_parent, old_name)
             else:
                 self.remove_name(replaced, new_parent, new_name)
+                self._drop_if_unused(replaced)
         if moved is not None:
             self._move_name(moved, old_parent, old_name, new_parent, new_name)
 
@@ -343,16 +409,39 @@ class Namespace(Inodes):
         with self.magic_path(node) as path:
             os.chown(path, uid, gid)
 
-    def utime(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """SETATTR with times; None leaves one as it is."""
+    def utime(self, node: Node, atime: Time, mtime: Time) -> None:
+        """SETATTR with times, as utimensat(2) takes them."""
         with self.magic_path(node) as path:
-            syscalls.utimensat(path, atime_ns, mtime_ns)
+            syscalls.utimensat(path, atime, mtime)
 
 
 def _refuse_direct(flags: int) -> None:
     # Memory has no direct I/O, and the file that refuses mmap could not be opened so.
     if flags & os.O_DIRECT:
         raise os_error(errno.EINVAL)
+
+
+@contextmanager
+def _undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
+    """If the block fails, *remove* a name that has just been made.
+
+    The kernel has heard that there is no such name, and may believe it for a day.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            remove(name, dir_fd=dir_fd)
+        raise
+
+
+@contextmanager
+def _closed_on_failure(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _open_backing(path: str, *, writing: bool) -> tuple[int, bool]:

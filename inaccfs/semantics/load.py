@@ -7,6 +7,7 @@ the first punch.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import inspect
 import os
@@ -321,6 +322,11 @@ def _rule(made: Semantics, rule: str, kind: Any) -> object:  # noqa: ANN401 - a 
         raise OptionError(
             f"semantics {name}.{rule} is {value!r}: it must be an errno, such as "
             "errno.EINVAL"
+        )
+    elif rule.endswith("_errno") and value == errno.ENOSYS:
+        raise OptionError(
+            f"semantics {name}.{rule} is ENOSYS, after which the kernel would never "
+            "ask again: use another, such as errno.EOPNOTSUPP"
         )
     elif rule == "magic" and value not in range(1 << 32):
         raise OptionError(f"semantics {name}.magic is {value!r}: it must have 32 bits")

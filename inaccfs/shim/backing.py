@@ -159,8 +159,12 @@ def wrap(directory: str) -> Backing:
     return backing
 
 
-def private_tmpfs(options: TmpfsOptions, *, fallback_name: str) -> Backing:
+def private_tmpfs(
+    options: TmpfsOptions, *, fallback_name: str, flags: int = 0
+) -> Backing:
     """A tmpfs of the daemon's own that no path reaches.
+
+    Of *flags*, MS_* as for mount(2), it has those about times of access.
 
     Root mounts it detached. Others do so in a user and mount namespace of a child
     that hands the fd over; where that is not allowed, a directory of mode 0700
@@ -172,9 +176,9 @@ def private_tmpfs(options: TmpfsOptions, *, fallback_name: str) -> Backing:
     wanted = {"mode": "0700", **options.as_mount_options()}
     try:
         if os.geteuid() == 0:
-            mount = syscalls.detached_mount("tmpfs", wanted)
+            mount = syscalls.detached_mount("tmpfs", wanted, flags)
         else:
-            mount = _detached_in_user_namespace(wanted)
+            mount = _detached_in_user_namespace(wanted, flags)
     except syscalls.FsConfigError as exc:
         raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc
     except OSError as exc:
@@ -217,7 +221,7 @@ def _filesystem_name(path: str) -> str:
     return names[0] if names else "a file system that is no memory"
 
 
-def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
+def _detached_in_user_namespace(options: Mapping[str, str], flags: int) -> int:
     """Let a child with namespaces of its own mount the tmpfs and send the fd here.
 
     The mount lives as long as the fd; the daemon itself stays where it is, so that
@@ -241,7 +245,7 @@ def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
                 ):
                     with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                         file.write(text)
-                mount = syscalls.detached_mount("tmpfs", dict(options))
+                mount = syscalls.detached_mount("tmpfs", dict(options), flags)
                 socket.send_fds(theirs, [b"\0"], [mount])
                 status = 0
             except OSError as exc:

@@ -334,34 +334,45 @@ class InaccessibleFile:
 
     # --- size ----------------------------------------------------------------------
 
-    async def set_size(self, size: int) -> None:
-        """inaccessible_setattr() of the seed, with ATTR_SIZE."""
+    async def set_size(self, size: int, *, by_path: bool = False) -> None:
+        """inaccessible_setattr() of the seed, with ATTR_SIZE.
+
+        *by_path* is for truncate(2), which leaves the times alone where the size stays;
+        ftruncate(2) and O_TRUNC do not.
+        """
         while self.busy:
             await self.wait_idle()
         current = os.fstat(self.fd).st_size
         self._shim.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
+
+        def truncate() -> None:
+            if by_path:
+                os.truncate(f"/proc/self/fd/{self.fd}", size)
+            else:
+                os.ftruncate(self.fd, size)
+
         if start >= end:
-            await self._truncate(size)
+            await self._truncate(truncate)
         else:
-            await self._shrink(size, start, end)
+            await self._shrink(truncate, start, end)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
 
-    async def _truncate(self, size: int) -> None:
+    async def _truncate(self, truncate: Callable[[], None]) -> None:
         if os.fstat(self.fd).st_blocks * 512 <= QUICK_BYTES:
-            os.ftruncate(self.fd, size)
+            truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+            await trio.to_thread.run_sync(truncate)
         finally:
             self.end_long()
 
-    async def _shrink(self, size: int, start: int, end: int) -> None:
+    async def _shrink(self, truncate: Callable[[], None], start: int, end: int) -> None:
         """To whom it concerns a truncation is a punch of the pages that were behind."""
         part = Part((start, end), (start, end))
 
@@ -369,8 +380,8 @@ class InaccessibleFile:
             while self.busy:
                 await self.wait_idle()
             if self.pages.memory is None:
-                await self._truncate(size)
+                await self._truncate(truncate)
                 return Changed()
-            return await self._punch(part, partial(os.ftruncate, self.fd, size))
+            return await self._punch(part, truncate)
 
         await self._drive(part, change, punches=True)

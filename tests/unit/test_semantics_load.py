@@ -338,6 +338,12 @@ def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
     assert told.endswith("it must be an errno, such as errno.EINVAL")
 
 
+@pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
+def test_enosys_is_no_answer(tmp_path: Path, rule: str) -> None:
+    told = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
+    assert told.startswith(f"semantics Mine.{rule} is ENOSYS, after which the kernel")
+
+
 @pytest.mark.parametrize("value", ["-1", "1 << 32"])
 def test_a_magic_must_be_one(tmp_path: Path, value: str) -> None:
     assert complaint_of(tmp_path, f"magic = {value}").endswith("it must have 32 bits")

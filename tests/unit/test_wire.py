@@ -94,26 +94,48 @@ def test_a_header_and_its_caller_are_read() -> None:
     assert wire.unpack_caller(message) == (1000, 1001)
 
 
-@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1), st.integers(0, 99))
+i64 = st.integers(-1 << 63, (1 << 63) - 1)
+
+
+@given(i64, i64, st.integers(0, 99))
 def test_fallocate_is_read(offset: int, length: int, mode: int) -> None:
-    message, _ = request(fakes.FALLOCATE_IN.pack(5, offset, length, mode, 0))
+    wrapped = offset % (1 << 64), length % (1 << 64)
+    message, _ = request(fakes.FALLOCATE_IN.pack(5, *wrapped, mode, 0))
     assert wire.unpack_fallocate(message) == (offset, length, mode)
 
 
 def test_open_and_create_are_read() -> None:
     message, _ = request(fakes.OPEN_IN.pack(os.O_RDWR, 0))
-    assert wire.unpack_open(message) == (os.O_RDWR,)
+    assert wire.unpack_open(message) == (os.O_RDWR, 0)
     message, size = request(fakes.CREATE_IN.pack(os.O_EXCL, 0o100640, 0o22, 0) + b"f\0")
     assert wire.unpack_create(message) == (os.O_EXCL, 0o100640)
     assert wire.name_at(message, wire.CREATE_SIZE, size) == b"f"
 
 
-@given(st.binary(min_size=1, max_size=255).filter(lambda name: 0 not in name))
+@given(
+    st.binary(min_size=1, max_size=255)
+    .map(lambda name: name.replace(b"/", b"_").replace(b"\0", b"_"))
+    .filter(lambda name: name not in wire.DOTS)
+)
 def test_a_name_is_read_as_it_is(name: bytes) -> None:
     message, size = request(name + b"\0")
     assert wire.only_name(message, size) == name
     message, size = request(fakes.GETXATTR_IN.pack(9, 0) + name + b"\0")
     assert wire.getxattr_name(message, size) == name
+    message, size = request(name + b"\0")
+    assert wire.looked_up(message, size) == name
+
+
+@pytest.mark.parametrize("name", [b".", b"..", b"a/b", b"/", b"../a", b"a/"])
+def test_a_name_that_leads_elsewhere_is_refused(name: bytes) -> None:
+    message, size = request(name + b"\0")
+    with fakes.refused(errno.EINVAL):
+        wire.only_name(message, size)
+    if name in wire.DOTS:
+        assert wire.looked_up(message, size) == name
+    else:
+        with fakes.refused(errno.EINVAL):
+            wire.looked_up(message, size)
 
 
 def test_both_names_of_a_rename_are_read() -> None:
@@ -246,6 +268,8 @@ WANTED = {
     "HANDLE_KILLPRIV_V2": 28,
     "INIT_EXT": 30,
     "PASSTHROUGH": 37,
+    "NO_EXPORT_SUPPORT": 38,
+    "ALLOW_IDMAP": 40,
 }
 
 
@@ -262,6 +286,15 @@ def test_all_that_is_wanted_is_taken_and_nothing_else() -> None:
     assert init.passthrough
     # max_stack_depth, without which the kernel takes no backing file.
     assert fields[11] == 1
+
+
+def test_file_handles_are_offered_or_refused() -> None:
+    init = wire.parse_init(*request(fakes.init_in()))
+    reply = wire.reply_init(6, init, handles=True)
+    fields = fakes.INIT_OUT.unpack(reply[fakes.OUT_HEADER.size :])
+    wanted = WANTED | {"EXPORT_SUPPORT": 4}
+    del wanted["NO_EXPORT_SUPPORT"]
+    assert fields[3] | fields[10] << 32 == sum(1 << bit for bit in wanted.values())
 
 
 @pytest.mark.parametrize("bit", WANTED.values(), ids=WANTED.keys())
