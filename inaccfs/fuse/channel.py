@@ -456,9 +456,10 @@ class Channel:
 
         *kills* is the process whose truncation takes the set-ID bits away, if it does.
         """
-        file = self._namespace.open(node, flags)
+        self._namespace.open(node, flags)
         try:
-            await file.set_size(0)
+            with self._namespace.opened(node) as file:
+                await file.set_size(0)
             if kills is not None:
                 attributes.drop_set_ids(self._namespace, node, kills)
         except BaseException:
@@ -503,8 +504,7 @@ class Channel:
         node = self._namespace[nodeid]
         file = node.file
         if file is None:
-            # The kernel allocates through open files only.
-            return wire.reply_error(unique, errno.EBADF)
+            file = self._namespace.reopen(node)
         if file.fallocate_quick(mode, offset, length):
             return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
         if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(

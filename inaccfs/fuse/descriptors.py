@@ -8,8 +8,6 @@ the last numbers tells that no others are left.
 
 from __future__ import annotations
 
-import errno
-import os
 import resource
 from typing import Final
 
@@ -34,15 +32,7 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def leave_reserve(fd: int, share: int = 1) -> None:
-    """Close *fd*, which was opened for a caller, if it is one of the last.
-
-    With a *share* of 2 only half of the reserve is to be left.
-
-    Raises:
-        OSError: EMFILE, it was.
-    """
+def in_reserve(fd: int, share: int = 1) -> bool:
+    """Whether *fd* is one of the last. With a *share* of 2 half as many are."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if fd >= limit - min(_RESERVE, limit // 4) // share:
-        os.close(fd)
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return fd >= limit - min(_RESERVE, limit // 4) // share

@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import secrets
@@ -69,6 +70,7 @@ class Node:
         "fd",
         "file",
         "generation",
+        "held",
         "ino",
         "is_dir",
         "links",
@@ -94,9 +96,11 @@ class Node:
         self.children = 0
         # An fd of the inode, for anything (file is set) or only as a path; or -1.
         self.fd = -1
-        # How many opens use `file`.
+        # How many opens there are, and of how many `file` must stay as it is.
         self.opens = 0
-        # Set while it is open, and for as long as `is_pinned`.
+        self.held = 0
+        # Set while it is open, and for as long as `is_pinned`. Of an open file that is
+        # not held it may be missing for want of fds: see Namespace.make_room().
         self.file: InaccessibleFile | None = None
 
     @property
@@ -230,7 +234,7 @@ class Inodes:
         return node
 
     def _forsake(self, node: Node) -> None:
-        node.lookups = node.opens = node.children = 0
+        node.lookups = node.opens = node.held = node.children = 0
         if node.file is not None:
             # Else what is fetched of it would keep it.
             node.file.close()
@@ -292,9 +296,9 @@ class Inodes:
         """Before a name goes: if it is the last known one, an fd takes its place."""
         if node.fd < 0 and self._names(node) == [(parent, name)]:
             fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
-            # Others may wait for theirs as long as the kernel knows this node.
-            descriptors.leave_reserve(fd, 2)
-            node.fd = fd
+            # As long as the kernel knows the node: so this is a caller's. But what
+            # nobody knows any more goes at once, for which there is always room.
+            node.fd = self.claim(fd, 2)
         # Such an fd is the only way to the node, so it may not be closed for room.
         self._open_dirs.pop(node.ino, None)
 
@@ -303,6 +307,29 @@ class Inodes:
         if node.fd >= 0 and node.file is None and node.parent is not None:
             os.close(node.fd)
             node.fd = -1
+
+    # --- fds of callers ------------------------------------------------------
+
+    def claim(self, fd: int, share: int = 1) -> int:
+        """*fd*, or another in its place: a caller's, that leaves the daemon its own.
+
+        *share*: see `descriptors.in_reserve`.
+
+        Raises:
+            OSError: EMFILE, there are none left; *fd* is closed.
+        """
+        if not descriptors.in_reserve(fd, share):
+            return fd
+        try:
+            if not self.make_room():
+                raise os_error(errno.EMFILE)
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        finally:
+            os.close(fd)
+
+    def make_room(self) -> bool:
+        """Close fds that are not needed now, if there are any."""
+        return False
 
     # --- reaching the backing ------------------------------------------------
 

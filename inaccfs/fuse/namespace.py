@@ -7,13 +7,13 @@ concerned. pyfuse3's handlers and the channel call it, and nobody else.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.fuse import descriptors
 from inaccfs.fuse.directories import OpenDirectory, open_to_read
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
 from inaccfs.shim.file import InaccessibleFile
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from inaccfs.shim.backing import Backing
     from inaccfs.shim.mount import Shim
     from inaccfs.syscalls import Time
+
+# So many files are let go at once, that few calls have to look for them.
+_LET_GO: Final = 1024
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -94,13 +97,14 @@ class Namespace(Inodes):
         """LOOKUP of "." or "..": the node itself, or the directory that it is in.
 
         Raises:
-            OSError: ESTALE, when that is not known.
+            OSError: ESTALE, when it has no name. The kernel asks for what it has
+                forgotten, so nobody has it open, and it has gone.
         """
         found = node
-        if name == b".." and node is not self.root:
+        if node is not self.root:
             if node.parent is None:
                 raise os_error(errno.ESTALE)
-            found = node.parent
+            found = node if name == b"." else node.parent
         return self.entry(found, self.attributes(found))
 
     def find(self, path: bytes) -> Node:
@@ -149,12 +153,37 @@ class Namespace(Inodes):
         if node.file is None or (writing and not node.file.writable):
             with self.magic_path(node) as path:
                 fd, writable = _open_backing(path, writing=writing)
-            if of_a_caller:
-                descriptors.leave_reserve(fd)
-            self._adopt(node, fd, writable)
+            self._adopt(node, self.claim(fd) if of_a_caller else fd, writable)
         node.opens += 1
         assert node.file is not None
         return node.file
+
+    def reopen(self, node: Node) -> InaccessibleFile:
+        """The file of an open node that was let go.
+
+        Raises:
+            OSError: EBADF, it is not open; EMFILE, there are no fds.
+        """
+        if not node.opens:
+            raise os_error(errno.EBADF)
+        self._open(node, writing=True)
+        node.opens -= 1
+        assert node.file is not None
+        return node.file
+
+    def make_room(self) -> bool:
+        """Let go of open files that can be opened again; they stay open to callers.
+
+        That is so for files with a name, which only the mount can change, and for
+        root, who may always open them.
+        """
+        if not self.keeps_nodes or os.geteuid() != 0:
+            return False
+        found = filter(_can_be_let_go, self.nodes.values())
+        let_go = list(itertools.islice(found, _LET_GO))
+        for node in let_go:
+            _let_go(node)
+        return bool(let_go)
 
     def _adopt(self, node: Node, fd: int, writable: bool) -> None:
         if node.fd >= 0:
@@ -184,7 +213,7 @@ class Namespace(Inodes):
                 raise
             raise os_error(errno.ESTALE) from None
         with _undone(os.unlink, name, dir_fd):
-            descriptors.leave_reserve(fd)
+            fd = self.claim(fd)
             with _closed_on_failure(fd):
                 self._give(fd, parent, mode, uid, gid)
                 attributes = os.fstat(fd)
@@ -201,7 +230,7 @@ class Namespace(Inodes):
             os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL),
             stat.S_IMODE(mode),
         )
-        descriptors.leave_reserve(fd)
+        fd = self.claim(fd)
         with _closed_on_failure(fd):
             self._give(fd, parent, mode, uid, gid)
             attributes = os.fstat(fd)
@@ -224,17 +253,23 @@ class Namespace(Inodes):
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # A name that has come in the meantime leads here again.
             fd, file, node.fd, node.file = node.fd, node.file, -1, None
-            self._close_fd(fd, file)
+            if fd >= 0:
+                self._close_fd(fd, file)
         self._drop_if_unused(node)
 
     @contextmanager
     def opened(self, node: Node) -> Iterator[InaccessibleFile]:
         """The node's file, open for the length of a with block."""
+        was_let_go = node.opens > 0 and node.file is None
         file = self._open(node, writing=True, of_a_caller=False)
+        node.held += 1
         try:
             yield file
         finally:
+            node.held -= 1
             self.release(node)
+            if was_let_go and _can_be_let_go(node):
+                _let_go(node)
 
     def count_nameless(self) -> int:
         """How many files are open and have no name."""
@@ -245,8 +280,7 @@ class Namespace(Inodes):
     def open_directory(self, node: Node, flags: int) -> int:
         """OPENDIR: the handle of a directory that can be read."""
         noatime = self._noatime or bool(flags & os.O_NOATIME)
-        fd = open_to_read(self.dir_fd(node), noatime=noatime)
-        descriptors.leave_reserve(fd)
+        fd = self.claim(open_to_read(self.dir_fd(node), noatime=noatime))
         self.directories[fd] = OpenDirectory(node, fd)
         return fd
 
@@ -413,6 +447,22 @@ class Namespace(Inodes):
         """SETATTR with times, as utimensat(2) takes them."""
         with self.magic_path(node) as path:
             syscalls.utimensat(path, atime, mtime)
+
+
+def _can_be_let_go(node: Node) -> bool:
+    file = node.file
+    return (
+        file is not None
+        and node.opens > 0
+        and not node.held
+        and node.parent is not None
+        and file.is_plain
+    )
+
+
+def _let_go(node: Node) -> None:
+    fd, node.fd, node.file = node.fd, -1, None
+    os.close(fd)
 
 
 def _refuse_direct(flags: int) -> None:

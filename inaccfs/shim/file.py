@@ -109,10 +109,14 @@ class InaccessibleFile:
         self.fd, self.writable = fd, writable
         self.pages.reopened(fd)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody waits for it, is told of it, or has fetched any of it."""
+        return not self.busy and not self.notifiers and self.pages.plain
+
     def consider(self) -> None:
         """What is to be looked at before a change of the file has changed."""
-        plain = not self.busy and not self.notifiers and self.pages.plain
-        self._quick_limit = self.quick_bytes if plain else -1
+        self._quick_limit = self.quick_bytes if self.is_plain else -1
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
