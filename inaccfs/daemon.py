@@ -23,6 +23,7 @@ from inaccfs.errors import UnmountError
 from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
+from inaccfs.fuse.directories import open_to_read
 from inaccfs.fuse.files import Files
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
@@ -367,9 +368,9 @@ def _walk(root: int) -> Iterator[os.stat_result]:
     """The attributes of what is below *root*.
 
     With a stack of fds, neither paths nor recursion: a tree can be deeper than both.
+    Nobody has asked for the names, so it is no access.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    stack = [os.open(".", flags, dir_fd=root)]
+    stack = [open_to_read(root, noatime=True)]
     to_read = [os.listdir(stack[0])]
     while stack:
         if not to_read[-1]:
@@ -381,7 +382,7 @@ def _walk(root: int) -> Iterator[os.stat_result]:
         with suppress(OSError):
             attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
             if stat.S_ISDIR(attributes.st_mode):
-                stack.append(os.open(name, flags, dir_fd=stack[-1]))
+                stack.append(open_to_read(stack[-1], name, noatime=True))
                 # First empty, so that the two go together if the listing fails.
                 to_read.append([])
                 to_read[-1] = os.listdir(stack[-1])

@@ -11,22 +11,22 @@ from inaccfs import syscalls
 if TYPE_CHECKING:
     from inaccfs.fuse.inodes import Node
 
-_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_to_read(dir_fd: int, *, noatime: bool) -> int:
-    """An fd to read the directory with that *dir_fd* is an fd of, be it O_PATH.
+def open_to_read(dir_fd: int, name: str = ".", *, noatime: bool) -> int:
+    """An fd to read a directory with, by its *name* in another, or that one itself.
 
     With *noatime* its time of access stays, if it is the daemon's to say so; see
-    O_NOATIME of open(2).
+    O_NOATIME of open(2). *dir_fd* may be O_PATH.
     """
     if noatime:
         try:
-            return os.open(".", _FLAGS | os.O_NOATIME, dir_fd=dir_fd)
+            return os.open(name, _FLAGS | os.O_NOATIME, dir_fd=dir_fd)
         except PermissionError:
             # Somebody else's, in a directory that a plain user has wrapped.
             pass
-    return os.open(".", _FLAGS, dir_fd=dir_fd)
+    return os.open(name, _FLAGS, dir_fd=dir_fd)
 
 
 class OpenDirectory:

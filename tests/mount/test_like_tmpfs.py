@@ -137,6 +137,24 @@ def test_directories_of_a_wrapped_directory_are_not_accessed_either(
         assert "d-older" not in _accessed(mount.path)
 
 
+def test_o_noatime_has_an_effect_on_a_wrapped_directory_too(memory: Path) -> None:
+    with support.mounted(backing=memory) as mount:
+        assert _accessed(mount.path) == ["d-older", "l-older"]
+
+
+def test_to_count_what_is_there_is_no_access(mount: Mount) -> None:
+    directory = mount.path / "d"
+    directory.mkdir()
+    os.utime(directory, ns=(AGES_AGO, AGES_AGO))
+    support.status_of(mount.path)
+    # The attributes of directories are remembered for a second.
+    os.utime(directory, ns=(AGES_AGO, AGES_AGO + 1))
+    (directory / "f").touch()
+    support.status_of(mount.path)
+    os.chmod(directory, 0o700)
+    assert os.stat(directory).st_atime_ns == AGES_AGO
+
+
 # --- the time of birth --------------------------------------------------------------
 
 
