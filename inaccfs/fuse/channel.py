@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, overload
 import trio
 
 from inaccfs import errnos
-from inaccfs.fuse import attributes, wire
+from inaccfs.fuse import attributes, handshake, wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
@@ -107,7 +107,7 @@ class Channel:
 
         # One request at a time is read into this and dealt with before the next.
         self._request = bytearray(wire.REQUEST_BUFFER_SIZE)
-        self._init: tuple[int, wire.Init] | None = None
+        self._init: tuple[int, handshake.Init] | None = None
         # FALLOCATE requests in worker threads, by unique: set to interrupt one.
         self._interrupts: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
@@ -269,9 +269,9 @@ class Channel:
     # --- INIT ------------------------------------------------------------------
 
     def _init_request(self, size: int, unique: int, nodeid: int) -> None:
-        self._init = unique, wire.parse_init(self._request, size)
-        message = wire.init_for_relay(self._request, size)
-        self._relay.send(unique, message, wire.LARGEST_INIT_REPLY)
+        self._init = unique, handshake.parse_init(self._request, size)
+        message = handshake.init_for_relay(self._request, size)
+        self._relay.send(unique, message, handshake.LARGEST_INIT_REPLY)
 
     def _finish_init(self, error: int) -> None:
         """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
@@ -282,7 +282,7 @@ class Channel:
             self._write(wire.reply_error(unique, -error))
             return
         handles = self._namespace.keeps_nodes
-        self._write(wire.reply_init(unique, init, handles=handles))
+        self._write(handshake.reply_init(unique, init, handles=handles))
         self.seal = self._make_seal(init.passthrough)
         self.initialised.set()
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inaccfs.fuse import wire
+from inaccfs.fuse import handshake, wire
 from inaccfs.fuse.wire import Op
 from tests.unit import fakes
 
@@ -48,7 +48,9 @@ def request(body: bytes, op: int = 0) -> tuple[bytearray, int]:
             len(wire.reply_attr(1, 1, os.stat("/"), 0)), 16 + 104, id="fuse_attr_out"
         ),
         pytest.param(
-            len(wire.reply_init(1, wire.Init(40, 0))), 16 + 64, id="fuse_init_out"
+            len(handshake.reply_init(1, handshake.Init(40, 0))),
+            16 + 64,
+            id="fuse_init_out",
         ),
     ],
 )
@@ -194,7 +196,7 @@ def _clamp(message: bytearray, size: int) -> None:
         pytest.param(_readdir, bytes(19), id="half a readdir"),
         pytest.param(_listxattr, bytes(3), id="half a listxattr"),
         pytest.param(_clamp, bytes(19), id="half a readdir to clamp"),
-        pytest.param(wire.parse_init, bytes(15), id="half an init"),
+        pytest.param(handshake.parse_init, bytes(15), id="half an init"),
     ],
 )
 def test_a_message_that_is_too_short_is_told(
@@ -273,9 +275,9 @@ WANTED = {
 }
 
 
-def _negotiate(minor: int, flags: int) -> tuple[tuple[int, ...], wire.Init]:
-    init = wire.parse_init(*request(fakes.init_in(minor, flags)))
-    reply = wire.reply_init(6, init)
+def _negotiate(minor: int, flags: int) -> tuple[tuple[int, ...], handshake.Init]:
+    init = handshake.parse_init(*request(fakes.init_in(minor, flags)))
+    reply = handshake.reply_init(6, init)
     return fakes.INIT_OUT.unpack(reply[fakes.OUT_HEADER.size :]), init
 
 
@@ -289,8 +291,8 @@ def test_all_that_is_wanted_is_taken_and_nothing_else() -> None:
 
 
 def test_file_handles_are_offered_or_refused() -> None:
-    init = wire.parse_init(*request(fakes.init_in()))
-    reply = wire.reply_init(6, init, handles=True)
+    init = handshake.parse_init(*request(fakes.init_in()))
+    reply = handshake.reply_init(6, init, handles=True)
     fields = fakes.INIT_OUT.unpack(reply[fakes.OUT_HEADER.size :])
     wanted = WANTED | {"EXPORT_SUPPORT": 4}
     del wanted["NO_EXPORT_SUPPORT"]
@@ -317,6 +319,6 @@ def test_the_lower_minor_is_agreed_on(offered: int, agreed: int) -> None:
 
 def test_pyfuse3_is_offered_readdirplus_only() -> None:
     message, size = request(fakes.init_in())
-    relayed = wire.init_for_relay(message, size)
+    relayed = handshake.init_for_relay(message, size)
     assert len(relayed) == size
     assert fakes.INIT_IN.unpack_from(relayed, HEADER)[3] == 1 << 13
