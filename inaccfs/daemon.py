@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, status, syscalls
-from inaccfs._version import __version__
+from inaccfs import runtime, syscalls
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
+from inaccfs.describe import Describer
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.channel import Channel
@@ -37,7 +36,7 @@ from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
@@ -181,7 +180,6 @@ class _Daemon:
         self._config = config
         self._stop = stop
         self._mountpoint = parts.mountpoint
-        self._control = parts.control
         self._backing = backing = parts.backing
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
@@ -196,16 +194,16 @@ class _Daemon:
             space=self._closer,
             patience=self._patience,
         )
-        self._frames = parts.frames
         self._namespace = Namespace(backing, self._shim, self._closer.close)
-        self._operations = Operations(
+        self._describer = Describer(
+            config,
+            parts.mountpoint,
+            parts.control,
             self._namespace,
-            {
-                status.MAGIC_XATTR: self._magic,
-                status.CONTROL_XATTR: self._control_path,
-                status.STATUS_XATTR: self._status_json,
-            },
+            parts.frames,
+            lambda: self._channel.seal,
         )
+        self._operations = Operations(self._namespace, self._describer.xattrs)
         self._relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._relay, theirs):
             end.setblocking(False)
@@ -257,7 +255,7 @@ class _Daemon:
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
-                server.Actions(self._status, lambda: self._end("quit")),
+                server.Actions(self._describer.status, lambda: self._end("quit")),
                 Files(self._namespace, self._mountpoint, self._device_number),
                 self._shim,
                 self._config.policy,
@@ -304,84 +302,3 @@ class _Daemon:
             take_away(self._mountpoint, self._device_number)
         except UnmountError as exc:
             log.error("%s", exc)  # noqa: TRY400
-
-    # --- what the root tells of the mount -----------------------------------------
-
-    async def _magic(self) -> bytes:
-        return b"0x%08x" % self._config.semantics.magic
-
-    async def _control_path(self) -> bytes:
-        return os.fsencode(self._control)
-
-    async def _status_json(self) -> bytes:
-        return status.encode(await self._status())
-
-    async def _status(self) -> status.Status:
-        totals = os.fstatvfs(self._backing.root)
-        # Others may use the same file system, or it may have no limit to count from.
-        files, allocated = await trio.to_thread.run_sync(
-            _count, self._backing.root, abandon_on_cancel=True
-        )
-        if self._backing.private and totals.f_blocks:
-            # Counts what is open without a name, too.
-            pages = totals.f_blocks - totals.f_bfree
-        else:
-            pages = allocated // self._backing.page_size
-        seal = self._channel.seal
-        return status.Status(
-            mountpoint=_printable(self._mountpoint),
-            backing=_printable(self._backing.description),
-            size=totals.f_blocks * totals.f_frsize,
-            page_size=self._backing.page_size,
-            files=files + self._namespace.count_nameless(),
-            allocated_pages=pages,
-            semantics=self._config.semantics.name,
-            sealed=seal.sealed,
-            mmap=str(seal),
-            pfn_source=self._frames.name,
-            pinning=self._frames.pinning,
-            pid=os.getpid(),
-            control=_printable(self._control),
-            log=None if self._config.log is None else _printable(self._config.log),
-            version=__version__,
-        )
-
-
-def _printable(path: str) -> str:
-    """*path* as text that JSON can carry; what is no UTF-8 is escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _count(root: int) -> tuple[int, int]:
-    """Regular files below *root*, each once, and the bytes that they have allocated."""
-    sizes = {
-        attributes.st_ino: attributes.st_blocks * 512
-        for attributes in _walk(root)
-        if stat.S_ISREG(attributes.st_mode)
-    }
-    return len(sizes), sum(sizes.values())
-
-
-def _walk(root: int) -> Iterator[os.stat_result]:
-    """The attributes of what is below *root*.
-
-    With a stack of fds, neither paths nor recursion: a tree can be deeper than both.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    stack = [os.open(".", flags, dir_fd=root)]
-    to_read = [os.listdir(stack[0])]
-    while stack:
-        if not to_read[-1]:
-            os.close(stack.pop())
-            to_read.pop()
-            continue
-        name = to_read[-1].pop()
-        # It may have gone since, or be one that a plain user may not look at.
-        with suppress(OSError):
-            attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
-            if stat.S_ISDIR(attributes.st_mode):
-                stack.append(os.open(name, flags, dir_fd=stack[-1]))
-                # First empty, so that the two go together if the listing fails.
-                to_read.append([])
-                to_read[-1] = os.listdir(stack[-1])
-            yield attributes

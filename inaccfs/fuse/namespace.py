@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
@@ -43,6 +43,10 @@ class Namespace(Inodes):
         self._shim = shim
         # Files whose backing inode is locked by a long operation: see `busy_at`.
         self.busy_files: Final = shim.busy_files
+        # How many regular files have a name; true where only the mount changes names.
+        self.named_files = 0
+        # Open files that have none, as far as it went through the mount.
+        self._nameless: Final[set[Node]] = set()
 
     # --- long operations -----------------------------------------------------
 
@@ -119,6 +123,8 @@ class Namespace(Inodes):
         if node.file is None or (writing and not node.file.writable):
             with self.magic_path(node) as path:
                 self._adopt(node, *_open_backing(path, writing=writing))
+        if not node.opens and node.parent is None and not os.fstat(node.fd).st_nlink:
+            self._nameless.add(node)
         node.opens += 1
         assert node.file is not None
         return node.file
@@ -160,6 +166,7 @@ class Namespace(Inodes):
         node = self.node_at(parent, name, attributes)
         self._adopt(node, fd, writable=True)
         node.opens += 1
+        self.named_files += 1
         return self.entry(node, attributes)
 
     def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
@@ -180,11 +187,14 @@ class Namespace(Inodes):
         self.nodes[node.ino] = node
         self._adopt(node, fd, writable=True)
         node.opens += 1
+        self._nameless.add(node)
         return self.entry(node, attributes)
 
     def release(self, node: Node) -> None:
         """RELEASE: one open less. Without a name the fd stays until FORGET."""
         node.opens -= 1
+        if not node.opens:
+            self._nameless.discard(node)
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # A name that has come in the meantime leads here again.
             fd, file, node.fd, node.file = node.fd, node.file, -1, None
@@ -200,11 +210,17 @@ class Namespace(Inodes):
         finally:
             self.release(node)
 
-    def count_nameless(self) -> int:
-        """How many files are open and have no name."""
-        return sum(
-            node.opens > 0 and node.parent is None for node in self.nodes.values()
-        )
+    @property
+    def nameless_files(self) -> int:
+        """How many files are open and have no name. O(1)."""
+        return len(self._nameless)
+
+    def _lost_name(self, attributes: os.stat_result, node: Node | None) -> None:
+        """A name has gone of what had these *attributes* before; its node, if any."""
+        if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
+            self.named_files -= 1
+            if node is not None and node.opens:
+                self._nameless.add(node)
 
     # --- making --------------------------------------------------------------
 
@@ -238,7 +254,9 @@ class Namespace(Inodes):
     ) -> Entry:
         """MKNOD."""
         os.mknod(name, mode, rdev, dir_fd=self.dir_fd(parent))
-        return self._made(parent, name, mode, uid, gid)
+        made = self._made(parent, name, mode, uid, gid)
+        self.named_files += stat.S_ISREG(made.attributes.st_mode)
+        return made
 
     def mkdir(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """MKDIR."""
@@ -257,7 +275,12 @@ class Namespace(Inodes):
         with self.magic_path(node) as path:
             os.link(path, name, dst_dir_fd=self.dir_fd(parent), follow_symlinks=True)
         self.add_name(node, parent, name)
-        return self.entry(node, self.attributes(node))
+        attributes = self.attributes(node)
+        if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
+            # It had none, see O_TMPFILE.
+            self._nameless.discard(node)
+            self.named_files += 1
+        return self.entry(node, attributes)
 
     def readlink(self, node: Node) -> bytes:
         """READLINK."""
@@ -275,7 +298,8 @@ class Namespace(Inodes):
         self._remove(parent, name, os.rmdir)
 
     def _remove(self, parent: Node, name: bytes, remove: Callable[..., None]) -> None:
-        node = self.nodes.get(self._stat_at(parent, name).st_ino)
+        attributes = self._stat_at(parent, name)
+        node = self.nodes.get(attributes.st_ino)
         if node is not None:
             self.keep_reachable(node, parent, name)
         try:
@@ -284,6 +308,7 @@ class Namespace(Inodes):
             if node is not None:
                 self.unkeep(node)
             raise
+        self._lost_name(attributes, node)
         if node is not None:
             self.remove_name(node, parent, name)
 
@@ -297,10 +322,10 @@ class Namespace(Inodes):
     ) -> None:
         """RENAME and RENAME2."""
         moved = self.nodes.get(self._stat_at(old_parent, old_name).st_ino)
-        try:
-            replaced = self.nodes.get(self._stat_at(new_parent, new_name).st_ino)
-        except FileNotFoundError:
-            replaced = None
+        there: os.stat_result | None = None
+        with suppress(FileNotFoundError):
+            there = self._stat_at(new_parent, new_name)
+        replaced = None if there is None else self.nodes.get(there.st_ino)
         exchange = flags & syscalls.RENAME_EXCHANGE
         if replaced is not None and not exchange:
             self.keep_reachable(replaced, new_parent, new_name)
@@ -311,6 +336,9 @@ class Namespace(Inodes):
             if replaced is not None and not exchange:
                 self.unkeep(replaced)
             raise
+        if there is not None and not exchange:
+            # One of several names if it is another name of the same file.
+            self._lost_name(there, replaced)
         if moved is replaced:
             # Two names of one file: rename(2) leaves both alone.
             return

@@ -317,7 +317,9 @@ class InaccessibleFile:
                     self.fd, mode, offset, length, interrupted
                 )
             else:
-                await trio.to_thread.run_sync(change)
+                await trio.to_thread.run_sync(
+                    change, limiter=self._shim.threads.changes
+                )
         finally:
             if self.undoing is None:
                 self.end_long()
@@ -357,7 +359,9 @@ class InaccessibleFile:
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+            await trio.to_thread.run_sync(
+                os.ftruncate, self.fd, size, limiter=self._shim.threads.changes
+            )
         finally:
             self.end_long()
 

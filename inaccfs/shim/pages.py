@@ -155,12 +155,17 @@ class Pages:
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
         freed = self._shim.freed
+        fetch = partial(
+            trio.to_thread.run_sync,
+            partial(self._fetch_now, memory, start, end),
+            limiter=self._shim.threads.fetches,
+        )
         try:
-            return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+            return await fetch()
         except OSError as exc:
             if not await self._shim.more_space(exc, freed):
                 raise
-        return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+        return await fetch()
 
     def _fetch_now(
         self, memory: Memory, start: int, end: int
@@ -320,7 +325,8 @@ class Pages:
         self._file.begin_long()
         try:
             removed, moved = await trio.to_thread.run_sync(
-                memory.punch, start, end, punch
+                partial(memory.punch, start, end, punch),
+                limiter=self._shim.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
@@ -403,7 +409,9 @@ class Pages:
             # Where pages are huge one may have to be allocated to find that out.
             file.begin_long()
             try:
-                found = await trio.to_thread.run_sync(hole)
+                found = await trio.to_thread.run_sync(
+                    hole, limiter=self._shim.threads.fetches
+                )
             finally:
                 file.end_long()
         if found is not None:
