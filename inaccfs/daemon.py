@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, syscalls
+from inaccfs import runtime, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     Raises:
         InaccfsError: the mount could not be made.
     """
+    # First of all: else others of the same user could open the backing through /proc.
+    tracer = tracing.hide()
     mountpoint = mounting.check_mountpoint(config.mountpoint)
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
@@ -90,8 +93,6 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     _raise_fd_limit()
     stop = _StopRequest()
-    # Else others of the same user could open the backing through /proc.
-    syscalls.set_dumpable(False)
     allocator = Allocator()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
@@ -117,7 +118,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, allocator, source, device)
+        parts = _Parts(mountpoint, control, backing, allocator, source, device, tracer)
         daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
@@ -171,6 +172,8 @@ class _Parts:
     frames: FrameSource
     # The /dev/fuse fd.
     device: int
+    # Who has traced the daemon since it was started.
+    tracer: Tracer | None
 
 
 class _Daemon:
@@ -181,6 +184,7 @@ class _Daemon:
         self._stop = stop
         self._mountpoint = parts.mountpoint
         self._backing = backing = parts.backing
+        self._tracer = parts.tracer
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()
@@ -202,6 +206,7 @@ class _Daemon:
             self._namespace,
             parts.frames,
             lambda: self._channel.seal,
+            parts.tracer,
         )
         self._operations = Operations(self._namespace, self._describer.xattrs)
         self._relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -264,6 +269,8 @@ class _Daemon:
             warnings = list(self._backing.warnings)
             if not self._channel.seal.is_kept:
                 warnings.append(f"mmap: {self._channel.seal}")
+            if self._tracer is not None:
+                warnings.append(f"{self._tracer} traces this daemon: it can reach all")
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()
             ready(warnings)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.seal import Seal
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.tracing import Tracer
 
 
 class Describer:
@@ -32,6 +33,7 @@ class Describer:
         namespace: Namespace,
         frames: FrameSource,
         seal: Callable[[], Seal],
+        tracer: Tracer | None,
     ) -> None:
         """*seal* is called later: it depends on what the kernel offers."""
         self._config = config
@@ -41,6 +43,7 @@ class Describer:
         self._backing = namespace.backing
         self._frames = frames
         self._seal = seal
+        self._tracer = tracer
         check = trio.from_thread.check_cancelled
         self._census = census.Census(partial(census.count, self._backing.root, check))
 
@@ -87,6 +90,7 @@ class Describer:
             control=_printable(self._control),
             log=None if self._config.log is None else _printable(self._config.log),
             version=__version__,
+            tracer=None if self._tracer is None else str(self._tracer),
         )
 
     async def _totals(self) -> census.Totals:
