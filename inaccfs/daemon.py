@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -15,15 +14,14 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, status, syscalls
-from inaccfs._version import __version__
+from inaccfs import runtime, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
+from inaccfs.describe import Describer
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
-from inaccfs.fuse.directories import open_to_read
 from inaccfs.fuse.files import Files
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
@@ -37,10 +35,11 @@ from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +83,8 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     Raises:
         InaccfsError: the mount could not be made.
     """
+    # First of all: else others of the same user could open the backing through /proc.
+    tracer = tracing.hide()
     mountpoint = mounting.check_mountpoint(config.mountpoint)
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
@@ -91,8 +92,6 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     descriptors.raise_limit()
     stop = _StopRequest()
-    # Else others of the same user could open the backing through /proc.
-    syscalls.set_dumpable(False)
     allocator = Allocator()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
@@ -120,7 +119,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, allocator, source, device)
+        parts = _Parts(mountpoint, control, backing, allocator, source, device, tracer)
         daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
@@ -169,6 +168,8 @@ class _Parts:
     frames: FrameSource
     # The /dev/fuse fd.
     device: int
+    # Who has traced the daemon since it was started.
+    tracer: Tracer | None
 
 
 class _Daemon:
@@ -178,8 +179,8 @@ class _Daemon:
         self._config = config
         self._stop = stop
         self._mountpoint = parts.mountpoint
-        self._control = parts.control
         self._backing = backing = parts.backing
+        self._tracer = parts.tracer
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()
@@ -193,7 +194,6 @@ class _Daemon:
             space=self._closer,
             patience=self._patience,
         )
-        self._frames = parts.frames
         self._namespace = Namespace(
             backing,
             self._shim,
@@ -201,14 +201,16 @@ class _Daemon:
             keeps_nodes=backing.private,
             noatime=config.fuse.noatime_directories,
         )
-        self._operations = Operations(
+        self._describer = Describer(
+            config,
+            parts.mountpoint,
+            parts.control,
             self._namespace,
-            {
-                status.MAGIC_XATTR: self._magic,
-                status.CONTROL_XATTR: self._control_path,
-                status.STATUS_XATTR: self._status_json,
-            },
+            parts.frames,
+            lambda: self._channel.seal,
+            parts.tracer,
         )
+        self._operations = Operations(self._namespace, self._describer.xattrs)
         self._relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._relay, theirs):
             end.setblocking(False)
@@ -259,7 +261,7 @@ class _Daemon:
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
-                server.Actions(self._status, lambda: self._end("quit")),
+                server.Actions(self._describer.status, lambda: self._end("quit")),
                 Files(self._namespace, self._mountpoint, self._device_number),
                 self._shim,
                 self._config.policy,
@@ -268,6 +270,8 @@ class _Daemon:
             warnings = list(self._backing.warnings)
             if not self._channel.seal.is_kept:
                 warnings.append(f"mmap: {self._channel.seal}")
+            if self._tracer is not None:
+                warnings.append(f"{self._tracer} traces this daemon: it can reach all")
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()
             ready(warnings)
@@ -306,84 +310,3 @@ class _Daemon:
             take_away(self._mountpoint, self._device_number)
         except UnmountError as exc:
             log.error("%s", exc)  # noqa: TRY400
-
-    # --- what the root tells of the mount -----------------------------------------
-
-    async def _magic(self) -> bytes:
-        return b"0x%08x" % self._config.semantics.magic
-
-    async def _control_path(self) -> bytes:
-        return os.fsencode(self._control)
-
-    async def _status_json(self) -> bytes:
-        return status.encode(await self._status())
-
-    async def _status(self) -> status.Status:
-        totals = os.fstatvfs(self._backing.root)
-        # Others may use the same file system, or it may have no limit to count from.
-        files, allocated = await trio.to_thread.run_sync(
-            _count, self._backing.root, abandon_on_cancel=True
-        )
-        if self._backing.private and totals.f_blocks:
-            # Counts what is open without a name, too.
-            pages = totals.f_blocks - totals.f_bfree
-        else:
-            pages = allocated // self._backing.page_size
-        seal = self._channel.seal
-        return status.Status(
-            mountpoint=_printable(self._mountpoint),
-            backing=_printable(self._backing.description),
-            size=totals.f_blocks * totals.f_frsize,
-            page_size=self._backing.page_size,
-            files=files + self._namespace.count_nameless(),
-            allocated_pages=pages,
-            semantics=self._config.semantics.name,
-            sealed=seal.sealed,
-            mmap=str(seal),
-            pfn_source=self._frames.name,
-            pinning=self._frames.pinning,
-            pid=os.getpid(),
-            control=_printable(self._control),
-            log=None if self._config.log is None else _printable(self._config.log),
-            version=__version__,
-        )
-
-
-def _printable(path: str) -> str:
-    """*path* as text that JSON can carry; what is no UTF-8 is escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _count(root: int) -> tuple[int, int]:
-    """Regular files below *root*, each once, and the bytes that they have allocated."""
-    sizes = {
-        attributes.st_ino: attributes.st_blocks * 512
-        for attributes in _walk(root)
-        if stat.S_ISREG(attributes.st_mode)
-    }
-    return len(sizes), sum(sizes.values())
-
-
-def _walk(root: int) -> Iterator[os.stat_result]:
-    """The attributes of what is below *root*.
-
-    With a stack of fds, neither paths nor recursion: a tree can be deeper than both.
-    Nobody has asked for the names, so it is no access.
-    """
-    stack = [open_to_read(root, noatime=True)]
-    to_read = [os.listdir(stack[0])]
-    while stack:
-        if not to_read[-1]:
-            os.close(stack.pop())
-            to_read.pop()
-            continue
-        name = to_read[-1].pop()
-        # It may have gone since, or be one that a plain user may not look at.
-        with suppress(OSError):
-            attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
-            if stat.S_ISDIR(attributes.st_mode):
-                stack.append(open_to_read(stack[-1], name, noatime=True))
-                # First empty, so that the two go together if the listing fails.
-                to_read.append([])
-                to_read[-1] = os.listdir(stack[-1])
-            yield attributes

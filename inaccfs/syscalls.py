@@ -284,6 +284,12 @@ def unshare(flags: int) -> None:
         raise _error()
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2): enter the namespace of *kind*, CLONE_NEW..., that *fd* leads to."""
+    if _libc.setns(fd, kind):
+        raise _error()
+
+
 def fstatfs_magic(fd: int) -> int:
     """f_type of fstatfs(2): which file system *fd* is on."""
     # struct statfs is 120 bytes on 64-bit Linux; f_type is its first word.

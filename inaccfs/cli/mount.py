@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs import launch, runtime
+from inaccfs import launch, runtime, syscalls
 from inaccfs.cli import mountoptions
 from inaccfs.errors import DaemonFailedError, MountError
 from inaccfs.fuse import mounting
@@ -152,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     """Be the daemon."""
+    # Before the imports, which take the most of a start: see `tracing`.
+    syscalls.set_dumpable(False)
     # Here and not above: only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 

@@ -70,6 +70,8 @@ def _describe(status: Status) -> str:
         "control": status.control or "none",
         "log": status.log or "standard error",
     }
+    if status.tracer is not None:
+        lines["traced by"] = f"{status.tracer}, since it was started"
     return "\n".join(
         [status.mountpoint, *(f"  {name:<10} {text}" for name, text in lines.items())]
     )

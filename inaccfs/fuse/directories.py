@@ -11,23 +11,6 @@ from inaccfs import syscalls
 if TYPE_CHECKING:
     from inaccfs.fuse.inodes import Node
 
-_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def open_to_read(dir_fd: int, name: str = ".", *, noatime: bool) -> int:
-    """An fd to read a directory with, by its *name* in another, or that one itself.
-
-    With *noatime* its time of access stays, if it is the daemon's to say so; see
-    O_NOATIME of open(2). *dir_fd* may be O_PATH.
-    """
-    if noatime:
-        try:
-            return os.open(name, _FLAGS | os.O_NOATIME, dir_fd=dir_fd)
-        except PermissionError:
-            # Somebody else's, in a directory that a plain user has wrapped.
-            pass
-    return os.open(name, _FLAGS, dir_fd=dir_fd)
-
 
 class OpenDirectory:
     """A directory that is being read; positions in it are the backing's own.

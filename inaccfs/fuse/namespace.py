@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.fuse.directories import OpenDirectory, open_to_read
+from inaccfs.fuse.directories import OpenDirectory
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
+from inaccfs.shim.backing import open_to_read
 from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Namespace(Inodes):
         self.directories: Final[dict[int, OpenDirectory]] = {}
         # Files whose backing inode is locked by a long operation: see `busy_at`.
         self.busy_files: Final = shim.busy_files
+        # How many regular files have a name; true where only the mount changes names.
+        self.named_files = 0
+        # Open files that have none, as far as it went through the mount.
+        self._nameless: Final[set[Node]] = set()
 
     # --- long operations -----------------------------------------------------
 
@@ -154,6 +159,8 @@ class Namespace(Inodes):
             with self.magic_path(node) as path:
                 fd, writable = _open_backing(path, writing=writing)
             self._adopt(node, self.claim(fd) if of_a_caller else fd, writable)
+        if not node.opens and node.parent is None and not os.fstat(node.fd).st_nlink:
+            self._nameless.add(node)
         node.opens += 1
         assert node.file is not None
         return node.file
@@ -220,6 +227,7 @@ class Namespace(Inodes):
                 node = self.node_at(parent, name, attributes)
         self._adopt(node, fd, writable=True)
         node.opens += 1
+        self.named_files += 1
         return self.entry(node, attributes)
 
     def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
@@ -238,6 +246,7 @@ class Namespace(Inodes):
         self.nodes[node.ino] = node
         self._adopt(node, fd, writable=True)
         node.opens += 1
+        self._nameless.add(node)
         return self.entry(node, attributes)
 
     def unmake(self, node: Node) -> None:
@@ -250,6 +259,8 @@ class Namespace(Inodes):
     def release(self, node: Node) -> None:
         """RELEASE: one open less. Without a name the fd stays until FORGET."""
         node.opens -= 1
+        if not node.opens:
+            self._nameless.discard(node)
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # A name that has come in the meantime leads here again.
             fd, file, node.fd, node.file = node.fd, node.file, -1, None
@@ -271,11 +282,17 @@ class Namespace(Inodes):
             if was_let_go and _can_be_let_go(node):
                 _let_go(node)
 
-    def count_nameless(self) -> int:
-        """How many files are open and have no name."""
-        return sum(
-            node.opens > 0 and node.parent is None for node in self.nodes.values()
-        )
+    @property
+    def nameless_files(self) -> int:
+        """How many files are open and have no name. O(1)."""
+        return len(self._nameless)
+
+    def _lost_name(self, attributes: os.stat_result, node: Node | None) -> None:
+        """A name has gone of what had these *attributes* before; its node, if any."""
+        if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
+            self.named_files -= 1
+            if node is not None and node.opens:
+                self._nameless.add(node)
 
     def open_directory(self, node: Node, flags: int) -> int:
         """OPENDIR: the handle of a directory that can be read."""
@@ -329,7 +346,9 @@ class Namespace(Inodes):
         dir_fd = self.dir_fd(parent)
         os.mknod(name, mode, rdev, dir_fd=dir_fd)
         with _undone(os.unlink, name, dir_fd):
-            return self._made(parent, name, mode, uid, gid)
+            made = self._made(parent, name, mode, uid, gid)
+        self.named_files += stat.S_ISREG(made.attributes.st_mode)
+        return made
 
     def mkdir(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """MKDIR."""
@@ -355,6 +374,10 @@ class Namespace(Inodes):
         with _undone(os.unlink, name, dir_fd):
             attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         self.add_name(node, parent, name)
+        if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
+            # It had none, see O_TMPFILE.
+            self._nameless.discard(node)
+            self.named_files += 1
         return self.entry(node, attributes)
 
     def readlink(self, node: Node) -> bytes:
@@ -373,7 +396,8 @@ class Namespace(Inodes):
         self._remove(parent, name, os.rmdir)
 
     def _remove(self, parent: Node, name: bytes, remove: Callable[..., None]) -> None:
-        node = self.nodes.get(self._stat_at(parent, name).st_ino)
+        attributes = self._stat_at(parent, name)
+        node = self.nodes.get(attributes.st_ino)
         if node is not None:
             self.keep_reachable(node, parent, name)
         try:
@@ -382,6 +406,7 @@ class Namespace(Inodes):
             if node is not None:
                 self.unkeep(node)
             raise
+        self._lost_name(attributes, node)
         if node is not None:
             self.remove_name(node, parent, name)
             self._drop_if_unused(node)
@@ -396,10 +421,10 @@ class Namespace(Inodes):
     ) -> None:
         """RENAME and RENAME2."""
         moved = self.nodes.get(self._stat_at(old_parent, old_name).st_ino)
-        try:
-            replaced = self.nodes.get(self._stat_at(new_parent, new_name).st_ino)
-        except FileNotFoundError:
-            replaced = None
+        there: os.stat_result | None = None
+        with suppress(FileNotFoundError):
+            there = self._stat_at(new_parent, new_name)
+        replaced = None if there is None else self.nodes.get(there.st_ino)
         exchange = flags & syscalls.RENAME_EXCHANGE
         if replaced is not None and not exchange:
             self.keep_reachable(replaced, new_parent, new_name)
@@ -410,6 +435,9 @@ class Namespace(Inodes):
             if replaced is not None and not exchange:
                 self.unkeep(replaced)
             raise
+        if there is not None and not exchange:
+            # One of several names if it is another name of the same file.
+            self._lost_name(there, replaced)
         if moved is replaced:
             # Two names of one file: rename(2) leaves both alone.
             return

@@ -321,7 +321,9 @@ class InaccessibleFile:
                     self.fd, mode, offset, length, interrupted
                 )
             else:
-                await trio.to_thread.run_sync(change)
+                await trio.to_thread.run_sync(
+                    change, limiter=self._shim.threads.changes
+                )
         finally:
             if self.undoing is None:
                 self.end_long()
@@ -372,7 +374,7 @@ class InaccessibleFile:
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(truncate)
+            await trio.to_thread.run_sync(truncate, limiter=self._shim.threads.changes)
         finally:
             self.end_long()
 
