@@ -39,6 +39,10 @@ _FLAGS: Final = {
     "lazytime": 1 << 25,
 }
 
+# fusermount3 does not know these. They are about times of access, which are the
+# backing's to keep.
+_NOT_FOR_FUSERMOUNT: Final = ("relatime", "strictatime", "lazytime")
+
 # Said by mount(8), by fstab, or true of every inaccfs mount anyway.
 _IGNORED: Final = frozenset(
     {
@@ -78,7 +82,8 @@ class FuseOptions:
             self.allow_other = True
         elif option in _FLAGS:
             self.flags |= _FLAGS[option]
-            self.flag_names.append(option)
+            if option not in _NOT_FOR_FUSERMOUNT:
+                self.flag_names.append(option)
         elif key == "fsname" and value:
             self.fsname = value
         elif key in _PASSED and value:

@@ -198,6 +198,22 @@ def test_a_user_mounts_through_fusermount3(nobody: Nobody) -> None:
         )
 
 
+@pytest.mark.parametrize("option", ["relatime", "strictatime", "noatime"])
+def test_a_user_has_times_of_access_and_of_birth(nobody: Nobody, option: str) -> None:
+    script = (
+        "mkdir d; ln -s x l; touch -h -d @1000 d l; ls d; readlink l; touch f;"
+        "chmod 6755 f; truncate -s 4096 f; stat -c '%n %X %a' d l f; stat -c %w f"
+    )
+    with nobody.mounted("-o", option):
+        told = nobody.run("sh", "-c", f"cd {nobody.point} && {script}").stdout
+    target, directory, link, file, birth = told.splitlines()
+    assert target == "x"
+    for line in (directory, link):
+        assert (line.split()[1] == "1000") is (option == "noatime")
+    assert file.endswith(" 755")
+    assert birth != "-"
+
+
 def test_the_rules_are_the_same_for_a_user(nobody: Nobody) -> None:
     file = nobody.point / "file"
     with nobody.mounted():
