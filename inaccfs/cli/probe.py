@@ -7,6 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from inaccfs.cli import output
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
         results = table.try_all(found)
     except InaccfsError as exc:
         # Not the 1 of all other commands, which says here that there are differences.
-        print(f"inaccfs: {exc}", file=sys.stderr)
+        output.complain(str(exc))
         return 2
     if args.json:
-        print(report.as_json(found, results))
+        output.say_json(report.as_json(found, results).encode())
     else:
         # What is piped stays one row a line.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(report.table(found, results, width))
+        output.say(report.table(found, results, width))
     return int(any(result.differs for result in results))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs import errnos
+from inaccfs.cli import output
 
 if TYPE_CHECKING:
     import argparse
@@ -46,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
     shown = [load.load(name) for name in args.names] or [make() for make in VERSIONS]
     rules = ["events", *load.rules()]
     if args.json:
-        print(msgspec.json.encode([_as_dict(one, rules) for one in shown]).decode())
+        output.say_json(msgspec.json.encode([_as_dict(one, rules) for one in shown]))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        print("\n\n".join(_tables(shown, rules, width)))
+        output.say("\n\n".join(_tables(shown, rules, width)))
     return 0
 
 

@@ -87,6 +87,6 @@ def test_they_are_listed() -> None:
 )
 def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], told: str) -> None:
     ran = experiment(*words)
-    assert (ran.returncode, ran.stdout) == (1, "")
+    assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith(told)
     assert ran.stderr.count("\n") == 1

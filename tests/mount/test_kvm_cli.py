@@ -166,7 +166,9 @@ def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
     script.touch()
     told = complaint("kvm", "run", "--mount", scratch, script)
     assert told.endswith("is not an inaccfs mount (inaccfs status lists them)")
-    assert "cannot mount" not in complaint("kvm", "run", "-o", "size=x", script)
+    assert "cannot mount" not in complaint(
+        *("kvm", "run", "-o", "size=x", script), status=2
+    )
     _, err = kvm("run", "-o", "size=4m", "--mount", scratch, script, status=2)
     assert "-o is for the private mount" in err
 

@@ -139,10 +139,10 @@ def test_bad_words_are_refused(words: tuple[str, ...], message: str) -> None:
         config(*words)
 
 
-def test_a_bad_option_is_one_line_and_status_1(
+def test_a_bad_option_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["mount", "-o", "nonsense", "/mnt"]) == 1
+    assert cli.main(["mount", "-o", "nonsense", "/mnt"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("inaccfs: unknown mount option")

@@ -112,7 +112,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["semantics", "v11"]) == 1
+    assert cli.main(["semantics", "v11"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("inaccfs: unknown semantics 'v11': did you mean v10? There ")

@@ -1,0 +1,137 @@
+"""What the commands print, and what becomes of it when nobody takes it.
+
+All that a command says goes through here: names of files, and whatever a daemon tells,
+may have characters that a terminal obeys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import IO, Final, NoReturn
+
+from inaccfs.streams import printable, printable_lines
+
+_STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
+
+
+class OutputError(Exception):
+    """The standard output does not take what is said; the cause is why."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One that repeats words that were wrong as a terminal may have them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words; status 2."""
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """What all that it prints goes through."""
+        if file is sys.stdout:
+            show(message, end="")
+        else:
+            mention(message, end="")
+
+
+def prepare() -> None:
+    """Give the process all three streams, which can write any text."""
+    for name, fd, mode in _STREAMS:
+        stream: IO[str] | None = getattr(sys, name)
+        if stream is None:
+            # It was closed, and streams.fill() has opened it.
+            stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        if mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """Print what a command was asked for, whose lines stay lines.
+
+    Raises:
+        OutputError: the standard output does not take it.
+    """
+    show(printable_lines(text))
+
+
+def say_json(data: bytes) -> None:
+    """Print JSON for programs, which may lie on a terminal all the same.
+
+    Raises:
+        OutputError: the standard output does not take it.
+    """
+    text = data.decode()
+    if not text.isprintable():
+        # Such characters are in texts only, where JSON has another way to write them.
+        text = "".join(
+            char if char.isprintable() or char == "\n" else _json_escape(char)
+            for char in text
+        )
+    show(text)
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """Print *text* as it is, colours and all, at once: somebody may be waiting for it.
+
+    Raises:
+        OutputError: the standard output does not take it.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as exc:
+        raise OutputError from exc
+
+
+def complain(text: str) -> None:
+    """Say in one line what went wrong, if there is anybody to hear it."""
+    mention(f"inaccfs: {printable(text)}")
+
+
+def mention(text: str, *, end: str = "\n") -> None:
+    """Print *text* as it is on the standard error, if that takes it."""
+    # What cannot be told changes neither what was done nor the exit status.
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def complain_of_output(exc: OutputError) -> None:
+    """Say why the standard output is incomplete."""
+    cause = exc.__cause__
+    # Whoever reads has had enough, and knows.
+    if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
+        complain(f"cannot write to the standard output: {cause.strerror}")
+
+
+def finish(status: int) -> int:
+    """The exit status of a command that would end with *status*, all written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except ValueError:
+            # A script has closed it.
+            continue
+        except OSError as exc:
+            # Else Python complains at its end of what is still not written.
+            _drop(stream)
+            if stream is sys.stdout and status == 0:
+                error = OutputError()
+                error.__cause__ = exc
+                complain_of_output(error)
+                status = 1
+    return status
+
+
+def _drop(stream: IO[str]) -> None:
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
