@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from inaccfs._version import __version__
 from inaccfs.cli import (
     INTERRUPTED,
     experiment,
+    fstab,
     kvm,
     mount,
     output,
@@ -45,7 +47,8 @@ def run(argv: Sequence[str] | None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        args = _parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        args = _parser().parse_args(fstab.translated(words) or words)
         return int(args.run(args))
     except OptionError as exc:
         output.complain(str(exc))

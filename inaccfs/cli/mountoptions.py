@@ -29,10 +29,13 @@ _OURS: Final = (
     *("pfn-source", *_SIMULATED),
     *("ack-timeout", "semantics"),
 )
-# (uid_t) -1 is nobody; see chown(2).
-_LARGEST_UID: Final = (1 << 32) - 2
 # These may be given again and again.
 _REPEATED: Final = ("limit", "allow-uid")
+NAMES: Final = (*_OURS, *_REPEATED)
+"""Options of the daemon, which the kernel and mount(8) do not know."""
+
+# (uid_t) -1 is nobody; see chown(2).
+_LARGEST_UID: Final = (1 << 32) - 2
 
 PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
 

@@ -517,7 +517,7 @@ def test_wrong_semantics_are_told_before_there_is_a_mount(
     control = scratch / "control"
 
     said = support.complaint(
-        *("mount", *foreground, "--control", control, *option, point), status=2
+        "mount", *foreground, "--control", control, *option, point, status=2
     )
 
     assert said.startswith(f"inaccfs: {words}")
