@@ -275,7 +275,7 @@ def _demo(args: argparse.Namespace) -> int:
     # See no-color.org.
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with _roomy_mount(args, demo.PAGES) as shim:
-        demo.run(shim, output.show, colour=colour)
+        demo.run(shim, output.say_coloured, colour=colour)
     return 0
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
+import shutil
 import sys
 from contextlib import suppress
 from typing import IO, Final, NoReturn
@@ -16,6 +18,12 @@ from typing import IO, Final, NoReturn
 from inaccfs.streams import printable, printable_lines
 
 _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
+
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+# Of the lines that a terminal has had to break, the longest.
+_too_wide = 0
 
 
 class OutputError(Exception):
@@ -39,6 +47,8 @@ class Parser(argparse.ArgumentParser):
 
 def prepare() -> None:
     """Give the process all three streams, which can write any text."""
+    global _too_wide
+    _too_wide = 0
     for name, fd, mode in _STREAMS:
         stream: IO[str] | None = getattr(sys, name)
         if stream is None:
@@ -55,7 +65,19 @@ def say(text: str) -> None:
     Raises:
         OutputError: the standard output does not take it.
     """
-    show(printable_lines(text))
+    text = printable_lines(text)
+    _measure(text)
+    show(text)
+
+
+def say_coloured(text: str) -> None:
+    """Print lines of ours that may have colours, and no names of somebody's.
+
+    Raises:
+        OutputError: the standard output does not take it.
+    """
+    _measure(_COLOUR.sub("", text))
+    show(text)
 
 
 def say_json(data: bytes) -> None:
@@ -106,9 +128,21 @@ def complain_of_output(exc: OutputError) -> None:
         complain(f"cannot write to the standard output: {cause.strerror}")
 
 
+def _measure(text: str) -> None:
+    global _too_wide
+    if sys.stdout.isatty():
+        width = max(map(len, text.split("\n")))
+        if width > shutil.get_terminal_size().columns:
+            _too_wide = max(width, _too_wide)
+
+
 def finish(status: int) -> int:
     """The exit status of a command that would end with *status*, all written."""
+    if _too_wide:
+        complain(f"lines have up to {_too_wide} columns: pipe them through less -S")
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
         try:
             stream.flush()
         except ValueError:
