@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 # So many may be on their way; the daemon reads on while its replies are read.
 _AT_A_TIME: Final = 32
 _READ_BYTES: Final = 1 << 16
+# More than any command that a daemon takes.
+_LINE_BYTES: Final = 1 << 20
 
 # The negotiation is over when somebody can type.
 _TYPED: Final = {
@@ -247,11 +249,16 @@ class Console:
             if self._connection.fileno() in ready:
                 self._read()
             if sys.stdin.fileno() in ready:
-                data = os.read(sys.stdin.fileno(), _READ_BYTES)
+                data = _read_input()
                 at_end = not data
                 *lines, pending = (pending + (data or b"\n")).split(b"\n")
                 for line in lines:
                     self._take(line.decode(errors="surrogateescape"))
+                if len(pending) > _LINE_BYTES:
+                    # Such as /dev/zero, which has neither lines nor an end.
+                    raise InaccfsError(
+                        f"the standard input has a line of over {_LINE_BYTES} bytes"
+                    )
             if terminal and not self._waiting and not at_end:
                 output.show(_PROMPT, end="")
         ended = self._conversation.ended
@@ -329,6 +336,13 @@ class Console:
     def _complain(self, text: str) -> None:
         self.failed = True
         output.complain(text)
+
+
+def _read_input() -> bytes:
+    try:
+        return os.read(sys.stdin.fileno(), _READ_BYTES)
+    except OSError as exc:
+        raise InaccfsError(f"cannot read the standard input: {exc.strerror}") from None
 
 
 def _describe(error: OSError) -> str:

@@ -245,9 +245,12 @@ def _execute(
     sys.path = [os.path.dirname(os.path.abspath(script)), *sys.path]
     sys.modules["__main__"] = module
     try:
-        exec(compile(source, script, "exec"), vars(module))
+        with output.lent():
+            exec(compile(source, script, "exec"), vars(module))
     except SystemExit as exc:
         return _status(exc.code)
+    except output.OutputError:
+        raise
     except Exception as exc:
         # From the script on: how it got there is of no use to its author.
         own = exc.__traceback__.tb_next if exc.__traceback__ else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs import launch, runtime
 from inaccfs.cli import logfile, mountoptions, output
-from inaccfs.errors import DaemonFailedError
+from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse import mounting
 from inaccfs.shim.backing import HUGE_CHOICES
 
@@ -158,6 +158,11 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     from inaccfs import daemon
 
     parsed = mountoptions.parse(options)
+    if args.ready_fd is not None:
+        try:
+            os.fstat(args.ready_fd)
+        except (OSError, OverflowError):
+            raise OptionError(f"ready-fd {args.ready_fd}: no such fd") from None
     log = options.ours.get("log")
     config: Config = daemon.Config(
         mountpoint=args.mountpoint,
@@ -185,12 +190,15 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
 
     try:
         daemon.run(config, ready)
-    except BaseException:
-        # Here and not at the interpreter's end: the log is not empty then.
-        if own_log is None or not own_log.is_taken:
-            raise
-        log_.critical("the daemon ends: this is a bug", exc_info=True)
-        return 1
+    except BaseException as exc:
+        if own_log is not None and own_log.is_taken:
+            # Here and not at the interpreter's end, when an empty log has gone.
+            log_.critical("the daemon ends: this is a bug", exc_info=True)
+            return 1
+        if isinstance(exc, OptionError):
+            # The words were right, but here they cannot be done.
+            raise MountError(str(exc)) from exc
+        raise
     finally:
         if own_log is not None:
             own_log.remove_if_empty()

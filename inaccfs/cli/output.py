@@ -12,10 +12,13 @@ import os
 import re
 import shutil
 import sys
-from contextlib import suppress
-from typing import IO, Final, NoReturn
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from inaccfs.streams import printable, printable_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
@@ -126,6 +129,53 @@ def complain_of_output(exc: OutputError) -> None:
     # Whoever reads has had enough, and knows.
     if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
         complain(f"cannot write to the standard output: {cause.strerror}")
+
+
+class _Watched(io.TextIOWrapper):
+    """A standard output that remembers why it did not take something."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as exc:
+            self.failure = exc
+            raise
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """Let somebody else's code print.
+
+    Raises:
+        OutputError: what it raised is only that the standard output took no more.
+    """
+    plain = sys.stdout
+    if type(plain) is not io.TextIOWrapper:
+        yield
+        return
+    plain.flush()
+    watched = _Watched(
+        plain.buffer,
+        plain.encoding,
+        plain.errors,
+        line_buffering=plain.line_buffering,
+        write_through=plain.write_through,
+    )
+    sys.stdout = watched
+    try:
+        yield
+    except OSError as exc:
+        if exc is watched.failure:
+            raise OutputError from exc
+        raise
+    finally:
+        if sys.stdout is watched:
+            sys.stdout = plain
+        # What fails now fails again for the other, at the end.
+        with suppress(OSError, ValueError):
+            watched.detach()
 
 
 def _measure(text: str) -> None:

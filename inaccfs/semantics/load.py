@@ -38,6 +38,7 @@ from inaccfs.semantics.rules import (
     refused,
 )
 from inaccfs.semantics.versions import VERSIONS
+from inaccfs.words import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +99,8 @@ def load(wanted: str) -> Semantics:
     near = difflib.get_close_matches(wanted.lower(), names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(
-        f"unknown semantics {wanted!r}: {hint}There are {', '.join(names)}, and your "
-        "own as FILE.py:CLASS"
+        f"unknown semantics {quoted(wanted)}: {hint}There are {', '.join(names)}, and "
+        "your own as FILE.py:CLASS"
     )
 
 
