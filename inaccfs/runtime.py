@@ -82,8 +82,7 @@ def make_directory() -> str:
         ) from exc
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise MountError(
-            f"{path} is not a directory of yours: remove it, set XDG_RUNTIME_DIR to "
-            "one that is, or name other places with --control and --log"
+            f"{path} is not a directory of yours: remove it, or set XDG_RUNTIME_DIR"
         )
     if stat.S_IMODE(found.st_mode) != 0o700:
         os.chmod(path, 0o700)
