@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output
+from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +48,12 @@ def run(args: argparse.Namespace) -> int:
     for name in args.semantics:
         # What is wrong with a name is told before anything is mounted.
         load.load(name)
+    if args.plot is not None:
+        # Now, and not after minutes of work.
+        try:
+            open(args.plot, "ab").close()
+        except OSError as exc:
+            raise InaccfsError(f"cannot write {args.plot}: {exc.strerror}") from exc
     semantics = [load.absolute(name) for name in args.semantics]
     found.run(Lab(semantics or found.semantics, output.say, args.plot))
     return 0

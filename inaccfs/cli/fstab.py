@@ -29,7 +29,7 @@ def translated(argv: Sequence[str]) -> list[str] | None:
     Raises:
         OptionError: SPEC is nothing that can be mounted.
     """
-    if len(argv) != 4 or argv[2] != "-o":
+    if len(argv) != 4 or argv[2] != "-o" or not _is_spec(argv[0]):
         return None
     spec, directory, _, words = argv
     options = [word for word in words.split(",") if word and word not in _IMPLIED]
@@ -39,14 +39,14 @@ def translated(argv: Sequence[str]) -> list[str] | None:
         if "," in spec:
             raise OptionError(f"{spec}: a name with a comma cannot be told to mount")
         options.append(f"backing={spec}")
-    elif spec not in ("none", "inaccfs"):
-        raise OptionError(
-            f"{spec}: name none for a private tmpfs, or a directory on a tmpfs or "
-            "hugetlbfs"
-        )
     if not any(option.startswith("fsname=") for option in options):
         options.append(f"fsname={spec}")
     return ["mount", "-o", ",".join(options), directory]
+
+
+def _is_spec(word: str) -> bool:
+    """Whether *word* is a source, and not a command."""
+    return word in ("none", "inaccfs") or word.startswith("/")
 
 
 def _remount(directory: str, options: list[str]) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs import launch
 from inaccfs.cli import INTERRUPTED, mountoptions, output
 from inaccfs.errors import InaccfsError, MountError
+from inaccfs.streams import printable_lines
 from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
@@ -254,7 +255,8 @@ def _execute(
     except Exception as exc:
         # From the script on: how it got there is of no use to its author.
         own = exc.__traceback__.tb_next if exc.__traceback__ else None
-        traceback.print_exception(exc.with_traceback(own))
+        told = "".join(traceback.format_exception(exc.with_traceback(own)))
+        output.mention(printable_lines(told), end="")
         return 1
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before
