@@ -29,12 +29,16 @@ def translated(argv: Sequence[str]) -> list[str] | None:
     Raises:
         OptionError: SPEC is nothing that can be mounted.
     """
-    if len(argv) != 4 or argv[2] != "-o" or not _is_spec(argv[0]):
+    # mount(8) makes the path of the directory an absolute one.
+    if len(argv) != 4 or argv[2] != "-o" or not argv[1].startswith("/"):
         return None
     spec, directory, _, words = argv
     options = [word for word in words.split(",") if word and word not in _IMPLIED]
     if "remount" in options:
+        # The source is whatever fsname= was.
         _remount(directory, options)
+    if not _is_spec(spec):
+        return None
     if spec.startswith("/"):
         if "," in spec:
             raise OptionError(f"{spec}: a name with a comma cannot be told to mount")
