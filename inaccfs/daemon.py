@@ -27,6 +27,7 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.semantics.telling import telling
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
@@ -141,12 +142,17 @@ class _StopRequest:
 
     Before the loop they are remembered, so that what has been mounted is unmounted
     again; after it they are of no account, so that it is.
+
+    What the daemon's parent ignores or blocks, the daemon does not: it would not end
+    when it is told to, and know nothing of its children.
     """
 
     def __init__(self) -> None:
         self.made = False
         for number in _STOP_SIGNALS:
             signal.signal(number, self._make)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _make(self, _number: int, _frame: object) -> None:
         self.made = True
@@ -186,7 +192,7 @@ class _Daemon:
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         self._shim = Shim(
-            config.semantics,
+            telling(config.semantics),
             backing.page_size,
             allocator=parts.allocator,
             frames=parts.frames,
@@ -275,6 +281,22 @@ class _Daemon:
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()
             ready(warnings)
+            # Now, when a daemon in the background has its log.
+            self._log_what_it_is()
+
+    def _log_what_it_is(self) -> None:
+        rules = self._config.semantics
+        log.info(
+            "mounted: %s: %s, control socket %s",
+            self._mountpoint,
+            self._backing.description,
+            self._control,
+        )
+        log.info("rules: %s (%s)", rules.name, rules.source)
+        log.info(
+            "page frames: %s, pinned by %s", self._frames.name, self._frames.pinning
+        )
+        log.info("mmap: %s", self._channel.seal)
 
     async def _run_channel(self) -> None:
         await self._channel.run()
@@ -293,11 +315,10 @@ class _Daemon:
             if self._stop.made:
                 self._end("signal")
             async for number in signals:
-                name = signal.Signals(number).name
-                log.info("%s: ending", name)
-                self._end(name)
+                self._end(signal.Signals(number).name)
 
     def _end(self, reason: str) -> None:
+        log.info("ending: %s", reason)
         assert self._nursery is not None
         if self._server is not None:
             self._server.shut_down(reason)

@@ -121,9 +121,10 @@ class Channel:
         for op in _RELAYED:
             handlers[op] = self._hand_on
         for op, number in _REFUSED.items():
-            handlers[op] = _refuser(number)
+            handlers[op] = _refuser(op, number)
         # Zero-length reads never come here; the kernel answers those itself.
-        handlers[Op.READ] = handlers[Op.WRITE] = _refuser(read_errno)
+        for op in (Op.READ, Op.WRITE):
+            handlers[op] = _refuser(op, read_errno)
         handlers[Op.INIT] = self._init_request
         handlers[Op.LOOKUP] = self._lookup
         handlers[Op.FORGET] = self._forget
@@ -587,8 +588,12 @@ def _failure(unique: int, exc: Exception, op: int = 0) -> bytes | None:
     return None if op in _UNANSWERED else wire.reply_error(unique, number)
 
 
-def _refuser(number: int) -> Callable[[int, int, int], bytes]:
+def _refuser(op: int, number: int) -> Callable[[int, int, int], bytes]:
     def refuse(size: int, unique: int, nodeid: int) -> bytes:
         return wire.reply_error(unique, number)
 
-    return refuse
+    def tell(size: int, unique: int, nodeid: int) -> bytes:
+        log.debug("%s: refused, %s", Op(op).name, errnos.NAMES.get(number, number))
+        return refuse(size, unique, nodeid)
+
+    return tell if log.isEnabledFor(logging.DEBUG) else refuse

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import BackingError, OptionError
 from inaccfs.shim.usertmpfs import detached_in_user_namespace
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ _READ: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 HUGE_CHOICES: Final = ("never", "always", "within_size", "advise")
 
-_SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
+_SIZE: Final = re.compile(r"[0-9]+(?:[kmgtpeKMGTPE]|%)?")
 
 
 def parse_size(name: str, size: str) -> int:
@@ -45,17 +46,18 @@ def parse_size(name: str, size: str) -> int:
     """
     if not _SIZE.fullmatch(size):
         raise OptionError(
-            f"{name} {size!r} is not a size: give bytes, or a number with "
+            f"{name} {quoted(size)} is not a size: give bytes, or a number with "
             "k, m, g, t or %, as in 512m"
         )
     unit = "kmgtpe".find(size[-1].lower()) + 1
-    if size.endswith("%"):
+    number = natural(size.rstrip("kmgtpeKMGTPE%"))
+    if number is not None and size.endswith("%"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        number = int(size[:-1]) * memory // 100
-    else:
-        number = int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
-    if number >= 1 << 63:
-        raise OptionError(f"{name} {size!r} is more than a file system can have")
+        number = number * memory // 100
+    elif number is not None:
+        number <<= 10 * unit
+    if number is None or number >= 1 << 63:
+        raise OptionError(f"{name} {quoted(size)} is more than a file system can have")
     return number
 
 
@@ -74,7 +76,7 @@ class TmpfsOptions:
             parse_size("size", self.size)
         if self.huge is not None and self.huge not in HUGE_CHOICES:
             raise OptionError(
-                f"huge {self.huge!r} is not one of {', '.join(HUGE_CHOICES)}"
+                f"huge {quoted(self.huge)} is not one of {', '.join(HUGE_CHOICES)}"
             )
 
     def as_mount_options(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ been fetched of it (pages.py).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.allocator import Undoing
     from inaccfs.shim.mount import Shim
+
+log = logging.getLogger(__name__)
 
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
@@ -190,6 +193,7 @@ class InaccessibleFile:
 
     def _check_end(self, mode: int, end: int) -> None:
         if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
+            log.debug("allocation past the end (to %d): EINVAL", end)
             raise refused(errno.EINVAL)
 
     def ends_before(self, end: int) -> bool:

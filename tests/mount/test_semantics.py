@@ -553,13 +553,15 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
 def test_wrong_semantics_are_told_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
 ) -> None:
-    """One line, and status 1."""
+    """One line, and status 2."""
     wanted = "v88" if body is None else mine(scratch, body)
     option = [way, wanted if way == "--semantics" else f"semantics={wanted}"]
     foreground = ["--foreground"] if stays else []
     control = scratch / "control"
 
-    said = support.complaint("mount", *foreground, "--control", control, *option, point)
+    said = support.complaint(
+        "mount", *foreground, "--control", control, *option, point, status=2
+    )
 
     assert said.startswith(f"inaccfs: {words}")
     assert not support.is_mounted(point)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs.runtime import escape
 from tests.mount import support
 from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
 from tests.mount.support import GIB, NOBODY, TOP, run
@@ -352,6 +353,43 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
             child.kill()
             assert child.wait(support.PATIENCE) == -signal.SIGKILL
         assert nobody.run("stat", "-c", "%b", file).stdout == "0\n"
+
+
+# --- where the user is root of a user namespace -------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["$XDG_RUNTIME_DIR", "/tmp"])
+def test_root_of_a_user_namespace_has_places_of_its_own(
+    nobody: Nobody, runtime: str
+) -> None:
+    """/run is another's there, and XDG_RUNTIME_DIR what it is told to set."""
+    need_user_namespace(nobody)
+    if runtime == "/tmp":
+        # As long as the path of a socket may be.
+        del nobody.environment["XDG_RUNTIME_DIR"]
+        runtime = "/tmp/inaccfs-0"
+        if os.path.lexists(runtime):
+            pytest.skip(f"somebody has {runtime}")
+    else:
+        runtime = f"{nobody.runtime}/inaccfs"
+    python = " ".join(nobody.python("-m", "inaccfs")[-3:])
+    script = f"""
+    set -eu
+    {python} mount {nobody.point}
+    {python} status --json {nobody.point}
+    {python} umount {nobody.point}
+    ls -A {runtime}
+    [ {runtime} != /tmp/inaccfs-0 ] || rmdir {runtime}
+    """
+    told = nobody.run(
+        "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script
+    )
+    first, *rest = told.stdout.splitlines()
+    found = json.loads(first)
+    name = escape(str(nobody.point))
+    assert found["control"] == f"{runtime}/{name}.sock"
+    assert found["log"] == f"{runtime}/{name}.log"
+    assert rest == []
 
 
 # --- where user namespaces are forbidden --------------------------------------
