@@ -459,7 +459,7 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
         # When the slot can be found no more, the deletion waits.
-        with made.vm._mmu.changed:
+        with made.vm._mmu.lock:
             made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
         assert not deletion.done()
         assert made.file.handles == 1

@@ -261,12 +261,10 @@ def test_a_slot_is_deleted_while_it_is_converted(
     """The deletion waits: else what is discarded would be of a file that was closed."""
     inside, go = threading.Event(), threading.Event()
 
-    def held(
-        discard: Callable[..., None], slot: MemorySlot, start: int, end: int
-    ) -> None:
+    def held(discard: Callable[..., None], slot: MemorySlot, *rest: int) -> None:
         inside.set()
         assert go.wait(PATIENCE)
-        discard(slot, start, end)
+        discard(slot, *rest)
 
     for name in ("discard_private", "discard_shared"):
         monkeypatch.setattr(vmm, name, partial(held, getattr(vmm, name)))
@@ -275,7 +273,7 @@ def test_a_slot_is_deleted_while_it_is_converted(
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
         # When the slot can be found no more, the deletion waits.
-        with made.vm._mmu.changed:
+        with made.vm._mmu.lock:
             made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
         assert not deletion.done()
         assert made.file.handles == 1
