@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
-    from inaccfs.kvm.threads import Threads
+    from inaccfs.kvm.sync import Sync
 
 
 class Frames(NamedTuple):
@@ -42,7 +42,7 @@ class BackingFile:
         shim: Shim,
         key: tuple[int, int],
         fd: int,
-        threads: Threads,
+        sync: Sync,
         *,
         puts: bool = True,
     ) -> None:
@@ -66,7 +66,7 @@ class BackingFile:
         # How many slots have it. Guarded by slots_lock.
         self.slots = 0
         # Guards the next two, over the call that asks for the memory.
-        self._memory_lock: Final = threads.lock("memory_lock")
+        self._memory_lock: Final = sync.lock("memory_lock")
         self._memory: FileMemory | None = None
         # What a vCPU copies from and to, which reads it without the lock. Replaced by
         # a longer one only.
@@ -132,9 +132,9 @@ class BackingFile:
 class BackingFiles:
     """The files of a VM. Used under slots_lock."""
 
-    def __init__(self, shim: Shim, semantics: ShimSemantics, threads: Threads) -> None:
+    def __init__(self, shim: Shim, semantics: ShimSemantics, sync: Sync) -> None:
         self._shim: Final = shim
-        self._threads: Final = threads
+        self._sync: Final = sync
         self._puts: Final = semantics.references != "none"
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
 
@@ -151,7 +151,7 @@ class BackingFiles:
             file = self._files.get(key)
             if file is None:
                 file = self._files[key] = BackingFile(
-                    self._shim, key, fd, self._threads, puts=self._puts
+                    self._shim, key, fd, self._sync, puts=self._puts
                 )
         except OSError as exc:
             if exc.errno not in (errno.EBADF, errno.EINVAL):

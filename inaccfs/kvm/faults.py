@@ -5,7 +5,7 @@ take mmu_lock; ask whether to retry; map; let go; put the references. KVM keeps 
 reference to what is mapped: it relies on being told.
 
 The order is written down once, as generators of steps. A step is what waits for others,
-or lets others in: no lock is held when one is yielded. `Threads.drive` takes them.
+or lets others in: no lock is held when one is yielded. `Sync.drive` takes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile, Frames
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.threads import Threads
+    from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
 # Pages of one pre-fault: its reply is to stay in proportion, and a punch meanwhile is
@@ -101,10 +101,10 @@ Step: TypeAlias = Point | Get | Put | Reach | Wait
 class Faults:
     """Handles private faults of one VM."""
 
-    def __init__(self, mmu: Mmu, hook: Hook, threads: Threads) -> None:
+    def __init__(self, mmu: Mmu, hook: Hook, sync: Sync) -> None:
         self._mmu: Final = mmu
         self._hook: Final = hook
-        self._threads: Final = threads
+        self._sync: Final = sync
 
     def resolve(self, gfn: int) -> None:
         """Handle one private fault; the guest will try again, whatever came of it.
@@ -115,7 +115,7 @@ class Faults:
             OSError: EPERM where the mount refuses get-memory; `ControlError` when the
                 daemon has gone.
         """
-        self._threads.drive(self.fault(gfn))
+        self._sync.drive(self.fault(gfn))
 
     def pre_fault(self, gfn: int, end: int) -> None:
         """Map what is private of the gfns from *gfn* to *end*.
@@ -124,7 +124,7 @@ class Faults:
             OSError: ENOENT at the first gfn without private memory, with what is before
                 it mapped; what get-pfn fails with.
         """
-        self._threads.drive(self.populate(gfn, end))
+        self._sync.drive(self.populate(gfn, end))
 
     # --- steps ------------------------------------------------------------------------
 

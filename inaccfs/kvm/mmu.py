@@ -21,7 +21,7 @@ from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlots
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.stats import Counters, add
-from inaccfs.kvm.threads import THREADS
+from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import (
     PG_LEVEL_2M,
     PG_LEVEL_4K,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import ByLevel
-    from inaccfs.kvm.threads import Lock, Threads
+    from inaccfs.kvm.sync import Lock, Sync
 
 # Only so that a fault asks the daemon again whether it is still there.
 _PATIENCE: Final = 1.0
@@ -48,11 +48,11 @@ class Mmu:
         *,
         default_private: bool,
         invalidation: Invalidation | None = None,
-        threads: Threads = THREADS,
+        sync: Sync = THREADS,
     ) -> None:
-        self.lock: Final = threads.lock("mmu_lock")
+        self.lock: Final = sync.lock("mmu_lock")
         # An invalidation has ended, or a slot is used no more.
-        self.changed: Final = threads.condition(self.lock)
+        self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(default_private=default_private)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.faults import Faults
     from inaccfs.kvm.memory import GuestMemory
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.threads import Lock
+    from inaccfs.kvm.sync import Lock
     from inaccfs.kvm.uapi import Hook
 
 

@@ -17,7 +17,7 @@ from inaccfs.kvm.mmu import Mmu
 from inaccfs.kvm.notifier import SlotNotifier
 from inaccfs.kvm.pagetable import ByLevel
 from inaccfs.kvm.stats import Stats
-from inaccfs.kvm.threads import THREADS
+from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import (
     KVM_MEM_PRIVATE,
     PAGE_SHIFT,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.memory import GuestMemory, WritableBuffer
     from inaccfs.kvm.pagetable import Run
     from inaccfs.kvm.shim import Shim
-    from inaccfs.kvm.threads import Threads
+    from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
 
@@ -52,7 +52,7 @@ class VM:
     cryptography). *default_private* tells what nobody has converted yet: private, as in
     v8, or shared, as since v10. *invalidation* is another retry protocol than KVM's, to
     see what it is good for. *memory* is what vCPUs copy from and to in place of the
-    file's own; *threads* makes the locks. *hooks* is called as
+    file's own; *sync* makes the locks. *hooks* is called as
     `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
@@ -77,7 +77,7 @@ class VM:
         hooks: Hook | None = None,
         invalidation: Invalidation | None = None,
         memory: GuestMemory | None = None,
-        threads: Threads = THREADS,
+        sync: Sync = THREADS,
     ) -> None:
         """Asks the daemon for its semantics.
 
@@ -97,13 +97,13 @@ class VM:
         self._mmu: Final = Mmu(
             default_private=default_private,
             invalidation=invalidation,
-            threads=threads,
+            sync=sync,
         )
-        self.threads: Final = threads
-        self._faults: Final = Faults(self._mmu, self._hook, threads)
+        self.sync: Final = sync
+        self._faults: Final = Faults(self._mmu, self._hook, sync)
         # Guards the next three, and is held while attributes change.
-        self._slots_lock: Final = threads.lock("slots_lock")
-        self._files: Final = BackingFiles(shim, self._semantics, threads)
+        self._slots_lock: Final = sync.lock("slots_lock")
+        self._files: Final = BackingFiles(shim, self._semantics, sync)
         self._vcpus = 0
         self._closed = False
 
@@ -176,7 +176,7 @@ class VM:
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
         with self._slots_lock:
-            mode = self.threads.lock("guest_mode")
+            mode = self.sync.lock("guest_mode")
             vcpu = Vcpu(self._vcpus, self._mmu, self._faults, self._memory, mode)
             vcpu.hook = self._hook
             self._vcpus += 1

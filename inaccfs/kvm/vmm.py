@@ -46,7 +46,7 @@ class Vmm:
         self._discard: Final = discard
         self._fallocate: Final = fallocate
         # Two vCPUs may ask for opposite conversions of one page.
-        self._lock: Final = vm.threads.lock("vmm_lock")
+        self._lock: Final = vm.sync.lock("vmm_lock")
         # How many exits have been handled. Guarded by _lock.
         self.conversions = 0
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from inaccfs.shim.counters import Counters
-from inaccfs.shim.waiting import first_of
+from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Callable
 
     from inaccfs.semantics import Plan, Semantics
     from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.patience import Patience
 
 
@@ -33,6 +34,10 @@ class Space(Protocol):
         """Wait until all of it is back."""
 
 
+def _nothing(file: InaccessibleFile, offset: int, length: int) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shim:
     """What the files of a mount have in common."""
@@ -45,6 +50,11 @@ class Shim:
     # Where page frame numbers come from; without it there are none to get.
     frames: FrameSource | None = None
     counters: Counters = field(default_factory=Counters)
+    # What all of this runs in.
+    loop: Loop = TRIO
+    # Called before the backing removes or adds pages of which notifiers are told; with
+    # the file, and a range in bytes. If they are told of a start, they have answered.
+    on_change: Callable[[InaccessibleFile, int, int], object] = _nothing
     # How long a notifier may take to answer.
     ack_seconds: float = 10.0
     # Files with a long operation under way; see InaccessibleFile.wait_idle.
@@ -93,7 +103,7 @@ class Shim:
         return 0 if self.space is None else self.space.freed
 
     async def more_space(
-        self, exc: OSError, freed: int, interrupted: trio.Event | None = None
+        self, exc: OSError, freed: int, interrupted: Event | None = None
     ) -> bool:
         """Whether to try again what failed with *exc*; waits until that makes sense.
 
@@ -108,5 +118,5 @@ class Shim:
         if interrupted is None:
             await space.wait_idle()
         else:
-            await first_of(space.wait_idle, interrupted.wait)
+            await self.loop.first_of(space.wait_idle, interrupted.wait)
         return True

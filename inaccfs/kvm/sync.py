@@ -1,8 +1,8 @@
 """What the simulated KVM asks of its threads: locks, conditions, and to take steps.
 
 The locks of a VM, its vCPUs, files and VMM are all made here, each by its name, and the
-steps of faults are taken here. So whoever wants to decide which thread goes next gives
-a VM a `Threads` of its own.
+steps of faults are taken here. So those who want to decide which thread goes next give
+a VM a `Sync` of their own.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Step(Protocol):
     def __call__(self) -> Any: ...  # noqa: ANN401 - each step has an answer of its own
 
 
-class Threads(Protocol):
-    """What threads of a VM are like."""
+class Sync(Protocol):
+    """How the threads of a VM wait for each other."""
 
     def lock(self, name: str) -> Lock:
         """A lock of a kind: "mmu_lock", "guest_mode" and so on."""
@@ -87,5 +87,5 @@ class _OperatingSystem:
             return result
 
 
-THREADS: Final[Threads] = _OperatingSystem()
+THREADS: Final[Sync] = _OperatingSystem()
 """Python's own threads."""
