@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
-    from inaccfs.shim.patience import Patience
+    from inaccfs.shim.order import Evictor
 
 
 class Space(Protocol):
@@ -62,7 +62,7 @@ class Shim:
     # Where memory is on its way back: who finds no space asks once more.
     space: Space | None = None
     # Who evicts the silent where no task waits; without it tasks wait.
-    patience: Patience | None = None
+    patience: Evictor | None = None
     # Whether the rules say who may get which pages, and when.
     guards_pages: bool = field(init=False)
     # What is told of punches, and of other calls of fallocate(2).
