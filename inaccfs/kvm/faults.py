@@ -252,7 +252,7 @@ class Faults:
         raise _exit(gfn, exc.errno or errno.EFAULT) from exc
 
     def _install(self, slot: MemorySlot, frames: Frames, gfn: int, end: int) -> None:
-        first = frames.pgoff - slot.private_pgoff + slot.base_gfn
+        first = gfn + frames.pgoff - slot.pgoff(gfn)
         # On a hugetlbfs there is more than was asked for.
         start, stop = max(first, gfn), min(first + frames.pages, end)
         self._mmu.install_locked(
