@@ -187,6 +187,8 @@ class _Daemon:
         self._mountpoint = parts.mountpoint
         self._backing = backing = parts.backing
         self._tracer = parts.tracer
+        self._control = parts.control
+        self._frames = parts.frames
         device = parts.device
         self._device_number = mounting.device_at(parts.mountpoint)
         self._closer = Closer()

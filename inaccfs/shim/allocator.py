@@ -29,6 +29,8 @@ from inaccfs import syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.shim.loop import Event
+
 _request: Final = struct.Struct("=iqq")  # mode, offset, length
 _answer: Final = struct.Struct("=i")  # errno, or 0
 
@@ -77,7 +79,7 @@ class Allocator:
         os.waitpid(self._helper, 0)
 
     async def allocate(
-        self, fd: int, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, fd: int, mode: int, offset: int, length: int, interrupted: Event
     ) -> Undoing | None:
         """fallocate(2), until it is done or *interrupted* is set.
 
@@ -126,9 +128,7 @@ def _kill(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-async def _wait_or_kill(
-    answer: socket.socket, pidfd: int, interrupted: trio.Event
-) -> bool:
+async def _wait_or_kill(answer: socket.socket, pidfd: int, interrupted: Event) -> bool:
     """Wait for the answer; after a kill only as long as is due. False if none came."""
     ended = False
 

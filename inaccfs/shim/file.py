@@ -14,20 +14,18 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
-from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.allocator import Undoing
+    from inaccfs.shim.loop import Event
     from inaccfs.shim.mount import Shim
 
 log = logging.getLogger(__name__)
@@ -92,6 +90,7 @@ class InaccessibleFile:
             self.consider,
             unit=self.page_size if rules.unit == "bytes" else 1,
             clips=rules.told == "clipped",
+            loop=shim.loop,
         )
         # In bytes: nothing may be allocated behind it. The size, once it is looked up,
         # where that is a rule: it does not change any more then.
@@ -101,7 +100,7 @@ class InaccessibleFile:
         # holds this file then, and `_idle` is not set. Nothing is fetched meanwhile,
         # so that no page can be found that is about to go.
         self.busy = False
-        self._idle = trio.Event()
+        self._idle = shim.loop.event()
         self._idle.set()
         # An interrupted allocation that still gives back what it had taken. Until it
         # has ended nobody may look at the file.
@@ -148,7 +147,7 @@ class InaccessibleFile:
 
     def begin_long(self) -> None:
         """Have the file until `end_long`; nobody else has it."""
-        self._idle = trio.Event()
+        self._idle = self._shim.loop.event()
         self.busy = True
         self._shim.busy_files.add(self)
         self._quick_limit = -1
@@ -214,7 +213,7 @@ class InaccessibleFile:
         mode: int,
         offset: int,
         length: int,
-        interrupted: trio.Event,
+        interrupted: Event,
     ) -> None:
         """inaccessible_fallocate() of the seed, for a range of any length.
 
@@ -229,7 +228,7 @@ class InaccessibleFile:
             self._allowed = None
         # Again and again: of several that wait only one gets its turn.
         while self.busy:
-            await first_of(self.wait_idle, interrupted.wait)
+            await self._shim.loop.first_of(self.wait_idle, interrupted.wait)
             if interrupted.is_set():
                 raise refused(errno.EINTR)
         if not allowed:
@@ -295,19 +294,25 @@ class InaccessibleFile:
         self._count(mode)
         part = Part.of(offset, length, self.page_size)
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
+
+        def change() -> Changed:
+            self._shim.on_change(self, offset, length)
+            return self.pages.punch_now(*part.gone, punch)
+
         drive_at_once(
             self.pages.steps(part, punches=True),
             self.notifiers,
             patience,
-            partial(self.pages.punch_now, *part.gone, punch),
+            change,
             done,
         )
         return True
 
     async def _change(
-        self, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, mode: int, offset: int, length: int, interrupted: Event
     ) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
+        self._shim.on_change(self, offset, length)
         while self.busy:
             await self.wait_idle()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
@@ -325,7 +330,7 @@ class InaccessibleFile:
                     self.fd, mode, offset, length, interrupted
                 )
             else:
-                await trio.to_thread.run_sync(
+                await self._shim.loop.in_thread(
                     change, limiter=self._shim.threads.changes
                 )
         finally:
@@ -366,7 +371,7 @@ class InaccessibleFile:
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, start, end)
+            await self._shrink(truncate, size, current, start, end)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
@@ -378,15 +383,25 @@ class InaccessibleFile:
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(truncate, limiter=self._shim.threads.changes)
+            await self._shim.loop.in_thread(
+                truncate, limiter=self._shim.threads.changes
+            )
         finally:
             self.end_long()
 
-    async def _shrink(self, truncate: Callable[[], None], start: int, end: int) -> None:
+    async def _shrink(
+        self,
+        truncate: Callable[[], None],
+        size: int,
+        current: int,
+        start: int,
+        end: int,
+    ) -> None:
         """To whom it concerns a truncation is a punch of the pages that were behind."""
         part = Part((start, end), (start, end))
 
         async def change() -> Changed:
+            self._shim.on_change(self, size, current - size)
             while self.busy:
                 await self.wait_idle()
             if self.pages.memory is None:

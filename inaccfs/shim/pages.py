@@ -8,8 +8,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
@@ -67,7 +65,7 @@ class Pages:
         )
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
-            PageLocks(self._holders, shim.ack_seconds)
+            PageLocks(self._holders, shim.ack_seconds, shim.loop)
             if shim.semantics.references == "locked"
             else None
         )
@@ -139,10 +137,10 @@ class Pages:
                 if (refusal := self._refusal(start, end)) is None:
                     # Nothing can be punched meanwhile; and what has been got is got,
                     # whatever ends this task.
-                    with trio.CancelScope(shield=True):
+                    with self._shim.loop.shield():
                         for at in range(0, len(extents), _EXTENTS_A_TURN):
                             memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                            await trio.lowlevel.checkpoint()
+                            await self._shim.loop.checkpoint()
         finally:
             self._fetching = range(0)
             self._file.end_long()
@@ -156,7 +154,7 @@ class Pages:
     ) -> tuple[list[Extent], list[Extent]]:
         freed = self._shim.freed
         fetch = partial(
-            trio.to_thread.run_sync,
+            self._shim.loop.in_thread,
             partial(self._fetch_now, memory, start, end),
             limiter=self._shim.threads.fetches,
         )
@@ -324,16 +322,19 @@ class Pages:
         assert memory is not None
         self._file.begin_long()
         try:
-            removed, moved = await trio.to_thread.run_sync(
-                partial(memory.punch, start, end, punch),
+            removed, moved = await self._shim.loop.in_thread(
+                memory.punch,
+                start,
+                end,
+                punch,
                 limiter=self._shim.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
-            with trio.CancelScope(shield=True):
+            with self._shim.loop.shield():
                 for at in range(0, len(removed), _EXTENTS_A_TURN):
                     memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await trio.lowlevel.checkpoint()
+                    await self._shim.loop.checkpoint()
             memory.record((), moved)
         finally:
             self._file.end_long()
@@ -342,7 +343,7 @@ class Pages:
     async def _drive(self, steps: Steps) -> None:
         # To the end, though the peer that has begun it may go: the others have been
         # told of a start. If they go, too, nobody waits for them.
-        with trio.CancelScope(shield=True):
+        with self._shim.loop.shield():
             await drive(
                 steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
             )
@@ -409,7 +410,7 @@ class Pages:
             # Where pages are huge one may have to be allocated to find that out.
             file.begin_long()
             try:
-                found = await trio.to_thread.run_sync(
+                found = await self._shim.loop.in_thread(
                     hole, limiter=self._shim.threads.fetches
                 )
             finally:

@@ -27,6 +27,7 @@ from inaccfs.shim.rangemap import RangeMap
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.shim.buddy import Watch
     from inaccfs.shim.frameoptions import SimulatedMemory
 
 FIRST_PFN: Final = 0x100000
@@ -39,10 +40,14 @@ class SimulatedSource:
     name: Final = "simulated"
     pinning: Final = "simulated"
 
-    def __init__(self, memory: SimulatedMemory) -> None:
+    def __init__(self, memory: SimulatedMemory, watch: Watch | None = None) -> None:
+        """*watch* hears of frames that are taken and freed, numbered from 0: `Buddy`.
+
+        It is called with a lock held, so it must not block.
+        """
         frames = memory.size // FRAME_BYTES
         self.largest_order: Final = memory.order
-        self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100)
+        self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100, watch)
         # Frames that have failed, counted from 0: free they never are.
         self.poisoned: Final[RangeMap[bool]] = RangeMap()
         # Of both. Files fetch in worker threads.

@@ -18,7 +18,7 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.kvm import stress
-from inaccfs.kvm.backing import BackingFile
+from inaccfs.kvm.backing import BackingFile, Frames
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlot
 from inaccfs.kvm.mmu import Mmu
@@ -354,18 +354,18 @@ def break_discard(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_references(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BackingFile, "put_pfn", lambda *_: None)
+    patch.setattr(BackingFile, "put", lambda *_: None)
 
 
 def break_puts(patch: pytest.MonkeyPatch) -> None:
     """What was got once is put twice."""
-    right = BackingFile.put_pfn
+    right = BackingFile.put
 
-    def put(self: BackingFile, pfn: int) -> None:
-        right(self, pfn)
-        right(self, pfn)
+    def put(self: BackingFile, frames: list[Frames]) -> None:
+        right(self, frames)
+        right(self, frames)
 
-    patch.setattr(BackingFile, "put_pfn", put)
+    patch.setattr(BackingFile, "put", put)
 
 
 def break_callback(patch: pytest.MonkeyPatch) -> None:

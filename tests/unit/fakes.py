@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from inaccfs.shim.backing import Backing
+    from inaccfs.shim.loop import Event
 
 # --- what fuse.h says -------------------------------------------------------------
 
@@ -418,7 +419,7 @@ class HeldAllocator(Allocator):
         self._let_go.set()
 
     async def allocate(
-        self, fd: int, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, fd: int, mode: int, offset: int, length: int, interrupted: Event
     ) -> Undoing | None:
         self.arguments = (fd, mode, offset, length)
         self.entered.set()
