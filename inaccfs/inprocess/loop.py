@@ -92,7 +92,7 @@ class BlockingLoop(ABC):
         self,
         call: Callable[[*_Args], _T],
         *args: *_Args,
-        limiter: trio.CapacityLimiter | None = None,
+        limiter: trio.CapacityLimiter,
     ) -> _T:
         """In this thread, and others are let in."""
         with self.outside():

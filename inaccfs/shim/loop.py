@@ -77,7 +77,7 @@ class Loop(Protocol):
         self,
         call: Callable[[*_Args], _T],
         *args: *_Args,
-        limiter: trio.CapacityLimiter | None = None,
+        limiter: trio.CapacityLimiter,
     ) -> _T:
         """Call what blocks, and let others go on meanwhile."""
 
