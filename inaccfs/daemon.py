@@ -29,6 +29,7 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.helper.tasks import Helper
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
@@ -93,10 +94,10 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     stop = _StopRequest()
     # Else others of the same user could open the backing through /proc.
     syscalls.set_dumpable(False)
-    allocator = Allocator()
+    helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
-        stack.callback(allocator.close)
+        stack.callback(helper.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs, fallback_name=runtime.fallback_name(mountpoint)
@@ -118,7 +119,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, allocator, source, device)
+        parts = _Parts(mountpoint, control, backing, helper, source, device)
         daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
@@ -168,7 +169,7 @@ class _Parts:
     mountpoint: str
     control: str
     backing: Backing
-    allocator: Allocator
+    helper: Helper
     frames: FrameSource
     # The /dev/fuse fd.
     device: int
@@ -190,12 +191,13 @@ class _Daemon:
         self._shim = Shim(
             config.semantics,
             backing.page_size,
-            allocator=parts.allocator,
+            allocator=Allocator(parts.helper),
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
             space=self._closer,
             patience=self._patience,
         )
+        self._helper = parts.helper
         self._frames = parts.frames
         self._namespace = Namespace(backing, self._shim, self._closer.close)
         self._operations = Operations(
@@ -252,13 +254,19 @@ class _Daemon:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._patience.run)
+            nursery.start_soon(self._helper.run)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
                 server.Actions(self._status, lambda: self._end("quit")),
-                Files(self._namespace, self._mountpoint, self._device_number),
+                Files(
+                    self._namespace,
+                    self._mountpoint,
+                    self._device_number,
+                    self._helper,
+                ),
                 self._shim,
                 self._config.policy,
             )
