@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
-    from inaccfs.helper.tasks import Received
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -50,9 +48,6 @@ class Files(Protocol):
         self, label: str, size: int, uid: int, gid: int
     ) -> tuple[int, OpenFile]:
         """A file without a name, and an fd of it on the mount."""
-
-    async def receive_fd(self, connection: socket.socket, wanted: int) -> Received:
-        """Read from a peer's socket, with an fd: see `Helper.receive_fd`."""
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of each."""

@@ -12,12 +12,11 @@ import trio
 from inaccfs import syscalls
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
-    from inaccfs.helper.tasks import Helper, Received
+    from inaccfs.helper.tasks import Helper
     from inaccfs.shim.file import InaccessibleFile
 
 _OPENING_WORKERS: Final = 8
@@ -160,10 +159,6 @@ class Files:
             raise OSError(
                 errno.ESTALE, f"{self._mountpoint} leads to another file system"
             ) from None
-
-    async def receive_fd(self, connection: socket.socket, wanted: int) -> Received:
-        """Read from a peer's socket, with an fd: see `Helper.receive_fd`."""
-        return await self._helper.receive_fd(connection, wanted, self._device)
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""

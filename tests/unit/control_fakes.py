@@ -98,9 +98,6 @@ class NoFiles:
     ) -> tuple[int, OpenFile]:
         raise OSError(28, "No space left on device")
 
-    async def receive_fd(self, connection: socket.socket, wanted: int) -> Received:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         yield from ()
 
