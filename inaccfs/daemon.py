@@ -29,6 +29,7 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
@@ -92,9 +93,10 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     _raise_fd_limit()
     stop = _StopRequest()
-    # Else others of the same user could open the backing through /proc.
-    syscalls.set_dumpable(False)
-    helper = Helper()
+    with syscalls.oom_score_adj(OOM_SCORE_ADJ):
+        # Else others of the same user could open the backing through /proc.
+        syscalls.set_dumpable(False)
+        helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
         stack.callback(helper.close)

@@ -11,7 +11,11 @@ import ctypes
 import os
 import signal
 import struct
-from typing import Final, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
@@ -278,15 +282,20 @@ def die_with_parent() -> None:
         raise _error()
 
 
-def set_oom_score_adj(adjustment: int) -> None:
-    """How much sooner than others the OOM killer takes this process. proc(5).
+@contextmanager
+def oom_score_adj(adjustment: int) -> Iterator[None]:
+    """In a with block the OOM killer takes this process so much sooner. proc(5).
 
-    Raises:
-        PermissionError: it is less than before, and takes CAP_SYS_RESOURCE; or a plain
-            user's process is undumpable, and its /proc/self is root's.
+    So it does for good what is forked in the block. The process may become undumpable
+    in it; before it, a plain user's must not be, for then its /proc/self is root's.
     """
-    with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        before = file.read()
         file.write(b"%d" % adjustment)
+        try:
+            yield
+        finally:
+            file.write(before)
 
 
 class _MessageQueueAttributes(ctypes.Structure):

@@ -6,11 +6,12 @@ Imports little, for the helper may be an interpreter of its own: see `starting`.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import socket
 import traceback
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -19,10 +20,13 @@ from inaccfs.helper import wire
 from inaccfs.helper.wire import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OOM_SCORE_ADJ: Final = 1000
 """So that the OOM killer takes what allocates, and neither the daemon nor its user."""
+
+# More than the helper has mapped of files; what else it has, its workers have, too.
+_STANDING_OUT_BYTES: Final = 32 << 20
 
 
 def run_child(work: Callable[[], None], parent: int) -> NoReturn:
@@ -71,9 +75,9 @@ def serve(requests: socket.socket) -> None:
 
 def run_alone(bootstrap: int, parent: int) -> None:
     """Be a helper of *parent* in an interpreter of its own: see `starting`."""
-    syscalls.set_oom_score_adj(OOM_SCORE_ADJ)
-    syscalls.set_dumpable(False)
-    run_child(partial(_introduce, bootstrap), parent)
+    with syscalls.oom_score_adj(OOM_SCORE_ADJ):
+        syscalls.set_dumpable(False)
+        run_child(partial(_introduce, bootstrap), parent)
 
 
 def _introduce(bootstrap: int) -> None:
@@ -133,11 +137,34 @@ def _answer(
 def _allocate(
     connection: socket.socket, fd: int, mode: int, offset: int, length: int
 ) -> None:
-    try:
-        syscalls.fallocate(fd, mode, offset, length)
-    finally:
-        os.close(fd)
+    with _standing_out():
+        try:
+            syscalls.fallocate(fd, mode, offset, length)
+        finally:
+            os.close(fd)
     _answer(connection, Answer())
+
+
+@contextmanager
+def _standing_out() -> Iterator[None]:
+    """In a with block the OOM killer takes this process, and not the helper.
+
+    It compares how much processes have mapped, and what is allocated in a file is not.
+    So something is mapped that costs no memory: the interpreter, a few times.
+    """
+    with ExitStack() as stack:
+        with open("/proc/self/exe", "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for _ in range(-(-_STANDING_OUT_BYTES // size)):
+                stack.enter_context(
+                    mmap.mmap(
+                        file.fileno(),
+                        size,
+                        flags=mmap.MAP_PRIVATE | mmap.MAP_POPULATE,
+                        prot=mmap.PROT_READ,
+                    )
+                )
+        yield
 
 
 def _open_tmpfile(connection: socket.socket, path: bytes, device: str) -> None:

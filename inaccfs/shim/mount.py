@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from inaccfs.shim.counters import Counters
+from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class Shim:
     semantics: Semantics
     # In bytes; see Backing.page_size.
     page_size: int
-    # Makes long allocations interruptible; without it they are not.
+    # Makes long allocations interruptible, and those that the OOM killer may end.
     allocator: Allocator | None = None
+    # How much may be allocated without it.
+    headroom: Headroom = field(default_factory=Headroom)
     # Where page frame numbers come from; without it there are none to get.
     frames: FrameSource | None = None
     counters: Counters = field(default_factory=Counters)
