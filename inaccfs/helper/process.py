@@ -75,9 +75,8 @@ def serve(requests: socket.socket) -> None:
 
 def run_alone(bootstrap: int, parent: int) -> None:
     """Be a helper of *parent* in an interpreter of its own: see `starting`."""
-    with syscalls.oom_score_adj(OOM_SCORE_ADJ):
-        syscalls.set_dumpable(False)
-        run_child(partial(_introduce, bootstrap), parent)
+    syscalls.set_dumpable(False)
+    run_child(partial(_introduce, bootstrap), parent)
 
 
 def _introduce(bootstrap: int) -> None:

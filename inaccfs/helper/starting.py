@@ -22,7 +22,7 @@ from typing import Final
 import trio
 
 from inaccfs.helper import wire
-from inaccfs.helper.process import run_child, serve
+from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 
 # On a machine that is busy with nothing else this takes a tenth of a second.
 _START_SECONDS: Final = 30.0
@@ -128,7 +128,7 @@ async def start_anew() -> Process:
 
 def _spawn(bootstrap: int) -> subprocess.Popen[bytes]:
     top = str(Path(__file__).resolve().parent.parent.parent)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         # Of the environment and of installed packages it needs nothing.
         [
             *(sys.executable, "-I", "-S", "-c", _CODE, top),
@@ -139,6 +139,10 @@ def _spawn(bootstrap: int) -> subprocess.Popen[bytes]:
         env={},
         cwd="/",
     )
+    # Before it has the memory to do so itself.
+    with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb") as file:
+        file.write(b"%d" % OOM_SCORE_ADJ)
+    return process
 
 
 def _receive_requests(bootstrap: socket.socket) -> socket.socket:

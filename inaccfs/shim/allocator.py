@@ -17,6 +17,7 @@ import trio
 
 from inaccfs.helper import wire
 from inaccfs.helper.pool import WorkerGoneError
+from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ class Undoing:
 class Allocator:
     """Makes long allocations, each in a worker of its own."""
 
-    def __init__(self, workers: Pool) -> None:
+    def __init__(self, workers: Pool, headroom: Headroom | None = None) -> None:
         """Use *workers*; they are closed by whoever made them."""
         self._workers: Final = workers
+        self._headroom: Final = headroom or Headroom()
 
     async def allocate(
         self, fd: int, mode: int, offset: int, length: int, interrupted: trio.Event
@@ -62,9 +64,11 @@ class Allocator:
 
         Raises:
             OSError: the errno of fallocate(2); EINTR when it was interrupted and has
-                ended; ENOMEM when the worker was killed, by the OOM killer most
-                likely; EAGAIN and the like, when no process is to be had.
+                ended; ENOMEM near the limit of a memory cgroup, and when the worker
+                was killed, by the OOM killer most likely; EAGAIN and the like, when no
+                process is to be had.
         """
+        self._headroom.check(fd, offset, length)
         request = wire.pack_request(wire.ALLOCATE, mode, offset, length)
         try:
             return await self._allocate(request, fd, interrupted)

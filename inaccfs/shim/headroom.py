@@ -1,17 +1,22 @@
 """How much memory the daemon may still take, by the memory cgroups that it is in.
 
 At the limit of a memory cgroup an allocation does not fail: the OOM killer ends a
-process of the cgroup, and the daemon is one. So near the limit memory is allocated by a
-worker, which the OOM killer takes first, and whose end is ENOMEM to the caller. (Memory
-of a tmpfs is charged to who allocates it, see memory.max in cgroup-v2.rst, and a worker
-is where the daemon is.)
+process of the cgroup, and the daemon is one. So what would exceed the limit is refused
+with ENOMEM. Whether it would is not certain: others take memory meanwhile, and what can
+be swapped out counts as used. So near the limit memory is allocated by a worker, which
+the OOM killer takes first, and whose end is ENOMEM to the caller. (Memory of a tmpfs is
+charged to who allocates it, see cgroup-v2.rst, and a worker is where the daemon is.)
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from inaccfs import mmcalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
 # Another look is due after so many bytes, for others take memory, too. A look takes a
 # tenth of a millisecond, and the kernel needs more than five to clear so much.
 _BETWEEN_LOOKS: Final = 32 << 20
+
+# What files leave of a limit to everything else, or a sixteenth of it, if that is less.
+_RESERVE: Final = 8 << 20
 
 _UNLIMITED: Final = 1 << 62
 
@@ -55,24 +63,50 @@ class Headroom:
         self.left = max(length, min(safe, _BETWEEN_LOOKS)) if length <= safe else 0
         return length <= safe
 
-    def free(self) -> int:
-        """What all the limits leave. Memory that could be reclaimed is not counted."""
-        try:
-            return min(self._frees(), default=_UNLIMITED)
-        except OSError:
-            # No /proc, or a cgroup that has just gone.
-            return _UNLIMITED
+    def check(self, fd: int, offset: int, length: int) -> None:
+        """Refuse to fill a part of a file, in bytes, if that would exceed a limit.
 
-    def _frees(self) -> Iterator[int]:
-        for kind, top, directory in self._directories():
+        Raises:
+            OSError: ENOMEM.
+        """
+        if length <= (spare := self.spare()) or _can_swap():
+            return
+        if length - _present(fd, offset, length) > spare:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    def free(self) -> int:
+        """What all limits leave. What could be reclaimed counts as used."""
+        return min(
+            (limit - usage for _, limit, usage in self._levels()), default=_UNLIMITED
+        )
+
+    def spare(self) -> int:
+        """What all limits leave for files. What could be reclaimed counts as free."""
+        return min(
+            (
+                limit - usage + _reclaimable(directory) - min(_RESERVE, limit // 16)
+                for directory, limit, usage in self._levels()
+            ),
+            default=_UNLIMITED,
+        )
+
+    def _levels(self) -> Iterator[tuple[str, int, int]]:
+        """Each cgroup that has a limit: its directory, the limit, and what is used."""
+        try:
+            hierarchies = list(self._directories())
+        except OSError:
+            # No /proc.
+            return
+        for kind, top, directory in hierarchies:
             limit_name, usage_name = _FILES[kind]
+            at = directory
             while True:
-                limit = _number(f"{directory}/{limit_name}")
+                limit = _number(f"{at}/{limit_name}")
                 if limit < _UNLIMITED:
-                    yield max(0, limit - _number(f"{directory}/{usage_name}"))
-                if directory == top:
+                    yield at, limit, _number(f"{at}/{usage_name}")
+                if at == top:
                     break
-                directory = os.path.dirname(directory)
+                at = os.path.dirname(at)
 
     def _directories(self) -> Iterator[tuple[str, str, str]]:
         """Of each hierarchy: its kind, where it is mounted, and where our cgroup is."""
@@ -114,3 +148,32 @@ def _number(path: str) -> int:
     except OSError:
         return _UNLIMITED
     return _UNLIMITED if text == b"max" else int(text)
+
+
+def _reclaimable(directory: str) -> int:
+    """How much of a cgroup's memory is cache of files, but for those of a tmpfs."""
+    wanted = (
+        {b"total_inactive_file", b"total_active_file"}
+        if os.path.exists(f"{directory}/memory.limit_in_bytes")
+        else {b"inactive_file", b"active_file"}
+    )
+    with suppress(OSError), open(f"{directory}/memory.stat", "rb") as lines:
+        return sum(int(line.split()[1]) for line in lines if line.split()[0] in wanted)
+    return 0
+
+
+def _can_swap() -> bool:
+    with suppress(OSError), open("/proc/meminfo", "rb") as lines:
+        return any(
+            line.startswith(b"SwapFree:") and int(line.split()[1]) for line in lines
+        )
+    return False
+
+
+def _present(fd: int, offset: int, length: int) -> int:
+    """How many bytes of a part of a file have memory, or may have."""
+    try:
+        return mmcalls.pages_there(fd, offset, length) * mmap.PAGESIZE
+    except OSError:
+        # A hugetlbfs, or a kernel before 6.5.
+        return os.fstat(fd).st_blocks * 512
