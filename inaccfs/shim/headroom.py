@@ -57,9 +57,8 @@ class Headroom:
 
     def look(self, length: int) -> bool:
         """Look again; whether *left* is *length* or more now."""
-        free = self.free()
         # Others take memory meanwhile, and the daemon itself, for what it remembers.
-        safe = free // 2
+        safe = self.free() // 2
         self.left = max(length, min(safe, _BETWEEN_LOOKS)) if length <= safe else 0
         return length <= safe
 
@@ -75,23 +74,21 @@ class Headroom:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     def free(self) -> int:
-        """What all limits leave. What could be reclaimed counts as used."""
-        return min(
-            (limit - usage for _, limit, usage in self._levels()), default=_UNLIMITED
-        )
+        """What all limits leave for files. What could be reclaimed counts as used."""
+        return min((free for _, free in self._levels()), default=_UNLIMITED)
 
     def spare(self) -> int:
         """What all limits leave for files. What could be reclaimed counts as free."""
         return min(
-            (
-                limit - usage + _reclaimable(directory) - min(_RESERVE, limit // 16)
-                for directory, limit, usage in self._levels()
-            ),
+            (free + _reclaimable(directory) for directory, free in self._levels()),
             default=_UNLIMITED,
         )
 
-    def _levels(self) -> Iterator[tuple[str, int, int]]:
-        """Each cgroup that has a limit: its directory, the limit, and what is used."""
+    def _levels(self) -> Iterator[tuple[str, int]]:
+        """Each cgroup that has a limit: its directory, and what that leaves for files.
+
+        Less than nothing, where the reserve is being used.
+        """
         try:
             hierarchies = list(self._directories())
         except OSError:
@@ -103,7 +100,8 @@ class Headroom:
             while True:
                 limit = _number(f"{at}/{limit_name}")
                 if limit < _UNLIMITED:
-                    yield at, limit, _number(f"{at}/{usage_name}")
+                    usage = _number(f"{at}/{usage_name}")
+                    yield at, limit - usage - min(_RESERVE, limit // 16)
                 if at == top:
                     break
                 at = os.path.dirname(at)
