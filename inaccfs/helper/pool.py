@@ -139,13 +139,17 @@ class Pool:
 
     async def run(self) -> None:
         """Keep a helper, and a worker for the next request; until cancelled."""
+        told = ""
         while True:
             begun = trio.current_time()
             try:
                 self.give_back(await self.lease())
             except OSError as exc:
-                log.error("no helper: %s", exc)  # noqa: TRY400
+                if str(exc) != told:
+                    told = str(exc)
+                    log.error("no helper process: %s", told)  # noqa: TRY400
             else:
+                told = ""
                 # Another task may start the next one, and close this, while we wait.
                 with suppress(trio.ClosedResourceError):
                     await trio.lowlevel.wait_readable(self._process.pidfd)
