@@ -227,6 +227,31 @@ async def test_a_helper_that_was_killed_is_followed_by_another(
     assert allocated(memory) == PAGE
 
 
+async def test_what_was_under_way_when_the_helper_was_killed_is_done_again(
+    allocator: Working, memory: int
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(allocator.allocate, memory, 0, 0, HUGE, trio.Event())
+        await _until_it_is_in_the_middle(memory)
+        await _end(allocator.helper)
+    assert allocated(memory) == HUGE
+
+
+async def test_a_worker_that_was_killed_is_enomem(worker: Worker, memory: int) -> None:
+    """Unless the caller has been interrupted, nothing is EINTR."""
+
+    async def allocate(with_: Allocator) -> None:
+        with refused(errno.ENOMEM):
+            await with_.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, trio.Event())
+
+    with working() as made:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(allocate, made)
+            pidfd = await worker.works()
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
 class FewForks:
     """Stands in for os.fork(): after so many calls one does not succeed."""
 
