@@ -5,6 +5,7 @@ The ladder of the package, each importing only what stands above it:
 
     errors, syscalls,    the kinds of failure; the system calls that Python lacks;
     mountinfo, streams   what is mounted where; the standard streams
+    helper               the process for what may hang or must be killable
     shim                 the patch: one file's rules and state, and the backing
     fuse                 mounting, the wire, the channel, the namespace
     control              the control socket: messages and server

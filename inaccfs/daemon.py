@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, tracing
+from inaccfs import runtime, syscalls, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
@@ -27,6 +27,8 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.seal import make_seal
+from inaccfs.helper.process import OOM_SCORE_ADJ
+from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
@@ -84,8 +86,6 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     Raises:
         InaccfsError: the mount could not be made.
     """
-    # First of all: else others of the same user could open the backing through /proc.
-    tracer = tracing.hide()
     mountpoint = mounting.check_mountpoint(config.mountpoint)
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
@@ -93,10 +93,15 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     descriptors.raise_limit()
     stop = _StopRequest()
-    allocator = Allocator()
+    # A plain user's /proc/self is root's while the process is undumpable. There is
+    # nothing to steal yet, and hide() finds out who has come in meanwhile.
+    syscalls.set_dumpable(True)
+    with syscalls.oom_score_adj(OOM_SCORE_ADJ):
+        tracer = tracing.hide()
+        helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
-        stack.callback(allocator.close)
+        stack.callback(helper.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs,
@@ -120,7 +125,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.enter_context(listener)
         device = mounting.mount(mountpoint, config.fuse)
         stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, allocator, source, device, tracer)
+        parts = _Parts(mountpoint, control, backing, helper, source, device, tracer)
         daemon = _Daemon(config, parts, stop)
         stack.callback(daemon.unmount)
         daemon.serve(listener, ready)
@@ -170,7 +175,7 @@ class _Parts:
     mountpoint: str
     control: str
     backing: Backing
-    allocator: Allocator
+    helper: Helper
     frames: FrameSource
     # The /dev/fuse fd.
     device: int
@@ -196,12 +201,13 @@ class _Daemon:
         self._shim = Shim(
             telling(config.semantics),
             backing.page_size,
-            allocator=parts.allocator,
+            allocator=Allocator(parts.helper),
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
             space=self._closer,
             patience=self._patience,
         )
+        self._helper = parts.helper
         self._namespace = Namespace(
             backing,
             self._shim,
@@ -264,13 +270,19 @@ class _Daemon:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._patience.run)
+            nursery.start_soon(self._helper.run)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
                 server.Actions(self._describer.status, lambda: self._end("quit")),
-                Files(self._namespace, self._mountpoint, self._device_number),
+                Files(
+                    self._namespace,
+                    self._mountpoint,
+                    self._device_number,
+                    self._helper,
+                ),
                 self._shim,
                 self._config.policy,
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,9 +16,10 @@ if TYPE_CHECKING:
 
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.helper.tasks import Helper
     from inaccfs.shim.file import InaccessibleFile
 
-_OPENING_THREADS: Final = 8
+_OPENING_WORKERS: Final = 8
 
 _WRITABLE: Final = (os.O_RDWR, os.O_WRONLY)
 
@@ -76,13 +76,16 @@ def name_of(node: Node) -> str:
 class Files:
     """Opens files for peers. Methods raise `OSError`; its text is for the peer."""
 
-    def __init__(self, namespace: Namespace, mountpoint: str, device: str) -> None:
+    def __init__(
+        self, namespace: Namespace, mountpoint: str, device: str, helper: Helper
+    ) -> None:
         """*device* is the mount's number, "major:minor", as mountinfo has it."""
         self._namespace: Final = namespace
         self._mountpoint: Final = mountpoint
         self._device: Final = device
-        # Of their own: where the mountpoint leads to what hangs, they hang, too.
-        self._opening: Final = trio.CapacityLimiter(_OPENING_THREADS)
+        self._helper: Final = helper
+        # Where the mountpoint leads to what hangs, so many workers hang, too.
+        self._opening: Final = trio.CapacityLimiter(_OPENING_WORKERS)
 
     def open_path(self, path: str) -> OpenFile:
         """The regular file at *path*, which begins at the mount's root.
@@ -135,7 +138,7 @@ class Files:
         fd = await self._open_tmpfile()
         opened: OpenFile | None = None
         try:
-            opened = self._open_new(fd)
+            opened = self.open_fd(fd)
             opened.file.label = label
             self._namespace.chown(self._namespace[opened.ino], uid, gid)
             if size:
@@ -147,43 +150,17 @@ class Files:
             raise
         return fd, opened
 
-    def _open_new(self, fd: int) -> OpenFile:
-        if syscalls.identity(fd)[0] != self._device:
+    async def _open_tmpfile(self) -> int:
+        """Open a new file through the mount; the kernel asks us for it meanwhile."""
+        try:
+            async with self._opening:
+                return await self._helper.open_tmpfile(self._mountpoint, self._device)
+        except OSError as exc:
+            if exc.errno != errno.ESTALE:
+                raise
             raise OSError(
                 errno.ESTALE, f"{self._mountpoint} leads to another file system"
-            )
-        return self.open_fd(fd)
-
-    async def _open_tmpfile(self) -> int:
-        """Open a new file through the mount, in a thread: the kernel asks us for it.
-
-        The thread is abandoned when the caller is cancelled, for then perhaps nobody
-        answers the kernel any more; what it still opens it closes.
-        """
-        lock = threading.Lock()
-        abandoned = False
-        opened: list[int] = []
-
-        def work() -> None:
-            fd = os.open(
-                self._mountpoint, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
-            with lock:
-                opened.append(fd)
-                if abandoned:
-                    os.close(fd)
-
-        try:
-            await trio.to_thread.run_sync(
-                work, abandon_on_cancel=True, limiter=self._opening
-            )
-        except trio.Cancelled:
-            with lock:
-                abandoned = True
-                for fd in opened:
-                    os.close(fd)
-            raise
-        return opened[0]
+            ) from None
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""

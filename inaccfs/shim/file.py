@@ -48,6 +48,7 @@ class InaccessibleFile:
         "_allowed",
         "_check_fallocate",
         "_counters",
+        "_headroom",
         "_idle",
         "_quick_limit",
         "_shim",
@@ -76,6 +77,7 @@ class InaccessibleFile:
         # Looked up once: these are needed for every request.
         self._check_fallocate: Final = shim.semantics.check_fallocate
         self._counters: Final = shim.counters
+        self._headroom: Final = shim.headroom
         # The call that the rules have been asked of, and that found no space at once.
         self._allowed: tuple[int, int, int] | None = None
         # A page may be so large that even one takes long.
@@ -166,9 +168,15 @@ class InaccessibleFile:
 
         It is not for a range that takes more time than the trio loop has, nor while
         others wait for the file, nor where somebody must be told, nor when there is no
-        space, of which some may be on its way back: use `fallocate` then.
+        space, of which some may be on its way back, nor near the limit of a memory
+        cgroup: use `fallocate` then.
         """
         if length > self._quick_limit:
+            return False
+        headroom = self._headroom
+        if length <= headroom.left:
+            headroom.left -= length
+        elif not mode & FALLOC_FL_PUNCH_HOLE and not headroom.allows(length):
             return False
         self._check_fallocate(mode, offset, length, self.page_size)
         # 0 also if it has not been looked up.
@@ -318,14 +326,16 @@ class InaccessibleFile:
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
         if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
             return await self._punch(Part.of(offset, length, self.page_size), change)
-        if length <= self.quick_bytes:
+        allocates = not mode & ~FALLOC_FL_KEEP_SIZE
+        allocator = self._shim.allocator if allocates else None
+        if allocator and length <= SHORT_BYTES and self._headroom.allows(length):
+            allocator = None
+        if length <= self.quick_bytes and allocator is None:
             change()
             return Changed()
         self.begin_long()
         try:
-            allocates = not mode & ~FALLOC_FL_KEEP_SIZE
-            allocator = self._shim.allocator
-            if allocates and length > SHORT_BYTES and allocator is not None:
+            if allocator is not None:
                 self.undoing = await allocator.allocate(
                     self.fd, mode, offset, length, interrupted
                 )

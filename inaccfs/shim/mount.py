@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from inaccfs.shim.counters import Counters
+from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
@@ -65,8 +66,10 @@ class Shim:
     semantics: Semantics
     # In bytes; see Backing.page_size.
     page_size: int
-    # Makes long allocations interruptible; without it they are not.
+    # Makes long allocations interruptible, and those that the OOM killer may end.
     allocator: Allocator | None = None
+    # How much may be allocated without it.
+    headroom: Headroom = field(default_factory=Headroom)
     # Where page frame numbers come from; without it there are none to get.
     frames: FrameSource | None = None
     counters: Counters = field(default_factory=Counters)

@@ -18,6 +18,7 @@ from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,11 +160,32 @@ class Pages:
             limiter=self._shim.threads.fetches,
         )
         try:
+            await self._allocate_apart(start, end)
             return await fetch()
         except OSError as exc:
             if not await self._shim.more_space(exc, freed):
                 raise
         return await fetch()
+
+    async def _allocate_apart(self, start: int, end: int) -> None:
+        """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
+        shim, file = self._shim, self._file
+        length = (end - start) * file.page_size
+        if (
+            shim.allocator is None
+            or not shim.semantics.allocates
+            or shim.headroom.allows(length)
+        ):
+            return
+        # As in a thread: what is being undone is nobody else's to look at.
+        with shim.loop.shield():
+            await shim.allocator.allocate(
+                file.fd,
+                FALLOC_FL_KEEP_SIZE,
+                start * file.page_size,
+                length,
+                shim.loop.event(),
+            )
 
     def _fetch_now(
         self, memory: Memory, start: int, end: int
@@ -193,7 +215,12 @@ class Pages:
             if known is not None:
                 self.memory.get(holder, known)
                 return self._split(known), []
-        if self._file.busy or (end - start) * self._file.page_size > QUICK_FETCH_BYTES:
+        length = (end - start) * self._file.page_size
+        if (
+            self._file.busy
+            or length > QUICK_FETCH_BYTES
+            or not self._shim.headroom.allows(length)
+        ):
             return None
         memory = self._memory_of(start, end)
         try:

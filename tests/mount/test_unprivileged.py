@@ -25,6 +25,7 @@ from inaccfs.runtime import escape
 from tests.mount import support
 from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
 from tests.mount.support import GIB, NOBODY, TOP, run
+from tests.mount.test_helper import children_of, end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -299,6 +300,24 @@ def test_not_even_the_users_own_processes_reach_the_backing(nobody: Nobody) -> N
     with nobody.mounted():
         told = nobody.run("ls", f"/proc/{nobody.pid()}/fd/", status=None)
         assert os.strerror(errno.EACCES) in told.stderr
+
+
+def test_a_users_helper_is_taken_first_and_cannot_be_looked_into(
+    nobody: Nobody,
+) -> None:
+    """Also the one that comes after it."""
+    with nobody.mounted():
+        daemon = int(nobody.pid())
+        for _ in range(2):
+            support.ask_until(lambda: len(children_of(daemon)) == 2)
+            for pid in children_of(daemon):
+                score = Path(f"/proc/{pid}/oom_score_adj").read_text()
+                assert score == "1000\n"
+                told = nobody.run("ls", f"/proc/{pid}/fd/", status=None)
+                assert os.strerror(errno.EACCES) in told.stderr
+            before = children_of(daemon)
+            end(before[0])
+            support.ask_until(lambda: before[0] not in children_of(daemon))  # noqa: B023
 
 
 def test_the_mount_is_the_users_alone(nobody: Nobody) -> None:

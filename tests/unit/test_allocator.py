@@ -19,12 +19,13 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
+from inaccfs.helper.pool import Pool
 from inaccfs.shim.allocator import Allocator, Undoing
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from inaccfs.shim.backing import Backing
 
@@ -35,19 +36,32 @@ HUGE = 4 << 30
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
+class Working(Allocator):
+    """An allocator with workers of its own."""
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+        super().__init__(self.pool)
+
+    @property
+    def helper(self) -> int:
+        """The process that forks the workers."""
+        return self.pool.pid
+
+
 @contextmanager
-def working() -> Iterator[Allocator]:
+def working() -> Iterator[Working]:
     """An allocator for the length of a with block; it forks what is patched so far."""
-    allocator = Allocator()
+    allocator = Working()
     try:
         yield allocator
     finally:
-        allocator.close()
+        allocator.pool.close()
         gc.unfreeze()
 
 
 @pytest.fixture
-def allocator() -> Iterator[Allocator]:
+def allocator() -> Iterator[Working]:
     with working() as made:
         yield made
 
@@ -73,14 +87,14 @@ def has_ended(pidfd: int, seconds: float) -> bool:
 
 @pytest.mark.parametrize(("mode", "size"), [(0, 3 * PAGE), (FALLOC_FL_KEEP_SIZE, 0)])
 async def test_memory_is_allocated(
-    allocator: Allocator, memory: int, mode: int, size: int
+    allocator: Working, memory: int, mode: int, size: int
 ) -> None:
     assert await allocator.allocate(memory, mode, PAGE, 2 * PAGE, trio.Event()) is None
     assert (os.fstat(memory).st_size, allocated(memory)) == (size, 2 * PAGE)
 
 
 async def test_no_space_is_told_and_nothing_is_taken(
-    allocator: Allocator, backing: Backing
+    allocator: Working, backing: Backing
 ) -> None:
     fd = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600, dir_fd=backing.root)
     with refused(errno.ENOSPC):
@@ -100,13 +114,13 @@ async def test_no_space_is_told_and_nothing_is_taken(
     ],
 )
 async def test_the_errno_is_the_kernels(
-    allocator: Allocator, memory: int, mode: int, offset: int, length: int, error: int
+    allocator: Working, memory: int, mode: int, offset: int, length: int, error: int
 ) -> None:
     with refused(error):
         await allocator.allocate(memory, mode, offset, length, trio.Event())
 
 
-async def test_many_at_once(allocator: Allocator) -> None:
+async def test_many_at_once(allocator: Working) -> None:
     with ExitStack() as stack:
         fds = [os.memfd_create(f"{at}") for at in range(8)]
         for fd in fds:
@@ -123,9 +137,11 @@ def _count_children(pid: int) -> int:
 
 
 async def test_nothing_is_left_of_an_allocation(
-    allocator: Allocator, memory: int
+    allocator: Working, memory: int
 ) -> None:
     """No fd here, whatever the collector does, and no heap of dead workers."""
+    # The worker that is left waits for the next.
+    await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     gc.disable()
@@ -138,8 +154,7 @@ async def test_nothing_is_left_of_an_allocation(
         assert len(os.listdir("/proc/self/fd")) <= before
     finally:
         gc.enable()
-    # The helper looks after them when it is asked again.
-    assert _count_children(allocator._helper) < 10
+    assert _count_children(allocator.helper) == 1
 
 
 # --- what it is -------------------------------------------------------------------
@@ -156,13 +171,13 @@ def _held(pid: int) -> list[str]:
 
 
 async def test_the_helper_holds_nothing_of_the_daemons(
-    allocator: Allocator, memory: int, backing: Backing
+    allocator: Working, memory: int, backing: Backing
 ) -> None:
     """Else a mount, a lock or a pipe would outlive the daemon's close of it."""
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     with trio.fail_after(10):
         # The worker may answer before the helper has closed what it has handed on.
-        while len(held := _held(allocator._helper)) > 4:
+        while len(held := _held(allocator.helper)) > 4:
             await trio.lowlevel.checkpoint()
     (requests,) = [name for name in held if name != os.devnull]
     assert requests.startswith("socket:")
@@ -171,15 +186,15 @@ async def test_the_helper_holds_nothing_of_the_daemons(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_signals_for_the_daemon_do_not_end_the_helper(
-    allocator: Allocator, memory: int, number: signal.Signals
+    allocator: Working, memory: int, number: signal.Signals
 ) -> None:
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
-    os.kill(allocator._helper, number)
+    os.kill(allocator.helper, number)
     await allocator.allocate(memory, 0, PAGE, PAGE, trio.Event())
     assert allocated(memory) == 2 * PAGE
 
 
-async def _ask(allocator: Allocator, memory: int) -> tuple[int, int]:
+async def _ask(allocator: Working, memory: int) -> tuple[int, int]:
     """The errno of an allocation, or 0, and how many more fds there are then."""
     before = len(os.listdir("/proc/self/fd"))
     number = 0
@@ -195,27 +210,46 @@ async def _ask(allocator: Allocator, memory: int) -> tuple[int, int]:
     return number, more
 
 
-@pytest.fixture
-def helpless() -> Iterator[Allocator]:
-    """An allocator whose helper was killed."""
-    with working() as allocator:
-        os.kill(allocator._helper, signal.SIGKILL)
-        os.waitid(os.P_PID, allocator._helper, os.WEXITED | os.WNOWAIT)
-        yield allocator
+async def _end(pid: int) -> None:
+    """Kill a process, and wait until it has ended."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    await trio.lowlevel.wait_readable(pidfd)
+    os.close(pidfd)
 
 
-async def test_without_a_helper_an_allocation_fails(
-    helpless: Allocator, memory: int
+async def test_a_helper_that_was_killed_is_followed_by_another(
+    allocator: Working, memory: int
 ) -> None:
     for _ in range(2):
-        number, _ = await _ask(helpless, memory)
-        assert number == errno.EPIPE
+        await _end(allocator.helper)
+        assert await allocator.allocate(memory, 0, 0, PAGE, trio.Event()) is None
+    assert allocated(memory) == PAGE
 
 
-async def test_what_could_not_be_asked_leaves_no_fd(
-    helpless: Allocator, memory: int
+async def test_what_was_under_way_when_the_helper_was_killed_is_done_again(
+    allocator: Working, memory: int
 ) -> None:
-    assert await _ask(helpless, memory) == (errno.EPIPE, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(allocator.allocate, memory, 0, 0, HUGE, trio.Event())
+        await _until_it_is_in_the_middle(memory)
+        await _end(allocator.helper)
+    assert allocated(memory) == HUGE
+
+
+async def test_a_worker_that_was_killed_is_enomem(worker: Worker, memory: int) -> None:
+    """Unless the caller has been interrupted, nothing is EINTR."""
+
+    async def allocate(with_: Allocator) -> None:
+        with refused(errno.ENOMEM):
+            await with_.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, trio.Event())
+
+    with working() as made:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(allocate, made)
+            pidfd = await worker.works()
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
 
 
 class FewForks:
@@ -260,7 +294,7 @@ async def _until_it_is_in_the_middle(fd: int) -> None:
 
 
 async def test_an_interrupted_allocation_gives_all_back(
-    allocator: Allocator, memory: int
+    allocator: Working, memory: int
 ) -> None:
     interrupted = trio.Event()
 
@@ -405,7 +439,7 @@ async def test_an_interrupt_before_the_call_is_not_lost(
         await allocator.allocate(memory, FALLOC_FL_KEEP_SIZE, 0, PAGE, interrupted)
 
 
-async def _interrupt(allocator: Allocator, worker: Worker, memory: int) -> Undoing:
+async def _interrupt(allocator: Working, worker: Worker, memory: int) -> Undoing:
     """Interrupt an allocation that takes long to be undone."""
     interrupted = trio.Event()
     found: list[Undoing | None] = []
@@ -436,7 +470,8 @@ async def test_what_takes_long_to_undo_is_told_in_a_tenth_of_a_second(
         before = len(os.listdir("/proc/self/fd"))
         undoing_worker.let_go()
         await undoing.wait()
-        assert len(os.listdir("/proc/self/fd")) == before - 1
+        # A socket and a pidfd.
+        assert len(os.listdir("/proc/self/fd")) == before - 2
 
 
 async def test_any_number_can_wait_for_an_undoing(
@@ -511,31 +546,12 @@ async def test_one_that_is_stuck_holds_up_no_other(worker: Worker, memory: int) 
 # --- whatever else ends it --------------------------------------------------------
 
 
-async def _wait_in_the_loop(worker: Worker) -> int:
-    return await worker.works()
-
-
-async def _wait_outside_the_loop(worker: Worker) -> int:
-    """So the cancel comes before the daemon has been told how to kill the worker."""
-    await trio.testing.wait_all_tasks_blocked()
-    return worker.wait_until_it_works()
-
-
-@pytest.mark.parametrize(
-    "works",
-    [
-        _wait_in_the_loop,
-        _wait_outside_the_loop,
-    ],
-)
-async def test_a_cancelled_allocation_is_killed(
-    worker: Worker, memory: int, works: Callable[[Worker], Awaitable[int]]
-) -> None:
+async def test_a_cancelled_allocation_is_killed(worker: Worker, memory: int) -> None:
     mode = FALLOC_FL_KEEP_SIZE
     with working() as allocator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(allocator.allocate, memory, mode, 0, PAGE, trio.Event())
-            pidfd = await works(worker)
+            pidfd = await worker.works()
             nursery.cancel_scope.cancel()
         ended = has_ended(pidfd, 1)
         if not ended:
@@ -559,6 +575,7 @@ async def test_one_that_is_cancelled_at_once_is_killed(
 DAEMON = """
 import os, signal, sys, trio
 from inaccfs import syscalls
+from inaccfs.helper.pool import Pool
 from inaccfs.shim.allocator import Allocator
 
 def tell(number):
@@ -570,8 +587,9 @@ def stuck(*_):
     signal.pause()
 
 syscalls.fallocate = stuck
-allocator = Allocator()
-tell(allocator._helper)
+pool = Pool()
+allocator = Allocator(pool)
+tell(pool.pid)
 trio.run(allocator.allocate, os.memfd_create("backing"), 0, 0, 4096, trio.Event())
 """
 
@@ -590,17 +608,17 @@ def test_all_die_with_the_daemon(worker: Worker) -> None:
         os.close(pidfd)
 
 
-def test_close_ends_the_helper(memory: int) -> None:
+def test_close_ends_the_helper() -> None:
     with working() as allocator:
-        helper = os.pidfd_open(allocator._helper)
+        helper = os.pidfd_open(allocator.helper)
         assert not has_ended(helper, 0)
     assert has_ended(helper, 0)
     os.close(helper)
     with pytest.raises(ChildProcessError):
-        os.waitpid(allocator._helper, 0)
+        os.waitpid(allocator.helper, 0)
 
 
-def test_the_requests_are_for_the_daemon_alone(allocator: Allocator) -> None:
+def test_the_requests_are_for_the_daemon_alone(allocator: Working) -> None:
     """What it starts, fusermount3 for one, could keep the helper alive."""
-    fd = allocator._requests.fileno()
+    fd = allocator.pool._process.requests.fileno()
     assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC

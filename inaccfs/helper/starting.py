@@ -1,0 +1,172 @@
+"""Starting the helper: a fork as the daemon begins, an interpreter of its own later.
+
+Once the daemon has a mount, threads and pinned memory, a fork of it would keep all that
+alive for as long as the helper lives. So a helper that was killed is followed by one
+that starts from nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from inaccfs.helper import wire
+from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
+
+# On a machine that is busy with nothing else this takes a tenth of a second.
+_START_SECONDS: Final = 30.0
+
+_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
+
+
+def is_readable(fd: int) -> bool:
+    """Whether a socket has something, or a process has ended, now."""
+    # Not select(2), which takes no fd above 1023.
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class Process:
+    """A helper, and the socket that it takes requests from."""
+
+    def __init__(
+        self,
+        pid: int,
+        requests: socket.socket,
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self.pid: Final = pid
+        self.requests: Final = requests
+        # Of an interpreter of its own.
+        self._process = process
+        # Readable once it has ended.
+        self.pidfd: Final = os.pidfd_open(pid)
+        requests.setblocking(False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is no more."""
+        return is_readable(self.pidfd)
+
+    def close(self) -> None:
+        """End it, and wait until it has ended. It waits for nobody."""
+        self.requests.close()
+        if self._process is not None:
+            self._process.wait()
+        else:
+            # Where SIGCHLD is ignored the kernel has waited for it.
+            with suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+
+
+def fork() -> Process:
+    """Start a helper. Call it before threads, secrets and mounts are made."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # What has been made so far is shared with the helper as long as the collector
+    # does not write to it.
+    gc.freeze()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        run_child(partial(serve, theirs), parent)
+    theirs.close()
+    return Process(pid, ours)
+
+
+_CODE: Final = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+from inaccfs.helper import process
+process.run_alone(int(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+async def start_anew() -> Process:
+    """Start a helper from nothing. From the main thread: it dies with that.
+
+    Until it has made itself undumpable, others of the same user could take over what
+    it has, so it makes the socket for requests itself, after that.
+
+    Raises:
+        OSError: no process is to be had, or it did not become what it should.
+    """
+    bootstrap, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    bootstrap.setblocking(False)
+    with bootstrap:
+        with theirs:
+            process = _spawn(theirs.fileno())
+        try:
+            with trio.fail_after(_START_SECONDS):
+                await trio.lowlevel.wait_readable(bootstrap)
+            requests = _receive_requests(bootstrap)
+            try:
+                _check(requests, process.pid)
+                return Process(process.pid, requests, process)
+            except BaseException:
+                requests.close()
+                raise
+        except BaseException as exc:
+            process.kill()
+            process.wait()
+            if isinstance(exc, trio.TooSlowError):
+                raise TimeoutError("it did not start in time") from None
+            raise
+
+
+def _spawn(bootstrap: int) -> subprocess.Popen[bytes]:
+    top = str(Path(__file__).resolve().parent.parent.parent)
+    process = subprocess.Popen(
+        # Of the environment and of installed packages it needs nothing.
+        [
+            *(sys.executable, "-I", "-S", "-c", _CODE, top),
+            *(str(bootstrap), str(os.getpid())),
+        ],
+        pass_fds=[bootstrap],
+        stdin=subprocess.DEVNULL,
+        env={},
+        cwd="/",
+    )
+    # Before it has the memory to do so itself.
+    with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb") as file:
+        file.write(b"%d" % OOM_SCORE_ADJ)
+    return process
+
+
+def _receive_requests(bootstrap: socket.socket) -> socket.socket:
+    """The socket for requests that the helper has made."""
+    try:
+        _, fd = wire.receive(bootstrap)
+    except ConnectionError:
+        fd = -1
+    if fd < 0:
+        raise ConnectionAbortedError("it ended as it started")
+    return socket.socket(fileno=fd)
+
+
+def _check(requests: socket.socket, pid: int) -> None:
+    """Make sure that helper *pid* made the socket, and that nobody controls it."""
+    credentials = requests.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
+    )
+    if _ucred.unpack(credentials)[0] != pid or _is_traced(pid):
+        raise PermissionError("somebody traces it or answers in its place")
+
+
+def _is_traced(pid: int) -> bool:
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+        return any(
+            line.startswith("TracerPid:") and int(line.split()[1]) for line in lines
+        )

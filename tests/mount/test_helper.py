@@ -1,0 +1,291 @@
+"""What the helper does for a mount, and that nothing of it hangs, or is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+import inaccfs
+from inaccfs import syscalls
+from inaccfs.helper.tasks import Helper
+from tests.mount import support
+from tests.mount.peers import peer
+from tests.mount.support import MIB, PAGE
+from tests.mount.unanswered import unanswered
+from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.fuse]
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    found = []
+    with suppress(FileNotFoundError):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        for child in map(int, text.split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def punch(fd: int, length: int) -> None:
+    """Take the memory of a file away, from its beginning."""
+    mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+    syscalls.fallocate(fd, mode, 0, length)
+
+
+def have_ended(pidfds: list[int], seconds: float) -> bool:
+    """Whether processes end within so many seconds."""
+    deadline = time.monotonic() + seconds
+    for pidfd in pidfds:
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([pidfd], [], [], left)[0]:
+            return False
+    return True
+
+
+# --- an fd whose close hangs ------------------------------------------------------
+
+
+def device_of(path: Path) -> str:
+    fd = os.open(path, os.O_PATH)
+    device, _ = syscalls.identity(fd)
+    os.close(fd)
+    return device
+
+
+@support.needs_root
+async def test_what_hangs_when_it_is_closed_stays_out(tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    device = device_of(tmp_path)
+    with ExitStack() as stack:
+        # First, as in the daemon: what is forked has what is open.
+        helper = Helper()
+        stuck = stack.enter_context(unanswered(point))
+        stack.callback(helper.close)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(ours)
+        stack.enter_context(theirs)
+        socket.send_fds(theirs, [b"one"], [stuck])
+        received = await helper.receive_fd(ours, 3, device)
+        assert received[:3] == (3, -1, True)
+        assert received.closing is not None
+        # Others have a worker of their own.
+        theirs.send(b"two")
+        assert await helper.receive_fd(ours, 3, device) == (3, -1, False, None)
+        assert not received.closing.has_ended
+        pidfds = [os.pidfd_open(pid) for pid in children_of(helper.pid)]
+    # The helper waited for nobody; and its workers ended with the file system.
+    assert have_ended(pidfds, 10)
+    with trio.fail_after(10):
+        await received.closing.wait()
+    for pidfd in pidfds:
+        os.close(pidfd)
+
+
+# --- killed -----------------------------------------------------------------------
+
+
+def end(pid: int) -> None:
+    """Kill a process, and wait until it has ended."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert have_ended([pidfd], support.PATIENCE)
+    os.close(pidfd)
+
+
+def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> None:
+    with peer(mount.control) as shim, open(mount.path / "guest", "wb") as guest:
+        for _ in range(2):
+            for pid in children_of(mount.pid):
+                with suppress(ProcessLookupError):
+                    end(pid)
+            assert shim.do("memfd-create", name="m", fdname="m") == {}
+            assert shim.do("closefd", fdname="m") == {}
+            os.posix_fallocate(guest.fileno(), 0, 130 * MIB)
+            punch(guest.fileno(), 130 * MIB)
+    told = mount.log.read_text()
+    assert told.count("the helper was killed: started anew") == 2, told
+
+
+def _created(path: Path, stack: ExitStack) -> threading.Thread:
+    """A thread that makes files through the control socket until the daemon dies."""
+
+    def work() -> None:
+        with suppress(OSError, AssertionError), peer(path) as shim:
+            while True:
+                shim.do("memfd-create", name="m", fdname="m", size=8 * MIB)
+                os.posix_fallocate(shim.fds[-1], 0, 2 * MIB)
+                shim.do("closefd", fdname="m")
+                while len(shim.fds) > 3:
+                    os.close(shim.fds.pop(0))
+
+    thread = threading.Thread(target=work)
+    stack.callback(thread.join)
+    thread.start()
+    return thread
+
+
+def _kill_meanwhile(backing: Path, seconds: float) -> None:
+    with inaccfs.mounted(backing=backing) as mount, ExitStack() as stack:
+        for _ in range(4):
+            _created(mount.control, stack)
+        time.sleep(seconds)
+        pidfds: list[int] = []
+        for pid in (mount.pid, *children_of(mount.pid)):
+            with suppress(ProcessLookupError):
+                pidfds.append(os.pidfd_open(pid))
+                stack.callback(os.close, pidfds[-1])
+        mount.process.kill()
+        assert have_ended(pidfds, 2)
+        with refused(errno.ENOTCONN):
+            os.stat(mount.path / "x")
+
+
+@support.needs_root
+@pytest.mark.parametrize("seed", range(8))
+def test_a_daemon_killed_while_it_makes_files_ends(tmp_path: Path, seed: int) -> None:
+    """All processes and memory go, whatever was under way."""
+    backing = tmp_path / "backing"
+    backing.mkdir()
+    syscalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
+    with ExitStack() as stack:
+        stack.callback(syscalls.umount, str(backing), syscalls.MNT_DETACH)
+        with pytest.raises(inaccfs.InaccfsError, match="ended with status -9"):
+            _kill_meanwhile(backing, random.Random(seed).uniform(0.05, 0.3))
+        totals = os.statvfs(backing)
+        assert totals.f_bfree == totals.f_blocks
+
+
+# --- memory cgroups ---------------------------------------------------------------
+
+
+@contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of the test's own, of version 1 or 2; for a with block."""
+    for top, name in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+    ):
+        directory = Path(top, f"inaccfs-test-{os.getpid()}")
+        try:
+            directory.mkdir()
+        except OSError:
+            continue
+        try:
+            (directory / name).write_text(str(limit))
+            break
+        except OSError:
+            directory.rmdir()
+    else:
+        pytest.skip("no memory cgroup can be made here")
+    try:
+        yield directory
+    finally:
+        deadline = time.monotonic() + support.PATIENCE
+        while True:
+            try:
+                directory.rmdir()
+                break
+            except OSError:
+                # Its last process has just ended.
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
+def _move(mount: inaccfs.Mount, cgroup: Path) -> list[int]:
+    """Let all processes of a mount be in a cgroup; returns the helper and its worker.
+
+    What they have already stays charged to where it was.
+    """
+    support.ask_until(lambda: len(children_of(mount.pid)) == 2)
+    helpers = children_of(mount.pid)
+    for pid in (mount.pid, *helpers):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+    return helpers
+
+
+@support.needs_root
+@pytest.mark.parametrize("mib", [150, 100, 1])
+def test_beyond_the_limit_of_a_cgroup_is_enomem(mib: int) -> None:
+    """One large allocation, or many small ones: they fail, and the daemon lives."""
+    with memory_cgroup(96 * MIB) as cgroup, support.mounted(size="1g") as mount:
+        helper, _ = _move(mount, cgroup)
+        with open(mount.path / "guest", "wb") as guest:
+            for _ in range(3):
+                with refused(errno.ENOMEM):
+                    for at in range(0, 400, mib):
+                        os.posix_fallocate(guest.fileno(), at * MIB, mib * MIB)
+            assert children_of(mount.pid)[0] == helper
+            # What there is can be used again.
+            punch(guest.fileno(), 400 * MIB)
+            os.posix_fallocate(guest.fileno(), 0, 16 * MIB)
+
+
+@support.needs_root
+def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
+    with memory_cgroup(96 * MIB) as cgroup, support.mounted(size="1g") as mount:
+        _move(mount, cgroup)
+        (mount.path / "guest").touch()
+        os.truncate(mount.path / "guest", 400 * MIB)
+        with peer(mount.control) as shim:
+            pages = MIB // PAGE
+            for at in range(0, 400 * pages, pages):
+                told = shim.do("get-pfn", file="/guest", offset=at, count=pages)
+                if isinstance(told, str):
+                    break
+            assert "ENOMEM" in told
+
+
+@support.needs_root
+def test_a_worker_that_is_killed_is_enomem(mount: inaccfs.Mount) -> None:
+    """As by the OOM killer: nobody has interrupted the caller."""
+    found: list[int] = []
+
+    def allocate() -> None:
+        with open(mount.path / "guest", "wb") as guest:
+            try:
+                os.posix_fallocate(guest.fileno(), 0, support.GIB)
+            except OSError as exc:
+                found.append(exc.errno or 0)
+
+    support.need_memory(support.GIB)
+    helper = children_of(mount.pid)[0]
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    backing_in_use = 16 * MIB // PAGE
+    support.ask_until(
+        lambda: (
+            (totals := os.statvfs(mount.path)).f_blocks - totals.f_bfree
+            > backing_in_use
+        )
+    )
+    for worker in children_of(helper):
+        os.kill(worker, signal.SIGKILL)
+    thread.join()
+    assert found == [errno.ENOMEM]
+
+
+def test_the_oom_killer_takes_helper_and_workers_first(mount: inaccfs.Mount) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert score(mount.pid) == score(os.getpid())
+    helpers = children_of(mount.pid)
+    assert helpers
+    assert {score(pid) for pid in helpers} == {1000}

@@ -1,0 +1,130 @@
+"""How much memory the cgroups leave, as the files of a cgroup file system tell it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.shim import headroom
+from inaccfs.shim.headroom import Headroom
+from tests.unit.fakes import refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+LIMIT = 96 * MIB
+# What is kept for everything but files, of this limit.
+RESERVE = 6 * MIB
+
+
+class Machine:
+    """A /proc/self and a hierarchy of cgroups, "/" to "/one/two"."""
+
+    def __init__(self, directory: Path, version: int, root: str = "/") -> None:
+        self.proc = directory / "proc"
+        self.top = directory / "cgroups"
+        self.proc.mkdir()
+        (self.top / "one" / "two").mkdir(parents=True)
+        self.limit, self.usage = headroom._FILES[
+            "cgroup2" if version == 2 else "cgroup"
+        ]
+        self.prefix = "" if version == 2 else "total_"
+        kind = "cgroup2" if version == 2 else "cgroup"
+        options = "rw" if version == 2 else "rw,memory"
+        (self.proc / "mountinfo").write_text(
+            f"30 24 0:26 {root} {self.top} rw - {kind} cgroup {options}\n"
+        )
+        self.line = "0::" if version == 2 else "4:cpu,memory:"
+        self.move("/one/two")
+
+    def move(self, path: str) -> None:
+        (self.proc / "cgroup").write_text(f"9:pids:/\n{self.line}{path}\n")
+
+    def set(self, path: str, limit: int | str, usage: int, cache: int = 0) -> None:
+        directory = self.top / path
+        (directory / self.limit).write_text(f"{limit}\n")
+        (directory / self.usage).write_text(f"{usage}\n")
+        (directory / "memory.stat").write_text(
+            f"file 7\n{self.prefix}inactive_file {cache}\n{self.prefix}active_file 0\n"
+        )
+
+    def headroom(self) -> Headroom:
+        return Headroom(str(self.proc))
+
+
+@pytest.fixture(params=[1, 2])
+def machine(tmp_path: Path, request: pytest.FixtureRequest) -> Machine:
+    return Machine(tmp_path, request.param)
+
+
+def test_without_a_limit_all_is_allowed(machine: Machine) -> None:
+    machine.set("one/two", "max" if "max" in machine.limit else (1 << 63) - 4096, MIB)
+    assert machine.headroom().allows(1 << 40)
+
+
+def test_without_cgroups_all_is_allowed(tmp_path: Path) -> None:
+    assert Headroom(str(tmp_path)).allows(1 << 40)
+
+
+def test_half_of_what_is_left_is_allowed(machine: Machine) -> None:
+    machine.set("one/two", LIMIT, LIMIT - RESERVE - 8 * MIB)
+    made = machine.headroom()
+    assert not made.allows(5 * MIB)
+    assert made.allows(3 * MIB)
+    # Without another look.
+    machine.set("one/two", LIMIT, LIMIT)
+    assert made.allows(MIB)
+    assert not made.allows(MIB)
+
+
+def test_the_narrowest_limit_counts(machine: Machine) -> None:
+    machine.set("one/two", LIMIT, 0)
+    machine.set("one", LIMIT, LIMIT - RESERVE - MIB)
+    assert machine.headroom().free() == MIB
+    machine.move("/")
+    assert machine.headroom().allows(LIMIT)
+
+
+def test_the_daemon_may_be_moved(machine: Machine) -> None:
+    machine.set("one/two", LIMIT, LIMIT)
+    made = machine.headroom()
+    assert not made.allows(MIB)
+    machine.move("/one")
+    assert made.allows(MIB)
+
+
+def test_a_part_of_the_hierarchy_may_be_mounted(tmp_path: Path) -> None:
+    """As in a container without a namespace for cgroups."""
+    machine = Machine(tmp_path, 2, root="/one")
+    (machine.top / "two").mkdir()
+    machine.set("two", LIMIT, LIMIT - RESERVE)
+    assert machine.headroom().free() == 0
+    # And where it is not mounted nothing is known.
+    machine.move("/oneself")
+    assert machine.headroom().allows(LIMIT)
+
+
+def test_what_can_be_reclaimed_is_for_files(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headroom, "_can_swap", lambda: False)
+    machine.set("one/two", LIMIT, LIMIT - RESERVE, cache=8 * MIB)
+    made = machine.headroom()
+    assert not made.allows(MIB)
+    fd = os.memfd_create("backing")
+    made.check(fd, 0, 8 * MIB)
+    with refused(errno.ENOMEM):
+        made.check(fd, 0, 8 * MIB + 4096)
+    # What is there already takes no memory.
+    os.posix_fallocate(fd, MIB, MIB)
+    made.check(fd, 0, 9 * MIB)
+    with refused(errno.ENOMEM):
+        made.check(fd, 2 * MIB, 9 * MIB)
+    # What can be swapped out may leave more.
+    monkeypatch.setattr(headroom, "_can_swap", lambda: True)
+    made.check(fd, 0, LIMIT)
+    os.close(fd)
