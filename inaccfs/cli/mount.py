@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs import launch, runtime
 from inaccfs.cli import mountoptions
 from inaccfs.errors import DaemonFailedError, MountError
-from inaccfs.fuse import mounting
+from inaccfs.fuse.mountpoint import Mountpoint
+from inaccfs.holder import Holder
 from inaccfs.shim.backing import HUGE_CHOICES
 
 if TYPE_CHECKING:
@@ -110,7 +111,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
-    parser.add_argument("--ready-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+    # From `launch.start_daemon`: where to tell that the mount can be used, the
+    # mountpoint itself, a pidfd of whom the mount is held by, and what goes with them.
+    for name in ("--ready-fd", "--mountpoint-fd", "--holder-fd"):
+        parser.add_argument(name, type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="log what happens, too"
     )
@@ -124,12 +129,19 @@ def run(args: argparse.Namespace) -> int:
         return _serve(args, options)
     # What is wrong with the words is told before a daemon is started for them.
     mountoptions.parse(options)
-    mountpoint = mounting.check_mountpoint(args.mountpoint)
-    runtime.control_path(mountpoint, options.ours.get("control"))
+    with Mountpoint.open(args.mountpoint) as mountpoint:
+        return _start(args, options, mountpoint)
+
+
+def _start(
+    args: argparse.Namespace, options: mountoptions.Options, mountpoint: Mountpoint
+) -> int:
+    """Start a daemon in the background."""
+    runtime.control_path(mountpoint.path, options.ours.get("control"))
     log = options.ours.get("log")
     if log is None:
         runtime.make_directory()
-        log = runtime.log_path(mountpoint)
+        log = runtime.log_path(mountpoint.path)
     arguments = ["--log", os.path.abspath(log)]
     for name, value in options.ours.items():
         if name != "log":
@@ -143,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verbose:
         arguments.append("-v")
     try:
-        launch.start_daemon([*arguments, mountpoint])
+        launch.start_daemon(arguments, mountpoint)
     except DaemonFailedError:
         # It has said why, on our standard error.
         return 1
@@ -157,8 +169,12 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
 
     parsed = mountoptions.parse(options)
     log = options.ours.get("log")
+    if args.mountpoint_fd is None:
+        mountpoint = Mountpoint.open(args.mountpoint)
+    else:
+        mountpoint = Mountpoint(args.mountpoint, args.mountpoint_fd)
     config: Config = daemon.Config(
-        mountpoint=args.mountpoint,
+        mountpoint=mountpoint,
         backing=options.ours.get("backing"),
         tmpfs=parsed.tmpfs,
         fuse=parsed.fuse,
@@ -167,6 +183,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         policy=parsed.policy,
         semantics=parsed.semantics,
         log=log,
+        holder=None if args.holder_fd is None else Holder(args.holder_fd, args.scratch),
     )
     logging.basicConfig(
         format=_LOG_FORMAT, level=logging.INFO if args.verbose else logging.WARNING
@@ -180,8 +197,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         if own_log is not None:
             own_log.take_output()
         if args.ready_fd is not None:
-            os.write(args.ready_fd, launch.READY)
-            os.close(args.ready_fd)
+            launch.tell_ready(args.ready_fd)
         _notify_systemd()
 
     try:
