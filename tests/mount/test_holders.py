@@ -141,7 +141,7 @@ def test_a_fork_neither_keeps_it() -> None:
 @pytest.mark.parametrize(
     "leave", ["os._exit(0)", "sys.exit()", "return", "raise RuntimeError"]
 )
-def test_nor_ends_it(leave: str) -> None:
+def test_nor_ends_it(point: Path, leave: str) -> None:
     """However the child leaves: it would leave the block, too."""
     body = (
         "pid = os.fork()\n"
@@ -149,16 +149,17 @@ def test_nor_ends_it(leave: str) -> None:
         "            sys.stderr = open(os.devnull, 'w')\n"
         f"            {leave}\n"
         "        os.waitpid(pid, 0)\n"
-        "        print('left', flush=True)\n"
+        "        print(mount.control, flush=True)\n"
         "        wait()"
     )
-    with held(body) as it:
+    with held(body, f"{{'mountpoint': {str(point)!r}}}") as it:
         assert it.holder.stdout is not None
-        assert it.holder.stdout.readline() == "left\n"
+        control = Path(it.holder.stdout.readline().rstrip("\n"))
         it.assert_there()
-        assert it.path.parent.exists()
+        assert control.is_socket()
         it.holder.kill()
-        it.assert_gone()
+        it.assert_gone(scratch=False)
+        assert not control.parent.exists()
 
 
 def test_after_exec_it_is_the_same_process() -> None:
