@@ -51,7 +51,8 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         ) from None
     except subprocess.TimeoutExpired:
         raise UnmountError(f"cannot unmount {path}: fusermount3 hangs") from None
-    if helper.returncode:
+    # Where SIGCHLD is ignored there is no status.
+    if helper.returncode or mounted in mountinfo.read():
         if "busy" in helper.stderr.lower():
             raise UnmountError(_busy(mounted))
         last = helper.stderr.strip().splitlines()[-1:] or ["fusermount3 failed"]

@@ -299,6 +299,14 @@ def test_a_users_daemon_ends_well_by_a_signal(nobody: Nobody) -> None:
         support.wait_for_exit(int(pid))
 
 
+IGNORING = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from inaccfs.cli import main
+sys.exit(main(["umount", sys.argv[1]]))
+"""
+
+
 def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
     with (
         nobody.mounted(),
@@ -316,6 +324,10 @@ def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
         pid = int(nobody.pid())
         assert user.stdout.readline() == "open\n"
         told = nobody.complaint("umount", nobody.point)
+        assert "is busy: close what is open there" in told
+        # The exit status of fusermount3 is lost then.
+        ignoring = ("-c", IGNORING, nobody.point)
+        told = run(*nobody.python(*ignoring), status=1).stderr
         assert "is busy: close what is open there" in told
         nobody.inaccfs("umount", "--lazy", nobody.point)
         user.stdin.write("done\n")
