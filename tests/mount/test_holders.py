@@ -85,8 +85,7 @@ def held(body: str = "wait()", options: str = "{}", prefix: str = "") -> Iterato
             yield Held(holder, daemon, Path(path))
         finally:
             holder.kill()
-            support.wait_readable(daemon)
-            os.close(daemon)
+            support.give_up(Path(path), daemon)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
