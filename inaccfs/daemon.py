@@ -18,7 +18,6 @@ from inaccfs import runtime, syscalls, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
-from inaccfs.errors import UnmountError
 from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
@@ -26,6 +25,7 @@ from inaccfs.fuse.files import Files
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
+from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
@@ -40,6 +40,8 @@ from inaccfs.shim.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.fuse.mountpoint import Mountpoint
+    from inaccfs.holder import Holder
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
     from inaccfs.tracing import Tracer
@@ -66,7 +68,7 @@ class FrameOptions:
 class Config:
     """All that a mount is made from."""
 
-    mountpoint: str
+    mountpoint: Mountpoint
     semantics: Semantics
     # A directory to wrap; None for a private tmpfs made with `tmpfs`.
     backing: str | None = None
@@ -76,6 +78,8 @@ class Config:
     control: str | None = None
     policy: Policy = field(default_factory=Policy)
     log: str | None = None
+    # Whose end is the mount's, too.
+    holder: Holder | None = None
 
 
 def run(config: Config, ready: Callable[[list[str]], None]) -> None:
@@ -86,7 +90,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     Raises:
         InaccfsError: the mount could not be made.
     """
-    mountpoint = mounting.check_mountpoint(config.mountpoint)
+    mountpoint = config.mountpoint.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
         runtime.make_directory()
@@ -101,6 +105,8 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
+        if config.holder is not None:
+            stack.callback(config.holder.clean_up)
         stack.callback(helper.close)
         if config.backing is None:
             backing = private_tmpfs(
@@ -123,11 +129,13 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         listener = server.listen(control, everybody=bool(config.policy.allowed_uids))
         stack.callback(_remove, control)
         stack.enter_context(listener)
-        device = mounting.mount(mountpoint, config.fuse)
-        stack.callback(os.close, device)
-        parts = _Parts(mountpoint, control, backing, helper, source, device, tracer)
-        daemon = _Daemon(config, parts, stop)
-        stack.callback(daemon.unmount)
+        with config.mountpoint:
+            mount = mounting.mount(config.mountpoint, config.fuse)
+        stack.callback(os.close, mount.fuse)
+        own_mount = OwnMount(mount.info)
+        stack.callback(own_mount.unmount)
+        parts = _Parts(control, backing, helper, source, mount, tracer)
+        daemon = _Daemon(config, parts, stop, own_mount)
         daemon.serve(listener, ready)
 
 
@@ -172,13 +180,11 @@ class _StopRequest:
 class _Parts:
     """What a mount is made of, each closed by whoever made it."""
 
-    mountpoint: str
     control: str
     backing: Backing
     helper: Helper
     frames: FrameSource
-    # The /dev/fuse fd.
-    device: int
+    mount: mounting.NewMount
     # Who has traced the daemon since it was started.
     tracer: Tracer | None
 
@@ -186,16 +192,23 @@ class _Parts:
 class _Daemon:
     """The parts of a mount, and how they end."""
 
-    def __init__(self, config: Config, parts: _Parts, stop: _StopRequest) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: _Parts,
+        stop: _StopRequest,
+        own_mount: OwnMount,
+    ) -> None:
         self._config = config
         self._stop = stop
-        self._mountpoint = parts.mountpoint
+        self._own_mount = own_mount
+        self._mountpoint = config.mountpoint.path
         self._backing = backing = parts.backing
         self._tracer = parts.tracer
         self._control = parts.control
         self._frames = parts.frames
-        device = parts.device
-        self._device_number = mounting.device_at(parts.mountpoint)
+        device = parts.mount.fuse
+        self._device_number = parts.mount.info.device
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         self._shim = Shim(
@@ -217,7 +230,7 @@ class _Daemon:
         )
         self._describer = Describer(
             config,
-            parts.mountpoint,
+            config.mountpoint.path,
             parts.control,
             self._namespace,
             parts.frames,
@@ -243,7 +256,6 @@ class _Daemon:
             ),
             config.semantics.read_errno,
         )
-        self._connected = True
         self._nursery: trio.Nursery | None = None
         self._server: server.Server | None = None
 
@@ -269,6 +281,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
+            nursery.start_soon(self._end_with_holder)
             nursery.start_soon(self._patience.run)
             nursery.start_soon(self._helper.run)
             nursery.start_soon(self._run_channel)
@@ -315,7 +328,7 @@ class _Daemon:
     async def _run_channel(self) -> None:
         await self._channel.run()
         log.info("unmounted: %s", self._mountpoint)
-        self._connected = False
+        self._own_mount.lost = True
         self._end("unmounted")
 
     async def _run_pyfuse3(self) -> None:
@@ -331,17 +344,15 @@ class _Daemon:
             async for number in signals:
                 self._end(signal.Signals(number).name)
 
+    async def _end_with_holder(self) -> None:
+        if self._config.holder is not None:
+            await self._config.holder.wait()
+            log.info("the process that held the mount has ended: ending")
+            self._end(signal.SIGTERM.name)
+
     def _end(self, reason: str) -> None:
         log.info("ending: %s", reason)
         assert self._nursery is not None
         if self._server is not None:
             self._server.shut_down(reason)
         self._nursery.cancel_scope.cancel()
-
-    def unmount(self) -> None:
-        """Take the mountpoint back, if it is still ours. The loop is over."""
-        take_away = mounting.unmount_own if self._connected else mounting.unmount_dead
-        try:
-            take_away(self._mountpoint, self._device_number)
-        except UnmountError as exc:
-            log.error("%s", exc)  # noqa: TRY400

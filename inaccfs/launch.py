@@ -6,16 +6,19 @@ Imports neither trio nor pyfuse3: whoever starts a daemon need not pay for them.
 from __future__ import annotations
 
 import os
-import select
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import runtime, streams
+from inaccfs import streams
+from inaccfs.ending import unmount as unmount
+from inaccfs.ending import wait_readable
 from inaccfs.errors import (
     DaemonFailedError,
     DeadDaemonError,
@@ -26,8 +29,10 @@ from inaccfs.errors import (
     NotMountedError,
     UnmountError,
 )
-from inaccfs.fuse import mounting
-from inaccfs.shim.backing import remove_fallbacks
+from inaccfs.fuse import mounting, ownmount, unmounting
+from inaccfs.fuse.mountpoint import Mountpoint
+from inaccfs.fuse.ownmount import OwnMount
+from inaccfs.holder import remove_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,19 +40,30 @@ if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
 
-READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
+# What a daemon writes to --ready-fd once its mount can be used.
+_READY: Final = b"ready\n"
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
+
+# How long a daemon may take to notice that its mount has gone; to end when it is told
+# to; and to do so while it is busy all the time.
+_NOTICE_SECONDS: Final = 0.5
+_ENDING_SECONDS: Final = 1.5
 _STOP_SECONDS: Final = 60.0
-_ENDING_SECONDS: Final = 2.0
 
 
 def start_daemon(
-    arguments: Sequence[str], *, stderr: IO[bytes] | None = None
+    arguments: Sequence[str],
+    mountpoint: Mountpoint,
+    *,
+    scratch: str | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `inaccfs mount` with *arguments* and return when its mount is ready.
+
+    With *scratch* the mount is held by this process, and ends when it does, and the
+    directory *scratch* goes then, too.
 
     Raises:
         DaemonFailedError: it ended before that, with a message on *stderr* (or on the
@@ -57,37 +73,59 @@ def start_daemon(
     ready_read, ready_write = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, ready_read)
-        try:
+        with ExitStack() as handed:
+            handed.callback(os.close, ready_write)
+            fds = {"--ready-fd": ready_write, "--mountpoint-fd": mountpoint.fd}
+            options: list[str] = []
+            if scratch is not None:
+                # Of the process, not of the thread, and no fork of it counts.
+                fds["--holder-fd"] = os.pidfd_open(os.getpid())
+                handed.callback(os.close, fds["--holder-fd"])
+                options = ["--scratch", scratch]
+            for name, fd in fds.items():
+                options += [name, str(fd)]
             daemon = subprocess.Popen(
                 [
                     # -P: what lies in the current directory is not to be imported.
                     *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
-                    *("--ready-fd", str(ready_write), *arguments),
+                    *(*options, *arguments, mountpoint.path),
                 ],
-                pass_fds=[ready_write],
+                pass_fds=list(fds.values()),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
                 # A Ctrl-C in the terminal is for what runs there, not for the daemon.
                 start_new_session=True,
                 env=_environment(),
             )
-        finally:
-            os.close(ready_write)
-        readable = _wait_readable(ready_read, _START_SECONDS)
+        stack.callback(end, daemon)
+        readable = wait_readable(ready_read, _START_SECONDS)
         # The end of the pipe is readable too: nothing here waits for a dead daemon.
-        if readable and os.read(ready_read, len(READY)) == READY:
+        if readable and os.read(ready_read, len(_READY)) == _READY:
+            # It stays.
+            stack.pop_all()
+            os.close(ready_read)
             return daemon
         if not readable:
-            daemon.kill()
+            raise MountError(
+                f"the daemon did not start within {_START_SECONDS:.0f} s: is the "
+                "machine overloaded?"
+            )
         daemon.wait()
         if daemon.returncode > 0:
             raise DaemonFailedError("the daemon did not start: see what it says")
         raise MountError(
-            f"the daemon did not start within {_START_SECONDS:.0f} s: is the machine "
-            "overloaded?"
-            if not readable
-            else f"the daemon was killed by signal {-daemon.returncode} as it started"
+            f"the daemon was killed by signal {-daemon.returncode} as it started"
         )
+
+
+def tell_ready(fd: int) -> None:
+    """In the daemon: tell whoever has started it that the mount can be used."""
+    try:
+        os.write(fd, _READY)
+    except BrokenPipeError:
+        # Ended meanwhile: nobody wants the mount.
+        signal.raise_signal(signal.SIGTERM)
+    os.close(fd)
 
 
 def _environment() -> dict[str, str]:
@@ -140,8 +178,8 @@ def read_status(mountpoint: str) -> Status:
         )
     except TimeoutError:
         raise NoAnswerError(
-            f"{path}: its daemon does not answer (stopped?); inaccfs umount --lazy "
-            f"{path} takes the mount away"
+            f"{path}: its daemon does not answer (stopped?); inaccfs umount {path} "
+            "takes the mount away"
         ) from None
     except OSError as exc:
         if mounting.means_dead(exc):
@@ -181,6 +219,8 @@ def mounted(
 ) -> Iterator[Mount]:
     """A mount with a daemon of its own, taken down at the end whatever happened.
 
+    It belongs to the process that makes it: however that ends, also by SIGKILL, the
+    daemon ends with it. A fork of the process neither keeps the mount nor ends it.
     Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
     tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
     "FILE.py:CLASS"; *options* are what goes behind
@@ -192,16 +232,16 @@ def mounted(
         InaccfsError: on leaving, when the daemon did not end as it should.
     """
     streams.fill()
-    with (
-        tempfile.TemporaryDirectory(prefix="inaccfs-") as scratch,
-        ExitStack() as stack,
-    ):
+    me = os.getpid()
+    with ExitStack() as stack:
+        scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="inaccfs-")))
+        stack.push(lambda kind, *_: _remove(scratch, quiet=kind is not None))
         if mountpoint is None:
-            path = Path(scratch, "mnt")
-            path.mkdir()
-        else:
-            path = Path(mounting.resolve(os.fspath(mountpoint)))
-        socket_path = Path(scratch, "control") if control is None else Path(control)
+            mountpoint = scratch / "mnt"
+            mountpoint.mkdir()
+        point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
+        path = Path(point.path)
+        socket_path = scratch / "control" if control is None else Path(control)
         arguments = ["--control", str(socket_path)]
         for name, value in (
             ("backing", backing),
@@ -220,111 +260,123 @@ def mounted(
             arguments.append("--allow-other")
         for option in [options] if isinstance(options, str) else options:
             arguments += ["-o", option]
-        # Last of all, also where the daemon never came up or had to be killed: nothing
-        # may stay mounted where a directory is about to be removed.
-        stack.callback(_unmount_new, str(path), mounting.mounts())
-        log = Path(scratch, "log")
-        with log.open("wb") as stderr:
+        log = scratch / "log"
+        before = mounting.mounts()
+        with log.open("wb") as stderr, ExitStack() as failed:
+            # One that was killed as it started may have mounted.
+            failed.callback(_unmount_new, str(path), before)
             try:
-                daemon = start_daemon([*arguments, str(path)], stderr=stderr)
+                daemon = start_daemon(
+                    arguments, point, scratch=str(scratch), stderr=stderr
+                )
             except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
                 told = lines[-1] if lines else str(exc)
                 raise MountError(told.removeprefix("inaccfs: ")) from None
+            failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
-        stack.push(lambda kind, *_: _take_down(mount, quiet=kind is not None))
-        yield mount
+        own = OwnMount(mounting.find(str(path)))
+        stack.push(lambda kind, *_: _take_down(mount, own, quiet=kind is not None))
+        try:
+            yield mount
+        finally:
+            if os.getpid() != me:
+                # A fork that leaves the block, too: the mount is not its own.
+                stack.pop_all()
 
 
 def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
     with suppress(NotMountedError, UnmountError):
         found = mounting.find(path)
-        if found not in before:
-            mounting.unmount(found, lazy=True)
+        if found not in before and mounting.is_dead(path):
+            unmounting.unmount(found, lazy=True)
 
 
-def _take_down(mount: Mount, *, quiet: bool) -> None:
+def _remove(scratch: Path, *, quiet: bool) -> None:
+    in_the_way = remove_scratch(scratch)
+    if in_the_way is not None and not quiet:
+        raise InaccfsError(
+            f"{scratch} stays, because {in_the_way} is still a mount: umount it, and "
+            "remove the directory"
+        )
+
+
+def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
     """End a mount for good; *quiet* when there is an exception already."""
-    try:
-        found = mounting.find(str(mount.path))
-        try:
-            mounting.unmount(found, lazy=False)
-        except UnmountError:
-            # Something is open. The daemon ends all the same, and with it the rest.
-            mounting.unmount(found, lazy=True)
-            mount.process.terminate()
-    except NotMountedError:
-        # Unmounted in the block, and then it ends by itself: a signal could come when
-        # there is nobody left to handle it. Or covered by another mount, not ours.
-        with suppress(subprocess.TimeoutExpired):
-            mount.process.wait(_ENDING_SECONDS)
-        mount.process.terminate()
-    try:
-        status = mount.process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        mount.process.kill()
-        status = mount.process.wait()
+    own.lost = mount.process.poll() is not None
+    if not _unmount(own) or not _ends_by_itself(mount.process):
+        end(mount.process)
+    # It takes its mount away, unless it is killed.
+    own.lost = True
+    _unmount(own)
+    status = mount.process.returncode
     if status != 0 and not quiet:
+        if status is None:
+            raise InaccfsError(
+                f"the daemon of {mount.path}, {mount.pid}, hangs in the kernel and "
+                "cannot be killed: the file system that it waits for must answer first"
+            )
         tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
         raise InaccfsError(
             f"the daemon of {mount.path} ended with status {status}: {tail}"
         )
+    found = own.find()
+    if found is not None and ownmount.is_covered(found) and not quiet:
+        raise InaccfsError(ownmount.why_covered(found))
 
 
-def _wait_readable(fd: int, seconds: float) -> bool:
-    """Wait until *fd* has something, or its end; False if it has not in time."""
-    # Not select(2), which takes no fd above 1023.
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
-
-
-def _wait_for_exit(pid: int, seconds: float) -> bool:
-    """Wait until process *pid*, no child of ours, has gone; False if it stays."""
+def _unmount(own: OwnMount) -> bool:
+    """Take a mount away, unless it is covered; whether all of it has gone."""
+    # None where the block has unmounted it.
+    found = own.find()
+    if found is None or ownmount.is_covered(found):
+        return False
     try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return _wait_readable(fd, seconds)
-    finally:
-        os.close(fd)
+        unmounting.unmount(found, lazy=False)
+    except UnmountError:
+        # Something is open. The daemon ends all the same, and with it the rest.
+        with suppress(UnmountError):
+            unmounting.unmount(found, lazy=True)
+        return False
+    return True
 
 
-def _remove_leftovers(mountpoint: str) -> None:
-    with suppress(OSError, MountError):
-        os.unlink(runtime.control_path(mountpoint, None))
-    log = runtime.log_path(mountpoint)
-    with suppress(OSError):
-        # One that says something is for the user to read.
-        if os.stat(log).st_size == 0:
-            os.unlink(log)
+def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
+    """Wait a little for a daemon whose mount has gone: it goes on if there are copies.
 
-
-def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Undo a mount and wait for its daemon, so that the memory is back on return.
-
-    Raises:
-        InaccfsError: there is no mount, or it is in use.
+    They are bind mounts, and mounts in other namespaces.
     """
-    found = mounting.find(mountpoint)
-    pid: int | None = None
-    dead = False
-    if not lazy:
+    try:
+        daemon.wait(_NOTICE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def end(daemon: subprocess.Popen[bytes]) -> None:
+    """Tell a daemon to end, and see to it; its `returncode` is None if it cannot."""
+    daemon.terminate()
+    # One that is stopped would not hear of it.
+    daemon.send_signal(signal.SIGCONT)
+    patience = time.monotonic() + _STOP_SECONDS
+    seconds = _ENDING_SECONDS
+    while True:
         try:
-            pid = read_status(found.path).pid
-        except DeadDaemonError:
-            dead = True
-        except NoAnswerError:
-            # It is unmounted all the same; there is nobody to wait for.
-            pid = None
-    mounting.unmount(found, lazy=lazy)
-    # What a daemon that was killed could not tidy up.
-    remove_fallbacks(runtime.fallback_name(found.path))
-    if dead:
-        _remove_leftovers(found.path)
-    if pid is not None and not _wait_for_exit(pid, _STOP_SECONDS):
-        raise UnmountError(
-            f"{found.path} is unmounted, but its daemon {pid} is still there after "
-            f"{_STOP_SECONDS:.0f} s: see its log"
-        )
+            daemon.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # It may be short of CPU, or give much memory back.
+            if not _is_running(daemon.pid) or time.monotonic() > patience:
+                break
+            seconds = 0.1
+        else:
+            return
+    daemon.kill()
+    with suppress(subprocess.TimeoutExpired):
+        daemon.wait(_ENDING_SECONDS)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process uses a CPU or would if it had one; not when it waits."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The name before it is in parentheses, and may have some. See proc(5).
+        return file.read().rpartition(b")")[2].split()[0] == b"R"

@@ -16,6 +16,12 @@ class MountInfo(NamedTuple):
     device: str
     path: str
     fstype: str
+    # Of the mount itself, and of the mount that it is on. The kernel gives the number
+    # of a mount that has gone to another one.
+    number: int
+    parent: int
+    # Of the file system, with commas between them.
+    options: str
 
 
 def read() -> list[MountInfo]:
@@ -30,11 +36,29 @@ def topmost(path: str) -> MountInfo | None:
     return found[-1] if found else None
 
 
+def below(path: str) -> list[str]:
+    """Where something is mounted at *path* or below it, by whatever mount."""
+    prefix = path.rstrip("/") + "/"
+    return [
+        mount.path
+        for mount in read()
+        if mount.path == path or mount.path.startswith(prefix)
+    ]
+
+
 def _parse(line: bytes) -> MountInfo:
     fields, _, rest = line.partition(b" - ")
-    _, _, device, _, path, *_ = fields.split()
-    fstype = rest.split()[0]
-    return MountInfo(device.decode(), _unescape(path), os.fsdecode(fstype))
+    number, parent, device, _, path, *_ = fields.split()
+    # The source between them may be empty.
+    fstype, _, rest = rest.partition(b" ")
+    return MountInfo(
+        device.decode(),
+        _unescape(path),
+        os.fsdecode(fstype),
+        int(number),
+        int(parent),
+        os.fsdecode(rest.split()[-1]),
+    )
 
 
 def _unescape(text: bytes) -> str:

@@ -32,6 +32,7 @@ MS_NOATIME: Final = 1 << 10
 MS_NODIRATIME: Final = 1 << 11
 MS_STRICTATIME: Final = 1 << 24
 
+MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
@@ -126,9 +127,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_INO: Final = 0x100
+_STATX_MNT_ID: Final = 0x1000
 # struct statx: stx_ino is at 32, stx_dev_major and stx_dev_minor at 136.
 _statx_buffer = ctypes.create_string_buffer(256)
 _statx_ino = struct.Struct("=32xQ96xII")
+# stx_mask is at 0, stx_mnt_id at 144.
+_statx_mount = struct.Struct("=I140xQ")
 
 
 def identity(fd: int) -> tuple[str, int]:
@@ -154,6 +158,19 @@ def statx(fd: int) -> bytes:
     if _libc_gil.statx(fd, b"", _AT_EMPTY_PATH, mask, _statx_buffer):
         raise _error()
     return _statx_buffer.raw
+
+
+def mount_number(fd: int) -> int | None:
+    """The number of the mount that *fd* is on, as mountinfo has it.
+
+    None before Linux 5.8. Asks no file system. See statx(2), STATX_MNT_ID.
+    """
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", flags, _STATX_MNT_ID, buffer):
+        raise _error()
+    mask, number = _statx_mount.unpack_from(buffer)
+    return number if mask & _STATX_MNT_ID else None
 
 
 # --- names ------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from inaccfs import launch, runtime, syscalls
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
-from inaccfs.fuse import mounting
+from inaccfs.fuse.mountpoint import Mountpoint
+from inaccfs.holder import Holder
 from inaccfs.shim.backing import HUGE_CHOICES
 
 if TYPE_CHECKING:
@@ -110,7 +110,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
-    parser.add_argument("--ready-fd", type=int, metavar="N", help=argparse.SUPPRESS)
+    # From `launch.start_daemon`: where to tell that the mount can be used, the
+    # mountpoint itself, a pidfd of whom the mount is held by, and what goes with them.
+    for name in ("--ready-fd", "--mountpoint-fd", "--holder-fd"):
+        parser.add_argument(name, type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
         *("-v", "--verbose"),
         action="count",
@@ -127,12 +131,19 @@ def run(args: argparse.Namespace) -> int:
         return _serve(args, options)
     # What is wrong with the words is told before a daemon is started for them.
     mountoptions.parse(options)
-    mountpoint = mounting.check_mountpoint(args.mountpoint)
-    runtime.control_path(mountpoint, options.ours.get("control"))
+    with Mountpoint.open(args.mountpoint) as mountpoint:
+        return _start(args, options, mountpoint)
+
+
+def _start(
+    args: argparse.Namespace, options: mountoptions.Options, mountpoint: Mountpoint
+) -> int:
+    """Start a daemon in the background."""
+    runtime.control_path(mountpoint.path, options.ours.get("control"))
     log = options.ours.get("log")
     if log is None:
         runtime.make_directory()
-        log = runtime.log_path(mountpoint)
+        log = runtime.log_path(mountpoint.path)
     arguments = ["--log", os.path.abspath(log)]
     for name, value in options.ours.items():
         if name != "log":
@@ -145,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         arguments += ["-o", option]
     arguments += ["-v"] * args.verbose
     try:
-        launch.start_daemon([*arguments, mountpoint])
+        launch.start_daemon(arguments, mountpoint)
     except DaemonFailedError:
         # It has said why, on our standard error.
         return 1
@@ -166,8 +177,12 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         except (OSError, OverflowError):
             raise OptionError(f"ready-fd {args.ready_fd}: no such fd") from None
     log = options.ours.get("log")
+    if args.mountpoint_fd is None:
+        mountpoint = Mountpoint.open(args.mountpoint)
+    else:
+        mountpoint = Mountpoint(args.mountpoint, args.mountpoint_fd)
     config: Config = daemon.Config(
-        mountpoint=args.mountpoint,
+        mountpoint=mountpoint,
         backing=options.ours.get("backing"),
         tmpfs=parsed.tmpfs,
         fuse=parsed.fuse,
@@ -176,6 +191,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         policy=parsed.policy,
         semantics=parsed.semantics,
         log=log,
+        holder=None if args.holder_fd is None else Holder(args.holder_fd, args.scratch),
     )
     logfile.start(args.verbose)
 
@@ -187,7 +203,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         if own_log is not None:
             own_log.take_output()
         if args.ready_fd is not None:
-            _tell_ready(args.ready_fd)
+            launch.tell_ready(args.ready_fd)
         _notify_systemd()
 
     try:
@@ -205,16 +221,6 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         if own_log is not None:
             own_log.remove_if_empty()
     return 0
-
-
-def _tell_ready(fd: int) -> None:
-    """Tell whoever has started the daemon that the mount can be used."""
-    try:
-        os.write(fd, launch.READY)
-    except BrokenPipeError:
-        # They were interrupted, and expect no mount.
-        signal.raise_signal(signal.SIGTERM)
-    os.close(fd)
 
 
 def _notify_systemd() -> None:

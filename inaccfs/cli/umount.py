@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
-from inaccfs import launch
+from inaccfs import ending
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +17,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "umount",
         help="undo a mount, also that of a daemon that died",
         description="Undo a mount and wait until its daemon has given the memory back. "
-        "Cleans up the mountpoint of a daemon that died, too.",
+        "A daemon that does not answer loses its connection, and the mountpoint of one "
+        "that died is cleaned up; either is told. A mount that is in use stays.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(
@@ -30,5 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unmount."""
-    launch.unmount(args.mountpoint, lazy=args.lazy)
+    told = ending.unmount(args.mountpoint, lazy=args.lazy)
+    if told is not None:
+        print(f"inaccfs: {told}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""Mounting and unmounting, with and without root; what mountinfo tells of mounts."""
+"""Mounting, with and without root; finding mounts, and asking who is behind them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import socket
 import stat
 import subprocess
 import threading
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError, NotMountedError, OptionError, UnmountError
+from inaccfs.fuse import unmounting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.mountinfo import MountInfo
 
 T = TypeVar("T")
@@ -127,10 +130,23 @@ def mounts() -> list[MountInfo]:
 def resolve(path: str) -> str:
     """An absolute path without links, as mountinfo has it.
 
-    Only the parent is resolved by the kernel: the mountpoint itself may belong to a
-    daemon that is dead, or to the one that asks.
+    A mountpoint itself is never asked, and what is above it only if need be: either may
+    belong to a daemon that is dead, or to the one that asks.
+
+    Raises:
+        MountError: it begins in a directory that has been removed.
     """
-    parent, name = os.path.split(os.path.abspath(path))
+    try:
+        wanted = os.path.abspath(path)
+    except FileNotFoundError:
+        raise MountError(
+            f"{path} begins in the working directory, which has been removed: cd to "
+            "another, or name a path that begins with /"
+        ) from None
+    if mountinfo.topmost(wanted) is not None:
+        # It may be in a mount whose daemon does not answer.
+        return wanted
+    parent, name = os.path.split(wanted)
     resolved = os.path.join(os.path.realpath(parent), name)
     if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
         return os.path.realpath(resolved)
@@ -144,20 +160,17 @@ def find(path: str) -> MountInfo:
         NotMountedError: there is none.
     """
     wanted = resolve(path)
-    topmost = mountinfo.topmost(wanted)
-    if topmost is None or topmost.fstype != FSTYPE:
+    here = [mount for mount in mountinfo.read() if mount.path == wanted]
+    if here and here[-1].fstype == FSTYPE:
+        return here[-1]
+    if any(mount.fstype == FSTYPE for mount in here):
         raise NotMountedError(
-            f"{wanted} is not an inaccfs mount (inaccfs status lists them)"
+            f"{wanted} is an inaccfs mount that a {here[-1].fstype} covers: umount "
+            f"{wanted} first"
         )
-    return topmost
-
-
-def device_at(path: str) -> str:
-    """The "major:minor" of what was just mounted at *path*, without touching it."""
-    topmost = mountinfo.topmost(path)
-    if topmost is None:
-        raise MountError(f"{path} was mounted and has gone again: try once more")
-    return topmost.device
+    raise NotMountedError(
+        f"{wanted} is not an inaccfs mount (inaccfs status lists them)"
+    )
 
 
 def ask(question: Callable[[], T], seconds: float) -> T:
@@ -203,36 +216,6 @@ def is_dead(path: str) -> bool:
     return False
 
 
-def check_mountpoint(path: str) -> str:
-    """Make sure that *path* can be mounted on; return it resolved.
-
-    Raises:
-        MountError: it cannot, and why.
-    """
-    wanted = resolve(path)
-    topmost = mountinfo.topmost(wanted)
-    if topmost is not None and topmost.fstype == FSTYPE:
-        if is_dead(wanted):
-            raise MountError(
-                f"mountpoint {wanted} is left from a daemon that died: inaccfs umount "
-                f"{wanted}"
-            )
-        raise MountError(
-            f"{wanted} is an inaccfs mount already: inaccfs umount {wanted} first"
-        )
-    try:
-        mode = os.stat(wanted).st_mode
-    except FileNotFoundError:
-        raise MountError(
-            f"mountpoint {wanted} does not exist: mkdir -p {wanted}"
-        ) from None
-    except OSError as exc:
-        raise MountError(f"mountpoint {wanted}: {exc.strerror}") from exc
-    if not stat.S_ISDIR(mode):
-        raise MountError(f"mountpoint {wanted} is not a directory: name one that is")
-    return wanted
-
-
 def _check_device() -> None:
     try:
         mode = os.stat(DEVICE).st_mode
@@ -245,50 +228,90 @@ def _check_device() -> None:
         raise MountError(f"{DEVICE} is not a device: mknod {DEVICE} c 10 229")
 
 
-def mount(path: str, options: FuseOptions) -> int:
-    """Mount a new connection at *path*; return its non-blocking /dev/fuse fd.
+class NewMount(NamedTuple):
+    """What `mount` has made."""
 
-    Root calls mount(2); others let fusermount3 do it.
+    # The /dev/fuse fd, which does not block. Whoever closes it ends the connection.
+    fuse: int
+    info: MountInfo
+
+
+def mount(mountpoint: Mountpoint, options: FuseOptions) -> NewMount:
+    """Mount a new connection on *mountpoint*.
+
+    Root calls mount(2); others let fusermount3 do it. Whatever fails: no mount is left.
 
     Raises:
         MountError: it was refused, and what would help.
     """
     _check_device()
-    device = _mount_as_root(path, options) if os.geteuid() == 0 else None
-    if device is None:
-        device = _mount_as_user(path, options)
-    os.set_blocking(device, False)
-    return device
+    before = mounts()
+    with ExitStack() as undo:
+        if os.geteuid() == 0:
+            fuse = _mount_as_root(mountpoint, options, undo)
+        else:
+            fuse = _mount_as_user(mountpoint, options, before, undo)
+        info = mountpoint.check(_device_of(fuse))
+        os.set_blocking(fuse, False)
+        undo.pop_all()
+    return NewMount(fuse, info)
 
 
-def _mount_as_root(path: str, options: FuseOptions) -> int:
+def _device_of(fuse: int) -> str | None:
+    """The "major:minor" of a connection's file system; None where fdinfo lacks it."""
     try:
-        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        with open(f"/proc/self/fdinfo/{fuse}", encoding="ascii") as lines:
+            found = dict(line.split(maxsplit=1) for line in lines)
+    except OSError:
+        return None
+    number = found.get("fuse_connection:")
+    # A dev_t of the kernel, see linux/kdev_t.h.
+    return None if number is None else f"{int(number) >> 20}:{int(number) & 0xFFFFF}"
+
+
+def _mount_as_root(
+    mountpoint: Mountpoint, options: FuseOptions, undo: ExitStack
+) -> int:
+    try:
+        fuse = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         raise MountError(
             f"cannot open {DEVICE}: {exc.strerror}; the container must allow the device"
         ) from exc
+    undo.callback(os.close, fuse)
     data = [
-        f"fd={device}",
+        f"fd={fuse}",
         "rootmode=40000",
         f"user_id={os.geteuid()}",
         f"group_id={os.getegid()}",
         *options.names(),
     ]
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC | options.flags
+    path = mountpoint.path
     try:
-        syscalls.mount(options.fsname, path, FSTYPE, flags, ",".join(data))
+        syscalls.mount(options.fsname, mountpoint.link, FSTYPE, flags, ",".join(data))
     except OSError as exc:
-        os.close(device)
         if exc.errno == errno.EPERM:
             raise MountError(
                 f"no permission to mount on {path}: it needs CAP_SYS_ADMIN"
             ) from exc
         raise MountError(f"cannot mount on {path}: {exc.strerror}") from exc
-    return device
+    undo.callback(_undo_as_root, mountpoint)
+    return fuse
 
 
-def _mount_as_user(path: str, options: FuseOptions) -> int:
+def _undo_as_root(mountpoint: Mountpoint) -> None:
+    # Not by the path, which may lead elsewhere by now. Somebody may have been faster.
+    with suppress(OSError):
+        syscalls.umount(mountpoint.link, syscalls.MNT_DETACH)
+
+
+def _mount_as_user(
+    mountpoint: Mountpoint,
+    options: FuseOptions,
+    before: list[MountInfo],
+    undo: ExitStack,
+) -> int:
     # See util/fusermount.c of libfuse for the protocol: the fd comes over the socket
     # that _FUSE_COMMFD names.
     told = ",".join(
@@ -302,7 +325,10 @@ def _mount_as_user(path: str, options: FuseOptions) -> int:
     with ours, helpers:
         try:
             helper = subprocess.Popen(
-                ["fusermount3", "-o", told, "--", path],
+                ["fusermount3", "-o", told, "--", "."],
+                # It makes a path of that again. What it does elsewhere, if somebody
+                # replaces what is on the path right then, is found and undone.
+                cwd=mountpoint.link,
                 env={**os.environ, "_FUSE_COMMFD": str(helpers.fileno())},
                 pass_fds=[helpers.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -310,79 +336,38 @@ def _mount_as_user(path: str, options: FuseOptions) -> int:
                 text=True,
                 errors="replace",
             )
-        except FileNotFoundError:
-            raise MountError(
-                "no fusermount3: install the package fuse3, or mount as root"
-            ) from None
+        except OSError as exc:
+            raise MountError(_why_no_helper(mountpoint.path, exc)) from None
+        undo.callback(_remove_strays, before)
         helpers.close()
         _, fds, _, _ = socket.recv_fds(ours, 4, 1)
+        # Its end is the mount's: after this a stray answers that it is dead.
+        for fd in fds:
+            undo.callback(os.close, fd)
         _, complaint = helper.communicate()
     if helper.returncode == 0 and fds:
         return fds[0]
     last = complaint.strip().splitlines()[-1:] or ["fusermount3 failed"]
-    raise MountError(f"cannot mount on {path}: {last[0].removeprefix('fusermount3: ')}")
+    reason = last[0].removeprefix("fusermount3: ")
+    raise MountError(f"cannot mount on {mountpoint.path}: {reason}")
 
 
-def unmount(mounted: MountInfo, *, lazy: bool) -> None:
-    """Undo a mount; *lazy* takes the name away now and the rest after the last close.
+def _why_no_helper(path: str, exc: OSError) -> str:
+    """Why fusermount3 could not be started in the directory at *path*."""
+    # Popen names what it could not find: the program, or where to start it.
+    if exc.filename == "fusermount3":
+        if isinstance(exc, FileNotFoundError):
+            return "no fusermount3: install the package fuse3, or mount as root"
+        return f"cannot run fusermount3: {exc.strerror}"
+    return f"cannot mount on {path}: {exc.strerror}"
 
-    Raises:
-        UnmountError: it is in use, or not the caller's.
+
+def _remove_strays(before: list[MountInfo]) -> None:
+    """Take away what fusermount3 has mounted since *before*, wherever it is.
+
+    The connection has been closed: what is ours is dead.
     """
-    path = mounted.path
-    if os.geteuid() == 0:
-        flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
-        try:
-            syscalls.umount(path, flags)
-        except OSError as exc:
-            if exc.errno == errno.EBUSY:
-                raise UnmountError(_busy(path)) from exc
-            raise UnmountError(f"cannot unmount {path}: {exc.strerror}") from exc
-        return
-    try:
-        helper = subprocess.run(
-            ["fusermount3", "-uz" if lazy else "-u", "--", path],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    except FileNotFoundError:
-        raise UnmountError(
-            f"cannot unmount {path}: no fusermount3 (package fuse3)"
-        ) from None
-    if helper.returncode:
-        if "busy" in helper.stderr.lower():
-            raise UnmountError(_busy(path))
-        last = helper.stderr.strip().splitlines()[-1:] or ["fusermount3 failed"]
-        raise UnmountError(
-            f"cannot unmount {path}: {last[0].removeprefix('fusermount3: ')}"
-        )
-
-
-def _busy(path: str) -> str:
-    return (
-        f"{path} is busy: close what is open there (fuser -vm {path}), or inaccfs "
-        "umount --lazy"
-    )
-
-
-def unmount_own(path: str, device: str) -> None:
-    """Take the daemon's own mount away, unless it has gone or is covered.
-
-    Lazily: the daemon is about to end, and whoever has a file open will find that
-    out. To be called while the connection lives: *device* is nobody else's then.
-    """
-    mounted = mountinfo.topmost(path)
-    if mounted is not None and mounted.device == device:
-        unmount(mounted, lazy=True)
-
-
-def unmount_dead(path: str, device: str) -> None:
-    """Take the daemon's own mount away if its connection was aborted (umount -f)."""
-    mounted = mountinfo.topmost(path)
-    if mounted is None or mounted.device != device:
-        return
-    # Not ours if it answers: the number of a mount that has gone is given again.
-    if is_dead(path):
-        unmount(mounted, lazy=True)
+    for mount in mounts():
+        if mount not in before and is_dead(mount.path):
+            with suppress(UnmountError):
+                unmounting.unmount(mount, lazy=True)

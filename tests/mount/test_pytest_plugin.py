@@ -333,6 +333,41 @@ def test_a_bug_of_the_daemon_fails_the_test(
     assert "ZeroDivisionError" in report
 
 
+@support.needs_root
+def test_copies_of_a_mount_do_not_keep_its_daemon(pytester: pytest.Pytester) -> None:
+    source = """
+        import subprocess
+
+        copy = {copy!r}
+
+        def test_copied(inaccfs_mount):
+            os.mkdir(copy)
+            subprocess.run(["mount", "--bind", inaccfs_mount.path, copy], check=True)
+
+        def test_gone():
+            with pytest.raises(OSError):
+                os.statvfs(copy)
+            subprocess.run(["umount", copy], check=True)
+    """
+    source = source.format(copy=str(pytester.path / "copy"))
+    run_tests(pytester, source, *PLAIN).assert_outcomes(passed=2)
+
+
+def test_a_run_that_is_killed_leaves_nothing(pytester: pytest.Pytester) -> None:
+    told = pytester.path / "told"
+    source = f"""
+        def test_killed(inaccfs_mount, inaccfs_vm):
+            with open({str(told)!r}, "w") as file:
+                print(inaccfs_mount.pid, inaccfs_mount.path, file=file)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    run_tests(pytester, source, *PLAIN)
+    pid, path = told.read_text().split()
+    support.wait_for_exit(int(pid))
+    assert not support.is_mounted(path)
+    assert not Path(path).parent.exists()
+
+
 # --- trio ---------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -334,6 +335,14 @@ def test_a_users_daemon_ends_well_by_a_signal(nobody: Nobody) -> None:
         support.wait_for_exit(int(pid))
 
 
+IGNORING = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from inaccfs.cli import main
+sys.exit(main(["umount", sys.argv[1]]))
+"""
+
+
 def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
     with (
         nobody.mounted(),
@@ -351,6 +360,10 @@ def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
         pid = int(nobody.pid())
         assert user.stdout.readline() == "open\n"
         told = nobody.complaint("umount", nobody.point)
+        assert "is busy: close what is open there" in told
+        # The exit status of fusermount3 is lost then.
+        ignoring = ("-c", IGNORING, nobody.point)
+        told = run(*nobody.python(*ignoring), status=1).stderr
         assert "is busy: close what is open there" in told
         nobody.inaccfs("umount", "--lazy", nobody.point)
         user.stdin.write("done\n")
@@ -456,6 +469,222 @@ def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> No
         assert "left from a daemon that died: inaccfs umount" in told
 
         confined.inaccfs("umount", confined.point)
+
+
+# --- a daemon that does not answer --------------------------------------------
+
+
+def test_a_users_stopped_daemon_is_unmounted_and_told(nobody: Nobody) -> None:
+    nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
+    pid = int(nobody.pid())
+    daemon = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        told = nobody.inaccfs("umount", nobody.point).stderr
+        assert told.startswith(
+            f"inaccfs: {nobody.point} is unmounted; its daemon did not answer, and "
+            "only root can abort its connection (echo 1 > /sys/fs/fuse/connections/"
+        )
+        assert f"{pid} is still there with its memory: kill -CONT {pid} " in told
+        assert told.count("\n") == 1
+        assert nobody.run("ls", "-A", nobody.point).stdout == ""
+        os.kill(pid, signal.SIGCONT)
+        assert support.wait_readable(daemon)
+        support.assert_clean(nobody.run("cat", nobody.log, status=None).stdout)
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        support.wait_readable(daemon)
+        os.close(daemon)
+
+
+@pytest.mark.parametrize("state", ["works", "stopped", "dead"])
+def test_root_unmounts_a_users_mount(nobody: Nobody, state: str) -> None:
+    """Which it may not ask itself: only its owner is let in."""
+    nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
+    pid = int(nobody.pid())
+    daemon = os.pidfd_open(pid)
+    try:
+        if state == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+        elif state == "dead":
+            os.kill(pid, signal.SIGKILL)
+            support.wait_readable(daemon)
+        umount = support.inaccfs_command("umount", nobody.point)
+        told = nobody.namespace.run(*umount).stderr
+        if state == "works":
+            assert told == ""
+            assert support.wait_readable(daemon, 0)
+        elif state == "stopped":
+            assert "did not answer, so its connection is aborted" in told
+        else:
+            assert "its daemon was dead" in told
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        support.wait_readable(daemon)
+        os.close(daemon)
+
+
+def test_a_user_aborts_by_fusectl(nobody: Nobody) -> None:
+    """Its switches belong to the mounts' owners."""
+    place = f"{nobody.home}/connections"
+    nobody.namespace.shell(f"mkdir {place}; mount -t fusectl none {place}")
+    nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
+    pid = int(nobody.pid())
+    daemon = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        told = nobody.inaccfs("umount", nobody.point).stderr
+        assert "its daemon did not answer, so its connection is aborted" in told
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        support.wait_readable(daemon)
+        os.close(daemon)
+
+
+def test_a_users_mounted_goes_with_its_holder(nobody: Nobody) -> None:
+    source = (
+        "import inaccfs, os, signal\n"
+        "with inaccfs.mounted() as mount:\n"
+        "    print(mount.pid, mount.path, flush=True)\n"
+        "    input()\n"
+    )
+    with subprocess.Popen(
+        nobody.python("-c", source),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        pid, path = holder.stdout.readline().split()
+        daemon = os.pidfd_open(int(pid))
+        holder.kill()
+        assert support.wait_readable(daemon)
+        os.close(daemon)
+    assert path not in nobody.namespace.run("cat", "/proc/self/mountinfo").stdout
+    assert nobody.run("ls", Path(path).parent, status=None).returncode == 2
+
+
+# --- a mountpoint that is replaced --------------------------------------------
+
+
+def fake_fusermount3(user: Nobody, script: str) -> None:
+    """Put a shell *script* in the place of fusermount3; $real is the true one."""
+    place = user.home / "bin"
+    real = shutil.which("fusermount3")
+    text = f"#!/bin/sh\nreal={real} home={user.home}\n{script}\n"
+    user.namespace.shell(
+        f"mkdir -p {place}; printf %s {shlex.quote(text)} > {place}/fusermount3; "
+        f"chmod 755 {place}/fusermount3"
+    )
+    user.environment["PATH"] = f"{place}:/usr/bin:/bin"
+
+
+WORDS = '"$@"'
+SWAP = "mv $home/mnt $home/moved; ln -s victim $home/mnt"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        # Before it looks; it is in the directory itself, wherever that is now.
+        f"{SWAP}; exec $real {WORDS}",
+        # After it has looked, in its own path walk.
+        f'{SWAP}; cd /; exec $real "$1" "$2" $home/mnt/.',
+        # After it has mounted: of a mountpoint only what is above can be renamed.
+        f"$real {WORDS} && mv $home/dir $home/away && mkdir -p $home/dir/mnt",
+        # It is there, and then something else is wrong.
+        f"$real {WORDS}; echo fusermount3: oh >&2; exit 1",
+    ],
+    ids=["before", "inside", "after", "failed"],
+)
+def test_a_users_mountpoint_that_is_replaced_leaves_no_mount(
+    nobody: Nobody, script: str
+) -> None:
+    nobody.run("mkdir", "-p", nobody.home / "victim", nobody.home / "dir" / "mnt")
+    # Unmounting is not meddled with.
+    fake_fusermount3(nobody, f'[ "$1" = -o ] || exec $real {WORDS}; {script}')
+    point = nobody.home / "dir" / "mnt" if "$home/dir" in script else nobody.point
+    told = nobody.complaint("mount", "--log", nobody.log, point)
+    if "oh" in script:
+        assert told == f"inaccfs: cannot mount on {point}: oh\n"
+    else:
+        assert f"mountpoint {point} was replaced while it was to be mounted on" in told
+    left = nobody.namespace.run("cat", "/proc/self/mountinfo").stdout
+    assert f"{nobody.home}/" in left
+    assert not [
+        line
+        for line in left.splitlines()
+        if "fuse.inaccfs" in line and f"{nobody.home}/" in line
+    ]
+
+
+# Mounts as long as the other thread swaps; prints how often each happened.
+SWAPPER = """
+import os, sys, threading, time
+from inaccfs.errors import MountError
+from inaccfs import mountinfo
+from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse.mountpoint import Mountpoint
+
+home = sys.argv[1]
+point, moved, victim = (os.path.join(home, name) for name in ("mnt", "m2", "victim"))
+os.mkdir(victim)
+stop = threading.Event()
+
+def swap():
+    while not stop.is_set():
+        try:
+            os.rename(point, moved)
+        except OSError:
+            continue
+        os.symlink(victim, point)
+        os.unlink(point)
+        os.rename(moved, point)
+
+thread = threading.Thread(target=swap)
+thread.start()
+made = refused = 0
+end = time.monotonic() + 30
+while made + refused < 60 and time.monotonic() < end:
+    try:
+        with Mountpoint.open(point) as mountpoint:
+            if mountpoint.path == victim:
+                # Chosen by who looks while the link is there: a link may be named.
+                continue
+            new = mounting.mount(mountpoint, mounting.FuseOptions())
+    except MountError as exc:
+        refused += 1
+        assert str(exc).count("\\n") == 0
+        assert not [m for m in mounting.mounts() if m.path.startswith(home + "/")]
+    else:
+        made += 1
+        assert new.info.path == point
+        os.close(new.fuse)
+        unmounting.unmount(new.info, lazy=True)
+stop.set()
+thread.join()
+assert not [m for m in mounting.mounts() if m.path.startswith(home + "/")]
+print(made, refused)
+"""
+
+
+def test_a_users_mountpoint_that_is_replaced_all_the_time(nobody: Nobody) -> None:
+    run(*nobody.python("-c", SWAPPER, nobody.home))
+
+
+def test_roots_mountpoint_that_is_replaced_all_the_time(nobody: Nobody) -> None:
+    nobody.namespace.run(sys.executable, "-c", SWAPPER, nobody.home)
+
+
+@pytest.mark.parametrize("name", ["with space", "new\nline", "tab\tand\\", b"\xff\xfe"])
+def test_a_users_mountpoint_with_any_name(nobody: Nobody, name: str | bytes) -> None:
+    nobody.point = nobody.home / os.fsdecode(name)
+    nobody.run("mkdir", nobody.point)
+    with nobody.mounted():
+        nobody.run("touch", nobody.point / "file")
 
 
 # --- what fusermount3 refuses -------------------------------------------------

@@ -28,6 +28,7 @@ from inaccfs.errors import (
 )
 from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FSTYPE, FuseOptions
+from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.mountinfo import MountInfo
 from inaccfs.shim.backing import TmpfsOptions
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -373,19 +374,19 @@ def _mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_mountinfo")
 def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
     assert mounting.mounts() == [
-        MountInfo("0:41", "/mnt/with space", FSTYPE),
-        MountInfo("0:42", "/mnt/tab\tnl\nbs\\", FSTYPE),
-        MountInfo("0:44", "/mnt/covered", FSTYPE),
-        MountInfo("0:46", "/mnt/twice", FSTYPE),
-        MountInfo("0:47", "/mnt/twice", FSTYPE),
-        MountInfo("0:48", "/mnt/ü", FSTYPE),
+        MountInfo("0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"),
+        MountInfo("0:42", "/mnt/tab\tnl\nbs\\", FSTYPE, 41, 22, "rw"),
+        MountInfo("0:44", "/mnt/covered", FSTYPE, 43, 22, "rw"),
+        MountInfo("0:46", "/mnt/twice", FSTYPE, 45, 22, "rw"),
+        MountInfo("0:47", "/mnt/twice", FSTYPE, 46, 45, "rw"),
+        MountInfo("0:48", "/mnt/ü", FSTYPE, 47, 22, "rw"),
     ]
 
 
 @pytest.mark.usefixtures("_mountinfo")
 def test_a_mount_is_found_by_its_path_and_on_top() -> None:
     assert mounting.find("/mnt/with space") == MountInfo(
-        "0:41", "/mnt/with space", FSTYPE
+        "0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"
     )
     assert mounting.find("/mnt/./twice/").device == "0:47"
     for path in ("/mnt/covered", "/mnt/other", "/mnt/nothing", "/"):
@@ -399,7 +400,7 @@ def test_all_mounts_are_read_and_the_topmost_counts() -> None:
         "0:20",
         *(f"0:{number}" for number in range(41, 49)),
     ]
-    covered = MountInfo("0:45", "/mnt/covered", "tmpfs")
+    covered = MountInfo("0:45", "/mnt/covered", "tmpfs", 44, 43, "rw")
     assert mountinfo.topmost("/mnt/covered") == covered
     assert mountinfo.topmost("/mnt") is None
     assert mountinfo.topmost("/mnt/covered/") is None
@@ -414,10 +415,17 @@ def test_what_is_really_mounted_is_read() -> None:
 
 
 @pytest.mark.usefixtures("_mountinfo")
-def test_the_device_is_that_on_top() -> None:
-    assert mounting.device_at("/mnt/covered") == "0:45"
-    with pytest.raises(MountError):
-        mounting.device_at("/mnt/nothing")
+def test_what_is_mounted_below_a_path_is_found() -> None:
+    assert mountinfo.below("/mnt/covered") == ["/mnt/covered"] * 2
+    assert len(mountinfo.below("/mnt")) == 8
+    assert len(mountinfo.below("/")) == 9
+    assert mountinfo.below("/mnt/cov") == []
+
+
+@pytest.mark.usefixtures("_mountinfo")
+def test_a_mount_that_is_covered_is_told_apart() -> None:
+    with pytest.raises(NotMountedError, match="that a tmpfs covers: umount /mnt/cov"):
+        mounting.find("/mnt/covered")
 
 
 @pytest.mark.parametrize(
@@ -428,15 +436,16 @@ def test_what_cannot_be_mounted_on_is_told(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match=reason):
-        mounting.check_mountpoint(str(tmp_path / name))
+        Mountpoint.open(str(tmp_path / name))
 
 
 def test_a_mountpoint_is_resolved(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     for path in ("link", "real", "real/../link"):
-        found = mounting.check_mountpoint(str(tmp_path / path))
-        assert found == os.path.realpath(tmp_path / "real")
+        with Mountpoint.open(str(tmp_path / path)) as found:
+            assert found.path == os.path.realpath(tmp_path / "real")
+            assert os.path.samestat(os.fstat(found.fd), os.stat(found.path))
 
 
 # --- status -----------------------------------------------------------------------
@@ -474,7 +483,10 @@ def ask(
     monkeypatch: pytest.MonkeyPatch, answers: dict[str, object], *words: str
 ) -> int:
     """`inaccfs status` where each mount has one of these *answers*."""
-    there = [MountInfo(f"0:{at}", path, FSTYPE) for at, path in enumerate(answers)]
+    there = [
+        MountInfo(f"0:{at}", path, FSTYPE, at, 1, "rw")
+        for at, path in enumerate(answers)
+    ]
 
     def read(path: str) -> object:
         answer = answers[path]

@@ -1,0 +1,111 @@
+"""A directory to mount on: one fd from when it is chosen until the mount is there.
+
+A path may lead elsewhere at any moment, where others can rename what is on it. So it is
+resolved once, and whatever comes after goes by the fd.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Self
+
+from inaccfs import mountinfo, syscalls
+from inaccfs.errors import MountError
+from inaccfs.fuse import mounting
+
+
+class Mountpoint:
+    """A directory that nothing of ours is mounted on, held by an O_PATH fd."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        """Take over *fd*, which is that of the directory at *path*, without links.
+
+        Raises:
+            MountError: that directory is at *path* no more, or mounted on.
+        """
+        self.path: Final = path
+        self.fd: Final = fd
+        try:
+            self._check_place()
+            _refuse_mounted(path)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Find the directory at *path*, which may be a link.
+
+        Raises:
+            MountError: it cannot be mounted on, and why.
+        """
+        wanted = mounting.resolve(path)
+        _refuse_mounted(wanted)
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            fd = os.open(wanted, flags)
+        except FileNotFoundError:
+            raise MountError(
+                f"mountpoint {wanted} does not exist: mkdir -p {wanted}"
+            ) from None
+        except NotADirectoryError as exc:
+            if not os.path.isdir(os.path.dirname(wanted)):
+                raise MountError(f"mountpoint {wanted}: {exc.strerror}") from None
+            if os.path.islink(wanted):
+                raise MountError(_replaced(wanted)) from None
+            raise MountError(
+                f"mountpoint {wanted} is not a directory: name one that is"
+            ) from None
+        except OSError as exc:
+            raise MountError(f"mountpoint {wanted}: {exc.strerror}") from exc
+        return cls(wanted, fd)
+
+    def __enter__(self) -> Self:
+        """For a with block, at whose end the fd is closed."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the fd."""
+        os.close(self.fd)
+
+    @property
+    def link(self) -> str:
+        """What leads to the directory for as long as the fd is open. See proc(5)."""
+        return f"/proc/self/fd/{self.fd}"
+
+    def check(self, device: str | None) -> mountinfo.MountInfo:
+        """The mount that was just made here; *device* is its number, if known.
+
+        Raises:
+            MountError: it is not at the path, or not on the directory itself.
+        """
+        on = syscalls.mount_number(self.fd)
+        for mount in reversed(mounting.mounts()):
+            if mount.path == self.path and mount.device == (device or mount.device):
+                # On the directory, and not on a mount that came before.
+                if on in (mount.parent, None):
+                    return mount
+                break
+        raise MountError(_replaced(self.path))
+
+    def _check_place(self) -> None:
+        if os.readlink(self.link) != self.path:
+            raise MountError(_replaced(self.path))
+
+
+def _replaced(path: str) -> str:
+    return (
+        f"mountpoint {path} was replaced while it was to be mounted on: try once more, "
+        "in a directory where nobody else may rename"
+    )
+
+
+def _refuse_mounted(path: str) -> None:
+    topmost = mountinfo.topmost(path)
+    if topmost is None or topmost.fstype != mounting.FSTYPE:
+        return
+    if mounting.is_dead(path):
+        raise MountError(
+            f"mountpoint {path} is left from a daemon that died: inaccfs umount {path}"
+        )
+    raise MountError(f"{path} is an inaccfs mount already: inaccfs umount {path} first")

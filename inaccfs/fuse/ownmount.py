@@ -1,0 +1,64 @@
+"""The daemon's own mount, from when it is made until it is taken away."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import mountinfo
+from inaccfs.errors import UnmountError
+from inaccfs.fuse import mounting, unmounting
+
+if TYPE_CHECKING:
+    from inaccfs.mountinfo import MountInfo
+
+log = logging.getLogger(__name__)
+
+
+class OwnMount:
+    """A mount by its numbers: it may be moved, and so may a directory above it."""
+
+    def __init__(self, mount: MountInfo) -> None:
+        self._mount: Final = mount
+        # In the daemon: whether the kernel has ended the connection, because the mount
+        # has gone or by force.
+        self.lost = False
+
+    def find(self) -> MountInfo | None:
+        """Where it is now; None if it has gone."""
+        mount = unmounting.find_own(self._mount)
+        if mount is None:
+            return None
+        # The numbers of a mount that has gone are given to others. Ours is dead then.
+        if self.lost and not is_covered(mount) and not mounting.is_dead(mount.path):
+            return None
+        return mount
+
+    def unmount(self) -> None:
+        """In the daemon: take the mountpoint back. The loop is over.
+
+        Lazily: whoever has a file open will find out that the daemon has ended.
+        """
+        mount = self.find()
+        if mount is None:
+            return
+        if is_covered(mount):
+            log.warning("%s", why_covered(mount))
+            return
+        try:
+            unmounting.unmount(mount, lazy=True)
+        except UnmountError as exc:
+            log.error("%s", exc)  # noqa: TRY400
+
+
+def is_covered(mount: MountInfo) -> bool:
+    """Whether something else is mounted on top, which would be unmounted instead."""
+    return mountinfo.topmost(mount.path) != mount
+
+
+def why_covered(mount: MountInfo) -> str:
+    """What to do about a mount that stays because it is covered."""
+    return (
+        f"{mount.path} is covered by another mount and stays: umount {mount.path}, and "
+        "then inaccfs umount"
+    )

@@ -1,0 +1,399 @@
+"""`inaccfs umount` whatever state the daemon is in, and mounts that have copies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+import inaccfs
+from inaccfs import ending, launch, mountinfo, syscalls
+from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse.ownmount import OwnMount
+from tests.mount import support
+from tests.mount.namespaces import private_namespace, quoted
+from tests.mount.support import (
+    PATIENCE,
+    background,
+    cli,
+    complaint,
+    inaccfs_command,
+    new_file,
+    opened,
+    outcome,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from inaccfs import Mount
+
+pytestmark = [pytest.mark.fuse, support.needs_root]
+
+GONE = ("ENOTCONN", "ECONNABORTED")
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is stopped in a test is known not to answer."""
+    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 1.0)
+
+
+def umount(*words: str | Path) -> str:
+    """What `inaccfs umount` tells in its one line, with status 0."""
+    result = cli("umount", *words)
+    assert result.stdout == ""
+    assert result.stderr.startswith("inaccfs: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+# --- a daemon that does not answer --------------------------------------------
+
+
+@contextmanager
+def stopped(mount: Mount) -> Iterator[None]:
+    """The daemon is stopped for as long as the block lasts."""
+    mount.process.send_signal(signal.SIGSTOP)
+    try:
+        # Stopped is what it is when its state is told, not when it is signalled.
+        os.waitid(os.P_PID, mount.pid, os.WSTOPPED | os.WNOWAIT)
+        yield
+    finally:
+        mount.process.send_signal(signal.SIGCONT)
+
+
+ASKER: Final = """
+import os, sys
+print("asking", flush=True)
+try:
+    os.statvfs(sys.argv[1])
+except OSError:
+    pass
+"""
+
+
+@contextmanager
+def hanging_request(mount: Mount) -> Iterator[subprocess.Popen[str]]:
+    """Somebody who waits for the daemon, and ends when there is an answer."""
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            ASKER,
+            mount.path,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "asking\n"
+        yield child
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
+    mount: Mount,
+) -> None:
+    with (
+        opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd,
+        stopped(mount),
+        hanging_request(mount) as child,
+    ):
+        told = umount(mount.path)
+
+        assert f"{mount.path} is unmounted; its daemon did not answer" in told
+        assert "so its connection is aborted" in told
+        assert not support.is_mounted(mount.path)
+        assert outcome(os.fstat, fd) in GONE
+        assert child.wait(PATIENCE) == 0
+    assert mount.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_a_stopped_daemon_that_stays_is_told_with_its_pid(
+    point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
+    log = scratch / "log"
+    cli("mount", "--log", log, point)
+    pid = support.status_of(point).pid
+    daemon = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        told = umount(point)
+        assert f"{pid} is still there with its memory: kill -CONT {pid} " in told
+        assert f"kill -KILL {pid} ends it" in told
+        os.kill(pid, signal.SIGCONT)
+        assert support.wait_readable(daemon)
+        assert not log.exists()
+    finally:
+        support.give_up(point, daemon)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_with_fusectl_the_connection_is_aborted_by_it(
+    point: Path, scratch: Path
+) -> None:
+    """The switch is the mount's owner's."""
+    connections = scratch / "connections"
+    connections.mkdir()
+    with support.mounted(point) as mount:
+        run("mount", "-t", "fusectl", "none", connections)
+        try:
+            found = mounting.find(str(point))
+            with opened(point / "file", os.O_CREAT | os.O_RDWR) as fd:
+                assert unmounting.abort(found)
+                assert outcome(os.fstat, fd) in GONE
+            assert mount.process.wait(PATIENCE) == 0
+        finally:
+            run("umount", connections)
+
+
+@pytest.mark.usefixtures("_hasty")
+def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
+    with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
+        with stopped(mount):
+            told = umount("--lazy", mount.path)
+            assert "its daemon does not answer, so whoever has something open" in told
+            assert "/sys/fs/fuse/connections/" in told
+            assert not support.is_mounted(mount.path)
+        assert outcome(os.fstat, fd) == "ok"
+        assert mount.process.poll() is None
+    assert mount.process.wait(PATIENCE) == 0
+
+
+def test_a_dead_daemon_is_told(point: Path) -> None:
+    for words in ((point,), ("--lazy", point)):
+        with support.doomed(point) as mount:
+            support.kill(mount)
+            assert umount(*words) == (
+                f"inaccfs: {point} is unmounted; its daemon was dead\n"
+            )
+
+
+def test_a_question_that_hangs_is_left_behind(
+    point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the child: here one that takes no notice of its time."""
+    monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
+    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
+    with support.mounted(point) as mount:
+        before = time.monotonic()
+        assert "did not answer" in umount(point)
+        assert time.monotonic() - before < 20
+        assert mount.process.wait(PATIENCE) == 0
+
+
+def test_a_connection_that_nobody_reads_is_aborted(
+    point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after SIGKILL, when a thread of the daemon hangs and keeps /dev/fuse open."""
+    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
+    syscalls.mount("inaccfs", str(point), mounting.FSTYPE, 0, options)
+    try:
+        assert "so its connection is aborted" in umount(point)
+        assert not support.is_mounted(point)
+    finally:
+        os.close(fuse)
+        with suppress(OSError):
+            syscalls.umount(str(point), syscalls.MNT_DETACH)
+
+
+# --- a mount that has copies --------------------------------------------------
+
+
+@contextmanager
+def bound(source: Path, place: Path) -> Iterator[Path]:
+    """A bind mount of *source* at *place*."""
+    place.mkdir()
+    run("mount", "--bind", source, place)
+    try:
+        yield place
+    finally:
+        run("umount", "-l", place, status=None)
+
+
+def test_umount_of_one_of_two_tells_where_the_other_is(
+    point: Path, scratch: Path
+) -> None:
+    with background(point, scratch) as pid, bound(point, scratch / "b") as copy:
+        before = time.monotonic()
+        assert umount(copy) == (
+            f"inaccfs: {copy} is unmounted; its daemon {pid} goes on, because the "
+            f"mount has copies: {point}\n"
+        )
+        assert time.monotonic() - before < 10
+        run("mount", "--bind", point, copy)
+        assert f"because the mount has copies: {copy}\n" in umount(point)
+        assert os.listdir(copy) == []
+        # The last of them takes the daemon along.
+        daemon = os.pidfd_open(pid)
+        try:
+            assert cli("umount", copy).stderr == ""
+            assert support.wait_readable(daemon, 0)
+        finally:
+            os.close(daemon)
+
+
+def test_a_copy_of_a_directory_is_one_too(point: Path, scratch: Path) -> None:
+    with background(point, scratch):
+        (point / "sub").mkdir()
+        with bound(point / "sub", scratch / "b") as copy:
+            assert f"the mount has copies: {point}\n" in umount(copy)
+            run("mount", "--bind", point / "sub", copy)
+            assert f"the mount has copies: {copy}\n" in umount(point)
+            assert cli("umount", copy).stderr == ""
+
+
+def test_umount_tells_that_another_namespace_has_a_copy(
+    point: Path, scratch: Path
+) -> None:
+    with background(point, scratch) as pid:
+        with private_namespace() as namespace:
+            told = umount(point)
+            assert f"{point} is unmounted; its daemon {pid} goes on, because " in told
+            assert "copies in another mount namespace" in told
+            namespace.run("ls", point)
+        support.wait_for_exit(pid)
+
+
+def test_umount_inside_a_container_that_does_not_see_the_daemon(
+    point: Path, scratch: Path
+) -> None:
+    """Its pid is another process's there, and its socket is not reached."""
+    hide = f"mkdir {quoted(scratch / 'e')}"
+    with support.mounted(point) as mount:
+        sockets = quoted(mount.control.parent)
+        with private_namespace(hide) as namespace:
+            namespace.shell(f"mount -t tmpfs none {sockets}")
+            before = time.monotonic()
+            namespace.run(*inaccfs_command("umount", point))
+            assert time.monotonic() - before < 20
+        assert os.listdir(point) == []
+        assert mount.process.poll() is None
+
+
+@pytest.mark.parametrize("where", ["bind", "namespace", "lazily"])
+def test_mounted_ends_its_daemon_whatever_copies_there_are(
+    scratch: Path, where: str
+) -> None:
+    with support.mounted() as mount:
+        new_file(mount.path / "file")
+        own = OwnMount(mounting.find(str(mount.path)))
+        copies: dict[str, Callable[[], AbstractContextManager[object]]] = {
+            "bind": lambda: bound(mount.path, scratch / "b"),
+            "namespace": private_namespace,
+            "lazily": lambda: opened(mount.path / "file"),
+        }
+        with copies[where]():
+            if where == "lazily":
+                run("umount", "-l", mount.path)
+            before = time.monotonic()
+            launch._take_down(mount, own, quiet=False)
+            assert time.monotonic() - before < 10
+            assert mount.process.returncode == 0
+
+
+def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
+    """Even if it is given the numbers of the mount that was there."""
+    with inaccfs.mounted(point) as mount:
+        run("umount", point)
+        assert mount.process.wait(PATIENCE) == 0
+        block = support.mounted(point)
+        other = block.__enter__()
+    assert other.status().pid == other.pid
+    block.__exit__(None, None, None)
+
+
+def test_mounted_ends_a_daemon_that_is_stopped() -> None:
+    with support.mounted() as mount:
+        mount.process.send_signal(signal.SIGSTOP)
+    assert mount.process.returncode == 0
+
+
+def test_mounted_kills_a_daemon_that_does_not_listen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "if 'fsname=deaf' in sys.orig_argv:\n"
+        "    from inaccfs import daemon\n"
+        "    daemon._Daemon._end = lambda *_: None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = time.monotonic()
+    with (
+        pytest.raises(inaccfs.InaccfsError, match="ended with status -9"),
+        inaccfs.mounted(options="fsname=deaf") as mount,
+    ):
+        before = time.monotonic()
+    assert time.monotonic() - before < 20
+    assert not support.is_mounted(mount.path)
+    assert not mount.path.exists()
+
+
+# --- what is in the way -------------------------------------------------------
+
+
+def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
+    nested = mount.path / "sub"
+    nested.mkdir()
+    run("mount", "-t", "tmpfs", "none", nested)
+    assert f"is busy: umount {nested}, which is mounted in it" in complaint(
+        "umount", mount.path
+    )
+    # And mounted() takes both.
+
+
+def test_a_mount_that_is_covered_is_told(mount: Mount) -> None:
+    run("mount", "-t", "tmpfs", "none", mount.path)
+    told = complaint("umount", mount.path)
+    assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in told
+    run("umount", mount.path)
+    cli("umount", mount.path)
+
+
+def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
+    block = inaccfs.mounted()
+    mount = block.__enter__()
+    run("mount", "-t", "tmpfs", "none", mount.path)
+    new_file(mount.path / "precious")
+    told = f"{mount.path} is covered by another mount and stays: umount {mount.path}"
+    with pytest.raises(inaccfs.InaccfsError, match=told):
+        block.__exit__(None, None, None)
+    assert mount.process.returncode == 0
+    assert os.listdir(mount.path) == ["precious"]
+    run("umount", mount.path)
+    assert "its daemon was dead" in umount(mount.path)
+    run("rm", "-r", mount.path.parent)
+
+
+def test_a_daemon_finds_its_mount_where_it_has_gone(scratch: Path) -> None:
+    (scratch / "old" / "mnt").mkdir(parents=True)
+    with inaccfs.mounted(scratch / "old" / "mnt") as mount:
+        os.rename(scratch / "old", scratch / "new")
+        mount.process.terminate()
+        assert mount.process.wait(PATIENCE) == 0
+    assert not mountinfo.below(str(scratch))
+
+
+def test_a_removed_working_directory_is_told(scratch: Path) -> None:
+    gone = quoted(scratch / "gone")
+    script = f'mkdir {gone}; cd {gone}; rmdir {gone}; exec "$@"'
+    for command in ("umount", "mount"):
+        told = run("sh", "-c", script, "sh", *inaccfs_command(command, "m"), status=1)
+        assert told.stderr == (
+            "inaccfs: m begins in the working directory, which has been removed: cd to "
+            "another, or name a path that begins with /\n"
+        )
