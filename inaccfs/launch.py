@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import runtime
+from inaccfs import runtime, streams
 from inaccfs.errors import (
     DaemonFailedError,
     DeadDaemonError,
     InaccfsError,
     MountError,
     NoAnswerError,
+    NoEntryError,
     NotMountedError,
     UnmountError,
 )
@@ -127,6 +128,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
+        NoEntryError: it is another user's, who lets nobody else in.
     """
     # Here and not above: whoever only mounts does without msgspec.
     from inaccfs import status
@@ -145,6 +147,11 @@ def read_status(mountpoint: str) -> Status:
         if mounting.means_dead(exc):
             raise DeadDaemonError(
                 f"{path}: its daemon is dead; inaccfs umount {path} cleans up"
+            ) from None
+        if isinstance(exc, PermissionError):
+            raise NoEntryError(
+                f"{path}: {exc.strerror}: the mount is another user's, and without "
+                "allow_other"
             ) from None
         raise NoAnswerError(f"{path}: no status: {exc.strerror}") from None
     try:
@@ -184,6 +191,7 @@ def mounted(
         MountError: the daemon's own message says why there is no mount.
         InaccfsError: on leaving, when the daemon did not end as it should.
     """
+    streams.fill()
     with (
         tempfile.TemporaryDirectory(prefix="inaccfs-") as scratch,
         ExitStack() as stack,

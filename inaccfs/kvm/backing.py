@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from contextlib import ExitStack
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.memory import FileMemory
@@ -19,19 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
-
-
-class Frame(NamedTuple):
-    """Where a page of 4 KiB is; a reference is held to what it is a part of."""
-
-    pfn: int
-    order: int
-    # What the reference was given for: on a hugetlbfs the file's page.
-    referenced: int
+    from inaccfs.kvm.sync import Sync
 
 
 class Frames(NamedTuple):
-    """Where some pages are, in units of 4 KiB."""
+    """Where whole pages of the file are, in units of 4 KiB."""
 
     pgoff: int
     pfn: int
@@ -39,11 +31,20 @@ class Frames(NamedTuple):
     order: int
 
 
+_pfn: Final = attrgetter("pfn")
+
+
 class BackingFile:
     """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
 
     def __init__(
-        self, shim: Shim, key: tuple[int, int], fd: int, *, puts: bool = True
+        self,
+        shim: Shim,
+        key: tuple[int, int],
+        fd: int,
+        sync: Sync,
+        *,
+        puts: bool = True,
     ) -> None:
         """Takes a duplicate of *fd*. EINVAL if it is no file of the mount.
 
@@ -65,30 +66,23 @@ class BackingFile:
         # How many slots have it. Guarded by slots_lock.
         self.slots = 0
         # Guards the next two, over the call that asks for the memory.
-        self._memory_lock: Final = threading.Lock()
+        self._memory_lock: Final = sync.lock("memory_lock")
         self._memory: FileMemory | None = None
         # What a vCPU copies from and to, which reads it without the lock. Replaced by
         # a longer one only.
         self.window: mmap.mmap | None = None
 
-    def get_pfn(self, pgoff: int) -> Frame:
-        """Where a page is, and a reference to it; *pgoff* counts 4 KiB."""
-        found = self.file.get_pfn(pgoff >> self.shift)
-        inside = pgoff & (1 << self.shift) - 1
-        return Frame(found.pfn + inside, found.order, found.pfn)
-
-    def put_pfn(self, pfn: int) -> None:
-        """Give back the reference to what `Frame.referenced` tells, and do not wait."""
-        if self._puts:
-            self.file.put_pfn(pfn, wait=False)
-
-    def get_pfns(self, pgoff: int, pages: int) -> list[Frames]:
+    def get(self, pgoff: int, pages: int) -> list[Frames]:
         """Where pages are, and a reference to each of the file's pages.
 
         There may be more at both ends, on a hugetlbfs.
         """
         shift = self.shift
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
+        if first == last:
+            # What nearly every fault asks for, and cheaper.
+            found = self.file.get_pfn(first)
+            return [Frames(first << shift, found.pfn, 1 << shift, found.order)]
         return [
             Frames(
                 extent.offset << shift, extent.pfn, extent.count << shift, extent.order
@@ -96,12 +90,12 @@ class BackingFile:
             for extent in self.file.get_pfns(first, last - first + 1)
         ]
 
-    def put_pfns(self, frames: Iterable[Frames]) -> None:
-        """Give back what `get_pfns` has given."""
+    def put(self, frames: Iterable[Frames]) -> None:
+        """Give back what `get` has given, and do not wait."""
         # By frame, and not by place in the file: fewer calls, as what the kernel has
         # allocated one after the other is often contiguous, but in falling order.
         start = end = 0
-        for each in sorted(frames, key=lambda frames: frames.pfn):
+        for each in sorted(frames, key=_pfn):
             if each.pfn != end:
                 self._put(start, end)
                 start = each.pfn
@@ -138,8 +132,9 @@ class BackingFile:
 class BackingFiles:
     """The files of a VM. Used under slots_lock."""
 
-    def __init__(self, shim: Shim, semantics: ShimSemantics) -> None:
+    def __init__(self, shim: Shim, semantics: ShimSemantics, sync: Sync) -> None:
         self._shim: Final = shim
+        self._sync: Final = sync
         self._puts: Final = semantics.references != "none"
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
 
@@ -156,7 +151,7 @@ class BackingFiles:
             file = self._files.get(key)
             if file is None:
                 file = self._files[key] = BackingFile(
-                    self._shim, key, fd, puts=self._puts
+                    self._shim, key, fd, self._sync, puts=self._puts
                 )
         except OSError as exc:
             if exc.errno not in (errno.EBADF, errno.EINVAL):

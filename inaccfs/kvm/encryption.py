@@ -20,6 +20,8 @@ from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
 if TYPE_CHECKING:
     import mmap
 
+    from inaccfs.kvm.memory import Place
+
 _BLOCK: Final = 16
 
 
@@ -46,18 +48,18 @@ class EncryptedMemory:
         # memory controller does that for one cache line at a time.
         self._lock: Final = threading.Lock()
 
-    def read(self, memory: mmap.mmap, position: int, gpa: int, size: int) -> bytes:
+    def read(self, place: Place, size: int) -> bytes:
         """As `PlainMemory.read`."""
+        memory, position, gpa, _ = place
         with self._lock:
             return b"".join(
                 self._decrypted(memory, page, gfn, first, last)
                 for page, gfn, first, last in _pages(position, gpa, size)
             )
 
-    def write(
-        self, memory: mmap.mmap, position: int, gpa: int, data: memoryview
-    ) -> None:
+    def write(self, place: Place, data: memoryview) -> None:
         """As `PlainMemory.write`."""
+        memory, position, gpa, _ = place
         done = 0
         with self._lock:
             for page, gfn, first, last in _pages(position, gpa, len(data)):

@@ -1,31 +1,35 @@
-"""Private page faults, one at a time and many at once. Patch 7/8.
+"""Private page faults, of one page that was touched and of many at once. Patch 7/8.
 
-In both the order is: take seq; look up; get the frame, which waits for the daemon;
-take mmu_lock; ask whether to retry; map; let go; put the reference. KVM keeps no
+In both the order is: take seq; look up; get the frames, which waits for the daemon;
+take mmu_lock; ask whether to retry; map; let go; put the references. KVM keeps no
 reference to what is mapped: it relies on being told.
+
+The order is written down once, as generators of steps. A step is what waits for others,
+or lets others in: no lock is held when one is yielded. `Sync.drive` takes them.
 """
 
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.kvm.memslots import MemorySlots
 from inaccfs.kvm.uapi import (
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     PAGE_SHIFT,
     PAGE_SIZE,
     MemoryFaultExit,
+    no_hook,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Sequence
 
-    from inaccfs.kvm.backing import BackingFile, Frame, Frames
+    from inaccfs.kvm.backing import BackingFile, Frames
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
 # Pages of one pre-fault: its reply is to stay in proportion, and a punch meanwhile is
@@ -33,14 +37,74 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 16
 
 
+class Point(NamedTuple):
+    """Call the hook."""
+
+    hook: Hook
+    name: str
+    start: int
+    end: int
+
+    def __call__(self) -> None:
+        self.hook(self.name, self.start, self.end)
+
+
+class Get(NamedTuple):
+    """Ask the daemon where pages are; to be sent the frames, with references to them.
+
+    Numbers are pages of 4 KiB.
+    """
+
+    backing: BackingFile
+    pgoff: int
+    pages: int
+
+    def __call__(self) -> Sequence[Frames]:
+        return self.backing.get(self.pgoff, self.pages)
+
+
+class Put(NamedTuple):
+    """Give the references back."""
+
+    backing: BackingFile
+    frames: Sequence[Frames]
+
+    def __call__(self) -> None:
+        self.backing.put(self.frames)
+
+
+class Reach(NamedTuple):
+    """Have the file's memory up to a page mapped, for the accesses that come next."""
+
+    backing: BackingFile
+    pgoff: int
+
+    def __call__(self) -> None:
+        self.backing.reach(self.pgoff)
+
+
+class Wait(NamedTuple):
+    """Wait until no invalidation may concern these gfns."""
+
+    mmu: Mmu
+    start: int
+    end: int
+
+    def __call__(self) -> None:
+        self.mmu.wait(self.start, self.end)
+
+
+Step: TypeAlias = Point | Get | Put | Reach | Wait
+"""Called, it does what it says, and returns what the generator is to be sent."""
+
+
 class Faults:
     """Handles private faults of one VM."""
 
-    def __init__(self, mmu: Mmu, hook: Hook) -> None:
+    def __init__(self, mmu: Mmu, hook: Hook, sync: Sync) -> None:
         self._mmu: Final = mmu
         self._hook: Final = hook
-        # Replaced as a whole, under mmu_lock; read without it.
-        self.slots = MemorySlots()
+        self._sync: Final = sync
 
     def resolve(self, gfn: int) -> None:
         """Handle one private fault; the guest will try again, whatever came of it.
@@ -51,93 +115,7 @@ class Faults:
             OSError: EPERM where the mount refuses get-memory; `ControlError` when the
                 daemon has gone.
         """
-        mmu = self._mmu
-        with mmu.lock:
-            # Before anything is looked up.
-            seq = mmu.invalidation.seq
-            mmu.counters.faults += 1
-            slot, backing = self._private_slot(gfn)
-            slot.users += 1
-        try:
-            self._hook("fault:begin", gfn, gfn + 1)
-            if self._fault(slot, backing, gfn, seq):
-                # While the slot is sure to be there, and not in guest mode: it asks.
-                backing.reach(slot.pgoff(gfn) + 1)
-                return
-        finally:
-            self._leave(slot)
-        mmu.wait(gfn, gfn + 1)
-
-    def _private_slot(self, gfn: int) -> tuple[MemorySlot, BackingFile]:
-        slot = self.slots.find(gfn)
-        if (
-            slot is None
-            or slot.backing is None
-            or not self._mmu.attributes.is_private(gfn)
-        ):
-            self._mmu.counters.exits += 1
-            raise _exit(gfn)
-        _check_told(slot)
-        return slot, slot.backing
-
-    @contextmanager
-    def hold(self, slot: MemorySlot) -> Iterator[bool]:
-        """Keep a slot from being freed meanwhile; False if it has been deleted."""
-        with self._mmu.lock:
-            there = slot in self.slots.slots
-            slot.users += there
-        try:
-            yield there
-        finally:
-            if there:
-                self._leave(slot)
-
-    def _leave(self, slot: MemorySlot) -> None:
-        with self._mmu.lock:
-            slot.users -= 1
-            if not slot.users:
-                self._mmu.changed.notify_all()
-
-    def _fault(
-        self, slot: MemorySlot, backing: BackingFile, gfn: int, seq: int
-    ) -> bool:
-        """Return whether it is mapped, or else is to be retried."""
-        mmu = self._mmu
-        frame = self._get_pfn(backing, slot.pgoff(gfn), gfn)
-        if frame is None:
-            return False
-        try:
-            self._hook("fault:before_install", gfn, gfn + 1)
-            with mmu.lock:
-                retry = mmu.invalidation.retry(seq, gfn, gfn + 1)
-                if retry:
-                    mmu.counters.retries += 1
-                else:
-                    mmu.install_locked(slot, gfn, frame.pfn, frame.order)
-        finally:
-            backing.put_pfn(frame.referenced)
-        return not retry
-
-    def _get_pfn(self, backing: BackingFile, pgoff: int, gfn: int) -> Frame | None:
-        """Its errors are exits, as in mainline; in v8 the vCPU faults for ever.
-
-        None while another vCPU has the page locked, in semantics that lock pages.
-        """
-        try:
-            return backing.get_pfn(pgoff)
-        except ConnectionError:
-            # Of the control socket, so of no page.
-            raise
-        except OSError as exc:
-            if exc.errno == errno.EAGAIN:
-                with self._mmu.lock:
-                    self._mmu.counters.retries += 1
-                return None
-            with self._mmu.lock:
-                self._mmu.counters.exits += 1
-            raise _exit(gfn, exc.errno or errno.EFAULT) from exc
-
-    # --- many at once -----------------------------------------------------------------
+        self._sync.drive(self.fault(gfn))
 
     def pre_fault(self, gfn: int, end: int) -> None:
         """Map what is private of the gfns from *gfn* to *end*.
@@ -146,23 +124,51 @@ class Faults:
             OSError: ENOENT at the first gfn without private memory, with what is before
                 it mapped; what get-pfn fails with.
         """
+        self._sync.drive(self.populate(gfn, end))
+
+    # --- steps ------------------------------------------------------------------------
+
+    def fault(self, gfn: int) -> Generator[Step, Any, None]:
+        """The steps of `resolve`."""
+        mmu = self._mmu
+        with mmu.lock:
+            # Before anything is looked up.
+            seq = mmu.invalidation.seq
+            mmu.counters.faults += 1
+            slot, backing = self._private_slot(gfn)
+            slot.users += 1
+        try:
+            mapped = yield from self._map(
+                slot, backing, gfn, gfn + 1, seq, touched=True
+            )
+            if mapped:
+                # While the slot is sure to be there, and not in guest mode: it asks.
+                yield Reach(backing, slot.pgoff(gfn) + 1)
+        finally:
+            mmu.leave(slot)
+        if not mapped:
+            yield Wait(mmu, gfn, gfn + 1)
+
+    def populate(self, gfn: int, end: int) -> Generator[Step, Any, None]:
+        """The steps of `pre_fault`."""
         size = _CHUNK
         while gfn < end:
-            stop = self._pre_fault(gfn, min(end, gfn + size))
+            stop = yield from self._populate(gfn, min(end, gfn + size))
             if stop == gfn:
-                # What is done at once is worth as little as it has to be to get done.
+                # Halved at each retry, so that whoever punches all the time does not
+                # keep this from getting on.
                 size = max(size >> 1, 1)
-                self._mmu.wait(gfn, gfn + size)
+                yield Wait(self._mmu, gfn, gfn + size)
             else:
                 gfn, size = stop, _CHUNK
 
-    def _pre_fault(self, gfn: int, end: int) -> int:
+    def _populate(self, gfn: int, end: int) -> Generator[Step, Any, int]:
         """Do some; return where to go on, *gfn* itself if it is to be retried."""
         mmu = self._mmu
         with mmu.lock:
             seq = mmu.invalidation.seq
-            slot = self.slots.find(gfn)
-            if slot is None or slot.backing is None:
+            slot = mmu.slots.find(gfn)
+            if slot is None or (backing := slot.backing) is None:
                 raise FileNotFoundError(
                     errno.ENOENT, f"no private memory at gpa {gfn << PAGE_SHIFT:#x}"
                 )
@@ -172,27 +178,42 @@ class Faults:
             _check_told(slot)
             slot.users += 1
         try:
-            self._hook("fault:begin", gfn, end)
-            mapped = self._map_range(slot, slot.backing, gfn, end, seq)
-            # So that the first access is no fault. It has its own complaint.
-            with suppress(PermissionError):
-                slot.backing.reach(slot.pgoff(end))
+            mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
+            if mapped:
+                # So that the first access is no fault. It has its own complaint.
+                with suppress(PermissionError):
+                    yield Reach(backing, slot.pgoff(end))
         finally:
-            self._leave(slot)
+            mmu.leave(slot)
         return end if mapped else gfn
 
-    def _map_range(
-        self, slot: MemorySlot, backing: BackingFile, gfn: int, end: int, seq: int
-    ) -> bool:
-        mmu = self._mmu
+    def _map(
+        self,
+        slot: MemorySlot,
+        backing: BackingFile,
+        gfn: int,
+        end: int,
+        seq: int,
+        *,
+        touched: bool,
+    ) -> Generator[Step, Any, bool]:
+        """Map private gfns of one slot; return whether they are, or are to be retried.
+
+        If a vCPU has *touched* them, it exits where they cannot be had.
+        """
+        mmu, hook = self._mmu, self._hook
+        if hook is not no_hook:
+            yield Point(hook, "fault:begin", gfn, end)
         try:
-            found = backing.get_pfns(slot.pgoff(gfn), end - gfn)
-        except OSError as exc:
-            if exc.errno == errno.EAGAIN:
-                return False
+            found: Sequence[Frames] = yield Get(backing, slot.pgoff(gfn), end - gfn)
+        except ConnectionError:
+            # Of the control socket, so of no page.
             raise
+        except OSError as exc:
+            return self._refused(exc, gfn, touched=touched)
         try:
-            self._hook("fault:before_install", gfn, end)
+            if hook is not no_hook:
+                yield Point(hook, "fault:before_install", gfn, end)
             with mmu.lock:
                 retry = mmu.invalidation.retry(seq, gfn, end)
                 if retry:
@@ -200,16 +221,41 @@ class Faults:
                 else:
                     for frames in found:
                         self._install(slot, frames, gfn, end)
-                    mmu.counters.prefaulted += end - gfn
+                    if not touched:
+                        mmu.counters.prefaulted += end - gfn
         finally:
-            backing.put_pfns(found)
+            yield Put(backing, found)
         return not retry
 
+    def _private_slot(self, gfn: int) -> tuple[MemorySlot, BackingFile]:
+        mmu = self._mmu
+        slot = mmu.slots.find(gfn)
+        if slot is None or slot.backing is None or not mmu.attributes.is_private(gfn):
+            mmu.counters.exits += 1
+            raise _exit(gfn)
+        _check_told(slot)
+        return slot, slot.backing
+
+    def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
+        """get-pfn has failed; False if that is to be retried.
+
+        Its errors are exits, as in mainline; in v8 the vCPU faults for ever.
+        """
+        with self._mmu.lock:
+            # Another vCPU has the page locked, in semantics that lock pages.
+            if exc.errno == errno.EAGAIN:
+                self._mmu.counters.retries += 1
+                return False
+            if not touched:
+                raise exc
+            self._mmu.counters.exits += 1
+        raise _exit(gfn, exc.errno or errno.EFAULT) from exc
+
     def _install(self, slot: MemorySlot, frames: Frames, gfn: int, end: int) -> None:
-        first = frames.pgoff - slot.private_pgoff + slot.base_gfn
+        first = gfn + frames.pgoff - slot.pgoff(gfn)
         # On a hugetlbfs there is more than was asked for.
         start, stop = max(first, gfn), min(first + frames.pages, end)
-        self._mmu.install_run_locked(
+        self._mmu.install_locked(
             slot, start, frames.pfn + start - first, stop - start, frames.order
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from inaccfs.kvm.uapi import PAGE_SIZE
 
@@ -97,15 +97,40 @@ class FileMemory:
         os.close(self._fd)
 
 
-class PlainMemory:
-    """The guest's bytes are the memory's bytes."""
+class Place(NamedTuple):
+    """Where a vCPU copies from or to. One mapping has all of it."""
 
-    def read(self, memory: mmap.mmap, position: int, gpa: int, size: int) -> bytes:
-        """Copy bytes out from *position* in the file; the guest has them at *gpa*."""
-        return memory[position : position + size]
+    # The file's memory, and where in it, in bytes.
+    window: mmap.mmap
+    position: int
+    # Where the guest has it, in bytes.
+    gpa: int
+    # The frame that the page at gpa is mapped to.
+    pfn: int
 
-    def write(
-        self, memory: mmap.mmap, position: int, gpa: int, data: memoryview
-    ) -> None:
+
+class GuestMemory(Protocol):
+    """What the guest's bytes are; the argument *memory* of a VM.
+
+    Both methods are called in guest mode: they must not wait for anybody.
+    """
+
+    def read(self, place: Place, size: int) -> bytes:
+        """Copy *size* bytes out."""
+
+    def write(self, place: Place, data: memoryview) -> None:
         """Copy *data* there."""
-        memory[position : position + len(data)] = data
+
+
+class PlainMemory:
+    """The guest's bytes are the bytes of the file's memory."""
+
+    def read(self, place: Place, size: int) -> bytes:
+        """See `GuestMemory.read`."""
+        position = place.position
+        return place.window[position : position + size]
+
+    def write(self, place: Place, data: memoryview) -> None:
+        """See `GuestMemory.write`."""
+        position = place.position
+        place.window[position : position + len(data)] = data

@@ -11,7 +11,7 @@ import errno
 import mmap
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import (
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from inaccfs.kvm.attributes import MemoryAttributes
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memory import WritableBuffer
-    from inaccfs.kvm.notifier import SlotNotifier
 
 _U64: Final = 1 << 64
 
@@ -45,9 +44,20 @@ class Region(NamedTuple):
     private_offset: int
 
 
+class Notifier(Protocol):
+    """What a slot hears from that pages of its file go; see kvm/notifier.py."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it hears nothing any more."""
+
+    def close(self) -> None:
+        """Unregister."""
+
+
 @dataclass(eq=False, slots=True)
 class MemorySlot:
-    """A range of guest memory. All but the last two fields are fixed for its life."""
+    """A range of guest memory. All but `users` is fixed for its life."""
 
     id: int
     flags: int
@@ -61,13 +71,10 @@ class MemorySlot:
     # The private half, where there is KVM_MEM_PRIVATE.
     backing: BackingFile | None = field(default=None, repr=False)
     # Of the private half; set before the slot can be found.
-    notifier: SlotNotifier | None = field(default=None, repr=False)
+    notifier: Notifier | None = field(default=None, repr=False)
     # How many are looking into it. It is not freed before they are through, as the
     # kernel waits for its SRCU readers. Guarded by mmu_lock.
     users: int = field(default=0, repr=False)
-    # How many INVALIDATE_STARTs have come without their ends. Changed by callbacks,
-    # of which the client runs one at a time, and read when none runs any more.
-    begun: int = field(default=0, repr=False)
 
     @property
     def untold(self) -> bool:

@@ -3,23 +3,25 @@
 Locks, from the outside in:
 
 1. slots_lock (`VM`): changes of slots and attributes. Held over client calls.
-2. mmu_lock: the page table, the retry protocol, the attributes, the counters, and who
-   uses a slot. Never held over a client call: the daemon may be waiting for a callback
-   that wants it.
+2. mmu_lock: the page table, the retry protocol, the attributes, the counters, which
+   slots there are, and who uses one. Never held over a client call: the daemon may be
+   waiting for a callback that wants it.
 3. a vCPU's guest_mode: held while it walks and copies. Whoever has it takes no other
    lock (but the cipher's, which is held for nothing else), and asks nobody.
 """
 
 from __future__ import annotations
 
-import threading
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.invalidation import Invalidation
+from inaccfs.kvm.memslots import MemorySlots
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.stats import Counters, add
+from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import (
     PG_LEVEL_2M,
     PG_LEVEL_4K,
@@ -28,8 +30,11 @@ from inaccfs.kvm.uapi import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import ByLevel
+    from inaccfs.kvm.sync import Lock, Sync
 
 # Only so that a fault asks the daemon again whether it is still there.
 _PATIENCE: Final = 1.0
@@ -39,17 +44,44 @@ class Mmu:
     """Methods that begin with an underscore or end in _locked want mmu_lock held."""
 
     def __init__(
-        self, *, default_private: bool, invalidation: Invalidation | None = None
+        self,
+        *,
+        default_private: bool,
+        invalidation: Invalidation | None = None,
+        sync: Sync = THREADS,
     ) -> None:
-        self.lock: Final = threading.Lock()
+        self.lock: Final = sync.lock("mmu_lock")
         # An invalidation has ended, or a slot is used no more.
-        self.changed: Final = threading.Condition(self.lock)
+        self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(default_private=default_private)
         self.counters: Final = Counters()
         # The locks of the vCPUs that are in the guest; see `flush`.
-        self.guest_modes: Final[list[threading.Lock]] = []
+        self.guest_modes: Final[list[Lock]] = []
+        # Replaced as a whole, under mmu_lock; read without it.
+        self.slots = MemorySlots()
+
+    # --- slots ------------------------------------------------------------------------
+
+    @contextmanager
+    def hold(self, slot: MemorySlot) -> Iterator[bool]:
+        """Keep a slot from being freed meanwhile; False if it has been deleted."""
+        with self.lock:
+            there = slot in self.slots.slots
+            slot.users += there
+        try:
+            yield there
+        finally:
+            if there:
+                self.leave(slot)
+
+    def leave(self, slot: MemorySlot) -> None:
+        """One user less: whoever has added one to `MemorySlot.users` calls it."""
+        with self.lock:
+            slot.users -= 1
+            if not slot.users:
+                self.changed.notify_all()
 
     # --- zapping ----------------------------------------------------------------------
 
@@ -147,8 +179,31 @@ class Mmu:
             level -= 1
         return level
 
-    def install_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> None:
-        """Map what a fault has found. With mmu_lock, after `Invalidation.retry`."""
+    def install_locked(
+        self, slot: MemorySlot, gfn: int, pfn: int, pages: int, order: int
+    ) -> None:
+        """Map what a fault has found: contiguous frames, of folios of one order.
+
+        With mmu_lock, after `Invalidation.retry`.
+        """
+        if pages == 1:
+            self._map_one(slot, gfn, pfn, order)
+            return
+        end = gfn + pages
+        while gfn < end:
+            level = self.level_locked(slot, gfn, pfn, order)
+            if level > PG_LEVEL_4K:
+                stop = (gfn & -pages_of_level(level)) + pages_of_level(level)
+                self._map_one(slot, gfn, pfn, order)
+            else:
+                stop = end
+                if order >= level_order(PG_LEVEL_2M):
+                    stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
+                self._map_pages(gfn, pfn, stop - gfn)
+            gfn, pfn = stop, pfn + stop - gfn
+
+    def _map_one(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> None:
+        """Map *gfn*, by a page as large as can be."""
         old = self.table.walk(gfn)
         level = self.level_locked(slot, gfn, pfn, order)
         if old is not None and old.pfn == pfn and old.level >= level:
@@ -163,23 +218,6 @@ class Mmu:
         else:
             self.table.map_huge(first, pfn & -pages, level)
         self.counters.installed[level - 1] += 1
-
-    def install_run_locked(
-        self, slot: MemorySlot, gfn: int, pfn: int, pages: int, order: int
-    ) -> None:
-        """Map frames that are contiguous, of folios of one order. With mmu_lock."""
-        end = gfn + pages
-        while gfn < end:
-            level = self.level_locked(slot, gfn, pfn, order)
-            if level > PG_LEVEL_4K:
-                stop = (gfn & -pages_of_level(level)) + pages_of_level(level)
-                self.install_locked(slot, gfn, pfn, order)
-            else:
-                stop = end
-                if order >= level_order(PG_LEVEL_2M):
-                    stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
-                self._map_pages(gfn, pfn, stop - gfn)
-            gfn, pfn = stop, pfn + stop - gfn
 
     def _map_pages(self, gfn: int, pfn: int, count: int) -> None:
         before = self.table.map_pages(gfn, pfn, count)

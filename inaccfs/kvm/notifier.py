@@ -35,6 +35,9 @@ class SlotNotifier:
         self._mmu: Final = mmu
         self._in_bytes: Final = semantics.unit == "bytes"
         self._hook: Final = hook
+        # How many INVALIDATE_STARTs have come without their ends. Changed by callbacks,
+        # of which the client runs one at a time, and read when none runs any more.
+        self._begun = 0
         self._notifier: Final[ShimNotifier] = self._register(backing, semantics)
 
     def _register(self, backing: BackingFile, semantics: ShimSemantics) -> ShimNotifier:
@@ -88,12 +91,12 @@ class SlotNotifier:
         finally:
             self._count()
             self._mmu.begin(*gfns)
-            self._slot.begun += 1
+            self._begun += 1
 
     def _end(self, start: int, end: int) -> None:
         if (gfns := self._gfns(start, end)) is None:
             return
-        self._slot.begun -= 1
+        self._begun -= 1
         self._mmu.end()
         self._hook("invalidate:end", *gfns)
 
@@ -111,6 +114,6 @@ class SlotNotifier:
             self._notifier.unregister()
         finally:
             # v9 and v10 also have ends without a begin: then there are fewer than none.
-            while self._slot.begun > 0:
-                self._slot.begun -= 1
+            while self._begun > 0:
+                self._begun -= 1
                 self._mmu.end()

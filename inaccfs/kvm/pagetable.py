@@ -26,7 +26,7 @@ from inaccfs.kvm.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _PRESENT: Final = 1
 _ENTRIES: Final = 1 << TABLE_SHIFT
@@ -184,19 +184,26 @@ class PageTable:
 
     def runs(self) -> list[Run]:
         """What is mapped, in the order of gfns and in as few runs as can be."""
-        merged: list[Run] = []
-        for gfn, pfn, pages, level in self._leaves():
-            if merged:
-                last = merged[-1]
-                if (last.gfn + last.pages, last.pfn + last.pages, last.level) == (
-                    gfn,
-                    pfn,
-                    level,
-                ):
-                    merged[-1] = last._replace(pages=last.pages + pages)
-                    continue
-            merged.append(Run(gfn, pfn, pages, level))
-        return merged
+        return _merged(self._leaves())
+
+    def walked(self, start: int, end: int) -> list[Run]:
+        """The same of the gfns from *start* to *end*: cheap where they are few.
+
+        A huge mapping of one of them is there as a whole. Needs no lock.
+        """
+        return _merged(self._walk_all(start, end))
+
+    def _walk_all(self, start: int, end: int) -> Iterator[Run]:
+        gfn = start
+        while gfn < end:
+            spte = self.walk(gfn)
+            if spte is None:
+                gfn += 1
+            else:
+                pages = pages_of_level(spte.level)
+                inside = gfn & (pages - 1)
+                yield Run(gfn - inside, spte.pfn - inside, pages, spte.level)
+                gfn += pages - inside
 
     def _leaves(self) -> Iterator[Run]:
         for key, top in sorted(self._top.items()):
@@ -210,6 +217,22 @@ class PageTable:
                     yield Run(gfn, middle >> PAGE_SHIFT, _ENTRIES, PG_LEVEL_2M)
                 else:
                     yield from _runs_of_table(gfn, middle)
+
+
+def _merged(leaves: Iterable[Run]) -> list[Run]:
+    merged: list[Run] = []
+    for gfn, pfn, pages, level in leaves:
+        if merged:
+            last = merged[-1]
+            if (last.gfn + last.pages, last.pfn + last.pages, last.level) == (
+                gfn,
+                pfn,
+                level,
+            ):
+                merged[-1] = last._replace(pages=last.pages + pages)
+                continue
+        merged.append(Run(gfn, pfn, pages, level))
+    return merged
 
 
 def _keys(entries: Mapping[int, object], start: int, end: int, shift: int) -> list[int]:

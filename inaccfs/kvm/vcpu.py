@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import threading
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
+from inaccfs.kvm.memory import Place
 from inaccfs.kvm.uapi import (
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -16,26 +16,22 @@ from inaccfs.kvm.uapi import (
 )
 
 if TYPE_CHECKING:
-    import mmap
-
-    from inaccfs.kvm.encryption import EncryptedMemory
     from inaccfs.kvm.faults import Faults
-    from inaccfs.kvm.memory import PlainMemory
+    from inaccfs.kvm.memory import GuestMemory
     from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.sync import Lock
     from inaccfs.kvm.uapi import Hook
-
-    Memory: TypeAlias = PlainMemory | EncryptedMemory
 
 
 class _Read:
     """Copies out of guest memory."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: GuestMemory) -> None:
         self._memory: Final = memory
         self.pieces: Final[list[bytes]] = []
 
-    def private(self, window: mmap.mmap, position: int, gpa: int, size: int) -> None:
-        self.pieces.append(self._memory.read(window, position, gpa, size))
+    def private(self, place: Place, size: int) -> None:
+        self.pieces.append(self._memory.read(place, size))
 
     def shared(self, view: memoryview) -> None:
         self.pieces.append(bytes(view))
@@ -44,12 +40,12 @@ class _Read:
 class _Write:
     """Copies into guest memory."""
 
-    def __init__(self, memory: Memory, data: bytes) -> None:
+    def __init__(self, memory: GuestMemory, data: bytes) -> None:
         self._memory: Final = memory
         self._rest = memoryview(data)
 
-    def private(self, window: mmap.mmap, position: int, gpa: int, size: int) -> None:
-        self._memory.write(window, position, gpa, self._rest[:size])
+    def private(self, place: Place, size: int) -> None:
+        self._memory.write(place, self._rest[:size])
         self._rest = self._rest[size:]
 
     def shared(self, view: memoryview) -> None:
@@ -68,14 +64,16 @@ class Vcpu:
     done in part, and is to be repeated as a whole.
     """
 
-    def __init__(self, number: int, mmu: Mmu, faults: Faults, memory: Memory) -> None:
+    def __init__(
+        self, number: int, mmu: Mmu, faults: Faults, memory: GuestMemory, mode: Lock
+    ) -> None:
         """Use `VM.create_vcpu`."""
         self.number: Final = number
         self._mmu: Final = mmu
         self._faults: Final = faults
         self._memory: Final = memory
         # Held from the walk to the end of the copy: `Mmu.flush` waits for it.
-        self.guest_mode: Final = threading.Lock()
+        self.guest_mode: Final = mode
         self.hook: Hook = no_hook
 
     def __repr__(self) -> str:
@@ -122,7 +120,9 @@ class Vcpu:
     ) -> int:
         """As `_private`, in guest mode; 0 is a fault."""
         spte = self._mmu.table.walk(gfn)
-        slot = self._faults.slots.find(gfn)
+        if self.hook is not no_hook:
+            self.hook("looks_up", gfn, gfn + 1)
+        slot = self._mmu.slots.find(gfn)
         if spte is None or slot is None or slot.backing is None or slot.untold:
             return 0
         window = slot.backing.window
@@ -137,7 +137,7 @@ class Vcpu:
         )
         if self.hook is not no_hook:
             self.hook("access", gfn, behind)
-        transfer.private(window, position, gpa, stop - gpa)
+        transfer.private(Place(window, position, gpa, spte.pfn), stop - gpa)
         return stop
 
     def _shared(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
@@ -148,7 +148,9 @@ class Vcpu:
         """
         gfn = gpa >> PAGE_SHIFT
         with self.guest_mode:
-            slot = self._faults.slots.find(gfn)
+            if self.hook is not no_hook:
+                self.hook("looks_up", gfn, gfn + 1)
+            slot = self._mmu.slots.find(gfn)
             if slot is None:
                 raise MmioExit(gpa)
             private, limit = False, slot.end_gfn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
@@ -18,6 +17,7 @@ from inaccfs.kvm.mmu import Mmu
 from inaccfs.kvm.notifier import SlotNotifier
 from inaccfs.kvm.pagetable import ByLevel
 from inaccfs.kvm.stats import Stats
+from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import (
     KVM_MEM_PRIVATE,
     PAGE_SHIFT,
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.audit import StaleSpte
     from inaccfs.kvm.invalidation import Invalidation
-    from inaccfs.kvm.memory import WritableBuffer
+    from inaccfs.kvm.memory import GuestMemory, WritableBuffer
     from inaccfs.kvm.pagetable import Run
     from inaccfs.kvm.shim import Shim
+    from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
 
@@ -50,16 +51,19 @@ class VM:
     *encryption* keeps private memory encrypted with a key of this VM (needs the package
     cryptography). *default_private* tells what nobody has converted yet: private, as in
     v8, or shared, as since v10. *invalidation* is another retry protocol than KVM's, to
-    see what it is good for. *hooks* is called as `hooks(point, start, end)`, with
-    gfns, at
+    see what it is good for. *memory* is what vCPUs copy from and to in place of the
+    file's own; *sync* makes the locks. *hooks* is called as
+    `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
     - `invalidate:end`: it has been zapped, and the daemon will be told next;
     - `fault:begin`: seq is taken, get-pfn comes next;
     - `fault:before_install`: the frame is known, mmu_lock comes next;
-    - `access`: a vCPU is in guest mode, and will copy next. Whoever zaps waits for it,
-      so this one must not.
+    - `looks_up`: a vCPU is in guest mode, and for a private access has walked the page
+      table; the slots come next, which it reads without a lock;
+    - `access`: a vCPU is in guest mode, and will copy next.
 
+    Whoever zaps waits for a vCPU in guest mode, so these two must not wait for anybody.
     No lock is held at the others, and they may block. But whoever deletes a slot waits
     for those of its faults and its notifier, with slots_lock in hand.
     """
@@ -72,24 +76,34 @@ class VM:
         default_private: bool = True,
         hooks: Hook | None = None,
         invalidation: Invalidation | None = None,
+        memory: GuestMemory | None = None,
+        sync: Sync = THREADS,
     ) -> None:
         """Asks the daemon for its semantics.
 
         Raises:
+            TypeError: *encryption* is of the file's memory, and *memory* another.
             EncryptionUnavailableError: the package cryptography is not there.
             ControlError: the daemon has gone.
         """
         self._shim: Final = shim
         self._hook: Final[Hook] = hooks or no_hook
-        self._memory: Final = EncryptedMemory() if encryption else PlainMemory()
+        if encryption and memory is not None:
+            raise TypeError("give encryption or memory, not both")
+        self._memory: Final[GuestMemory] = (
+            EncryptedMemory() if encryption else memory or PlainMemory()
+        )
         self._semantics: Final = shim.query_semantics()
         self._mmu: Final = Mmu(
-            default_private=default_private, invalidation=invalidation
+            default_private=default_private,
+            invalidation=invalidation,
+            sync=sync,
         )
-        self._faults: Final = Faults(self._mmu, self._hook)
+        self.sync: Final = sync
+        self._faults: Final = Faults(self._mmu, self._hook, sync)
         # Guards the next three, and is held while attributes change.
-        self._slots_lock: Final = threading.Lock()
-        self._files: Final = BackingFiles(shim, self._semantics)
+        self._slots_lock: Final = sync.lock("slots_lock")
+        self._files: Final = BackingFiles(shim, self._semantics, sync)
         self._vcpus = 0
         self._closed = False
 
@@ -128,7 +142,7 @@ class VM:
         with self._slots_lock:
             if self._closed:
                 raise OSError(errno.EBADF, "the VM is closed")
-            old = memslots.check(region, self._faults.slots)
+            old = memslots.check(region, self._mmu.slots)
             if old is not None:
                 self._delete(old)
             else:
@@ -162,11 +176,12 @@ class VM:
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
         with self._slots_lock:
-            vcpu = Vcpu(self._vcpus, self._mmu, self._faults, self._memory)
+            mode = self.sync.lock("guest_mode")
+            vcpu = Vcpu(self._vcpus, self._mmu, self._faults, self._memory, mode)
             vcpu.hook = self._hook
             self._vcpus += 1
             with self._mmu.lock:
-                self._mmu.guest_modes.append(vcpu.guest_mode)
+                self._mmu.guest_modes.append(mode)
         return vcpu
 
     def hold(self, slot: MemorySlot) -> AbstractContextManager[bool]:
@@ -175,14 +190,14 @@ class VM:
         It gives False if the slot has been deleted already. Whoever deletes it waits
         for the end of the block, as for a fault.
         """
-        return self._faults.hold(slot)
+        return self._mmu.hold(slot)
 
     # --- looking ----------------------------------------------------------------------
 
     @property
     def slots(self) -> tuple[MemorySlot, ...]:
         """The slots, in the order of gfns."""
-        return self._faults.slots.slots
+        return self._mmu.slots.slots
 
     @property
     def stats(self) -> Stats:
@@ -222,22 +237,28 @@ class VM:
             for index in range(0, run.pages, pages_of_level(run.level)):
                 yield run.gfn + index, Spte(run.pfn + index, run.level)
 
-    def runs(self) -> list[Run]:
-        """As `sptes`, but neighbours of one level in contiguous frames are one run."""
+    def runs(self, start: int = 0, end: int | None = None) -> list[Run]:
+        """As `sptes`, but neighbours of one level in contiguous frames are one run.
+
+        With *end* only what the gfns from *start* to *end* are mapped by, which are
+        walked one by one: cheaper where they are few.
+        """
+        if end is not None:
+            return self._mmu.table.walked(start, end)
         with self._mmu.lock:
             table = self._mmu.table.copy()
         return table.runs()
 
-    def stale_sptes(self) -> list[StaleSpte]:
+    def stale_sptes(self, start: int = 0, end: int | None = None) -> list[StaleSpte]:
         """Mappings of frames that their pages do not have, or not any more.
 
         None are to be expected, save while a punch or an allocation waits for a
         callback: in v8 the page has gone by then. Found by comparison with what the
         daemon tells of fetched pages; of a huge mapping it knows only those pages that
-        have been asked for.
+        have been asked for. *start* and *end* are as in `runs`.
         """
         with self._slots_lock:
-            stale = audit.stale_sptes(self._shim, self.slots, self.runs())
+            stale = audit.stale_sptes(self._shim, self.slots, self.runs(start, end))
         # What was punched and zapped between the two looks is mapped no more.
         return [each for each in stale if self._maps(each)]
 
@@ -290,13 +311,13 @@ class VM:
             if region.shared is not None:
                 slot.shared = memoryview(region.shared).cast("B")
             with self._mmu.lock:
-                self._faults.slots = self._faults.slots.plus(slot)
+                self._mmu.slots = self._mmu.slots.plus(slot)
             undo.pop_all()
 
     def _delete(self, slot: MemorySlot) -> None:
         mmu = self._mmu
         with mmu.lock:
-            self._faults.slots = self._faults.slots.minus(slot)
+            mmu.slots = mmu.slots.minus(slot)
         # After: a fault that has found the slot has an older seq than this leaves.
         mmu.zap(slot.base_gfn, slot.end_gfn)
         with mmu.lock:

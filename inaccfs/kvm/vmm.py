@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from inaccfs.kvm.vcpu import Vcpu
     from inaccfs.kvm.vm import VM
 
+    Fallocate: TypeAlias = Callable[[int, int, int, int], object]
+
 T = TypeVar("T")
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -34,13 +35,18 @@ class Vmm:
 
     *discard* tells whether the half that is left is given back; without it both are
     there from the first conversion on, which `VM.stats` counts as double_allocated.
+    *fallocate* is called for fallocate(2), with an fd, a mode, and an offset and a
+    length in bytes: it is what punches private memory.
     """
 
-    def __init__(self, vm: VM, *, discard: bool = True) -> None:
+    def __init__(
+        self, vm: VM, *, discard: bool = True, fallocate: Fallocate = fallocate
+    ) -> None:
         self._vm: Final = vm
         self._discard: Final = discard
+        self._fallocate: Final = fallocate
         # Two vCPUs may ask for opposite conversions of one page.
-        self._lock: Final = threading.Lock()
+        self._lock: Final = vm.sync.lock("vmm_lock")
         # How many exits have been handled. Guarded by _lock.
         self.conversions = 0
 
@@ -95,11 +101,15 @@ class Vmm:
                 # Somebody may delete it: its fd would be closed, and be another file's.
                 with self._vm.hold(slot) as there:
                     if there and start < stop and slot.backing is not None:
-                        discard = discard_shared if private else discard_private
-                        discard(slot, start, stop)
+                        if private:
+                            discard_shared(slot, start, stop)
+                        else:
+                            discard_private(slot, start, stop, self._fallocate)
 
 
-def discard_private(slot: MemorySlot, start: int, end: int) -> None:
+def discard_private(
+    slot: MemorySlot, start: int, end: int, fallocate: Fallocate = fallocate
+) -> None:
     """Punch the gfns from *start* to *end* out of the slot's file."""
     assert slot.backing is not None
     offset, size = slot.pgoff(start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT

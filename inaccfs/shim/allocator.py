@@ -22,6 +22,7 @@ from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
     from inaccfs.helper.pool import Pool, Worker
+    from inaccfs.shim.loop import Event
 
 # How long a killed allocation may take to end. If it has not by then it is giving back
 # what it had taken, and EINTR is certain.
@@ -55,7 +56,7 @@ class Allocator:
         self._headroom: Final = headroom or Headroom()
 
     async def allocate(
-        self, fd: int, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, fd: int, mode: int, offset: int, length: int, interrupted: Event
     ) -> Undoing | None:
         """fallocate(2), until it is done or *interrupted* is set.
 
@@ -82,7 +83,7 @@ class Allocator:
             raise _no_memory() from None
 
     async def _allocate(
-        self, request: bytes, fd: int, interrupted: trio.Event
+        self, request: bytes, fd: int, interrupted: Event
     ) -> Undoing | None:
         worker = await self._lease(interrupted)
         try:
@@ -105,7 +106,7 @@ class Allocator:
         self._workers.give_back(worker)
         return None
 
-    async def _lease(self, interrupted: trio.Event) -> Worker:
+    async def _lease(self, interrupted: Event) -> Worker:
         """A worker, which may take as long as the helper is stopped."""
         leased: list[Worker | OSError] = []
 
@@ -138,7 +139,7 @@ def _no_memory() -> OSError:
     return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
-async def _wait_or_kill(worker: Worker, interrupted: trio.Event) -> bool:
+async def _wait_or_kill(worker: Worker, interrupted: Event) -> bool:
     """Wait for the answer; after a kill only as long as is due. False if none came."""
     ended = False
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Watch: TypeAlias = Callable[[bool, int, int], object]
 
 MAX_ORDER: Final = 10
 """The largest block is 4 MiB: MAX_PAGE_ORDER, include/linux/mmzone.h."""
@@ -19,8 +21,13 @@ class Buddy:
     freed becomes one with its buddy when that is free. See mm/page_alloc.c.
     """
 
-    def __init__(self, frames: int, taken: int = 0) -> None:
-        """*taken* frames are not there to be had, scattered over all."""
+    def __init__(self, frames: int, taken: int = 0, watch: Watch | None = None) -> None:
+        """*taken* frames are not there to be had, scattered over all.
+
+        *watch* is called as `watch(taken, start, count)` when frames have been taken,
+        or before they are free again.
+        """
+        self._watch: Final = watch
         self._end: Final = frames
         self._taken: Final = taken
         # How many frames are free.
@@ -46,10 +53,14 @@ class Buddy:
             size -= 1
             self._put(start + (1 << size), size)
         self.free_frames -= 1 << size
+        if self._watch is not None:
+            self._watch(True, start, 1 << size)
         return start, size
 
     def free(self, start: int, count: int) -> None:
         """Give frames back, which need not be blocks as they were taken."""
+        if self._watch is not None:
+            self._watch(False, start, count)
         self.free_frames += count
         for first, order in _blocks(start, start + count):
             self._merge(first, order)

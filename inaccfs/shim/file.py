@@ -8,26 +8,27 @@ been fetched of it (pages.py).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
-
-import trio
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
-from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.allocator import Undoing
+    from inaccfs.shim.loop import Event
     from inaccfs.shim.mount import Shim
+
+log = logging.getLogger(__name__)
 
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
@@ -91,6 +92,7 @@ class InaccessibleFile:
             self.consider,
             unit=self.page_size if rules.unit == "bytes" else 1,
             clips=rules.told == "clipped",
+            loop=shim.loop,
         )
         # In bytes: nothing may be allocated behind it. The size, once it is looked up,
         # where that is a rule: it does not change any more then.
@@ -100,7 +102,7 @@ class InaccessibleFile:
         # holds this file then, and `_idle` is not set. Nothing is fetched meanwhile,
         # so that no page can be found that is about to go.
         self.busy = False
-        self._idle = trio.Event()
+        self._idle = shim.loop.event()
         self._idle.set()
         # An interrupted allocation that still gives back what it had taken. Until it
         # has ended nobody may look at the file.
@@ -111,10 +113,14 @@ class InaccessibleFile:
         self.fd, self.writable = fd, writable
         self.pages.reopened(fd)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody waits for it, is told of it, or has fetched any of it."""
+        return not self.busy and not self.notifiers and self.pages.plain
+
     def consider(self) -> None:
         """What is to be looked at before a change of the file has changed."""
-        plain = not self.busy and not self.notifiers and self.pages.plain
-        self._quick_limit = self.quick_bytes if plain else -1
+        self._quick_limit = self.quick_bytes if self.is_plain else -1
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
@@ -143,7 +149,7 @@ class InaccessibleFile:
 
     def begin_long(self) -> None:
         """Have the file until `end_long`; nobody else has it."""
-        self._idle = trio.Event()
+        self._idle = self._shim.loop.event()
         self.busy = True
         self._shim.busy_files.add(self)
         self._quick_limit = -1
@@ -194,6 +200,7 @@ class InaccessibleFile:
 
     def _check_end(self, mode: int, end: int) -> None:
         if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
+            log.debug("allocation past the end (to %d): EINVAL", end)
             raise refused(errno.EINVAL)
 
     def ends_before(self, end: int) -> bool:
@@ -214,7 +221,7 @@ class InaccessibleFile:
         mode: int,
         offset: int,
         length: int,
-        interrupted: trio.Event,
+        interrupted: Event,
     ) -> None:
         """inaccessible_fallocate() of the seed, for a range of any length.
 
@@ -229,7 +236,7 @@ class InaccessibleFile:
             self._allowed = None
         # Again and again: of several that wait only one gets its turn.
         while self.busy:
-            await first_of(self.wait_idle, interrupted.wait)
+            await self._shim.loop.first_of(self.wait_idle, interrupted.wait)
             if interrupted.is_set():
                 raise refused(errno.EINTR)
         if not allowed:
@@ -295,19 +302,25 @@ class InaccessibleFile:
         self._count(mode)
         part = Part.of(offset, length, self.page_size)
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
+
+        def change() -> Changed:
+            self._shim.on_change(self, offset, length)
+            return self.pages.punch_now(*part.gone, punch)
+
         drive_at_once(
             self.pages.steps(part, punches=True),
             self.notifiers,
             patience,
-            partial(self.pages.punch_now, *part.gone, punch),
+            change,
             done,
         )
         return True
 
     async def _change(
-        self, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, mode: int, offset: int, length: int, interrupted: Event
     ) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
+        self._shim.on_change(self, offset, length)
         while self.busy:
             await self.wait_idle()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
@@ -327,7 +340,9 @@ class InaccessibleFile:
                     self.fd, mode, offset, length, interrupted
                 )
             else:
-                await trio.to_thread.run_sync(change)
+                await self._shim.loop.in_thread(
+                    change, limiter=self._shim.threads.changes
+                )
         finally:
             if self.undoing is None:
                 self.end_long()
@@ -344,43 +359,64 @@ class InaccessibleFile:
 
     # --- size ----------------------------------------------------------------------
 
-    async def set_size(self, size: int) -> None:
-        """inaccessible_setattr() of the seed, with ATTR_SIZE."""
+    async def set_size(self, size: int, *, by_path: bool = False) -> None:
+        """inaccessible_setattr() of the seed, with ATTR_SIZE.
+
+        *by_path* is for truncate(2), which leaves the times alone where the size stays;
+        ftruncate(2) and O_TRUNC do not.
+        """
         while self.busy:
             await self.wait_idle()
         current = os.fstat(self.fd).st_size
         self._shim.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
+
+        def truncate() -> None:
+            if by_path:
+                os.truncate(f"/proc/self/fd/{self.fd}", size)
+            else:
+                os.ftruncate(self.fd, size)
+
         if start >= end:
-            await self._truncate(size)
+            await self._truncate(truncate)
         else:
-            await self._shrink(size, start, end)
+            await self._shrink(truncate, size, current, start, end)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
 
-    async def _truncate(self, size: int) -> None:
+    async def _truncate(self, truncate: Callable[[], None]) -> None:
         if os.fstat(self.fd).st_blocks * 512 <= QUICK_BYTES:
-            os.ftruncate(self.fd, size)
+            truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+            await self._shim.loop.in_thread(
+                truncate, limiter=self._shim.threads.changes
+            )
         finally:
             self.end_long()
 
-    async def _shrink(self, size: int, start: int, end: int) -> None:
+    async def _shrink(
+        self,
+        truncate: Callable[[], None],
+        size: int,
+        current: int,
+        start: int,
+        end: int,
+    ) -> None:
         """To whom it concerns a truncation is a punch of the pages that were behind."""
         part = Part((start, end), (start, end))
 
         async def change() -> Changed:
+            self._shim.on_change(self, size, current - size)
             while self.busy:
                 await self.wait_idle()
             if self.pages.memory is None:
-                await self._truncate(size)
+                await self._truncate(truncate)
                 return Changed()
-            return await self._punch(part, partial(os.ftruncate, self.fd, size))
+            return await self._punch(part, truncate)
 
         await self._drive(part, change, punches=True)

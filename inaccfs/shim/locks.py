@@ -10,11 +10,12 @@ import errno
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final
 
-import trio
+from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from inaccfs.shim.loop import Loop
     from inaccfs.shim.memory import Holder
 
 
@@ -25,7 +26,10 @@ class PageLocks:
     """
 
     def __init__(
-        self, holders: Callable[[int, int], list[Holder]], ack_seconds: float
+        self,
+        holders: Callable[[int, int], list[Holder]],
+        ack_seconds: float,
+        loop: Loop = TRIO,
     ) -> None:
         """*holders* tells who has references to pages from a start to an end."""
         self._holders: Final = holders
@@ -33,7 +37,8 @@ class PageLocks:
         # Ranges that somebody is about to lock, or has locked for a punch; by a key of
         # their own, in the order in which they have their turn.
         self._claims: Final[dict[object, tuple[int, int]]] = {}
-        self._waiting: Final = trio.lowlevel.ParkingLot()
+        self._loop: Final = loop
+        self._waiting: Final = loop.parking_lot()
 
     def unlocked(self) -> None:
         """Somebody has put or lost references."""
@@ -68,11 +73,13 @@ class PageLocks:
             # from then; and nobody locks pages any more that are claimed.
             while self._is_claimed(start, end, claim):
                 await self._waiting.park()
+
+            async def wait_unlocked() -> None:
+                while self._holders(start, end):
+                    await self._waiting.park()
+
             while self._holders(start, end):
-                with trio.move_on_after(self._ack_seconds) as patience:
-                    while self._holders(start, end):
-                        await self._waiting.park()
-                if patience.cancelled_caught:
+                if not await self._loop.in_time(self._ack_seconds, wait_unlocked):
                     for one in self._holders(start, end):
                         one.evict_holder()
             yield

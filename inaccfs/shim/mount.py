@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from inaccfs.shim.counters import Counters
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.waiting import first_of
+from inaccfs.shim.loop import TRIO
 
 if TYPE_CHECKING:
-    import trio
+    from collections.abc import Callable
 
     from inaccfs.semantics import Plan, Semantics
     from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import FrameSource
-    from inaccfs.shim.patience import Patience
+    from inaccfs.shim.loop import Event, Loop
+    from inaccfs.shim.order import Evictor
 
 
 class Space(Protocol):
@@ -34,6 +38,27 @@ class Space(Protocol):
         """Wait until all of it is back."""
 
 
+def _nothing(file: InaccessibleFile, offset: int, length: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Worker threads. Each kind of work has its own, so that none waits for another.
+
+    There are two more kinds: see fuse/closing, and shim/census.
+    """
+
+    # Changes of the backing that take long, one a file: fallocate(2), ftruncate(2).
+    changes: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 32)
+    )
+    # What get-pfn and memory-failure want to know of many pages, or of huge ones.
+    fetches: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 16)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Shim:
     """What the files of a mount have in common."""
@@ -48,6 +73,12 @@ class Shim:
     # Where page frame numbers come from; without it there are none to get.
     frames: FrameSource | None = None
     counters: Counters = field(default_factory=Counters)
+    threads: Threads = field(default_factory=Threads)
+    # What all of this runs in.
+    loop: Loop = TRIO
+    # Called before the backing removes or adds pages of which notifiers are told; with
+    # the file, and a range in bytes. If they are told of a start, they have answered.
+    on_change: Callable[[InaccessibleFile, int, int], object] = _nothing
     # How long a notifier may take to answer.
     ack_seconds: float = 10.0
     # Files with a long operation under way; see InaccessibleFile.wait_idle.
@@ -55,7 +86,7 @@ class Shim:
     # Where memory is on its way back: who finds no space asks once more.
     space: Space | None = None
     # Who evicts the silent where no task waits; without it tasks wait.
-    patience: Patience | None = None
+    patience: Evictor | None = None
     # Whether the rules say who may get which pages, and when.
     guards_pages: bool = field(init=False)
     # What is told of punches, and of other calls of fallocate(2).
@@ -96,7 +127,7 @@ class Shim:
         return 0 if self.space is None else self.space.freed
 
     async def more_space(
-        self, exc: OSError, freed: int, interrupted: trio.Event | None = None
+        self, exc: OSError, freed: int, interrupted: Event | None = None
     ) -> bool:
         """Whether to try again what failed with *exc*; waits until that makes sense.
 
@@ -111,5 +142,5 @@ class Shim:
         if interrupted is None:
             await space.wait_idle()
         else:
-            await first_of(space.wait_idle, interrupted.wait)
+            await self.loop.first_of(space.wait_idle, interrupted.wait)
         return True

@@ -13,14 +13,14 @@ import itertools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
-
+from inaccfs.shim.loop import TRIO
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from inaccfs.shim.counters import Counters
+    from inaccfs.shim.loop import Loop
     from inaccfs.shim.order import Notice
 
 
@@ -45,6 +45,7 @@ class Notifiers:
         *,
         unit: int = 1,
         clips: bool = False,
+        loop: Loop = TRIO,
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
@@ -68,8 +69,8 @@ class Notifiers:
         # Held while an invalidation runs and while the list changes, so that all events
         # of one invalidation go to the same notifiers. Outermost: whoever holds it may
         # wait for peers, so nobody asks for it who holds anything that they may need.
-        # No trio.Lock: it may be taken and released by a call, which is no task.
-        self._lock: Final = trio.Semaphore(1, max_value=1)
+        self._lock: Final = loop.mutex()
+        self._loop: Final = loop
         # Whether somebody is inside `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
@@ -199,9 +200,7 @@ class Notifiers:
 
     def take(self) -> bool:
         """The same until `release`, if nobody else has it."""
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
+        if not self._lock.take():
             return False
         self.running = True
         return True
@@ -239,11 +238,10 @@ class Notifiers:
 
     async def tell(self, notice: Notice) -> None:
         """The same, and wait. The silent are evicted after the time allowed."""
-        answered = trio.Event()
+        answered = self._loop.event()
         sequence = self.begin(notice, answered.set)
         if sequence is not None:
-            with trio.move_on_after(self._ack_seconds):
-                await answered.wait()
+            await self._loop.in_time(self._ack_seconds, answered.wait)
             self.give_up(sequence)
 
     def awaits(self, sequence: int) -> bool:

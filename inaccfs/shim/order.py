@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from inaccfs.semantics import Plan
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
-    from inaccfs.shim.patience import Patience
 
 
 class Part(NamedTuple):
@@ -137,10 +136,23 @@ async def _take(
                 await tell(step)
 
 
+class Evictor(Protocol):
+    """Evicts notifiers that do not answer in time where no task waits: `Patience`."""
+
+    # Whether it does so now.
+    running: bool
+
+    def watch(self, notifiers: Notifiers, sequence: int) -> None:
+        """Event *sequence* is to be answered."""
+
+    def forget(self, notifiers: Notifiers) -> None:
+        """It has been."""
+
+
 def drive_at_once(
     steps: Steps,
     notifiers: Notifiers,
-    patience: Patience,
+    patience: Evictor,
     change: Callable[[], Changed],
     done: Callable[[Exception | None], None],
 ) -> None:

@@ -8,8 +8,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
@@ -47,7 +45,15 @@ class Pages:
     Methods raise `OSError` with the errno and the words for the peer.
     """
 
-    __slots__ = ("_file", "_locks", "_moved", "_poisoned", "_shim", "memory")
+    __slots__ = (
+        "_fetching",
+        "_file",
+        "_locks",
+        "_moved",
+        "_poisoned",
+        "_shim",
+        "memory",
+    )
 
     def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
         """Of *file*, whose turns these are: its long operations exclude each other."""
@@ -60,17 +66,24 @@ class Pages:
         )
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
-            PageLocks(self._holders, shim.ack_seconds)
+            PageLocks(self._holders, shim.ack_seconds, shim.loop)
             if shim.semantics.references == "locked"
             else None
         )
         # What `poison` was told of.
         self._poisoned: set[int] = set()
+        # What a thread fetches.
+        self._fetching = range(0)
 
     @property
     def plain(self) -> bool:
         """Whether there is nothing that a punch would have to care for."""
         return not self._poisoned and (self.memory is None or not self.memory.pages)
+
+    @property
+    def poisoned_count(self) -> int:
+        """How many pages are poisoned and have not been punched."""
+        return len(self._poisoned)
 
     @property
     def _guarded(self) -> bool:
@@ -116,6 +129,7 @@ class Pages:
         memory = self._memory_of(start, end)
         locks = self._locks
         self._file.begin_long()
+        self._fetching = range(start, end)
         try:
             with nullcontext() if locks is None else locks.claimed(start, end):
                 extents, moved = await self._fetch(memory, start, end)
@@ -124,11 +138,12 @@ class Pages:
                 if (refusal := self._refusal(start, end)) is None:
                     # Nothing can be punched meanwhile; and what has been got is got,
                     # whatever ends this task.
-                    with trio.CancelScope(shield=True):
+                    with self._shim.loop.shield():
                         for at in range(0, len(extents), _EXTENTS_A_TURN):
                             memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                            await trio.lowlevel.checkpoint()
+                            await self._shim.loop.checkpoint()
         finally:
+            self._fetching = range(0)
             self._file.end_long()
         if refusal is not None:
             await self.tell_moved(moved)
@@ -139,13 +154,18 @@ class Pages:
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
         freed = self._shim.freed
+        fetch = partial(
+            self._shim.loop.in_thread,
+            partial(self._fetch_now, memory, start, end),
+            limiter=self._shim.threads.fetches,
+        )
         try:
             await self._allocate_apart(start, end)
-            return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+            return await fetch()
         except OSError as exc:
             if not await self._shim.more_space(exc, freed):
                 raise
-        return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+        return await fetch()
 
     async def _allocate_apart(self, start: int, end: int) -> None:
         """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
@@ -158,13 +178,13 @@ class Pages:
         ):
             return
         # As in a thread: what is being undone is nobody else's to look at.
-        with trio.CancelScope(shield=True):
+        with shim.loop.shield():
             await shim.allocator.allocate(
                 file.fd,
                 FALLOC_FL_KEEP_SIZE,
                 start * file.page_size,
                 length,
-                trio.Event(),
+                shim.loop.event(),
             )
 
     def _fetch_now(
@@ -329,15 +349,19 @@ class Pages:
         assert memory is not None
         self._file.begin_long()
         try:
-            removed, moved = await trio.to_thread.run_sync(
-                memory.punch, start, end, punch
+            removed, moved = await self._shim.loop.in_thread(
+                memory.punch,
+                start,
+                end,
+                punch,
+                limiter=self._shim.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
-            with trio.CancelScope(shield=True):
+            with self._shim.loop.shield():
                 for at in range(0, len(removed), _EXTENTS_A_TURN):
                     memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await trio.lowlevel.checkpoint()
+                    await self._shim.loop.checkpoint()
             memory.record((), moved)
         finally:
             self._file.end_long()
@@ -346,7 +370,7 @@ class Pages:
     async def _drive(self, steps: Steps) -> None:
         # To the end, though the peer that has begun it may go: the others have been
         # told of a start. If they go, too, nobody waits for them.
-        with trio.CancelScope(shield=True):
+        with self._shim.loop.shield():
             await drive(
                 steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
             )
@@ -375,7 +399,8 @@ class Pages:
 
         Raises:
             OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end; EHWPOISON if it has been told before, and nobody is told again.
+                end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
+                is told again.
         """
         rule = self._shim.semantics.memory_failure
         if rule == "unknown":
@@ -383,16 +408,45 @@ class Pages:
                 errno.EOPNOTSUPP,
                 "these semantics have no error callback (query-semantics)",
             )
-        self._check_end(page, page + 1)
+        await self._check_there(page)
         if page in self._poisoned:
             # As memory_failure() does of a page that has PG_hwpoison.
             raise OSError(EHWPOISON, f"page {page} is poisoned already")
+        assert self.memory is not None
+        self.memory.poison(page)
         self._poisoned.add(page)
         self._file.consider()
         if rule == "error":
             self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
+
+    async def _check_there(self, page: int) -> None:
+        """Raise `OSError` unless *page* has memory, or gets it just now."""
+        file = self._file
+        while file.busy and page not in self._fetching:
+            # It may be about to go, or to come.
+            await file.wait_idle()
+        memory = self._memory_of(page, page + 1)
+        if page in self._fetching or memory.known(page, page + 1) is not None:
+            return
+        hole = partial(first_hole, file.fd, file.page_size, page, page + 1)
+        if file.page_size <= QUICK_FETCH_BYTES:
+            found = hole()
+        else:
+            # Where pages are huge one may have to be allocated to find that out.
+            file.begin_long()
+            try:
+                found = await self._shim.loop.in_thread(
+                    hole, limiter=self._shim.threads.fetches
+                )
+            finally:
+                file.end_long()
+        if found is not None:
+            # memory_failure() says so of a frame that is not there.
+            raise OSError(
+                errno.ENXIO, f"page {page} is a hole: it has no memory that could fail"
+            )
 
     def _poison_steps(self, page: int) -> Steps:
         plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)

@@ -18,7 +18,7 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.kvm import stress
-from inaccfs.kvm.backing import BackingFile
+from inaccfs.kvm.backing import BackingFile, Frames
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlot
 from inaccfs.kvm.mmu import Mmu
@@ -150,6 +150,24 @@ def test_a_traceback_begins_in_the_script(
     assert err.count('File "') == 2
 
 
+@pytest.mark.parametrize("command", ["demo", "stress"])
+def test_demo_and_stress_take_options_of_the_private_mount(command: str) -> None:
+    """The mount is too small for them, which shows that it was made with these."""
+    told = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
+    assert re.search(r"has not the \d+ MiB that this needs$", told)
+    assert "size 'x'" in complaint("kvm", command, "-o", "size=x", status=2)
+    _, err = kvm(command, "-o", "size=4m", "/mnt", status=2)
+    assert "-o is for the private mount: leave it out, or MOUNTPOINT" in err
+
+
+def test_an_escape_in_a_traceback_reaches_no_terminal(
+    mount: Mount, script: Callable[[str], Path]
+) -> None:
+    path = script("raise ValueError('\\x1b[31m')")
+    _, err = kvm("run", "--mount", mount.path, path, status=1)
+    assert err.endswith("ValueError: \\x1b[31m\n")
+
+
 def test_a_script_that_is_no_python_is_shown(
     mount: Mount, script: Callable[[str], Path]
 ) -> None:
@@ -166,7 +184,9 @@ def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
     script.touch()
     told = complaint("kvm", "run", "--mount", scratch, script)
     assert told.endswith("is not an inaccfs mount (inaccfs status lists them)")
-    assert "cannot mount" not in complaint("kvm", "run", "-o", "size=x", script)
+    assert "cannot mount" not in complaint(
+        *("kvm", "run", "-o", "size=x", script), status=2
+    )
     _, err = kvm("run", "-o", "size=4m", "--mount", scratch, script, status=2)
     assert "-o is for the private mount" in err
 
@@ -334,18 +354,18 @@ def break_discard(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_references(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BackingFile, "put_pfn", lambda *_: None)
+    patch.setattr(BackingFile, "put", lambda *_: None)
 
 
 def break_puts(patch: pytest.MonkeyPatch) -> None:
     """What was got once is put twice."""
-    right = BackingFile.put_pfn
+    right = BackingFile.put
 
-    def put(self: BackingFile, pfn: int) -> None:
-        right(self, pfn)
-        right(self, pfn)
+    def put(self: BackingFile, frames: list[Frames]) -> None:
+        right(self, frames)
+        right(self, frames)
 
-    patch.setattr(BackingFile, "put_pfn", put)
+    patch.setattr(BackingFile, "put", put)
 
 
 def break_callback(patch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,11 @@ from inaccfs.kvm import KVM_LPAGE_PRIVATE_SHARED_MIXED, KVM_MEM_PRIVATE, VM
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.memslots import MemorySlot
 from inaccfs.kvm.uapi import PG_LEVEL_1G, PG_LEVEL_2M
-from tests.unit.kvm_fakes import (
+from tests.unit.kvm_guests import (
     GIB,
     MIB,
     PAGE,
-    FakeFile,
-    FakeShim,
+    FaultyShim,
     add_slot,
     guest,
     shim,
@@ -40,7 +39,7 @@ def a_slot(base_gfn: int, npages: int, pgoff: int = 0) -> MemorySlot:
 
 
 @pytest.fixture
-def made() -> Iterator[FakeShim]:
+def made() -> Iterator[FaultyShim]:
     with shim() as each:
         yield each
 
@@ -70,7 +69,7 @@ def made() -> Iterator[FakeShim]:
         pytest.param({"memory_size": 0}, id="nothing to delete"),
     ],
 )
-def test_einval(made: FakeShim, change: dict[str, Any]) -> None:
+def test_einval(made: FaultyShim, change: dict[str, Any]) -> None:
     """__kvm_set_memory_region(), and the checks of patches 2/8 and 8/8."""
     region: dict[str, Any] = {
         "slot": 0,
@@ -87,7 +86,7 @@ def test_einval(made: FakeShim, change: dict[str, Any]) -> None:
         assert vm.slots == ()
 
 
-def test_a_file_that_is_none_of_the_mount_is_refused(made: FakeShim) -> None:
+def test_a_file_that_is_none_of_the_mount_is_refused(made: FaultyShim) -> None:
     """Fuad Tabba: v8 oopses on a plain memfd."""
     plain = os.memfd_create("plain")
     with (
@@ -99,23 +98,18 @@ def test_a_file_that_is_none_of_the_mount_is_refused(made: FakeShim) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def test_a_file_that_cannot_be_asked_is_closed(
-    made: FakeShim, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: FakeFile) -> None:
-        raise OSError(errno.EIO, "a bug")
-
+def test_a_file_that_cannot_be_asked_is_closed(made: FaultyShim) -> None:
     file = made.memfd()
     with VM(made) as vm:
-        with monkeypatch.context() as patch:
-            patch.setattr(FakeFile, "query", fail)
-            with pytest.raises(OSError, match="a bug"):
-                add_slot(vm, file)
+        file.query_fails = OSError(errno.EIO, "a bug")
+        with pytest.raises(OSError, match="a bug"):
+            add_slot(vm, file)
+        file.query_fails = None
         assert (file.handles, vm.slots) == (0, ())
         add_slot(vm, file)
 
 
-def test_shared_memory_begins_at_a_page(made: FakeShim) -> None:
+def test_shared_memory_begins_at_a_page(made: FaultyShim) -> None:
     with mmap.mmap(-1, MIB) as buffer, VM(made) as vm, memoryview(buffer) as view:
         with pytest.raises(OSError, match="begin at a page"):
             vm.set_user_memory_region(0, 0, PAGE, shared=view[100:])
@@ -136,7 +130,7 @@ def test_shared_memory_begins_at_a_page(made: FakeShim) -> None:
     ],
 )
 def test_slots_do_not_overlap(
-    made: FakeShim, gpa: int, size: int, *, fits: bool
+    made: FaultyShim, gpa: int, size: int, *, fits: bool
 ) -> None:
     """EEXIST, as kvm_check_memslot_overlap() has it."""
     file = made.memfd(4 * MIB)
@@ -172,18 +166,18 @@ def test_a_closed_vm_takes_no_slots() -> None:
         assert caught.value.errno == errno.EBADF
 
 
-def test_one_notifier_a_slot_and_one_file_for_all(made: FakeShim) -> None:
+def test_one_notifier_a_slot_and_one_file_for_all(made: FaultyShim) -> None:
     file = made.memfd()
     with VM(made) as vm:
         add_slot(vm, file)
         add_slot(vm, file, slot=1, gpa=MIB)
-        assert (len(file.notifiers), file.handles) == (2, 1)
+        assert (file.notifiers, file.handles) == (2, 1)
         vm.set_user_memory_region(0, 0, 0)
-        assert (len(file.notifiers), file.handles) == (1, 1)
-    assert (len(file.notifiers), file.handles) == (0, 0)
+        assert (file.notifiers, file.handles) == (1, 1)
+    assert (file.notifiers, file.handles) == (0, 0)
 
 
-def test_the_callers_fd_may_be_closed(made: FakeShim) -> None:
+def test_the_callers_fd_may_be_closed(made: FaultyShim) -> None:
     file = made.memfd()
     own = os.dup(file.fd)
     with VM(made) as vm:
@@ -254,9 +248,9 @@ def test_a_mixed_huge_page_has_its_bit() -> None:
 
 def test_a_new_slot_finds_what_has_been_converted() -> None:
     """Sean Christopherson on 6/8: attributes may be older than the slot."""
-    with shim() as made, VM(made) as vm:
+    with shim(order=9) as made, VM(made) as vm:
         vm.set_memory_attributes(PAGE, PAGE, private=False)
-        add_slot(vm, made.memfd(2 * MIB, order=9))
+        add_slot(vm, made.memfd(2 * MIB))
         vm.create_vcpu().write(0, b"x")
         assert vm.spte(0) is not None
         assert vm.stats.mapped == (1, 0, 0)
@@ -278,19 +272,19 @@ def test_the_order_gives_the_level(
 
 
 def test_a_gib() -> None:
-    with shim() as made, VM(made) as vm:
+    with shim(order=9) as made, VM(made) as vm:
         file = made.memfd(GIB)
-        # All of it at once: the fake would make 2**18 entries.
+        # As a hugetlbfs has it; simulated folios are not larger than 2 MiB.
         file.order = 18
-        file.frames[5] = (7 << 18) + 5
         add_slot(vm, file)
         vm.create_vcpu().write(5 * PAGE, b"x")
-        assert vm.spte(9) == ((7 << 18) + 9, PG_LEVEL_1G)
+        assert vm.spte(9) == (file.frames[5] + 4, PG_LEVEL_1G)
 
 
 def test_not_congruent_is_not_huge() -> None:
-    with shim() as made, VM(made) as vm:
-        add_slot(vm, made.memfd(8 * MIB, order=9), size=4 * MIB, private_offset=PAGE)
+    with shim(order=9) as made, VM(made) as vm:
+        file = made.memfd(8 * MIB)
+        add_slot(vm, file, size=4 * MIB, private_offset=PAGE)
         vm.create_vcpu().write(0, b"x")
-        assert vm.spte(0) == (made.files[0].frames[1], 1)
+        assert vm.spte(0) == (file.frames[1], 1)
         assert vm.stats.mapped == (1, 0, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from inaccfs.kvm import VM
 from inaccfs.kvm.invalidation import Invalidation
-from tests.unit.kvm_fakes import BRACKETED, PAGE, FakeShim, add_slot, guest
+from tests.unit.kvm_guests import BRACKETED, MIB, PAGE, add_slot, guest, shim
 
 
 class Careless(Invalidation):
@@ -23,34 +23,37 @@ class Careless(Invalidation):
 
 def test_a_vm_goes_by_the_protocol_that_it_is_given() -> None:
     """KVM's would fault anew."""
-    shim = FakeShim()
-    file = shim.memfd()
+    with shim() as made:
+        file = made.memfd()
 
-    def hook(point: str, start: int, end: int) -> None:
-        if point == "fault:before_install":
-            file.punch(3, 4)
+        def hook(point: str, start: int, end: int) -> None:
+            if point == "fault:before_install":
+                file.punch(3, 4)
 
-    with VM(shim, hooks=hook, invalidation=Careless()) as vm:
-        add_slot(vm, file)
-        vm.create_vcpu().read(3 * PAGE, 1)
-        assert [stale.gfn for stale in vm.stale_sptes()] == [3]
-        assert vm.stats.retries == 0
+        with VM(made, hooks=hook, invalidation=Careless()) as vm:
+            add_slot(vm, file)
+            vm.create_vcpu().read(3 * PAGE, 1)
+            assert [stale.gfn for stale in vm.stale_sptes()] == [3]
+            assert vm.stats.retries == 0
 
 
 def test_an_end_without_its_begin_is_a_bug_of_the_shim() -> None:
     """restrictedmem of v9 and v10: a slot is made between the two."""
     with guest(semantics=BRACKETED) as made:
+        with made.file.punching(0, 10):
+            add_slot(made.vm, made.file, slot=1, gpa=MIB)
         with pytest.raises(AssertionError, match="without its begin"):
-            made.file.tell_end(0, 10)
-        made.vm.set_user_memory_region(0, 0, 0)
+            made.vm.set_user_memory_region(1, 0, 0)
         assert made.vm.stats.in_progress == 0
 
 
 def test_a_slot_with_an_end_too_many_can_be_deleted() -> None:
-    shim = FakeShim(BRACKETED)
-    file = shim.memfd()
-    with VM(shim, invalidation=Careless()) as vm:
-        add_slot(vm, file)
-        file.tell_end(0, 10)
+    with shim(BRACKETED) as made, VM(made, invalidation=Careless()) as vm:
+        file = made.memfd()
+        # Somebody else's, or nobody would be told of anything.
+        with VM(made) as other:
+            add_slot(other, file)
+            with file.punching(0, 10):
+                add_slot(vm, file)
         vm.set_user_memory_region(0, 0, 0)
         assert vm.stats.in_progress == -1

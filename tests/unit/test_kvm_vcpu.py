@@ -21,10 +21,10 @@ from inaccfs.kvm import (
     MemoryFaultExit,
     MmioExit,
     Vmm,
-    vmm,
 )
+from inaccfs.kvm import vmm as kvm_vmm
 from inaccfs.kvm.pagemap_view import states
-from tests.unit.kvm_fakes import MIB, PAGE, PATIENCE, add_slot, guest, shim
+from tests.unit.kvm_guests import MIB, PAGE, PATIENCE, add_slot, guest, shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,9 +78,10 @@ def test_a_file_may_get_its_size_after_it_has_a_slot() -> None:
         vcpu = vm.create_vcpu()
         with pytest.raises(MemoryFaultExit):
             vcpu.read(0, 1)
+        file.truncate(PAGE)
         for size in (PAGE, MIB):
             # The second time it has grown, as fallocate(2) may have it.
-            os.ftruncate(file.fd, size)
+            file.allocate(0, size)
             vcpu.write(size - 1, b"x")
             assert os.pread(file.fd, 1, size - 1) == b"x"
 
@@ -95,7 +96,8 @@ def test_the_last_page_of_a_file_is_a_whole_one(size: int) -> None:
         assert faults.count("fault:begin") < 10, "it faults for ever"
 
     with shim() as made, VM(made, hooks=hook) as vm:
-        file = made.memfd(size)
+        file = made.memfd(0)
+        file.allocate(0, size)
         add_slot(vm, file)
         vcpu = vm.create_vcpu()
         vcpu.write(size - 3, b"acro")
@@ -208,7 +210,7 @@ def test_whoever_takes_a_page_away_waits_for_an_access(
     hook = Held()
     with guest(hooks=hook) as made:
         zaps: dict[str, Callable[[], object]] = {
-            "punch": lambda: made.file.tell(0, 1),
+            "punch": lambda: made.file.punch(0, 1),
             "convert": lambda: made.vm.set_memory_attributes(0, PAGE, private=False),
             "delete": lambda: made.vm.set_user_memory_region(0, 0, 0),
         }
@@ -229,11 +231,11 @@ def test_whoever_takes_a_page_away_waits_for_an_access(
 
 
 def test_the_vmm_converts_what_the_guest_wants() -> None:
-    """QEMU's kvm_convert_memory(). (To punch the fake's memfd tells nobody.)"""
+    """QEMU's kvm_convert_memory()."""
     with mmap.mmap(-1, MIB) as shared, shim() as made, VM(made) as vm:
         file = made.memfd()
         add_slot(vm, file, shared=shared)
-        vmm, vcpu = Vmm(vm), vm.create_vcpu()
+        vmm, vcpu = Vmm(vm, fallocate=made.fallocate), vm.create_vcpu()
         vcpu.write(0, b"private")
         vmm.write(vcpu, 0, b"shared", private=False)
         assert shared[:6] == b"shared"
@@ -261,21 +263,21 @@ def test_a_slot_is_deleted_while_it_is_converted(
     """The deletion waits: else what is discarded would be of a file that was closed."""
     inside, go = threading.Event(), threading.Event()
 
-    def held(
-        discard: Callable[..., None], slot: MemorySlot, start: int, end: int
-    ) -> None:
+    def held(discard: Callable[..., None], slot: MemorySlot, *rest: int) -> None:
         inside.set()
         assert go.wait(PATIENCE)
-        discard(slot, start, end)
+        discard(slot, *rest)
 
     for name in ("discard_private", "discard_shared"):
-        monkeypatch.setattr(vmm, name, partial(held, getattr(vmm, name)))
+        real = getattr(kvm_vmm, name)
+        monkeypatch.setattr(kvm_vmm, name, partial(held, real))
     with guest(default_private=not private) as made:
-        conversion = pool.submit(Vmm(made.vm).convert, 0, PAGE, private=private)
+        vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
+        conversion = pool.submit(vmm.convert, 0, PAGE, private=private)
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
         # When the slot can be found no more, the deletion waits.
-        with made.vm._mmu.changed:
+        with made.vm._mmu.lock:
             made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
         assert not deletion.done()
         assert made.file.handles == 1
@@ -321,7 +323,8 @@ def test_private_mappings_are_discarded_too() -> None:
 
 def test_what_no_conversion_helps_is_raised() -> None:
     with guest(MIB) as made:
-        vmm, vcpu = Vmm(made.vm), made.vm.create_vcpu()
+        vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
+        vcpu = made.vm.create_vcpu()
         with pytest.raises(MemoryFaultExit):
             vmm.read(vcpu, MIB, 1)
         made.file.fails.append(OSError(errno.ENOMEM, "full"))

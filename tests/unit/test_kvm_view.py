@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import os
 
 from inaccfs.kvm import VM, pagemap_view
 from inaccfs.kvm.pagemap_view import legend, render, states
-from tests.unit.kvm_fakes import MIB, PAGE, add_slot, guest, shim
+from tests.unit.kvm_guests import MIB, PAGE, add_slot, guest, shim
 
 # --- states ---------------------------------------------------------------------------
 
@@ -16,8 +17,9 @@ def test_a_page_for_each_way_it_can_be() -> None:
         vcpu = made.vm.create_vcpu()
         for page in (1, 2, 5, 6):
             vcpu.write(page * PAGE, b"x")
-        # Punched and touched anew by nobody: the fake's memory stays, so it is there.
+        # Punched, and touched by somebody else.
         made.file.punch(2, 3)
+        os.pwrite(made.file.fd, b"x", 2 * PAGE)
         made.vm.set_memory_attributes(5 * PAGE, PAGE, private=False)
         made.vm.set_memory_attributes(9 * PAGE, PAGE, private=False)
         assert states(made.vm, 0, 20) == ".m-..dm..s......____"

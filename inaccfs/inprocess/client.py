@@ -1,0 +1,369 @@
+"""What a client of the control socket is to the simulated KVM, without the socket.
+
+`inaccfs.kvm.shim` says what that has to be; what the daemon says in control/session is
+said here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from inaccfs.client.errors import ConnectionLostError
+from inaccfs.semantics.rules import (
+    INVALIDATE,
+    INVALIDATE_END,
+    INVALIDATE_START,
+    MEMORY_ERROR,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from inaccfs.inprocess.mount import Mount
+    from inaccfs.semantics import Semantics
+    from inaccfs.semantics.rules import Scope
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.order import Notice
+
+    # Takes the first page and the page after the last.
+    Callback: TypeAlias = Callable[[int, int], object]
+
+log = logging.getLogger(__name__)
+
+
+class Callbacks(NamedTuple):
+    """What to call for a notifier's events."""
+
+    invalidate: Callback | None
+    invalidate_start: Callback | None
+    invalidate_end: Callback | None
+    error: Callback | None
+
+    def of(self, event: str) -> Callback | None:
+        """What is to be called for *event*; as `inaccfs.client` has it."""
+        if event == INVALIDATE:
+            return self.invalidate
+        if event == INVALIDATE_START:
+            return self.invalidate_start or self.invalidate
+        if event == INVALIDATE_END:
+            return self.invalidate_end
+        # POPULATE is of no use to a KVM.
+        return self.error if event == MEMORY_ERROR else None
+
+
+class Due(NamedTuple):
+    """An event that a notifier is to be called for."""
+
+    notifier: Notifier
+    notice: Notice
+    # None where no answer is awaited.
+    sequence: int | None
+
+    def call(self) -> None:
+        """Call the callback; what it raises is kept for `Notifier.unregister`."""
+        self.notifier._call(self.notice)
+
+    def answer(self) -> None:
+        """The callback has returned."""
+        self.notifier._answer(self.sequence)
+
+
+Deliver: TypeAlias = "Callable[[Due], object]"
+"""Called inside the shim (`BlockingLoop.inside`) when a notifier is told; sees to it
+that `Due.call` and then `Due.answer` are called, outside of it, now or later.
+"""
+
+
+def call_at_once(due: Due) -> None:
+    """In the thread that changes the file, before it goes on."""
+    with due.notifier.file.client.mount.loop.outside():
+        due.call()
+        due.answer()
+
+
+class Notifier:
+    """A notifier, as the shim has it and as the client has it."""
+
+    def __init__(self, file: File, callbacks: Callbacks, deliver: Deliver) -> None:
+        self.file: Final = file
+        self.callbacks: Final = callbacks
+        self._deliver: Final = deliver
+        self._loop: Final = file.client.mount.loop
+        # The threads whose calls of callbacks have not returned.
+        self._running: Final[list[Hashable]] = []
+        # No callback is called any more.
+        self._leaving = False
+        # The first exception of a callback.
+        self._raised: BaseException | None = None
+
+    # --- the shim's side --------------------------------------------------------------
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        """See `inaccfs.shim.notifiers.Notifier`."""
+        self._deliver(Due(self, notice, sequence))
+
+    def evict(self) -> None:
+        """See `inaccfs.shim.notifiers.Notifier`."""
+        self.file.client.disconnect("it does not answer events")
+
+    # --- the client's -----------------------------------------------------------------
+
+    @property
+    def registered(self) -> bool:
+        """False after `unregister`, and when the client has been disconnected."""
+        return not self._leaving
+
+    def _call(self, notice: Notice) -> None:
+        with self._loop.inside():
+            if self._leaving:
+                return
+            self._running.append(self._loop.me())
+        try:
+            if (callback := self.callbacks.of(notice.event)) is not None:
+                callback(notice.start, notice.end)
+        except BaseException as exc:
+            log.exception("a callback for %s raised", notice.event)
+            self._raised = self._raised or exc
+        finally:
+            with self._loop.inside():
+                self._running.remove(self._loop.me())
+                self._loop.changed()
+
+    def _answer(self, sequence: int | None) -> None:
+        notifiers = self.file.inode.notifiers
+        with self._loop.inside():
+            # One that has been unregistered in the meantime has answered by that.
+            if sequence is not None and notifiers.waiting(self) == sequence:
+                notifiers.answer(self, sequence)
+
+    def unregister(self) -> None:
+        """Call back no more. Waits for callbacks that are running, but for its own one.
+
+        Raises:
+            ConnectionLostError: the client has been disconnected.
+            BaseException: what a callback has raised first.
+        """
+        loop, notifiers = self._loop, self.file.inode.notifiers
+        client = self.file.client
+        with loop.inside():
+            lost = client.lost
+            self._leaving = True
+            if loop.me() in self._running:
+                # Whoever waits for the end of this invalidation is this thread.
+                notifiers.drop(self)
+            else:
+                loop.wait_for(lambda: not self._running, "a callback to return")
+        if self in notifiers:
+            loop.run(notifiers.unregister(self))
+        client.notifiers.discard(self)
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+        if lost is not None:
+            raise lost.again()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._leaving = True
+        self.file.inode.notifiers.drop(self)
+
+
+class Pin(NamedTuple):
+    """Fetched pages of a file: see `inaccfs.kvm.shim.ShimPin`."""
+
+    ino: int
+    offset: int
+    pfn: int
+    count: int  # type: ignore[assignment] # tuple has a method of that name
+    order: int
+
+
+class Pins(NamedTuple):
+    """What `Client.query_pins` returns."""
+
+    extents: list[Pin]
+
+
+class FileInfo(NamedTuple):
+    """What `File.query` returns. *page_size* is bytes."""
+
+    ino: int
+    page_size: int
+
+
+class File:
+    """What `inaccfs.client.File` is to the client. Numbers are pages."""
+
+    def __init__(self, client: Client, fd: int) -> None:
+        """Use `Client.file`."""
+        self.client: Final = client
+        self._inode: Final = client.mount.inode(fd)
+        self.ino: Final = os.fstat(fd).st_ino
+        client.files.add(self)
+
+    @property
+    def inode(self) -> InaccessibleFile:
+        """What the daemon has of it."""
+        return self._inode
+
+    def _use(self) -> InaccessibleFile:
+        self.client.check()
+        if self not in self.client.files:
+            raise OSError(errno.EBADF, "the file is closed")
+        return self._inode
+
+    def get_pfn(self, offset: int) -> Extent:
+        """See `inaccfs.client.File.get_pfn`."""
+        return self.get_pfns(offset, 1)[0]
+
+    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+        """See `inaccfs.client.File.get_pfns`."""
+        pages = self._use().pages
+
+        async def get() -> list[Extent]:
+            extents, moved = await pages.get(self.client, offset, offset + count)
+            await pages.tell_moved(moved)
+            return extents
+
+        return self.client.mount.loop.run(get())
+
+    def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
+        """See `inaccfs.client.File.put_pfn`; without *wait* it raises, too."""
+        inode = self._use()
+        with self.client.mount.loop.inside():
+            inode.pages.put(self.client, pfn, count)
+
+    def get_memory(self) -> int:
+        """See `inaccfs.client.File.get_memory`."""
+        if not self.client.mount.guest_access:
+            raise PermissionError(errno.EPERM, "this mount has no guest access")
+        return os.dup(self._use().fd)
+
+    def query(self) -> FileInfo:
+        """What it is."""
+        return FileInfo(self.ino, self._use().page_size)
+
+    def memory_failure(self, offset: int) -> None:
+        """See `inaccfs.client.File.memory_failure`."""
+        self.client.mount.loop.run(self._use().pages.poison(offset))
+
+    def register_notifier(
+        self,
+        invalidate: Callback | None = None,
+        *,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        error: Callback | None = None,
+    ) -> Notifier:
+        """See `inaccfs.client.File.register_notifier`."""
+        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        notifiers = self._use().notifiers
+        self._check_scope("file")
+        made = Notifier(self, callbacks, self.client.deliver)
+        self.client.mount.loop.run(notifiers.register(made))
+        return self._registered(made)
+
+    def bind(
+        self,
+        start: int,
+        end: int,
+        invalidate: Callback | None = None,
+        *,
+        invalidate_start: Callback | None = None,
+        invalidate_end: Callback | None = None,
+        error: Callback | None = None,
+    ) -> Notifier:
+        """See `inaccfs.client.File.bind`."""
+        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        inode = self._use()
+        self._check_scope("range")
+        if start >= end or inode.ends_before(end * inode.page_size):
+            raise OSError(errno.EINVAL, f"no pages from {start} to {end}")
+        made = Notifier(self, callbacks, self.client.deliver)
+        exclusive = self.client.mount.semantics.exclusive
+        bind = inode.notifiers.bind(made, start, end, exclusive=exclusive)
+        self.client.mount.loop.run(bind)
+        return self._registered(made)
+
+    def _registered(self, made: Notifier) -> Notifier:
+        self.client.notifiers.add(made)
+        return made
+
+    def _check_scope(self, scope: Scope) -> None:
+        if self.client.mount.semantics.scope != scope:
+            raise OSError(
+                errno.EOPNOTSUPP, "these semantics have the other kind of notifiers"
+            )
+
+    def close(self) -> None:
+        """Notifiers and references stay with the client."""
+        self.client.files.discard(self)
+
+
+class Client:
+    """What `inaccfs.client.Client` is to a VM. It holds the references that it gets."""
+
+    def __init__(self, mount: Mount, deliver: Deliver) -> None:
+        """Use `Mount.connect`."""
+        self.mount: Final = mount
+        self.deliver: Final = deliver
+        # Those that have not been closed, and those that are registered.
+        self.files: Final[set[File]] = set()
+        self.notifiers: Final[set[Notifier]] = set()
+        # Why it can be used no more.
+        self.lost: ConnectionLostError | None = None
+
+    def file(self, file: int, /) -> File:
+        """The file of an fd. EINVAL if it is none of the mount."""
+        self.check()
+        return File(self, file)
+
+    def query_semantics(self) -> Semantics:
+        """The rules."""
+        return self.mount.semantics
+
+    def query_pins(self) -> Pins:
+        """Which pages have been fetched, of all files."""
+        self.check()
+        with self.mount.loop.inside():
+            return Pins(
+                [
+                    Pin(ino, *extent)
+                    for ino, file in self.mount.files()
+                    if file.pages.memory is not None
+                    for extent in file.pages.memory.extents()
+                ]
+            )
+
+    def check(self) -> None:
+        """Raise `ConnectionLostError` if it has been disconnected."""
+        if self.lost is not None:
+            raise self.lost.again()
+
+    def evict_holder(self) -> None:
+        """See `inaccfs.shim.memory.Holder`."""
+        self.disconnect("it keeps pages locked")
+
+    def disconnect(self, why: str) -> None:
+        """Inside the shim: what it has goes, as with a connection."""
+        if self.lost is None:
+            self.lost = ConnectionLostError(f"the daemon has hung up: {why}")
+            for notifier in list(self.notifiers):
+                notifier.leave()
+            self._drop_references()
+
+    def close(self) -> None:
+        """Give all back that it has."""
+        for notifier in list(self.notifiers):
+            notifier.unregister()
+        with self.mount.loop.inside():
+            self._drop_references()
+
+    def _drop_references(self) -> None:
+        for _, file in self.mount.files():
+            if file.pages.memory is not None:
+                file.pages.memory.drop(self)

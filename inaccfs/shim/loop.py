@@ -1,0 +1,127 @@
+"""What the shim asks of the loop that it runs in: events, locks, deadlines, threads.
+
+The daemon runs in trio: `TRIO`. Those who run the shim without it, as inaccfs.inprocess
+does, give the files of a mount another `Loop`. Whatever the loop, what runs between two
+awaits runs alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTuple
+
+import trio
+
+from inaccfs.shim import waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+
+    Wait: TypeAlias = Callable[[], Awaitable[None]]
+
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
+
+class Event(Protocol):
+    """What is used of `trio.Event`."""
+
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+    async def wait(self) -> None: ...
+
+
+class Mutex(Protocol):
+    """A lock without an owner: what one call has taken another may release."""
+
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
+    def take(self) -> bool:
+        """Take it if it is free."""
+
+    def release(self) -> None: ...
+
+
+class ParkingLot(Protocol):
+    """What is used of `trio.lowlevel.ParkingLot`."""
+
+    async def park(self) -> None: ...
+    def unpark_all(self) -> object: ...
+
+
+class Loop(Protocol):
+    """Makes what is waited for. Times are seconds."""
+
+    def event(self) -> Event:
+        """An event that has not happened yet."""
+
+    def mutex(self) -> Mutex:
+        """A lock that nobody has."""
+
+    def parking_lot(self) -> ParkingLot:
+        """A place to wait at until somebody unparks all."""
+
+    async def in_time(self, seconds: float, wait: Wait) -> bool:
+        """Await *wait*; give it up after *seconds*, and return whether it came back."""
+
+    async def first_of(self, *waits: Wait) -> None:
+        """Wait until one of several is over; give up the others."""
+
+    def shield(self) -> AbstractContextManager[object]:
+        """A block that runs to its end, also in a task that is cancelled."""
+
+    async def checkpoint(self) -> None:
+        """Let others go on."""
+
+    async def in_thread(
+        self,
+        call: Callable[[*_Args], _T],
+        *args: *_Args,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> _T:
+        """Call what blocks, and let others go on meanwhile."""
+
+
+class _Mutex:
+    """A semaphore of one: a `trio.Lock` would belong to a task."""
+
+    def __init__(self) -> None:
+        self._semaphore: Final = trio.Semaphore(1, max_value=1)
+
+    async def __aenter__(self) -> None:
+        await self._semaphore.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._semaphore.release()
+
+    def take(self) -> bool:
+        try:
+            self._semaphore.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._semaphore.release()
+
+
+class _Trio:
+    event = trio.Event
+    mutex = _Mutex
+    parking_lot = trio.lowlevel.ParkingLot
+    first_of = staticmethod(waiting.first_of)
+    checkpoint = staticmethod(trio.lowlevel.checkpoint)
+    in_thread = staticmethod(trio.to_thread.run_sync)
+
+    async def in_time(self, seconds: float, wait: Wait) -> bool:
+        with trio.move_on_after(seconds):
+            await wait()
+            return True
+        return False
+
+    def shield(self) -> trio.CancelScope:
+        return trio.CancelScope(shield=True)
+
+
+TRIO: Final[Loop] = _Trio()
+"""The loop of the daemon."""
