@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, syscalls, tracing
+from inaccfs import runtime, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
@@ -34,6 +34,7 @@ from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.frameoptions import SimulatedMemory
+from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from inaccfs.holder import Holder
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.syscalls import OomScore
     from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -82,14 +84,21 @@ class Config:
     holder: Holder | None = None
 
 
-def run(config: Config, ready: Callable[[list[str]], None]) -> None:
+def run(
+    config: Config,
+    ready: Callable[[list[str]], None],
+    oom_score: OomScore,
+) -> None:
     """Mount, serve until unmounted or told to stop, and leave nothing behind.
 
     *ready* is called once the mount can be used, with what the user ought to know.
+    *oom_score* is of this process.
 
     Raises:
         InaccfsError: the mount could not be made.
     """
+    # First of all: else others of the same user could open the backing through /proc.
+    tracer = tracing.hide()
     mountpoint = config.mountpoint.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
@@ -97,11 +106,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     os.umask(0)
     descriptors.raise_limit()
     stop = _StopRequest()
-    # A plain user's /proc/self is root's while the process is undumpable. There is
-    # nothing to steal yet, and hide() finds out who has come in meanwhile.
-    syscalls.set_dumpable(True)
-    with syscalls.oom_score_adj(OOM_SCORE_ADJ):
-        tracer = tracing.hide()
+    with oom_score.raised(OOM_SCORE_ADJ):
         helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
@@ -211,10 +216,12 @@ class _Daemon:
         self._device_number = parts.mount.info.device
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
+        headroom = Headroom("/proc/self")
         self._shim = Shim(
             telling(config.semantics),
             backing.page_size,
-            allocator=Allocator(parts.helper),
+            allocator=Allocator(parts.helper, headroom),
+            headroom=headroom,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
             space=self._closer,

@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import struct
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -335,20 +335,34 @@ def die_with_parent() -> None:
         raise _error()
 
 
-@contextmanager
-def oom_score_adj(adjustment: int) -> Iterator[None]:
-    """In a with block the OOM killer takes this process so much sooner. proc(5).
+class OomScore:
+    """How much sooner than others the OOM killer takes this process. proc(5).
 
-    So it does for good what is forked in the block. The process may become undumpable
-    in it; before it, a plain user's must not be, for then its /proc/self is root's.
+    Make it while the process is dumpable: a plain user's /proc/self is root's then.
     """
-    with open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
-        before = file.read()
-        file.write(b"%d" % adjustment)
-        try:
+
+    def __init__(self) -> None:
+        """Where /proc does not let us, the score stays as it is."""
+        self._fd = -1
+        with suppress(OSError):
+            self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+
+    @contextmanager
+    def raised(self, adjustment: int) -> Iterator[None]:
+        """For a with block; what is forked in it keeps it for good. Once."""
+        if self._fd < 0:
             yield
+            return
+        try:
+            before = os.read(self._fd, 16)
+            os.pwrite(self._fd, b"%d" % adjustment, 0)
+            try:
+                yield
+            finally:
+                os.pwrite(self._fd, before, 0)
         finally:
-            file.write(before)
+            os.close(self._fd)
+            self._fd = -1
 
 
 class _MessageQueueAttributes(ctypes.Structure):

@@ -165,6 +165,7 @@ def _start(
 
 def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     """Be the daemon."""
+    oom_score = syscalls.OomScore()
     # Before the imports, which take the most of a start: see `tracing`.
     syscalls.set_dumpable(False)
     # Here and not above: only the daemon needs trio and pyfuse3.
@@ -207,7 +208,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         _notify_systemd()
 
     try:
-        daemon.run(config, ready)
+        daemon.run(config, ready, oom_score)
     except BaseException as exc:
         if own_log is not None and own_log.is_taken:
             # Here and not at the interpreter's end, when an empty log has gone.

@@ -40,8 +40,8 @@ _FILES: Final = {
 class Headroom:
     """What may be allocated without risk. In bytes."""
 
-    def __init__(self, proc: str = "/proc/self") -> None:
-        """*proc* is where the kernel tells of a process."""
+    def __init__(self, proc: str = "") -> None:
+        """*proc* is where the kernel tells of a process; without it, no limits."""
         self._proc: Final = proc
         # So much may be allocated before there is another look.
         self.left = 0
@@ -89,6 +89,8 @@ class Headroom:
 
         Less than nothing, where the reserve is being used.
         """
+        if not self._tops:
+            return
         try:
             hierarchies = list(self._directories())
         except OSError:
@@ -124,7 +126,9 @@ class Headroom:
 
     def _find_tops(self) -> dict[str, tuple[str, str]]:
         """Of each kind: which cgroup is mounted, with a slash at its end, and where."""
-        found = {}
+        found: dict[str, tuple[str, str]] = {}
+        if not self._proc:
+            return found
         with suppress(OSError), open(f"{self._proc}/mountinfo", "rb") as lines:
             for line in lines:
                 # See proc(5): the type comes after " - ", the options last.
