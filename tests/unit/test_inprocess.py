@@ -6,6 +6,8 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
@@ -328,3 +330,13 @@ def test_nothing_is_left() -> None:
         client.close()
         os.close(fd)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of docs/simulated-kvm.md."""
+    page = Path(__file__).parents[2] / "docs/simulated-kvm.md"
+    text = page.read_text()
+    start = text.index("    import os\n    from inaccfs.inprocess")
+    program = dedent(text[start : text.index("\n\n- The fd", start)])
+    exec(program, {})
+    assert capsys.readouterr().out == "None\n"
