@@ -11,6 +11,7 @@ The ladder of the package, each importing only what stands above it:
     control              the control socket: messages and server
     client               the other end of it: inaccfs.connect(), inaccfs.client.aio
     kvm                  the simulated KVM, an ordinary client
+    inprocess            the shim and such a client in one process, for tests
     daemon               one mount and its trio loop
     launch, cli          starting a daemon from another process, and the command
 """

@@ -294,6 +294,11 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
 
+    @property
+    def keeps_references(self) -> bool:
+        """Whether there is anything to put of what has been got."""
+        return self.references != "none"
+
 
 # --- commands -----------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class BackingFiles:
     def __init__(self, shim: Shim, semantics: ShimSemantics, sync: Sync) -> None:
         self._shim: Final = shim
         self._sync: Final = sync
-        self._puts: Final = semantics.references != "none"
+        self._puts: Final = semantics.keeps_references
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
 
     def open(self, fd: int) -> BackingFile:

@@ -165,6 +165,11 @@ class Semantics:
         return Plan(after=INVALIDATE, after_failure=self.notifies_failures)
 
     @property
+    def keeps_references(self) -> bool:
+        """Whether there is anything to put of what has been got."""
+        return self.references != "none"
+
+    @property
     def events(self) -> list[str]:
         """The events that notifiers get."""
         plans = self.plan(punches=True), self.plan(punches=False)

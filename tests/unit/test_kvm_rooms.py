@@ -1,13 +1,20 @@
-"""The simulated KVM is an ordinary client; see the rooms of docs/architecture.md."""
+"""What the KVM and the shim in one process import; see docs/architecture.md."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-import inaccfs.kvm
+import pytest
 
-DOORS = ("inaccfs.kvm", "inaccfs.client", "inaccfs.errors", "inaccfs.syscalls")
+import inaccfs
+
+PACKAGE = Path(inaccfs.__file__).parent
+# What each room may import of inaccfs. The KVM is an ordinary client.
+DOORS = {
+    "kvm": ("kvm", "client", "errors", "syscalls"),
+    "inprocess": ("inprocess", "client.errors", "semantics", "shim", "syscalls"),
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -18,7 +25,7 @@ def imported(path: Path) -> set[str]:
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            package = {"inaccfs", "inaccfs.kvm"}
+            package = {"inaccfs", *(f"inaccfs.{room}" for room in DOORS)}
             found |= (
                 {f"{module}.{each.name}" for each in node.names}
                 if module in package
@@ -27,19 +34,30 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_it_imports_what_any_client_may() -> None:
-    files = list(Path(inaccfs.kvm.__file__).parent.glob("*.py"))
+@pytest.mark.parametrize("room", DOORS)
+def test_a_room_imports_what_it_may(room: str) -> None:
+    files = list((PACKAGE / room).glob("*.py"))
     ours = {
         name
         for path in files
         for name in imported(path)
         if name.partition(".")[0] == "inaccfs"
     }
-    assert len(files) > 10
-    assert "inaccfs.kvm.uapi" in ours
+    assert len(files) > 3
+    assert any(name.startswith(f"inaccfs.{room}.") for name in ours)
+    doors = [f"inaccfs.{door}" for door in DOORS[room]]
     strangers = [
         name
         for name in ours
-        if not any(name == door or name.startswith(f"{door}.") for door in DOORS)
+        if not any(name == door or name.startswith(f"{door}.") for door in doors)
     ]
     assert strangers == []
+
+
+def test_nobody_but_users_imports_the_shim_in_one_process() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if any(name.startswith("inaccfs.inprocess") for name in imported(path))
+    }
+    assert importers == {"inprocess"}

@@ -1,0 +1,342 @@
+"""The shim in one process: what a client of it may rely on, threads, and the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.client import ConnectionLostError
+from inaccfs.inprocess import Mount
+from inaccfs.semantics import V7, V8, V9, V10, Bind, GuestMemfd, Semantics
+from inaccfs.shim.frameoptions import SimulatedMemory
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.inprocess import Due, File, Notifier
+    from inaccfs.shim.file import InaccessibleFile
+
+PAGE = 4096
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+PATIENCE = 10.0
+# Each page has a folio of its own.
+SMALL = SimulatedMemory(order=0)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as made:
+        yield made
+
+
+def events(seen: list[tuple[str, int, int]]) -> dict[str, Callable[[int, int], None]]:
+    """A callback for each event, which notes it."""
+
+    def note(name: str) -> Callable[[int, int], None]:
+        return lambda start, end: seen.append((name, start, end))
+
+    names = ("invalidate", "invalidate_start", "invalidate_end", "error")
+    return {name: note(name) for name in names}
+
+
+def punch(mount: Mount, fd: int, start: int, end: int) -> None:
+    mount.fallocate(fd, PUNCH, start * PAGE, (end - start) * PAGE)
+
+
+def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
+    if file.client.query_semantics().scope == "range":
+        return file.bind(0, 16, **events(seen))
+    return file.register_notifier(**events(seen))
+
+
+# --- what is told ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("semantics", "told"),
+    [
+        (V7(), ["invalidate"]),
+        (V8(), ["invalidate"]),
+        (V10(), ["invalidate_start", "invalidate_end"]),
+        (Bind(), ["invalidate_start", "invalidate_end"]),
+        (GuestMemfd(), ["invalidate_start", "invalidate_end"]),
+    ],
+    ids=lambda each: getattr(each, "name", ""),
+)
+@pytest.mark.parametrize("pages", [2, 2048], ids=["at once", "in a task"])
+def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
+    semantics: Semantics, told: list[str], pages: int
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    with Mount(semantics, memory=SMALL) as mount:
+        fd = mount.memfd_create("file", 4096 * PAGE)
+        client = mount.connect()
+        file = client.file(fd)
+        notifier = listen(file, seen)
+        pfn = file.get_pfn(3).pfn
+        if semantics.keeps_references:
+            file.put_pfn(pfn)
+        punch(mount, fd, 0, 2 + pages)
+        end = 16 if semantics.told == "clipped" and pages > 16 else 2 + pages
+        assert seen == [(name, 0, end) for name in told]
+        assert client.query_pins().extents == []
+        notifier.unregister()
+        punch(mount, fd, 0, 2)
+        assert len(seen) == len(told)
+        client.close()
+        os.close(fd)
+
+
+def test_poison_is_told_as_an_error() -> None:
+    seen: list[tuple[str, int, int]] = []
+    with Mount(V10()) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        listen(file, seen)
+        file.put_pfn(file.get_pfn(3).pfn)
+        file.memory_failure(3)
+        assert seen == [("error", 3, 4)]
+        os.close(fd)
+
+
+def test_frames_that_are_taken_and_freed_are_heard_of() -> None:
+    heard: list[tuple[bool, int, int]] = []
+
+    def watch(taken: bool, start: int, count: int) -> None:
+        heard.append((taken, start, count))
+
+    with Mount(memory=SMALL, on_frames=watch) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        pfn = file.get_pfn(3).pfn
+        punch(mount, fd, 0, 16)
+        assert heard == [(True, 0, 1)], "it is still referenced"
+        file.put_pfn(pfn)
+        assert heard == [(True, 0, 1), (False, 0, 1)]
+        os.close(fd)
+
+
+@pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
+@pytest.mark.parametrize("how", ["punch", "truncate"])
+def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) -> None:
+    seen: list[tuple[str, int, int]] = []
+    changes: list[tuple[int, int, int, int]] = []
+
+    class Free(type(semantics)):  # type: ignore[misc] # as a test's table has it
+        size = "free"
+
+    def on_change(file: InaccessibleFile, offset: int, length: int) -> None:
+        assert file.pages.memory is not None
+        changes.append((offset, length, len(seen), file.pages.memory.pages))
+
+    with Mount(Free(), memory=SMALL, on_change=on_change) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        listen(file, seen)
+        file.put_pfn(file.get_pfn(15).pfn)
+        if how == "punch":
+            punch(mount, fd, 8, 16)
+        else:
+            mount.ftruncate(fd, 8 * PAGE)
+        # A start has been told by then, and the page is still there.
+        told = int(semantics.order == "bracket")
+        assert changes == [(8 * PAGE, 8 * PAGE, told, 1)]
+        os.close(fd)
+
+
+# --- callbacks ------------------------------------------------------------------------
+
+
+def test_a_callback_may_ask_the_client() -> None:
+    found: list[int] = []
+    with Mount() as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client = mount.connect()
+        file = client.file(fd)
+        file.register_notifier(lambda start, end: found.append(file.get_pfn(end).pfn))
+        punch(mount, fd, 0, 1)
+        file.put_pfn(found[0])
+        client.close()
+        os.close(fd)
+
+
+def test_a_callback_may_unregister_itself() -> None:
+    seen: list[int] = []
+    with Mount(V10()) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+
+        def leave(start: int, end: int) -> None:
+            seen.append(start)
+            notifier.unregister()
+
+        notifier = file.register_notifier(
+            invalidate_start=leave, invalidate_end=lambda *_: seen.append(-1)
+        )
+        punch(mount, fd, 2, 3)
+        punch(mount, fd, 4, 5)
+        assert seen == [2]
+        assert not notifier.registered
+        os.close(fd)
+
+
+def test_what_a_callback_raises_is_told_by_unregister() -> None:
+    """As a client has it: whoever punches has nothing to do with it."""
+    with Mount() as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        notifier = file.register_notifier(lambda *_: 1 // 0)
+        punch(mount, fd, 0, 1)
+        punch(mount, fd, 0, 1)
+        with pytest.raises(ZeroDivisionError):
+            notifier.unregister()
+        notifier.unregister()
+        os.close(fd)
+
+
+def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
+    """By whoever decides what happens next: a punch waits for the answer."""
+    due: list[Due] = []
+    come = threading.Event()
+
+    def deliver(each: Due) -> None:
+        due.append(each)
+        come.set()
+
+    seen: list[tuple[str, int, int]] = []
+    with Mount() as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect(deliver).file(fd)
+        listen(file, seen)
+        running = pool.submit(punch, mount, fd, 0, 1)
+        assert come.wait(PATIENCE)
+        assert not running.done()
+        due[0].call()
+        assert seen == [("invalidate", 0, 1)]
+        assert not running.done()
+        due[0].answer()
+        running.result(PATIENCE)
+        os.close(fd)
+
+
+# --- several threads ------------------------------------------------------------------
+
+
+def test_others_go_on_while_a_callback_runs(pool: ThreadPoolExecutor) -> None:
+    """But for those who want to change the list of notifiers."""
+    inside, go = threading.Event(), threading.Event()
+
+    def hold(start: int, end: int) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+
+    with Mount() as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client = mount.connect()
+        file = client.file(fd)
+        notifier = file.register_notifier(hold)
+        running = pool.submit(punch, mount, fd, 0, 1)
+        assert inside.wait(PATIENCE)
+        file.put_pfn(file.get_pfn(3).pfn)
+        late = pool.submit(file.register_notifier, lambda *_: None)
+        leaving = pool.submit(notifier.unregister)
+        assert not any(each.done() for each in (running, late, leaving))
+        go.set()
+        for each in (running, late, leaving):
+            each.result(PATIENCE)
+        assert client.notifiers == {late.result()}
+        client.close()
+        os.close(fd)
+
+
+@pytest.mark.parametrize("puts", [True, False])
+def test_a_punch_waits_for_page_locks_and_then_evicts(
+    pool: ThreadPoolExecutor, *, puts: bool
+) -> None:
+    """v7."""
+    with Mount(V7(), ack_seconds=PATIENCE if puts else 0.05) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client, other = mount.connect(), mount.connect()
+        file = client.file(fd)
+        pfn = file.get_pfn(3).pfn
+        with pytest.raises(OSError, match="locked") as caught:
+            other.file(fd).get_pfn(3)
+        assert caught.value.errno == errno.EAGAIN
+        running = pool.submit(punch, mount, fd, 3, 4)
+        if puts:
+            file.put_pfn(pfn)
+        running.result(PATIENCE)
+        assert (client.lost is None) is puts
+        if not puts:
+            with pytest.raises(ConnectionLostError, match="keeps pages locked"):
+                file.get_pfn(3)
+        os.close(fd)
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+def test_rules_are_those_of_the_mount() -> None:
+    with Mount(V9()) as mount:
+        with pytest.raises(OSError, match=r"\w") as caught:
+            mount.memfd_create("file", 100)
+        assert caught.value.errno == errno.EINVAL
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        with pytest.raises(OSError, match=r"\w") as caught:
+            mount.ftruncate(fd, PAGE)
+        assert caught.value.errno == errno.EPERM
+        with pytest.raises(OSError, match=r"\w") as caught:
+            file.bind(0, 1, lambda *_: None)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        with pytest.raises(OSError, match="past the end") as caught:
+            file.get_pfn(16)
+        assert caught.value.errno == errno.EINVAL
+        file.close()
+        with pytest.raises(OSError, match="closed") as caught:
+            file.get_pfn(0)
+        assert caught.value.errno == errno.EBADF
+        os.close(fd)
+
+
+def test_a_range_that_is_none_is_refused() -> None:
+    with Mount(GuestMemfd()) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        file = mount.connect().file(fd)
+        for start, end in ((3, 3), (8, 17)):
+            with pytest.raises(OSError, match="no pages") as caught:
+                file.bind(start, end, lambda *_: None)
+            assert caught.value.errno == errno.EINVAL
+        file.bind(0, 8, lambda *_: None)
+        with pytest.raises(OSError, match="bound already"):
+            file.bind(7, 9, lambda *_: None)
+        os.close(fd)
+
+
+def test_nothing_is_left() -> None:
+    before = os.listdir("/proc/self/fd")
+    with Mount() as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client = mount.connect()
+        client.file(fd).get_pfn(0)
+        client.close()
+        os.close(fd)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """That of docs/simulated-kvm.md."""
+    page = Path(__file__).parents[2] / "docs/simulated-kvm.md"
+    text = page.read_text()
+    start = text.index("    import os\n    from inaccfs.inprocess")
+    program = dedent(text[start : text.index("\n\n- The fd", start)])
+    exec(program, {})
+    assert capsys.readouterr().out == "None\n"
