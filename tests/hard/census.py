@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.mount.support import PATIENCE
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# What is closed in the background is closed by then, and idle threads have ended.
+_SETTLED_SECONDS: Final = 20.0
 
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
@@ -29,7 +30,7 @@ def settle(question: Callable[[], object], answer: object, what: str) -> None:
 
     It fails with both, so that the difference says what is left.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + _SETTLED_SECONDS
     while (found := question()) != answer:
         assert time.monotonic() < deadline, f"{what}: {found}, wanted {answer}"
         time.sleep(0.02)
@@ -45,14 +46,19 @@ def _fds(pid: int | str) -> Counter[str]:
     return kinds
 
 
-def _descendants(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process has forked."""
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text()
-            for child in map(int, children.split()):
-                found += [child, *_descendants(child)]
+            words = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            found += map(int, words)
     return found
+
+
+def _descendants(pid: int) -> list[int]:
+    below = children(pid)
+    return below + [one for child in below for one in _descendants(child)]
 
 
 @dataclass(frozen=True)
