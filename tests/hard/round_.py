@@ -174,10 +174,7 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
     """Punch in a child: this process is the peer that answers."""
     child = os.fork()
     if child == 0:
-        fd = os.open(f"{directory}/a", os.O_RDWR)
-        told = plain.outcome(
-            *(plain.fallocate, fd, plain.PUNCH, first * _PAGE, pages * _PAGE)
-        )
+        told = plain.outcome(_punch_path, f"{directory}/a", first, pages)
         os._exit(0 if told == "ok" else 1)
     pidfd = os.pidfd_open(child)
     try:
@@ -192,6 +189,11 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         raise Refused("the punch failed")
+
+
+def _punch_path(path: str, first: int, pages: int) -> None:
+    fd = os.open(path, os.O_RDWR)
+    plain.fallocate(fd, plain.PUNCH, first * _PAGE, pages * _PAGE)
 
 
 def _remove(path: str) -> None:
