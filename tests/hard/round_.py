@@ -112,6 +112,8 @@ def _steps(mount: str, control: str) -> Iterator[tuple[str, Callable[[], object]
     def command(what: str, /, *shown: str, **arguments: object) -> Callable[[], object]:
         return lambda: peers[0].do(what, *(fds[one] for one in shown), **arguments)
 
+    # A call that failed may have kept the last round from removing it.
+    yield "remove what is left", lambda: _remove(d)
     yield "mkdir", lambda: os.mkdir(d)
     yield "create", lambda: opened("a", f"{d}/a", os.O_CREAT | os.O_RDWR)
     yield "ftruncate", lambda: os.ftruncate(fds["a"], 16 * _MIB)

@@ -61,7 +61,7 @@ class Played:
                 break
             name, _, found[name] = line.partition("\t")
         assert self.daemon.process.poll() is None, (
-            f"while {while_}: the daemon has ended: {self.daemon.log.read_text()}"
+            f"while {while_}: the daemon has ended: {self.daemon.log.read_text()[-2000:]}"
         )
         return found
 
@@ -69,7 +69,7 @@ class Played:
         """A round without faults; a player that lost its mount is a new one."""
         found = self.round(f"there are no faults, after {after}")
         bad = {name: told for name, told in found.items() if told != "ok"}
-        assert bad == {}, f"after {after}: {bad}; {self.daemon.log.read_text()[-3000:]}"
+        assert bad == {}, f"after {after}: {bad}; {self.daemon.log.read_text()[-2000:]}"
 
 
 @contextmanager
@@ -99,16 +99,19 @@ def test_a_call_fails_once(ground: Ground, point: Path, case: tuple[str, int]) -
         with_seam(ground) as (seam, seam_path),
         playing(ground, point, seam_path) as played,
     ):
-        before = Census.of(played.daemon.pid, point)
+
+        def held() -> tuple[dict[str, int], int]:
+            census = Census.of(played.daemon.pid, point)
+            return census.fds, census.memory
+
+        settle(lambda: held()[1], 0, "memory of the first round")
+        before = held()
         seam.arm(number, name)
         played.round(f"{name} fails with {errno_name(number)}")
         assert seam.strikes, "the daemon makes no such call: take it off the list"
         seam.disarm()
         played.assert_well("that")
-        settle(
-            lambda: Census.of(played.daemon.pid, point).fds, before.fds, "fds are left"
-        )
-        assert Census.of(played.daemon.pid, point).memory == before.memory
+        settle(held, before, "left behind")
 
 
 # A reply that the device does not take is lost, and only the kernel's own abort would

@@ -71,7 +71,7 @@ _UNANSWERED: Final = (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT)
 def _request(dice: random.Random) -> tuple[int, int, bytes]:
     """An opcode, which node, and what follows the header."""
     # A second INIT is a kernel bug that no channel can survive.
-    op = dice.choice([op for op in Op if op != Op.INIT])
+    op: int = dice.choice([one for one in Op if one != Op.INIT])
     if dice.random() < 0.1:
         op = dice.choice([0, 19, 47, 53, 99, 4095, 1 << 31])
     # The kernel never puts a slash into a name, and ours would leave the tree with one.
