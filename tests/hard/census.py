@@ -90,6 +90,24 @@ class Census:
             mounts=len(_mounts_below(path)),
         )
 
+    @classmethod
+    def calm(cls, pid: int, path: Path) -> Census:
+        """Count when nothing is being closed any more."""
+        last = None
+        while (found := cls.of(pid, path)) != last:
+            last = found
+            time.sleep(0.1)
+        return found
+
+    def more_than(self, before: Census) -> dict[str, int]:
+        """What there is now and was not before, by kind; empty when nothing is."""
+        fds = Counter(self.fds) - Counter(before.fds)
+        kinds = ("threads", "processes", "memory", "inodes", "mounts")
+        more = Counter(
+            {kind: getattr(self, kind) - getattr(before, kind) for kind in kinds}
+        )
+        return {kind: count for kind, count in (fds | more).items() if count > 0}
+
 
 def _mounts_below(path: Path) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:

@@ -60,9 +60,9 @@ class Played:
             if not line:
                 break
             name, _, found[name] = line.partition("\t")
-        assert self.daemon.process.poll() is None, (
-            f"while {while_}: the daemon has ended: {self.daemon.log.read_text()[-2000:]}"
-        )
+        log = self.daemon.log.read_text()[-2000:]
+        ended = self.daemon.process.poll() is not None
+        assert not ended, f"while {while_}: the daemon has ended: {log}"
         return found
 
     def assert_well(self, after: str) -> None:
