@@ -23,11 +23,11 @@ VARIABLE: Final = "INACCFS_HARD_SEAM"
 
 def _is_ours(name: str) -> bool:
     """Whether inaccfs has made the call, or a worker thread of trio for it."""
-    # trio's threads call what they are given through outcome.capture(), and are made
-    # by trio alone. Its other calls are its own matter.
-    callers = ("trio",) if name == "threading.Thread.start" else ("inaccfs", "outcome")
     caller = str(sys._getframe(2).f_globals.get("__name__", ""))
-    return caller.split(".")[0] in callers
+    if name == "threading.Thread.start":
+        return caller.startswith("trio.")
+    # trio's other calls are its own matter, but what its threads are given is ours.
+    return caller.startswith(("inaccfs.", "trio._threads", "outcome."))
 
 
 def _wrapped(seam: Seam, which: int, function: Any) -> Any:
