@@ -1,0 +1,234 @@
+"""Every system call of the daemon fails, once and for two seconds, with each errno.
+
+Wanted: the mount lives, each caller gets an errno or success, nothing hangs, a bug is
+logged at most, and later calls work as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.hard.budget import some
+from tests.hard.census import Census, settle
+from tests.hard.daemons import Actor, actor, running, with_seam
+from tests.hard.seam import NAMES, errno_name, errnos
+from tests.mount import support
+from tests.mount.support import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.hard.census import Ground
+    from tests.hard.daemons import Daemon
+
+pytestmark = pytest.mark.fuse
+
+OPTIONS: Final = ("--ack-timeout", "600", "--size", "512m")
+
+SECONDS: Final = 2.0
+
+# A step takes milliseconds.
+HANGS_SECONDS: Final = 20.0
+
+
+class Played:
+    """Who plays rounds on a mount."""
+
+    def __init__(self, daemon: Daemon, player: Actor) -> None:
+        self.daemon = daemon
+        self.player = player
+
+    def round(self, while_: str = "all is well") -> dict[str, str]:
+        """The outcome of each step. Fails when one hangs, or the daemon ends."""
+        self.player.say("go")
+        found: dict[str, str] = {}
+        name = "nothing yet"
+        while True:
+            # It may have said more than a line, which is heard already.
+            try:
+                line = self.player.hear(HANGS_SECONDS)
+            except AssertionError as exc:
+                raise AssertionError(f"while {while_}: {name!r} hangs") from exc
+            if not line:
+                break
+            name, _, found[name] = line.partition("\t")
+        log = self.daemon.log.read_text()[-2000:]
+        ended = self.daemon.process.poll() is not None
+        assert not ended, f"while {while_}: the daemon has ended: {log}"
+        return found
+
+    def assert_well(self, after: str) -> None:
+        """A round without faults; a player that lost its mount is a new one."""
+        found = self.round(f"there are no faults, after {after}")
+        bad = {name: told for name, told in found.items() if told != "ok"}
+        assert bad == {}, f"after {after}: {bad}; {self.daemon.log.read_text()[-2000:]}"
+
+
+@contextmanager
+def playing(ground: Ground, point: Path, seam_path: Path) -> Iterator[Played]:
+    with (
+        running(ground, point, *OPTIONS, seam_path=seam_path) as daemon,
+        actor("round", point, daemon.control) as player,
+    ):
+        played = Played(daemon, player)
+        played.assert_well("the start")
+        yield played
+
+
+CASES: Final = [(name, number) for name in NAMES for number in errnos(name)]
+# The first of each call before the second of any: a short run has most calls.
+CASES.sort(key=lambda case: errnos(case[0]).index(case[1]))
+
+
+def name_of(case: tuple[str, int]) -> str:
+    return f"{case[0]}-{errno_name(case[1])}"
+
+
+@pytest.mark.parametrize("case", some(CASES, 16), ids=name_of)
+def test_a_call_fails_once(ground: Ground, point: Path, case: tuple[str, int]) -> None:
+    name, number = case
+    with (
+        with_seam(ground) as (seam, seam_path),
+        playing(ground, point, seam_path) as played,
+    ):
+
+        def held() -> tuple[dict[str, int], int]:
+            census = Census.of(played.daemon.pid, point)
+            return census.fds, census.memory
+
+        settle(lambda: held()[1], 0, "memory of the first round")
+        before = held()
+        seam.arm(number, name)
+        played.round(f"{name} fails with {errno_name(number)}")
+        assert seam.strikes, "the daemon makes no such call: take it off the list"
+        seam.disarm()
+        played.assert_well("that")
+        settle(held, before, "left behind")
+
+
+# A reply that the device does not take is lost, and only the kernel's own abort would
+# end its caller's wait; the others are for the end of a process.
+ONLY_ONCE: Final = ("io.FileIO.write",)
+LASTING: Final = [case for case in CASES if case[0] not in ONLY_ONCE]
+
+
+@pytest.mark.parametrize("case", some(LASTING, 3), ids=name_of)
+def test_a_call_fails_for_two_seconds(
+    ground: Ground, point: Path, case: tuple[str, int]
+) -> None:
+    name, number = case
+    with (
+        with_seam(ground) as (seam, seam_path),
+        playing(ground, point, seam_path) as played,
+    ):
+        started = time.monotonic()
+        seam.arm(number, name, times=1 << 30, seconds=SECONDS)
+        while time.monotonic() < started + SECONDS:
+            played.round(f"{name} fails with {errno_name(number)}")
+        seam.disarm()
+        played.assert_well("that")
+
+
+LATER: Final = [(case, skip) for skip in range(1, 25) for case in CASES]
+
+
+@pytest.mark.parametrize(
+    ("case", "skip"),
+    some(LATER, 5),
+    ids=lambda value: value if isinstance(value, int) else name_of(value),
+)
+def test_a_later_call_fails_once(
+    ground: Ground, point: Path, case: tuple[str, int], skip: int
+) -> None:
+    """Not the first of a round but the second, the third and so on, if there are."""
+    name, number = case
+    with (
+        with_seam(ground) as (seam, seam_path),
+        playing(ground, point, seam_path) as played,
+    ):
+        seam.arm(number, name, skip=skip)
+        played.round(f"call {skip} of {name} fails with {errno_name(number)}")
+        seam.disarm()
+        played.assert_well("that")
+
+
+# --- what no function of Python makes ----------------------------------------------
+
+
+# By the kernel's name, with errnos of its manual, which strace puts in its place.
+INJECTED: Final = [
+    ("epoll_ctl", "ENOSPC"),
+    ("clone3", "EAGAIN"),
+    ("epoll_ctl", "ENOMEM"),
+    ("accept4", "EMFILE"),
+    ("recvmsg", "ENOMEM"),
+    ("mmap", "ENOMEM"),
+    ("sendto", "ENOBUFS"),
+    ("statx", "ENOMEM"),
+    ("fallocate", "ENOSPC"),
+    ("io_uring_register", "ENOMEM"),
+    ("madvise", "ENOMEM"),
+    ("clone", "EAGAIN"),
+    ("futex", "EINTR"),
+    ("epoll_wait", "EINTR"),
+    ("newfstatat", "ENOMEM"),
+    ("openat", "ENFILE"),
+    ("getdents64", "ENOENT"),
+    ("write", "EINTR"),
+]
+
+
+@contextmanager
+def injecting(daemon: Daemon, rule: str) -> Iterator[None]:
+    """strace(1) on all threads of a daemon, and a *rule* of its --inject."""
+    strace = subprocess.Popen(
+        [
+            *("strace", "-f", "-qq", "-p", str(daemon.pid)),
+            *("-e", f"trace={rule.partition(':')[0]}", "-e", f"inject={rule}"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        support.ask_until(lambda: _tracer(daemon.pid) == strace.pid)
+        yield
+    finally:
+        strace.send_signal(signal.SIGTERM)
+        strace.wait(PATIENCE)
+
+
+def _tracer(pid: int) -> int:
+    with open(f"/proc/{pid}/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if "TracerPid" in line)
+
+
+@pytest.mark.parametrize("mode", ["once", "two seconds"])
+@pytest.mark.parametrize("case", some(INJECTED, 2), ids="-".join)
+def test_a_call_that_only_strace_makes_fail(
+    ground: Ground, point: Path, case: tuple[str, str], mode: str
+) -> None:
+    name, number = case
+    if shutil.which("strace") is None:
+        pytest.skip("no strace(1)")
+    with (
+        running(ground, point, *OPTIONS) as daemon,
+        actor("round", point, daemon.control) as player,
+    ):
+        played = Played(daemon, player)
+        played.assert_well("the start")
+        what = f"strace makes {name} fail with {number}"
+        when = "when=1" if mode == "once" else "when=1+"
+        with injecting(daemon, f"{name}:error={number}:{when}"):
+            started = time.monotonic()
+            played.round(what)
+            while mode != "once" and time.monotonic() < started + SECONDS:
+                played.round(what)
+        played.assert_well(what)

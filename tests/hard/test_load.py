@@ -1,0 +1,202 @@
+"""Many peers, files and references, and afterwards nothing of it."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.hard.budget import times
+from tests.hard.census import Census, settle
+from tests.hard.daemons import actor
+from tests.mount import raw, support
+from tests.mount.peers import Peer, peer
+from tests.mount.support import MIB, PAGE, new_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from inaccfs import Mount
+    from tests.hard.census import Ground
+
+pytestmark = pytest.mark.fuse
+
+PEERS: Final = times(32, 256)
+FILES: Final = times(2500, 100_000)
+REFERENCES: Final = times(60_000, 1_000_000)
+
+# Of a file that all peers fetch from: 64 MiB.
+PAGES: Final = 16384
+
+# What a stat(2) may wait at worst on a machine that has other things to do; the goal
+# is for a quiet one, and docs/reliability.md has the figures.
+STAT_SECONDS: Final = 2.0
+
+
+class Latency:
+    """How long stat(2) of a file takes, asked again and again by a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.seconds: list[float] = []
+
+    def _run(self) -> None:
+        while not self._over.wait(0.001):
+            before = time.perf_counter()
+            os.stat(self._path)
+            self.seconds.append(time.perf_counter() - before)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            self._thread.join()
+
+    def __str__(self) -> str:
+        found = sorted(self.seconds)
+        p50, p99 = (found[len(found) * part // 100] * 1000 for part in (50, 99))
+        return f"stat: p50 {p50:.3f} ms, p99 {p99:.3f} ms, worst {found[-1] * 1000:.1f}"
+
+
+def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
+    """get-pfn of a range, as many calls as the daemon wants for it."""
+    found: list[dict[str, Any]] = []
+    while count:
+        extents = shim.do("get-pfn", file="/guest", offset=first, count=count)
+        assert "extents" in extents, extents
+        got = sum(extent["count"] for extent in extents["extents"])
+        assert got
+        first, count = first + got, count - got
+        found += extents["extents"]
+    return found
+
+
+def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
+    """A punch that every peer is told of and answers."""
+    with actor(
+        "punch", mount.path / "guest", str(first * PAGE), str(8 * PAGE)
+    ) as punch:
+        assert punch.hear() == "ready"
+        punch.say("go")
+        assert punch.hear() == "going"
+        by_fd = {one.socket.fileno(): one for one in peers}
+        left = set(by_fd)
+        while left:
+            readable, _, _ = select.select(left, [], [], support.PATIENCE)
+            assert readable, f"{len(left)} peers have not been told"
+            for fd in readable:
+                event = by_fd[fd].event()
+                assert by_fd[fd].done(event) == {}
+                left.discard(fd)
+        assert punch.hear() == "ok"
+
+
+@pytest.mark.parametrize("source", ["simulated", "auto"])
+def test_a_load_leaves_nothing(
+    ground: Ground,
+    point: Path,
+    source: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    with support.mounted(
+        point, size="512m", pfn_source=source, ack_timeout=600
+    ) as mount:
+        ground.remember(point)
+        new_file(point / "asked", PAGE)
+        with peer(mount.control) as shim:
+            shim.do("query-status")
+        before = Census.calm(mount.pid, point)
+        latency = Latency(point / "asked")
+        with latency.measured():
+            _load(mount)
+        record_property("latency", str(latency))
+        print(f"{PEERS} peers, {FILES} files, {REFERENCES} references: {latency}")
+        assert max(latency.seconds) < STAT_SECONDS, str(latency)
+        with peer(mount.control) as shim:
+            support.ask_until(lambda: shim.do("query-stats")["peers"] == 1)
+            stats = shim.do("query-stats")
+        for name in ("references", "fetched", "notifiers", "evictions"):
+            assert stats[name] == 0, stats
+        settle_to(before, mount)
+
+
+def settle_to(before: Census, mount: Mount) -> None:
+    """Wait until there is no more of anything than before."""
+    settle(lambda: Census.of(mount.pid, mount.path).more_than(before), {}, "left")
+
+
+def _load(mount: Mount) -> None:
+    guest = new_file(mount.path / "guest", PAGES * PAGE)
+    os.mkdir(mount.path / "many")
+    for number in range(FILES):
+        os.mknod(mount.path / "many" / str(number))
+    share = REFERENCES // PEERS
+    with ExitStack() as stack:
+        peers = [stack.enter_context(peer(mount.control)) for _ in range(PEERS)]
+        got = []
+        for number, one in enumerate(peers):
+            assert "notifier" in one.do("register-notifier", file="/guest")
+            first = number * 977 % (PAGES - share % PAGES)
+            got.append(_fetch_share(one, first, share))
+        stats = peers[0].do("query-stats")
+        assert stats["references"] == sum(map(len_of, got)) >= share * PEERS
+        assert stats["notifiers"] == PEERS
+        for first in (0, 8, PAGES - 8):
+            punch_with_all(mount, peers, first)
+        # Half are polite, half just go.
+        for one, extents in zip(peers[::2], got[::2], strict=True):
+            for extent in extents:
+                put = {"pfn": extent["pfn"], "count": extent["count"]}
+                assert one.do("put-pfn", file="/guest", **put) == {}
+        assert len(os.listdir(mount.path / "many")) == FILES
+    with support.opened(guest) as fd:
+        raw.punch(fd, 0, PAGES * PAGE)
+    os.unlink(guest)
+    for number in range(FILES):
+        os.unlink(mount.path / "many" / str(number))
+    os.rmdir(mount.path / "many")
+
+
+def _fetch_share(one: Peer, first: int, share: int) -> list[dict[str, Any]]:
+    """*share* references, round and round the file from page *first* on."""
+    found: list[dict[str, Any]] = []
+    while share:
+        count = min(share, PAGES - first)
+        found += fetch(one, first, count)
+        first, share = 0, share - count
+    return found
+
+
+def len_of(extents: list[dict[str, Any]]) -> int:
+    """In pages."""
+    return sum(extent["count"] for extent in extents)
+
+
+def test_peers_that_come_and_go(ground: Ground, point: Path) -> None:
+    """Each with an fd, a notifier and references that it does not give back."""
+    with support.mounted(point, pfn_source="simulated") as mount:
+        guest = new_file(point / "guest", MIB)
+        with peer(mount.control) as shim:
+            shim.do("query-status")
+        before = Census.calm(mount.pid, point)
+        with support.opened(guest) as fd:
+            for _ in range(times(100)):
+                with peer(mount.control) as shim:
+                    assert shim.do("getfd", fd, fdname="mine") == {}
+                    assert "notifier" in shim.do("register-notifier", file="mine")
+                    assert "extents" in shim.do(
+                        "get-pfn", file="mine", offset=0, count=MIB // PAGE
+                    )
+            raw.punch(fd, 0, MIB)
+        settle_to(before, mount)
