@@ -75,8 +75,10 @@ def serve(requests: socket.socket) -> None:
 
 def run_alone(bootstrap: int, parent: int) -> None:
     """Be a helper of *parent* in an interpreter of its own: see `starting`."""
-    syscalls.set_dumpable(False)
-    run_child(partial(_introduce, bootstrap), parent)
+    # Its parent does that, too, but may come too late for an undumpable one.
+    with syscalls.OomScore().raised(OOM_SCORE_ADJ):
+        syscalls.set_dumpable(False)
+        run_child(partial(_introduce, bootstrap), parent)
 
 
 def _introduce(bootstrap: int) -> None:
