@@ -4,7 +4,7 @@ write or map.
 The ladder of the package, each importing only what stands above it:
 
     errors, syscalls,    the kinds of failure; the system calls that Python lacks;
-    mountinfo            what is mounted where
+    mountinfo, streams   what is mounted where; the standard streams
     shim                 the patch: one file's rules and state, and the backing
     fuse                 mounting, the wire, the channel, the namespace
     control              the control socket: messages and server
@@ -27,7 +27,6 @@ from inaccfs.errors import (
     OptionError,
     UnmountError,
 )
-from inaccfs.launch import Mount, mounted
 
 if TYPE_CHECKING:
     from inaccfs.client import (
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         ControlError,
         connect,
     )
+    from inaccfs.launch import Mount, mounted
 
 __all__ = [
     "MFD_ALLOW_SEALING",
@@ -59,9 +59,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Whoever only mounts does not pay for what a client imports.
+    # Whoever only mounts does not pay for what a client imports; nor does the command,
+    # which must see to signals and streams before it imports anything that takes time.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("Mount", "mounted"):
+        from inaccfs import launch
+
+        return getattr(launch, name)
     from inaccfs import client
 
     return getattr(client, name)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
-import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -16,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, status, syscalls
-from inaccfs._version import __version__
+from inaccfs import runtime, tracing
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
-from inaccfs.fuse import mounting
+from inaccfs.describe import Describer
+from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
@@ -29,6 +27,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.fuse.seal import make_seal
+from inaccfs.semantics.telling import telling
 from inaccfs.shim import frames
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
@@ -37,12 +36,13 @@ from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
+    from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +88,15 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
     Raises:
         InaccfsError: the mount could not be made.
     """
+    # First of all: else others of the same user could open the backing through /proc.
+    tracer = tracing.hide()
     mountpoint = config.mountpoint.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
         runtime.make_directory()
     os.umask(0)
-    _raise_fd_limit()
+    descriptors.raise_limit()
     stop = _StopRequest()
-    # Else others of the same user could open the backing through /proc.
-    syscalls.set_dumpable(False)
     allocator = Allocator()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
@@ -105,7 +105,9 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.callback(allocator.close)
         if config.backing is None:
             backing = private_tmpfs(
-                config.tmpfs, fallback_name=runtime.fallback_name(mountpoint)
+                config.tmpfs,
+                fallback_name=runtime.fallback_name(mountpoint),
+                flags=config.fuse.flags,
             )
         else:
             backing = wrap(config.backing)
@@ -127,7 +129,7 @@ def run(config: Config, ready: Callable[[list[str]], None]) -> None:
         stack.callback(os.close, mount.fuse)
         own_mount = OwnMount(mount.info)
         stack.callback(own_mount.unmount)
-        parts = _Parts(control, backing, allocator, source, mount)
+        parts = _Parts(control, backing, allocator, source, mount, tracer)
         daemon = _Daemon(config, parts, stop, own_mount)
         daemon.serve(listener, ready)
 
@@ -143,22 +145,22 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _raise_fd_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class _StopRequest:
     """SIGINT and its like while no trio loop can receive them.
 
     Before the loop they are remembered, so that what has been mounted is unmounted
     again; after it they are of no account, so that it is.
+
+    What the daemon's parent ignores or blocks, the daemon does not: it would not end
+    when it is told to, and know nothing of its children.
     """
 
     def __init__(self) -> None:
         self.made = False
         for number in _STOP_SIGNALS:
             signal.signal(number, self._make)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _make(self, _number: int, _frame: object) -> None:
         self.made = True
@@ -178,6 +180,8 @@ class _Parts:
     allocator: Allocator
     frames: FrameSource
     mount: mounting.NewMount
+    # Who has traced the daemon since it was started.
+    tracer: Tracer | None
 
 
 class _Daemon:
@@ -194,14 +198,16 @@ class _Daemon:
         self._stop = stop
         self._own_mount = own_mount
         self._mountpoint = config.mountpoint.path
-        self._control = parts.control
         self._backing = backing = parts.backing
+        self._tracer = parts.tracer
+        self._control = parts.control
+        self._frames = parts.frames
         device = parts.mount.fuse
         self._device_number = parts.mount.info.device
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         self._shim = Shim(
-            config.semantics,
+            telling(config.semantics),
             backing.page_size,
             allocator=parts.allocator,
             frames=parts.frames,
@@ -209,16 +215,23 @@ class _Daemon:
             space=self._closer,
             patience=self._patience,
         )
-        self._frames = parts.frames
-        self._namespace = Namespace(backing, self._shim, self._closer.close)
-        self._operations = Operations(
-            self._namespace,
-            {
-                status.MAGIC_XATTR: self._magic,
-                status.CONTROL_XATTR: self._control_path,
-                status.STATUS_XATTR: self._status_json,
-            },
+        self._namespace = Namespace(
+            backing,
+            self._shim,
+            self._closer.close,
+            keeps_nodes=backing.private,
+            noatime=config.fuse.noatime_directories,
         )
+        self._describer = Describer(
+            config,
+            config.mountpoint.path,
+            parts.control,
+            self._namespace,
+            parts.frames,
+            lambda: self._channel.seal,
+            parts.tracer,
+        )
+        self._operations = Operations(self._namespace, self._describer.xattrs)
         self._relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._relay, theirs):
             end.setblocking(False)
@@ -254,7 +267,6 @@ class _Daemon:
             self._relay.close()
             # Its threads cannot be waited for any more.
             self._closer.nursery = None
-            self._operations.close()
             self._namespace.close()
 
     async def _main(
@@ -270,7 +282,7 @@ class _Daemon:
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
-                server.Actions(self._status, lambda: self._end("quit")),
+                server.Actions(self._describer.status, lambda: self._end("quit")),
                 Files(self._namespace, self._mountpoint, self._device_number),
                 self._shim,
                 self._config.policy,
@@ -279,9 +291,27 @@ class _Daemon:
             warnings = list(self._backing.warnings)
             if not self._channel.seal.is_kept:
                 warnings.append(f"mmap: {self._channel.seal}")
+            if self._tracer is not None:
+                warnings.append(f"{self._tracer} traces this daemon: it can reach all")
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()
             ready(warnings)
+            # Now, when a daemon in the background has its log.
+            self._log_what_it_is()
+
+    def _log_what_it_is(self) -> None:
+        rules = self._config.semantics
+        log.info(
+            "mounted: %s: %s, control socket %s",
+            self._mountpoint,
+            self._backing.description,
+            self._control,
+        )
+        log.info("rules: %s (%s)", rules.name, rules.source)
+        log.info(
+            "page frames: %s, pinned by %s", self._frames.name, self._frames.pinning
+        )
+        log.info("mmap: %s", self._channel.seal)
 
     async def _run_channel(self) -> None:
         await self._channel.run()
@@ -300,9 +330,7 @@ class _Daemon:
             if self._stop.made:
                 self._end("signal")
             async for number in signals:
-                name = signal.Signals(number).name
-                log.info("%s: ending", name)
-                self._end(name)
+                self._end(signal.Signals(number).name)
 
     async def _end_with_holder(self) -> None:
         if self._config.holder is not None:
@@ -311,88 +339,8 @@ class _Daemon:
             self._end(signal.SIGTERM.name)
 
     def _end(self, reason: str) -> None:
+        log.info("ending: %s", reason)
         assert self._nursery is not None
         if self._server is not None:
             self._server.shut_down(reason)
         self._nursery.cancel_scope.cancel()
-
-    # --- what the root tells of the mount -----------------------------------------
-
-    async def _magic(self) -> bytes:
-        return b"0x%08x" % self._config.semantics.magic
-
-    async def _control_path(self) -> bytes:
-        return os.fsencode(self._control)
-
-    async def _status_json(self) -> bytes:
-        return status.encode(await self._status())
-
-    async def _status(self) -> status.Status:
-        totals = os.fstatvfs(self._backing.root)
-        # Others may use the same file system, or it may have no limit to count from.
-        files, allocated = await trio.to_thread.run_sync(
-            _count, self._backing.root, abandon_on_cancel=True
-        )
-        if self._backing.private and totals.f_blocks:
-            # Counts what is open without a name, too.
-            pages = totals.f_blocks - totals.f_bfree
-        else:
-            pages = allocated // self._backing.page_size
-        seal = self._channel.seal
-        return status.Status(
-            mountpoint=_printable(self._mountpoint),
-            backing=_printable(self._backing.description),
-            size=totals.f_blocks * totals.f_frsize,
-            page_size=self._backing.page_size,
-            files=files + self._namespace.count_nameless(),
-            allocated_pages=pages,
-            semantics=self._config.semantics.name,
-            sealed=seal.sealed,
-            mmap=str(seal),
-            pfn_source=self._frames.name,
-            pinning=self._frames.pinning,
-            pid=os.getpid(),
-            control=_printable(self._control),
-            log=None if self._config.log is None else _printable(self._config.log),
-            version=__version__,
-        )
-
-
-def _printable(path: str) -> str:
-    """*path* as text that JSON can carry; what is no UTF-8 is escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _count(root: int) -> tuple[int, int]:
-    """Regular files below *root*, each once, and the bytes that they have allocated."""
-    sizes = {
-        attributes.st_ino: attributes.st_blocks * 512
-        for attributes in _walk(root)
-        if stat.S_ISREG(attributes.st_mode)
-    }
-    return len(sizes), sum(sizes.values())
-
-
-def _walk(root: int) -> Iterator[os.stat_result]:
-    """The attributes of what is below *root*.
-
-    With a stack of fds, neither paths nor recursion: a tree can be deeper than both.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    stack = [os.open(".", flags, dir_fd=root)]
-    to_read = [os.listdir(stack[0])]
-    while stack:
-        if not to_read[-1]:
-            os.close(stack.pop())
-            to_read.pop()
-            continue
-        name = to_read[-1].pop()
-        # It may have gone since, or be one that a plain user may not look at.
-        with suppress(OSError):
-            attributes = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
-            if stat.S_ISDIR(attributes.st_mode):
-                stack.append(os.open(name, flags, dir_fd=stack[-1]))
-                # First empty, so that the two go together if the listing fails.
-                to_read.append([])
-                to_read[-1] = os.listdir(stack[-1])
-            yield attributes

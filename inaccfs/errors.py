@@ -36,6 +36,10 @@ class NoAnswerError(InaccfsError):
     """A daemon is there and does not answer: it is stopped."""
 
 
+class NoEntryError(InaccfsError):
+    """There is a mount, and the kernel keeps this user from looking at it."""
+
+
 class DeadDaemonError(NotMountedError):
     """There is a mount, and nobody behind it."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from inaccfs import streams
 from inaccfs.ending import unmount as unmount
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
@@ -24,6 +25,7 @@ from inaccfs.errors import (
     InaccfsError,
     MountError,
     NoAnswerError,
+    NoEntryError,
     NotMountedError,
     UnmountError,
 )
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
 
-# What a daemon writes to --ready-fd once its mount can be used.
-_READY: Final = b"ready\n"
+READY: Final = b"ready\n"
+"""What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
@@ -98,7 +100,7 @@ def start_daemon(
         stack.callback(end, daemon)
         readable = wait_readable(ready_read, _START_SECONDS)
         # The end of the pipe is readable too: nothing here waits for a dead daemon.
-        if readable and os.read(ready_read, len(_READY)) == _READY:
+        if readable and os.read(ready_read, len(READY)) == READY:
             # It stays.
             stack.pop_all()
             os.close(ready_read)
@@ -114,16 +116,6 @@ def start_daemon(
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started"
         )
-
-
-def tell_ready(fd: int) -> None:
-    """In the daemon: tell whoever has started it that the mount can be used."""
-    try:
-        os.write(fd, _READY)
-    except BrokenPipeError:
-        # Ended meanwhile: nobody wants the mount.
-        signal.raise_signal(signal.SIGTERM)
-    os.close(fd)
 
 
 def _environment() -> dict[str, str]:
@@ -164,6 +156,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
+        NoEntryError: it is another user's, who lets nobody else in.
     """
     # Here and not above: whoever only mounts does without msgspec.
     from inaccfs import status
@@ -182,6 +175,11 @@ def read_status(mountpoint: str) -> Status:
         if mounting.means_dead(exc):
             raise DeadDaemonError(
                 f"{path}: its daemon is dead; inaccfs umount {path} cleans up"
+            ) from None
+        if isinstance(exc, PermissionError):
+            raise NoEntryError(
+                f"{path}: {exc.strerror}: the mount is another user's, and without "
+                "allow_other"
             ) from None
         raise NoAnswerError(f"{path}: no status: {exc.strerror}") from None
     try:
@@ -223,6 +221,7 @@ def mounted(
         MountError: the daemon's own message says why there is no mount.
         InaccfsError: on leaving, when the daemon did not end as it should.
     """
+    streams.fill()
     me = os.getpid()
     with ExitStack() as stack:
         scratch = Path(os.path.realpath(tempfile.mkdtemp(prefix="inaccfs-")))

@@ -12,6 +12,8 @@ from inaccfs.errors import MountError
 # sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
 _SOCKET_PATH_BYTES: Final = 107
 
+_ROOTS: Final = "/run/inaccfs"
+
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + ":_.")
 
 
@@ -38,11 +40,29 @@ def escape(path: str) -> str:
 
 def directory() -> str:
     """The directory of sockets and logs: /run/inaccfs, or the user's own."""
-    if os.geteuid() == 0:
-        return "/run/inaccfs"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 and _is_ours(_ROOTS):
+        return _ROOTS
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     # In the second, whatever others put there before us is found by make_directory().
-    return f"{runtime}/inaccfs" if runtime else f"/tmp/inaccfs-{os.geteuid()}"
+    # The first must be absolute, says its specification, or is not there.
+    return (
+        f"{runtime}/inaccfs"
+        if os.path.isabs(runtime)
+        else f"/tmp/inaccfs-{os.geteuid()}"
+    )
+
+
+def _is_ours(path: str) -> bool:
+    """Whether *path* is a directory for us to write to, or can be made.
+
+    Root of a user namespace has no say in /run, as a rule.
+    """
+    try:
+        owner = os.lstat(path).st_uid
+    except OSError:
+        path = os.path.dirname(path)
+        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    return owner == os.geteuid() and os.access(path, os.W_OK, effective_ids=True)
 
 
 def make_directory() -> str:

@@ -13,7 +13,7 @@ STATUS_XATTR = "user.inaccfs.status"
 CONTROL_XATTR = "user.inaccfs.control"
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A mount at one moment."""
 
     # What is not UTF-8 is escaped, here and below.
@@ -47,6 +47,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None
     # Of inaccfs.
     version: str
+    # Who traced the daemon as it started, "strace (pid 12)", and may have reached what
+    # it holds; left out when nobody did.
+    tracer: str | None = None
 
 
 encode = msgspec.json.encode

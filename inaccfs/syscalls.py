@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
@@ -24,6 +24,9 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MS_NOATIME: Final = 1 << 10
+MS_NODIRATIME: Final = 1 << 11
+MS_STRICTATIME: Final = 1 << 24
 
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
@@ -35,7 +38,11 @@ HUGETLBFS_MAGIC: Final = 0x958458F6
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
 
+UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
+
+Time: TypeAlias = tuple[int, int]
+"""Seconds and nanoseconds, or `UTIME_NOW` or `UTIME_OMIT` for nanoseconds."""
 
 _FSCONFIG_SET_STRING: Final = 1
 _FSCONFIG_CMD_CREATE: Final = 6
@@ -44,6 +51,9 @@ _FSMOUNT_CLOEXEC: Final = 1
 _MOUNT_ATTR_NOSUID: Final = 2
 _MOUNT_ATTR_NODEV: Final = 4
 _MOUNT_ATTR_NOEXEC: Final = 8
+_MOUNT_ATTR_NOATIME: Final = 0x10
+_MOUNT_ATTR_STRICTATIME: Final = 0x20
+_MOUNT_ATTR_NODIRATIME: Final = 0x80
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 
@@ -147,6 +157,18 @@ def mount_number(fd: int) -> int | None:
     return number if mask & _STATX_MNT_ID else None
 
 
+_STATX_BASIC_STATS: Final = 0x7FF
+_STATX_BTIME: Final = 0x800
+
+
+def statx(fd: int) -> bytes:
+    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) tells it."""
+    mask = _STATX_BASIC_STATS | _STATX_BTIME
+    if _libc_gil.statx(fd, b"", _AT_EMPTY_PATH, mask, _statx_buffer):
+        raise _error()
+    return _statx_buffer.raw
+
+
 # --- names ------------------------------------------------------------------
 
 
@@ -188,14 +210,9 @@ def renameat2(
         raise _error()
 
 
-def utimensat(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """utimensat(2), following *path*; None leaves that time as it is."""
-    times = (ctypes.c_long * 4)()
-    for at, nanoseconds in ((0, atime_ns), (2, mtime_ns)):
-        if nanoseconds is None:
-            times[at + 1] = UTIME_OMIT
-        else:
-            times[at], times[at + 1] = divmod(nanoseconds, 1_000_000_000)
+def utimensat(path: str, atime: Time, mtime: Time) -> None:
+    """utimensat(2), following *path*."""
+    times = (ctypes.c_long * 4)(*atime, *mtime)
     if _libc.utimensat(AT_FDCWD, os.fsencode(path), times, 0):
         raise _error()
 
@@ -225,11 +242,12 @@ class FsConfigError(OSError):
     """fsconfig(2) refused an option, or the file system did when it was made."""
 
 
-def detached_mount(fstype: str, options: dict[str, str]) -> int:
+def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
     """Mount *fstype* where no path leads; return an O_PATH fd of its root.
 
     The mount is nosuid, nodev and noexec, and goes with the last fd that leads
-    to it. See fsopen(2), fsconfig(2), fsmount(2).
+    to it. Of *flags*, MS_* as for mount(2), it has those about times of access. See
+    fsopen(2), fsconfig(2), fsmount(2).
 
     Raises:
         FsConfigError: an option was refused; `filename` is the option.
@@ -257,6 +275,7 @@ def detached_mount(fstype: str, options: dict[str, str]) -> int:
         if _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0):
             raise _error(fstype)
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        attributes |= _access_attributes(flags)
         root: int = _libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         if root < 0:
             raise _error(fstype)
@@ -265,9 +284,26 @@ def detached_mount(fstype: str, options: dict[str, str]) -> int:
         os.close(context)
 
 
+def _access_attributes(flags: int) -> int:
+    """MOUNT_ATTR_* about times of access for MS_*; as path_mount() puts them together.
+
+    None of them is relatime.
+    """
+    found = _MOUNT_ATTR_NODIRATIME if flags & MS_NODIRATIME else 0
+    if flags & MS_STRICTATIME:
+        return found | _MOUNT_ATTR_STRICTATIME
+    return found | (_MOUNT_ATTR_NOATIME if flags & MS_NOATIME else 0)
+
+
 def unshare(flags: int) -> None:
     """unshare(2)."""
     if _libc.unshare(flags):
+        raise _error()
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): enter the namespace of *kind*, CLONE_NEW..., that *fd* leads to."""
+    if _libc.setns(fd, kind):
         raise _error()
 
 

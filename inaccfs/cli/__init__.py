@@ -1,46 +1,57 @@
-"""The command line: one module a subcommand, and the one place where errors end."""
+"""The command line: one module a subcommand.
+
+Here is only what must be right before these are imported, which takes a tenth of a
+second: the standard streams, and what Ctrl-C does meanwhile.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from inaccfs._version import __version__
-from inaccfs.cli import experiment, kvm, mount, probe, qmp, semantics, status, umount
-from inaccfs.errors import InaccfsError
+from inaccfs import streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C: 128 and SIGINT, as in a shell."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    Only what the user can put right is caught here and told in one line, with status
-    1. Anything else is a bug and keeps its traceback.
+    Without *argv* it is the process's own command, and its signals are the command's.
     """
-    parser = argparse.ArgumentParser(
-        prog="inaccfs",
-        description="memory that userspace can size, allocate and punch, but never "
-        "read, write or map",
-    )
-    parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (mount, umount, status, semantics, qmp, kvm, probe, experiment):
-        module.add_parser(commands)
-    args = parser.parse_args(argv)
+    streams.fill()
+    if argv is not None:
+        return _run(argv)
+    # Ignored by whoever has started us, children would vanish, and their status with
+    # them. See wait(2).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _interrupts(signal.default_int_handler, _leave)
     try:
-        exit_status = int(args.run(args))
-        sys.stdout.flush()
-    except InaccfsError as exc:
-        print(f"inaccfs: {exc}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever reads has had enough; Python must not complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return exit_status
+        return _run(None)
+    finally:
+        _interrupts(signal.default_int_handler, _leave)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from inaccfs.cli import dispatch
+
+    if argv is None:
+        _interrupts(_leave, signal.default_int_handler)
+    return dispatch.run(argv)
+
+
+def _interrupts(before: object, now: signal._HANDLER) -> None:
+    """Handle SIGINT by *now* if it was handled by *before*, and not ignored, say."""
+    if signal.getsignal(signal.SIGINT) == before:
+        signal.signal(signal.SIGINT, now)
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    # An exception would be raised in the middle of an import, or of the interpreter's
+    # end, and be printed by somebody who cannot handle it.
+    os._exit(INTERRUPTED)

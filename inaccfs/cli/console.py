@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs import errnos
+from inaccfs.cli import output
 from inaccfs.client import requests, wire
 from inaccfs.client.errors import ControlError
 from inaccfs.control import qmp
@@ -32,6 +33,7 @@ from inaccfs.control.messages import (
     QmpCapabilities,
 )
 from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.words import quoted
 
 if TYPE_CHECKING:
     import socket
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 # So many may be on their way; the daemon reads on while its replies are read.
 _AT_A_TIME: Final = 32
 _READ_BYTES: Final = 1 << 16
+# More than any command that a daemon takes.
+_LINE_BYTES: Final = 1 << 20
 
 # The negotiation is over when somebody can type.
 _TYPED: Final = {
@@ -126,11 +130,13 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
             try:
                 return int(text, 0)
             except ValueError:
-                raise OptionError(f"{what}: {text!r} is no whole number") from None
+                raise OptionError(
+                    f"{what}: {quoted(text)} is no whole number"
+                ) from None
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as exc:
-        raise OptionError(f"{what}: {text!r} is no JSON: {exc}") from None
+        raise OptionError(f"{what}: {quoted(text)} is no JSON: {exc}") from None
 
 
 def usage(kind: type[Command]) -> str:
@@ -233,7 +239,7 @@ class Console:
         pending = b""
         at_end = False
         if terminal:
-            print(_PROMPT, end="", flush=True)
+            output.show(_PROMPT, end="")
         while self._conversation.ended is None and not (at_end and not self._waiting):
             poller = select.poll()
             poller.register(self._connection, select.POLLIN)
@@ -243,13 +249,18 @@ class Console:
             if self._connection.fileno() in ready:
                 self._read()
             if sys.stdin.fileno() in ready:
-                data = os.read(sys.stdin.fileno(), _READ_BYTES)
+                data = _read_input()
                 at_end = not data
                 *lines, pending = (pending + (data or b"\n")).split(b"\n")
                 for line in lines:
                     self._take(line.decode(errors="surrogateescape"))
+                if len(pending) > _LINE_BYTES:
+                    # Such as /dev/zero, which has neither lines nor an end.
+                    raise InaccfsError(
+                        f"the standard input has a line of over {_LINE_BYTES} bytes"
+                    )
             if terminal and not self._waiting and not at_end:
-                print(_PROMPT, end="", flush=True)
+                output.show(_PROMPT, end="")
         ended = self._conversation.ended
         if ended is not None and self._conversation.shutdown is None:
             raise ended
@@ -260,7 +271,7 @@ class Console:
             if not words:
                 return
             if words[0] == "help":
-                print(help_text())
+                output.say(help_text())
                 return
             command, path = parse(words)
             call = self._start(command, path)
@@ -320,12 +331,18 @@ class Console:
 
     def _print(self, value: object, *, compact: bool) -> None:
         data = msgspec.json.encode(value)
-        text = (data if compact else msgspec.json.format(data, indent=2)).decode()
-        print(text, flush=True)
+        output.say_json(data if compact else msgspec.json.format(data, indent=2))
 
     def _complain(self, text: str) -> None:
         self.failed = True
-        print(f"inaccfs: {text}", file=sys.stderr, flush=True)
+        output.complain(text)
+
+
+def _read_input() -> bytes:
+    try:
+        return os.read(sys.stdin.fileno(), _READ_BYTES)
+    except OSError as exc:
+        raise InaccfsError(f"cannot read the standard input: {exc.strerror}") from None
 
 
 def _describe(error: OSError) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inaccfs.cli import output
+from inaccfs.errors import InaccfsError
+
 if TYPE_CHECKING:
     import argparse
 
@@ -39,15 +42,18 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         width = max(map(len, catalogue.NAMES))
         for name in catalogue.NAMES:
-            print(f"{name:<{width}}  {catalogue.find(name).question}")
+            output.say(f"{name:<{width}}  {catalogue.find(name).question}")
         return 0
     found = catalogue.find(args.name)
     for name in args.semantics:
         # What is wrong with a name is told before anything is mounted.
         load.load(name)
+    if args.plot is not None:
+        # Now, and not after minutes of work.
+        try:
+            open(args.plot, "ab").close()
+        except OSError as exc:
+            raise InaccfsError(f"cannot write {args.plot}: {exc.strerror}") from exc
     semantics = [load.absolute(name) for name in args.semantics]
-    lab = Lab(
-        semantics or found.semantics, lambda line: print(line, flush=True), args.plot
-    )
-    found.run(lab)
+    found.run(Lab(semantics or found.semantics, output.say, args.plot))
     return 0

@@ -7,7 +7,9 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
+import threading
 import traceback
 import types
 from contextlib import contextmanager
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
+from inaccfs.cli import INTERRUPTED, mountoptions, output
 from inaccfs.errors import InaccfsError, MountError
+from inaccfs.streams import printable_lines
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
 
 _BAR: Final = 24
+
+# Of each kind: more only wait for each other.
+_MOST_THREADS: Final = 256
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -45,8 +53,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         description="Boots nothing, but shows a guest fault its memory in, convert a "
         "page, lose some to a punch and fault it in again, with maps of its pages.",
     )
+    _add_options(demo)
     demo.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, parser=demo)
     _add_stress(own)
 
 
@@ -58,6 +67,13 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
         "client that it is made with), mount, and all names of inaccfs.kvm.",
     )
     parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
+    _add_options(parser)
+    parser.add_argument("script", metavar="SCRIPT.py")
+    parser.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER)
+    parser.set_defaults(run=_run, parser=parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("-o", "--options"),
         metavar="OPT[,OPT]",
@@ -65,9 +81,6 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
         default=[],
         help="of the private mount, as inaccfs mount -o has them: size=1g,huge=always",
     )
-    parser.add_argument("script", metavar="SCRIPT.py")
-    parser.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER)
-    parser.set_defaults(run=_run, parser=parser)
 
 
 def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
@@ -80,15 +93,22 @@ def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
     )
     for name, metavar, kind, default, told in (
         ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
-        ("--vcpus", "M", _number(1), 4, "default 4"),
-        ("--punchers", "K", _number(0), 2, "threads that take memory away; default 2"),
+        ("--vcpus", "M", _number(1, _MOST_THREADS), 4, "default 4"),
+        (
+            "--punchers",
+            "K",
+            _number(0, _MOST_THREADS),
+            2,
+            "threads that take memory away; default 2",
+        ),
         ("--seed", "S", _number(0), None, "what each thread does; default: any"),
     ):
         parser.add_argument(
             name, metavar=metavar, type=kind, default=default, help=told
         )
+    _add_options(parser)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
-    parser.set_defaults(run=_stress)
+    parser.set_defaults(run=_stress, parser=parser)
 
 
 def _seconds(text: str) -> float:
@@ -97,15 +117,18 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number of seconds")
     return value
 
 
-def _number(least: int) -> Callable[[str], int]:
+def _number(least: int, most: float = math.inf) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {least} or more")
-        return int(text)
+        value = natural(text)
+        if value is None or value < least:
+            raise argparse.ArgumentTypeError(f"{quoted(text)}: give {least} or more")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value}: give {most} or less")
+        return value
 
     return number
 
@@ -135,6 +158,8 @@ def _mount(
     from inaccfs.client import connect
 
     if mountpoint is None:
+        # What is wrong with the words is told before a daemon is started for them.
+        mountoptions.check(options)
         with launch.mounted(options=options) as own, connect(own.control) as shim:
             yield own, shim
         return
@@ -152,15 +177,18 @@ def _mount(
 
 
 @contextmanager
-def _roomy_mount(mountpoint: str | None, pages: int) -> Iterator[Client]:
+def _roomy_mount(args: argparse.Namespace, pages: int) -> Iterator[Client]:
     """A client of a mount that has room for *pages* of 4 KiB, and shows them.
 
-    A private one has huge pages, where the kernel gives any.
+    A private one has huge pages, where the kernel gives any and nobody says otherwise.
     """
-    with _mount(mountpoint, ["huge=always"] if _has_huge_pages() else []) as (
-        mount,
-        shim,
-    ):
+    _check_options(args, args.mountpoint, "MOUNTPOINT")
+    words = ",".join(args.options).split(",")
+    # A directory that is wrapped has what it has.
+    wraps = any(word.startswith("backing=") for word in words)
+    huge = ["huge=always"] if _has_huge_pages() and not wraps else []
+    # Of what is said twice the last counts.
+    with _mount(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:
             raise MountError(
@@ -180,6 +208,11 @@ def _roomy_mount(mountpoint: str | None, pages: int) -> Iterator[Client]:
         yield shim
 
 
+def _check_options(args: argparse.Namespace, mountpoint: str | None, it: str) -> None:
+    if mountpoint is not None and args.options:
+        args.parser.error(f"-o is for the private mount: leave it out, or {it}")
+
+
 def _has_huge_pages() -> bool:
     return os.geteuid() == 0 and os.path.isdir("/sys/kernel/mm/transparent_hugepage")
 
@@ -189,8 +222,7 @@ def _has_huge_pages() -> bool:
 
 def _run(args: argparse.Namespace) -> int:
     """Run a script; return its exit status."""
-    if args.mount is not None and args.options:
-        args.parser.error("-o is for the private mount: leave it out, or --mount")
+    _check_options(args, args.mount, "--mount")
     try:
         source = Path(args.script).read_bytes()
     except OSError as exc:
@@ -214,13 +246,17 @@ def _execute(
     sys.path = [os.path.dirname(os.path.abspath(script)), *sys.path]
     sys.modules["__main__"] = module
     try:
-        exec(compile(source, script, "exec"), vars(module))
+        with output.lent():
+            exec(compile(source, script, "exec"), vars(module))
     except SystemExit as exc:
         return _status(exc.code)
+    except output.OutputError:
+        raise
     except Exception as exc:
         # From the script on: how it got there is of no use to its author.
         own = exc.__traceback__.tb_next if exc.__traceback__ else None
-        traceback.print_exception(exc.with_traceback(own))
+        told = "".join(traceback.format_exception(exc.with_traceback(own)))
+        output.mention(printable_lines(told), end="")
         return 1
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before
@@ -231,7 +267,7 @@ def _status(code: object) -> int:
     """What `sys.exit(code)` means."""
     if code is None or isinstance(code, int):
         return code or 0
-    print(code, file=sys.stderr)
+    output.mention(str(code))
     return 1
 
 
@@ -243,8 +279,8 @@ def _demo(args: argparse.Namespace) -> int:
 
     # See no-color.org.
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    with _roomy_mount(args.mountpoint, demo.PAGES) as shim:
-        demo.run(shim, print, colour=colour)
+    with _roomy_mount(args, demo.PAGES) as shim:
+        demo.run(shim, output.say_coloured, colour=colour)
     return 0
 
 
@@ -256,14 +292,45 @@ def _stress(args: argparse.Namespace) -> int:
 
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     plan = stress.Plan(args.seconds, args.vcpus, args.punchers, seed)
-    with _roomy_mount(args.mountpoint, world.FILE_PAGES) as shim:
-        progress = _Progress(plan.seconds)
-        try:
-            report = stress.run(shim, plan, progress)
-        finally:
-            progress.clear()
-    print(_summary(report))
-    return int(bool(report.violations))
+    try:
+        # From here on, so that there is a report, however early it is.
+        with (
+            _interruptible() as interrupted,
+            _roomy_mount(args, world.FILE_PAGES) as shim,
+        ):
+            progress = _Progress(plan.seconds)
+            try:
+                report = stress.run(shim, plan, progress, interrupted.is_set)
+            finally:
+                progress.clear()
+    except KeyboardInterrupt:
+        output.complain(f"interrupted again: seed {seed}, and nothing was checked")
+        raise
+    output.say(_summary(report))
+    if report.violations:
+        return 1
+    return INTERRUPTED if report.interrupted else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second is an exception, as ever."""
+    event = threading.Event()
+
+    def first(_number: int, _frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    # It may be ignored, or somebody else's.
+    ours = before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, first)
+    try:
+        yield event
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 class _Progress:
@@ -283,12 +350,12 @@ class _Progress:
             f"{counts['punches']:,} punches"
         )
         columns = shutil.get_terminal_size().columns
-        print(f"\r{text[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+        output.mention(f"\r{text[: columns - 1]}\x1b[K", end="")
 
     def clear(self) -> None:
         """Leave the line as if nothing had been there."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            output.mention("\r\x1b[K", end="")
 
 
 def _deeds(counts: Counter[str]) -> str:
@@ -305,8 +372,9 @@ def _deeds(counts: Counter[str]) -> str:
 def _summary(report: Report) -> str:
     plan, counts, stats = report.plan, report.counts, report.stats
     work = f"{plan.vcpus} vCPUs, {plan.punchers} punchers, seed {plan.seed}"
+    stopped = ", interrupted" if report.interrupted else ""
     lines = [
-        f"{report.seconds:.1f} s in {report.rounds} rounds: {work}",
+        f"{report.seconds:.1f} s in {report.rounds} rounds{stopped}: {work}",
         f"guests     {counts['accesses']:,} accesses, {counts['exits']:,} exits",
         f"host       {_deeds(counts)}",
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
-import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from inaccfs import launch, runtime
-from inaccfs.cli import mountoptions
-from inaccfs.errors import DaemonFailedError, MountError
+from inaccfs import launch, runtime, syscalls
+from inaccfs.cli import logfile, mountoptions, output
+from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
 from inaccfs.shim.backing import HUGE_CHOICES
@@ -20,7 +20,7 @@ from inaccfs.shim.backing import HUGE_CHOICES
 if TYPE_CHECKING:
     from inaccfs.daemon import Config
 
-_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+log_ = logging.getLogger(__name__)
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -117,7 +117,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(name, type=int, metavar="N", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log what happens, too"
+        *("-v", "--verbose"),
+        action="count",
+        default=0,
+        help="log what happens, too; -vv: and each refusal of a rule",
     )
     parser.set_defaults(run=run)
 
@@ -152,8 +155,7 @@ def _start(
         arguments.append("--no-guest-access")
     for option in options.fuse:
         arguments += ["-o", option]
-    if args.verbose:
-        arguments.append("-v")
+    arguments += ["-v"] * args.verbose
     try:
         launch.start_daemon(arguments, mountpoint)
     except DaemonFailedError:
@@ -164,10 +166,19 @@ def _start(
 
 def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     """Be the daemon."""
+    # Before the imports, which take the most of a start: see `tracing`.
+    syscalls.set_dumpable(False)
     # Here and not above: only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
     parsed = mountoptions.parse(options)
+    for name in ("ready", "mountpoint", "holder"):
+        fd = getattr(args, f"{name}_fd")
+        try:
+            if fd is not None:
+                os.fstat(fd)
+        except (OSError, OverflowError):
+            raise OptionError(f"{name}-fd {fd}: no such fd") from None
     log = options.ours.get("log")
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
@@ -185,59 +196,44 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         log=log,
         holder=None if args.holder_fd is None else Holder(args.holder_fd, args.scratch),
     )
-    logging.basicConfig(
-        format=_LOG_FORMAT, level=logging.INFO if args.verbose else logging.WARNING
-    )
+    logfile.start(args.verbose)
 
-    own_log = None if log is None else _Log(log)
+    own_log = None if log is None else logfile.LogFile(log)
 
     def ready(warnings: list[str]) -> None:
         for warning in warnings:
-            print(f"inaccfs: warning: {warning}", file=sys.stderr)
+            output.complain(f"warning: {warning}")
         if own_log is not None:
             own_log.take_output()
         if args.ready_fd is not None:
-            launch.tell_ready(args.ready_fd)
+            _tell_ready(args.ready_fd)
         _notify_systemd()
 
     try:
         daemon.run(config, ready)
+    except BaseException as exc:
+        if own_log is not None and own_log.is_taken:
+            # Here and not at the interpreter's end, when an empty log has gone.
+            log_.critical("the daemon ends: this is a bug", exc_info=True)
+            return 1
+        if isinstance(exc, OptionError):
+            # The words were right, but here they cannot be done.
+            raise MountError(str(exc)) from exc
+        raise
     finally:
         if own_log is not None:
             own_log.remove_if_empty()
     return 0
 
 
-class _Log:
-    """The file that takes standard output and error: a daemon has no terminal."""
-
-    def __init__(self, path: str) -> None:
-        """Raises `MountError` if *path* cannot be written."""
-        self._path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        try:
-            # A log that is there already, or is no file, is the user's.
-            self._made = not os.path.lexists(path)
-            self._fd = os.open(path, flags, 0o600)
-        except OSError as exc:
-            raise MountError(
-                f"cannot write the log {path}: {exc.strerror}; name another with --log"
-            ) from exc
-
-    def take_output(self) -> None:
-        """What is printed and logged from now on goes here."""
-        os.dup2(self._fd, 1)
-        os.dup2(self._fd, 2)
-
-    def remove_if_empty(self) -> None:
-        """Nothing happened that anybody would look for."""
-        ours = os.fstat(self._fd)
-        if not self._made or ours.st_size:
-            return
-        # Another daemon may have the place by now, and another log there.
-        with suppress(OSError):
-            if os.path.samestat(ours, os.lstat(self._path)):
-                os.unlink(self._path)
+def _tell_ready(fd: int) -> None:
+    """Tell whoever has started the daemon that the mount can be used."""
+    try:
+        os.write(fd, launch.READY)
+    except BrokenPipeError:
+        # They were interrupted, and expect no mount.
+        signal.raise_signal(signal.SIGTERM)
+    os.close(fd)
 
 
 def _notify_systemd() -> None:

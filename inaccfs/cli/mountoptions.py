@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -12,9 +13,11 @@ from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.semantics import V8
 from inaccfs.shim.backing import TmpfsOptions, parse_size
 from inaccfs.shim.frameoptions import SimulatedMemory
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from inaccfs.semantics import Semantics
 
@@ -28,6 +31,11 @@ _OURS: Final = (
 )
 # These may be given again and again.
 _REPEATED: Final = ("limit", "allow-uid")
+NAMES: Final = (*_OURS, *_REPEATED)
+"""Options of the daemon, which the kernel and mount(8) do not know."""
+
+# (uid_t) -1 is nobody; see chown(2).
+_LARGEST_UID: Final = (1 << 32) - 2
 
 PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
 
@@ -41,6 +49,27 @@ class Options:
         self.guest_access = True
         self.fuse: list[str] = []
 
+    def take(self, words: Sequence[str]) -> None:
+        """Add what follows each -o."""
+        for option in filter(None, ",".join(words).split(",")):
+            name, equals, value = option.partition("=")
+            if equals and name in _OURS:
+                self.ours[name] = value
+            elif equals and name in _REPEATED:
+                self.repeated.append((name, value))
+            elif option == "no-guest-access":
+                self.guest_access = False
+            else:
+                self.fuse.append(option)
+
+    def check_values(self) -> None:
+        """Raise `OptionError` if an option that has a value is without."""
+        for name, value in [*self.ours.items(), *self.repeated]:
+            if not value:
+                raise OptionError(
+                    f"option {name} has no value: leave it out, or give one"
+                )
+
 
 def gather(args: argparse.Namespace) -> Options:
     options = Options()
@@ -51,37 +80,40 @@ def gather(args: argparse.Namespace) -> Options:
         for value in getattr(args, name.replace("-", "_")):
             options.repeated.append((name, value))
     options.guest_access = not args.no_guest_access
-    for words in args.options:
-        for option in filter(None, words.split(",")):
-            name, equals, value = option.partition("=")
-            if equals and name in _OURS:
-                options.ours[name] = value
-            elif equals and name in _REPEATED:
-                options.repeated.append((name, value))
-            elif option == "no-guest-access":
-                options.guest_access = False
-            else:
-                options.fuse.append(option)
+    options.take(args.options)
     if args.allow_other:
         options.fuse.append("allow_other")
-    for name, value in [*options.ours.items(), *options.repeated]:
-        if not value:
-            raise OptionError(f"option {name} has no value: leave it out, or give one")
+    options.check_values()
     return options
 
 
-def _number(options: dict[str, str], name: str, base: int) -> int | None:
+def check(words: Sequence[str]) -> None:
+    """Check what follows -o, for a mount that is to be made with it later.
+
+    Raises:
+        OptionError: something of it is wrong.
+    """
+    options = Options()
+    options.take(words)
+    options.check_values()
+    parse(options)
+
+
+def _number(options: dict[str, str], name: str) -> int | None:
     text = options.get(name)
     if text is None:
         return None
-    try:
-        number = int(text, base)
-    except ValueError:
-        number = -1
-    if number < 0 or (name == "mode" and number > 0o7777):
-        kind = "an octal mode" if base == 8 else "a number"
-        raise OptionError(f"{name} {text!r} is not {kind}") from None
+    if (number := natural(text)) is None:
+        raise OptionError(f"{name} {quoted(text)} is not a number that it can be")
     return number
+
+
+def _mode(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"(0o)?[0-7]+", text) or int(text, 8) > 0o7777:
+        raise OptionError(f"mode {quoted(text)} is not an octal mode")
+    return int(text, 8)
 
 
 @dataclass(slots=True)
@@ -114,14 +146,14 @@ def parse(options: Options) -> Parsed:
     tmpfs = TmpfsOptions(
         size=ours.get("size"),
         huge=ours.get("huge"),
-        mode=_number(ours, "mode", 8),
-        uid=_number(ours, "uid", 10),
-        gid=_number(ours, "gid", 10),
+        mode=_mode(ours.get("mode")),
+        uid=_number(ours, "uid"),
+        gid=_number(ours, "gid"),
     )
     source = ours.get("pfn-source", "auto")
     if source not in PFN_SOURCES:
         raise OptionError(
-            f"pfn-source {source!r} is not one of {', '.join(PFN_SOURCES)}"
+            f"pfn-source {quoted(source)} is not one of {', '.join(PFN_SOURCES)}"
         )
     return Parsed(
         tmpfs, fuse, source, _simulated(ours), _policy(options), _semantics(ours)
@@ -144,8 +176,8 @@ def _simulated(ours: dict[str, str]) -> SimulatedMemory:
         raise OptionError(f"--{given[0]} is for --pfn-source simulated")
     plain = SimulatedMemory()
     size = ours.get("simulated-memory")
-    order = _number(ours, "simulated-order", 10)
-    fragmentation = _number(ours, "simulated-fragmentation", 10)
+    order = _number(ours, "simulated-order")
+    fragmentation = _number(ours, "simulated-fragmentation")
     return SimulatedMemory(
         size=plain.size if size is None else parse_size("simulated-memory", size),
         order=plain.order if order is None else order,
@@ -160,8 +192,10 @@ def _policy(options: Options) -> Policy:
         if name == "limit":
             limits = limits.changed(value)
         else:
-            uid = _number({name: value}, name, 10)
+            uid = _number({name: value}, name)
             assert uid is not None
+            if uid > _LARGEST_UID:
+                raise OptionError(f"allow-uid {uid}: no user has that number")
             uids.add(uid)
     policy = Policy(limits, frozenset(uids), options.guest_access)
     if (text := options.ours.get("ack-timeout")) is None:
@@ -171,5 +205,5 @@ def _policy(options: Options) -> Policy:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise OptionError(f"ack-timeout {text!r} is no number of seconds")
+        raise OptionError(f"ack-timeout {quoted(text)} is no number of seconds")
     return replace(policy, ack_seconds=seconds)

@@ -7,9 +7,13 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from inaccfs.cli import output
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.probe.table import Result
     from inaccfs.probe.targets import Target
 
 _DESCRIPTION = """\
@@ -60,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Probe; status 1 if there are differences, 2 if it could not be done."""
     # Here and not above: other subcommands need none of it.
-    from inaccfs.probe import naming, report, table
+    from inaccfs.probe import naming, table
 
     names = [args.target, *([args.against] if args.against is not None else [])]
     try:
@@ -68,12 +72,24 @@ def run(args: argparse.Namespace) -> int:
         results = table.try_all(found)
     except InaccfsError as exc:
         # Not the 1 of all other commands, which says here that there are differences.
-        print(f"inaccfs: {exc}", file=sys.stderr)
+        output.complain(str(exc))
         return 2
+    try:
+        _show(args, found, results)
+    except output.OutputError as exc:
+        output.complain_of_output(exc)
+        return 2
+    return int(any(result.differs for result in results))
+
+
+def _show(
+    args: argparse.Namespace, found: Sequence[Target], results: Sequence[Result]
+) -> None:
+    from inaccfs.probe import report
+
     if args.json:
-        print(report.as_json(found, results))
+        output.say_json(report.as_json(found, results).encode())
     else:
         # What is piped stays one row a line.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(report.table(found, results, width))
-    return int(any(result.differs for result in results))
+        output.say(report.table(found, results, width))

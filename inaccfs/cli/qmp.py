@@ -6,6 +6,7 @@ import argparse
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from inaccfs.cli import output
 from inaccfs.errors import OptionError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _options() -> argparse.ArgumentParser:
     """What may be said before the command and behind it."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = output.Parser(add_help=False)
     parser.add_argument(
         "--fd",
         action="append",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from inaccfs import errnos
+from inaccfs.cli import output
+from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +28,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "semantics",
         help="show the rules of the versions",
         description="Show the rules of all versions of the interface, or of those that "
-        "are named, side by side. A rule in which they differ is marked with *. "
+        "are named, side by side. A rule in which they differ is marked with *; so is "
+        "a method, if it is code of somebody's own. What is piped is one table. "
         "docs/semantics.md explains the rules.",
     )
     parser.add_argument(
@@ -45,29 +48,58 @@ def run(args: argparse.Namespace) -> int:
 
     shown = [load.load(name) for name in args.names] or [make() for make in VERSIONS]
     rules = ["events", *load.rules()]
+    code = [load.own_code(one) for one in shown]
     if args.json:
-        print(msgspec.json.encode([_as_dict(one, rules) for one in shown]).decode())
+        told = [_as_dict(one, rules, own) for one, own in zip(shown, code, strict=True)]
+        output.say_json(msgspec.json.encode(told))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        print("\n\n".join(_tables(shown, rules, width)))
+        rows = [*(_row(rule, shown) for rule in rules), *_code_rows(code)]
+        names = [printable(one.name) for one in shown]
+        output.say("\n\n".join(_tables(names, rows, width)))
     return 0
 
 
-def _as_dict(one: Semantics, rules: Sequence[str]) -> dict[str, Any]:
+def _as_dict(
+    one: Semantics, rules: Sequence[str], code: dict[str, object]
+) -> dict[str, Any]:
     words = {"name": one.name, "source": one.source}
-    return words | {rule: getattr(one, rule) for rule in rules}
+    return (
+        words
+        | {rule: getattr(one, rule) for rule in rules}
+        | ({"code": sorted(code)} if code else {})
+    )
 
 
-def _tables(
-    shown: Sequence[Semantics], rules: Sequence[str], width: int
-) -> Iterator[str]:
+class _Row(NamedTuple):
+    """What a rule is in each of the semantics."""
+
+    label: str
+    cells: list[str]
+
+
+def _row(rule: str, shown: Sequence[Semantics]) -> _Row:
+    cells = [_cell(rule, getattr(one, rule)) for one in shown]
+    return _Row(_marked(rule, set(cells)), cells)
+
+
+def _code_rows(code: Sequence[dict[str, object]]) -> Iterator[_Row]:
+    """The methods that are somebody's own, which no value of a rule tells of."""
+    for method in dict.fromkeys(name for own in code for name in own):
+        cells = ["its own code" if method in own else "by the rules" for own in code]
+        yield _Row(_marked(method, {own.get(method) for own in code}), cells)
+
+
+def _marked(name: str, values: set[Any]) -> str:
+    return f"{'*' if len(values) > 1 else ' '} {name}"
+
+
+def _tables(names: Sequence[str], rows: Sequence[_Row], width: int) -> Iterator[str]:
     """As many tables as the *width* takes; one, if there is none."""
-    cells = {rule: [_cell(rule, getattr(one, rule)) for one in shown] for rule in rules}
-    marks = {rule: "*" if len(set(row)) > 1 else " " for rule, row in cells.items()}
-    labels = ["", *(f"{marks[rule]} {rule}" for rule in rules)]
+    labels = ["", *(row.label for row in rows)]
     first = _widest(labels)
     columns = [
-        [one.name, *(cells[rule][at] for rule in rules)] for at, one in enumerate(shown)
+        [name, *(row.cells[at] for row in rows)] for at, name in enumerate(names)
     ]
     while columns:
         block: list[list[str]] = []

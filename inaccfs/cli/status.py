@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from inaccfs import launch
-from inaccfs.errors import InaccfsError
+from inaccfs.cli import output
+from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
 from inaccfs.fuse import mounting
+from inaccfs.status import encode
+from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from inaccfs.status import Status
 
@@ -23,7 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "status",
         help="show mounts",
         description="Show one mount, or all: backing, size, files, allocated pages, "
-        "the rules, whether mmap is sealed, the daemon and its control socket.",
+        "the rules, whether mmap is sealed, the daemon and its control socket. Of a "
+        "mount that is another user's there is a line that says so.",
+        epilog="exit status: 0; 1 if the daemon of a mount is dead or does not answer",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -31,32 +35,66 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what there is; status 1 if some mount did not answer."""
+    """Show what there is; status 1 if the daemon of some mount did not answer."""
     if args.mountpoint is not None:
-        paths = [mounting.find(args.mountpoint).path]
-    else:
-        paths = list(dict.fromkeys(mounted.path for mounted in mounting.mounts()))
-    found: list[Status] = []
-    failed = False
-    for path in paths:
-        try:
-            found.append(launch.read_status(path))
-        except InaccfsError as exc:
-            failed = True
-            print(f"inaccfs: {exc}", file=sys.stderr)
+        found = launch.read_status(args.mountpoint)
+        if args.json:
+            output.say_json(encode(found))
+        else:
+            output.say(_describe(found))
+        return 0
+    answers = list(_ask_all())
+    told = [answer for answer in answers if not isinstance(answer, _Silent)]
+    silent = [answer for answer in answers if isinstance(answer, _Silent)]
+    for one in silent:
+        if one.failed or args.json:
+            output.complain(one.reason)
     if args.json:
-        if args.mountpoint is None:
-            print(msgspec.json.encode(found).decode())
-        elif found:
-            print(msgspec.json.encode(found[0]).decode())
-    elif found:
-        print("\n\n".join(map(_describe, found)))
-    elif not failed:
-        print("no inaccfs mounts")
-    return int(failed)
+        output.say_json(encode(told))
+    elif shown := [_describe(one) for one in answers if not _is_failed(one)]:
+        output.say("\n\n".join(shown))
+    elif not silent:
+        output.say("no inaccfs mounts")
+    return int(any(one.failed for one in silent))
 
 
-def _describe(status: Status) -> str:
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """A mount that cannot be told of."""
+
+    mountpoint: str
+    reason: str
+    # Whether it is for the user to do something about it.
+    failed: bool
+
+
+def _is_failed(answer: Status | _Silent) -> bool:
+    return isinstance(answer, _Silent) and answer.failed
+
+
+def _ask_all() -> Iterator[Status | _Silent]:
+    """All mounts that there are, but for those that go away meanwhile."""
+    asked = {mounted.path: mounted for mounted in mounting.mounts()}
+    for path, mounted in asked.items():
+        try:
+            yield launch.read_status(path)
+        except InaccfsError as exc:
+            if mounted not in mounting.mounts():
+                continue
+            if isinstance(exc, NoEntryError):
+                reason = str(exc)
+            elif type(exc) is NotMountedError:
+                reason = f"{path}: another mount covers it"
+            else:
+                yield _Silent(path, str(exc), failed=True)
+                continue
+            yield _Silent(path, reason, failed=False)
+
+
+def _describe(status: Status | _Silent) -> str:
+    if isinstance(status, _Silent):
+        # It begins with the path.
+        return printable(status.reason)
     size = _bytes(status.size) if status.size else "no limit"
     lines = {
         "backing": status.backing,
@@ -70,9 +108,10 @@ def _describe(status: Status) -> str:
         "control": status.control or "none",
         "log": status.log or "standard error",
     }
-    return "\n".join(
-        [status.mountpoint, *(f"  {name:<10} {text}" for name, text in lines.items())]
-    )
+    if status.tracer is not None:
+        lines["traced by"] = f"{status.tracer}, since it was started"
+    rows = [f"  {name:<10} {printable(text)}" for name, text in lines.items()]
+    return "\n".join([printable(status.mountpoint), *rows])
 
 
 def _frames(status: Status) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from inaccfs.errors import OptionError
+from inaccfs.words import natural, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,14 @@ class Limits:
         names = [field.name for field in fields(self)]
         if name not in names:
             raise OptionError(
-                f"limit {name!r} is not one of {', '.join(names)}: write NAME=N"
+                f"limit {quoted(name)} is not one of {', '.join(names)}: write NAME=N"
             )
-        if not number.isdecimal() or int(number) < 1:
-            raise OptionError(f"limit {text!r} is no positive number: write {name}=N")
+        if not (found := natural(number)):
+            raise OptionError(
+                f"limit {quoted(text)} is no positive number: write {name}=N"
+            )
         values = {name: getattr(self, name) for name in names}
-        return Limits(**{**values, name: int(number)})
+        return Limits(**{**values, name: found})
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     ino: int
     # In bytes.
     size: int
-    # In bytes. What the next three count.
+    # In bytes. What the next four count.
     page_size: int
     # Pages that there is memory for.
     allocated: int
@@ -132,6 +132,8 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     fetched: int
     # References to pages, those to punched pages included.
     referenced: int
+    # Poisoned pages that have not been punched.
+    poisoned: int
     # How many are registered.
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
@@ -231,6 +233,8 @@ class Stats(Result, frozen=True, omit_defaults=False):
     pages_put: int
     # Fetched pages whose frame changed when pins came off for a punch.
     pages_moved: int
+    # By memory-failure. HardwareCorrupted of /proc/meminfo.
+    pages_poisoned: int
     # Connections of now.
     peers: int
     # Notifiers of now.
@@ -553,8 +557,9 @@ class QuerySemantics(Command, frozen=True, kw_only=True):
 class MemoryFailure(Command, frozen=True, kw_only=True):
     """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback.
 
-    Until it is punched get-pfn is EHWPOISON for it, and so is this command. EINVAL past
-    the end.
+    Until it is punched get-pfn is EHWPOISON for it, and so is this command. Its frame
+    does not come back after that. EINVAL past the end; ENXIO for a hole, which has no
+    memory that could fail: so says memory_failure() where there is no page.
     """
 
     name: ClassVar[str] = "memory-failure"

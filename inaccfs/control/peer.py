@@ -157,6 +157,11 @@ class Peer:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
+    @property
+    def why_gone(self) -> str:
+        """Words for the log."""
+        return f", given up: {self.reason}" if self.reason else ""
+
     def _has_hung_up(self) -> bool:
         poller = select.poll()
         poller.register(self._connection, select.POLLHUP)

@@ -36,6 +36,7 @@ def _describe(
         allocated=attributes.st_blocks * 512 // file.page_size,
         fetched=0 if memory is None else memory.pages,
         referenced=0 if memory is None else memory.references_count,
+        poisoned=file.pages.poisoned_count,
         notifiers=len(file.notifiers),
         opens=opens,
     )

@@ -152,6 +152,7 @@ class Server:
         )
         pid, uid, gid = _ucred.unpack(credentials)
         if uid not in (0, os.geteuid()) and uid not in self.policy.allowed_uids:
+            log.info("a peer of uid %d (pid %d) was not let in", uid, pid)
             self.discard(connection.detach())
             return
         if len(self.sessions) >= self.policy.limits.peers:
@@ -168,6 +169,7 @@ class Server:
         number = next(self._numbers)
         session = Session(self, connection, number, pid, uid, gid)
         self.sessions[number] = session
+        log.info("%s: connected", session.peer)
         nursery.start_soon(self._serve, session)
 
     async def _serve(self, session: Session) -> None:
@@ -178,6 +180,7 @@ class Server:
             log.exception("bug in the conversation with %s", session.peer)
         finally:
             del self.sessions[session.number]
+            log.info("%s: gone%s", session.peer, session.peer.why_gone)
 
     def discard(self, fd: int) -> None:
         """Close an fd that a peer has sent, or a connection that may hold some.

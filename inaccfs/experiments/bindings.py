@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.errors import InaccfsError
 from inaccfs.experiments import chart
 from inaccfs.experiments.lab import Experiment
 from inaccfs.semantics import V8
@@ -162,7 +163,10 @@ def _run(lab: Lab) -> None:
             for name, each in series.items()
         }
         drawn = chart.log_log(curves, "notifiers of the file", "a punch of a page, µs")
-        Path(lab.plot).write_text(drawn)
+        try:
+            Path(lab.plot).write_text(drawn)
+        except OSError as exc:
+            raise InaccfsError(f"cannot write {lab.plot}: {exc.strerror}") from exc
 
 
 EXPERIMENT: Final = Experiment(

@@ -59,6 +59,7 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("listener", size=_PAGES * _PAGE)
         stack.callback(os.close, fd)
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, _PAGES * _PAGE)
         file = stack.enter_context(bench.shim.file(fd))
         register = file.register_notifier
         if bench.shim.query_semantics().scope == "range":

@@ -4,8 +4,9 @@ pyfuse3 has no handler for FALLOCATE and TMPFILE and cannot express the seal's o
 flags, so it does not get /dev/fuse. It gets one end of a SOCK_SEQPACKET pair, and
 the channel keeps the device. What a file's life is made of is answered here, in some
 ten microseconds a request: LOOKUP, CREATE, OPEN, GETATTR, FALLOCATE, RENAME, UNLINK,
-FORGET. What is rarer, or needs replies that libfuse packs well, goes over the pair to
-pyfuse3 and back: attributes, links, directories, extended attributes.
+FORGET; and so is what pyfuse3 does not tell whole: SETATTR, STATX, OPENDIR. What is
+rarer, or needs replies that libfuse packs well, goes over the pair to pyfuse3 and
+back: links, the reading of directories, extended attributes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final, overload
 import trio
 
 from inaccfs import errnos
-from inaccfs.fuse import wire
+from inaccfs.fuse import attributes, handshake, wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
@@ -46,7 +47,6 @@ _READDIR_BYTES: Final = 32768
 
 _RELAYED: Final = frozenset(
     {
-        Op.SETATTR,
         Op.READLINK,
         Op.SYMLINK,
         Op.MKNOD,
@@ -56,12 +56,10 @@ _RELAYED: Final = frozenset(
         Op.SETXATTR,
         Op.LISTXATTR,
         Op.REMOVEXATTR,
-        Op.OPENDIR,
         Op.READDIR,
         Op.READDIRPLUS,
         Op.RELEASEDIR,
         Op.FSYNCDIR,
-        Op.ACCESS,
         Op.DESTROY,
     }
 )
@@ -108,7 +106,7 @@ class Channel:
 
         # One request at a time is read into this and dealt with before the next.
         self._request = bytearray(wire.REQUEST_BUFFER_SIZE)
-        self._init: tuple[int, wire.Init] | None = None
+        self._init: tuple[int, handshake.Init] | None = None
         # FALLOCATE requests in worker threads, by unique: set to interrupt one.
         self._interrupts: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
@@ -123,14 +121,17 @@ class Channel:
         for op in _RELAYED:
             handlers[op] = self._hand_on
         for op, number in _REFUSED.items():
-            handlers[op] = _refuser(number)
+            handlers[op] = _refuser(op, number)
         # Zero-length reads never come here; the kernel answers those itself.
-        handlers[Op.READ] = handlers[Op.WRITE] = _refuser(read_errno)
+        for op in (Op.READ, Op.WRITE):
+            handlers[op] = _refuser(op, read_errno)
         handlers[Op.INIT] = self._init_request
         handlers[Op.LOOKUP] = self._lookup
         handlers[Op.FORGET] = self._forget
         handlers[Op.BATCH_FORGET] = self._batch_forget
         handlers[Op.GETATTR] = self._getattr
+        handlers[Op.STATX] = self._statx
+        handlers[Op.SETATTR] = self._setattr
         handlers[Op.UNLINK] = self._unlink
         handlers[Op.RMDIR] = self._rmdir
         handlers[Op.RENAME] = self._rename
@@ -138,7 +139,10 @@ class Channel:
         handlers[Op.OPEN] = self._open
         handlers[Op.CREATE] = self._create
         handlers[Op.TMPFILE] = self._tmpfile
+        handlers[Op.OPENDIR] = self._opendir
         handlers[Op.FLUSH] = self._done
+        # The kernel looks at the mode itself (default_permissions) and does not ask.
+        handlers[Op.ACCESS] = self._done
         # The seed's file has no fsync, so EINVAL; but fallocate(1) ends with one, and
         # would tell its user that it had failed.
         handlers[Op.FSYNC] = self._done
@@ -259,15 +263,17 @@ class Channel:
         _, error, unique = wire.unpack_out_header(reply)
         if self._init is not None and unique == self._init[0]:
             self._finish_init(error)
+        elif error:
+            self._write(wire.reply_error(unique, -error))
         else:
             self._write(reply)
 
     # --- INIT ------------------------------------------------------------------
 
     def _init_request(self, size: int, unique: int, nodeid: int) -> None:
-        self._init = unique, wire.parse_init(self._request, size)
-        message = wire.init_for_relay(self._request, size)
-        self._relay.send(unique, message, wire.LARGEST_INIT_REPLY)
+        self._init = unique, handshake.parse_init(self._request, size)
+        message = handshake.init_for_relay(self._request, size)
+        self._relay.send(unique, message, handshake.LARGEST_INIT_REPLY)
 
     def _finish_init(self, error: int) -> None:
         """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
@@ -277,7 +283,8 @@ class Channel:
         if error:
             self._write(wire.reply_error(unique, -error))
             return
-        self._write(wire.reply_init(unique, init))
+        handles = self._namespace.keeps_nodes
+        self._write(handshake.reply_init(unique, init, handles=handles))
         self.seal = self._make_seal(init.passthrough)
         self.initialised.set()
 
@@ -285,9 +292,13 @@ class Channel:
 
     def _lookup(self, size: int, unique: int, nodeid: int) -> bytes:
         namespace = self._namespace
-        name = wire.only_name(self._request, size)
+        name = wire.looked_up(self._request, size)
+        node = namespace[nodeid]
+        if name in wire.DOTS:
+            entry = namespace.lookup_dots(node, name)
+            return wire.reply_payload(unique, wire.pack_entry(entry))
         try:
-            entry = namespace.lookup(namespace[nodeid], name)
+            entry = namespace.lookup(node, name)
         except FileNotFoundError:
             return wire.reply_no_entry(unique, namespace.entry_valid)
         return wire.reply_payload(unique, wire.pack_entry(entry))
@@ -323,6 +334,36 @@ class Channel:
         if node.file is not None:
             await node.file.wait_settled()
         return self._attributes(unique, node)
+
+    def _statx(self, size: int, unique: int, nodeid: int) -> bytes | None:
+        """As GETATTR, and the time of birth."""
+        node = self._namespace[nodeid]
+        if node.file is None or node.file.settled:
+            return self._statx_reply(unique, node)
+        self._later(unique, lambda: self._statx_settled(unique, node))
+        return None
+
+    def _statx_reply(self, unique: int, node: Node) -> bytes:
+        namespace = self._namespace
+        return wire.reply_statx(
+            unique, node.ino, namespace.statx(node), namespace.attr_valid(node)
+        )
+
+    async def _statx_settled(self, unique: int, node: Node) -> bytes:
+        if node.file is not None:
+            await node.file.wait_settled()
+        return self._statx_reply(unique, node)
+
+    def _setattr(self, size: int, unique: int, nodeid: int) -> None:
+        wanted = wire.setattr_in(self._request, size)
+        (pid,) = wire.unpack_pid(self._request)
+        node = self._namespace[nodeid]
+
+        async def answer() -> bytes:
+            await attributes.change(self._namespace, node, wanted, pid)
+            return self._attributes(unique, node)
+
+        self._later(unique, answer)
 
     # --- names -----------------------------------------------------------------
 
@@ -381,10 +422,10 @@ class Channel:
         try:
             backing_id = self.seal.behind(node.ino, node.fd)
         except OSError:
-            self._namespace.release(node)
             if entry:
-                # Which the kernel is not told of, and will not forget.
-                self._namespace.forget(node.ino, 1)
+                self._namespace.unmake(node)
+            else:
+                self._namespace.release(node)
             raise
         if backing_id:
             flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH | wire.FOPEN_PASSTHROUGH
@@ -398,19 +439,31 @@ class Channel:
 
     def _open(self, size: int, unique: int, nodeid: int) -> bytes | None:
         wire.need(size, wire.OPEN_SIZE)
-        (flags,) = wire.unpack_open(self._request)
+        flags, how = wire.unpack_open(self._request)
         node = self._namespace[nodeid]
         if flags & os.O_TRUNC:
-            self._later(unique, lambda: self._open_truncated(unique, node, flags))
+            (pid,) = wire.unpack_pid(self._request)
+            kills = pid if how & wire.OPEN_KILL_SUIDGID else None
+            self._later(
+                unique, lambda: self._open_truncated(unique, node, flags, kills)
+            )
             return None
         self._namespace.open(node, flags)
         return self._opened(unique, node)
 
-    async def _open_truncated(self, unique: int, node: Node, flags: int) -> bytes:
-        """OPEN with O_TRUNC: the kernel leaves the truncation to us."""
-        file = self._namespace.open(node, flags)
+    async def _open_truncated(
+        self, unique: int, node: Node, flags: int, kills: int | None
+    ) -> bytes:
+        """OPEN with O_TRUNC: the kernel leaves the truncation to us.
+
+        *kills* is the process whose truncation takes the set-ID bits away, if it does.
+        """
+        self._namespace.open(node, flags)
         try:
-            await file.set_size(0)
+            with self._namespace.opened(node) as file:
+                await file.set_size(0)
+            if kills is not None:
+                attributes.drop_set_ids(self._namespace, node, kills)
         except BaseException:
             self._namespace.release(node)
             raise
@@ -433,6 +486,12 @@ class Channel:
         entry = namespace.tmpfile(namespace[nodeid], flags, mode, uid, gid)
         return self._opened(unique, namespace[entry.nodeid], wire.pack_entry(entry))
 
+    def _opendir(self, size: int, unique: int, nodeid: int) -> bytes:
+        wire.need(size, wire.OPEN_SIZE)
+        flags, _ = wire.unpack_open(self._request)
+        fh = self._namespace.open_directory(self._namespace[nodeid], flags)
+        return wire.reply_payload(unique, wire.pack_open(fh, 0, 0))
+
     def _release(self, size: int, unique: int, nodeid: int) -> bytes:
         try:
             self.seal.closed(nodeid)
@@ -446,7 +505,8 @@ class Channel:
         offset, length, mode = wire.unpack_fallocate(self._request)
         node = self._namespace[nodeid]
         file = node.file
-        assert file is not None, "the kernel allocates through open files only"
+        if file is None:
+            file = self._namespace.reopen(node)
         if file.fallocate_quick(mode, offset, length):
             return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
         if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
@@ -504,7 +564,7 @@ class Channel:
         return wire.reply_done(unique)
 
     def _unknown(self, size: int, unique: int, nodeid: int) -> bytes:
-        return wire.reply_error(unique, errno.ENOSYS)
+        return wire.reply_unknown(unique)
 
 
 async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:
@@ -528,8 +588,12 @@ def _failure(unique: int, exc: Exception, op: int = 0) -> bytes | None:
     return None if op in _UNANSWERED else wire.reply_error(unique, number)
 
 
-def _refuser(number: int) -> Callable[[int, int, int], bytes]:
+def _refuser(op: int, number: int) -> Callable[[int, int, int], bytes]:
     def refuse(size: int, unique: int, nodeid: int) -> bytes:
         return wire.reply_error(unique, number)
 
-    return refuse
+    def tell(size: int, unique: int, nodeid: int) -> bytes:
+        log.debug("%s: refused, %s", Op(op).name, errnos.NAMES.get(number, number))
+        return refuse(size, unique, nodeid)
+
+    return tell if log.isEnabledFor(logging.DEBUG) else refuse

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -19,6 +19,8 @@ from inaccfs.shim.file import QUICK_BYTES
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
 
+_THREADS: Final = 8
+
 
 class Closer:
     """Closes fds; large files that are unlinked, in worker threads."""
@@ -27,6 +29,8 @@ class Closer:
         # Set for as long as the loop runs, and the threads can be waited for.
         self.nursery: trio.Nursery | None = None
         self._pending = 0
+        # Of its own: who waits for space waits for these.
+        self._threads = trio.CapacityLimiter(_THREADS)
         # How many large files have been closed so far.
         self.freed = 0
         # Set when nothing is pending. Replaced by a new one when something comes.
@@ -60,7 +64,9 @@ class Closer:
 
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await trio.to_thread.run_sync(partial(close_now, fd, file))
+            await trio.to_thread.run_sync(
+                partial(close_now, fd, file), limiter=self._threads
+            )
         finally:
             self._pending -= 1
             self.freed += 1

@@ -31,6 +31,7 @@ class OpenFile:
         self._namespace: Final = namespace
         self._node: Final = node
         self.file: Final[InaccessibleFile] = namespace.open(node, os.O_RDWR)
+        node.held += 1
 
     @property
     def ino(self) -> int:
@@ -54,6 +55,7 @@ class OpenFile:
 
     def close(self) -> None:
         """Let it go. Its memory goes too if nobody else has it and it has no name."""
+        self._node.held -= 1
         self._namespace.release(self._node)
 
 
@@ -116,7 +118,7 @@ class Files:
             raise OSError(
                 errno.EBADF, "the fd is not open for writing: open the file O_RDWR"
             )
-        if node.file is None or not node.opens:
+        if not node.opens:
             raise OSError(errno.EINVAL, "the fd is no regular file of this mount")
         return OpenFile(self._namespace, node)
 
@@ -185,6 +187,11 @@ class Files:
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""
-        for node in self._namespace.nodes.values():
+        for node in list(self._namespace.nodes.values()):
             if node.file is not None:
                 yield name_of(node), node.ino, node.file, node.opens
+            elif node.opens:
+                # It was let go, for want of fds.
+                opens = node.opens
+                with self._namespace.opened(node) as file:
+                    yield name_of(node), node.ino, file, opens

@@ -1,8 +1,9 @@
 """The inodes that the kernel knows of, and how each can be reached in the backing.
 
-A `Node` is an inode while the kernel holds a reference to it (LOOKUP minus FORGET).
-It has no fd as long as a name leads to it, so that a hundred thousand names cost no
-fds; it gets one when it is opened, and keeps one when its last name goes.
+A `Node` is an inode while the kernel holds a reference to it (LOOKUP minus FORGET); or,
+where names change through the mount only, as long as it has a name, so that a file
+handle finds it. It has no fd as long as a name leads to it, so that a hundred thousand
+names cost no fds; it gets one when it is opened, and keeps one when its last name goes.
 
 Invariants:
 - a node can always be reached: by `fd`, or by a name in a directory that can be;
@@ -13,14 +14,18 @@ Invariants:
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
+import secrets
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import syscalls
+from inaccfs.fuse import descriptors
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ class Node:
         "fd",
         "file",
         "generation",
+        "held",
         "ino",
         "is_dir",
         "links",
@@ -90,9 +96,11 @@ class Node:
         self.children = 0
         # An fd of the inode, for anything (file is set) or only as a path; or -1.
         self.fd = -1
-        # How many opens use `file`.
+        # How many opens there are, and of how many `file` must stay as it is.
         self.opens = 0
-        # Set while it is open, and for as long as `is_pinned`.
+        self.held = 0
+        # Set while it is open, and for as long as `is_pinned`. Of an open file that is
+        # not held it may be missing for want of fds: see Namespace.make_room().
         self.file: InaccessibleFile | None = None
 
     @property
@@ -107,12 +115,23 @@ class Inodes:
     Methods raise `OSError` with the errno that the caller shall see.
     """
 
-    def __init__(self, backing: Backing, close_fd: CloseFd) -> None:
+    def __init__(
+        self, backing: Backing, close_fd: CloseFd, *, keeps_nodes: bool = False
+    ) -> None:
+        """*keeps_nodes*: a node stays until its last name goes, forgotten or not.
+
+        This is what file handles need, and for a private backing only: elsewhere names
+        go, too, that nobody tells of.
+        """
         self.backing: Final = backing
+        self.keeps_nodes: Final = keeps_nodes
         # For an fd whose inode may have gone: the memory goes with it.
         self._close_fd = close_fd
-        self._generations = itertools.count()
-        self.root: Final = Node(ROOT_ID, next(self._generations), is_dir=True)
+        # Not from 0: a file handle of an earlier mount must not lead anywhere here. The
+        # kernel has 32 bits for it.
+        self._generations = itertools.count(1 + secrets.randbits(31))
+        # The kernel wants it so.
+        self.root: Final = Node(ROOT_ID, 0, is_dir=True)
         self.root.fd = backing.root
         root = os.fstat(backing.root)
         self._device = root.st_dev
@@ -173,6 +192,8 @@ class Inodes:
                 continue
             if node is self.root or self.nodes.get(node.ino) is not node:
                 continue
+            if self.keeps_nodes and node.parent is not None:
+                continue
             if node.is_pinned and os.fstat(node.fd).st_nlink:
                 # The kernel has forgotten the inode; the file is still there, if only
                 # by a name that nobody has looked up here.
@@ -213,7 +234,7 @@ class Inodes:
         return node
 
     def _forsake(self, node: Node) -> None:
-        node.lookups = node.opens = node.children = 0
+        node.lookups = node.opens = node.held = node.children = 0
         if node.file is not None:
             # Else what is fetched of it would keep it.
             node.file.close()
@@ -274,7 +295,10 @@ class Inodes:
     def keep_reachable(self, node: Node, parent: Node, name: bytes) -> None:
         """Before a name goes: if it is the last known one, an fd takes its place."""
         if node.fd < 0 and self._names(node) == [(parent, name)]:
-            node.fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
+            fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
+            # As long as the kernel knows the node: so this is a caller's. But what
+            # nobody knows any more goes at once, for which there is always room.
+            node.fd = self.claim(fd, 2)
         # Such an fd is the only way to the node, so it may not be closed for room.
         self._open_dirs.pop(node.ino, None)
 
@@ -283,6 +307,29 @@ class Inodes:
         if node.fd >= 0 and node.file is None and node.parent is not None:
             os.close(node.fd)
             node.fd = -1
+
+    # --- fds of callers ------------------------------------------------------
+
+    def claim(self, fd: int, share: int = 1) -> int:
+        """*fd*, or another in its place: a caller's, that leaves the daemon its own.
+
+        *share*: see `descriptors.in_reserve`.
+
+        Raises:
+            OSError: EMFILE, there are none left; *fd* is closed.
+        """
+        if not descriptors.in_reserve(fd, share):
+            return fd
+        try:
+            if not self.make_room():
+                raise os_error(errno.EMFILE)
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        finally:
+            os.close(fd)
+
+    def make_room(self) -> bool:
+        """Close fds that are not needed now, if there are any."""
+        return False
 
     # --- reaching the backing ------------------------------------------------
 
@@ -335,6 +382,11 @@ class Inodes:
             if found.st_ino == node.ino:
                 return found
         raise os_error(errno.ESTALE)
+
+    def statx(self, node: Node) -> bytes:
+        """The same as a struct statx, with the time of birth."""
+        with self.path_fd(node) as fd:
+            return syscalls.statx(fd)
 
     @contextmanager
     def path_fd(self, node: Node) -> Iterator[int]:

@@ -35,12 +35,16 @@ _FLAGS: Final = {
     "sync": 16,
     "dirsync": 128,
     "nosymfollow": 256,
-    "noatime": 1024,
-    "nodiratime": 2048,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
     "relatime": 1 << 21,
-    "strictatime": 1 << 24,
+    "strictatime": syscalls.MS_STRICTATIME,
     "lazytime": 1 << 25,
 }
+
+# fusermount3 does not know these. They are about times of access, which are the
+# backing's to keep.
+_NOT_FOR_FUSERMOUNT: Final = ("relatime", "strictatime", "lazytime")
 
 # Said by mount(8), by fstab, or true of every inaccfs mount anyway.
 _IGNORED: Final = frozenset(
@@ -81,7 +85,8 @@ class FuseOptions:
             self.allow_other = True
         elif option in _FLAGS:
             self.flags |= _FLAGS[option]
-            self.flag_names.append(option)
+            if option not in _NOT_FOR_FUSERMOUNT:
+                self.flag_names.append(option)
         elif key == "fsname" and value:
             self.fsname = value
         elif key in _PASSED and value:
@@ -101,6 +106,15 @@ class FuseOptions:
             )
         else:
             raise OptionError(f"unknown mount option {option!r}: see inaccfs mount -h")
+
+    @property
+    def noatime_directories(self) -> bool:
+        """Whether to read a directory does not set its time of access."""
+        if self.flags & syscalls.MS_NODIRATIME:
+            return True
+        return bool(self.flags & syscalls.MS_NOATIME) and not (
+            self.flags & syscalls.MS_STRICTATIME
+        )
 
     def names(self) -> list[str]:
         """The options that go to the kernel by name, root or not."""

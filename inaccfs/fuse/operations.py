@@ -1,7 +1,7 @@
 """`Operations`: what the channel leaves to pyfuse3.
 
-Attributes that are set, links, directories, extended attributes and statfs. No
-policy: each handler finds, calls the `Namespace`, and translates. See channel.py.
+Links, the reading of directories, extended attributes and statfs. No policy: each
+handler finds, calls the `Namespace`, and translates. See channel.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -20,17 +19,18 @@ from pyfuse3 import (
     FUSEError,
     InodeT,
     RequestContext,
-    SetattrFields,
     StatvfsData,
 )
 
-from inaccfs import syscalls
+from inaccfs import errnos
+from inaccfs.fuse.caller import Caller
 from inaccfs.fuse.wire import ROOT_ID
 
 if TYPE_CHECKING:
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.wire import Entry
+    from inaccfs.syscalls import DirectoryEntry
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ def _answered(
     async def answered(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await handler(self, *args, **kwargs)
-        except OSError as exc:
-            raise FUSEError(exc.errno or errno.EIO) from exc
         except Exception as exc:
+            if isinstance(exc, OSError) and errnos.is_errno(exc.errno):
+                raise FUSEError(exc.errno) from exc
             log.exception("bug in the handler %s", handler.__name__)
             raise FUSEError(errno.EIO) from exc
 
@@ -94,44 +94,11 @@ def _entry(entry: Entry) -> EntryAttributes:
     return filled
 
 
-class _OpenDirectory:
-    """A directory that is being read; positions in it are the backing's own.
-
-    What has been read from the backing and not yet taken by the kernel is kept: a
-    hugetlbfs counts positions anew when names go, so it must not be asked to seek
-    unless the reader does.
-    """
-
-    def __init__(self, node: Node, fd: int) -> None:
-        self.node: Final = node
-        self._fd = fd
-        self._position = 0
-        self._entries: deque[syscalls.DirectoryEntry] = deque()
-
-    def seek(self, position: int) -> None:
-        """Go to *position*, which is 0 or the offset of an entry taken before."""
-        if position != self._position:
-            self._entries.clear()
-            self._position = os.lseek(self._fd, position, os.SEEK_SET)
-
-    def peek(self) -> syscalls.DirectoryEntry | None:
-        """The entry at the position; None at the end."""
-        if not self._entries:
-            self._entries.extend(syscalls.getdents(self._fd))
-        return self._entries[0] if self._entries else None
-
-    def take(self) -> None:
-        """Go past the entry at the position."""
-        self._position = self._entries.popleft().offset
-
-
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over a `Namespace`."""
 
     # The shim owns the memory; a dirty page in the host's cache would be a copy.
     enable_writeback_cache = False
-    # Nobody can look up "." of a forgotten inode, so the mount is not for NFS export.
-    supports_dot_lookup = False
     enable_acl = False
 
     def __init__(
@@ -142,49 +109,6 @@ class Operations(pyfuse3.Operations):
         self._virtual = {
             os.fsencode(name): make for name, make in virtual_xattrs.items()
         }
-        # By their fds, which are the file handles.
-        self._directories: dict[int, _OpenDirectory] = {}
-
-    # --- attributes --------------------------------------------------------------
-
-    def _attributes(self, node: Node) -> EntryAttributes:
-        attributes = _fill(self._namespace.attributes(node), node.ino)
-        attributes.attr_timeout = self._namespace.attr_valid(node)
-        return attributes
-
-    @_answered
-    async def setattr(
-        self,
-        inode: InodeT,
-        attr: EntryAttributes,
-        fields: SetattrFields,
-        fh: FileHandleT | None,
-        ctx: RequestContext,
-    ) -> EntryAttributes:
-        namespace = self._namespace
-        node = namespace[inode]
-        await namespace.wait_idle(node)
-        if fields.update_size:
-            # First: when it is refused nothing else may have happened.
-            with namespace.opened(node) as file:
-                await file.set_size(attr.st_size)
-            await namespace.wait_idle(node)
-        if fields.update_uid or fields.update_gid:
-            # Before the mode: chown(2) takes the set-ID bits away.
-            namespace.chown(
-                node,
-                attr.st_uid if fields.update_uid else -1,
-                attr.st_gid if fields.update_gid else -1,
-            )
-        if fields.update_mode:
-            namespace.chmod(node, attr.st_mode)
-        if fields.update_atime or fields.update_mtime:
-            namespace.utime(
-                node,
-                attr.st_atime_ns if fields.update_atime else None,
-                attr.st_mtime_ns if fields.update_mtime else None,
-            )
-        return self._attributes(node)
 
     # --- names ---------------------------------------------------------------------
 
@@ -235,21 +159,10 @@ class Operations(pyfuse3.Operations):
     # --- directories -------------------------------------------------------------
 
     @_answered
-    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        node = self._namespace[inode]
-        fd = os.open(
-            ".",
-            os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-            dir_fd=self._namespace.dir_fd(node),
-        )
-        self._directories[fd] = _OpenDirectory(node, fd)
-        return FileHandleT(fd)
-
-    @_answered
     async def readdir(
         self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
-        directory = self._directories[fh]
+        directory = self._namespace.directories[fh]
         directory.seek(start_id)
         replied = False
         while (found := directory.peek()) is not None:
@@ -267,7 +180,7 @@ class Operations(pyfuse3.Operations):
     def _reply_one(
         self,
         directory: Node,
-        found: syscalls.DirectoryEntry,
+        found: DirectoryEntry,
         token: pyfuse3.ReaddirToken,
     ) -> bool:
         """Add one entry to the reply; False if there is no room for it."""
@@ -296,8 +209,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
-        del self._directories[fh]
-        os.close(fh)
+        # Not in the channel, which would pass a readdir that is still on its way.
+        self._namespace.release_directory(fh)
 
     @_answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -344,6 +257,9 @@ class Operations(pyfuse3.Operations):
         with self._namespace.magic_path(self._namespace[inode]) as path:
             names = [os.fsencode(name) for name in os.listxattr(path)]
         names = [name for name in names if not name.startswith(_REFUSED_XATTRS)]
+        trusted = [name for name in names if name.startswith(b"trusted.")]
+        if trusted and not Caller(ctx.pid).may_see_trusted():
+            names = [name for name in names if name not in trusted]
         return [*self._virtual, *names] if inode == ROOT_ID else names
 
     # --- the file system ---------------------------------------------------------
@@ -363,9 +279,3 @@ class Operations(pyfuse3.Operations):
         filled.f_favail = max(found.f_favail, 0)
         filled.f_namemax = found.f_namemax
         return filled
-
-    def close(self) -> None:
-        """Close the directories that nobody will release any more."""
-        for fd in self._directories:
-            os.close(fd)
-        self._directories.clear()

@@ -7,11 +7,12 @@ message is in the host's byte order. All functions are pure.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-if TYPE_CHECKING:
-    import os
+from inaccfs import errnos
 
 ROOT_ID: Final = 1
 
@@ -59,6 +60,7 @@ class Op(enum.IntEnum):
     LSEEK = 46
     COPY_FILE_RANGE = 47
     TMPFILE = 51
+    STATX = 52
     COPY_FILE_RANGE_64 = 53
 
 
@@ -68,6 +70,7 @@ OP_TABLE_SIZE: Final = 64
 IN_HEADER_SIZE: Final = 40
 unpack_header = struct.Struct("=IIQQ").unpack_from  # len, opcode, unique, nodeid
 unpack_caller = struct.Struct("=24xII").unpack_from  # uid, gid
+unpack_pid = struct.Struct("=32xI").unpack_from
 
 # fuse_out_header: len, error, unique
 OUT_HEADER_SIZE: Final = 16
@@ -77,11 +80,14 @@ unpack_out_header = _out_header.unpack_from
 # What follows the request header.
 _ARGUMENTS: Final = IN_HEADER_SIZE
 # fuse_fallocate_in: fh, offset, length, mode, padding
-unpack_fallocate = struct.Struct(f"={_ARGUMENTS}x8xQQI").unpack_from
+# (As fallocate(2) has them, signed, though the kernel sends none below 0.)
+unpack_fallocate = struct.Struct(f"={_ARGUMENTS}x8xqqI").unpack_from
 FALLOCATE_SIZE: Final = _ARGUMENTS + 32
 # fuse_open_in: flags, open_flags
-unpack_open = struct.Struct(f"={_ARGUMENTS}xI").unpack_from
+unpack_open = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
 OPEN_SIZE: Final = _ARGUMENTS + 8
+# In open_flags: the caller's truncation takes the set-ID bits away.
+OPEN_KILL_SUIDGID: Final = 1 << 0
 # fuse_create_in: flags, mode, umask, open_flags; the name follows
 unpack_create = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
 CREATE_SIZE: Final = _ARGUMENTS + 16
@@ -101,10 +107,19 @@ unpack_interrupt = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
 INTERRUPT_SIZE: Final = _ARGUMENTS + 8
 # fuse_read_in: fh, offset, size, ...; READDIRPLUS uses it too
 _READ_SIZE_AT: Final = _ARGUMENTS + 16
+# fuse_setattr_in: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their
+# nanoseconds, mode, unused4, uid, gid, unused5
+# (Times are signed: some are before 1970.)
+_setattr = struct.Struct(f"={_ARGUMENTS}xI4x8xQ8xqq8xII4xI4xII4x")
 # fuse_getxattr_in: size, padding; then the name
 _GETXATTR_SIZE_AT: Final = _ARGUMENTS
 _GETXATTR_NAME_AT: Final = _ARGUMENTS + 8
 _u32 = struct.Struct("=I")
+_u64 = struct.Struct("=Q")
+
+
+# The most that the kernel sends: an extended attribute of 64 KiB, and its headers.
+REQUEST_BUFFER_SIZE: Final = 65536 + 8192
 
 
 class Truncated(ValueError):
@@ -122,11 +137,19 @@ def need(size: int, wanted: int) -> None:
 
 
 def name_at(request: bytearray, start: int, size: int) -> bytes:
-    """The NUL-terminated name that ends a request.
+    """The NUL-terminated name that ends a request: of one entry in a directory.
 
     Raises:
         Truncated: there is no name, or no end to it.
+        OSError: EINVAL, it would lead somewhere else. The kernel sends no such name.
     """
+    name = _text_at(request, start, size)
+    if name in DOTS or b"/" in name:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return name
+
+
+def _text_at(request: bytearray, start: int, size: int) -> bytes:
     end = request.find(0, start, size)
     if end <= start:
         raise Truncated("a name is empty or has no end")
@@ -134,7 +157,22 @@ def name_at(request: bytearray, start: int, size: int) -> bytes:
 
 
 def only_name(request: bytearray, size: int) -> bytes:
-    """The name that is all of LOOKUP's, UNLINK's and RMDIR's arguments."""
+    """The name that is all of UNLINK's and RMDIR's arguments. Raises as `name_at`."""
+    return name_at(request, _ARGUMENTS, size)
+
+
+DOTS: Final = (b".", b"..")
+
+
+def looked_up(request: bytearray, size: int) -> bytes:
+    """The name that LOOKUP asks for: an entry's, or one of `DOTS`.
+
+    With these the kernel asks for the node itself, or for the directory that it is
+    in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
+    """
+    dots = bytes(memoryview(request)[_ARGUMENTS:size])
+    if dots in (b".\0", b"..\0"):
+        return dots[:-1]
     return name_at(request, _ARGUMENTS, size)
 
 
@@ -152,7 +190,39 @@ def rename_names(
 
 def getxattr_name(request: bytearray, size: int) -> bytes:
     """The attribute that GETXATTR asks for."""
-    return name_at(request, _GETXATTR_NAME_AT, size)
+    return _text_at(request, _GETXATTR_NAME_AT, size)
+
+
+class Setattr(NamedTuple):
+    """struct fuse_setattr_in. *size* is bytes; times are seconds and nanoseconds."""
+
+    valid: int
+    size: int
+    atime: int
+    mtime: int
+    atimensec: int
+    mtimensec: int
+    mode: int
+    uid: int
+    gid: int
+
+
+FATTR_MODE: Final = 1 << 0
+FATTR_UID: Final = 1 << 1
+FATTR_GID: Final = 1 << 2
+FATTR_SIZE: Final = 1 << 3
+FATTR_ATIME: Final = 1 << 4
+FATTR_MTIME: Final = 1 << 5
+FATTR_FH: Final = 1 << 6
+FATTR_ATIME_NOW: Final = 1 << 7
+FATTR_MTIME_NOW: Final = 1 << 8
+FATTR_KILL_SUIDGID: Final = 1 << 11
+
+
+def setattr_in(request: bytearray, size: int) -> Setattr:
+    """What SETATTR asks for."""
+    need(size, _setattr.size)
+    return Setattr._make(_setattr.unpack_from(request))
 
 
 def forgets(request: bytearray, size: int) -> list[tuple[int, int]]:
@@ -198,13 +268,27 @@ def reply_done(unique: int) -> bytes:
 
 
 def reply_error(unique: int, number: int) -> bytes:
-    """The errno *number* (positive)."""
+    """Failure with the errno *number* (positive), of a request that we know.
+
+    Every errno that the kernel gets goes through here. It would not take one that is
+    out of its range, and would let the caller wait: that is EIO. ENOSYS it would
+    remember for the whole mount, and never ask again, or do without us what must not
+    be done, as in OPEN: that is EOPNOTSUPP.
+    """
+    if number == errno.ENOSYS:
+        number = errno.EOPNOTSUPP
+    elif not errnos.is_errno(number):
+        number = errno.EIO
     return pack_reply(OUT_HEADER_SIZE, -number, unique)
+
+
+def reply_unknown(unique: int) -> bytes:
+    """ENOSYS, to a request that we do not know: the kernel need not ask again."""
+    return pack_reply(OUT_HEADER_SIZE, -errno.ENOSYS, unique)
 
 
 # fuse_attr: ino, size, blocks, atime, mtime, ctime; their nanoseconds; mode, nlink,
 # uid, gid, rdev, blksize, flags
-# (Times are signed: some are before 1970.)
 _ATTR: Final = "QQQqqqIIIIIIIIII"
 _ATTR_SIZE: Final = 88
 # fuse_out_header, then fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
@@ -215,6 +299,12 @@ _ATTR_AT: Final = OUT_HEADER_SIZE + 16
 _entry_header = struct.Struct("=QQQQII").pack
 # fuse_open_out: fh, open_flags, backing_id
 _open = struct.Struct("=QIi")
+# fuse_statx_out: attr_valid, attr_valid_nsec, flags, spare[2]; then a fuse_statx, which
+# is laid out as the struct statx of statx(2), as far as that goes here.
+_statx_header = struct.Struct("=QII16x").pack
+_STATX_INO_AT: Final = 32
+_STATX_USED: Final = 144
+_STATX_SIZE: Final = 256
 
 _BILLION: Final = 1_000_000_000
 
@@ -262,6 +352,14 @@ def reply_attr(
     )
 
 
+def reply_statx(unique: int, nodeid: int, statx: bytes, attr_valid: int) -> bytes:
+    """Answer to STATX, from the *statx* of the backing, a struct statx."""
+    found = bytearray(statx[:_STATX_USED])
+    _u64.pack_into(found, _STATX_INO_AT, nodeid)
+    payload = _statx_header(attr_valid, 0, 0) + found
+    return reply_payload(unique, payload + bytes(_STATX_SIZE - _STATX_USED))
+
+
 def pack_entry(entry: Entry) -> bytes:
     """struct fuse_entry_out."""
     header = _entry_header(
@@ -290,96 +388,3 @@ FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_NONSEEKABLE: Final = 1 << 2
 FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PASSTHROUGH: Final = 1 << 7
-
-# --- INIT -------------------------------------------------------------------
-
-# fuse_init_in: major, minor, max_readahead, flags, flags2, unused
-_init_in = struct.Struct(f"={_ARGUMENTS}xIIII")
-_INIT_IN_SIZE: Final = _ARGUMENTS + 16
-_INIT_FLAGS_AT: Final = _ARGUMENTS + 12
-_INIT_FLAGS2_AT: Final = _ARGUMENTS + 16
-# fuse_init_out: major, minor, max_readahead, flags, max_background,
-# congestion_threshold, max_write, time_gran, max_pages, map_alignment, flags2,
-# max_stack_depth, unused
-_init_out = struct.Struct("=IIIIHHIIHHII24x")
-
-_INIT_ATOMIC_O_TRUNC: Final = 1 << 3
-_INIT_BIG_WRITES: Final = 1 << 5
-_INIT_DO_READDIRPLUS: Final = 1 << 13
-_INIT_PARALLEL_DIROPS: Final = 1 << 18
-_INIT_HANDLE_KILLPRIV_V2: Final = 1 << 28
-_INIT_EXT: Final = 1 << 30
-_INIT_PASSTHROUGH: Final = 1 << 37
-
-# What the mount is made of, where the kernel has it. HANDLE_KILLPRIV_V2 saves the
-# kernel a GETXATTR of security.capability before each fallocate.
-_WANTED: Final = (
-    _INIT_ATOMIC_O_TRUNC
-    | _INIT_BIG_WRITES
-    | _INIT_DO_READDIRPLUS
-    | _INIT_PARALLEL_DIROPS
-    | _INIT_HANDLE_KILLPRIV_V2
-    | _INIT_EXT
-    | _INIT_PASSTHROUGH
-)
-
-_MINOR: Final = 40
-_NANOSECOND_GRANULARITY: Final = 1
-# Writes are refused, so one page of data is more than enough to carry.
-_MAX_WRITE: Final = 4096
-_MAX_BACKGROUND: Final = 64
-
-# The most that the kernel sends: an extended attribute of 64 KiB, and its headers.
-REQUEST_BUFFER_SIZE: Final = 65536 + 8192
-
-
-class Init(NamedTuple):
-    """What the kernel offers in INIT."""
-
-    minor: int
-    flags: int
-
-    @property
-    def passthrough(self) -> bool:
-        """Whether FUSE_PASSTHROUGH can be had: Linux 6.9 and later."""
-        return bool(self.flags & _INIT_PASSTHROUGH)
-
-
-def parse_init(request: bytearray, size: int) -> Init:
-    """Read INIT."""
-    need(size, _INIT_IN_SIZE)
-    _, minor, _, flags = _init_in.unpack_from(request)
-    if flags & _INIT_EXT and size >= _INIT_FLAGS2_AT + 4:
-        flags |= _u32.unpack_from(request, _INIT_FLAGS2_AT)[0] << 32
-    return Init(minor, flags)
-
-
-LARGEST_INIT_REPLY: Final = OUT_HEADER_SIZE + _init_out.size
-
-
-def init_for_relay(request: bytearray, size: int) -> bytes:
-    """INIT as libfuse behind the socket gets it: it needs only READDIRPLUS."""
-    relayed = request[:size]
-    (flags,) = _u32.unpack_from(relayed, _INIT_FLAGS_AT)
-    _u32.pack_into(relayed, _INIT_FLAGS_AT, flags & _INIT_DO_READDIRPLUS)
-    return bytes(relayed)
-
-
-def reply_init(unique: int, init: Init) -> bytes:
-    """What the mount accepts of the kernel's offer."""
-    flags = init.flags & _WANTED
-    payload = _init_out.pack(
-        7,
-        min(init.minor, _MINOR),
-        0,
-        flags & 0xFFFFFFFF,
-        _MAX_BACKGROUND,
-        _MAX_BACKGROUND * 3 // 4,
-        _MAX_WRITE,
-        _NANOSECOND_GRANULARITY,
-        0,
-        0,
-        flags >> 32,
-        1 if flags & _INIT_PASSTHROUGH else 0,
-    )
-    return reply_payload(unique, payload)

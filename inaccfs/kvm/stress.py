@@ -62,6 +62,8 @@ class Report:
     order: str
     seconds: float = 0.0
     rounds: int = 0
+    # Whether it has ended early, because it was told to.
+    interrupted: bool = False
     # "accesses", "exits", "stale"; "punches", "conversions", "allocations", ...
     counts: Counter[str] = field(default_factory=Counter)
     stats: Stats | None = None
@@ -78,13 +80,20 @@ class Report:
         return self.counts["stale"]
 
 
+def _never() -> bool:
+    return False
+
+
 def run(
-    shim: Client, plan: Plan, progress: Callable[[float, Counter[str]], object]
+    shim: Client,
+    plan: Plan,
+    progress: Callable[[float, Counter[str]], object],
+    interrupted: Callable[[], bool] = _never,
 ) -> Report:
     """Do as *plan* says, on a new file of the mount behind *shim*.
 
     *progress* is called ten times a second, with the seconds that have gone and what
-    has been counted.
+    has been counted; *interrupted* as often, and all is checked early once it says yes.
 
     Raises:
         OSError: the file or the VM cannot be made; `ControlError`.
@@ -98,7 +107,7 @@ def run(
         with _complaints(world):
             try:
                 world.add_file()
-                alive = _work(world, report, shim, ino, progress)
+                alive = _work(world, report, shim, ino, progress, interrupted)
             except BaseException:
                 world.vm.close()
                 raise
@@ -143,6 +152,7 @@ def _work(
     shim: Client,
     ino: int,
     progress: Callable[[float, Counter[str]], object],
+    interrupted: Callable[[], bool],
 ) -> bool:
     """All rounds; return whether the threads have come to an end."""
     plan = report.plan
@@ -157,7 +167,8 @@ def _work(
     begin = time.monotonic()
     while not world.violations:
         now = time.monotonic() - begin
-        if now >= plan.seconds:
+        report.interrupted = interrupted()
+        if now >= plan.seconds or report.interrupted:
             break
         stuck = _round(
             world, actors, begin, min(now + _ROUND_SECONDS, plan.seconds), progress

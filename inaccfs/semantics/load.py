@@ -7,6 +7,7 @@ the first punch.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import inspect
 import os
@@ -35,8 +36,10 @@ from inaccfs.semantics.rules import (
     POPULATE,
     Plan,
     Semantics,
+    refused,
 )
 from inaccfs.semantics.versions import VERSIONS
+from inaccfs.words import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,20 +93,32 @@ def load(wanted: str) -> Semantics:
         if version.name == wanted:
             return version()
     if (parts := split(wanted)) is not None:
-        path, name = parts
-        return _checked(_find(_module(path), path, name), path)
+        return _own(wanted, *parts)
     if wanted.endswith(".py"):
-        raise OptionError(
-            f"semantics {wanted}: name the class, too: {wanted}:"
-            + (_classes(_module(wanted)) or ["CLASS"])[0]
-        )
+        return _own(wanted, wanted, None)
     names = [version.name for version in VERSIONS]
     near = difflib.get_close_matches(wanted.lower(), names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(
-        f"unknown semantics {wanted!r}: {hint}There are {', '.join(names)}, and your "
-        "own as FILE.py:CLASS"
+        f"unknown semantics {quoted(wanted)}: {hint}There are {', '.join(names)}, and "
+        "your own as FILE.py:CLASS"
     )
+
+
+def _own(wanted: str, path: str, name: str | None) -> Semantics:
+    """The semantics of the class *name* in the file *path*, whatever that does.
+
+    Each look at it may run code of somebody's own: of a module, a class, a metaclass, a
+    descriptor or an exception. What is not foreseen ends here, Ctrl-C included, which
+    tells the line that did not come to an end. What ends the process, as os._exit()
+    does, cannot be caught.
+    """
+    try:
+        return _checked(_find(_module(path), path, name), path)
+    except OptionError:
+        raise
+    except BaseException as exc:
+        raise OptionError(f"semantics {wanted}: {_at(exc, path)}{_told(exc)}") from exc
 
 
 def _module(path: str) -> ModuleType:
@@ -123,7 +138,7 @@ def _module(path: str) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:
         raise OptionError(f"semantics {path}: {_at(exc, path)}{_told(exc)}") from exc
     return module
 
@@ -142,9 +157,18 @@ def _at(exc: BaseException, path: str) -> str:
 
 def _told(exc: BaseException) -> str:
     """An exception in one line."""
-    text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
-    first = next(iter(text.splitlines()), "")
-    return f"{type(exc).__name__}: {first}" if first else type(exc).__name__
+    name = _name(type(exc))
+    try:
+        text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+        first = next(iter(text.splitlines()), "")
+    except BaseException:
+        return name
+    return f"{name}: {first}" if first else name
+
+
+# What an exception of somebody's own may tell in another way, or not at all.
+_name: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
+_errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 
 def _classes(module: ModuleType) -> list[str]:
@@ -158,7 +182,10 @@ def _classes(module: ModuleType) -> list[str]:
     ]
 
 
-def _find(module: ModuleType, path: str, name: str) -> type[Semantics]:
+def _find(module: ModuleType, path: str, name: str | None) -> type[Semantics]:
+    if name is None:
+        there_is = (_classes(module) or ["CLASS"])[0]
+        raise OptionError(f"semantics {path}: name the class, too: {path}:{there_is}")
     found = getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, Semantics):
         return found
@@ -181,9 +208,16 @@ class _Pinned(Semantics):
     for nothing else: what it says of itself can neither change nor raise.
     """
 
-    def __init__(self, said: dict[str, object], plans: dict[bool, Plan]) -> None:
+    def __init__(
+        self,
+        said: dict[str, object],
+        plans: dict[bool, Plan],
+        code: dict[str, object],
+    ) -> None:
         vars(self).update(said)
         self._plans: Final = plans
+        # Its own methods, by the name of the rule that they are.
+        self.code: Final = code
 
     def plan(self, *, punches: bool) -> Plan:
         return self._plans[punches]
@@ -193,6 +227,8 @@ def _checked(found: type[Semantics], path: str) -> Semantics:
     """The semantics of a class of somebody's own."""
     name = found.__name__
     made = _asked(f"{name}: {name}()", found)
+    if not isinstance(made, Semantics):
+        raise OptionError(f"semantics {name}: {name}() makes something else of it")
     types = rules()
     # A rule may be set by __init__(), too.
     own = vars(found) | vars(made)
@@ -206,18 +242,42 @@ def _checked(found: type[Semantics], path: str) -> Semantics:
     for method in _METHODS:
         _check_method(made, method)
     plans = {punches: _plan(made, punches=punches) for punches in (True, False)}
+    code = {
+        method: function
+        for method in _METHODS
+        if (function := _function(made, method)) is not getattr(Semantics, method)
+    }
     for method in _CHECKS:
-        check = getattr(made, method)
-        if getattr(check, "__func__", None) is not getattr(Semantics, method):
-            said[method] = _guarded(check, f"{name}.{method}")
-    return _Pinned(said, plans)
+        if method in code:
+            said[method] = _guarded(getattr(made, method), f"{name}.{method}")
+    return _Pinned(said, plans, code)
+
+
+def _function(made: Semantics, method: str) -> object:
+    """What is called, without the object that it is called for."""
+    found = getattr(made, method)
+    return getattr(found, "__func__", found)
+
+
+def own_code(one: Semantics) -> dict[str, object]:
+    """The rules that are code of its own, by name; what is equal does the same.
+
+    The rules that are values decide nothing there.
+    """
+    if not isinstance(one, _Pinned):
+        return {}
+    # The same file may have been loaded twice.
+    return {
+        method: getattr(function, "__code__", function)
+        for method, function in one.code.items()
+    }
 
 
 def _asked(called: str, ask: Callable[[], _T]) -> _T:
     """What somebody's code answers."""
     try:
         return ask()
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:
         raise OptionError(f"semantics {called} raises {_told(exc)}") from exc
 
 
@@ -232,18 +292,20 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
         try:
             check(*args)
         except OSError as exc:
+            # Not what a class of somebody's own says it is.
+            number = _errno(exc)
             # The kernel would drop the reply, and the caller would hang.
-            if not errnos.is_errno(exc.errno):
+            if not errnos.is_errno(number):
                 raise RuntimeError(
-                    f"{called} raises {type(exc).__name__} without an errno: use "
+                    f"{called} raises {_name(type(exc))} without an errno: use "
                     "refused(number)"
                 ) from exc
-            raise
+            raise refused(number) from exc
         except Exception:
             raise
         except BaseException as exc:
             # SystemExit and its like would end the loop, and the mount with it.
-            raise RuntimeError(f"{called} raises {type(exc).__name__}") from exc
+            raise RuntimeError(f"{called} raises {_name(type(exc))}") from exc
 
     return guarded
 
@@ -321,6 +383,11 @@ def _rule(made: Semantics, rule: str, kind: Any) -> object:  # noqa: ANN401 - a 
         raise OptionError(
             f"semantics {name}.{rule} is {value!r}: it must be an errno, such as "
             "errno.EINVAL"
+        )
+    elif rule.endswith("_errno") and value == errno.ENOSYS:
+        raise OptionError(
+            f"semantics {name}.{rule} is ENOSYS, after which the kernel would never "
+            "ask again: use another, such as errno.EOPNOTSUPP"
         )
     elif rule == "magic" and value not in range(1 << 32):
         raise OptionError(f"semantics {name}.magic is {value!r}: it must have 32 bits")

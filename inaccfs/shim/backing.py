@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import shutil
-import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import BackingError, OptionError
+from inaccfs.shim.usertmpfs import detached_in_user_namespace
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,9 +31,11 @@ _KNOWN_MAGICS: Final = {
     syscalls.HUGETLBFS_MAGIC: "hugetlbfs",
 }
 
+_READ: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 HUGE_CHOICES: Final = ("never", "always", "within_size", "advise")
 
-_SIZE: Final = re.compile(r"\d+(?:[kmgtpeKMGTPE]|%)?")
+_SIZE: Final = re.compile(r"[0-9]+(?:[kmgtpeKMGTPE]|%)?")
 
 
 def parse_size(name: str, size: str) -> int:
@@ -43,17 +46,18 @@ def parse_size(name: str, size: str) -> int:
     """
     if not _SIZE.fullmatch(size):
         raise OptionError(
-            f"{name} {size!r} is not a size: give bytes, or a number with "
+            f"{name} {quoted(size)} is not a size: give bytes, or a number with "
             "k, m, g, t or %, as in 512m"
         )
     unit = "kmgtpe".find(size[-1].lower()) + 1
-    if size.endswith("%"):
+    number = natural(size.rstrip("kmgtpeKMGTPE%"))
+    if number is not None and size.endswith("%"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        number = int(size[:-1]) * memory // 100
-    else:
-        number = int(size.rstrip("kmgtpeKMGTPE")) << (10 * unit)
-    if number >= 1 << 63:
-        raise OptionError(f"{name} {size!r} is more than a file system can have")
+        number = number * memory // 100
+    elif number is not None:
+        number <<= 10 * unit
+    if number is None or number >= 1 << 63:
+        raise OptionError(f"{name} {quoted(size)} is more than a file system can have")
     return number
 
 
@@ -72,7 +76,7 @@ class TmpfsOptions:
             parse_size("size", self.size)
         if self.huge is not None and self.huge not in HUGE_CHOICES:
             raise OptionError(
-                f"huge {self.huge!r} is not one of {', '.join(HUGE_CHOICES)}"
+                f"huge {quoted(self.huge)} is not one of {', '.join(HUGE_CHOICES)}"
             )
 
     def as_mount_options(self) -> dict[str, str]:
@@ -159,12 +163,30 @@ def wrap(directory: str) -> Backing:
     return backing
 
 
-def private_tmpfs(options: TmpfsOptions, *, fallback_name: str) -> Backing:
+def open_to_read(dir_fd: int, name: str = ".", *, noatime: bool) -> int:
+    """An fd to read a directory with, by its *name* in another, or that one itself.
+
+    With *noatime* its time of access stays, if it is the daemon's to say so; see
+    O_NOATIME of open(2). *dir_fd* may be O_PATH.
+    """
+    if noatime:
+        try:
+            return os.open(name, _READ | os.O_NOATIME, dir_fd=dir_fd)
+        except PermissionError:
+            # Somebody else's, in a directory that a plain user has wrapped.
+            pass
+    return os.open(name, _READ, dir_fd=dir_fd)
+
+
+def private_tmpfs(
+    options: TmpfsOptions, *, fallback_name: str, flags: int = 0
+) -> Backing:
     """A tmpfs of the daemon's own that no path reaches.
 
-    Root mounts it detached. Others do so in a user and mount namespace of a child
-    that hands the fd over; where that is not allowed, a directory of mode 0700
-    called *fallback_name* on a tmpfs takes its place, with a warning.
+    Root mounts it detached. Others do so in a user namespace (see `usertmpfs`); where
+    that is not allowed, a directory of mode 0700 called *fallback_name* on a tmpfs
+    takes its place, with a warning. Of *flags*, MS_* as for mount(2), the tmpfs has
+    those about times of access.
 
     Raises:
         BackingError: the kernel refused the options, or nothing of this is possible.
@@ -172,9 +194,9 @@ def private_tmpfs(options: TmpfsOptions, *, fallback_name: str) -> Backing:
     wanted = {"mode": "0700", **options.as_mount_options()}
     try:
         if os.geteuid() == 0:
-            mount = syscalls.detached_mount("tmpfs", wanted)
+            mount = syscalls.detached_mount("tmpfs", wanted, flags)
         else:
-            mount = _detached_in_user_namespace(wanted)
+            mount = detached_in_user_namespace(wanted, flags)
     except syscalls.FsConfigError as exc:
         raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc
     except OSError as exc:
@@ -215,47 +237,6 @@ def _filesystem_name(path: str) -> str:
     device = f"{os.major(found)}:{os.minor(found)}"
     names = [mount.fstype for mount in mountinfo.read() if mount.device == device]
     return names[0] if names else "a file system that is no memory"
-
-
-def _detached_in_user_namespace(options: Mapping[str, str]) -> int:
-    """Let a child with namespaces of its own mount the tmpfs and send the fd here.
-
-    The mount lives as long as the fd; the daemon itself stays where it is, so that
-    fusermount3 finds the mountpoint when it is time to unmount.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                # The daemon is undumpable, and such a process may not write its maps;
-                # this one holds nothing yet.
-                syscalls.set_dumpable(True)
-                syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-                for name, text in (
-                    ("setgroups", "deny"),
-                    ("uid_map", f"{uid} {uid} 1"),
-                    ("gid_map", f"{gid} {gid} 1"),
-                ):
-                    with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-                        file.write(text)
-                mount = syscalls.detached_mount("tmpfs", dict(options))
-                socket.send_fds(theirs, [b"\0"], [mount])
-                status = 0
-            except OSError as exc:
-                theirs.send(bytes([exc.errno or errno.EIO]))
-            finally:
-                os._exit(status)
-        # Else a child that dies without a word would be waited for without end.
-        theirs.close()
-        data, fds, _, _ = socket.recv_fds(ours, 1, 1)
-        os.waitpid(child, 0)
-    if fds:
-        return fds[0]
-    number = data[0] if data else errno.EIO
-    raise OSError(number, os.strerror(number))
 
 
 def _fallback_parents() -> list[str]:

@@ -8,6 +8,7 @@ been fetched of it (pages.py).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.allocator import Undoing
     from inaccfs.shim.mount import Shim
+
+log = logging.getLogger(__name__)
 
 QUICK_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
@@ -109,10 +112,14 @@ class InaccessibleFile:
         self.fd, self.writable = fd, writable
         self.pages.reopened(fd)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody waits for it, is told of it, or has fetched any of it."""
+        return not self.busy and not self.notifiers and self.pages.plain
+
     def consider(self) -> None:
         """What is to be looked at before a change of the file has changed."""
-        plain = not self.busy and not self.notifiers and self.pages.plain
-        self._quick_limit = self.quick_bytes if plain else -1
+        self._quick_limit = self.quick_bytes if self.is_plain else -1
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
@@ -186,6 +193,7 @@ class InaccessibleFile:
 
     def _check_end(self, mode: int, end: int) -> None:
         if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
+            log.debug("allocation past the end (to %d): EINVAL", end)
             raise refused(errno.EINVAL)
 
     def ends_before(self, end: int) -> bool:
@@ -317,7 +325,9 @@ class InaccessibleFile:
                     self.fd, mode, offset, length, interrupted
                 )
             else:
-                await trio.to_thread.run_sync(change)
+                await trio.to_thread.run_sync(
+                    change, limiter=self._shim.threads.changes
+                )
         finally:
             if self.undoing is None:
                 self.end_long()
@@ -334,34 +344,45 @@ class InaccessibleFile:
 
     # --- size ----------------------------------------------------------------------
 
-    async def set_size(self, size: int) -> None:
-        """inaccessible_setattr() of the seed, with ATTR_SIZE."""
+    async def set_size(self, size: int, *, by_path: bool = False) -> None:
+        """inaccessible_setattr() of the seed, with ATTR_SIZE.
+
+        *by_path* is for truncate(2), which leaves the times alone where the size stays;
+        ftruncate(2) and O_TRUNC do not.
+        """
         while self.busy:
             await self.wait_idle()
         current = os.fstat(self.fd).st_size
         self._shim.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
+
+        def truncate() -> None:
+            if by_path:
+                os.truncate(f"/proc/self/fd/{self.fd}", size)
+            else:
+                os.ftruncate(self.fd, size)
+
         if start >= end:
-            await self._truncate(size)
+            await self._truncate(truncate)
         else:
-            await self._shrink(size, start, end)
+            await self._shrink(truncate, start, end)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
 
-    async def _truncate(self, size: int) -> None:
+    async def _truncate(self, truncate: Callable[[], None]) -> None:
         if os.fstat(self.fd).st_blocks * 512 <= QUICK_BYTES:
-            os.ftruncate(self.fd, size)
+            truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         self.begin_long()
         try:
-            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+            await trio.to_thread.run_sync(truncate, limiter=self._shim.threads.changes)
         finally:
             self.end_long()
 
-    async def _shrink(self, size: int, start: int, end: int) -> None:
+    async def _shrink(self, truncate: Callable[[], None], start: int, end: int) -> None:
         """To whom it concerns a truncation is a punch of the pages that were behind."""
         part = Part((start, end), (start, end))
 
@@ -369,8 +390,8 @@ class InaccessibleFile:
             while self.busy:
                 await self.wait_idle()
             if self.pages.memory is None:
-                await self._truncate(size)
+                await self._truncate(truncate)
                 return Changed()
-            return await self._punch(part, partial(os.ftruncate, self.fd, size))
+            return await self._punch(part, truncate)
 
         await self._drive(part, change, punches=True)

@@ -92,6 +92,13 @@ class Frames(Protocol):
     def free(self, pfn: int, count: int) -> None:
         """Nobody has a reference any more to these pages, which were punched."""
 
+    def poison(self, page: int) -> None:
+        """The memory of *page*, which is allocated, has failed.
+
+        Made-up frames do not come back when it has been punched: neither does what
+        has PG_hwpoison, see free_pages_prepare() in mm/page_alloc.c. Real ones do.
+        """
+
     def close(self) -> None:
         """Forget all, and give everything back. May be called again."""
 

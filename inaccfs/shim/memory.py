@@ -147,6 +147,11 @@ class Memory:
         for pfn, count in frames:
             self._frames.free(pfn, count)
 
+    def poison(self, page: int) -> None:
+        """The memory of an allocated page has failed: its frame never comes back."""
+        self._counters.pages_poisoned += 1
+        self._frames.poison(page)
+
     def close(self) -> None:
         """Take the pins off and give simulated frames back. Blocks."""
         self._frames.close()

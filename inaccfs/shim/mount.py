@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from inaccfs.shim.counters import Counters
 from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
-    import trio
-
     from inaccfs.semantics import Plan, Semantics
     from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.file import InaccessibleFile
@@ -34,6 +35,23 @@ class Space(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Threads:
+    """Worker threads. Each kind of work has its own, so that none waits for another.
+
+    There are two more kinds: see fuse/closing, and shim/census.
+    """
+
+    # Changes of the backing that take long, one a file: fallocate(2), ftruncate(2).
+    changes: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 32)
+    )
+    # What get-pfn and memory-failure want to know of many pages, or of huge ones.
+    fetches: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 16)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Shim:
     """What the files of a mount have in common."""
 
@@ -45,6 +63,7 @@ class Shim:
     # Where page frame numbers come from; without it there are none to get.
     frames: FrameSource | None = None
     counters: Counters = field(default_factory=Counters)
+    threads: Threads = field(default_factory=Threads)
     # How long a notifier may take to answer.
     ack_seconds: float = 10.0
     # Files with a long operation under way; see InaccessibleFile.wait_idle.

@@ -152,6 +152,11 @@ class PagemapFrames:
         # The kernel has had them back since they were punched.
         pass
 
+    def poison(self, page: int) -> None:
+        # The kernel knows nothing of it. To keep the frame from it would take a pin
+        # for as long as the mount lasts: memory that any peer could make go away.
+        pass
+
     def close(self) -> None:
         self._pins.release([token for _, _, token in self._held])
         self._held = RangeMap()

@@ -46,7 +46,15 @@ class Pages:
     Methods raise `OSError` with the errno and the words for the peer.
     """
 
-    __slots__ = ("_file", "_locks", "_moved", "_poisoned", "_shim", "memory")
+    __slots__ = (
+        "_fetching",
+        "_file",
+        "_locks",
+        "_moved",
+        "_poisoned",
+        "_shim",
+        "memory",
+    )
 
     def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
         """Of *file*, whose turns these are: its long operations exclude each other."""
@@ -65,11 +73,18 @@ class Pages:
         )
         # What `poison` was told of.
         self._poisoned: set[int] = set()
+        # What a thread fetches.
+        self._fetching = range(0)
 
     @property
     def plain(self) -> bool:
         """Whether there is nothing that a punch would have to care for."""
         return not self._poisoned and (self.memory is None or not self.memory.pages)
+
+    @property
+    def poisoned_count(self) -> int:
+        """How many pages are poisoned and have not been punched."""
+        return len(self._poisoned)
 
     @property
     def _guarded(self) -> bool:
@@ -115,6 +130,7 @@ class Pages:
         memory = self._memory_of(start, end)
         locks = self._locks
         self._file.begin_long()
+        self._fetching = range(start, end)
         try:
             with nullcontext() if locks is None else locks.claimed(start, end):
                 extents, moved = await self._fetch(memory, start, end)
@@ -128,6 +144,7 @@ class Pages:
                             memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
                             await trio.lowlevel.checkpoint()
         finally:
+            self._fetching = range(0)
             self._file.end_long()
         if refusal is not None:
             await self.tell_moved(moved)
@@ -138,12 +155,17 @@ class Pages:
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
         freed = self._shim.freed
+        fetch = partial(
+            trio.to_thread.run_sync,
+            partial(self._fetch_now, memory, start, end),
+            limiter=self._shim.threads.fetches,
+        )
         try:
-            return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+            return await fetch()
         except OSError as exc:
             if not await self._shim.more_space(exc, freed):
                 raise
-        return await trio.to_thread.run_sync(self._fetch_now, memory, start, end)
+        return await fetch()
 
     def _fetch_now(
         self, memory: Memory, start: int, end: int
@@ -303,7 +325,8 @@ class Pages:
         self._file.begin_long()
         try:
             removed, moved = await trio.to_thread.run_sync(
-                memory.punch, start, end, punch
+                partial(memory.punch, start, end, punch),
+                limiter=self._shim.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
@@ -348,7 +371,8 @@ class Pages:
 
         Raises:
             OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end; EHWPOISON if it has been told before, and nobody is told again.
+                end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
+                is told again.
         """
         rule = self._shim.semantics.memory_failure
         if rule == "unknown":
@@ -356,16 +380,45 @@ class Pages:
                 errno.EOPNOTSUPP,
                 "these semantics have no error callback (query-semantics)",
             )
-        self._check_end(page, page + 1)
+        await self._check_there(page)
         if page in self._poisoned:
             # As memory_failure() does of a page that has PG_hwpoison.
             raise OSError(EHWPOISON, f"page {page} is poisoned already")
+        assert self.memory is not None
+        self.memory.poison(page)
         self._poisoned.add(page)
         self._file.consider()
         if rule == "error":
             self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
+
+    async def _check_there(self, page: int) -> None:
+        """Raise `OSError` unless *page* has memory, or gets it just now."""
+        file = self._file
+        while file.busy and page not in self._fetching:
+            # It may be about to go, or to come.
+            await file.wait_idle()
+        memory = self._memory_of(page, page + 1)
+        if page in self._fetching or memory.known(page, page + 1) is not None:
+            return
+        hole = partial(first_hole, file.fd, file.page_size, page, page + 1)
+        if file.page_size <= QUICK_FETCH_BYTES:
+            found = hole()
+        else:
+            # Where pages are huge one may have to be allocated to find that out.
+            file.begin_long()
+            try:
+                found = await trio.to_thread.run_sync(
+                    hole, limiter=self._shim.threads.fetches
+                )
+            finally:
+                file.end_long()
+        if found is not None:
+            # memory_failure() says so of a frame that is not there.
+            raise OSError(
+                errno.ENXIO, f"page {page} is a hole: it has no memory that could fail"
+            )
 
     def _poison_steps(self, page: int) -> Steps:
         plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)

@@ -43,7 +43,9 @@ class SimulatedSource:
         frames = memory.size // FRAME_BYTES
         self.largest_order: Final = memory.order
         self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100)
-        # Files fetch in worker threads.
+        # Frames that have failed, counted from 0: free they never are.
+        self.poisoned: Final[RangeMap[bool]] = RangeMap()
+        # Of both. Files fetch in worker threads.
         self.lock: Final = Lock()
 
     def open(self, fd: int, page_size: int) -> SimulatedFrames:
@@ -83,6 +85,8 @@ class SimulatedFrames:
         # Frames of punched pages that have not come back yet, counted from 0. Under
         # _lock: a worker thread punches while the trio loop gives back.
         self._lent: RangeMap[bool] = RangeMap()
+        # Pages that have failed; under _lock, too.
+        self._poisoned: set[int] = set()
         self._lock: Final = Lock()
         self._closed = False
 
@@ -187,6 +191,7 @@ class SimulatedFrames:
         punch()
         low, high = whole_folios(self._table.look, start, end)
         removed = self._table.look(start, end)
+        self._retire(start, end)
         # A folio that is punched in part is split.
         rest = [*self._table.look(low, start), *self._table.look(end, high)]
         for one in rest:
@@ -198,6 +203,23 @@ class SimulatedFrames:
                 first = pfn - FIRST_PFN
                 self._lent.set(first, first + count * self._per_page, True)
         return Punched(removed, [])
+
+    def poison(self, page: int) -> None:
+        # Which frame that is, is of account when the page goes: it may get one later,
+        # with the folio of another page.
+        with self._lock:
+            self._poisoned.add(page)
+
+    def _retire(self, start: int, end: int) -> None:
+        """Pages [start, end) go: of those that have failed the frames stay away."""
+        with self._lock:
+            gone = {page for page in self._poisoned if start <= page < end}
+            self._poisoned -= gone
+        for page in gone:
+            for one in self._table.look(page, page + 1):
+                first = one.pfn - FIRST_PFN
+                with self._source.lock:
+                    self._source.poisoned.set(first, first + self._per_page, True)
 
     def free(self, pfn: int, count: int) -> None:
         if self._closed:
@@ -213,6 +235,7 @@ class SimulatedFrames:
 
     def close(self) -> None:
         self._closed = True
+        self._retire(0, 1 << 63)
         for _, pfn, count, _ in self._table.extents():
             self._give_back(pfn - FIRST_PFN, count * self._per_page)
         with self._lock:
@@ -222,5 +245,7 @@ class SimulatedFrames:
         self._table.clear()
 
     def _give_back(self, start: int, size: int) -> None:
-        with self._source.lock:
-            self._source.buddy.free(start, size)
+        source = self._source
+        with source.lock:
+            for first, stop in source.poisoned.gaps(start, start + size):
+                source.buddy.free(first, stop - first)

@@ -241,3 +241,65 @@ def listxattr(path: str | os.PathLike[str], size: int) -> int:
     """The length of the names, read into *size* bytes; 0 only asks. listxattr(2)."""
     buffer = ctypes.create_string_buffer(max(size, 1))
     return _checked(_libc.listxattr(os.fsencode(path), buffer, ctypes.c_size_t(size)))
+
+
+# --- file handles, see open_by_handle_at(2) -------------------------------------
+
+# struct file_handle: handle_bytes, handle_type; then f_handle
+_HANDLE_HEADER: Final = struct.Struct("=Ii")
+_MAX_HANDLE: Final = 128
+
+
+def name_to_handle(path: str | os.PathLike[str]) -> bytes:
+    """The struct file_handle of a name, which is not followed."""
+    buffer = ctypes.create_string_buffer(_HANDLE_HEADER.size + _MAX_HANDLE)
+    _HANDLE_HEADER.pack_into(buffer, 0, _MAX_HANDLE, 0)
+    mount_id = ctypes.c_int()
+    _checked(
+        _libc.name_to_handle_at(
+            _AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount_id), 0
+        )
+    )
+    size, _ = _HANDLE_HEADER.unpack_from(buffer)
+    return buffer.raw[: _HANDLE_HEADER.size + size]
+
+
+def open_handle(mount: str | os.PathLike[str], handle: bytes, flags: int) -> int:
+    """An fd of what a handle leads to, on the file system of *mount*."""
+    root = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        buffer = ctypes.create_string_buffer(handle, len(handle))
+        return _checked(_libc.open_by_handle_at(root, buffer, flags | os.O_CLOEXEC))
+    finally:
+        os.close(root)
+
+
+# --- idmapped mounts, see mount_setattr(2) ----------------------------------------
+
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_MOUNT_SETATTR: Final = 442
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_AT_EMPTY_PATH: Final = 0x1000
+_MOUNT_ATTR_IDMAP: Final = 0x100000
+
+
+def mount_idmapped(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], user_namespace: int
+) -> None:
+    """Mount *source* at *target*, too, with the mapping of a user namespace's fd."""
+    tree = _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE)
+    try:
+        # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+        attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+        _syscall(
+            *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH),
+            *(ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes))),
+        )
+        _syscall(
+            *(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target)),
+            _MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    finally:
+        os.close(tree)

@@ -187,9 +187,12 @@ def _run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def complaint(*arguments: str | Path, **options: Any) -> str:
-    """What inaccfs says when it refuses: exactly one line, and status 1."""
-    result = cli(*arguments, status=1, **options)
+def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
+    """What inaccfs says when it refuses: exactly one line, and *status*.
+
+    It is 2 where the words are wrong, and 1 where they cannot be done.
+    """
+    result = cli(*arguments, status=status, **options)
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr

@@ -110,7 +110,7 @@ def test_an_option_that_makes_no_sense(
     point: Path, capsys: pytest.CaptureFixture[str], words: str, reason: str
 ) -> None:
     """In this process: no daemon is started for words that are wrong."""
-    assert main(["mount", *words.split(), str(point)]) == 1
+    assert main(["mount", *words.split(), str(point)]) == 2
 
     told = capsys.readouterr()
     assert told.out == ""

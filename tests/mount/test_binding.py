@@ -218,6 +218,7 @@ def test_callbacks_get_the_frames_that_go(mine: Callable[[str, str], str]) -> No
             gone = [Extent(3, pfn, 1, order)]
             assert guest.told == [("start", 0, 8, gone), ("end", 0, 8, gone)]
             guest.told.clear()
+            guest.file.get_pfn(5)
             guest.file.memory_failure(5)
             # It wants no answer, so nobody has waited for it.
             support.ask_until(lambda: guest.told == [("error", 5, 6, [])])
@@ -239,6 +240,7 @@ def test_a_poisoned_page_is_not_got_before_it_is_punched(guest: Guest) -> None:
         assert guest.told == [("gone" if bound else "error", 4, 5)]
         assert refusal(lambda: file.get_pfn(4)) == errnos.EHWPOISON
         assert refusal(lambda: file.memory_failure(16)) == errno.EINVAL
+        assert refusal(lambda: file.memory_failure(9)) == errno.ENXIO
         assert file.get_pfn(5).pfn
         guest.punch(4, 1)
         assert file.get_pfn(4).pfn

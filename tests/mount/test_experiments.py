@@ -77,6 +77,14 @@ def test_they_are_listed() -> None:
         assert re.search(rf"^{name} +\S", ran.stdout, re.MULTILINE)
 
 
+def test_a_plot_that_cannot_be_written_is_told_first() -> None:
+    ran = experiment("bindings", "--plot", "/nowhere/x.svg")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "inaccfs: cannot write /nowhere/x.svg: No such file or directory\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -87,6 +95,6 @@ def test_they_are_listed() -> None:
 )
 def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], told: str) -> None:
     ran = experiment(*words)
-    assert (ran.returncode, ran.stdout) == (1, "")
+    assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith(told)
     assert ran.stderr.count("\n") == 1

@@ -150,6 +150,24 @@ def test_a_traceback_begins_in_the_script(
     assert err.count('File "') == 2
 
 
+@pytest.mark.parametrize("command", ["demo", "stress"])
+def test_demo_and_stress_take_options_of_the_private_mount(command: str) -> None:
+    """The mount is too small for them, which shows that it was made with these."""
+    told = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
+    assert re.search(r"has not the \d+ MiB that this needs$", told)
+    assert "size 'x'" in complaint("kvm", command, "-o", "size=x", status=2)
+    _, err = kvm(command, "-o", "size=4m", "/mnt", status=2)
+    assert "-o is for the private mount: leave it out, or MOUNTPOINT" in err
+
+
+def test_an_escape_in_a_traceback_reaches_no_terminal(
+    mount: Mount, script: Callable[[str], Path]
+) -> None:
+    path = script("raise ValueError('\\x1b[31m')")
+    _, err = kvm("run", "--mount", mount.path, path, status=1)
+    assert err.endswith("ValueError: \\x1b[31m\n")
+
+
 def test_a_script_that_is_no_python_is_shown(
     mount: Mount, script: Callable[[str], Path]
 ) -> None:
@@ -166,7 +184,9 @@ def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
     script.touch()
     told = complaint("kvm", "run", "--mount", scratch, script)
     assert told.endswith("is not an inaccfs mount (inaccfs status lists them)")
-    assert "cannot mount" not in complaint("kvm", "run", "-o", "size=x", script)
+    assert "cannot mount" not in complaint(
+        *("kvm", "run", "-o", "size=x", script), status=2
+    )
     _, err = kvm("run", "-o", "size=4m", "--mount", scratch, script, status=2)
     assert "-o is for the private mount" in err
 

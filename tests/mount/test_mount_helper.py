@@ -117,12 +117,33 @@ def test_what_is_refused_is_told_in_one_line(
     assert told.stdout == ""
 
 
+def test_a_remount_is_left_to_mount_8(helper: Path, point: Path) -> None:
+    run(helper, "none", point, "-o", "rw,size=16m")
+    told = run(helper, "none", point, "-o", "ro,remount,user_id=0,size=1m")
+    assert told.stdout == ""
+    assert told.stderr == (
+        "inaccfs: remount: size=1m stays as it is: unmount to change it\n"
+    )
+    options = run("findmnt", "-n", "-o", "OPTIONS", point).stdout.split(",")
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(options)
+    assert support.status_of(point).size == 16 * MIB
+    run(helper, "none", point, "-o", "rw,remount")
+    new_file(point / "file")
+
+
+def test_mount_fuse_3_is_told_what_is_wrong(point: Path) -> None:
+    told = support.complaint("/a,b", point, "-o", "rw,dev,suid", status=2)
+    assert "/a,b: a name with a comma" in told
+    told = support.complaint("none", point, "-o", "rw,dev,suid,nonsense", status=2)
+    assert "unknown mount option 'nonsense'" in told
+
+
 # --- through mount(8) ---------------------------------------------------------
 
 
 @pytest.fixture
 def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
-    """A mount namespace in which mount(8) finds the helper in /sbin.
+    """A mount namespace in which mount(8) finds the helper in /sbin, by both names.
 
     By an overlay: nobody else sees that.
     """
@@ -132,6 +153,7 @@ def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
         f"""
         mkdir {quoted(layers / "layer")}
         ln -s {quoted(helper)} {quoted(layers / "layer" / "mount.inaccfs")}
+        ln -s mount.inaccfs {quoted(layers / "layer" / "mount.fuse.inaccfs")}
         mount -t overlay -o lowerdir={quoted(layers / "layer")}:{sbin} none {sbin}
         """
     ) as namespace:
@@ -154,6 +176,39 @@ def test_mount_8_and_umount_8_know_the_type(
 
     support.wait_for_exit(pid)
     assert not support.is_mounted(point)
+
+
+@pytest.fixture
+def with_command(helper: Path) -> Iterator[PrivateNamespace]:
+    """A mount namespace without the helper, but with the command in the PATH."""
+    if not Path("/sbin/mount.fuse").exists():
+        pytest.skip("no mount.fuse: the package fuse3")
+    bin_ = helper.parent.parent / ".venv" / "bin"
+    script = f"mount --bind {quoted(bin_)} /usr/local/bin"
+    with private_namespace(script) as namespace:
+        yield namespace
+
+
+@pytest.mark.parametrize("way", ["with_helper", "with_command"])
+def test_the_type_that_the_mount_has_is_one_for_fstab(
+    request: pytest.FixtureRequest, point: Path, scratch: Path, way: str
+) -> None:
+    """By a helper of that name, or by mount.fuse3(8), which calls the command."""
+    namespace: PrivateNamespace = request.getfixturevalue(way)
+    fstab = scratch / "fstab"
+    fstab.write_text(f"none {point} fuse.inaccfs noauto,size=8m 0 0\n")
+    namespace.run("mount", "-T", fstab, point)
+    try:
+        told = namespace.run("stat", "-f", "-c", "%b", point).stdout
+        assert told == f"{8 * MIB // PAGE}\n"
+        namespace.run("mount", "-o", "remount,ro", point)
+        told = namespace.run("findmnt", "-n", "-o", "OPTIONS", point).stdout
+        assert told.startswith("ro,nosuid,nodev,noexec")
+        namespace.run("mount", "-o", "remount,rw", point)
+        new = namespace.run("touch", point / "file")
+        assert new.stderr == ""
+    finally:
+        namespace.run(*support.inaccfs_command("umount", point))
 
 
 def test_a_line_of_fstab_is_enough(

@@ -321,6 +321,49 @@ def test_poison(name: str) -> None:
         assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
 
 
+def test_a_poisoned_frame_never_comes_back() -> None:
+    """After a punch, nor when its file has gone; and a hole has none to be poisoned."""
+    with (
+        support.mounted(
+            semantics="v10", pfn_source="simulated", options="simulated-memory=64k"
+        ) as mount,
+        peer(mount.control) as shim,
+    ):
+
+        def pfns(file: str, count: int) -> set[int]:
+            got = shim.do("get-pfn", file=file, offset=0, count=count)["extents"]
+            for one in got:
+                shim.do("put-pfn", file=file, pfn=one["pfn"], count=one["count"])
+            return {one["pfn"] + at for one in got for at in range(one["count"])}
+
+        def poisoned() -> int:
+            """The frame of the first page of /guest, which fails."""
+            refusal = shim.do("memory-failure", file="/guest", offset=0)
+            assert refusal.startswith("ENXIO: ")
+            (bad,) = pfns("/guest", 1)
+            assert shim.do("memory-failure", file="/guest", offset=0) == {}
+            return bad
+
+        def punch() -> None:
+            with opened(path) as fd:
+                raw.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, MIB)
+
+        path = support.new_file(mount.path / "guest", MIB)
+        bad = {poisoned()}
+        punch()
+        # There are 16 frames.
+        assert not bad & pfns("/guest", 15)
+        punch()
+        bad.add(poisoned())
+        path.unlink()
+        support.new_file(mount.path / "other", MIB)
+        assert len(bad) == 2
+        assert not bad & pfns("/other", 14)
+        told = shim.do("get-pfn", file="/other", offset=14)
+        assert told.startswith("ENOMEM")
+        assert shim.do("query-stats")["pages_poisoned"] == 2
+
+
 @pytest.mark.parametrize(
     ("name", "errno"), [("bind", "EINVAL"), ("guest_memfd", "EIO")]
 )
@@ -510,13 +553,15 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
 def test_wrong_semantics_are_told_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
 ) -> None:
-    """One line, and status 1."""
+    """One line, and status 2."""
     wanted = "v88" if body is None else mine(scratch, body)
     option = [way, wanted if way == "--semantics" else f"semantics={wanted}"]
     foreground = ["--foreground"] if stays else []
     control = scratch / "control"
 
-    said = support.complaint("mount", *foreground, "--control", control, *option, point)
+    said = support.complaint(
+        "mount", *foreground, "--control", control, *option, point, status=2
+    )
 
     assert said.startswith(f"inaccfs: {words}")
     assert not support.is_mounted(point)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs.runtime import escape
 from tests.mount import support
 from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
 from tests.mount.support import GIB, NOBODY, TOP, run
@@ -199,6 +200,22 @@ def test_a_user_mounts_through_fusermount3(nobody: Nobody) -> None:
         )
 
 
+@pytest.mark.parametrize("option", ["relatime", "strictatime", "noatime"])
+def test_a_user_has_times_of_access_and_of_birth(nobody: Nobody, option: str) -> None:
+    script = (
+        "mkdir d; ln -s x l; touch -h -d @1000 d l; ls d; readlink l; touch f;"
+        "chmod 6755 f; truncate -s 4096 f; stat -c '%n %X %a' d l f; stat -c %w f"
+    )
+    with nobody.mounted("-o", option):
+        told = nobody.run("sh", "-c", f"cd {nobody.point} && {script}").stdout
+    target, directory, link, file, birth = told.splitlines()
+    assert target == "x"
+    for line in (directory, link):
+        assert (line.split()[1] == "1000") is (option == "noatime")
+    assert file.endswith(" 755")
+    assert birth != "-"
+
+
 def test_the_rules_are_the_same_for_a_user(nobody: Nobody) -> None:
     file = nobody.point / "file"
     with nobody.mounted():
@@ -349,6 +366,43 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
             child.kill()
             assert child.wait(support.PATIENCE) == -signal.SIGKILL
         assert nobody.run("stat", "-c", "%b", file).stdout == "0\n"
+
+
+# --- where the user is root of a user namespace -------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["$XDG_RUNTIME_DIR", "/tmp"])
+def test_root_of_a_user_namespace_has_places_of_its_own(
+    nobody: Nobody, runtime: str
+) -> None:
+    """/run is another's there, and XDG_RUNTIME_DIR what it is told to set."""
+    need_user_namespace(nobody)
+    if runtime == "/tmp":
+        # As long as the path of a socket may be.
+        del nobody.environment["XDG_RUNTIME_DIR"]
+        runtime = "/tmp/inaccfs-0"
+        if os.path.lexists(runtime):
+            pytest.skip(f"somebody has {runtime}")
+    else:
+        runtime = f"{nobody.runtime}/inaccfs"
+    python = " ".join(nobody.python("-m", "inaccfs")[-3:])
+    script = f"""
+    set -eu
+    {python} mount {nobody.point}
+    {python} status --json {nobody.point}
+    {python} umount {nobody.point}
+    ls -A {runtime}
+    [ {runtime} != /tmp/inaccfs-0 ] || rmdir {runtime}
+    """
+    told = nobody.run(
+        "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script
+    )
+    first, *rest = told.stdout.splitlines()
+    found = json.loads(first)
+    name = escape(str(nobody.point))
+    assert found["control"] == f"{runtime}/{name}.sock"
+    assert found["log"] == f"{runtime}/{name}.log"
+    assert rest == []
 
 
 # --- where user namespaces are forbidden --------------------------------------

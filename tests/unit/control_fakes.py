@@ -111,6 +111,7 @@ class FakeFrames:
         self.fd = fd
         self.at: dict[int, int] = {}
         self.freed: list[tuple[int, int]] = []
+        self.poisoned: list[int] = []
         self.closed = False
         # Whether the backing has no space.
         self.full = False
@@ -163,6 +164,9 @@ class FakeFrames:
 
     def free(self, pfn: int, count: int) -> None:
         self.freed.append((pfn, count))
+
+    def poison(self, page: int) -> None:
+        self.poisoned.append(page)
 
     def close(self) -> None:
         self.closed = True

@@ -43,6 +43,7 @@ ENTRY_OUT: Final = struct.Struct("=QQQQII")  # and an ATTR
 ATTR_OUT: Final = struct.Struct("=QII")  # and an ATTR
 OPEN_OUT: Final = struct.Struct("=QIi")
 OPEN_IN: Final = struct.Struct("=II")
+SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 CREATE_IN: Final = struct.Struct("=IIII")
 RENAME2_IN: Final = struct.Struct("=QII")
 FALLOCATE_IN: Final = struct.Struct("=QQQII")
@@ -189,6 +190,16 @@ class FakeKernel:
 
     async def release(self, nodeid: int) -> Reply:
         return await self.call(Op.RELEASE, nodeid, RELEASE_IN.pack(nodeid, 0, 0, 0))
+
+    async def setattr(self, nodeid: int, valid: int, **fields: int) -> Reply:
+        """SETATTR of *fields*, named as those of fuse_setattr_in."""
+        names = (
+            *("valid", "padding", "fh", "size", "lock_owner", "atime", "mtime"),
+            *("ctime", "atimensec", "mtimensec", "ctimensec", "mode", "unused4"),
+            *("uid", "gid", "unused5"),
+        )
+        body = SETATTR_IN.pack(*({"valid": valid, **fields}.get(n, 0) for n in names))
+        return await self.call(Op.SETATTR, nodeid, body)
 
     async def fallocate(self, nodeid: int, mode: int, offset: int, len_: int) -> Reply:
         body = FALLOCATE_IN.pack(nodeid, offset, len_, mode, 0)

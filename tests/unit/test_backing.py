@@ -209,7 +209,7 @@ def test_an_option_that_the_kernel_refuses_is_told() -> None:
 
 
 def test_a_kernel_without_the_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(fstype: str, options: dict[str, str]) -> int:
+    def missing(fstype: str, options: dict[str, str], flags: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), fstype)
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)

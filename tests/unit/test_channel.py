@@ -305,7 +305,14 @@ async def test_an_open_that_cannot_be_sealed_leaves_nothing_behind(
         body = CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0)
         assert (await world.kernel.call(Op.TMPFILE, 1, body)).error == errno.ENOMEM
         assert set(world.namespace.nodes) == known
-        nodeid = (await world.kernel.lookup(b"f")).entry().nodeid
+        # Nor the name: the kernel would go on to deny it.
+        assert os.listdir(backing.root) == []
+        assert (await world.kernel.lookup(b"f")).entry().nodeid == 0
+        seal.unwilling = False
+        nodeid = (await world.kernel.create(b"f")).entry().nodeid
+        assert (await world.kernel.call(Op.FLUSH, nodeid)).error == 0
+        world.namespace.release(world.namespace[nodeid])
+        seal.unwilling = True
         assert (await world.kernel.open(nodeid, os.O_RDWR)).error == errno.ENOMEM
         assert world.namespace[nodeid].opens == 0
 
@@ -870,11 +877,10 @@ async def test_a_length_that_lies_is_told_from_what_came(world: World) -> None:
     assert (await world.kernel.call(Op.GETATTR)).error == 0
 
 
-async def test_fallocate_without_an_open_file_is_eio_not_enosys(world: World) -> None:
+async def test_fallocate_without_an_open_file_is_not_enosys(world: World) -> None:
     """After ENOSYS the kernel would never ask for an allocation again."""
-    for nodeid in (1, 987654):
-        reply = await world.kernel.fallocate(nodeid, 0, 0, PAGE)
-        assert reply.error in (errno.EIO, errno.ESTALE)
+    for nodeid, number in ((1, errno.EBADF), (987654, errno.ESTALE)):
+        assert (await world.kernel.fallocate(nodeid, 0, 0, PAGE)).error == number
 
 
 async def test_the_end_of_the_connection_ends_the_channel(backing: Backing) -> None:
@@ -889,7 +895,6 @@ async def test_the_end_of_the_connection_ends_the_channel(backing: Backing) -> N
 @pytest.mark.parametrize(
     "reply",
     [
-        pytest.param(wire.reply_error(7, 5000), id="an errno that is none"),
         pytest.param(wire.reply_payload(7, bytes(3)), id="a payload that is none"),
     ],
 )
@@ -912,6 +917,45 @@ async def test_a_refused_reply_is_not_repeated_for_ever(
 ) -> None:
     world.channel._refused(reply, OSError(error, os.strerror(error)))
     assert world.kernel.is_silent()
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in Op if op != Op.INIT], ids=lambda op: op.name
+)
+async def test_enosys_is_never_the_answer_to_what_we_know(
+    world: World, op: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would not ask again, or do without us: wherever it comes from."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    world.pyfuse3.error = errno.ENOSYS
+    with monkeypatch.context() as patch:
+        for name in (
+            "lookup",
+            "open",
+            "create",
+            "tmpfile",
+            "unlink",
+            "rmdir",
+            "rename",
+        ):
+            patch.setattr(world.namespace, name, refuse)
+        for name in ("statx", "attributes", "open_directory"):
+            patch.setattr(world.namespace, name, refuse)
+        patch.setattr(syscalls, "fallocate_quick", refuse)
+        body = {
+            Op.FALLOCATE: FALLOCATE_IN.pack(nodeid, 0, PAGE, 0, 0),
+            Op.CREATE: CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"x\0",
+            Op.OPEN: OPEN_IN.pack(os.O_RDWR, 0),
+        }.get(op, bytes(16) + b"x\0" + bytes(120))
+        if op in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
+            await world.kernel.send(op, nodeid, body)
+        else:
+            reply = await world.kernel.call(op, nodeid, body)
+            assert reply.error != errno.ENOSYS
 
 
 @pytest.mark.parametrize("number", [22.0, None, "EINVAL", -22, 512, 1 << 40], ids=repr)

@@ -61,7 +61,9 @@ class HeldThreads:
     def __init__(self) -> None:
         self._waiting: list[trio.Event] = []
 
-    async def __call__(self, function: Callable[[], None]) -> None:
+    async def __call__(
+        self, function: Callable[[], None], *, limiter: trio.CapacityLimiter
+    ) -> None:
         let_go = trio.Event()
         self._waiting.append(let_go)
         await let_go.wait()

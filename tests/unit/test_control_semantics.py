@@ -240,7 +240,15 @@ async def test_poison_outlives_the_command_that_tells_of_it(
 ) -> None:
     """Though nobody has the file open."""
     async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
+        refusal = await peer.do("memory-failure", file="/guest", offset=3)
+        assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
+        node = control.namespace.find(b"/guest")
+        with control.namespace.opened(node) as file:
+            os.posix_fallocate(file.fd, 3 * PAGE, PAGE)
         assert await peer.do("memory-failure", file="/guest", offset=3) == {}
+        info = await peer.do("query-file", file="/guest")
+        assert (info["poisoned"], info["fetched"]) == (1, 0)
+        assert (await peer.do("query-stats"))["pages_poisoned"] == 1
         refusal = await peer.do("get-pfn", file="/guest", offset=0, count=8)
         assert refusal == "EHWPOISON: page 3 is poisoned: punch it"
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=4)
@@ -296,6 +304,7 @@ async def test_who_tells_of_poison_may_go_in_the_middle(
     ):
         await other.do("bind", file="/guest", start=0, end=4)
         await teller.do("bind", file="/guest", start=4, end=8)
+        await teller.do("get-pfn", file="/guest", offset=3)
         await teller.send(teller.line("memory-failure", file="/guest", offset=3) + "\n")
         start = await other.event()
         assert start["event"] == "INVALIDATE_START"
@@ -320,6 +329,7 @@ async def test_who_is_waited_for_by_its_own_command_may_go(
         for page, how in enumerate(("hangs up", "breaks")):
             async with control.peer() as teller:
                 await teller.do("bind", file="/guest", start=0, end=8)
+                await teller.do("get-pfn", file="/guest", offset=page)
                 line = teller.line("memory-failure", file="/guest", offset=page)
                 await teller.send(line + "\n")
                 assert (await teller.event())["event"] == "INVALIDATE_START"

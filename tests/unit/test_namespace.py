@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs.fuse import inodes
-from inaccfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from inaccfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, UTIME_OMIT
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -786,7 +786,7 @@ def test_attributes_are_set_with_and_without_an_fd(
     (tree / "named").touch()
     for node in (opened, look(namespace, "named")):
         namespace.chmod(node, 0o100751)
-        namespace.utime(node, 5_000_000_001, None)
+        namespace.utime(node, (5, 1), (0, UTIME_OMIT))
         found = namespace.attributes(node)
         assert stat.S_IMODE(found.st_mode) == 0o751
         assert found.st_atime_ns == 5_000_000_001
@@ -796,5 +796,5 @@ def test_attributes_are_set_with_and_without_an_fd(
 def test_a_symlinks_own_times_are_set(namespace: Namespace) -> None:
     entry = namespace.symlink(namespace.root, b"s", b"nowhere", *ME)
     node = namespace[entry.nodeid]
-    namespace.utime(node, None, 7)
+    namespace.utime(node, (0, UTIME_OMIT), (0, 7))
     assert namespace.attributes(node).st_mtime_ns == 7

@@ -22,6 +22,7 @@ from inaccfs import syscalls
 from inaccfs.fuse import inodes
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
+from inaccfs.shim import census
 from inaccfs.shim.mount import Shim
 from tests.unit.conftest import small_tmpfs
 
@@ -35,6 +36,8 @@ ME = os.geteuid(), os.getegid()
 FEW_FDS = 2
 # Where links lead: a path through one is ENOTDIR for the plain side, too.
 NO_DIRECTORY = b"/dev/null"
+# What mknod(2) makes without privileges.
+KINDS = (stat.S_IFREG | 0o600, stat.S_IFIFO | 0o600)
 
 names = st.sampled_from([b"a", b"b", b"c"])
 # Where something happens: up to three directories down.
@@ -163,6 +166,15 @@ class Histories(RuleBasedStateMachine):
                 self.namespace.mkdir(self.directory(parent), name, 0o755, *ME)
             ),
             lambda: os.mkdir(self.there((*parent, name)), 0o755),
+        )
+
+    @rule(parent=parents, name=names, mode=st.sampled_from([0, *KINDS]))
+    def mknod(self, parent: Path, name: bytes, mode: int) -> None:
+        self.same(
+            lambda: self.told(
+                self.namespace.mknod(self.directory(parent), name, mode, 0, *ME)
+            ),
+            lambda: os.mknod(self.there((*parent, name)), mode),
         )
 
     @rule(parent=parents, name=names)
@@ -302,6 +314,16 @@ class Histories(RuleBasedStateMachine):
             ours = self.namespace.attributes(handle.node)
             plain = os.fstat(handle.plain_fd)
             assert (ours.st_nlink, ours.st_blocks) == (plain.st_nlink, plain.st_blocks)
+
+    @invariant()
+    def files_are_counted_as_things_happen(self) -> None:
+        assert self.namespace.named_files == census.count(self.backing.root).files
+        nameless = [
+            handle.node.ino
+            for handle in self.handles
+            if not os.fstat(handle.plain_fd).st_nlink
+        ]
+        assert self.namespace.nameless_files == len(set(nameless))
 
     @invariant()
     def the_kernels_count_is_ours(self) -> None:

@@ -15,12 +15,16 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
+from inaccfs.fuse import attributes, wire
+from inaccfs.fuse.directories import OpenDirectory
 from inaccfs.fuse.namespace import Namespace
-from inaccfs.fuse.operations import Operations, _OpenDirectory
+from inaccfs.fuse.operations import Operations
+from inaccfs.fuse.wire import Setattr
 from inaccfs.semantics import V8
 from inaccfs.shim.file import SHORT_BYTES
 from inaccfs.shim.mount import Shim
 from inaccfs.syscalls import DirectoryEntry
+from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -35,13 +39,6 @@ LONG = SHORT_BYTES + PAGE
 ME = os.geteuid(), os.getegid()
 # The handlers need no more of it than who asks; pyfuse3's own cannot be filled.
 CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(uid=ME[0], gid=ME[1]))
-
-
-def fields(*changed: str) -> pyfuse3.SetattrFields:
-    """Which attributes are set."""
-    names = ("size", "uid", "gid", "mode", "atime", "mtime")
-    found = {f"update_{name}": name in changed for name in names}
-    return cast("pyfuse3.SetattrFields", SimpleNamespace(**found))
 
 
 @contextmanager
@@ -59,14 +56,12 @@ def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def operations(namespace: Namespace) -> Iterator[Operations]:
+def operations(namespace: Namespace) -> Operations:
     async def value() -> bytes:
         await trio.lowlevel.checkpoint()
         return b"value"
 
-    made = Operations(namespace, {"user.virtual": value})
-    yield made
-    made.close()
+    return Operations(namespace, {"user.virtual": value})
 
 
 @pytest.fixture
@@ -94,28 +89,33 @@ async def busy(node: Node, held: HeldAllocator) -> AsyncIterator[None]:
 # --- busy files -------------------------------------------------------------------
 
 
-async def _size(operations: Operations, node: Node) -> object:
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_size = PAGE
-    return await operations.setattr(inode(node), wanted, fields("size"), None, CONTEXT)
+async def _change(namespace: Namespace, node: Node, **wanted: int) -> None:
+    """SETATTR, as the channel carries it out; the fields are those of `Setattr`."""
+    nothing = dict.fromkeys(Setattr._fields, 0)
+    await attributes.change(namespace, node, Setattr(**nothing | wanted), os.getpid())
 
 
-async def _mode(operations: Operations, node: Node) -> object:
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_mode = pyfuse3.ModeT(stat.S_IFREG | 0o640)
-    return await operations.setattr(inode(node), wanted, fields("mode"), None, CONTEXT)
+async def _size(operations: Operations, node: Node) -> None:
+    namespace = operations._namespace
+    await _change(namespace, node, valid=wire.FATTR_SIZE, size=PAGE)
 
 
-async def _owner(operations: Operations, node: Node) -> object:
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_gid = ME[1]
-    return await operations.setattr(inode(node), wanted, fields("gid"), None, CONTEXT)
+async def _mode(operations: Operations, node: Node) -> None:
+    namespace = operations._namespace
+    await _change(namespace, node, valid=wire.FATTR_MODE, mode=0o100640)
 
 
-async def _times(operations: Operations, node: Node) -> object:
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_mtime_ns = 5
-    return await operations.setattr(inode(node), wanted, fields("mtime"), None, CONTEXT)
+async def _owner(operations: Operations, node: Node) -> None:
+    await _change(operations._namespace, node, valid=wire.FATTR_GID, gid=ME[1])
+
+
+async def _times(operations: Operations, node: Node) -> None:
+    namespace = operations._namespace
+    await _change(namespace, node, valid=wire.FATTR_MTIME, mtime=5)
+
+
+async def _nothing(operations: Operations, node: Node) -> None:
+    await _change(operations._namespace, node, valid=0)
 
 
 async def _link(operations: Operations, node: Node) -> object:
@@ -135,7 +135,8 @@ async def _removexattr(operations: Operations, node: Node) -> object:
 
 
 @pytest.mark.parametrize(
-    "call", [_size, _mode, _owner, _times, _link, _setxattr, _removexattr]
+    "call",
+    [_size, _mode, _owner, _times, _nothing, _link, _setxattr, _removexattr],
 )
 async def test_what_needs_the_lock_of_a_busy_file_waits(
     operations: Operations,
@@ -165,24 +166,21 @@ async def test_what_needs_the_lock_of_a_busy_file_waits(
         # Another file's attributes, and another name.
         root = pyfuse3.InodeT(pyfuse3.ROOT_INODE)
         made = await operations.symlink(root, b"s", b"target", CONTEXT)
-        await operations.setattr(made.st_ino, made, fields("mtime"), None, CONTEXT)
+        await _times(operations, namespace[made.st_ino])
         await operations.statfs(CONTEXT)
     assert ended.is_set()
     assert not namespace.busy_files
 
 
 async def test_a_size_waits_and_is_then_refused(
-    operations: Operations, node: Node, held: HeldAllocator, tree: Path
+    namespace: Namespace, node: Node, held: HeldAllocator, tree: Path
 ) -> None:
     """By then the file has the size of the allocation; nothing else is set."""
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_size, wanted.st_mode = 2 * PAGE, pyfuse3.ModeT(0o640)
+    valid = wire.FATTR_SIZE | wire.FATTR_MODE
 
     async def ask() -> None:
-        with answered(errno.EPERM):
-            await operations.setattr(
-                inode(node), wanted, fields("size", "mode"), None, CONTEXT
-            )
+        with refused(errno.EPERM):
+            await _change(namespace, node, valid=valid, size=2 * PAGE, mode=0o640)
 
     async with trio.open_nursery() as nursery, busy(node, held):
         nursery.start_soon(ask)
@@ -194,18 +192,26 @@ async def test_a_size_waits_and_is_then_refused(
 
 
 async def test_all_attributes_can_be_set_at_once(
-    operations: Operations, node: Node, tree: Path
+    namespace: Namespace, node: Node, tree: Path
 ) -> None:
-    wanted = pyfuse3.EntryAttributes()
-    wanted.st_size, wanted.st_mode = PAGE, pyfuse3.ModeT(0o4751)
-    wanted.st_uid, wanted.st_gid = ME
-    wanted.st_atime_ns, wanted.st_mtime_ns = 5, 7_000_000_001
-    told = await operations.setattr(
-        inode(node),
-        wanted,
-        fields("size", "uid", "gid", "mode", "atime", "mtime"),
-        None,
-        CONTEXT,
+    await _change(
+        namespace,
+        node,
+        valid=wire.FATTR_SIZE
+        | wire.FATTR_UID
+        | wire.FATTR_GID
+        | wire.FATTR_MODE
+        | wire.FATTR_ATIME
+        | wire.FATTR_MTIME
+        | wire.FATTR_KILL_SUIDGID,
+        size=PAGE,
+        uid=ME[0],
+        gid=ME[1],
+        mode=0o104751,
+        atime=0,
+        atimensec=5,
+        mtime=7,
+        mtimensec=1,
     )
     found = (tree / "f").stat()
     # chown(2) takes the set-user-ID bit, so the mode comes after it.
@@ -215,8 +221,6 @@ async def test_all_attributes_can_be_set_at_once(
         5,
         7_000_000_001,
     )
-    assert (told.st_size, told.st_mode) == (PAGE, found.st_mode)
-    assert (told.st_ino, told.attr_timeout) == (node.ino, 0)
 
 
 # --- positions in a directory -----------------------------------------------------
@@ -261,7 +265,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> CountingDirectory:
     return made
 
 
-def _take(directory: _OpenDirectory, position: int, count: int) -> list[DirectoryEntry]:
+def _take(directory: OpenDirectory, position: int, count: int) -> list[DirectoryEntry]:
     """What one READDIR takes, with room for *count*."""
     directory.seek(position)
     taken: list[DirectoryEntry] = []
@@ -276,7 +280,7 @@ def test_names_that_go_while_a_directory_is_read_hide_no_others(
     counting: CountingDirectory, namespace: Namespace, count: int
 ) -> None:
     """As rm -r does: it reads some, removes them, and reads on."""
-    directory = _OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.root, 99)
     every = list(counting.names)
     position, seen = 0, []
     while taken := _take(directory, position, count):
@@ -291,7 +295,7 @@ def test_names_that_go_while_a_directory_is_read_hide_no_others(
 def test_a_reader_that_goes_back_reads_anew(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
-    directory = _OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.root, 99)
     first = _take(directory, 0, 4)
     assert [entry.name for entry in first] == [b"0", b"1", b"2", b"3"]
     counting.names.remove(b"0")
@@ -309,7 +313,7 @@ def test_a_reader_that_goes_back_reads_anew(
 def test_the_end_of_a_directory_may_be_asked_for_again(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
-    directory = _OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.root, 99)
     position = _take(directory, 0, 100)[-1].offset
     assert _take(directory, position, 1) == []
     assert directory.peek() is None
@@ -323,7 +327,7 @@ def test_what_was_looked_at_and_not_taken_is_next(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
     """A reply had no room for it."""
-    directory = _OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.root, 99)
     (taken,) = _take(directory, 0, 1)
     refused = directory.peek()
     directory.seek(taken.offset)
@@ -369,8 +373,9 @@ async def _readdir(
     return replies.taken
 
 
-async def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
-    return await operations.opendir(pyfuse3.InodeT(pyfuse3.ROOT_INODE), CONTEXT)
+def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
+    namespace = operations._namespace
+    return pyfuse3.FileHandleT(namespace.open_directory(namespace.root, 0))
 
 
 async def test_each_name_is_told_once_and_counts_one_lookup(
@@ -380,7 +385,7 @@ async def test_each_name_is_told_once_and_counts_one_lookup(
     for at in range(20):
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}
-    fh = await _open_root(operations)
+    fh = _open_root(operations)
     position, told = 0, []
     while taken := await _readdir(operations, fh, position, replies):
         told += [(name, ino) for name, ino, _ in taken]
@@ -401,7 +406,7 @@ async def test_a_directory_can_be_emptied_while_it_is_read(
 ) -> None:
     for at in range(50):
         (tree / f"f{at}").touch()
-    fh = await _open_root(operations)
+    fh = _open_root(operations)
     position = 0
     while taken := await _readdir(operations, fh, position, replies):
         position = taken[-1][2]
@@ -422,7 +427,7 @@ async def test_a_name_that_has_gone_since_is_passed_over(
 ) -> None:
     for at in range(20):
         (tree / f"f{at}").touch()
-    fh = await _open_root(operations)
+    fh = _open_root(operations)
     position, told = 0, []
     while taken := await _readdir(operations, fh, position, replies):
         told += [os.fsdecode(name) for name, _, _ in taken]
@@ -437,8 +442,8 @@ async def test_a_name_that_has_gone_since_is_passed_over(
 async def test_the_handles_that_nobody_released_are_closed(
     operations: Operations,
 ) -> None:
-    fh = await _open_root(operations)
-    operations.close()
+    fh = _open_root(operations)
+    operations._namespace.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fh)
 

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from inaccfs import cli, mountinfo, runtime, status
+from inaccfs import cli, launch, mountinfo, runtime, status
 from inaccfs.cli import mount as mount_command
 from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
 from inaccfs.control.limits import Limits, Policy
-from inaccfs.errors import MountError, NotMountedError, OptionError
+from inaccfs.errors import (
+    DeadDaemonError,
+    MountError,
+    NoAnswerError,
+    NoEntryError,
+    NotMountedError,
+    OptionError,
+)
 from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FSTYPE, FuseOptions
 from inaccfs.fuse.mountpoint import Mountpoint
@@ -140,14 +147,52 @@ def test_bad_words_are_refused(words: tuple[str, ...], message: str) -> None:
         config(*words)
 
 
-def test_a_bad_option_is_one_line_and_status_1(
+def test_a_bad_option_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["mount", "-o", "nonsense", "/mnt"]) == 1
+    assert cli.main(["mount", "-o", "nonsense", "/mnt"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("inaccfs: unknown mount option")
     assert said.err.count("\n") == 1
+
+
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("--size", NINES), ("--size", f"{NINES}k"), ("--size", f"{NINES}%")),
+        *(
+            ("--uid", NINES),
+            ("--gid", NINES),
+            ("--mode", NINES),
+            ("--mode", "7" * 5000),
+        ),
+        *(("--allow-uid", NINES), ("--allow-uid", str(1 << 32)), ("--uid", "1_0")),
+        *(("--limit", f"peers={NINES}"), ("--limit", NINES), ("--ack-timeout", NINES)),
+        ("--pfn-source", "simulated", "--simulated-order", NINES),
+        ("--pfn-source", "simulated", "--simulated-memory", NINES),
+        ("--pfn-source", "simulated", "--simulated-fragmentation", NINES),
+        *(("--huge", NINES), ("--pfn-source", NINES), ("--semantics", NINES)),
+        *(("--size", "٣m"), ("--uid", "٣"), ("-o", f"size={NINES}")),
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_no_number_is_too_long_to_be_refused_in_a_line(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert cli.main(["mount", *words, "/mnt"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("inaccfs: ")
+    assert said.err.count("\n") == 1
+    assert len(said.err) < 400
+
+
+def test_a_mode_may_be_written_as_python_does() -> None:
+    assert config("--mode", "0o750").tmpfs.mode == 0o750
 
 
 # --- mount options ----------------------------------------------------------------
@@ -225,6 +270,25 @@ def test_a_path_is_escaped_as_systemd_does(path: str) -> None:
         check=True,
     )
     assert runtime.escape(path) == told.stdout.removesuffix("\n")
+
+
+def test_root_has_run_if_it_is_his(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root of a user namespace has not, as a rule."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
+    monkeypatch.setattr(runtime, "_ROOTS", "/nowhere/inaccfs")
+    assert runtime.directory() == "/run/user/0/inaccfs"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert runtime.directory() == "/tmp/inaccfs-0"
+    (tmp_path / "other").mkdir()
+    if os.getuid() == 0:
+        os.chown(tmp_path / "other", 1, 1)
+        monkeypatch.setattr(runtime, "_ROOTS", str(tmp_path / "other"))
+        assert runtime.directory() == "/tmp/inaccfs-0"
+        monkeypatch.setattr(runtime, "_ROOTS", str(tmp_path / "new"))
+        assert runtime.directory() == str(tmp_path / "new")
 
 
 def test_the_socket_of_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +477,78 @@ def test_a_status_survives_its_journey() -> None:
 def test_another_versions_status_is_told() -> None:
     with pytest.raises(msgspec.ValidationError):
         status.decode(b'{"mountpoint": 5}')
+
+
+def ask(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, object], *words: str
+) -> int:
+    """`inaccfs status` where each mount has one of these *answers*."""
+    there = [
+        MountInfo(f"0:{at}", path, FSTYPE, at, 1, "rw")
+        for at, path in enumerate(answers)
+    ]
+
+    def read(path: str) -> object:
+        answer = answers[path]
+        if answer is None:
+            there[:] = [mount for mount in there if mount.path != path]
+            raise NotMountedError(f"{path} is not an inaccfs mount")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(mounting, "mounts", lambda: list(there))
+    monkeypatch.setattr(launch, "read_status", read)
+    return cli.main(["status", *words])
+
+
+HIDDEN = NoEntryError("/b: Permission denied: the mount is another user's")
+
+
+def test_a_mount_that_goes_away_meanwhile_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(monkeypatch, {"/gone": None, "/mnt": STATUS}) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "gone" not in told.out
+    assert ask(monkeypatch, {"/gone": None}) == 0
+    assert capsys.readouterr() == ("no inaccfs mounts\n", "")
+    assert ask(monkeypatch, {"/gone": None}, "--json") == 0
+    assert capsys.readouterr() == ("[]\n", "")
+
+
+def test_a_mount_that_may_not_be_looked_at_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.endswith("\n\n/b: Permission denied: the mount is another user's\n")
+    assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}, "--json") == 0
+    told = capsys.readouterr()
+    assert msgspec.json.decode(told.out, type=list[status.Status]) == [STATUS]
+    assert told.err.startswith("inaccfs: /b: Permission denied")
+
+
+def test_a_mount_that_is_covered_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    covered = NotMountedError("/b is not an inaccfs mount")
+    assert ask(monkeypatch, {"/b": covered}) == 0
+    assert capsys.readouterr() == ("/b: another mount covers it\n", "")
+
+
+@pytest.mark.parametrize("failure", [NoAnswerError, DeadDaemonError])
+def test_a_daemon_that_does_not_answer_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failure: type[Exception],
+) -> None:
+    assert ask(monkeypatch, {"/b": failure("/b: \x1b"), "/mnt": STATUS}) == 1
+    told = capsys.readouterr()
+    assert told.err == "inaccfs: /b: \\x1b\n"
+    assert told.out.startswith("/mnt\n")
 
 
 def test_a_status_for_people() -> None:

@@ -18,6 +18,7 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     MEMORY_ERROR,
 )
+from inaccfs.shim import pages as pages_module
 from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
@@ -243,6 +244,7 @@ def test_the_number_is_the_kernels() -> None:
 async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
     """And a punch of it is no quick one, though nothing else is to be cared for."""
     world, holder = world_of(V10()), Holder()
+    world.allocate(3, 4)
     if fetched:
         await world.get(holder, 3, 4)
     await world.file.pages.poison(3)
@@ -257,6 +259,7 @@ async def test_a_punch_that_is_refused_heals_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = world_of(V10())
+    world.allocate(3, 4)
     await world.file.pages.poison(3)
 
     def full(*_: object) -> None:
@@ -271,6 +274,7 @@ async def test_a_punch_that_is_refused_heals_nothing(
 
 async def test_an_error_is_told_and_needs_no_answer() -> None:
     world = world_of(V10())
+    world.allocate(3, 4)
     listener = await world.listener(answers=False)
     await world.file.pages.poison(3)
     assert listener.told == [(MEMORY_ERROR, 3, 4)]
@@ -292,6 +296,7 @@ async def test_an_invalidation_for_poison_is_told_as_for_a_punch() -> None:
 @pytest.mark.parametrize("version", [V10, GuestMemfd], ids=str)
 async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
     world = world_of(version())
+    world.allocate(3, 4)
     listener = await (
         world.bound(0, 8) if version.scope == "range" else world.listener()
     )
@@ -301,7 +306,66 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
         await world.file.pages.poison(3)
     assert listener.told == told
     await world.punch(3, 4)
+    world.allocate(3, 4)
     await world.file.pages.poison(3)
+    assert world.frames.poisoned == [3, 3]
+
+
+@pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
+async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
+    """And nobody is told; nor does it get any by that."""
+    world = world_of(version())
+    world.allocate(2, 3)
+    listener = await (
+        world.bound(0, 8) if version.scope == "range" else world.listener()
+    )
+    for page in (1, 3):
+        with refused(errno.ENXIO):
+            await world.file.pages.poison(page)
+    assert listener.told == []
+    assert world.file.pages.plain
+    assert world.allocated == 1
+    # What has been punched is a hole, also if it had been poisoned before.
+    await world.file.pages.poison(2)
+    assert world.file.pages.poisoned_count == 1
+    await world.punch(0, 8)
+    listener.told.clear()
+    with refused(errno.ENXIO):
+        await world.file.pages.poison(2)
+    assert (listener.told, world.file.pages.poisoned_count) == ([], 0)
+
+
+async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
+    world = world_of(V10())
+    world.allocate(0, 4)
+    world.file.begin_long()
+    refusals: list[int | None] = []
+
+    async def poison() -> None:
+        try:
+            await world.file.pages.poison(3)
+        except OSError as exc:
+            refusals.append(exc.errno)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poison)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.file.pages.plain
+        syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
+        world.file.end_long()
+    assert refusals == [errno.ENXIO]
+
+
+async def test_a_huge_page_is_looked_for_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pages_module, "QUICK_FETCH_BYTES", 0)
+    world = world_of(V10())
+    world.allocate(3, 4)
+    with refused(errno.ENXIO):
+        await world.file.pages.poison(4)
+    await world.file.pages.poison(3)
+    assert world.file.pages.poisoned_count == 1
 
 
 async def test_a_folio_with_a_poisoned_page_is_split(
@@ -334,6 +398,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
 async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:
     """Else a start without an end would bar the others from the page for ever."""
     world = world_of(GuestMemfd())
+    world.allocate(3, 4)
     listener = await world.bound(0, 4, answers=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.file.pages.poison, 3)

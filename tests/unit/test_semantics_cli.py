@@ -76,6 +76,61 @@ def test_what_differs_is_marked(
     assert found["* order"] == ["after", "before"]
 
 
+CODE = """
+from inaccfs.semantics import V8, refused
+
+
+class Base(V8):
+    def check_fallocate(self, mode, offset, length, page_size):
+        raise refused(5)
+
+
+class Heir(Base):
+    pass
+
+
+class Other(V8):
+    def check_fallocate(self, mode, offset, length, page_size):
+        raise refused(6)
+
+    def plan(self, *, punches):
+        return super().plan(punches=punches)
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["Base", "v8"], {"* check_fallocate": ["its own code", "by the rules"]}),
+        (["Base", "Heir"], {"check_fallocate": ["its own code", "its own code"]}),
+        (
+            ["Base", "Other"],
+            {
+                "* check_fallocate": ["its own code", "its own code"],
+                "* plan": ["by the rules", "its own code"],
+            },
+        ),
+        (["v8", "v8"], {}),
+    ],
+)
+def test_what_is_code_is_marked_where_it_differs(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    names: list[str],
+    code: dict[str, list[str]],
+) -> None:
+    """No value tells of it: the rest of these tables is the same."""
+    (tmp_path / "mine.py").write_text(CODE)
+    words = [name if name == "v8" else f"{tmp_path}/mine.py:{name}" for name in names]
+    found = rows(shown(capsys, *words))
+    more = {rule: cells for rule, cells in found.items() if rule not in load.rules()}
+    del more["events"]
+    assert more == code
+    told = json.loads(shown(capsys, "--json", *words))
+    own = [bool(each.get("code")) for each in told]
+    assert own == ["v8" not in name for name in names]
+
+
 def test_one_that_is_alone_differs_from_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -112,7 +167,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["semantics", "v11"]) == 1
+    assert cli.main(["semantics", "v11"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("inaccfs: unknown semantics 'v11': did you mean v10? There ")

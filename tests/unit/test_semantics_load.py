@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs import cli
 from inaccfs.errors import OptionError
 from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, load
 from inaccfs.semantics.rules import INVALIDATE
@@ -83,6 +84,101 @@ def test_a_name_like_nothing_is_told_with_the_list(wanted: str) -> None:
     told = complaint(wanted)
     assert "did you mean" not in told
     assert "v8-as-posted" in told
+
+
+# --- code of somebody's own, wherever it is ---------------------------------------
+
+
+HOSTILE = """
+class Untold(BaseException):
+    def __str__(self):
+        raise KeyError
+
+class Meta(type):
+    def METHOD(cls, *args):
+        raise Untold
+
+class Descriptor:
+    def __get__(self, *_):
+        raise Untold("\x1b[31m")
+
+class Proxy:
+    @property
+    def __class__(self):
+        raise Untold
+
+class Odd:
+    def __eq__(self, other):
+        raise Untold
+    def __repr__(self):
+        raise SystemExit(3)
+    __hash__ = None
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            f"class Mine(V8, metaclass=Meta): pass  # {method}"
+            for method in (
+                *("__call__", "__getattribute__", "__init__", "__new__", "mro"),
+            )
+        ),
+        "def __getattr__(name): raise Untold",
+        "Mine = Proxy()",
+        "class Mine(V8):\n    def __getattribute__(self, name): raise Untold",
+        "class Mine(V8):\n    def __init__(self): raise Untold",
+        "class Mine(V8):\n    def __new__(cls): return 5",
+        "class Mine(V8):\n    def __new__(cls): raise GeneratorExit",
+        "class Mine(V8):\n    order = property(lambda self: exit(1))",
+        "class Mine(V8):\n    order = Descriptor()",
+        "class Mine(V8):\n    order = Odd()",
+        "class Mine(V8):\n    read_errno = Odd()",
+        "class Mine(V8):\n    check_size = Descriptor()",
+        "class Mine(V8):\n    check_size = Odd()",
+        "class Mine(V8):\n    plan = lambda self, punches: Odd()",
+        "class Mine(V8):\n    plan = lambda self, punches: self.plan(punches=punches)",
+        "class Mine(V8):\n    __dict__ = property(lambda self: 1 / 0)",
+        "class B(V8):\n    def __init_subclass__(c): raise Untold\nclass Mine(B): pass",
+        "raise KeyboardInterrupt",
+        "raise SystemExit('\\x1b[31m\\nb')",
+        "raise Untold",
+        "def f(): f()\nf()",
+        "class Mine(V8): locals()['ordre\\x1b'] = 1",
+    ],
+)
+def test_whatever_somebodys_code_raises_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    method = text.partition("# ")[2] or "unused"
+    path = written(tmp_path, HOSTILE.replace("METHOD", method) + text)
+    with pytest.raises(OptionError):
+        load.load(f"{path}:Mine")
+    assert cli.main(["semantics", f"{path}:Mine"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("inaccfs: semantics ")
+    assert err.removesuffix("\n").isprintable()
+
+
+def test_a_refusal_is_the_errno_that_it_really_has(tmp_path: Path) -> None:
+    """What the exception says of itself is code, too, and this is the daemon's loop."""
+    body = """
+    class Refusal(OSError):
+        @property
+        def errno(self):
+            raise SystemExit
+
+    class Mine(V8):
+        def check_size(self, current, new, page_size):
+            raise Refusal(errno.EBUSY, "no")
+    """
+    made = load.load(f"{written(tmp_path, body)}:Mine")
+    with pytest.raises(OSError, match="busy") as caught:
+        made.check_size(0, 4096, 4096)
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.EBUSY)
 
 
 # --- files ------------------------------------------------------------------------
@@ -336,6 +432,12 @@ def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
     told = complaint_of(tmp_path, f"{rule} = {value}")
     assert told.startswith(f"semantics Mine.{rule} is ")
     assert told.endswith("it must be an errno, such as errno.EINVAL")
+
+
+@pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
+def test_enosys_is_no_answer(tmp_path: Path, rule: str) -> None:
+    told = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
+    assert told.startswith(f"semantics Mine.{rule} is ENOSYS, after which the kernel")
 
 
 @pytest.mark.parametrize("value", ["-1", "1 << 32"])

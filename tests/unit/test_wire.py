@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inaccfs.fuse import wire
+from inaccfs.fuse import handshake, wire
 from inaccfs.fuse.wire import Op
 from tests.unit import fakes
 
@@ -48,7 +48,9 @@ def request(body: bytes, op: int = 0) -> tuple[bytearray, int]:
             len(wire.reply_attr(1, 1, os.stat("/"), 0)), 16 + 104, id="fuse_attr_out"
         ),
         pytest.param(
-            len(wire.reply_init(1, wire.Init(40, 0))), 16 + 64, id="fuse_init_out"
+            len(handshake.reply_init(1, handshake.Init(40, 0))),
+            16 + 64,
+            id="fuse_init_out",
         ),
     ],
 )
@@ -94,26 +96,48 @@ def test_a_header_and_its_caller_are_read() -> None:
     assert wire.unpack_caller(message) == (1000, 1001)
 
 
-@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1), st.integers(0, 99))
+i64 = st.integers(-1 << 63, (1 << 63) - 1)
+
+
+@given(i64, i64, st.integers(0, 99))
 def test_fallocate_is_read(offset: int, length: int, mode: int) -> None:
-    message, _ = request(fakes.FALLOCATE_IN.pack(5, offset, length, mode, 0))
+    wrapped = offset % (1 << 64), length % (1 << 64)
+    message, _ = request(fakes.FALLOCATE_IN.pack(5, *wrapped, mode, 0))
     assert wire.unpack_fallocate(message) == (offset, length, mode)
 
 
 def test_open_and_create_are_read() -> None:
     message, _ = request(fakes.OPEN_IN.pack(os.O_RDWR, 0))
-    assert wire.unpack_open(message) == (os.O_RDWR,)
+    assert wire.unpack_open(message) == (os.O_RDWR, 0)
     message, size = request(fakes.CREATE_IN.pack(os.O_EXCL, 0o100640, 0o22, 0) + b"f\0")
     assert wire.unpack_create(message) == (os.O_EXCL, 0o100640)
     assert wire.name_at(message, wire.CREATE_SIZE, size) == b"f"
 
 
-@given(st.binary(min_size=1, max_size=255).filter(lambda name: 0 not in name))
+@given(
+    st.binary(min_size=1, max_size=255)
+    .map(lambda name: name.replace(b"/", b"_").replace(b"\0", b"_"))
+    .filter(lambda name: name not in wire.DOTS)
+)
 def test_a_name_is_read_as_it_is(name: bytes) -> None:
     message, size = request(name + b"\0")
     assert wire.only_name(message, size) == name
     message, size = request(fakes.GETXATTR_IN.pack(9, 0) + name + b"\0")
     assert wire.getxattr_name(message, size) == name
+    message, size = request(name + b"\0")
+    assert wire.looked_up(message, size) == name
+
+
+@pytest.mark.parametrize("name", [b".", b"..", b"a/b", b"/", b"../a", b"a/"])
+def test_a_name_that_leads_elsewhere_is_refused(name: bytes) -> None:
+    message, size = request(name + b"\0")
+    with fakes.refused(errno.EINVAL):
+        wire.only_name(message, size)
+    if name in wire.DOTS:
+        assert wire.looked_up(message, size) == name
+    else:
+        with fakes.refused(errno.EINVAL):
+            wire.looked_up(message, size)
 
 
 def test_both_names_of_a_rename_are_read() -> None:
@@ -172,7 +196,7 @@ def _clamp(message: bytearray, size: int) -> None:
         pytest.param(_readdir, bytes(19), id="half a readdir"),
         pytest.param(_listxattr, bytes(3), id="half a listxattr"),
         pytest.param(_clamp, bytes(19), id="half a readdir to clamp"),
-        pytest.param(wire.parse_init, bytes(15), id="half an init"),
+        pytest.param(handshake.parse_init, bytes(15), id="half an init"),
     ],
 )
 def test_a_message_that_is_too_short_is_told(
@@ -246,12 +270,14 @@ WANTED = {
     "HANDLE_KILLPRIV_V2": 28,
     "INIT_EXT": 30,
     "PASSTHROUGH": 37,
+    "NO_EXPORT_SUPPORT": 38,
+    "ALLOW_IDMAP": 40,
 }
 
 
-def _negotiate(minor: int, flags: int) -> tuple[tuple[int, ...], wire.Init]:
-    init = wire.parse_init(*request(fakes.init_in(minor, flags)))
-    reply = wire.reply_init(6, init)
+def _negotiate(minor: int, flags: int) -> tuple[tuple[int, ...], handshake.Init]:
+    init = handshake.parse_init(*request(fakes.init_in(minor, flags)))
+    reply = handshake.reply_init(6, init)
     return fakes.INIT_OUT.unpack(reply[fakes.OUT_HEADER.size :]), init
 
 
@@ -262,6 +288,15 @@ def test_all_that_is_wanted_is_taken_and_nothing_else() -> None:
     assert init.passthrough
     # max_stack_depth, without which the kernel takes no backing file.
     assert fields[11] == 1
+
+
+def test_file_handles_are_offered_or_refused() -> None:
+    init = handshake.parse_init(*request(fakes.init_in()))
+    reply = handshake.reply_init(6, init, handles=True)
+    fields = fakes.INIT_OUT.unpack(reply[fakes.OUT_HEADER.size :])
+    wanted = WANTED | {"EXPORT_SUPPORT": 4}
+    del wanted["NO_EXPORT_SUPPORT"]
+    assert fields[3] | fields[10] << 32 == sum(1 << bit for bit in wanted.values())
 
 
 @pytest.mark.parametrize("bit", WANTED.values(), ids=WANTED.keys())
@@ -284,6 +319,6 @@ def test_the_lower_minor_is_agreed_on(offered: int, agreed: int) -> None:
 
 def test_pyfuse3_is_offered_readdirplus_only() -> None:
     message, size = request(fakes.init_in())
-    relayed = wire.init_for_relay(message, size)
+    relayed = handshake.init_for_relay(message, size)
     assert len(relayed) == size
     assert fakes.INIT_IN.unpack_from(relayed, HEADER)[3] == 1 << 13

@@ -1,0 +1,88 @@
+"""Which subcommand runs, and the one place where errors end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from inaccfs._version import __version__
+from inaccfs.cli import (
+    INTERRUPTED,
+    experiment,
+    fstab,
+    kvm,
+    mount,
+    output,
+    probe,
+    qmp,
+    semantics,
+    status,
+    umount,
+)
+from inaccfs.errors import InaccfsError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = 2
+"""The exit status when something is wrong with the words, as argparse has it."""
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run one command; return the exit status.
+
+    Only what the user can put right is caught here and told in one line: with status 2
+    where the words are wrong, and with 1 where they could not be done. Anything else is
+    a bug and keeps its traceback.
+    """
+    output.prepare()
+    try:
+        found = _run(argv)
+    except SystemExit as exc:
+        # argparse has printed help, or what is wrong.
+        raise SystemExit(output.finish(int(exc.code or 0))) from None
+    return output.finish(found)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        words = sys.argv[1:] if argv is None else list(argv)
+        args = _parser().parse_args(fstab.translated(words) or words)
+        return int(args.run(args))
+    except OptionError as exc:
+        output.complain(str(exc))
+        return USAGE
+    except InaccfsError as exc:
+        output.complain(str(exc))
+    except output.OutputError as exc:
+        output.complain_of_output(exc)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError:
+        if _has_working_directory():
+            raise
+        output.complain("the working directory has been removed: change to another")
+    return 1
+
+
+def _parser() -> output.Parser:
+    parser = output.Parser(
+        prog="inaccfs",
+        description="memory that userspace can size, allocate and punch, but never "
+        "read, write or map",
+    )
+    parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (mount, umount, status, semantics, qmp, kvm, probe, experiment):
+        module.add_parser(commands)
+    return parser
+
+
+def _has_working_directory() -> bool:
+    """Whether a path that is not absolute means anything."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True

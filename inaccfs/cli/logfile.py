@@ -1,0 +1,97 @@
+"""The daemon's log: who writes it, in which form, and where."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import stat
+from contextlib import suppress
+from typing import Final
+
+from inaccfs.errors import MountError
+from inaccfs.streams import printable, printable_lines
+
+_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+# By the number of -v: what goes wrong, what happens, and each refusal, too.
+_LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+_FLAGS: Final = (
+    os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+    # What somebody else has put there may lead elsewhere, or keep us waiting.
+    | os.O_NOFOLLOW | os.O_NONBLOCK
+)  # fmt: skip
+
+
+def start(verbose: int) -> None:
+    """Log to the standard error from now on, wherever that leads to."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(_FORMAT))
+    logging.getLogger().addHandler(handler)
+    level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
+    logging.getLogger("inaccfs").setLevel(level)
+    # A line that a full disk does not take is lost; a traceback would be, too.
+    logging.raiseExceptions = False
+    # What Python cannot survive has a traceback nevertheless.
+    faulthandler.enable()
+
+
+class _Formatter(logging.Formatter):
+    """A message is one line, and no line has anything that a terminal obeys."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+class LogFile:
+    """The file that takes standard output and error: a daemon has no terminal."""
+
+    def __init__(self, path: str) -> None:
+        """Raises `MountError` if *path* cannot be written, or is no place for a log."""
+        self._path = path
+        try:
+            # A log that is there already, or is no file, is the user's.
+            self._made = not os.path.lexists(path)
+            self._fd = os.open(path, _FLAGS, 0o600)
+        except OSError as exc:
+            raise MountError(f"cannot write the log {path}: {_why(path, exc)}") from exc
+        kind = os.fstat(self._fd).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISCHR(kind)):
+            os.close(self._fd)
+            raise MountError(
+                f"cannot write the log {path}: it is neither a regular file nor a "
+                "character device; name another with --log"
+            )
+        os.set_blocking(self._fd, True)
+        # Whether what is printed goes there.
+        self.is_taken = False
+
+    def take_output(self) -> None:
+        """What is printed and logged from now on goes here."""
+        os.dup2(self._fd, 1)
+        os.dup2(self._fd, 2)
+        self.is_taken = True
+
+    def remove_if_empty(self) -> None:
+        """Nothing happened that anybody would look for."""
+        ours = os.fstat(self._fd)
+        if not self._made or ours.st_size:
+            return
+        # Another daemon may have the place by now, and another log there.
+        with suppress(OSError):
+            if os.path.samestat(ours, os.lstat(self._path)):
+                os.unlink(self._path)
+
+
+def _why(path: str, exc: OSError) -> str:
+    if os.path.islink(path):
+        return "it is a symbolic link; name what it leads to with --log"
+    with suppress(OSError):
+        kind = os.lstat(path).st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+            return "it is neither a regular file nor a device; name another with --log"
+    return f"{exc.strerror}; name another with --log"

@@ -1,0 +1,55 @@
+"""Who makes a request: what FUSE does not tell of it, from proc(5).
+
+The caller waits for the reply meanwhile, so its number is not given to another.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+# Bits of capabilities(7).
+_CAP_FOWNER: Final = 3
+_CAP_FSETID: Final = 4
+_CAP_SYS_ADMIN: Final = 21
+
+_OWN: Final = "/proc/self/ns/user"
+
+
+class Caller:
+    """A process; one that cannot be looked at may do nothing and is in no group."""
+
+    def __init__(self, pid: int) -> None:
+        """*pid* is 0 where the process is in no pid namespace of ours."""
+        self._capabilities = 0
+        self._uid = -1
+        self._groups: frozenset[int] = frozenset()
+        try:
+            with open(
+                f"/proc/{pid}/status", encoding="utf-8", errors="replace"
+            ) as file:
+                fields = dict(line.split(":", 1) for line in file)
+            # Real, effective, saved, and the one that counts for files.
+            self._uid = int(fields["Uid"].split()[3])
+            groups = fields["Groups"].split()
+            self._groups = frozenset(map(int, [fields["Gid"].split()[3], *groups]))
+            # Those of another user namespace are good for nothing here.
+            if os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat(_OWN).st_ino:
+                self._capabilities = int(fields["CapEff"], 16)
+        except (OSError, KeyError):
+            return
+
+    def may_see_trusted(self) -> bool:
+        """Whether listxattr(2) tells it of trusted attributes: xattr(7)."""
+        return self._has(_CAP_SYS_ADMIN)
+
+    def may_set_group(self, gid: int) -> bool:
+        """Whether it may set the set-group-ID bit of a file of *gid*: chmod(2)."""
+        return gid in self._groups or self._has(_CAP_FSETID)
+
+    def is_like_owner(self, uid: int) -> bool:
+        """Whether it may do with a file of *uid* what its owner may: chmod(2)."""
+        return uid == self._uid or self._has(_CAP_FOWNER)
+
+    def _has(self, capability: int) -> bool:
+        return bool(self._capabilities >> capability & 1)

@@ -1,0 +1,51 @@
+"""Rules that log what they refuse, for whoever wonders which rule it was."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import errnos
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.semantics.rules import Semantics
+
+log = logging.getLogger(__name__)
+
+_CHECKS: Final = {
+    "check_size": ("current", "new", "page_size"),
+    "check_fallocate": ("mode", "offset", "length", "page_size"),
+}
+
+
+def telling(rules: Semantics) -> Semantics:
+    """The same *rules*; those that are asked log a refusal, if anybody reads that.
+
+    Where nobody does, these are the rules themselves, and cost what they cost.
+    """
+    if not log.isEnabledFor(logging.DEBUG):
+        return rules
+    told = copy.copy(rules)
+    for name, words in _CHECKS.items():
+        vars(told)[name] = _logged(rules.name, name, getattr(rules, name), words)
+    return told
+
+
+def _logged(
+    rules: str, name: str, check: Callable[..., None], words: tuple[str, ...]
+) -> Callable[..., None]:
+    @functools.wraps(check)
+    def logged(*args: object) -> None:
+        try:
+            check(*args)
+        except OSError as exc:
+            asked = ", ".join(map("{}={}".format, words, args))
+            errno_name = errnos.NAMES.get(exc.errno or 0, str(exc.errno))
+            log.debug("%s: %s(%s): %s", rules, name, asked, errno_name)
+            raise
+
+    return logged

@@ -1,0 +1,186 @@
+"""How many files there are below a directory, and how much memory they have.
+
+To look takes long where there are many, and anybody may ask at any time. So there is
+one walk at a time, in a thread that nothing else uses, and who asks while it is under
+way shares the next one: it sees all that had been done before it was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+from inaccfs.shim.backing import open_to_read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# While so many wait for a walk, others are told what the last one has found. Each may
+# be a request of the kernel's, and there is room for a limited number of those.
+_MOST_WAITING: Final = 8
+
+_PASS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# What is not there any more, or may not be looked at by a plain user.
+_PASSED_OVER: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+class Totals(NamedTuple):
+    """What a walk has found."""
+
+    # Regular files, each once whatever names it has.
+    files: int
+    # In bytes.
+    allocated: int
+
+
+class Census:
+    """The walks of one directory, shared by all who ask."""
+
+    def __init__(self, count: Callable[[], Totals]) -> None:
+        """*count* walks. It blocks, and may call `trio.from_thread.check_cancelled`."""
+        self._count: Final = count
+        # Of whoever walks; the others wait for it in the order in which they came.
+        self._lock: Final = trio.Lock()
+        self._thread: Final = trio.CapacityLimiter(1)
+        # How many walks have begun, and the last of them that has come to its end.
+        self._begun = 0
+        self._ended = 0
+        self._found: Totals | None = None
+        self._waiting = 0
+
+    async def take(self) -> Totals:
+        """What a walk finds that begins after this call, unless too many wait.
+
+        Raises:
+            OSError: of `count`.
+        """
+        if self._waiting >= _MOST_WAITING and self._found is not None:
+            return self._found
+        wanted = self._begun + 1
+        self._waiting += 1
+        try:
+            async with self._lock:
+                if self._found is None or self._ended < wanted:
+                    self._begun += 1
+                    self._found = await trio.to_thread.run_sync(
+                        self._count, limiter=self._thread
+                    )
+                    self._ended = self._begun
+                return self._found
+        finally:
+            self._waiting -= 1
+
+
+def count(root: int, check: Callable[[], None] = lambda: None) -> Totals:
+    """Walk the tree below the directory *root*, an fd. Calls *check* now and then.
+
+    What may not be looked at is not counted.
+
+    Raises:
+        OSError: for want of fds or memory.
+    """
+    files = allocated = 0
+    linked: set[int] = set()
+    with closing(_Walk(root)) as walk:
+        for found in walk.below():
+            check()
+            if not stat.S_ISREG(found.st_mode) or found.st_ino in linked:
+                continue
+            if found.st_nlink > 1:
+                linked.add(found.st_ino)
+            files += 1
+            allocated += found.st_blocks * 512
+    return Totals(files, allocated)
+
+
+class _Level(NamedTuple):
+    """A directory on the way from the root to where a walk is."""
+
+    name: str
+    # st_dev and st_ino.
+    identity: tuple[int, int]
+    # What is still to be looked at.
+    names: list[str]
+
+
+class _Walk:
+    """A walk of a tree, with two fds at most, and neither paths nor recursion.
+
+    A tree can be deeper than there is room for any of these.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root: Final = root
+        # Where the walk is.
+        self._fd = os.open(".", _PASS, dir_fd=root)
+        self._levels: list[_Level] = []
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def below(self) -> Iterator[os.stat_result]:
+        """The attributes of what is below the root, on the same file system."""
+        device, _ = _identity(self._fd)
+        with suppress(*_PASSED_OVER):
+            self._enter(".")
+        while self._levels:
+            names = self._levels[-1].names
+            if not names:
+                self._leave()
+                continue
+            name = names.pop()
+            with suppress(*_PASSED_OVER):
+                found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+                # What is mounted there is somebody else's, and may hang.
+                if found.st_dev == device:
+                    if stat.S_ISDIR(found.st_mode):
+                        self._enter(name)
+                    yield found
+
+    def _enter(self, name: str) -> None:
+        # Nobody has asked for the names, so it is no access.
+        fd = open_to_read(self._fd, name, noatime=True)
+        try:
+            self._levels.append(_Level(name, _identity(fd), os.listdir(fd)))
+        except BaseException:
+            os.close(fd)
+            raise
+        self._stand_on(fd)
+
+    def _leave(self) -> None:
+        self._levels.pop()
+        if not self._levels or self._step("..", self._levels[-1]):
+            return
+        # Moved meanwhile, or not to be searched: once more from the top, as far as it
+        # is what it was.
+        self._stand_on(os.open(".", _PASS, dir_fd=self._root))
+        for depth, level in enumerate(self._levels):
+            if not self._step(level.name, level):
+                del self._levels[depth:]
+                break
+
+    def _step(self, name: str, level: _Level) -> bool:
+        """Go from here to *name*, if that is the directory of *level*."""
+        try:
+            fd = os.open(name, _PASS, dir_fd=self._fd)
+        except _PASSED_OVER:
+            return False
+        if _identity(fd) != level.identity:
+            os.close(fd)
+            return False
+        self._stand_on(fd)
+        return True
+
+    def _stand_on(self, fd: int) -> None:
+        os.close(self._fd)
+        self._fd = fd
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino

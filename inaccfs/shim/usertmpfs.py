@@ -1,0 +1,98 @@
+"""A private tmpfs for a user without privileges.
+
+A user may mount a tmpfs in a user namespace. Whoever sets one up writes to its own
+/proc/PID/uid_map, and only a dumpable process may; but a dumpable process is open to
+all others of its user, and to those that have come in it stays open. So there are two
+children: a dumpable one, which makes the namespace and never holds anything; and one
+that never was dumpable, which enters the namespace and mounts. It stays undumpable, for
+commit_creds() of kernel/cred.c takes a namespace of one's own for no more than one had;
+and who may trace it is asked in the namespace in which the daemon was executed.
+
+The mount lives as long as the fd; the daemon itself stays where it is, so that
+fusermount3 finds the mountpoint when it is time to unmount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from inaccfs import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def detached_in_user_namespace(options: Mapping[str, str], flags: int = 0) -> int:
+    """Mount a tmpfs where no path leads; an O_PATH fd of its root.
+
+    *options* and *flags* are those of `syscalls.detached_mount`.
+
+    Call it in an undumpable process of one thread.
+
+    Raises:
+        OSError: user namespaces are not allowed, or the kernel refused the options.
+    """
+    identity = os.geteuid(), os.getegid()
+    namespace = _from_child(partial(_make_namespace, *identity), holds_nothing=True)
+    try:
+        return _from_child(partial(_mount_in, namespace, options, flags))
+    finally:
+        os.close(namespace)
+
+
+def _make_namespace(uid: int, gid: int) -> int:
+    """In a child that holds nothing: a user namespace that maps one user to itself."""
+    syscalls.set_dumpable(True)
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    return os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _mount_in(namespace: int, options: Mapping[str, str], flags: int) -> int:
+    """In a child: a tmpfs of that user namespace."""
+    syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    return syscalls.detached_mount("tmpfs", dict(options), flags)
+
+
+def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
+    """The fd that *work* makes in a child; what it raises is raised here."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            _run(work, theirs, holds_nothing=holds_nothing)
+        # Else a child that dies without a word would be waited for without end.
+        theirs.close()
+        data, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        os.waitpid(child, 0)
+    if fds:
+        return fds[0]
+    number = data[0] if data else errno.EIO
+    raise OSError(number, os.strerror(number))
+
+
+def _run(
+    work: Callable[[], int], answer: socket.socket, *, holds_nothing: bool
+) -> NoReturn:
+    status = 1
+    try:
+        if holds_nothing:
+            os.closerange(3, answer.fileno())
+            os.closerange(answer.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        socket.send_fds(answer, [b"\0"], [work()])
+        status = 0
+    except OSError as exc:
+        answer.send(bytes([exc.errno or errno.EIO]))
+    finally:
+        os._exit(status)

@@ -1,0 +1,75 @@
+"""Keeping other processes of the same user out of the daemon, and knowing who is in.
+
+An undumpable process is closed to ptrace(2) and so are its files in /proc, but to who
+has CAP_SYS_PTRACE. Who traces it already goes on; see ptrace(2), "Ptrace access mode
+checking", and PR_SET_DUMPABLE in prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from inaccfs import syscalls
+from inaccfs.errors import MountError
+
+_PROC: Final = Path("/proc")
+
+
+class Tracer(NamedTuple):
+    """A process that traces this one."""
+
+    pid: int
+    name: str
+    # Real, effective and saved; None where /proc does not show them (hidepid=).
+    uids: frozenset[int] | None
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it may be another user's, and not root's."""
+        return self.uids is None or not self.uids <= {0, os.geteuid()}
+
+
+def hide() -> Tracer | None:
+    """Be undumpable from now on; who traces this process all the same.
+
+    Raises:
+        MountError: it is traced by another user.
+    """
+    syscalls.set_dumpable(False)
+    # After that nobody comes in whom this would not see.
+    found = tracer()
+    if found is not None and found.is_foreign:
+        whose = "an unknown user" if found.uids is None else f"user {min(found.uids)}"
+        raise MountError(
+            f"{found} of {whose} traces this process, and could reach the memory: "
+            "detach it, or trace as the mount's owner or as root"
+        )
+    return found
+
+
+def tracer(proc: Path = _PROC) -> Tracer | None:
+    """Who traces this process, as far as *proc* shows it."""
+    while pid := int(_fields(proc / "self")["TracerPid"]):
+        try:
+            fields = _fields(proc / str(pid))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            # It has just ended, or is hidden.
+            if int(_fields(proc / "self")["TracerPid"]) == pid:
+                return Tracer(pid, "a hidden process", None)
+        else:
+            name = "".join(one if one.isprintable() else "?" for one in fields["Name"])
+            uids = frozenset(map(int, fields["Uid"].split()[:3]))
+            return Tracer(pid, name, uids)
+    return None
+
+
+def _fields(process: Path) -> dict[str, str]:
+    """/proc/PID/status; see proc_pid_status(5)."""
+    text = (process / "status").read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}

@@ -1,0 +1,233 @@
+"""Every command, whatever its standard streams are: closed, full, or nobody's.
+
+It ends, with the status that it would have otherwise, and without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+import inaccfs
+from tests.mount import support
+from tests.mount.support import ENVIRONMENT, PATIENCE, cli, inaccfs_command, new_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inaccfs import Mount
+
+pytestmark = pytest.mark.fuse
+
+GONE: Final = "d=$(mktemp -d); cd $d; rmdir $d; "
+
+# What a shell does before it runs a command, the redirections, and whether what is
+# printed is lost so that the command knows.
+STATES: Final = {
+    "in closed": ("", "<&-", False),
+    "out closed": ("", ">&-", False),
+    "err closed": ("", "2>&-", False),
+    "all closed": ("", "<&- >&- 2>&-", False),
+    "in full": ("", "</dev/full", False),
+    "out full": ("", ">/dev/full", True),
+    "err full": ("", "2>/dev/full", False),
+    "both full": ("", ">/dev/full 2>&1", True),
+    "in for writing": ("", "0>/dev/null", False),
+    "out for reading": ("", "1</dev/null", True),
+    "pipe": ("", ">&$broken", True),
+    "unbuffered": ("PYTHONUNBUFFERED=1; export PYTHONUNBUFFERED; ", ">/dev/full", True),
+    "no directory": (GONE, "", False),
+}
+
+
+def start(words: list[str], state: str) -> subprocess.Popen[str]:
+    """`inaccfs` with *words* and its streams in that *state*."""
+    before, redirections, _ = STATES[state]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.Popen(
+            [
+                # Not sh(1), for some of which fd 10 is none.
+                *("bash", "-c", f'broken={writer}; {before}exec "$@" {redirections}'),
+                *("bash", *inaccfs_command(*words)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writer],
+            text=True,
+            env=ENVIRONMENT,
+        )
+    finally:
+        os.close(writer)
+
+
+# With the status that it ends with, and that when its output is lost.
+COMMANDS: Final = [
+    ("--version", 0, 1),
+    ("--help", 0, 1),
+    ("nonsense", 2, 2),
+    ("mount", 2, 2),
+    ("mount --size=x MOUNT", 2, 2),
+    ("mount MOUNT", 1, 1),
+    ("umount /nowhere", 1, 1),
+    ("status MOUNT", 0, 1),
+    ("status --json MOUNT", 0, 1),
+    ("status /nowhere", 1, 1),
+    ("semantics", 0, 1),
+    ("semantics --json v8", 0, 1),
+    ("semantics v88", 2, 2),
+    ("qmp MOUNT query-version", 0, 1),
+    ("qmp MOUNT nonsense", 2, 2),
+    ("qmp --help", 0, 1),
+    ("kvm demo MOUNT", 0, 1),
+    ("kvm stress --seconds 0.1 --vcpus 1 MOUNT", 0, 1),
+    ("kvm run --mount MOUNT SCRIPT", 0, 1),
+    ("kvm run /nowhere", 1, 1),
+    # Where 1 would say that there are differences.
+    ("probe MOUNT/file", 0, 2),
+    ("probe --json memfd", 0, 2),
+    ("experiment", 0, 1),
+    ("experiment alignment", 0, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "lost"), COMMANDS, ids=[words for words, *_ in COMMANDS]
+)
+def test_every_command_ends_whatever_its_streams_are(
+    mount: Mount, scratch: Path, words: str, status: int, lost: int
+) -> None:
+    (scratch / "script.py").write_text("print('hello')\n")
+    words = words.replace("SCRIPT", str(scratch / "script.py"))
+    arguments = words.replace("MOUNT", str(mount.path)).split()
+    with ExitStack() as stack:
+        started = {}
+        for number, state in enumerate(STATES):
+            if words.startswith("probe MOUNT"):
+                file = new_file(mount.path / f"file{number}")
+                arguments = ["probe", str(file)]
+            started[state] = stack.enter_context(start(arguments, state))
+        told = {
+            state: (*process.communicate(timeout=PATIENCE), process.returncode)
+            for state, process in started.items()
+        }
+    for state, (out, err, ended) in told.items():
+        assert "Traceback" not in out + err, (state, out, err)
+        expected = lost if STATES[state][2] else status
+        assert ended == expected, (state, out, err)
+
+
+def test_all_mounts_are_shown_whatever_the_streams_are() -> None:
+    """Those of others may be dead or stopped, so the status is not known."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(start(["status"], state)) for state in STATES]
+        for process in started:
+            out, err = process.communicate(timeout=PATIENCE)
+            assert "Traceback" not in out + err
+            assert process.returncode in (0, 1)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_mount_is_made_and_undone_whatever_the_streams_are(
+    point: Path, scratch: Path, state: str
+) -> None:
+    """Closed, they would be the pipe that readiness is told on: nothing came, ever."""
+    log = scratch / "log"
+    options = ["--size=4m", f"--log={log}", f"--control={scratch}/c"]
+    with start(["mount", *options, str(point)], state) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+        try:
+            assert (process.returncode, out) == (0, ""), err
+            assert support.status_of(point).size == 4 << 20
+        finally:
+            with start(["umount", str(point)], state) as ending:
+                ending.communicate(timeout=PATIENCE)
+    assert ending.returncode == 0
+    assert not support.is_mounted(point)
+    assert support.log_text(log) == ""
+
+
+MOUNTED = """
+import os
+for fd in range(3):
+    os.close(fd)
+import inaccfs
+with inaccfs.mounted() as mount:
+    status = mount.status()
+    assert all(os.stat(fd).st_rdev == os.stat("/dev/null").st_rdev for fd in range(3))
+os._exit(42 if status.pid == mount.pid else 1)
+"""
+
+
+def test_mounted_does_without_streams() -> None:
+    support.run(sys.executable, "-c", MOUNTED, status=42)
+
+
+@pytest.mark.parametrize("state", ["in full", "in for writing"])
+def test_commands_are_not_read_for_ever(mount: Mount, state: str) -> None:
+    """/dev/full has no end, and no lines."""
+    with start(["qmp", str(mount.path)], state) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("inaccfs: ")
+    assert err.count("\n") == 1
+
+
+def test_a_path_that_means_nothing_is_told() -> None:
+    with start(["umount", "relative"], "no directory") as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "")
+    assert err == (
+        "inaccfs: the working directory has been removed: change to another\n"
+    )
+
+
+# --- names that a terminal would obey ---------------------------------------------
+
+
+EVIL: Final = "a\x1b[31m\x9b2Jb\nc\u202e"
+
+
+def test_names_reach_no_terminal_as_they_are(scratch: Path) -> None:
+    point = scratch / EVIL
+    point.mkdir()
+    with inaccfs.mounted(point) as mount:
+        new_file(mount.path / EVIL)
+        said = [
+            cli("status", point),
+            # Mounts of others may be stopped.
+            support.run(*inaccfs_command("status"), status=None),
+            support.run(*inaccfs_command("status", "--json"), status=None),
+            support.run(*inaccfs_command("mount", point), status=1),
+            support.run(*inaccfs_command("probe", point / EVIL / "x"), status=2),
+            support.run(*inaccfs_command("qmp", point, "query-files")),
+            support.run(*inaccfs_command("qmp", mount.control, EVIL), status=2),
+            support.run(*inaccfs_command("kvm", "run", point / "none"), status=1),
+            support.run(*inaccfs_command("status", "a", EVIL), status=2),
+            support.run(*inaccfs_command("mount", "-o", EVIL, point), status=2),
+            support.run(*inaccfs_command("semantics", f"{point}/x.py:X"), status=2),
+        ]
+    for told in said:
+        for line in (told.stdout + told.stderr).split("\n"):
+            assert line.isprintable(), told
+    assert said[3].stderr.count("\n") == 1
+
+
+def test_names_in_a_log_are_one_line(scratch: Path) -> None:
+    point = scratch / EVIL
+    point.mkdir()
+    log = scratch / "log"
+    cli("mount", "-v", "--log", log, "--control", scratch / "c", point)
+    cli("umount", point)
+    lines = log.read_text().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any("mounted: " in line and "\\x1b[31m" in line for line in lines)
+    with suppress(OSError):
+        os.unlink(log)
