@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
