@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
-from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -290,6 +290,9 @@ class InaccessibleFile:
         patience = self._shim.patience
         if length > self.quick_bytes or self.busy or not self._shim.punches_at_once:
             return False
+        part = Part.of(offset, length, self.page_size)
+        if len(self.notifiers) > AT_ONCE or not self.pages.are_few(*part.told):
+            return False
         # First, for `fallocate` asks the rules, too.
         if not self.notifiers.take():
             return False
@@ -300,7 +303,6 @@ class InaccessibleFile:
             raise
         assert patience is not None
         self._count(mode)
-        part = Part.of(offset, length, self.page_size)
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
 
         def change() -> Changed:
@@ -353,7 +355,9 @@ class InaccessibleFile:
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* take what has been fetched, too."""
         start, end = part.told
-        if (end - start) * self.page_size <= self.quick_bytes:
+        if (end - start) * self.page_size <= self.quick_bytes and self.pages.are_few(
+            start, end
+        ):
             return self.pages.punch_now(*part.gone, punch)
         return await self.pages.punch(*part.gone, punch)
 
