@@ -305,6 +305,8 @@ class _Daemon:
                 ),
                 self._shim,
                 self._config.policy,
+                receiver=self._helper,
+                device=self._device_number,
             )
             nursery.start_soon(self._server.run)
             warnings = list(self._backing.warnings)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
-from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
 from inaccfs.shim.turn import Turn
@@ -246,6 +246,9 @@ class InaccessibleFile:
             or not self._shim.punches_at_once
         ):
             return False
+        part = Part.of(offset, length, self.page_size)
+        if len(self.notifiers) > AT_ONCE or not self.pages.are_few(*part.told):
+            return False
         # First, for `fallocate` asks the rules, too.
         if not self.notifiers.take():
             return False
@@ -256,7 +259,6 @@ class InaccessibleFile:
             raise
         assert patience is not None
         self._count(mode)
-        part = Part.of(offset, length, self.page_size)
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
 
         def change() -> Changed:
@@ -304,7 +306,9 @@ class InaccessibleFile:
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* take what has been fetched, too."""
         start, end = part.told
-        if (end - start) * self.page_size <= self.quick_bytes:
+        if (end - start) * self.page_size <= self.quick_bytes and self.pages.are_few(
+            start, end
+        ):
             return self.pages.punch_now(*part.gone, punch)
         return await self.pages.punch(*part.gone, punch)
 

@@ -6,6 +6,7 @@ frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
 
 from __future__ import annotations
 
+from itertools import islice
 from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -70,6 +71,9 @@ class Frames(Protocol):
 
     def extents(self) -> list[Extent]:
         """All that is known."""
+
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what is known from page *start* on."""
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         """Where [start, end) is, if all of it was fetched and cannot have moved."""
@@ -173,6 +177,14 @@ class Table:
         """All of the table."""
         with self._lock:
             return [extent for _, _, extent in self._runs]
+
+    def since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what the table has from *start* on."""
+        with self._lock:
+            found = [extent for _, _, extent in islice(self._runs.since(start), most)]
+        if found:
+            found[0] = self._after(found[0], start)
+        return found
 
     def look(self, start: int, end: int) -> list[Extent]:
         """What the table has of [start, end)."""

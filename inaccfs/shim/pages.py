@@ -12,18 +12,18 @@ from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
 from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import split_folios
+from inaccfs.shim.frames import Extent, split_folios
 from inaccfs.shim.holes import first_hole
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
+from inaccfs.shim.turns import Turns
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.mount import Shim
     from inaccfs.shim.notifiers import Notifiers
@@ -36,8 +36,11 @@ QUICK_FETCH_BYTES: Final = 1 << 20
 _PAGES_A_TURN: Final = 4096
 """So many pages can be got at once: each may be an extent."""
 
-_EXTENTS_A_TURN: Final = 512
-"""How many extents are marked as punched before other tasks get a turn."""
+_PAGES_A_STEP: Final = 512
+"""For so many pages references are counted in one step: each may have its own."""
+
+_QUICK_MARKS: Final = 8192
+"""So many references may be looked at when pages are punched, in the trio loop."""
 
 
 class Pages:
@@ -120,12 +123,13 @@ class Pages:
     # --- getting and putting -------------------------------------------------------
 
     async def get(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> tuple[list[Extent], list[Extent]]:
         """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
 
-        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
-        the pages are, and which had moved: `tell_moved` is for those.
+        Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
+        extents of that, and which had moved: `tell_moved` is for those. *holder* gets a
+        reference to each page that is returned.
 
         Raises:
             OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
@@ -133,14 +137,14 @@ class Pages:
                 have it ENOENT for a hole, an errno for an unbound page, and EAGAIN for
                 one that is locked.
         """
-        while (got := self.get_now(holder, start, end)) is None:
+        while (got := self.get_now(holder, start, end, most)) is None:
             if not self._turn.taken:
-                return await self._get_long(holder, start, end)
+                return await self._get_long(holder, start, end, most)
             await self._turn.wait()
         return got
 
     async def _get_long(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None
     ) -> tuple[list[Extent], list[Extent]]:
         """The same in a turn of the file's, and in a thread; `get_now` has checked."""
         memory = self._memory_of(start, end)
@@ -151,16 +155,18 @@ class Pages:
             memory.record((), moved)
             # Others may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(start, end)) is None:
+                extents = self._split(extents)[:most]
                 # Nothing can be punched meanwhile; and what has been got is got,
                 # whatever ends this task.
+                turns = Turns(self._shim.loop)
                 with self._shim.loop.shield():
-                    for at in range(0, len(extents), _EXTENTS_A_TURN):
-                        memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                        await self._shim.loop.checkpoint()
+                    for piece in _pieces(extents, self._page_size):
+                        memory.get(holder, [piece])
+                        await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
-        return self._split(extents), moved
+        return extents, moved
 
     @contextmanager
     def _being_fetched(self, start: int, end: int) -> Iterator[None]:
@@ -219,7 +225,7 @@ class Pages:
         return memory.fetch(start, end)
 
     def get_now(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> tuple[list[Extent], list[Extent]] | None:
         """The same at once; None if that takes more time than the trio loop has."""
         if self._guarded:
@@ -232,8 +238,7 @@ class Pages:
         if self.memory is not None:
             known = self.memory.known(start, end)
             if known is not None:
-                self.memory.get(holder, known)
-                return self._split(known), []
+                return self._got(self.memory, holder, known, most), []
         length = (end - start) * self._page_size
         if (
             self._turn.taken
@@ -251,8 +256,17 @@ class Pages:
         # In this order, and before anything else runs: what has moved is no more, and
         # what is here now may be punched by the next task.
         memory.record((), moved)
+        return self._got(memory, holder, extents, most), moved
+
+    def _got(
+        self, memory: Memory, holder: Holder, extents: list[Extent], most: int | None
+    ) -> list[Extent]:
+        """Give *holder* references to the first *most* extents, and return these."""
+        extents = self._split(extents)
+        if most is not None and len(extents) > most:
+            extents = extents[:most]
         memory.get(holder, extents)
-        return self._split(extents), moved
+        return extents
 
     def _refusal(self, start: int, end: int) -> OSError | None:
         """Why no frame may be got of one of these pages, if none may."""
@@ -315,6 +329,20 @@ class Pages:
             OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
                 where there are none.
         """
+        self._putting().put(holder, pfn, count)
+
+    async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
+        """The same for each (pfn, count) of *extents*, of which there may be many.
+
+        Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
+        is put.
+        """
+        turns = Turns(self._shim.loop)
+        for _ in self._putting().put_all(holder, extents):
+            await turns.give()
+
+    def _putting(self) -> Memory:
+        """What is to be put to."""
         if not self.keeps_references:
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -323,7 +351,13 @@ class Pages:
             )
         if self.memory is None:
             raise OSError(errno.EINVAL, "nothing of this file has been fetched")
-        self.memory.put(holder, pfn, count)
+        return self.memory
+
+    def are_few(self, start: int, end: int) -> bool:
+        """Whether to punch these pages takes little time of the trio loop."""
+        if self.memory is None:
+            return True
+        return (end - start) * self.memory.holders <= _QUICK_MARKS
 
     # --- punching ------------------------------------------------------------------
 
@@ -377,9 +411,10 @@ class Pages:
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
             with self._shim.loop.shield():
-                for at in range(0, len(removed), _EXTENTS_A_TURN):
-                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await self._shim.loop.checkpoint()
+                turns = Turns(self._shim.loop)
+                for piece in _pieces(removed, self._page_size):
+                    memory.record([piece], [])
+                    await turns.give()
             memory.record((), moved)
         return Changed(moved, removed)
 
@@ -433,7 +468,7 @@ class Pages:
         self._poisoned.add(page)
         self._changed()
         if rule == "error":
-            self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+            await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
 
@@ -481,6 +516,19 @@ class Pages:
         if self._poisoned:
             self._poisoned -= {page for page in self._poisoned if start <= page < end}
             self._changed()
+
+
+def _pieces(extents: Iterable[Extent], page_size: int) -> Iterator[Extent]:
+    """*extents*, those of many pages in parts."""
+    per_page = page_size // FRAME_BYTES
+    for extent in extents:
+        offset, pfn, count, order = extent
+        if count <= _PAGES_A_STEP:
+            yield extent
+            continue
+        for at in range(0, count, _PAGES_A_STEP):
+            pages = min(_PAGES_A_STEP, count - at)
+            yield Extent(offset + at, pfn + at * per_page, pages, order)
 
 
 def _first_in(pages: set[int], start: int, end: int) -> int | None:
