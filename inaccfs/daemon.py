@@ -35,8 +35,8 @@ from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,20 +217,20 @@ class _Daemon:
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
-        self._shim = Shim(
+        self._superblock = Superblock(
             telling(config.semantics),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
-            space=self._closer,
+            frees=self._closer,
             patience=self._patience,
         )
         self._helper = parts.helper
         self._namespace = Namespace(
             backing,
-            self._shim,
+            self._superblock,
             self._closer.close,
             keeps_nodes=backing.private,
             noatime=config.fuse.noatime_directories,
@@ -303,7 +303,7 @@ class _Daemon:
                     self._device_number,
                     self._helper,
                 ),
-                self._shim,
+                self._superblock,
                 self._config.policy,
                 receiver=self._helper,
                 device=self._device_number,

@@ -304,7 +304,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

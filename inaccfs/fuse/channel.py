@@ -26,7 +26,8 @@ from inaccfs.fuse import attributes, handshake, wire
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
-from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
+from inaccfs.shim.call import Call
+from inaccfs.shim.file import DONE, UNDER_WAY
 
 if TYPE_CHECKING:
     import socket
@@ -507,12 +508,12 @@ class Channel:
         file = node.file
         if file is None:
             file = self._namespace.reopen(node)
-        if file.fallocate_quick(mode, offset, length):
+        begun = file.begin(mode, offset, length, partial(self._punched, unique))
+        if begun is DONE:
             return wire.pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
-        if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-            mode, offset, length, partial(self._punched, unique)
-        ):
+        if begun is UNDER_WAY:
             return None
+        call = Call(mode, offset, length)
         # The task runs when all requests have been read. If there was no space, one of
         # them may be the FORGET of a file that is gone: the kernel lets some pass it.
         # Now and not in the task: the very next request may be the INTERRUPT.
@@ -520,7 +521,7 @@ class Channel:
 
         async def answer() -> bytes:
             try:
-                await self._fallocate_long(node, mode, offset, length, interrupted)
+                await self._fallocate_long(node, call, interrupted)
             finally:
                 del self._interrupts[unique]
             return wire.reply_done(unique)
@@ -536,14 +537,14 @@ class Channel:
             self._write(_failure(unique, failure))
 
     async def _fallocate_long(
-        self, node: Node, mode: int, offset: int, length: int, interrupted: trio.Event
+        self, node: Node, call: Call, interrupted: trio.Event
     ) -> None:
         # Held open by us too: once interrupted, the caller may close the file before
         # the backing has given back what it had taken.
         with ExitStack() as stack:
             file = stack.enter_context(self._namespace.opened(node))
             try:
-                await file.fallocate(mode, offset, length, interrupted)
+                await file.finish(call, interrupted)
             finally:
                 if file.turn.undoing is not None:
                     # Nobody may look until the memory has been given back.
