@@ -322,7 +322,7 @@ class InaccessibleFile:
         if os.fstat(self.fd).st_blocks * 512 <= INLINE_BYTES:
             truncate()
             return
-        # Memory allocated beyond the end, with KEEP_SIZE, is closed by this.
+        # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         with self.turn.take():
             await self._superblock.loop.in_thread(
                 truncate, limiter=self._superblock.threads.changes
