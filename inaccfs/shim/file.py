@@ -91,7 +91,7 @@ class InaccessibleFile:
             shim.ack_seconds,
             self.consider,
             unit=self.page_size if rules.unit == "bytes" else 1,
-            clips=rules.told == "clipped",
+            clips=rules.reported == "clipped",
             loop=shim.loop,
         )
         # In bytes: nothing may be allocated behind it. The size, once it is looked up,

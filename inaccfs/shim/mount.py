@@ -107,7 +107,7 @@ class Shim:
     @property
     def whole_call(self) -> bool:
         """Whether the list of notifiers is held for the whole of a fallocate(2)."""
-        return self.semantics.held == "the whole call"
+        return self.semantics.list_locked == "the whole call"
 
     @property
     def punches_at_once(self) -> bool:

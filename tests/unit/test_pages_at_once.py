@@ -45,7 +45,7 @@ async def at_once(world: World, start: int, end: int) -> bool:
     [
         (V8(), True),
         (V8AsPosted(), True),
-        (rules(held="the whole call"), True),
+        (rules(list_locked="the whole call"), True),
         (rules(references="locked"), False),
         (V7(), False),
         (V9(), False),
