@@ -30,7 +30,7 @@ from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
-from inaccfs.shim import frames
+from inaccfs.shim import framesource
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -122,7 +122,7 @@ def run(
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
-        source = frames.choose(
+        source = framesource.choose(
             config.frames.source,
             config.frames.simulated,
             large_folios=_has_large_folios(config),
