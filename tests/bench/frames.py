@@ -30,9 +30,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from inaccfs import mmcalls, syscalls
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import InaccfsError
 from inaccfs.shim import framesource
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.references import References

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from inaccfs import mmcalls, syscalls
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import OptionError
 from inaccfs.shim import frames, framesource, pagemap, pins
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource

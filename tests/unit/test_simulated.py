@@ -30,7 +30,7 @@ from tests.unit.fakes import refused
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
     from inaccfs.shim.frames import Punched
 
 PAGE: Final = 4096
