@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from inaccfs import mmcalls, syscalls
+from inaccfs import mmcalls, syscalls, uring
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import OptionError
@@ -336,7 +336,7 @@ def test_locked_pages_are_looked_at_again(
     def not_permitted() -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(mmcalls, "io_uring_setup", not_permitted)
+    monkeypatch.setattr(uring, "setup", not_permitted)
     with open_file() as file:
         assert file.source.pinning == "mlock (io_uring: Operation not permitted)"
         extents = file.fetch(0, 1024)
