@@ -41,9 +41,9 @@ from tests.unit.fakes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
-    from inaccfs.shim.backing import Backing
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE

@@ -21,8 +21,8 @@ from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
-    from inaccfs.shim.backing import Backing
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
