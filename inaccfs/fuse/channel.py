@@ -318,7 +318,7 @@ class Channel:
         file = node.file
         if file is None:
             return self._attributes(unique, node)
-        if file.undoing is not None:
+        if file.turn.undoing is not None:
             self._later(unique, lambda: self._getattr_settled(unique, node))
             return None
         # The attributes of a file are never kept: see Inodes.attr_valid().
@@ -332,13 +332,13 @@ class Channel:
 
     async def _getattr_settled(self, unique: int, node: Node) -> bytes:
         if node.file is not None:
-            await node.file.wait_settled()
+            await node.file.turn.wait_undone()
         return self._attributes(unique, node)
 
     def _statx(self, size: int, unique: int, nodeid: int) -> bytes | None:
         """As GETATTR, and the time of birth."""
         node = self._namespace[nodeid]
-        if node.file is None or node.file.settled:
+        if node.file is None or node.file.turn.undoing is None:
             return self._statx_reply(unique, node)
         self._later(unique, lambda: self._statx_settled(unique, node))
         return None
@@ -351,7 +351,7 @@ class Channel:
 
     async def _statx_settled(self, unique: int, node: Node) -> bytes:
         if node.file is not None:
-            await node.file.wait_settled()
+            await node.file.turn.wait_undone()
         return self._statx_reply(unique, node)
 
     def _setattr(self, size: int, unique: int, nodeid: int) -> None:
@@ -545,7 +545,7 @@ class Channel:
             try:
                 await file.fallocate(mode, offset, length, interrupted)
             finally:
-                if not file.settled:
+                if file.turn.undoing is not None:
                     # Nobody may look until the memory has been given back.
                     assert self._nursery is not None
                     hold = stack.pop_all()
@@ -569,7 +569,7 @@ class Channel:
 
 async def _close_when_settled(file: InaccessibleFile, hold: ExitStack) -> None:
     with hold:
-        await file.wait_settled()
+        await file.turn.wait_undone()
 
 
 @overload

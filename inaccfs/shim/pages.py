@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -24,10 +24,11 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.mount import Shim
+    from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Part, Steps
+    from inaccfs.shim.turn import Turn
 
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
@@ -49,18 +50,33 @@ class Pages:
     """
 
     __slots__ = (
+        "_changed",
+        "_fd",
         "_fetching",
-        "_file",
         "_locks",
         "_moved",
+        "_notifiers",
+        "_page_size",
         "_poisoned",
         "_shim",
+        "_turn",
         "memory",
     )
 
-    def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
-        """Of *file*, whose turns these are: its long operations exclude each other."""
-        self._file: Final = file
+    def __init__(
+        self,
+        shim: Shim,
+        fd: int,
+        turn: Turn,
+        notifiers: Notifiers,
+        changed: Callable[[], None],
+    ) -> None:
+        """*changed* is called after each change of `plain`."""
+        self._fd = fd
+        self._page_size: Final = shim.page_size
+        self._turn: Final = turn
+        self._notifiers: Final = notifiers
+        self._changed: Final = changed
         self._shim: Final = shim
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
@@ -95,6 +111,7 @@ class Pages:
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
+        self._fd = fd
         if self.memory is not None:
             self.memory.reopened(fd)
 
@@ -121,9 +138,9 @@ class Pages:
                 one that is locked.
         """
         while (got := self.get_now(holder, start, end, most)) is None:
-            if not self._file.busy:
+            if not self._turn.taken:
                 return await self._get_long(holder, start, end, most)
-            await self._file.wait_idle()
+            await self._turn.wait()
         return got
 
     async def _get_long(
@@ -132,29 +149,32 @@ class Pages:
         """The same in a turn of the file's, and in a thread; `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
-        self._file.begin_long()
-        self._fetching = range(start, end)
-        try:
-            with nullcontext() if locks is None else locks.claimed(start, end):
-                extents, moved = await self._fetch(memory, start, end)
-                memory.record((), moved)
-                # Others may have unbound or poisoned pages meanwhile.
-                if (refusal := self._refusal(start, end)) is None:
-                    extents = self._split(extents)[:most]
-                    # Nothing can be punched meanwhile; and what has been got is got,
-                    # whatever ends this task.
-                    turns = Turns(self._shim.loop)
-                    with self._shim.loop.shield():
-                        for piece in _pieces(extents, self._file.page_size):
-                            memory.get(holder, [piece])
-                            await turns.give()
-        finally:
-            self._fetching = range(0)
-            self._file.end_long()
+        claim = nullcontext() if locks is None else locks.claimed(start, end)
+        with self._turn.take(), self._being_fetched(start, end), claim:
+            extents, moved = await self._fetch(memory, start, end)
+            memory.record((), moved)
+            # Others may have unbound or poisoned pages meanwhile.
+            if (refusal := self._refusal(start, end)) is None:
+                extents = self._split(extents)[:most]
+                # Nothing can be punched meanwhile; and what has been got is got,
+                # whatever ends this task.
+                turns = Turns(self._shim.loop)
+                with self._shim.loop.shield():
+                    for piece in _pieces(extents, self._page_size):
+                        memory.get(holder, [piece])
+                        await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
         return extents, moved
+
+    @contextmanager
+    def _being_fetched(self, start: int, end: int) -> Iterator[None]:
+        self._fetching = range(start, end)
+        try:
+            yield
+        finally:
+            self._fetching = range(0)
 
     async def _fetch(
         self, memory: Memory, start: int, end: int
@@ -175,8 +195,8 @@ class Pages:
 
     async def _allocate_apart(self, start: int, end: int) -> None:
         """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-        shim, file = self._shim, self._file
-        length = (end - start) * file.page_size
+        shim = self._shim
+        length = (end - start) * self._page_size
         if (
             shim.allocator is None
             or not shim.semantics.allocates
@@ -186,9 +206,9 @@ class Pages:
         # As in a thread: what is being undone is nobody else's to look at.
         with shim.loop.shield():
             await shim.allocator.allocate(
-                file.fd,
+                self._fd,
                 FALLOC_FL_KEEP_SIZE,
-                start * file.page_size,
+                start * self._page_size,
                 length,
                 shim.loop.event(),
             )
@@ -197,10 +217,9 @@ class Pages:
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
         """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
-        file = self._file
         if not self._shim.semantics.allocates:
             # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(file.fd, file.page_size, start, end, memory.known)
+            hole = first_hole(self._fd, self._page_size, start, end, memory.known)
             if hole is not None:
                 raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
         return memory.fetch(start, end)
@@ -220,9 +239,9 @@ class Pages:
             known = self.memory.known(start, end)
             if known is not None:
                 return self._got(self.memory, holder, known, most), []
-        length = (end - start) * self._file.page_size
+        length = (end - start) * self._page_size
         if (
-            self._file.busy
+            self._turn.taken
             or length > QUICK_FETCH_BYTES
             or not self._shim.headroom.allows(length)
         ):
@@ -252,7 +271,7 @@ class Pages:
     def _refusal(self, start: int, end: int) -> OSError | None:
         """Why no frame may be got of one of these pages, if none may."""
         rules = self._shim.semantics
-        if rules.scope == "range" and not self._file.notifiers.cover(start, end):
+        if rules.scope == "range" and not self._notifiers.cover(start, end):
             return OSError(
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
@@ -274,7 +293,7 @@ class Pages:
 
     def _check_end(self, start: int, end: int) -> None:
         """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
-        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
+        pages = -(-os.fstat(self._fd).st_size // self._page_size)
         if end > pages:
             raise OSError(
                 errno.EINVAL,
@@ -289,10 +308,10 @@ class Pages:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
             self.memory = Memory(
                 self._shim.frames,
-                self._file.fd,
-                self._file.page_size,
+                self._fd,
+                self._page_size,
                 self._shim.counters,
-                self._file.consider,
+                self._changed,
                 None if self._locks is None else self._locks.unlocked,
                 keeps_references=self._shim.semantics.references != "none",
             )
@@ -381,8 +400,7 @@ class Pages:
         """The same for so much that it takes a thread, in a turn of the file's."""
         memory = self.memory
         assert memory is not None
-        self._file.begin_long()
-        try:
+        with self._turn.take():
             removed, moved = await self._shim.loop.in_thread(
                 memory.punch,
                 start,
@@ -394,12 +412,10 @@ class Pages:
             # again, which would be taken for what has gone.
             with self._shim.loop.shield():
                 turns = Turns(self._shim.loop)
-                for piece in _pieces(removed, self._file.page_size):
+                for piece in _pieces(removed, self._page_size):
                     memory.record([piece], [])
                     await turns.give()
             memory.record((), moved)
-        finally:
-            self._file.end_long()
         return Changed(moved, removed)
 
     async def _drive(self, steps: Steps) -> None:
@@ -407,7 +423,7 @@ class Pages:
         # told of a start. If they go, too, nobody waits for them.
         with self._shim.loop.shield():
             await drive(
-                steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
+                steps, self._notifiers, no_change, whole_call=self._shim.whole_call
             )
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
@@ -417,12 +433,12 @@ class Pages:
         one of the callbacks that it waits for.
         """
         self._note_moved(moved)
-        if self._moved and not self._file.notifiers.running:
+        if self._moved and not self._notifiers.running:
             await self._drive(self._moved.steps())
 
     def _note_moved(self, moved: Sequence[Extent]) -> None:
         # Where pages may move nobody is told: that is the rule.
-        if self._file.notifiers and not self._shim.semantics.movable:
+        if self._notifiers and not self._shim.semantics.movable:
             self._moved.note(moved)
 
     # --- poison --------------------------------------------------------------------
@@ -450,33 +466,29 @@ class Pages:
         assert self.memory is not None
         self.memory.poison(page)
         self._poisoned.add(page)
-        self._file.consider()
+        self._changed()
         if rule == "error":
-            await self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+            await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
 
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
-        file = self._file
-        while file.busy and page not in self._fetching:
+        while self._turn.taken and page not in self._fetching:
             # It may be about to go, or to come.
-            await file.wait_idle()
+            await self._turn.wait()
         memory = self._memory_of(page, page + 1)
         if page in self._fetching or memory.known(page, page + 1) is not None:
             return
-        hole = partial(first_hole, file.fd, file.page_size, page, page + 1)
-        if file.page_size <= QUICK_FETCH_BYTES:
+        hole = partial(first_hole, self._fd, self._page_size, page, page + 1)
+        if self._page_size <= QUICK_FETCH_BYTES:
             found = hole()
         else:
             # Where pages are huge one may have to be allocated to find that out.
-            file.begin_long()
-            try:
+            with self._turn.take():
                 found = await self._shim.loop.in_thread(
                     hole, limiter=self._shim.threads.fetches
                 )
-            finally:
-                file.end_long()
         if found is not None:
             # memory_failure() says so of a frame that is not there.
             raise OSError(
@@ -496,14 +508,14 @@ class Pages:
         """
         if not self._poisoned:
             return extents
-        per_page = self._file.page_size // FRAME_BYTES
+        per_page = self._page_size // FRAME_BYTES
         return split_folios(extents, self._poisoned, per_page)
 
     def _heal(self, start: int, end: int) -> None:
         """These pages have been punched: what comes in their place is good."""
         if self._poisoned:
             self._poisoned -= {page for page in self._poisoned if start <= page < end}
-            self._file.consider()
+            self._changed()
 
 
 def _pieces(extents: Iterable[Extent], page_size: int) -> Iterator[Extent]:

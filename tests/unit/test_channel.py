@@ -691,7 +691,7 @@ async def test_the_end_does_not_wait_for_a_busy_file(
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
     assert held.cancelled
-    assert not world.namespace.busy_files
+    assert not world.namespace._shim.busy
 
 
 # --- relaying ---------------------------------------------------------------------

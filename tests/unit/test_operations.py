@@ -169,7 +169,7 @@ async def test_what_needs_the_lock_of_a_busy_file_waits(
         await _times(operations, namespace[made.st_ino])
         await operations.statfs(CONTEXT)
     assert ended.is_set()
-    assert not namespace.busy_files
+    assert not namespace._shim.busy
 
 
 async def test_a_size_waits_and_is_then_refused(
