@@ -288,17 +288,17 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     # "every fallocate", "punches": which calls of fallocate(2) notify.
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
-    notifies_on_failure: bool
+    notifies_failures: bool
     # "pages"; or "bytes", for what has been posted with that mistake.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
-    # "punched" or "clipped": what of a punch a bound notifier is told.
-    told: str
-    # "each walk" or "the whole call": how long the list of notifiers stays as it is.
-    held: str
+    # "punched" or "clipped": the range of a punch that a bound notifier is told.
+    reported: str
+    # "each walk" or "the whole call": how long the list of notifiers is locked.
+    list_locked: str
     # Whether events carry the frames that go.
     tells_frames: bool
     # Whether get-pfn fills holes.

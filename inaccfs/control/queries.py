@@ -271,30 +271,12 @@ async def stats(server: Server) -> messages.Stats:
 
 def semantics(rules: Semantics) -> messages.Semantics:
     """query-semantics."""
-    return messages.Semantics(
-        name=rules.name,
-        source=rules.source,
-        events=rules.events,
-        commands=_commands(rules),
-        size=rules.size,
-        aligned=rules.aligned,
-        keep_size_required=rules.keep_size_required,
-        past_end=rules.past_end,
-        order=rules.order,
-        notifies=rules.notifies,
-        notifies_on_failure=rules.notifies_failures,
-        unit=rules.unit,
-        scope=rules.scope,
-        exclusive=rules.exclusive,
-        told=rules.told,
-        held=rules.held,
-        tells_frames=rules.tells_frames,
-        allocates=rules.allocates,
-        references=rules.references,
-        movable=rules.movable,
-        memory_failure=rules.memory_failure,
-        mmap=rules.mmap,
-    )
+    rest = {
+        name: getattr(rules, name)
+        for name in messages.Semantics.__struct_fields__
+        if name != "commands"
+    }
+    return messages.Semantics(commands=_commands(rules), **rest)
 
 
 def _commands(rules: Semantics) -> list[str]:

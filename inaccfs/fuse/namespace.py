@@ -14,17 +14,17 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.backing.root import open_to_read
 from inaccfs.fuse.directories import OpenDirectory
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
-from inaccfs.shim.backing import open_to_read
 from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import CloseFd
     from inaccfs.fuse.wire import Entry
-    from inaccfs.shim.backing import Backing
     from inaccfs.shim.superblock import Superblock
     from inaccfs.syscalls import Time
 

@@ -119,7 +119,7 @@ class Mount:
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
-            begun = file.begin(mode, offset, length, done.append)
+            begun = file.begin(mode, offset, length, lambda: done.append)
             if begun is UNDER_WAY:
                 loop.wait_for(lambda: bool(done), "answers")
                 if done[0] is not None:

@@ -18,7 +18,7 @@ from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.call import Begun, Call, Kind, Part
 from inaccfs.shim.notifiers import AT_ONCE, Notifiers
-from inaccfs.shim.order import Changed, InlineDrive, drive
+from inaccfs.shim.order import Changed, Done, InlineDrive, drive
 from inaccfs.shim.pages import Pages
 from inaccfs.shim.turn import Turn
 from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
@@ -93,7 +93,7 @@ class InaccessibleFile:
             superblock.ack_seconds,
             self.update_fast_path,
             unit=self.page_size if rules.unit == "bytes" else 1,
-            clips=rules.told == "clipped",
+            clips=rules.reported == "clipped",
             loop=superblock.loop,
         )
         # In bytes: allocations must end here; None where the rules allow them past the
@@ -132,14 +132,15 @@ class InaccessibleFile:
         mode: int,
         offset: int,
         length: int,
-        done: Callable[[Exception | None], None],
+        hold: Callable[[], Done],
     ) -> Begun:
         """inaccessible_fallocate() of v8: ask the rules, and do at once what is quick.
 
-        Returns DONE if that is all. Returns UNDER_WAY if notifiers hold up the rest:
-        *done* is then called when the last has answered, with what the call fails with,
-        if it does; that may be before this returns. Returns LATER if the call has to
-        wait for the file or for memory, or takes long: the caller then awaits `finish`.
+        Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
+        *hold* has been called then, and what it returned is called when the last has
+        answered, with what the call fails with, if it does; that may be before this
+        returns. Returns LATER if the call has to wait for the file or for memory, or
+        takes long: the caller then awaits `finish`.
 
         Raises:
             OSError: the rules forbid the call, or the backing has refused it.
@@ -150,7 +151,7 @@ class InaccessibleFile:
             self._check_end(mode, offset + length)
         if length > self._fast_limit:
             if mode & FALLOC_FL_PUNCH_HOLE:
-                return self._begin_punch(Call(mode, offset, length), done)
+                return self._begin_punch(Call(mode, offset, length), hold)
             return LATER
         headroom = self._headroom
         if length <= headroom.left:
@@ -184,9 +185,7 @@ class InaccessibleFile:
         if mode & FALLOC_FL_PUNCH_HOLE:
             self._counters.punches += 1
 
-    def _begin_punch(
-        self, call: Call, done: Callable[[Exception | None], None]
-    ) -> Begun:
+    def _begin_punch(self, call: Call, hold: Callable[[], Done]) -> Begun:
         """A punch that events report, or that removes fetched pages; without a task."""
         superblock = self._superblock
         if (
@@ -208,7 +207,7 @@ class InaccessibleFile:
             return self.pages.punch_now(*part.whole, punch)
 
         steps = self.pages.steps(part, call.kind)
-        InlineDrive(steps, self.notifiers, superblock.patience, change, done).go_on()
+        InlineDrive(steps, self.notifiers, superblock.patience, change, hold()).go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:

@@ -12,14 +12,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
-from inaccfs.errors import OptionError
 from inaccfs.shim.frameoptions import HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from inaccfs.shim.frameoptions import SimulatedMemory
 
 # So much is allocated in well under a millisecond, and may keep the GIL.
 _QUICK_BYTES: Final = 2 << 20
@@ -123,39 +120,6 @@ class FrameSource(Protocol):
 
     def close(self) -> None:
         """Give everything back. The files must have been closed before."""
-
-
-def choose(
-    wanted: str,
-    memory: SimulatedMemory,
-    *,
-    large_folios: bool,
-    movable: bool = False,
-) -> FrameSource:
-    """The source for *wanted*: "auto", "pagemap" or "simulated".
-
-    With *large_folios* a page of a tmpfs may belong to a folio of many; without, that
-    is not looked into. With *movable* nothing keeps fetched pages where they are.
-
-    Raises:
-        OptionError: real frames were asked for, and the kernel does not show them.
-    """
-    # Imported here: a mount needs one of the two at most, and starts the sooner.
-    if wanted != "simulated":
-        from inaccfs.shim import pagemap
-
-        try:
-            return pagemap.make_source(large_folios=large_folios, movable=movable)
-        except OSError as exc:
-            if wanted == "pagemap":
-                raise OptionError(
-                    f"no real page frames: {exc.strerror}; they take CAP_SYS_ADMIN of "
-                    "the initial user namespace, so mount as root outside of "
-                    "containers, or choose simulated frames"
-                ) from exc
-    from inaccfs.shim.simulated import SimulatedSource
-
-    return SimulatedSource(memory)
 
 
 class Table:

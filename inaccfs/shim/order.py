@@ -150,6 +150,11 @@ class Evictor(Protocol):
         """It has been."""
 
 
+Done: TypeAlias = "Callable[[Exception | None], None]"
+"""Called when an operation is over, with what it fails with, if it does. Never raises.
+"""
+
+
 class InlineDrive:
     """Takes steps without a task: up to the next event, and on when it is answered."""
 
@@ -161,7 +166,7 @@ class InlineDrive:
         notifiers: Notifiers,
         patience: Evictor,
         change: Callable[[], Changed],
-        done: Callable[[Exception | None], None],
+        done: Done,
     ) -> None:
         """*notifiers* must have been taken; they are released before *done* is called.
 

@@ -117,7 +117,7 @@ class Superblock:
     @property
     def whole_call(self) -> bool:
         """Whether an operation locks the notifier list from its start to its end."""
-        return self.semantics.held == "the whole call"
+        return self.semantics.list_locked == "the whole call"
 
     @property
     def punches_inline(self) -> bool:

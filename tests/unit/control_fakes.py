@@ -31,11 +31,11 @@ from inaccfs.status import Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.fuse.inodes import Node
     from inaccfs.semantics import Semantics
-    from inaccfs.shim.backing import Backing
     from inaccfs.shim.file import InaccessibleFile
 
 Answer = dict[str, Any]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs import cli
+from inaccfs.backing.options import parse_size
 from inaccfs.control import qmp, reference
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.messages import COMMANDS, EVENTS
-from inaccfs.shim.backing import parse_size
 from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from inaccfs.backing import Backing
     from inaccfs.helper.tasks import Received
-    from inaccfs.shim.backing import Backing
 
 
 class Hanging:

@@ -22,8 +22,8 @@ from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
-    from inaccfs.shim.backing import Backing
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
@@ -676,7 +676,7 @@ async def test_memory_failure_needs_an_error_callback(control: Control) -> None:
         assert "EOPNOTSUPP" in said
         rules = await peer.do("query-semantics")
         assert (rules["name"], rules["events"]) == ("v8", ["INVALIDATE"])
-        assert (rules["order"], rules["notifies_on_failure"]) == ("after", True)
+        assert (rules["order"], rules["notifies_failures"]) == ("after", True)
 
 
 @pytest.mark.parametrize("flags", [0x2, 0x4, 0x10, 0x8 | 0x4])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 
 async def test_replies_come_in_the_order_of_the_commands(control: Control) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
     from tests.unit.control_fakes import Control
 
 

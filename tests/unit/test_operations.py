@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
-    from inaccfs.shim.backing import Backing
     from tests.unit.fakes import HeldAllocator
 
 PAGE = 4096

@@ -9,9 +9,10 @@ import pytest
 import trio
 import trio.testing
 
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.call import Begun, Call
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import quick, refused
@@ -36,7 +37,7 @@ async def at_once(world: World, start: int, end: int) -> bool:
         nursery.start_soon(world.patience.run)
         await trio.testing.wait_all_tasks_blocked()
         length = (end - start) * PAGE
-        begun = world.file.begin(PUNCH, start * PAGE, length, done)
+        begun = world.file.begin(PUNCH, start * PAGE, length, lambda: done)
         assert begun is not Begun.DONE
         if begun is Begun.UNDER_WAY:
             await over.wait()
@@ -50,7 +51,7 @@ async def at_once(world: World, start: int, end: int) -> bool:
     [
         (V8(), True),
         (V8AsPosted(), True),
-        (rules(held="the whole call"), True),
+        (rules(list_locked="the whole call"), True),
         (rules(references="locked"), False),
         (V7(), False),
         (V9(), False),

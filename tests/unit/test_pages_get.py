@@ -11,6 +11,8 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import V8, V10, Bind, GuestMemfd, Semantics
 from inaccfs.semantics.rules import (
@@ -19,7 +21,6 @@ from inaccfs.semantics.rules import (
     MEMORY_ERROR,
 )
 from inaccfs.shim import pages as pages_module
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock

@@ -298,4 +298,5 @@ class EachPage(RuleBasedStateMachine):
 
 
 TestEachPage = EachPage.TestCase
-TestEachPage.settings = settings(max_examples=200)
+# More of them in tests/hard/test_models.py.
+TestEachPage.settings = settings(max_examples=40)
