@@ -58,6 +58,7 @@ class Namespace(Inodes):
         self._noatime = noatime
         # Directories that are being read, by their fds, which are the file handles.
         self.directories: Final[dict[int, OpenDirectory]] = {}
+        self.trace: Final = superblock.trace
         # The turns of files whose backing inode is locked by a long operation.
         self._busy: Final = superblock.busy
         # How many regular files have a name; true where only the mount changes names.

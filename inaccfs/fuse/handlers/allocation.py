@@ -28,6 +28,7 @@ class AllocationHandlers:
     def __init__(self, namespace: Namespace, pending: Pending) -> None:
         self._namespace: Final = namespace
         self._nodes: Final = namespace.nodes
+        self._trace: Final = namespace.trace
         self._pending: Final = pending
 
     def handlers(self) -> Mapping[Op, Handler]:
@@ -42,14 +43,15 @@ class AllocationHandlers:
         file = node.file
         if file is None:
             file = self._namespace.reopen(node)
+        who = request.pid if self._trace.listeners else 0
         begun = file.begin(
-            mode, offset, length, lambda: partial(_finish, request.hold())
+            mode, offset, length, lambda: partial(_finish, request.hold()), who
         )
         if begun is DONE:
             return b""
         if begun is UNDER_WAY:
             return None
-        call, reply = Call(mode, offset, length), request.hold()
+        call, reply = Call(mode, offset, length, who), request.hold()
         # Registered before we read on: the next request may be the INTERRUPT for this
         # one.
         interrupted = reply.on_interrupt()
