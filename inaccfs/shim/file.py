@@ -27,6 +27,7 @@ from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.loop import Event
     from inaccfs.shim.superblock import Superblock
 
@@ -41,6 +42,12 @@ LATER: Final = Begun.LATER
 
 SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before anybody could interrupt it."""
+
+
+PIECE_BYTES: Final = 32 << 20
+"""So much is allocated between two looks at an interrupt, where the rules keep what has
+been allocated. A page may be larger, up to 1 GiB; it is a piece then.
+"""
 
 
 class InaccessibleFile:
@@ -247,9 +254,9 @@ class InaccessibleFile:
         """Do all of a call for which `begin` has returned LATER.
 
         *interrupted* is set when the caller wants out: an allocation that takes long
-        then raises EINTR within a tenth of a second and is undone by the backing,
-        which may take longer (see `Turn`). A punch goes on to its end, as it does
-        on a tmpfs; and so does the invalidation, which is a promise.
+        then raises EINTR within a tenth of a second. Where the rules want it undone the
+        backing does that, which may take longer (see `Turn`). A punch goes on to its
+        end, as on a tmpfs; and so does the invalidation, which is a promise.
         """
         try:
             await self._finish(call, interrupted)
@@ -301,28 +308,56 @@ class InaccessibleFile:
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
-        allocator = superblock.allocator if call.allocates else None
+        allocator = self._allocator(call)
+        if call.length <= self.inline_bytes and allocator is None:
+            change()
+            return Changed()
+        with self.turn.take():
+            if call.allocates and superblock.semantics.on_interrupt == "kept":
+                await self._allocate_in_pieces(call, interrupted)
+            elif allocator is not None:
+                await self._allocate_apart(allocator, call, interrupted)
+            else:
+                await superblock.loop.in_thread(
+                    change, limiter=superblock.threads.changes
+                )
+        return Changed()
+
+    def _allocator(self, call: Call) -> Allocator | None:
+        """What makes an allocation that is long, or near the limit of a cgroup."""
+        allocator = self._superblock.allocator if call.allocates else None
         if (
             allocator is not None
             and call.length <= SHORT_BYTES
             and self._headroom.allows(call.length)
         ):
-            allocator = None
-        if call.length <= self.inline_bytes and allocator is None:
-            change()
-            return Changed()
-        with self.turn.take():
-            if allocator is not None:
-                self.turn.undoing = await allocator.allocate(
-                    self.fd, *call.arguments, interrupted
-                )
+            return None
+        return allocator
+
+    async def _allocate_apart(
+        self, allocator: Allocator, call: Call, interrupted: Event
+    ) -> None:
+        self.turn.undoing = await allocator.allocate(
+            self.fd, *call.arguments, interrupted
+        )
+        if self.turn.undoing is not None:
+            raise refused(errno.EINTR)
+
+    async def _allocate_in_pieces(self, call: Call, interrupted: Event) -> None:
+        """kvm_gmem_allocate() of guest_memfd: what has been allocated stays, whatever
+        ends the call; a piece is here what a folio is there.
+        """
+        superblock = self._superblock
+        for piece in call.pieces(max(PIECE_BYTES, self.page_size)):
+            if interrupted.is_set():
+                raise refused(errno.EINTR)
+            if (allocator := self._allocator(piece)) is not None:
+                await self._allocate_apart(allocator, piece, interrupted)
             else:
+                change = partial(syscalls.fallocate, self.fd, *piece.arguments)
                 await superblock.loop.in_thread(
                     change, limiter=superblock.threads.changes
                 )
-        if self.turn.undoing is not None:
-            raise refused(errno.EINTR)
-        return Changed()
 
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* remove fetched pages, too."""
