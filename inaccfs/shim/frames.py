@@ -12,11 +12,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
-from inaccfs.shim.frameoptions import HUGE_ORDER
+from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 # So much is allocated in well under a millisecond, and may keep the GIL.
 _QUICK_BYTES: Final = 2 << 20
@@ -120,6 +120,19 @@ class FrameSource(Protocol):
 
     def close(self) -> None:
         """Give everything back. The files must have been closed before."""
+
+
+def in_pieces(extents: Iterable[Extent], most: int, page_size: int) -> Iterator[Extent]:
+    """*extents*, those of more than *most* pages in parts."""
+    per_page = page_size // FRAME_BYTES
+    for extent in extents:
+        offset, pfn, count, order = extent
+        if count <= most:
+            yield extent
+            continue
+        for at in range(0, count, most):
+            pages = min(most, count - at)
+            yield Extent(offset + at, pfn + at * per_page, pages, order)
 
 
 class Table:

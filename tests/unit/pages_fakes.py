@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from inaccfs.semantics import V8, Semantics
-from inaccfs.shim import pages as pages_module
+from inaccfs.shim.fetch import INLINE_FETCH_BYTES
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.patience import Patience
 from inaccfs.shim.superblock import Superblock
@@ -29,7 +29,7 @@ ACK_SECONDS = 10.0
 KEEP = FALLOC_FL_KEEP_SIZE
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # So many pages are fetched in a thread.
-MANY = pages_module.QUICK_FETCH_BYTES // PAGE + 1
+MANY = INLINE_FETCH_BYTES // PAGE + 1
 SIZE = 4 * MANY
 
 

@@ -20,7 +20,7 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     MEMORY_ERROR,
 )
-from inaccfs.shim import pages as pages_module
+from inaccfs.shim import fetch
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock
@@ -359,7 +359,7 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
 async def test_a_huge_page_is_looked_for_in_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pages_module, "QUICK_FETCH_BYTES", 0)
+    monkeypatch.setattr(fetch, "INLINE_FETCH_BYTES", 0)
     world = world_of(V10())
     world.allocate(3, 4)
     with refused(errno.ENXIO):
