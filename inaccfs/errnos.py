@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Final, TypeGuard
 
 # include/uapi/asm-generic/errno.h; Python knows it from 3.14 on.
@@ -22,6 +23,11 @@ NUMBERS: Final[dict[str, int]] = {
 
 # What the kernel takes in a reply: fuse_dev_do_write() of fs/fuse/dev.c.
 _POSSIBLE: Final = range(1, 512)
+
+
+def os_error(number: int) -> OSError:
+    """The `OSError` of an errno, with the C library's words."""
+    return OSError(number, os.strerror(number))
 
 
 def is_errno(number: object) -> TypeGuard[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs.shim.patience import in_time
+from inaccfs.shim.acktimeouts import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.errnos import os_error
 from inaccfs.fuse import descriptors
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
@@ -44,11 +45,6 @@ _DIRECTORY_ATTRIBUTES: Final = 1
 
 _DIRECTORY_FDS: Final = 256
 PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def os_error(number: int) -> OSError:
-    """The `OSError` of an errno."""
-    return OSError(number, os.strerror(number))
 
 
 CloseFd = Callable[[int, "InaccessibleFile | None"], None]
@@ -106,7 +102,7 @@ class Node:
     @property
     def is_pinned(self) -> bool:
         """Whether pages have been fetched, which stay where they are, or poisoned."""
-        return self.file is not None and not self.file.pages.plain
+        return self.file is not None and not self.file.pages.nothing_fetched
 
 
 class Inodes:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.backing.root import open_to_read
+from inaccfs.errnos import os_error
 from inaccfs.fuse.directories import OpenDirectory
-from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
+from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now
 from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ outside of this package knows which versions there are.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from inaccfs.errnos import os_error
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 INVALIDATE: Final = "INVALIDATE"
@@ -188,4 +188,4 @@ class Semantics:
 
 def refused(number: int) -> OSError:
     """The error of a rule, with the kernel's words."""
-    return OSError(number, os.strerror(number))
+    return os_error(number)

@@ -124,12 +124,12 @@ class InaccessibleFile:
     @property
     def is_plain(self) -> bool:
         """Whether it has no long operation, no notifier, and no fetched page."""
-        return not self.turn.taken and not self.notifiers and self.pages.plain
+        return not self.turn.taken and not self.notifiers and self.pages.nothing_fetched
 
     def update_fast_path(self) -> None:
         """Recompute which calls may take the fast path.
 
-        Call it after every change of `turn`, of `notifiers` and of `pages.plain`.
+        Call it after every change of `turn`, `notifiers` or `pages.nothing_fetched`.
         """
         self._fast_limit = self.inline_bytes if self.is_plain else -1
 
@@ -178,7 +178,7 @@ class InaccessibleFile:
         elif not mode & FALLOC_FL_PUNCH_HOLE and not headroom.allows(length):
             return LATER
         try:
-            syscalls.fallocate_quick(self.fd, mode, offset, length)
+            syscalls.fallocate_now(self.fd, mode, offset, length)
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 return LATER
@@ -235,9 +235,8 @@ class InaccessibleFile:
         part = call.part(self.page_size)
         if not self.pages.are_few(*part.touched) or not self.notifiers.take():
             return LATER
-        assert superblock.patience is not None
         self._count(call.mode)
-        punch = partial(syscalls.fallocate_quick, self.fd, *call.arguments)
+        punch = partial(syscalls.fallocate_now, self.fd, *call.arguments)
 
         def change() -> Changed:
             superblock.on_change(self, call.offset, call.length)
@@ -247,7 +246,9 @@ class InaccessibleFile:
         done = hold()
         if self._trace.listeners:
             done = self._traced(call, done)
-        InlineDrive(steps, self.notifiers, superblock.patience, change, done).go_on()
+        timeouts = superblock.ack_timeouts
+        assert timeouts is not None
+        InlineDrive(steps, self.notifiers, timeouts, change, done).go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:

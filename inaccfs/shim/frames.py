@@ -259,7 +259,7 @@ def allocate(fd: int, offset: int, length: int) -> None:
         OSError: ENOSPC. A tmpfs has taken back then what it gave.
     """
     quick = length <= _QUICK_BYTES
-    call = syscalls.fallocate_quick if quick else syscalls.fallocate
+    call = syscalls.fallocate_now if quick else syscalls.fallocate
     while True:
         try:
             return call(fd, syscalls.FALLOC_FL_KEEP_SIZE, offset, length)

@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.call import Kind
-from inaccfs.shim.order import Notice, drive, no_change
+from inaccfs.shim.notifiers import Notice
+from inaccfs.shim.order import drive, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs import mmcalls
+from inaccfs.errnos import os_error
 from inaccfs.shim import pins
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import (
@@ -309,7 +310,7 @@ class PagemapFrames:
                 return found
             # Somebody tries to move a page, if in vain. This waits for the end of it.
             mmcalls.populate(address, (end - start) * self._page_size)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise os_error(errno.EAGAIN)
 
     def _record(
         self,

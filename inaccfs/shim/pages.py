@@ -16,7 +16,8 @@ from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved, tell
-from inaccfs.shim.order import Changed, Notice, in_order
+from inaccfs.shim.notifiers import Notice
+from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import Poisoned
 from inaccfs.shim.turns import Turns
 
@@ -71,7 +72,7 @@ class Pages:
         notifiers: Notifiers,
         changed: Callable[[], None],
     ) -> None:
-        """*changed* is called after each change of `plain`."""
+        """*changed* is called after each change of `nothing_fetched`."""
         self._fd = fd
         self._page_size: Final = superblock.page_size
         self._trace: Final = trace
@@ -94,7 +95,7 @@ class Pages:
         self._fetching = range(0)
 
     @property
-    def plain(self) -> bool:
+    def nothing_fetched(self) -> bool:
         """Whether there is nothing that a punch would have to care for."""
         return not self._poisoned and (self.memory is None or not self.memory.pages)
 

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import mmcalls, uring
+from inaccfs.errnos import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -208,7 +209,7 @@ class LockPins:
 
     def _hold(self, buffer: Buffer) -> int:
         if len(self._mappings) >= _MAX_MAPPINGS:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            raise os_error(errno.ENOMEM)
         # The caller's mapping is gone soon, and with it would go what it had locked.
         address = mmcalls.mmap(buffer.fd, buffer.offset, buffer.length)
         try:

@@ -19,8 +19,8 @@ from inaccfs.shim.file import (
     SHORT_BYTES,
     InaccessibleFile,
 )
+from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
-from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import (
     HeldAllocator,
