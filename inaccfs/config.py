@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from inaccfs.backing.options import TmpfsOptions
 from inaccfs.control.limits import Policy
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.semantics import V8, Semantics
-from inaccfs.shim.backing import TmpfsOptions
 from inaccfs.shim.frameoptions import SimulatedMemory
 
 

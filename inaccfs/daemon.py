@@ -15,6 +15,8 @@ import pyfuse3
 import trio
 
 from inaccfs import runtime, tracing
+from inaccfs.backing.private import private_tmpfs
+from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
 from inaccfs.describe import Describer
 from inaccfs.fuse import descriptors, mounting
@@ -28,9 +30,8 @@ from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
-from inaccfs.shim import frames
+from inaccfs.shim import framesource
 from inaccfs.shim.allocator import Allocator
-from inaccfs.shim.backing import Backing, private_tmpfs, wrap
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
@@ -38,6 +39,7 @@ from inaccfs.shim.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.backing.root import Backing
     from inaccfs.config import Config
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
@@ -95,7 +97,7 @@ def run(
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
-        source = frames.choose(
+        source = framesource.choose(
             config.pfn_source,
             config.simulated,
             large_folios=_has_large_folios(config),
@@ -281,6 +283,8 @@ class _Daemon:
                 ),
                 self._shim,
                 self._config.policy,
+                receiver=self._parts.helper,
+                device=self._parts.mount.info.device,
             )
             nursery.start_soon(self._server.run)
             warnings = list(self._parts.backing.warnings)

@@ -11,12 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch, runtime, syscalls
+from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse import mounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
-from inaccfs.shim.backing import HUGE_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,11 +8,11 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.backing.options import TmpfsOptions, parse_size
 from inaccfs.config import Config
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
-from inaccfs.shim.backing import TmpfsOptions, parse_size
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.words import natural, quoted
 

@@ -31,7 +31,7 @@ from inaccfs.fuse.wire import ROOT_ID, Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
     from inaccfs.shim.file import InaccessibleFile
 
 # In seconds. What only the mount can change may be remembered; a directory that

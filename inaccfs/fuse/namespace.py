@@ -14,17 +14,17 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.backing.root import open_to_read
 from inaccfs.fuse.directories import OpenDirectory
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes, Node, close_now, os_error
-from inaccfs.shim.backing import open_to_read
 from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import CloseFd
     from inaccfs.fuse.wire import Entry
-    from inaccfs.shim.backing import Backing
     from inaccfs.shim.mount import Shim
     from inaccfs.syscalls import Time
 
@@ -58,8 +58,8 @@ class Namespace(Inodes):
         self._noatime = noatime
         # Directories that are being read, by their fds, which are the file handles.
         self.directories: Final[dict[int, OpenDirectory]] = {}
-        # Files whose backing inode is locked by a long operation: see `busy_at`.
-        self.busy_files: Final = shim.busy_files
+        # The turns of files whose backing inode is locked by a long operation.
+        self._busy: Final = shim.busy
         # How many regular files have a name; true where only the mount changes names.
         self.named_files = 0
         # Open files that have none, as far as it went through the mount.
@@ -72,19 +72,20 @@ class Namespace(Inodes):
 
         The calls that take that lock would otherwise stop the trio loop.
         """
-        while node.file is not None and node.file in self.busy_files:
-            await node.file.wait_idle()
+        # The file may be let go meanwhile, and looked up anew.
+        while node.file is not None and node.file.turn.taken:
+            await node.file.turn.wait()
 
     def busy_at(self, *names: tuple[Node, bytes]) -> Node | None:
         """A node with a long operation among those that *names* lead to."""
-        if not self.busy_files:
+        if not self._busy:
             return None
         for parent, name in names:
             try:
                 node = self.nodes.get(self._stat_at(parent, name).st_ino)
             except FileNotFoundError:
                 continue
-            if node is not None and node.file in self.busy_files:
+            if node is not None and node.file is not None and node.file.turn.taken:
                 return node
         return None
 

@@ -68,7 +68,7 @@ class Seal:
         """As `inaccfs status` shows it."""
         return _KEPT[self.rule] if self.is_kept else f"not sealed ({self._reason})"
 
-    def behind(self, ino: int, fd: int) -> int:
+    def backing_id(self, ino: int, fd: int) -> int:
         """The backing id for one open of inode *ino*, of which *fd* is; 0 if none.
 
         Raises:
@@ -91,7 +91,7 @@ class OwnMemory(Seal):
         # the next inode of that number another one. With the number of opens.
         self._ids: Final[dict[int, tuple[int, int]]] = {}
 
-    def behind(self, ino: int, fd: int) -> int:
+    def backing_id(self, ino: int, fd: int) -> int:
         backing_id, opens = self._ids.get(ino) or (_backing_open(self._device, fd), 0)
         self._ids[ino] = backing_id, opens + 1
         return backing_id

@@ -12,8 +12,6 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from inaccfs import errnos
-
 ROOT_ID: Final = 1
 
 
@@ -259,41 +257,15 @@ def clamp_readdir(request: bytearray, size: int, most: int) -> None:
 
 # --- replies ----------------------------------------------------------------
 
-pack_reply = _out_header.pack
-
-
-def reply_done(unique: int) -> bytes:
-    """Success, with nothing more to say."""
-    return pack_reply(OUT_HEADER_SIZE, 0, unique)
-
-
-def reply_error(unique: int, number: int) -> bytes:
-    """Failure with the errno *number* (positive), of a request that we know.
-
-    Every errno that the kernel gets goes through here. It would not take one that is
-    out of its range, and would let the caller wait: that is EIO. ENOSYS it would
-    remember for the whole mount, and never ask again, or do without us what must not
-    be done, as in OPEN: that is EOPNOTSUPP.
-    """
-    if number == errno.ENOSYS:
-        number = errno.EOPNOTSUPP
-    elif not errnos.is_errno(number):
-        number = errno.EIO
-    return pack_reply(OUT_HEADER_SIZE, -number, unique)
-
-
-def reply_unknown(unique: int) -> bytes:
-    """ENOSYS, to a request that we do not know: the kernel need not ask again."""
-    return pack_reply(OUT_HEADER_SIZE, -errno.ENOSYS, unique)
-
+pack_reply = _out_header.pack  # len, error (0 or a negative errno), unique
 
 # fuse_attr: ino, size, blocks, atime, mtime, ctime; their nanoseconds; mode, nlink,
 # uid, gid, rdev, blksize, flags
 _ATTR: Final = "QQQqqqIIIIIIIIII"
 _ATTR_SIZE: Final = 88
-# fuse_out_header, then fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
-_attr_reply = struct.Struct(f"=IiQQII{_ATTR}").pack
-_ATTR_AT: Final = OUT_HEADER_SIZE + 16
+# fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
+_attr_out = struct.Struct(f"=QII{_ATTR}").pack
+_ATTR_AT: Final = 16
 # fuse_entry_out: nodeid, generation, entry_valid, attr_valid, their nanoseconds;
 # fuse_attr
 _entry_header = struct.Struct("=QQQQII").pack
@@ -319,16 +291,11 @@ class Entry(NamedTuple):
     attr_valid: int
 
 
-def reply_attr(
-    unique: int, nodeid: int, attributes: os.stat_result, attr_valid: int
-) -> bytes:
-    """Answer to GETATTR."""
+def pack_attr(nodeid: int, attributes: os.stat_result, attr_valid: int) -> bytes:
+    """struct fuse_attr_out."""
     # Taken apart as a tuple, whose times are whole seconds: twice as fast as by name.
     mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = attributes
-    return _attr_reply(
-        _ATTR_AT + _ATTR_SIZE,
-        0,
-        unique,
+    return _attr_out(
         attr_valid,
         0,
         0,
@@ -352,12 +319,12 @@ def reply_attr(
     )
 
 
-def reply_statx(unique: int, nodeid: int, statx: bytes, attr_valid: int) -> bytes:
-    """Answer to STATX, from the *statx* of the backing, a struct statx."""
+def pack_statx(nodeid: int, statx: bytes, attr_valid: int) -> bytes:
+    """struct fuse_statx_out, from the backing's struct statx."""
     found = bytearray(statx[:_STATX_USED])
     _u64.pack_into(found, _STATX_INO_AT, nodeid)
-    payload = _statx_header(attr_valid, 0, 0) + found
-    return reply_payload(unique, payload + bytes(_STATX_SIZE - _STATX_USED))
+    header = _statx_header(attr_valid, 0, 0)
+    return header + found + bytes(_STATX_SIZE - _STATX_USED)
 
 
 def pack_entry(entry: Entry) -> bytes:
@@ -365,18 +332,13 @@ def pack_entry(entry: Entry) -> bytes:
     header = _entry_header(
         entry.nodeid, entry.generation, entry.entry_valid, entry.attr_valid, 0, 0
     )
-    return header + reply_attr(0, entry.nodeid, entry.attributes, 0)[_ATTR_AT:]
+    return header + pack_attr(entry.nodeid, entry.attributes, 0)[_ATTR_AT:]
 
 
-def reply_payload(unique: int, payload: bytes) -> bytes:
-    """Success, with *payload*."""
-    return pack_reply(OUT_HEADER_SIZE + len(payload), 0, unique) + payload
-
-
-def reply_no_entry(unique: int, entry_valid: int) -> bytes:
-    """There is no such name, and the kernel may remember that for a while."""
+def pack_no_entry(entry_valid: int) -> bytes:
+    """A struct fuse_entry_out that says: no such name, for *entry_valid* seconds."""
     header = _entry_header(0, 0, entry_valid, 0, 0, 0)
-    return reply_payload(unique, header + bytes(_ATTR_SIZE))
+    return header + bytes(_ATTR_SIZE)
 
 
 def pack_open(fh: int, open_flags: int, backing_id: int) -> bytes:

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
-from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Part, drive, drive_at_once
 from inaccfs.shim.pages import Pages
+from inaccfs.shim.turn import Turn
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.shim.allocator import Undoing
     from inaccfs.shim.loop import Event
     from inaccfs.shim.mount import Shim
 
@@ -49,18 +49,16 @@ class InaccessibleFile:
         "_check_fallocate",
         "_counters",
         "_headroom",
-        "_idle",
         "_quick_limit",
         "_shim",
         "_size_limit",
-        "busy",
         "fd",
         "label",
         "notifiers",
         "page_size",
         "pages",
         "quick_bytes",
-        "undoing",
+        "turn",
         "writable",
     )
 
@@ -97,16 +95,8 @@ class InaccessibleFile:
         # In bytes: nothing may be allocated behind it. The size, once it is looked up,
         # where that is a rule: it does not change any more then.
         self._size_limit: int | None = 0 if rules.past_end == "refused" else None
-        self.pages: Final = Pages(self, shim)
-        # True while a long operation has the lock of the backing's inode; busy_files
-        # holds this file then, and `_idle` is not set. Nothing is fetched meanwhile,
-        # so that no page can be found that is about to go.
-        self.busy = False
-        self._idle = shim.loop.event()
-        self._idle.set()
-        # An interrupted allocation that still gives back what it had taken. Until it
-        # has ended nobody may look at the file.
-        self.undoing: Undoing | None = None
+        self.turn: Final = Turn(shim.busy, self.consider, shim.loop)
+        self.pages: Final = Pages(shim, fd, self.turn, self.notifiers, self.consider)
 
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
@@ -116,7 +106,7 @@ class InaccessibleFile:
     @property
     def is_plain(self) -> bool:
         """Whether nobody waits for it, is told of it, or has fetched any of it."""
-        return not self.busy and not self.notifiers and self.pages.plain
+        return not self.turn.taken and not self.notifiers and self.pages.plain
 
     def consider(self) -> None:
         """What is to be looked at before a change of the file has changed."""
@@ -125,41 +115,6 @@ class InaccessibleFile:
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
         self.pages.close()
-
-    @property
-    def settled(self) -> bool:
-        """Whether the file can be looked at without waiting."""
-        return self.undoing is None
-
-    async def wait_settled(self) -> None:
-        """Wait until an interrupted allocation has been undone by the backing."""
-        while (undoing := self.undoing) is not None:
-            await undoing.wait()
-            if self.undoing is undoing:
-                self.undoing = None
-                self.end_long()
-
-    async def wait_idle(self) -> None:
-        """Wait until no long operation is under way, nor being undone."""
-        while not self._idle.is_set():
-            if self.undoing is not None:
-                await self.wait_settled()
-            else:
-                await self._idle.wait()
-
-    def begin_long(self) -> None:
-        """Have the file until `end_long`; nobody else has it."""
-        self._idle = self._shim.loop.event()
-        self.busy = True
-        self._shim.busy_files.add(self)
-        self._quick_limit = -1
-
-    def end_long(self) -> None:
-        """Let the next have it."""
-        self.busy = False
-        self._shim.busy_files.discard(self)
-        self.consider()
-        self._idle.set()
 
     # --- fallocate ---------------------------------------------------------------
 
@@ -227,18 +182,15 @@ class InaccessibleFile:
 
         *interrupted* is set when the caller wants out: an allocation that takes long
         then raises EINTR within a tenth of a second and is undone by the backing,
-        which may take longer (see `settled`). A punch goes on to its end, as it does
+        which may take longer (see `Turn`). A punch goes on to its end, as it does
         on a tmpfs; and so does the invalidation, which is a promise.
         """
         freed = self._shim.freed
         # The rules are asked once for each call.
         if allowed := self._allowed == (mode, offset, length):
             self._allowed = None
-        # Again and again: of several that wait only one gets its turn.
-        while self.busy:
-            await self._shim.loop.first_of(self.wait_idle, interrupted.wait)
-            if interrupted.is_set():
-                raise refused(errno.EINTR)
+        if not await self.turn.wait_unless(interrupted):
+            raise refused(errno.EINTR)
         if not allowed:
             self._check(mode, offset, length)
         self._count(mode)
@@ -288,7 +240,14 @@ class InaccessibleFile:
             OSError: the rules forbid it.
         """
         patience = self._shim.patience
-        if length > self.quick_bytes or self.busy or not self._shim.punches_at_once:
+        if (
+            length > self.quick_bytes
+            or self.turn.taken
+            or not self._shim.punches_at_once
+        ):
+            return False
+        part = Part.of(offset, length, self.page_size)
+        if len(self.notifiers) > AT_ONCE or not self.pages.are_few(*part.told):
             return False
         # First, for `fallocate` asks the rules, too.
         if not self.notifiers.take():
@@ -300,7 +259,6 @@ class InaccessibleFile:
             raise
         assert patience is not None
         self._count(mode)
-        part = Part.of(offset, length, self.page_size)
         punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
 
         def change() -> Changed:
@@ -321,8 +279,7 @@ class InaccessibleFile:
     ) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
         self._shim.on_change(self, offset, length)
-        while self.busy:
-            await self.wait_idle()
+        await self.turn.wait()
         change = partial(syscalls.fallocate, self.fd, mode, offset, length)
         if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
             return await self._punch(Part.of(offset, length, self.page_size), change)
@@ -333,27 +290,25 @@ class InaccessibleFile:
         if length <= self.quick_bytes and allocator is None:
             change()
             return Changed()
-        self.begin_long()
-        try:
+        with self.turn.take():
             if allocator is not None:
-                self.undoing = await allocator.allocate(
+                self.turn.undoing = await allocator.allocate(
                     self.fd, mode, offset, length, interrupted
                 )
             else:
                 await self._shim.loop.in_thread(
                     change, limiter=self._shim.threads.changes
                 )
-        finally:
-            if self.undoing is None:
-                self.end_long()
-        if self.undoing is not None:
+        if self.turn.undoing is not None:
             raise refused(errno.EINTR)
         return Changed()
 
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* take what has been fetched, too."""
         start, end = part.told
-        if (end - start) * self.page_size <= self.quick_bytes:
+        if (end - start) * self.page_size <= self.quick_bytes and self.pages.are_few(
+            start, end
+        ):
             return self.pages.punch_now(*part.gone, punch)
         return await self.pages.punch(*part.gone, punch)
 
@@ -365,8 +320,7 @@ class InaccessibleFile:
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not.
         """
-        while self.busy:
-            await self.wait_idle()
+        await self.turn.wait()
         current = os.fstat(self.fd).st_size
         self._shim.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
@@ -391,13 +345,10 @@ class InaccessibleFile:
             truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
-        self.begin_long()
-        try:
+        with self.turn.take():
             await self._shim.loop.in_thread(
                 truncate, limiter=self._shim.threads.changes
             )
-        finally:
-            self.end_long()
 
     async def _shrink(
         self,
@@ -412,8 +363,7 @@ class InaccessibleFile:
 
         async def change() -> Changed:
             self._shim.on_change(self, size, current - size)
-            while self.busy:
-                await self.wait_idle()
+            await self.turn.wait()
             if self.pages.memory is None:
                 await self._truncate(truncate)
                 return Changed()

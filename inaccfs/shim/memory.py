@@ -13,7 +13,7 @@ from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from inaccfs.shim.counters import Counters
     from inaccfs.shim.frames import Extent, Frames, FrameSource
@@ -65,9 +65,18 @@ class Memory:
         """How many references there are, each page counted as often as it was got."""
         return sum(map(self.references.total, self.references.holders()))
 
+    @property
+    def holders(self) -> int:
+        """How many have references."""
+        return len(self.references.holders())
+
     def extents(self) -> list[Extent]:
         """The fetched pages."""
         return self._frames.extents()
+
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of them from page *start* on."""
+        return self._frames.extents_since(start, most)
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
         """The fetched pages from *start* to *end*. May look at all of the file's."""
@@ -137,9 +146,25 @@ class Memory:
         self._free(self.references.put(holder, pfn, count))
         self._counters.pages_put += count
 
-    def drop(self, holder: Holder) -> None:
-        """*holder* has gone, and its references with it."""
-        self._free(self.references.drop(holder))
+    def put_all(
+        self, holder: Holder, extents: Sequence[tuple[int, int]]
+    ) -> Iterator[None]:
+        """The same for each (pfn, count) of *extents*, in steps that are short.
+
+        Raises:
+            OSError: EINVAL, when it does not hold all of that; then nothing is put.
+        """
+        for freed in self.references.put_all(holder, extents):
+            self._free(freed)
+            yield
+        self._counters.pages_put += sum(count for _, count in extents)
+
+    def drop(self, holder: Holder) -> Iterator[None]:
+        """*holder* has gone, and its references with it; in steps, to be exhausted."""
+        dropped = self.references.drop(holder)
+        if self._put is not None:
+            self._put()
+        return map(self._free, dropped)
 
     def _free(self, frames: list[tuple[int, int]]) -> None:
         if self._put is not None:

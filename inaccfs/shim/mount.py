@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.order import Evictor
+    from inaccfs.shim.turn import Turn
 
 
 class Space(Protocol):
@@ -81,8 +82,8 @@ class Shim:
     on_change: Callable[[InaccessibleFile, int, int], object] = _nothing
     # How long a notifier may take to answer.
     ack_seconds: float = 10.0
-    # Files with a long operation under way; see InaccessibleFile.wait_idle.
-    busy_files: set[InaccessibleFile] = field(default_factory=set)
+    # The turns of the files that run a long operation.
+    busy: set[Turn] = field(default_factory=set)
     # Where memory is on its way back: who finds no space asks once more.
     space: Space | None = None
     # Who evicts the silent where no task waits; without it tasks wait.

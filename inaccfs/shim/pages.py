@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -12,22 +12,23 @@ from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
 from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import split_folios
+from inaccfs.shim.frames import Extent, split_folios
 from inaccfs.shim.holes import first_hole
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
+from inaccfs.shim.turns import Turns
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.mount import Shim
+    from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Part, Steps
+    from inaccfs.shim.turn import Turn
 
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
@@ -35,8 +36,11 @@ QUICK_FETCH_BYTES: Final = 1 << 20
 _PAGES_A_TURN: Final = 4096
 """So many pages can be got at once: each may be an extent."""
 
-_EXTENTS_A_TURN: Final = 512
-"""How many extents are marked as punched before other tasks get a turn."""
+_PAGES_A_STEP: Final = 512
+"""For so many pages references are counted in one step: each may have its own."""
+
+_QUICK_MARKS: Final = 8192
+"""So many references may be looked at when pages are punched, in the trio loop."""
 
 
 class Pages:
@@ -46,18 +50,33 @@ class Pages:
     """
 
     __slots__ = (
+        "_changed",
+        "_fd",
         "_fetching",
-        "_file",
         "_locks",
         "_moved",
+        "_notifiers",
+        "_page_size",
         "_poisoned",
         "_shim",
+        "_turn",
         "memory",
     )
 
-    def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
-        """Of *file*, whose turns these are: its long operations exclude each other."""
-        self._file: Final = file
+    def __init__(
+        self,
+        shim: Shim,
+        fd: int,
+        turn: Turn,
+        notifiers: Notifiers,
+        changed: Callable[[], None],
+    ) -> None:
+        """*changed* is called after each change of `plain`."""
+        self._fd = fd
+        self._page_size: Final = shim.page_size
+        self._turn: Final = turn
+        self._notifiers: Final = notifiers
+        self._changed: Final = changed
         self._shim: Final = shim
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
@@ -92,6 +111,7 @@ class Pages:
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
+        self._fd = fd
         if self.memory is not None:
             self.memory.reopened(fd)
 
@@ -103,12 +123,13 @@ class Pages:
     # --- getting and putting -------------------------------------------------------
 
     async def get(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> tuple[list[Extent], list[Extent]]:
         """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
 
-        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
-        the pages are, and which had moved: `tell_moved` is for those.
+        Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
+        extents of that, and which had moved: `tell_moved` is for those. *holder* gets a
+        reference to each page that is returned.
 
         Raises:
             OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
@@ -116,39 +137,44 @@ class Pages:
                 have it ENOENT for a hole, an errno for an unbound page, and EAGAIN for
                 one that is locked.
         """
-        while (got := self.get_now(holder, start, end)) is None:
-            if not self._file.busy:
-                return await self._get_long(holder, start, end)
-            await self._file.wait_idle()
+        while (got := self.get_now(holder, start, end, most)) is None:
+            if not self._turn.taken:
+                return await self._get_long(holder, start, end, most)
+            await self._turn.wait()
         return got
 
     async def _get_long(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None
     ) -> tuple[list[Extent], list[Extent]]:
         """The same in a turn of the file's, and in a thread; `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
-        self._file.begin_long()
-        self._fetching = range(start, end)
-        try:
-            with nullcontext() if locks is None else locks.claimed(start, end):
-                extents, moved = await self._fetch(memory, start, end)
-                memory.record((), moved)
-                # Others may have unbound or poisoned pages meanwhile.
-                if (refusal := self._refusal(start, end)) is None:
-                    # Nothing can be punched meanwhile; and what has been got is got,
-                    # whatever ends this task.
-                    with self._shim.loop.shield():
-                        for at in range(0, len(extents), _EXTENTS_A_TURN):
-                            memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                            await self._shim.loop.checkpoint()
-        finally:
-            self._fetching = range(0)
-            self._file.end_long()
+        claim = nullcontext() if locks is None else locks.claimed(start, end)
+        with self._turn.take(), self._being_fetched(start, end), claim:
+            extents, moved = await self._fetch(memory, start, end)
+            memory.record((), moved)
+            # Others may have unbound or poisoned pages meanwhile.
+            if (refusal := self._refusal(start, end)) is None:
+                extents = self._split(extents)[:most]
+                # Nothing can be punched meanwhile; and what has been got is got,
+                # whatever ends this task.
+                turns = Turns(self._shim.loop)
+                with self._shim.loop.shield():
+                    for piece in _pieces(extents, self._page_size):
+                        memory.get(holder, [piece])
+                        await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
-        return self._split(extents), moved
+        return extents, moved
+
+    @contextmanager
+    def _being_fetched(self, start: int, end: int) -> Iterator[None]:
+        self._fetching = range(start, end)
+        try:
+            yield
+        finally:
+            self._fetching = range(0)
 
     async def _fetch(
         self, memory: Memory, start: int, end: int
@@ -169,8 +195,8 @@ class Pages:
 
     async def _allocate_apart(self, start: int, end: int) -> None:
         """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-        shim, file = self._shim, self._file
-        length = (end - start) * file.page_size
+        shim = self._shim
+        length = (end - start) * self._page_size
         if (
             shim.allocator is None
             or not shim.semantics.allocates
@@ -180,9 +206,9 @@ class Pages:
         # As in a thread: what is being undone is nobody else's to look at.
         with shim.loop.shield():
             await shim.allocator.allocate(
-                file.fd,
+                self._fd,
                 FALLOC_FL_KEEP_SIZE,
-                start * file.page_size,
+                start * self._page_size,
                 length,
                 shim.loop.event(),
             )
@@ -191,16 +217,15 @@ class Pages:
         self, memory: Memory, start: int, end: int
     ) -> tuple[list[Extent], list[Extent]]:
         """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
-        file = self._file
         if not self._shim.semantics.allocates:
             # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(file.fd, file.page_size, start, end, memory.known)
+            hole = first_hole(self._fd, self._page_size, start, end, memory.known)
             if hole is not None:
                 raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
         return memory.fetch(start, end)
 
     def get_now(
-        self, holder: Holder, start: int, end: int
+        self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> tuple[list[Extent], list[Extent]] | None:
         """The same at once; None if that takes more time than the trio loop has."""
         if self._guarded:
@@ -213,11 +238,10 @@ class Pages:
         if self.memory is not None:
             known = self.memory.known(start, end)
             if known is not None:
-                self.memory.get(holder, known)
-                return self._split(known), []
-        length = (end - start) * self._file.page_size
+                return self._got(self.memory, holder, known, most), []
+        length = (end - start) * self._page_size
         if (
-            self._file.busy
+            self._turn.taken
             or length > QUICK_FETCH_BYTES
             or not self._shim.headroom.allows(length)
         ):
@@ -232,13 +256,22 @@ class Pages:
         # In this order, and before anything else runs: what has moved is no more, and
         # what is here now may be punched by the next task.
         memory.record((), moved)
+        return self._got(memory, holder, extents, most), moved
+
+    def _got(
+        self, memory: Memory, holder: Holder, extents: list[Extent], most: int | None
+    ) -> list[Extent]:
+        """Give *holder* references to the first *most* extents, and return these."""
+        extents = self._split(extents)
+        if most is not None and len(extents) > most:
+            extents = extents[:most]
         memory.get(holder, extents)
-        return self._split(extents), moved
+        return extents
 
     def _refusal(self, start: int, end: int) -> OSError | None:
         """Why no frame may be got of one of these pages, if none may."""
         rules = self._shim.semantics
-        if rules.scope == "range" and not self._file.notifiers.cover(start, end):
+        if rules.scope == "range" and not self._notifiers.cover(start, end):
             return OSError(
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
@@ -260,7 +293,7 @@ class Pages:
 
     def _check_end(self, start: int, end: int) -> None:
         """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
-        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
+        pages = -(-os.fstat(self._fd).st_size // self._page_size)
         if end > pages:
             raise OSError(
                 errno.EINVAL,
@@ -275,10 +308,10 @@ class Pages:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
             self.memory = Memory(
                 self._shim.frames,
-                self._file.fd,
-                self._file.page_size,
+                self._fd,
+                self._page_size,
                 self._shim.counters,
-                self._file.consider,
+                self._changed,
                 None if self._locks is None else self._locks.unlocked,
                 keeps_references=self._shim.semantics.references != "none",
             )
@@ -296,6 +329,20 @@ class Pages:
             OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
                 where there are none.
         """
+        self._putting().put(holder, pfn, count)
+
+    async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
+        """The same for each (pfn, count) of *extents*, of which there may be many.
+
+        Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
+        is put.
+        """
+        turns = Turns(self._shim.loop)
+        for _ in self._putting().put_all(holder, extents):
+            await turns.give()
+
+    def _putting(self) -> Memory:
+        """What is to be put to."""
         if not self.keeps_references:
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -304,7 +351,13 @@ class Pages:
             )
         if self.memory is None:
             raise OSError(errno.EINVAL, "nothing of this file has been fetched")
-        self.memory.put(holder, pfn, count)
+        return self.memory
+
+    def are_few(self, start: int, end: int) -> bool:
+        """Whether to punch these pages takes little time of the trio loop."""
+        if self.memory is None:
+            return True
+        return (end - start) * self.memory.holders <= _QUICK_MARKS
 
     # --- punching ------------------------------------------------------------------
 
@@ -347,8 +400,7 @@ class Pages:
         """The same for so much that it takes a thread, in a turn of the file's."""
         memory = self.memory
         assert memory is not None
-        self._file.begin_long()
-        try:
+        with self._turn.take():
             removed, moved = await self._shim.loop.in_thread(
                 memory.punch,
                 start,
@@ -359,12 +411,11 @@ class Pages:
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
             with self._shim.loop.shield():
-                for at in range(0, len(removed), _EXTENTS_A_TURN):
-                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await self._shim.loop.checkpoint()
+                turns = Turns(self._shim.loop)
+                for piece in _pieces(removed, self._page_size):
+                    memory.record([piece], [])
+                    await turns.give()
             memory.record((), moved)
-        finally:
-            self._file.end_long()
         return Changed(moved, removed)
 
     async def _drive(self, steps: Steps) -> None:
@@ -372,7 +423,7 @@ class Pages:
         # told of a start. If they go, too, nobody waits for them.
         with self._shim.loop.shield():
             await drive(
-                steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
+                steps, self._notifiers, no_change, whole_call=self._shim.whole_call
             )
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
@@ -382,12 +433,12 @@ class Pages:
         one of the callbacks that it waits for.
         """
         self._note_moved(moved)
-        if self._moved and not self._file.notifiers.running:
+        if self._moved and not self._notifiers.running:
             await self._drive(self._moved.steps())
 
     def _note_moved(self, moved: Sequence[Extent]) -> None:
         # Where pages may move nobody is told: that is the rule.
-        if self._file.notifiers and not self._shim.semantics.movable:
+        if self._notifiers and not self._shim.semantics.movable:
             self._moved.note(moved)
 
     # --- poison --------------------------------------------------------------------
@@ -415,33 +466,29 @@ class Pages:
         assert self.memory is not None
         self.memory.poison(page)
         self._poisoned.add(page)
-        self._file.consider()
+        self._changed()
         if rule == "error":
-            self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+            await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
 
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
-        file = self._file
-        while file.busy and page not in self._fetching:
+        while self._turn.taken and page not in self._fetching:
             # It may be about to go, or to come.
-            await file.wait_idle()
+            await self._turn.wait()
         memory = self._memory_of(page, page + 1)
         if page in self._fetching or memory.known(page, page + 1) is not None:
             return
-        hole = partial(first_hole, file.fd, file.page_size, page, page + 1)
-        if file.page_size <= QUICK_FETCH_BYTES:
+        hole = partial(first_hole, self._fd, self._page_size, page, page + 1)
+        if self._page_size <= QUICK_FETCH_BYTES:
             found = hole()
         else:
             # Where pages are huge one may have to be allocated to find that out.
-            file.begin_long()
-            try:
+            with self._turn.take():
                 found = await self._shim.loop.in_thread(
                     hole, limiter=self._shim.threads.fetches
                 )
-            finally:
-                file.end_long()
         if found is not None:
             # memory_failure() says so of a frame that is not there.
             raise OSError(
@@ -461,14 +508,27 @@ class Pages:
         """
         if not self._poisoned:
             return extents
-        per_page = self._file.page_size // FRAME_BYTES
+        per_page = self._page_size // FRAME_BYTES
         return split_folios(extents, self._poisoned, per_page)
 
     def _heal(self, start: int, end: int) -> None:
         """These pages have been punched: what comes in their place is good."""
         if self._poisoned:
             self._poisoned -= {page for page in self._poisoned if start <= page < end}
-            self._file.consider()
+            self._changed()
+
+
+def _pieces(extents: Iterable[Extent], page_size: int) -> Iterator[Extent]:
+    """*extents*, those of many pages in parts."""
+    per_page = page_size // FRAME_BYTES
+    for extent in extents:
+        offset, pfn, count, order = extent
+        if count <= _PAGES_A_STEP:
+            yield extent
+            continue
+        for at in range(0, count, _PAGES_A_STEP):
+            pages = min(_PAGES_A_STEP, count - at)
+            yield Extent(offset + at, pfn + at * per_page, pages, order)
 
 
 def _first_in(pages: set[int], start: int, end: int) -> int | None:

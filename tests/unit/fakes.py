@@ -32,7 +32,7 @@ from inaccfs.shim.waiting import first_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
     from inaccfs.shim.loop import Event
 
 # --- what fuse.h says -------------------------------------------------------------

@@ -181,7 +181,7 @@ def assert_no_strays() -> None:
     """No test leaves a list or a page locked, or a file busy."""
     for world in _worlds:
         assert world.file.notifiers.take()
-        assert not world.file.busy
+        assert not world.file.turn.taken
         locks = world.file.pages._locks
         assert locks is None or not locks._claims
         os.close(world.file.fd)

@@ -41,9 +41,9 @@ from tests.unit.fakes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
-    from inaccfs.shim.backing import Backing
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
@@ -285,10 +285,10 @@ class Unwilling(Seal):
         self.unwilling = True
         self.ended = 0
 
-    def behind(self, ino: int, fd: int) -> int:
+    def backing_id(self, ino: int, fd: int) -> int:
         if self.unwilling:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return super().behind(ino, fd)
+        return super().backing_id(ino, fd)
 
     def closed(self, ino: int) -> None:
         self.ended += 1
@@ -691,7 +691,7 @@ async def test_the_end_does_not_wait_for_a_busy_file(
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
     assert held.cancelled
-    assert not world.namespace.busy_files
+    assert not world.namespace._shim.busy
 
 
 # --- relaying ---------------------------------------------------------------------
@@ -892,30 +892,23 @@ async def test_the_end_of_the_connection_ends_the_channel(backing: Backing) -> N
 # --- replies that the kernel does not take ------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        pytest.param(wire.reply_payload(7, bytes(3)), id="a payload that is none"),
-    ],
-)
-async def test_who_waits_for_a_reply_that_is_refused_gets_eio(
-    world: World, reply: bytes
-) -> None:
-    world.channel._refused(reply, OSError(errno.EINVAL, "Invalid argument"))
+async def test_who_waits_for_a_reply_that_is_refused_gets_eio(world: World) -> None:
+    refusal = OSError(errno.EINVAL, "Invalid argument")
+    world.channel._device._refused(7, b"no payload", refusal)
     assert await world.kernel.receive() == (7, errno.EIO, b"")
 
 
 @pytest.mark.parametrize(
-    ("reply", "error"),
+    ("number", "error"),
     [
-        pytest.param(wire.reply_error(7, errno.EIO), errno.EINVAL, id="EIO itself"),
-        pytest.param(wire.reply_error(7, errno.EPERM), errno.ENOENT, id="nobody waits"),
+        pytest.param(errno.EIO, errno.EINVAL, id="EIO itself"),
+        pytest.param(errno.EPERM, errno.ENOENT, id="nobody waits"),
     ],
 )
 async def test_a_refused_reply_is_not_repeated_for_ever(
-    world: World, reply: bytes, error: int
+    world: World, number: int, error: int
 ) -> None:
-    world.channel._refused(reply, OSError(error, os.strerror(error)))
+    world.channel._device._refused(7, number, OSError(error, os.strerror(error)))
     assert world.kernel.is_silent()
 
 

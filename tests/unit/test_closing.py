@@ -15,7 +15,7 @@ from inaccfs.shim.file import QUICK_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 LARGE = QUICK_BYTES + 4096
 

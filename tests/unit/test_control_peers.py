@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 
 async def test_replies_come_in_the_order_of_the_commands(control: Control) -> None:
@@ -80,7 +80,7 @@ async def test_a_peer_that_reads_late_gets_everything(
             nursery.start_soon(peer.send, '{"execute": "query-commands"}\n' * count)
             await trio.testing.wait_all_tasks_blocked()
             (session,) = control.server.sessions.values()
-            assert 10_000 < session.peer._output_bytes < 15_000
+            assert 10_000 < session.peer._outlet.waiting < 15_000
             for _ in range(count):
                 assert "return" in await peer.answer()
 
@@ -114,7 +114,7 @@ async def test_events_that_nobody_reads_are_bounded(
                     session.peer.send(event)
                     if session.peer.reason:
                         break
-                assert session.peer._output_bytes <= 20_000
+                assert session.peer._outlet.waiting <= 20_000
                 await control.gone()
             await control.still_serves()
     assert "of events unread: disconnected" in caplog.text
@@ -138,7 +138,7 @@ async def test_events_that_wait_are_sent_many_at_a_time(
         (session,) = control.server.sessions.values()
         for number in range(count):
             session.peer.send(b'{"event": "%d"}\n' % number)
-        left = len(session.peer._output)
+        left = len(session.peer._outlet._unread)
         assert left > 1000
         for number in range(count):
             assert await peer.receive() == {"event": str(number)}

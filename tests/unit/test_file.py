@@ -124,10 +124,10 @@ async def test_a_long_allocation_is_the_allocators(
         nursery.start_soon(file.fallocate, mode, PAGE, LONG, trio.Event())
         await held.entered.wait()
         assert held.arguments == (file.fd, mode, PAGE, LONG)
-        assert file in file._shim.busy_files
-        assert file.settled
+        assert file.turn in file._shim.busy
+        assert file.turn.undoing is None
         held.let_go()
-    assert file not in file._shim.busy_files
+    assert not file.turn.taken
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ async def test_of_several_long_operations_each_waits_for_its_turn(
             nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
         held.let_go()
-    assert not file._shim.busy_files
+    assert not file._shim.busy
     assert held.most == 1
 
 
@@ -236,7 +236,7 @@ async def test_whoever_waits_for_idle_is_woken(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(allocate)
                 nursery.start_soon(_after, second, allocate)
-                nursery.start_soon(_after, third, other.wait_idle)
+                nursery.start_soon(_after, third, other.turn.wait)
                 await trio.testing.wait_all_tasks_blocked()
                 held.let_go()
         if scope.cancelled_caught:
@@ -256,7 +256,7 @@ async def test_who_waits_for_a_busy_file_can_be_interrupted(
             await trio.testing.wait_all_tasks_blocked()
             interrupted.set()
         # The first one goes on.
-        assert file in file._shim.busy_files
+        assert file.turn in file._shim.busy
         held.let_go()
 
 
@@ -269,8 +269,8 @@ async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
     monkeypatch.setattr(syscalls, "fallocate", buggy)
     with pytest.raises(RuntimeError):
         await file.fallocate(PUNCH, 0, LONG, trio.Event())
-    await file.wait_idle()
-    assert not file._shim.busy_files
+    await file.turn.wait()
+    assert not file._shim.busy
 
 
 # --- interrupting -----------------------------------------------------------------
@@ -291,18 +291,18 @@ async def test_an_interrupt_is_told_before_the_file_has_settled(
         nursery.start_soon(_expect_eintr, file, interrupted)
         await held.entered.wait()
         interrupted.set()
-    assert not file.settled
+    assert file.turn.undoing is not None
     assert not file.fallocate_quick(0, 0, PAGE)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.wait_settled)
-        nursery.start_soon(file.wait_settled)
-        nursery.start_soon(file.wait_idle)
+        nursery.start_soon(file.turn.wait_undone)
+        nursery.start_soon(file.turn.wait_undone)
+        nursery.start_soon(file.turn.wait)
         nursery.start_soon(file.set_size, PAGE)
         await trio.testing.wait_all_tasks_blocked()
         assert os.fstat(file.fd).st_size == 0
         held.undoing.end()
-    assert file.settled
-    assert not file._shim.busy_files
+    assert file.turn.undoing is None
+    assert not file._shim.busy
     assert os.fstat(file.fd).st_size == PAGE
 
 
@@ -314,7 +314,7 @@ async def test_an_allocation_that_dies_at_once_leaves_a_settled_file(
         nursery.start_soon(_expect_eintr, file, interrupted)
         await held.entered.wait()
         interrupted.set()
-    assert file.settled
+    assert file.turn.undoing is None
     assert file.fallocate_quick(0, 0, PAGE)
 
 
@@ -325,7 +325,7 @@ async def test_an_interrupt_before_the_call_is_not_lost(
     interrupted.set()
     with refused(errno.EINTR):
         await file.fallocate(0, 0, LONG, interrupted)
-    assert not file._shim.busy_files
+    assert not file._shim.busy
 
 
 async def test_a_cancelled_allocation_leaves_no_busy_file(
@@ -337,7 +337,7 @@ async def test_a_cancelled_allocation_leaves_no_busy_file(
         await held.entered.wait()
         nursery.cancel_scope.cancel()
     assert held.cancelled
-    assert not file._shim.busy_files
+    assert not file._shim.busy
 
 
 # --- first_of ---------------------------------------------------------------------

@@ -349,4 +349,5 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=40)
+# More of them in tests/hard/test_models.py.
+TestHistories.settings = settings(max_examples=30, stateful_step_count=40)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
-    from inaccfs.shim.backing import Backing
     from tests.unit.fakes import HeldAllocator
 
 PAGE = 4096
@@ -169,7 +169,7 @@ async def test_what_needs_the_lock_of_a_busy_file_waits(
         await _times(operations, namespace[made.st_ino])
         await operations.statfs(CONTEXT)
     assert ended.is_set()
-    assert not namespace.busy_files
+    assert not namespace._shim.busy
 
 
 async def test_a_size_waits_and_is_then_refused(

@@ -9,9 +9,10 @@ import pytest
 import trio
 import trio.testing
 
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import refused
 from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of

@@ -11,6 +11,8 @@ import trio
 import trio.testing
 
 from inaccfs import syscalls
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import V8, V10, Bind, GuestMemfd, Semantics
 from inaccfs.semantics.rules import (
@@ -19,7 +21,6 @@ from inaccfs.semantics.rules import (
     MEMORY_ERROR,
 )
 from inaccfs.shim import pages as pages_module
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.mount import Shim
@@ -338,7 +339,6 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
 async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
     world = world_of(V10())
     world.allocate(0, 4)
-    world.file.begin_long()
     refusals: list[int | None] = []
 
     async def poison() -> None:
@@ -348,11 +348,11 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
             refusals.append(exc.errno)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(poison)
-        await trio.testing.wait_all_tasks_blocked()
-        assert world.file.pages.plain
-        syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
-        world.file.end_long()
+        with world.file.turn.take():
+            nursery.start_soon(poison)
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.file.pages.plain
+            syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
     assert refusals == [errno.ENXIO]
 
 

@@ -231,7 +231,7 @@ async def test_a_large_file_shrinks_in_a_thread() -> None:
     listener = await world.listener()
     await world.file.set_size(PAGE)
     assert listener.told == [(INVALIDATE, 1, 2048)]
-    assert (world.allocated, world.file.busy) == (1, False)
+    assert (world.allocated, world.file.turn.taken) == (1, False)
 
 
 async def test_a_file_that_grows_or_has_its_first_size_tells_nobody() -> None:

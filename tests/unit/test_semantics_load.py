@@ -18,7 +18,7 @@ from tests.unit.fakes import refused
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 PAGE = 4096
 IMPORTS = """\
