@@ -63,7 +63,7 @@ class Frames(Protocol):
 
     @property
     def pages(self) -> int:
-        """How many pages are known. O(1). One that is being punched may count twice."""
+        """How many pages are known. O(1)."""
 
     def extents(self) -> list[Extent]:
         """All that is known."""
