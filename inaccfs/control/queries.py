@@ -264,7 +264,7 @@ async def stats(server: Server) -> messages.Stats:
         await turns.give()
     sessions = server.sessions.values()
     return messages.Stats(
-        **asdict(server.shim.counters),
+        **asdict(server.shim.trace.counters),
         peers=len(sessions),
         notifiers=server.notifiers,
         references=sum(session.references.pages for session in sessions),
@@ -289,7 +289,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

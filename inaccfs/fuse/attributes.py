@@ -44,7 +44,8 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     if valid & wire.FATTR_SIZE:
         # First: when it is refused nothing else may have happened.
         with namespace.opened(node) as file:
-            await file.set_size(wanted.size, by_path=not valid & wire.FATTR_FH)
+            by_path = not valid & wire.FATTR_FH
+            await file.set_size(wanted.size, by_path=by_path, who=pid)
         await namespace.wait_idle(node)
     # By the group that it has now.
     mode = None

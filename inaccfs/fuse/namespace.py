@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import CloseFd
     from inaccfs.fuse.wire import Entry
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.syscalls import Time
 
 # So many files are let go at once, that few calls have to look for them.
@@ -43,7 +43,7 @@ class Namespace(Inodes):
     def __init__(
         self,
         backing: Backing,
-        shim: Shim,
+        superblock: Superblock,
         close_fd: CloseFd = close_now,
         *,
         keeps_nodes: bool = False,
@@ -54,12 +54,13 @@ class Namespace(Inodes):
         *keeps_nodes*: see `Inodes`.
         """
         super().__init__(backing, close_fd, keeps_nodes=keeps_nodes)
-        self._shim = shim
+        self._superblock = superblock
         self._noatime = noatime
         # Directories that are being read, by their fds, which are the file handles.
         self.directories: Final[dict[int, OpenDirectory]] = {}
+        self.trace: Final = superblock.trace
         # The turns of files whose backing inode is locked by a long operation.
-        self._busy: Final = shim.busy
+        self._busy: Final = superblock.busy
         # How many regular files have a name; true where only the mount changes names.
         self.named_files = 0
         # Open files that have none, as far as it went through the mount.
@@ -198,7 +199,7 @@ class Namespace(Inodes):
             os.close(node.fd)
         node.fd = fd
         if node.file is None:
-            node.file = InaccessibleFile(fd, self._shim, writable=writable)
+            node.file = InaccessibleFile(fd, self._superblock, writable=writable)
         else:
             node.file.reopened(fd, writable=writable)
 

@@ -25,7 +25,7 @@ from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper, Received
 from inaccfs.semantics import V8
 from inaccfs.shim.frames import Extent, Fetched, Punched
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ async def controlling(
     frames = FakeSource()
     seconds = 10.0 if policy is None else policy.ack_seconds
     rules = V8() if semantics is None else semantics
-    shim = Shim(rules, backing.page_size, frames=frames, ack_seconds=seconds)
+    shim = Superblock(rules, backing.page_size, frames=frames, ack_seconds=seconds)
     device, _ = syscalls.identity(backing.root)
     actions = server.Actions(daemon.status, daemon.quit)
     with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:

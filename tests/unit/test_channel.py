@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.shim.trace import Happened
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
@@ -405,6 +406,22 @@ async def test_fallocate_allocates_and_punch_frees(world: World, tree: Path) -> 
     assert (tree / "f").stat().st_size == 4 * PAGE
 
 
+async def test_a_trace_knows_whose_system_call_it_is(world: World) -> None:
+    """The fake kernel's requests are process 1's."""
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    found: list[Happened] = []
+    with world.namespace.trace.listening(found.append):
+        await world.kernel.setattr(nodeid, wire.FATTR_SIZE, size=LONG)
+        # In the loop, and in a thread.
+        await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+        await world.kernel.fallocate(nodeid, PUNCH, 0, LONG)
+    assert [(one.what, one.file, one.who) for one in found] == [
+        ("truncate", nodeid, 1),
+        ("allocate", nodeid, 1),
+        ("punch", nodeid, 1),
+    ]
+
+
 @pytest.mark.parametrize(("offset", "length"), [(1, PAGE), (0, PAGE + 1), (0, 1)])
 async def test_an_unaligned_punch_changes_nothing(
     world: World, tree: Path, offset: int, length: int
@@ -691,7 +708,7 @@ async def test_the_end_does_not_wait_for_a_busy_file(
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
     assert held.cancelled
-    assert not world.namespace._shim.busy
+    assert not world.namespace._superblock.busy
 
 
 # --- relaying ---------------------------------------------------------------------

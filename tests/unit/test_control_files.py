@@ -16,6 +16,7 @@ import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> Non
     """What the channel does for fallocate(2) of *pages*, from and how many."""
     offset, length = (page * PAGE for page in pages)
     with control.namespace.opened(node) as file:
-        if not file.fallocate_quick(mode, offset, length):
-            await file.fallocate(mode, offset, length, trio.Event())
+        await fakes.fallocate(file, mode, offset, length, trio.Event())
 
 
 async def done(peer: Peer, event: dict[str, object]) -> object:
@@ -263,7 +263,9 @@ async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
     async with notified(control) as (node, [(peer, _)]):
         assert node.file is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.file.fallocate, 0, PAGE - 1, PAGE + 2, trio.Event())
+            nursery.start_soon(
+                fakes.fallocate, node.file, 0, PAGE - 1, PAGE + 2, trio.Event()
+            )
             event = await peer.event()
             assert (event["start"], event["end"]) == (0, 3)
             await done(peer, event)
@@ -279,7 +281,7 @@ async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
         async def fail(offset: int, length: int, mode: int) -> None:
             assert node.file is not None
             try:
-                await node.file.fallocate(mode, offset, length, trio.Event())
+                await fakes.fallocate(node.file, mode, offset, length, trio.Event())
             except OSError as exc:
                 errors.append(exc.errno)
 

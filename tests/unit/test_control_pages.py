@@ -18,12 +18,13 @@ from inaccfs.control import messages, qmp
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.shim.turns import Turns
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 
 def apart(control: Control, pages: int, name: str = "guest") -> None:
@@ -32,7 +33,7 @@ def apart(control: Control, pages: int, name: str = "guest") -> None:
     assert node.file is not None or control.namespace.open(node, os.O_RDWR)
     assert node.file is not None
     memory = node.file.pages._memory_of(0, 1)
-    frames = memory._frames
+    frames = memory.frames
     frames.at = {page: BASE + 7 * pages - 3 * page for page in range(pages)}  # type: ignore[attr-defined] # a fake
 
 
@@ -384,7 +385,7 @@ async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
 
         async with slices(), trio.open_nursery() as nursery:
             nursery.start_soon(answer_all)
-            await node.file.fallocate(3, 0, PAGE, trio.Event())
+            await fallocate(node.file, 3, 0, PAGE, trio.Event())
         assert not node.file.notifiers.running
 
 

@@ -27,6 +27,7 @@ from inaccfs.semantics import (
     load,
 )
 from tests.unit.control_fakes import BASE, PAGE, controlling
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -283,7 +284,7 @@ async def test_who_keeps_pages_locked_is_disconnected(
         node = control.namespace.lookup(control.namespace.root, b"guest").nodeid
         file = control.namespace[node].file
         assert file is not None
-        await file.fallocate(3, 0, 8 * PAGE, trio.Event())
+        await fallocate(file, 3, 0, 8 * PAGE, trio.Event())
         await peer.closed()
     assert "keeps pages locked for more than 0.05 s: disconnected" in caplog.text
 

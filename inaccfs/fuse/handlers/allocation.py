@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse import wire
 from inaccfs.fuse.wire import Op
-from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
+from inaccfs.shim.call import Call
+from inaccfs.shim.file import DONE, UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,7 @@ class AllocationHandlers:
     def __init__(self, namespace: Namespace, pending: Pending) -> None:
         self._namespace: Final = namespace
         self._nodes: Final = namespace.nodes
+        self._trace: Final = namespace.trace
         self._pending: Final = pending
 
     def handlers(self) -> Mapping[Op, Handler]:
@@ -40,30 +43,32 @@ class AllocationHandlers:
         file = node.file
         if file is None:
             file = self._namespace.reopen(node)
-        if file.fallocate_quick(mode, offset, length):
+        who = request.pid if self._trace.listeners else 0
+        begun = file.begin(
+            mode, offset, length, lambda: partial(_finish, request.hold()), who
+        )
+        if begun is DONE:
             return b""
-        reply = request.hold()
-        if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-            mode, offset, length, lambda failure: _finish(reply, failure)
-        ):
+        if begun is UNDER_WAY:
             return None
+        call, reply = Call(mode, offset, length, who), request.hold()
         # Registered before we read on: the next request may be the INTERRUPT for this
         # one.
         interrupted = reply.on_interrupt()
         # By the time the task runs, pending FORGETs have been read. They may free the
         # space that was missing: the kernel lets some of them overtake a FALLOCATE.
-        reply.later(self._fallocate_long, node, mode, offset, length, interrupted)
+        reply.later(self._finish_call, node, call, interrupted)
         return None
 
-    async def _fallocate_long(
-        self, node: Node, mode: int, offset: int, length: int, interrupted: trio.Event
+    async def _finish_call(
+        self, node: Node, call: Call, interrupted: trio.Event
     ) -> bytes:
         # Kept open by us, too: after an interrupt the caller may close the file before
         # the backing has given back the memory that it took.
         with ExitStack() as stack:
             file = stack.enter_context(self._namespace.opened(node))
             try:
-                await file.fallocate(mode, offset, length, interrupted)
+                await file.finish(call, interrupted)
             finally:
                 if file.turn.undoing is not None:
                     self._pending.start(_close_when_undone, file, stack.pop_all())

@@ -79,7 +79,7 @@ class OpenHandlers:
         self._namespace.open(node, flags)
         try:
             with self._namespace.opened(node) as file:
-                await file.set_size(0)
+                await file.set_size(0, who=pid)
             if kills_set_ids:
                 attributes.drop_set_ids(self._namespace, node, pid)
         except BaseException:
