@@ -17,8 +17,8 @@ from inaccfs.fuse.caller import Caller
 from inaccfs.syscalls import UTIME_NOW, UTIME_OMIT
 
 if TYPE_CHECKING:
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Setattr
     from inaccfs.syscalls import Time
 
@@ -43,7 +43,7 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     await namespace.wait_idle(node)
     if valid & wire.FATTR_SIZE:
         # First: when it is refused nothing else may have happened.
-        with namespace.opened(node) as file:
+        with namespace.opens.hold(node) as file:
             await file.set_size(wanted.size, by_path=not valid & wire.FATTR_FH)
         await namespace.wait_idle(node)
     # By the group that it has now.
@@ -87,7 +87,7 @@ def _without_set_ids(
     """
     if node.is_dir:
         return None
-    attributes = namespace.attributes(node)
+    attributes = namespace.inodes.attributes(node)
     mode = stat.S_IMODE(attributes.st_mode)
     if not mode & (stat.S_ISUID | stat.S_ISGID):
         return None

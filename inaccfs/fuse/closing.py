@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs.fuse.inodes import close_now
+from inaccfs.fuse.nodes import close_now
 from inaccfs.shim.file import QUICK_BYTES
 
 if TYPE_CHECKING:

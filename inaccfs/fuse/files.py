@@ -14,8 +14,9 @@ from inaccfs import syscalls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
+    from inaccfs.fuse.opens import Opens
     from inaccfs.helper.tasks import Helper
     from inaccfs.shim.file import InaccessibleFile
 
@@ -27,10 +28,10 @@ _WRITABLE: Final = (os.O_RDWR, os.O_WRONLY)
 class OpenFile:
     """A file that stays open until `close`."""
 
-    def __init__(self, namespace: Namespace, node: Node) -> None:
-        self._namespace: Final = namespace
+    def __init__(self, opens: Opens, node: Node) -> None:
+        self._opens: Final = opens
         self._node: Final = node
-        self.file: Final[InaccessibleFile] = namespace.open(node, os.O_RDWR)
+        self.file: Final[InaccessibleFile] = opens.open(node, os.O_RDWR)
         node.held += 1
 
     @property
@@ -51,12 +52,12 @@ class OpenFile:
 
     def again(self) -> OpenFile:
         """The same file, to be closed for itself."""
-        return OpenFile(self._namespace, self._node)
+        return OpenFile(self._opens, self._node)
 
     def close(self) -> None:
         """Let it go. Its memory goes too if nobody else has it and it has no name."""
         self._node.held -= 1
-        self._namespace.release(self._node)
+        self._opens.release(self._node)
 
 
 def name_of(node: Node) -> str:
@@ -81,6 +82,8 @@ class Files:
     ) -> None:
         """*device* is the mount's number, "major:minor", as mountinfo has it."""
         self._namespace: Final = namespace
+        self._inodes: Final = namespace.inodes
+        self._opens: Final = namespace.opens
         self._mountpoint: Final = mountpoint
         self._device: Final = device
         self._helper: Final = helper
@@ -95,10 +98,10 @@ class Files:
         """
         node = self._namespace.find(os.fsencode(path))
         try:
-            return OpenFile(self._namespace, node)
+            return OpenFile(self._opens, node)
         except OSError:
             # The kernel need not know of it, and then nobody would forget it.
-            self._namespace.forget(node.ino, 0)
+            self._inodes.forget(node.ino, 0)
             raise
 
     def open_fd(self, fd: int) -> OpenFile:
@@ -114,7 +117,7 @@ class Files:
         except OSError:
             # Whatever it is, it is none of ours: those can always be asked.
             device, ino = "", 0
-        node = self._namespace.nodes.get(ino)
+        node = self._inodes.nodes.get(ino)
         if device != self._device or node is None or node.is_dir:
             raise OSError(errno.EINVAL, "the fd is no file of this mount")
         if flags & os.O_PATH or flags & os.O_ACCMODE not in _WRITABLE:
@@ -123,7 +126,7 @@ class Files:
             )
         if not node.opens:
             raise OSError(errno.EINVAL, "the fd is no regular file of this mount")
-        return OpenFile(self._namespace, node)
+        return OpenFile(self._opens, node)
 
     async def create(
         self, label: str, size: int, uid: int, gid: int
@@ -140,7 +143,7 @@ class Files:
         try:
             opened = self.open_fd(fd)
             opened.file.label = label
-            self._namespace.chown(self._namespace[opened.ino], uid, gid)
+            self._namespace.chown(self._inodes[opened.ino], uid, gid)
             if size:
                 await opened.file.set_size(size)
         except BaseException:
@@ -164,11 +167,11 @@ class Files:
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""
-        for node in list(self._namespace.nodes.values()):
+        for node in list(self._inodes.nodes.values()):
             if node.file is not None:
                 yield name_of(node), node.ino, node.file, node.opens
             elif node.opens:
                 # It was let go, for want of fds.
                 opens = node.opens
-                with self._namespace.opened(node) as file:
+                with self._opens.hold(node) as file:
                     yield name_of(node), node.ino, file, opens

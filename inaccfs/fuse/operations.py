@@ -27,8 +27,8 @@ from inaccfs.fuse.caller import Caller
 from inaccfs.fuse.wire import ROOT_ID
 
 if TYPE_CHECKING:
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Entry
     from inaccfs.syscalls import DirectoryEntry
 
@@ -106,6 +106,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._namespace = namespace
+        self._inodes: Final = namespace.inodes
         self._virtual = {
             os.fsencode(name): make for name, make in virtual_xattrs.items()
         }
@@ -121,21 +122,21 @@ class Operations(pyfuse3.Operations):
         rdev: int,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
 
     @_answered
     async def mkdir(
         self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
 
     @_answered
     async def symlink(
         self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
 
     @_answered
@@ -147,14 +148,16 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         namespace = self._namespace
-        await namespace.wait_idle(namespace[inode])
+        await namespace.wait_idle(namespace.inodes[inode])
         return _entry(
-            namespace.link(namespace[inode], namespace[new_parent_inode], new_name)
+            namespace.link(
+                namespace.inodes[inode], namespace.inodes[new_parent_inode], new_name
+            )
         )
 
     @_answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
-        return self._namespace.readlink(self._namespace[inode])
+        return self._namespace.readlink(self._inodes[inode])
 
     # --- directories -------------------------------------------------------------
 
@@ -184,33 +187,35 @@ class Operations(pyfuse3.Operations):
         token: pyfuse3.ReaddirToken,
     ) -> bool:
         """Add one entry to the reply; False if there is no room for it."""
-        namespace = self._namespace
+        inodes = self._inodes
         if found.name in (b".", b".."):
-            dots = _fill(namespace.attributes(directory), directory.ino)
+            dots = _fill(inodes.attributes(directory), directory.ino)
             if found.name == b".." and directory.parent is not None:
                 dots.st_ino = InodeT(directory.parent.ino)
             # Of these two the kernel takes only the number: no lookup to count.
             return pyfuse3.readdir_reply(token, found.name, dots, found.offset)
         try:
             attributes = os.stat(
-                found.name, dir_fd=namespace.dir_fd(directory), follow_symlinks=False
+                found.name,
+                dir_fd=inodes.dir_fd(directory),
+                follow_symlinks=False,
             )
-            node = namespace.node_at(directory, found.name, attributes)
+            node = inodes.node_at(directory, found.name, attributes)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.EXDEV):
                 # It has gone since, or is the mountpoint of something else.
                 return True
             raise
-        entry = namespace.entry(node, attributes)
+        entry = inodes.entry(node, attributes)
         if pyfuse3.readdir_reply(token, found.name, _entry(entry), found.offset):
             return True
-        namespace.forget(node.ino, 1)
+        inodes.forget(node.ino, 1)
         return False
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
         # Not in the channel, which would pass a readdir that is still on its way.
-        self._namespace.release_directory(fh)
+        self._namespace.directories.release(fh)
 
     @_answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -227,7 +232,7 @@ class Operations(pyfuse3.Operations):
             return await self._virtual[name]()
         if name.startswith(_REFUSED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             return os.getxattr(path, name)
 
     @_answered
@@ -238,8 +243,8 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if name.startswith(_REFUSED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        await self._namespace.wait_idle(self._namespace[inode])
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        await self._namespace.wait_idle(self._inodes[inode])
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             os.setxattr(path, name, value)
 
     @_answered
@@ -248,13 +253,13 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if self._is_virtual(inode, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        await self._namespace.wait_idle(self._namespace[inode])
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        await self._namespace.wait_idle(self._inodes[inode])
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             os.removexattr(path, name)
 
     @_answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             names = [os.fsencode(name) for name in os.listxattr(path)]
         names = [name for name in names if not name.startswith(_REFUSED_XATTRS)]
         trusted = [name for name in names if name.startswith(b"trusted.")]
@@ -266,7 +271,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        found = os.fstatvfs(self._namespace.backing.root)
+        found = os.fstatvfs(self._inodes.backing.root)
         filled = StatvfsData()
         filled.f_bsize = found.f_bsize
         filled.f_frsize = found.f_frsize

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import trio
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.requests import Answer, Handler, Pending, Reply, Request
     from inaccfs.shim.file import InaccessibleFile
 
@@ -24,8 +24,8 @@ class AllocationHandlers:
     """Allocates and punches."""
 
     def __init__(self, namespace: Namespace, pending: Pending) -> None:
-        self._namespace: Final = namespace
-        self._nodes: Final = namespace.nodes
+        self._inodes: Final = namespace.inodes
+        self._opens: Final = namespace.opens
         self._pending: Final = pending
 
     def handlers(self) -> Mapping[Op, Handler]:
@@ -36,10 +36,10 @@ class AllocationHandlers:
         if request.size < wire.FALLOCATE_SIZE:
             request.need(wire.FALLOCATE_SIZE)
         offset, length, mode = wire.unpack_fallocate(request.buffer)
-        node = self._namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         file = node.file
         if file is None:
-            file = self._namespace.reopen(node)
+            file = self._opens.reopen(node)
         if file.fallocate_quick(mode, offset, length):
             return b""
         reply = request.hold()
@@ -61,7 +61,7 @@ class AllocationHandlers:
         # Kept open by us, too: after an interrupt the caller may close the file before
         # the backing has given back the memory that it took.
         with ExitStack() as stack:
-            file = stack.enter_context(self._namespace.opened(node))
+            file = stack.enter_context(self._opens.hold(node))
             try:
                 await file.fallocate(mode, offset, length, interrupted)
             finally:
