@@ -5,8 +5,9 @@ The ladder of the package, each importing only what stands above it:
 
     errors, syscalls,    the kinds of failure; the system calls that Python lacks;
     mountinfo, streams   what is mounted where; the standard streams
+    backing              the tmpfs or hugetlbfs that holds the memory
     helper               the process for what may hang or must be killable
-    shim                 the patch: one file's rules and state, and the backing
+    shim                 the patch: one file's rules and state
     fuse                 mounting, the wire, the channel, the namespace
     control              the control socket: messages and server
     client               the other end of it: inaccfs.connect(), inaccfs.client.aio

@@ -15,6 +15,9 @@ import pyfuse3
 import trio
 
 from inaccfs import runtime, tracing
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
+from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
@@ -30,17 +33,17 @@ from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
-from inaccfs.shim import frames
+from inaccfs.shim import framesource
 from inaccfs.shim.allocator import Allocator
-from inaccfs.shim.backing import Backing, TmpfsOptions, private_tmpfs, wrap
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
     from inaccfs.semantics import Semantics
@@ -122,7 +125,7 @@ def run(
         else:
             backing = wrap(config.backing)
         stack.callback(backing.close)
-        source = frames.choose(
+        source = framesource.choose(
             config.frames.source,
             config.frames.simulated,
             large_folios=_has_large_folios(config),
@@ -217,20 +220,20 @@ class _Daemon:
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
-        self._shim = Shim(
+        self._superblock = Superblock(
             telling(config.semantics),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
-            space=self._closer,
+            frees=self._closer,
             patience=self._patience,
         )
         self._helper = parts.helper
         self._namespace = Namespace(
             backing,
-            self._shim,
+            self._superblock,
             self._closer.close,
             keeps_nodes=backing.private,
             noatime=config.fuse.noatime_directories,
@@ -303,8 +306,10 @@ class _Daemon:
                     self._device_number,
                     self._helper,
                 ),
-                self._shim,
+                self._superblock,
                 self._config.policy,
+                receiver=self._helper,
+                device=self._device_number,
             )
             nursery.start_soon(self._server.run)
             warnings = list(self._backing.warnings)

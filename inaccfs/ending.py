@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from inaccfs import runtime
+from inaccfs.backing.fallback import remove_fallbacks
 from inaccfs.errors import (
     DeadDaemonError,
     MountError,
@@ -25,7 +26,6 @@ from inaccfs.errors import (
     UnmountError,
 )
 from inaccfs.fuse import mounting, unmounting
-from inaccfs.shim.backing import remove_fallbacks
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo

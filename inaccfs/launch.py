@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
 
-# What a daemon writes to --ready-fd once its mount can be used.
-_READY: Final = b"ready\n"
+READY: Final = b"ready\n"
+"""What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
@@ -100,7 +100,7 @@ def start_daemon(
         stack.callback(end, daemon)
         readable = wait_readable(ready_read, _START_SECONDS)
         # The end of the pipe is readable too: nothing here waits for a dead daemon.
-        if readable and os.read(ready_read, len(_READY)) == _READY:
+        if readable and os.read(ready_read, len(READY)) == READY:
             # It stays.
             stack.pop_all()
             os.close(ready_read)
@@ -116,16 +116,6 @@ def start_daemon(
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started"
         )
-
-
-def tell_ready(fd: int) -> None:
-    """In the daemon: tell whoever has started it that the mount can be used."""
-    try:
-        os.write(fd, _READY)
-    except BrokenPipeError:
-        # Ended meanwhile: nobody wants the mount.
-        signal.raise_signal(signal.SIGTERM)
-    os.close(fd)
 
 
 def _environment() -> dict[str, str]:

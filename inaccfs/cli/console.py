@@ -133,6 +133,9 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
                 raise OptionError(
                     f"{what}: {quoted(text)} is no whole number"
                 ) from None
+    if text.partition("-")[0].isdecimal() and "-" in text:
+        # Where a page of query-pins begins, which is no number.
+        return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as exc:
@@ -297,7 +300,13 @@ class Console:
             if path is not None:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             call = self._conversation.start(
-                requests.Request(command, lambda returned: returned, fd)
+                requests.Request(
+                    command,
+                    lambda returned: returned,
+                    fd,
+                    # Whoever sets a limit wants a page.
+                    whole=getattr(command, "limit", None) is None,
+                )
             )
         except OSError as exc:
             raise InaccfsError(f"{path or command.name}: {exc.strerror}") from None

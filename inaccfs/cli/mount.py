@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from inaccfs import launch, runtime, syscalls
+from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
-from inaccfs.shim.backing import HUGE_CHOICES
 
 if TYPE_CHECKING:
     from inaccfs.daemon import Config
@@ -172,11 +173,13 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     from inaccfs import daemon
 
     parsed = mountoptions.parse(options)
-    if args.ready_fd is not None:
+    for name in ("ready", "mountpoint", "holder"):
+        fd = getattr(args, f"{name}_fd")
         try:
-            os.fstat(args.ready_fd)
+            if fd is not None:
+                os.fstat(fd)
         except (OSError, OverflowError):
-            raise OptionError(f"ready-fd {args.ready_fd}: no such fd") from None
+            raise OptionError(f"{name}-fd {fd}: no such fd") from None
     log = options.ours.get("log")
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
@@ -204,7 +207,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         if own_log is not None:
             own_log.take_output()
         if args.ready_fd is not None:
-            launch.tell_ready(args.ready_fd)
+            _tell_ready(args.ready_fd)
         _notify_systemd()
 
     try:
@@ -222,6 +225,16 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         if own_log is not None:
             own_log.remove_if_empty()
     return 0
+
+
+def _tell_ready(fd: int) -> None:
+    """Tell whoever has started the daemon that the mount can be used."""
+    try:
+        os.write(fd, launch.READY)
+    except BrokenPipeError:
+        # They were interrupted, and expect no mount.
+        signal.raise_signal(signal.SIGTERM)
+    os.close(fd)
 
 
 def _notify_systemd() -> None:

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.backing.options import TmpfsOptions, parse_size
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.semantics import V8
-from inaccfs.shim.backing import TmpfsOptions, parse_size
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.words import natural, quoted
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _EVENTS: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 
+_TRY_AGAIN_SECONDS: Final = 0.05
+
 # After so many reads in a row other tasks get a turn.
 _READS_IN_A_ROW: Final = 16
 
@@ -61,7 +63,11 @@ class Readers:
         """Serve until cancelled."""
         while True:
             # A turn of the loop for each round, whoever has said how much.
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            try:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+            except OSError:
+                # epoll_ctl(2), ENOSPC: there may be room later.
+                await trio.sleep(_TRY_AGAIN_SECONDS)
             ready = self._epoll.poll(0)
             # A reply has just woken a peer, which on one CPU runs there and then: look
             # again at once, as for the kernel's requests. In a crowd it is in vain.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from inaccfs.control.session import Session
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.order import Notice
-
-log = logging.getLogger(__name__)
 
 _EVENTS: Final = {
     event.name: event
@@ -61,13 +58,11 @@ class Registration:
 
     def evict(self) -> None:
         """The peer has not answered in time: it is trusted with nothing any more."""
-        log.error(
-            "%s: no answer to an event of notifier %d within %g s: disconnected",
-            self.session.peer,
-            self.number,
-            self.session.server.policy.ack_seconds,
+        self.session.peer.evict(
+            "it does not answer events",
+            f"no answer to an event of notifier {self.number} within "
+            f"{self.session.server.policy.ack_seconds:g} s",
         )
-        self.session.peer.disconnect("it does not answer events")
 
 
 def as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:

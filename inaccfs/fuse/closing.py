@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from inaccfs.fuse.nodes import close_now
-from inaccfs.shim.file import QUICK_BYTES
+from inaccfs.shim.file import INLINE_BYTES
 
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
@@ -32,7 +32,7 @@ class Closer:
         # Of its own: who waits for space waits for these.
         self._threads = trio.CapacityLimiter(_THREADS)
         # How many large files have been closed so far.
-        self.freed = 0
+        self.closed = 0
         # Set when nothing is pending. Replaced by a new one when something comes.
         self._idle = trio.Event()
         self._idle.set()
@@ -53,7 +53,7 @@ class Closer:
         the memory.
         """
         attributes = os.fstat(fd)
-        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES
+        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
         if not large or self.nursery is None:
             close_now(fd, file)
             return
@@ -69,6 +69,6 @@ class Closer:
             )
         finally:
             self._pending -= 1
-            self.freed += 1
+            self.closed += 1
             if not self.busy:
                 self._idle.set()

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
-from inaccfs.shim.backing import open_to_read
+from inaccfs.backing.root import open_to_read
 
 if TYPE_CHECKING:
     from inaccfs.fuse.inodes import Inodes

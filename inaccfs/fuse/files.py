@@ -44,6 +44,11 @@ class OpenFile:
         """What people call it: a path from the mount's root, if there is one."""
         return name_of(self._node)
 
+    @property
+    def opens(self) -> int:
+        """How many opens of it there are, this one included."""
+        return self._node.opens
+
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself; the caller's to close."""
         return os.open(
@@ -167,6 +172,7 @@ class Files:
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""
+        # A copy: the caller may let other tasks run in between.
         for node in list(self._inodes.nodes.values()):
             if node.file is not None:
                 yield name_of(node), node.ino, node.file, node.opens

@@ -33,8 +33,8 @@ from inaccfs.fuse.wire import ROOT_ID, Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import CloseFd
-    from inaccfs.shim.backing import Backing
 
 # In seconds. The kernel may remember names that only the mount can change. It may not
 # remember names in a directory that others can change, too, nor the attributes of a

@@ -132,17 +132,8 @@ def resolve(path: str) -> str:
 
     A mountpoint itself is never asked, and what is above it only if need be: either may
     belong to a daemon that is dead, or to the one that asks.
-
-    Raises:
-        MountError: it begins in a directory that has been removed.
     """
-    try:
-        wanted = os.path.abspath(path)
-    except FileNotFoundError:
-        raise MountError(
-            f"{path} begins in the working directory, which has been removed: cd to "
-            "another, or name a path that begins with /"
-        ) from None
+    wanted = os.path.abspath(path)
     if mountinfo.topmost(wanted) is not None:
         # It may be in a mount whose daemon does not answer.
         return wanted

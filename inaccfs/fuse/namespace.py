@@ -22,10 +22,10 @@ from inaccfs.fuse.opens import Opens, refuse_direct
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import CloseFd, Node
     from inaccfs.fuse.wire import Entry
-    from inaccfs.shim.backing import Backing
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.syscalls import Time
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -40,7 +40,7 @@ class Namespace:
     def __init__(
         self,
         backing: Backing,
-        shim: Shim,
+        superblock: Superblock,
         close_fd: CloseFd = close_now,
         *,
         keeps_nodes: bool = False,
@@ -48,10 +48,10 @@ class Namespace:
     ) -> None:
         """*keeps_nodes* and *close_fd*: see `Inodes`; *noatime*: see `Directories`."""
         self.inodes: Final = Inodes(backing, close_fd, keeps_nodes=keeps_nodes)
-        self.opens: Final = Opens(self.inodes, shim)
+        self.opens: Final = Opens(self.inodes, superblock)
         self.directories: Final = Directories(self.inodes, noatime=noatime)
         # The turns of files whose backing inode is locked by a long operation.
-        self._busy: Final = shim.busy
+        self._busy: Final = superblock.busy
         # How many regular files have a name; true where only the mount changes names.
         self.named_files = 0
 

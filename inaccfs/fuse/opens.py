@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from inaccfs.fuse.inodes import Inodes
     from inaccfs.fuse.nodes import Node
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
 
 
 class Opens:
@@ -25,9 +25,9 @@ class Opens:
     Methods raise `OSError` with the errno that the caller of the system call gets.
     """
 
-    def __init__(self, inodes: Inodes, shim: Shim) -> None:
+    def __init__(self, inodes: Inodes, superblock: Superblock) -> None:
         self._inodes: Final = inodes
-        self._shim: Final = shim
+        self._superblock: Final = superblock
         # Open files without a name, as far as the name was removed through the mount.
         self._nameless: Final[set[Node]] = set()
 
@@ -66,7 +66,7 @@ class Opens:
             os.close(node.fd)
         node.fd = fd
         if node.file is None:
-            node.file = InaccessibleFile(fd, self._shim, writable=writable)
+            node.file = InaccessibleFile(fd, self._superblock, writable=writable)
         else:
             node.file.reopened(fd, writable=writable)
 

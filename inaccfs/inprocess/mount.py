@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.inprocess.client import Client, call_at_once
 from inaccfs.inprocess.loop import ThreadLoop
 from inaccfs.semantics import V8
-from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.call import Call
+from inaccfs.shim.file import LATER, UNDER_WAY, InaccessibleFile
 from inaccfs.shim.frameoptions import FRAME_BYTES, SimulatedMemory
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.simulated import SimulatedSource
-from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
+from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ class Mount:
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Shim(
+        self.shim: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -119,17 +119,13 @@ class Mount:
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
-            # In the order of fuse/channel.
-            if file.fallocate_quick(mode, offset, length):
-                return
-            if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-                mode, offset, length, done.append
-            ):
+            begun = file.begin(mode, offset, length, lambda: done.append)
+            if begun is UNDER_WAY:
                 loop.wait_for(lambda: bool(done), "answers")
                 if done[0] is not None:
                     raise done[0]
-                return
-        loop.run(file.fallocate(mode, offset, length, loop.event()))
+        if begun is LATER:
+            loop.run(file.finish(Call(mode, offset, length), loop.event()))
 
     def ftruncate(self, fd: int, size: int) -> None:
         """ftruncate(2), to *size* bytes."""

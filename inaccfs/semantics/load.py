@@ -48,6 +48,12 @@ _T = TypeVar("_T")
 
 # Not rules: what people call them.
 _WORDS: Final = ("name", "source")
+OLD_NAMES: Final = {
+    "told": "reported",
+    "held": "list_locked",
+    "notifies_on_failure": "notifies_failures",
+}
+"""What rules were called before, and are called now."""
 # With arguments such as they are called with.
 _METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
     "check_size": ((0, 4096, 4096), {}),
@@ -334,6 +340,11 @@ def _check_names(
         if name == "events":
             raise OptionError(
                 f"semantics {found.__name__}.events: it is made from plan: give that"
+            )
+        if new := OLD_NAMES.get(name):
+            raise OptionError(
+                f"semantics {found.__name__}.{name}: rule {name!r} is called {new!r} "
+                "now"
             )
         if near := difflib.get_close_matches(name, known, 1, 0.7):
             raise OptionError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from inaccfs.shim.backing import open_to_read
+from inaccfs.backing.root import open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

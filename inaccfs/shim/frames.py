@@ -6,19 +6,17 @@ frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
 
 from __future__ import annotations
 
+from itertools import islice
 from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
-from inaccfs.errors import OptionError
 from inaccfs.shim.frameoptions import HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from inaccfs.shim.frameoptions import SimulatedMemory
 
 # So much is allocated in well under a millisecond, and may keep the GIL.
 _QUICK_BYTES: Final = 2 << 20
@@ -71,6 +69,9 @@ class Frames(Protocol):
     def extents(self) -> list[Extent]:
         """All that is known."""
 
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what is known from page *start* on."""
+
     def known(self, start: int, end: int) -> list[Extent] | None:
         """Where [start, end) is, if all of it was fetched and cannot have moved."""
 
@@ -121,39 +122,6 @@ class FrameSource(Protocol):
         """Give everything back. The files must have been closed before."""
 
 
-def choose(
-    wanted: str,
-    memory: SimulatedMemory,
-    *,
-    large_folios: bool,
-    movable: bool = False,
-) -> FrameSource:
-    """The source for *wanted*: "auto", "pagemap" or "simulated".
-
-    With *large_folios* a page of a tmpfs may belong to a folio of many; without, that
-    is not looked into. With *movable* nothing keeps fetched pages where they are.
-
-    Raises:
-        OptionError: real frames were asked for, and the kernel does not show them.
-    """
-    # Imported here: a mount needs one of the two at most, and starts the sooner.
-    if wanted != "simulated":
-        from inaccfs.shim import pagemap
-
-        try:
-            return pagemap.make_source(large_folios=large_folios, movable=movable)
-        except OSError as exc:
-            if wanted == "pagemap":
-                raise OptionError(
-                    f"no real page frames: {exc.strerror}; they take CAP_SYS_ADMIN of "
-                    "the initial user namespace, so mount as root outside of "
-                    "containers, or choose simulated frames"
-                ) from exc
-    from inaccfs.shim.simulated import SimulatedSource
-
-    return SimulatedSource(memory)
-
-
 class Table:
     """What is known of one file's frames, in the process. Guarded by its own lock."""
 
@@ -173,6 +141,14 @@ class Table:
         """All of the table."""
         with self._lock:
             return [extent for _, _, extent in self._runs]
+
+    def since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what the table has from *start* on."""
+        with self._lock:
+            found = [extent for _, _, extent in islice(self._runs.since(start), most)]
+        if found:
+            found[0] = self._after(found[0], start)
+        return found
 
     def look(self, start: int, end: int) -> list[Extent]:
         """What the table has of [start, end)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTu
 
 import trio
 
-from inaccfs.shim import waiting
+from inaccfs.shim import patience, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,7 +62,10 @@ class Loop(Protocol):
         """A place to wait at until somebody unparks all."""
 
     async def in_time(self, seconds: float, wait: Wait) -> bool:
-        """Await *wait*; give it up after *seconds*, and return whether it came back."""
+        """Await *wait*; give it up after *seconds*, and return whether it came back.
+
+        It may be given up and awaited anew. See `inaccfs.shim.patience.in_time`.
+        """
 
     async def first_of(self, *waits: Wait) -> None:
         """Wait until one of several is over; give up the others."""
@@ -110,14 +113,9 @@ class _Trio:
     mutex = _Mutex
     parking_lot = trio.lowlevel.ParkingLot
     first_of = staticmethod(waiting.first_of)
+    in_time = staticmethod(patience.in_time)
     checkpoint = staticmethod(trio.lowlevel.checkpoint)
     in_thread = staticmethod(trio.to_thread.run_sync)
-
-    async def in_time(self, seconds: float, wait: Wait) -> bool:
-        with trio.move_on_after(seconds):
-            await wait()
-            return True
-        return False
 
     def shield(self) -> trio.CancelScope:
         return trio.CancelScope(shield=True)

@@ -145,6 +145,12 @@ class PagemapFrames:
     def extents(self) -> list[Extent]:
         return joined([*self._firm.extents(), *self._loose.extents()], self._per_page)
 
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        found = self._firm.since(start, most)
+        if self._loose.pages:
+            found = joined([*found, *self._loose.since(start, most)], self._per_page)
+        return found[:most]
+
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._firm.whole(start, end)
 

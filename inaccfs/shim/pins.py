@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from inaccfs import mmcalls
+from inaccfs import mmcalls, uring
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,9 +103,9 @@ class RingPins:
         self._add_ring()
 
     def _add_ring(self) -> None:
-        ring = mmcalls.io_uring_setup()
+        ring, _ = uring.setup()
         try:
-            mmcalls.register_sparse(ring, mmcalls.RING_SLOTS)
+            uring.register_sparse(ring)
         except OSError:
             os.close(ring)
             raise
@@ -116,10 +116,10 @@ class RingPins:
         held = 0
         try:
             while held < len(slots):
-                ring, first = divmod(slots[held], mmcalls.RING_SLOTS)
+                ring, first = divmod(slots[held], uring.SLOTS)
                 run = _run_length(slots, held)
                 memory = [(one.address, one.length) for one in buffers[held:][:run]]
-                held += mmcalls.update_buffers(self._rings[ring], first, memory)
+                held += uring.update_buffers(self._rings[ring], first, memory)
         except OSError as exc:
             if exc.errno == errno.EFAULT:
                 self.release(slots)
@@ -132,9 +132,9 @@ class RingPins:
         slots = sorted(tokens)
         at = 0
         while at < len(slots):
-            ring, first = divmod(slots[at], mmcalls.RING_SLOTS)
+            ring, first = divmod(slots[at], uring.SLOTS)
             run = _run_length(slots, at)
-            mmcalls.update_buffers(self._rings[ring], first, [(0, 0)] * run)
+            uring.update_buffers(self._rings[ring], first, [(0, 0)] * run)
             at += run
         self._give_back(slots)
 
@@ -148,7 +148,7 @@ class RingPins:
         with self._lock:
             taken = [heappop(self._free) for _ in range(min(count, len(self._free)))]
             while len(taken) < count:
-                if self._unused == len(self._rings) * mmcalls.RING_SLOTS:
+                if self._unused == len(self._rings) * uring.SLOTS:
                     try:
                         self._add_ring()
                     except OSError as exc:
@@ -169,9 +169,7 @@ def _run_length(slots: list[int], at: int) -> int:
     first = slots[at]
     end = at + 1
     while (
-        end < len(slots)
-        and slots[end] == first + end - at
-        and slots[end] % mmcalls.RING_SLOTS
+        end < len(slots) and slots[end] == first + end - at and slots[end] % uring.SLOTS
     ):
         end += 1
     return end - at

@@ -30,9 +30,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from inaccfs import mmcalls, syscalls
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import InaccfsError
-from inaccfs.shim import frames
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim import framesource
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.references import References
@@ -69,7 +70,9 @@ def memory_file(huge: str, size: int) -> Iterator[int]:
 @contextmanager
 def source(huge: str) -> Iterator[FrameSource]:
     """Real frames; folios are looked into as on a mount with that huge=."""
-    made = frames.choose("pagemap", SimulatedMemory(), large_folios=huge != "never")
+    made = framesource.choose(
+        "pagemap", SimulatedMemory(), large_folios=huge != "never"
+    )
     try:
         yield made
     finally:

@@ -60,7 +60,7 @@ CALLS: Final[dict[str, str]] = {
     "inaccfs.mmcalls.munmap": "ENOMEM",
     "inaccfs.mmcalls.populate": "ENOMEM EFAULT EHWPOISON EAGAIN",
     "inaccfs.mmcalls.pages_there": "EOPNOTSUPP ENOMEM",
-    "inaccfs.mmcalls.update_buffers": "ENOMEM EFAULT EINTR",
+    "inaccfs.uring.update_buffers": "ENOMEM EFAULT EINTR",
     # --- processes and threads ---
     "os.fork": "EAGAIN ENOMEM",
     "os.pidfd_open": "EMFILE ENFILE ENOMEM",

@@ -10,11 +10,12 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import HeldAllocator, World, serving
 from tests.unit.pages_fakes import assert_no_strays
@@ -22,7 +23,7 @@ from tests.unit.pages_fakes import assert_no_strays
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 # The same examples in each run: a failure is the change's, never the dice's.
 settings.register_profile(
@@ -66,7 +67,7 @@ def tree(backing: Backing) -> Path:
 
 @pytest.fixture
 def namespace(backing: Backing) -> Iterator[Namespace]:
-    made = Namespace(backing, Shim(V8(), backing.page_size))
+    made = Namespace(backing, Superblock(V8(), backing.page_size))
     yield made
     made.close()
 

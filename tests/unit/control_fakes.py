@@ -25,17 +25,17 @@ from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper, Received
 from inaccfs.semantics import V8
 from inaccfs.shim.frames import Extent, Fetched, Punched
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
+    from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
-    from inaccfs.shim.backing import Backing
     from inaccfs.shim.file import InaccessibleFile
 
 Answer = dict[str, Any]
@@ -126,6 +126,9 @@ class FakeFrames:
 
     def extents(self) -> list[Extent]:
         return self._runs(sorted(self.at))
+
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        return self._runs(sorted(page for page in self.at if page >= start))[:most]
 
     def _runs(self, pages: Iterable[int]) -> list[Extent]:
         found: list[Extent] = []
@@ -340,19 +343,23 @@ async def controlling(
     backing: Backing,
     policy: Policy | None = None,
     semantics: Semantics | None = None,
+    helper: DirectHelper | None = None,
 ) -> AsyncIterator[Control]:
     """A server over *backing* for the length of a with block."""
     daemon = Daemon()
     frames = FakeSource()
     seconds = 10.0 if policy is None else policy.ack_seconds
     rules = V8() if semantics is None else semantics
-    shim = Shim(rules, backing.page_size, frames=frames, ack_seconds=seconds)
+    shim = Superblock(rules, backing.page_size, frames=frames, ack_seconds=seconds)
     device, _ = syscalls.identity(backing.root)
     actions = server.Actions(daemon.status, daemon.quit)
     with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:
         mountpoint = f"/proc/self/fd/{backing.root}"
-        files = Files(namespace, mountpoint, device, DirectHelper())
-        made = server.Server(socket, actions, files, shim, policy)
+        helper = helper or DirectHelper()
+        files = Files(namespace, mountpoint, device, helper)
+        made = server.Server(
+            *(socket, actions, files, shim, policy), receiver=helper, device=device
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
             yield Control(path, daemon, made, namespace, frames)

@@ -27,7 +27,7 @@ from tests.unit.fakes import refused
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 PAGE = 4096
 # Takes the kernel a second or so: enough to be caught in the middle.

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs import syscalls
+from inaccfs.backing import fallback
+from inaccfs.backing.fallback import remove_fallbacks
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
+from inaccfs.backing.wrapping import wrap
 from inaccfs.errors import BackingError, OptionError
-from inaccfs.shim import backing as backings
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs, remove_fallbacks, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can")
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
@@ -377,6 +380,6 @@ def test_a_parent_that_does_not_exist_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nowhere"))
-    assert str(tmp_path / "nowhere") not in backings._fallback_parents()
+    assert str(tmp_path / "nowhere") not in fallback._parents()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert set(backings._fallback_parents()) <= {"/dev/shm"}
+    assert set(fallback._parents()) <= {"/dev/shm"}

@@ -43,8 +43,8 @@ from tests.unit.fakes import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
-    from inaccfs.shim.backing import Backing
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
@@ -692,7 +692,7 @@ async def test_the_end_does_not_wait_for_a_busy_file(
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
     assert held.cancelled
-    assert not world.namespace.opens._shim.busy
+    assert not world.namespace.opens._superblock.busy
 
 
 # --- relaying ---------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs import mmcalls, syscalls
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.shim.holes import first_hole
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the KVM and the shim in one process import; see docs/architecture.md."""
+"""What rooms of the package import; see docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import inaccfs
 PACKAGE = Path(inaccfs.__file__).parent
 # What each room may import of inaccfs. The KVM is an ordinary client.
 DOORS = {
+    "backing": ("backing", "errors", "mountinfo", "syscalls", "words"),
     "kvm": ("kvm", "client", "errors", "syscalls"),
     "inprocess": ("inprocess", "client.errors", "semantics", "shim", "syscalls"),
 }

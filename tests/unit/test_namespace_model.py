@@ -23,8 +23,9 @@ from inaccfs.fuse import inodes
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
 from inaccfs.shim import census
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.conftest import small_tmpfs
+from tests.unit.fakes import quick
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,9 @@ class Histories(RuleBasedStateMachine):
         self.room, inodes._DIRECTORY_FDS = inodes._DIRECTORY_FDS, FEW_FDS  # type: ignore[misc]
         self.backing, self.plain = small_tmpfs(), small_tmpfs()
         self.fds = len(os.listdir("/proc/self/fd"))
-        self.namespace = Namespace(self.backing, Shim(V8(), self.backing.page_size))
+        self.namespace = Namespace(
+            self.backing, Superblock(V8(), self.backing.page_size)
+        )
         # What the kernel has been told of, by nodeid.
         self.known: Counter[int] = Counter()
         self.handles: list[Handle] = []
@@ -284,7 +287,7 @@ class Histories(RuleBasedStateMachine):
     def allocate(self, data: st.DataObject, pages: int) -> None:
         handle = data.draw(st.sampled_from(self.handles))
         assert handle.node.file is not None
-        handle.node.file.fallocate_quick(0, 0, pages * 4096)
+        quick(handle.node.file, 0, 0, pages * 4096)
         syscalls.fallocate(handle.plain_fd, 0, 0, pages * 4096)
 
     @precondition(lambda self: self.known)
@@ -349,4 +352,5 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=40)
+# More of them in tests/hard/test_models.py.
+TestHistories.settings = settings(max_examples=30, stateful_step_count=40)

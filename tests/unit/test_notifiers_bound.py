@@ -117,7 +117,7 @@ async def test_units_are_those_of_the_notifier(
     notifiers = made(unit=PAGE, clips=clips)
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, 2, 9)
-    notifiers.announce(Notice("MEMORY_ERROR", 2, 9))
+    await notifiers.announce(Notice("MEMORY_ERROR", 2, 9))
     assert one.told == [told, told]
 
 
@@ -126,7 +126,7 @@ async def test_what_needs_no_answer_goes_to_whom_it_concerns() -> None:
     notifiers = Notifiers(counters, 10)
     one = await Listener(notifiers, answers=False).bind(4, 8)
     other = await Listener(notifiers, answers=False).bind(8, 9)
-    notifiers.announce(Notice("MEMORY_ERROR", 4, 5))
+    await notifiers.announce(Notice("MEMORY_ERROR", 4, 5))
     assert (one.told, other.told) == ([(4, 5)], [])
     assert notifiers.waiting(one) is None
     assert (counters.events, counters.invalidations) == (1, 0)
@@ -240,7 +240,8 @@ async def test_an_alias_leaves_the_other_where_it_was() -> None:
     notifiers.drop(other)
     assert notifiers.cover(0, 9)
     # And the pieces are one again.
-    assert list(notifiers._bound) == [(0, 9, (one,))]
+    assert list(notifiers._bound) == [(0, 9, 1)]
+    assert list(notifiers._concerned(3, 6)) == [one]
 
 
 async def test_a_range_is_covered_if_each_of_its_pages_is() -> None:

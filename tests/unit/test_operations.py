@@ -22,16 +22,16 @@ from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.wire import Setattr
 from inaccfs.semantics import V8
 from inaccfs.shim.file import SHORT_BYTES
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import DirectoryEntry
-from tests.unit.fakes import refused
+from tests.unit.fakes import fallocate, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
-    from inaccfs.shim.backing import Backing
     from tests.unit.fakes import HeldAllocator
 
 PAGE = 4096
@@ -50,7 +50,7 @@ def answered(number: int) -> Iterator[None]:
 
 @pytest.fixture
 def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
-    made = Namespace(backing, Shim(V8(), backing.page_size, allocator=held))
+    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=held))
     yield made
     made.close()
 
@@ -80,7 +80,7 @@ async def busy(node: Node, held: HeldAllocator) -> AsyncIterator[None]:
     """A long allocation of a file, until the end of the with block."""
     assert node.file is not None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.file.fallocate, 0, 0, LONG, trio.Event())
+        nursery.start_soon(fallocate, node.file, 0, 0, LONG, trio.Event())
         await held.entered.wait()
         yield
         held.let_go()
@@ -169,7 +169,7 @@ async def test_what_needs_the_lock_of_a_busy_file_waits(
         await _times(operations, namespace.inodes[made.st_ino])
         await operations.statfs(CONTEXT)
     assert ended.is_set()
-    assert not namespace.opens._shim.busy
+    assert not namespace.opens._superblock.busy
 
 
 async def test_a_size_waits_and_is_then_refused(

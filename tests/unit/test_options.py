@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from inaccfs import cli, launch, mountinfo, runtime, status
+from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
 from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
@@ -30,7 +31,6 @@ from inaccfs.fuse import mounting
 from inaccfs.fuse.mounting import FSTYPE, FuseOptions
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.mountinfo import MountInfo
-from inaccfs.shim.backing import TmpfsOptions
 from inaccfs.shim.frameoptions import SimulatedMemory
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from inaccfs import mmcalls, syscalls
+from inaccfs import mmcalls, syscalls, uring
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import OptionError
-from inaccfs.shim import frames, pagemap, pins
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.shim import frames, framesource, pagemap, pins
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource
@@ -335,7 +336,7 @@ def test_locked_pages_are_looked_at_again(
     def not_permitted() -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(mmcalls, "io_uring_setup", not_permitted)
+    monkeypatch.setattr(uring, "setup", not_permitted)
     with open_file() as file:
         assert file.source.pinning == "mlock (io_uring: Operation not permitted)"
         extents = file.fetch(0, 1024)
@@ -680,20 +681,20 @@ def test_a_page_on_the_move_is_waited_for(
 def test_frames_are_real_where_they_are_shown() -> None:
     make_source().close()
     for wanted in ("auto", "pagemap"):
-        source = frames.choose(wanted, SimulatedMemory(), large_folios=False)
+        source = framesource.choose(wanted, SimulatedMemory(), large_folios=False)
         assert source.name == "pagemap"
         source.close()
-    made = frames.choose("simulated", SimulatedMemory(), large_folios=False)
+    made = framesource.choose("simulated", SimulatedMemory(), large_folios=False)
     assert made.name == "simulated"
 
 
 def test_frames_are_made_up_where_they_are_not_shown() -> None:
     fds = len(os.listdir("/proc/self/fd"))
     with without(CAP_SYS_ADMIN):
-        made = frames.choose("auto", SimulatedMemory(), large_folios=False)
+        made = framesource.choose("auto", SimulatedMemory(), large_folios=False)
         assert made.name == made.pinning == "simulated"
         with pytest.raises(OptionError, match="CAP_SYS_ADMIN") as caught:
-            frames.choose("pagemap", SimulatedMemory(), large_folios=False)
+            framesource.choose("pagemap", SimulatedMemory(), large_folios=False)
     assert "\n" not in str(caught.value)
     assert len(os.listdir("/proc/self/fd")) == fds
 
@@ -709,7 +710,7 @@ def test_frames_are_made_up_without_kpageflags(monkeypatch: pytest.MonkeyPatch) 
 
     fds = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "open", no_kpageflags)
-    made = frames.choose("auto", SimulatedMemory(), large_folios=False)
+    made = framesource.choose("auto", SimulatedMemory(), large_folios=False)
     assert made.name == "simulated"
     assert len(os.listdir("/proc/self/fd")) == fds
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from inaccfs import mmcalls
+from inaccfs import mmcalls, uring
 from inaccfs.shim import pins
 from inaccfs.shim.pins import Buffer, LockPins, NoPins, RingPins
 from tests.unit.fakes import refused
@@ -168,7 +168,7 @@ def test_slots_are_taken_again_lowest_first(ring: RingPins, memory: Memory) -> N
 def test_a_full_ring_is_followed_by_another(ring: RingPins, memory: Memory) -> None:
     before = pinned()
     pages = memory.buffers(PAGE)
-    wanted = pages * (mmcalls.RING_SLOTS // len(pages)) + pages[:3]
+    wanted = pages * (uring.SLOTS // len(pages)) + pages[:3]
     tokens = ring.hold(wanted)
     assert tokens == list(range(len(wanted)))
     assert len(ring._rings) == 2
@@ -225,7 +225,7 @@ def test_without_a_ring_memory_is_locked(
     def not_permitted() -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(mmcalls, "io_uring_setup", not_permitted)
+    monkeypatch.setattr(uring, "setup", not_permitted)
     before = locked()
     made = pins.choose()
     assert made.description == "mlock (io_uring: Operation not permitted)"
@@ -244,7 +244,7 @@ def test_without_any_limit_left_nothing_is_held(
     def no_ring() -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(mmcalls, "io_uring_setup", no_ring)
+    monkeypatch.setattr(uring, "setup", no_ring)
     with locked_memory(0):
         made = pins.choose()
     told = "none (io_uring: Function not implemented; mlock: Operation not permitted)"

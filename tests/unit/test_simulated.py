@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -30,7 +30,7 @@ from tests.unit.fakes import refused
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.shim.backing import Backing
+    from inaccfs.backing.root import Backing
     from inaccfs.shim.frames import Punched
 
 PAGE: Final = 4096
@@ -182,6 +182,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+# More of them in tests/hard/test_models.py.
+TestAnyOrder.settings = settings(max_examples=30)
 
 
 # --- files ------------------------------------------------------------------------

@@ -19,7 +19,8 @@ TOP = Path(inaccfs.__file__).resolve().parent.parent
 BEGIN = """
 import ctypes, json, os, stat, sys
 from inaccfs import syscalls, tracing
-from inaccfs.shim.backing import TmpfsOptions, private_tmpfs
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.backing.private import private_tmpfs
 
 USER = 65534
 prctl = ctypes.CDLL(None).prctl

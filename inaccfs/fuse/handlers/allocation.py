@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse import wire
 from inaccfs.fuse.wire import Op
-from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
+from inaccfs.shim.call import Call
+from inaccfs.shim.file import DONE, UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.nodes import Node
-    from inaccfs.fuse.requests import Answer, Handler, Pending, Reply, Request
+    from inaccfs.fuse.requests import Answer, Handler, Pending, Request
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -40,42 +41,33 @@ class AllocationHandlers:
         file = node.file
         if file is None:
             file = self._opens.reopen(node)
-        if file.fallocate_quick(mode, offset, length):
+        begun = file.begin(mode, offset, length, request.finisher)
+        if begun is DONE:
             return b""
-        reply = request.hold()
-        if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-            mode, offset, length, lambda failure: _finish(reply, failure)
-        ):
+        if begun is UNDER_WAY:
             return None
+        call, reply = Call(mode, offset, length), request.hold()
         # Registered before we read on: the next request may be the INTERRUPT for this
         # one.
         interrupted = reply.on_interrupt()
         # By the time the task runs, pending FORGETs have been read. They may free the
         # space that was missing: the kernel lets some of them overtake a FALLOCATE.
-        reply.later(self._fallocate_long, node, mode, offset, length, interrupted)
+        reply.later(self._finish_call, node, call, interrupted)
         return None
 
-    async def _fallocate_long(
-        self, node: Node, mode: int, offset: int, length: int, interrupted: trio.Event
+    async def _finish_call(
+        self, node: Node, call: Call, interrupted: trio.Event
     ) -> bytes:
         # Kept open by us, too: after an interrupt the caller may close the file before
         # the backing has given back the memory that it took.
         with ExitStack() as stack:
             file = stack.enter_context(self._opens.hold(node))
             try:
-                await file.fallocate(mode, offset, length, interrupted)
+                await file.finish(call, interrupted)
             finally:
                 if file.turn.undoing is not None:
                     self._pending.start(_close_when_undone, file, stack.pop_all())
         return b""
-
-
-def _finish(reply: Reply, failure: Exception | None) -> None:
-    """All notifiers of a punch have answered. Never raises."""
-    if failure is None:
-        reply.succeed()
-    else:
-        reply.fail(failure)
 
 
 async def _close_when_undone(file: InaccessibleFile, hold: ExitStack) -> None:

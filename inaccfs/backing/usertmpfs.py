@@ -1,15 +1,17 @@
 """A private tmpfs for a user without privileges.
 
-A user may mount a tmpfs in a user namespace. Whoever sets one up writes to its own
-/proc/PID/uid_map, and only a dumpable process may; but a dumpable process is open to
-all others of its user, and to those that have come in it stays open. So there are two
-children: a dumpable one, which makes the namespace and never holds anything; and one
-that never was dumpable, which enters the namespace and mounts. It stays undumpable, for
-commit_creds() of kernel/cred.c takes a namespace of one's own for no more than one had;
-and who may trace it is asked in the namespace in which the daemon was executed.
+A user may mount a tmpfs in a user namespace of their own. Setting one up means writing
+/proc/PID/uid_map, which only a dumpable process may do. But any process of the same
+user can enter a dumpable process (ptrace(2), /proc/PID), and keeps its access later.
 
-The mount lives as long as the fd; the daemon itself stays where it is, so that
-fusermount3 finds the mountpoint when it is time to unmount.
+So there are two children. The first is dumpable: it creates the namespace and holds no
+fd of the daemon. The second has never been dumpable: it enters the namespace and
+mounts. It stays undumpable, because commit_creds() in kernel/cred.c sees no gain of
+privileges in entering a namespace that one's own user has made; and ptrace(2) checks
+its tracer against the user namespace in which the daemon was executed.
+
+The tmpfs lives as long as the fd. The daemon itself stays in its own namespaces, so
+that fusermount3 finds the mountpoint when it is time to unmount.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ if TYPE_CHECKING:
 
 
 def detached_in_user_namespace(options: Mapping[str, str], flags: int = 0) -> int:
-    """Mount a tmpfs where no path leads; an O_PATH fd of its root.
+    """Mount a tmpfs that no path leads to; return an O_PATH fd of its root.
 
-    *options* and *flags* are those of `syscalls.detached_mount`.
-
-    Call it in an undumpable process of one thread.
+    *options* and *flags* are those of `syscalls.detached_mount`. The caller must be
+    undumpable and have a single thread.
 
     Raises:
         OSError: user namespaces are not allowed, or the kernel refused the options.
@@ -45,7 +46,7 @@ def detached_in_user_namespace(options: Mapping[str, str], flags: int = 0) -> in
 
 
 def _make_namespace(uid: int, gid: int) -> int:
-    """In a child that holds nothing: a user namespace that maps one user to itself."""
+    """Runs in the dumpable child: a user namespace that maps one user to itself."""
     syscalls.set_dumpable(True)
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     for name, text in (
@@ -59,20 +60,23 @@ def _make_namespace(uid: int, gid: int) -> int:
 
 
 def _mount_in(namespace: int, options: Mapping[str, str], flags: int) -> int:
-    """In a child: a tmpfs of that user namespace."""
+    """Runs in the undumpable child: mount a tmpfs in that user namespace."""
     syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     return syscalls.detached_mount("tmpfs", dict(options), flags)
 
 
 def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
-    """The fd that *work* makes in a child; what it raises is raised here."""
+    """Run *work* in a child; return the fd it returns, or raise the error it raises.
+
+    With *holds_nothing* the child first closes every other fd that it has inherited.
+    """
     ours, theirs = socket.socketpair()
     with ours, theirs:
         child = os.fork()
         if child == 0:
             _run(work, theirs, holds_nothing=holds_nothing)
-        # Else a child that dies without a word would be waited for without end.
+        # So that recvmsg(2) ends when the child dies without an answer.
         theirs.close()
         data, fds, _, _ = socket.recv_fds(ours, 1, 1)
         os.waitpid(child, 0)
