@@ -99,7 +99,7 @@ class Channel:
 
     @property
     def seal(self) -> Seal:
-        """What every open gets."""
+        """The backing file of every open."""
         return self._opens.seal
 
     async def run(self) -> None:
@@ -140,7 +140,7 @@ class Channel:
     def _finish_init(
         self, reply: Reply, init: Init, number: int, payload: memoryview
     ) -> None:
-        """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
+        """pyfuse3 is ready for requests. The kernel gets our answer, not pyfuse3's."""
         if number:
             reply.send(number)
             return

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class OpenDirectory:
-    """A directory that is being read; positions in it are the backing's own.
+    """A directory that is being read. Positions in it are those of the backing.
 
-    What has been read from the backing and not yet taken by the kernel is kept: a
-    hugetlbfs counts positions anew when names go, so it must not be asked to seek
+    Keeps entries that were read from the backing and that the kernel has not taken yet.
+    A hugetlbfs renumbers positions when names are removed, so the backing must not seek
     unless the reader does.
     """
 
@@ -41,7 +41,7 @@ class OpenDirectory:
         return self._entries[0] if self._entries else None
 
     def take(self) -> None:
-        """Go past the entry at the position."""
+        """Move past the entry at the position."""
         self._position = self._entries.popleft().offset
 
 

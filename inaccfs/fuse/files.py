@@ -41,7 +41,7 @@ class OpenFile:
 
     @property
     def name(self) -> str:
-        """What people call it: a path from the mount's root, if there is one."""
+        """Its name for people: a path from the mount's root, if it has one."""
         return name_of(self._node)
 
     @property
@@ -50,23 +50,23 @@ class OpenFile:
         return self._node.opens
 
     def reopen_backing(self) -> int:
-        """A new fd of the backing memory itself; the caller's to close."""
+        """A new fd of the backing file itself, for the caller to close."""
         return os.open(
             f"/proc/self/fd/{self.file.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
         )
 
     def again(self) -> OpenFile:
-        """The same file, to be closed for itself."""
+        """The same file once more, with a `close` of its own."""
         return OpenFile(self._opens, self._node)
 
     def close(self) -> None:
-        """Let it go. Its memory goes too if nobody else has it and it has no name."""
+        """Release it. This frees its memory if it has no name and no other open."""
         self._node.held -= 1
         self._opens.release(self._node)
 
 
 def name_of(node: Node) -> str:
-    """A path from the mount's root, or what is known of a file without a name."""
+    """A path from the mount's root; for a file without a name, its label or number."""
     if node.parent is None:
         label = "" if node.file is None else node.file.label
         return label or f"(deleted inode {node.ino})"
@@ -80,7 +80,7 @@ def name_of(node: Node) -> str:
 
 
 class Files:
-    """Opens files for peers. Methods raise `OSError`; its text is for the peer."""
+    """Opens files for peers. The text of an `OSError` raised here is for the peer."""
 
     def __init__(
         self, namespace: Namespace, mountpoint: str, device: str, helper: Helper
@@ -92,7 +92,7 @@ class Files:
         self._mountpoint: Final = mountpoint
         self._device: Final = device
         self._helper: Final = helper
-        # Where the mountpoint leads to what hangs, so many workers hang, too.
+        # If the mountpoint leads to a file system that hangs, so many workers hang.
         self._opening: Final = trio.CapacityLimiter(_OPENING_WORKERS)
 
     def open_path(self, path: str) -> OpenFile:
@@ -105,22 +105,22 @@ class Files:
         try:
             return OpenFile(self._opens, node)
         except OSError:
-            # The kernel need not know of it, and then nobody would forget it.
+            # The kernel may not know it, and so never forget it.
             self._inodes.forget(node.ino, 0)
             raise
 
     def open_fd(self, fd: int) -> OpenFile:
-        """The file that *fd*, an fd of somebody else, has open. *fd* stays open.
+        """The file of *fd*, which another process has opened. *fd* stays open.
 
         Raises:
-            OSError: EINVAL, when it is no file of this mount; EBADF, when it is not
-                open for writing.
+            OSError: EINVAL, it is not a file of this mount; EBADF, it is not open for
+                writing.
         """
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         try:
             device, ino = syscalls.identity(fd)
         except OSError:
-            # Whatever it is, it is none of ours: those can always be asked.
+            # Not a file of ours: those always answer.
             device, ino = "", 0
         node = self._inodes.nodes.get(ino)
         if device != self._device or node is None or node.is_dir:
@@ -141,7 +141,7 @@ class Files:
         It belongs to *uid* and *gid*. The fd is the caller's to close.
 
         Raises:
-            OSError: the size is refused; ESTALE, when the mountpoint leads elsewhere.
+            OSError: the size is refused; ESTALE, the mountpoint leads elsewhere.
         """
         fd = await self._open_tmpfile()
         opened: OpenFile | None = None
@@ -159,7 +159,7 @@ class Files:
         return fd, opened
 
     async def _open_tmpfile(self) -> int:
-        """Open a new file through the mount; the kernel asks us for it meanwhile."""
+        """Open a new file through the mount; meanwhile the kernel sends us TMPFILE."""
         try:
             async with self._opening:
                 return await self._helper.open_tmpfile(self._mountpoint, self._device)
@@ -177,7 +177,7 @@ class Files:
             if node.file is not None:
                 yield name_of(node), node.ino, node.file, node.opens
             elif node.opens:
-                # It was let go, for want of fds.
+                # Its fd was closed, for want of fds.
                 opens = node.opens
                 with self._opens.hold(node) as file:
                     yield name_of(node), node.ino, file, opens

@@ -117,6 +117,10 @@ class Inodes:
             self.attr_valid(node),
         )
 
+    def entry_at(self, parent: Node, name: bytes, attributes: os.stat_result) -> Entry:
+        """`entry` of a name that has just been seen in the backing."""
+        return self.entry(self.node_at(parent, name, attributes), attributes)
+
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel has dropped *nlookup* references. Unknown nodes are ignored."""
         node = self.nodes.get(nodeid)
@@ -344,13 +348,13 @@ class Inodes:
         raise os_error(errno.ESTALE)
 
     def statx(self, node: Node) -> bytes:
-        """The same as a struct statx, with the time of birth."""
+        """`attributes` as a struct statx, with the time of birth."""
         with self.path_fd(node) as fd:
             return syscalls.statx(fd)
 
     @contextmanager
     def path_fd(self, node: Node) -> Iterator[int]:
-        """An fd of the node, if only O_PATH, for the length of a with block."""
+        """An fd of the node, perhaps only O_PATH, for the length of a with block."""
         if node.fd >= 0:
             yield node.fd
             return
@@ -369,10 +373,10 @@ class Inodes:
 
     @contextmanager
     def magic_path(self, node: Node) -> Iterator[str]:
-        """A path that leads to the very inode, a symbolic link's included.
+        """A path that leads to exactly this inode, even that of a symbolic link.
 
-        It is for the calls that exist for paths only or refuse an O_PATH fd. See
-        proc(5) on /proc/PID/fd.
+        For system calls that take only a path, or refuse an O_PATH fd. See /proc/PID/fd
+        in proc(5).
         """
         with self.path_fd(node) as fd:
             yield f"/proc/self/fd/{fd}"

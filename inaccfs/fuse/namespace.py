@@ -67,12 +67,12 @@ class Namespace:
 
         The calls that take that lock would otherwise stop the trio loop.
         """
-        # The file may be let go meanwhile, and looked up anew.
+        # Its file may be closed meanwhile, for want of fds, and opened anew.
         while node.file is not None and node.file.turn.taken:
             await node.file.turn.wait()
 
     def busy_at(self, *names: tuple[Node, bytes]) -> Node | None:
-        """A node with a long operation among those that *names* lead to."""
+        """A node that one of *names* leads to and that has a long operation."""
         if not self._busy:
             return None
         for parent, name in names:
@@ -88,17 +88,14 @@ class Namespace:
 
     def lookup(self, parent: Node, name: bytes) -> Entry:
         """LOOKUP."""
-        attributes = self.inodes.stat_at(parent, name)
-        return self.inodes.entry(
-            self.inodes.node_at(parent, name, attributes), attributes
-        )
+        return self.inodes.entry_at(parent, name, self.inodes.stat_at(parent, name))
 
     def lookup_dots(self, node: Node, name: bytes) -> Entry:
         """LOOKUP of "." or "..": the node itself, or the directory that it is in.
 
         Raises:
-            OSError: ESTALE, when it has no name. The kernel asks for what it has
-                forgotten, so nobody has it open, and it has gone.
+            OSError: ESTALE, it has no name. The kernel asks this about nodes that it
+                has forgotten, which nobody has open, so such a node is deleted.
         """
         found = node
         if node is not self.inodes.root:
@@ -108,7 +105,10 @@ class Namespace:
         return self.inodes.entry(found, self.inodes.attributes(found))
 
     def find(self, path: bytes) -> Node:
-        """The regular file at *path*, which begins at the root; see `opened`.
+        """The node of the regular file at *path*, which begins at the mount's root.
+
+        Open it (`Opens`) or drop it (`Inodes.forget` with 0): the kernel may not know
+        it, and so never forget it.
 
         Raises:
             OSError: there is none; ELOOP for a symbolic link, which is not followed.
@@ -125,7 +125,7 @@ class Namespace:
             if not stat.S_ISREG(self.inodes.attributes(node).st_mode):
                 raise OSError(errno.EINVAL, "this is no regular file")  # noqa: TRY301
         except OSError:
-            # The kernel need not know of it, and then nobody would forget it.
+            # The kernel may not know it, and so never forget it.
             self.inodes.drop_if_unused(node)
             raise
         return node
@@ -144,9 +144,9 @@ class Namespace:
         """CREATE: make a file and open it.
 
         Raises:
-            OSError: ESTALE, when there is such a name and O_EXCL was not asked for:
-                it has come behind the kernel's back, which then looks again. EINVAL
-                for O_DIRECT, before there is a name.
+            OSError: ESTALE, the name exists, without O_EXCL: it was made outside the
+                mount, and the kernel then looks it up again. EINVAL for O_DIRECT, and
+                no name is made.
         """
         refuse_direct(flags)
         dir_fd = self.inodes.dir_fd(parent)
@@ -167,7 +167,7 @@ class Namespace:
         return self.inodes.entry(node, attributes)
 
     def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
-        """TMPFILE: a file with no name, as open(2) makes it for O_TMPFILE."""
+        """TMPFILE: make a file without a name and open it: O_TMPFILE of open(2)."""
         refuse_direct(flags)
         fd = os.open(
             f"/proc/self/fd/{self.inodes.dir_fd(parent)}",
@@ -183,7 +183,10 @@ class Namespace:
         return self.inodes.entry(node, attributes)
 
     def unmake(self, node: Node) -> None:
-        """Undo CREATE or TMPFILE: the kernel is not told, and would deny the name."""
+        """Undo CREATE or TMPFILE, before the kernel knows of the file.
+
+        The name must go, too: the kernel would go on to say that it does not exist.
+        """
         if node.parent is not None:
             self.unlink(node.parent, node.name)
         self.opens.release(node)
@@ -194,28 +197,26 @@ class Namespace:
     def _give(
         self, path: int | str, parent: Node, mode: int, uid: int, gid: int
     ) -> None:
-        """Make a new inode its creator's, as if the creator had made it."""
+        """Give a new inode the owner and mode that it has when its creator makes it."""
         made = os.stat(path)
-        # In a set-group-ID directory the backing has chosen the group already.
+        # In a set-group-ID directory the backing has already chosen the group.
         if stat.S_ISGID & os.fstat(self.inodes.dir_fd(parent)).st_mode:
             gid = made.st_gid
         if (made.st_uid, made.st_gid) != (uid, gid):
             os.chown(path, uid, gid)
             if mode & (stat.S_ISUID | stat.S_ISGID):
-                # chown(2) has taken these.
+                # chown(2) has removed these.
                 os.chmod(path, stat.S_IMODE(mode))
 
     def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
-        """Finish a new name that the backing has just made; or it is to be undone."""
+        """Finish a name that the backing has just made. The caller undoes it if not."""
         fd = os.open(name, PATH_FLAGS, dir_fd=self.inodes.dir_fd(parent))
         try:
             self._give(f"/proc/self/fd/{fd}", parent, mode, uid, gid)
             attributes = os.fstat(fd)
         finally:
             os.close(fd)
-        return self.inodes.entry(
-            self.inodes.node_at(parent, name, attributes), attributes
-        )
+        return self.inodes.entry_at(parent, name, attributes)
 
     def mknod(
         self, parent: Node, name: bytes, mode: int, rdev: int, uid: int, gid: int
@@ -253,7 +254,7 @@ class Namespace:
             attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         self.inodes.add_name(node, parent, name)
         if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
-            # It had none, see O_TMPFILE.
+            # It had none: it was made with O_TMPFILE.
             self.opens.got_name(node)
             self.named_files += 1
         return self.inodes.entry(node, attributes)
@@ -313,10 +314,8 @@ class Namespace:
         exchange = flags & syscalls.RENAME_EXCHANGE
         if replaced is not None and not exchange:
             self.inodes.keep_reachable(replaced, new_parent, new_name)
-        old_dir, new_dir = (
-            self.inodes.dir_fd(old_parent),
-            self.inodes.dir_fd(new_parent),
-        )
+        old_dir = self.inodes.dir_fd(old_parent)
+        new_dir = self.inodes.dir_fd(new_parent)
         try:
             syscalls.renameat2(old_dir, old_name, new_dir, new_name, flags)
         except OSError:
@@ -324,7 +323,7 @@ class Namespace:
                 self.inodes.unkeep(replaced)
             raise
         if there is not None and not exchange:
-            # One of several names if it is another name of the same file.
+            # If both names are of one file, it had two, and _lost_name() sees that.
             self._lost_name(there, replaced)
         if moved is replaced:
             # Two names of one file: rename(2) leaves both alone.
@@ -341,7 +340,7 @@ class Namespace:
     def _move_name(
         self, node: Node, parent: Node, name: bytes, to_parent: Node, to_name: bytes
     ) -> None:
-        # Added first, so that a directory that holds only this name stays known.
+        # Counted first, so that a directory that holds only this name stays known.
         to_parent.children += 1
         self.inodes.remove_name(node, parent, name)
         self.inodes.add_name(node, to_parent, to_name)
@@ -369,7 +368,7 @@ class Namespace:
 def _undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
     """If the block fails, *remove* a name that has just been made.
 
-    The kernel has heard that there is no such name, and may believe it for a day.
+    The kernel may remember for a day that there is no such name.
     """
     try:
         yield

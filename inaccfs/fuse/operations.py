@@ -1,7 +1,7 @@
-"""`Operations`: what the channel leaves to pyfuse3.
+"""`Operations`: pyfuse3's handlers, for the requests that the channel relays to it.
 
 Links, the reading of directories, extended attributes and statfs. No policy: each
-handler finds, calls the `Namespace`, and translates. See channel.py.
+handler finds its node, calls the `Namespace`, and converts the result. See channel.py.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Self = TypeVar("Self")
 
-# Access control lists: the kernel would not obey them here (default_permissions looks
-# at the mode only), so they must not be there to be believed. File capabilities: the
-# mount is nosuid, and the channel tells the kernel that there are none.
+# Access control lists: the kernel would not enforce them (default_permissions checks
+# only the mode), so nobody may set one and rely on it. File capabilities: the mount is
+# nosuid, and the channel answers that there are none.
 _REFUSED_XATTRS: Final = (b"system.", b"security.capability")
 
 VirtualXattr = Callable[[], Awaitable[bytes]]
@@ -52,8 +52,7 @@ def _answered(
 ) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:
     """Translate errors, once: `OSError` to the caller, a bug to the log and EIO.
 
-    pyfuse3 ends the daemon for anything but `FUSEError`, and the caller of a request
-    that gets no reply hangs.
+    Any exception but `FUSEError` ends pyfuse3, and with it the daemon.
     """
 
     async def answered(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -97,7 +96,7 @@ def _entry(entry: Entry) -> EntryAttributes:
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over a `Namespace`."""
 
-    # The shim owns the memory; a dirty page in the host's cache would be a copy.
+    # The backing has the memory; a dirty page in the cache would be a second copy.
     enable_writeback_cache = False
     enable_acl = False
 
@@ -173,7 +172,8 @@ class Operations(pyfuse3.Operations):
                 if not self._reply_one(directory.node, found, token):
                     return
             except OSError:
-                # The kernel must get what it has been told of; the next call fails.
+                # The kernel must get the entries that are in the reply already, for
+                # each counts as a lookup. The next call fails.
                 if replied:
                     return
                 raise
@@ -186,13 +186,13 @@ class Operations(pyfuse3.Operations):
         found: DirectoryEntry,
         token: pyfuse3.ReaddirToken,
     ) -> bool:
-        """Add one entry to the reply; False if there is no room for it."""
+        """Add one entry to the reply; False if it does not fit."""
         inodes = self._inodes
         if found.name in (b".", b".."):
             dots = _fill(inodes.attributes(directory), directory.ino)
             if found.name == b".." and directory.parent is not None:
                 dots.st_ino = InodeT(directory.parent.ino)
-            # Of these two the kernel takes only the number: no lookup to count.
+            # The kernel uses only the number of these two: they count as no lookup.
             return pyfuse3.readdir_reply(token, found.name, dots, found.offset)
         try:
             attributes = os.stat(
@@ -203,7 +203,7 @@ class Operations(pyfuse3.Operations):
             node = inodes.node_at(directory, found.name, attributes)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.EXDEV):
-                # It has gone since, or is the mountpoint of something else.
+                # It was removed since, or something else is mounted on it.
                 return True
             raise
         entry = inodes.entry(node, attributes)
@@ -214,7 +214,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
-        # Not in the channel, which would pass a readdir that is still on its way.
+        # Not in the channel: it would overtake a readdir that is being relayed.
         self._namespace.directories.release(fh)
 
     @_answered

@@ -25,8 +25,8 @@ class OpenHandlers:
         self._namespace: Final = namespace
         self._inodes: Final = namespace.inodes
         self._opens: Final = namespace.opens
-        # What every open gets. The channel sets it after INIT.
-        self.seal: Seal = unsealed("the kernel has not said INIT yet")
+        # The backing file of every open. The channel sets it after INIT.
+        self.seal: Seal = unsealed("the kernel has not sent INIT yet")
 
     def handlers(self) -> Mapping[Op, Handler]:
         """The handlers by opcode."""
