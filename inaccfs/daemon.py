@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, tracing
+from inaccfs import ptraced, runtime
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
+    from inaccfs.ptraced import Tracer
     from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
-    from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run(
         InaccfsError: the mount could not be made.
     """
     # First of all: else others of the same user could open the backing through /proc.
-    tracer = tracing.hide()
+    tracer = ptraced.hide()
     mountpoint = config.mountpoint.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from inaccfs.daemon import Config
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.seal import Seal
+    from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
-    from inaccfs.tracing import Tracer
 
 
 class Describer:

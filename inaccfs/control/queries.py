@@ -261,7 +261,7 @@ async def stats(server: Server) -> messages.Stats:
         await turns.give()
     sessions = server.sessions.values()
     return messages.Stats(
-        **asdict(server.shim.counters),
+        **asdict(server.shim.trace.counters),
         peers=len(sessions),
         notifiers=server.notifiers,
         references=sum(session.references.pages for session in sessions),

@@ -45,7 +45,8 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     if valid & wire.FATTR_SIZE:
         # First: if this is refused, nothing else may have been changed.
         with namespace.opens.hold(node) as file:
-            await file.set_size(wanted.size, by_path=not valid & wire.FATTR_FH)
+            by_path = not valid & wire.FATTR_FH
+            await file.set_size(wanted.size, by_path=by_path, who=pid)
         await namespace.wait_idle(node)
     # This depends on the group, so it comes before a change of the group.
     mode = None

@@ -50,6 +50,8 @@ class Namespace:
         self.inodes: Final = Inodes(backing, close_fd, keeps_nodes=keeps_nodes)
         self.opens: Final = Opens(self.inodes, superblock)
         self.directories: Final = Directories(self.inodes, noatime=noatime)
+        # Of everything that happens to the files.
+        self.trace: Final = superblock.trace
         # The turns of files whose backing inode is locked by a long operation.
         self._busy: Final = superblock.busy
         # How many regular files have a name; true where only the mount changes names.

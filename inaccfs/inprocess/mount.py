@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -77,12 +78,14 @@ class Mount:
             loop=self.loop,
             on_change=self._change,
         )
+        # Of clients.
+        self._numbers: Final = itertools.count(1)
         # By st_dev and st_ino, each with the fd that is its own.
         self._files: Final[dict[tuple[int, int], InaccessibleFile]] = {}
 
     def connect(self, deliver: Deliver = call_at_once) -> Client:
         """A client. *deliver* is called with each event; see `Due`."""
-        return Client(self, deliver)
+        return Client(self, deliver, next(self._numbers))
 
     def files(self) -> Iterator[tuple[int, InaccessibleFile]]:
         """All files, each with its inode number."""

@@ -36,11 +36,18 @@ class Part(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments of one fallocate(2). In bytes."""
+    """One fallocate(2). In bytes."""
 
     mode: int
     offset: int
     length: int
+    # The process that makes it, for traces; 0 if unknown.
+    who: int = 0
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        """Those of the system call, after the fd."""
+        return self.mode, self.offset, self.length
 
     @property
     def kind(self) -> Kind:

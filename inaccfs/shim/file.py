@@ -20,6 +20,7 @@ from inaccfs.shim.call import Begun, Call, Kind, Part
 from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
 from inaccfs.shim.pages import Pages
+from inaccfs.shim.trace import FileTrace
 from inaccfs.shim.turn import Turn
 from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
@@ -56,6 +57,7 @@ class InaccessibleFile:
         "_headroom",
         "_size_limit",
         "_superblock",
+        "_trace",
         "fd",
         "inline_bytes",
         "label",
@@ -80,7 +82,8 @@ class InaccessibleFile:
         self._superblock: Final = superblock
         # Looked up once: these are needed for every request.
         self._check_fallocate: Final = superblock.semantics.check_fallocate
-        self._counters: Final = superblock.counters
+        self._counters: Final = superblock.trace.counters
+        self._trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
         self._headroom: Final = superblock.headroom
         # A page may be so large that even one takes long.
         self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
@@ -89,7 +92,7 @@ class InaccessibleFile:
         self._fast_limit = self.inline_bytes
         rules = superblock.semantics
         self.notifiers: Final = Notifiers(
-            superblock.counters,
+            self._trace,
             superblock.ack_seconds,
             self.update_fast_path,
             unit=self.page_size if rules.unit == "bytes" else 1,
@@ -101,12 +104,14 @@ class InaccessibleFile:
         self._size_limit: int | None = 0 if rules.past_end == "refused" else None
         self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
         self.pages: Final = Pages(
-            superblock, fd, self.turn, self.notifiers, self.update_fast_path
+            *(superblock, fd, self._trace, self.turn, self.notifiers),
+            self.update_fast_path,
         )
 
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
         self.fd, self.writable = fd, writable
+        self._trace.reopened(fd)
         self.pages.reopened(fd)
 
     @property
@@ -133,6 +138,7 @@ class InaccessibleFile:
         offset: int,
         length: int,
         hold: Callable[[], Done],
+        who: int = 0,
     ) -> Begun:
         """inaccessible_fallocate() of v8: ask the rules, and do at once what is quick.
 
@@ -140,18 +146,24 @@ class InaccessibleFile:
         *hold* has been called then, and what it returned is called when the last has
         answered, with what the call fails with, if it does; that may be before this
         returns. Returns LATER if the call has to wait for the file or for memory, or
-        takes long: the caller then awaits `finish`.
+        takes long: the caller then awaits `finish`. *who* is the process, for traces.
 
         Raises:
             OSError: the rules forbid the call, or the backing has refused it.
         """
-        self._check_fallocate(mode, offset, length, self.page_size)
-        # 0 also if it has not been looked up.
-        if (limit := self._size_limit) is not None and offset + length > limit:
-            self._check_end(mode, offset + length)
+        trace = self._trace
+        try:
+            self._check_fallocate(mode, offset, length, self.page_size)
+            # 0 also if it has not been looked up.
+            if (limit := self._size_limit) is not None and offset + length > limit:
+                self._check_end(mode, offset + length)
+        except OSError as exc:
+            if trace.listeners:
+                self._tell(Call(mode, offset, length, who), exc)
+            raise
         if length > self._fast_limit:
             if mode & FALLOC_FL_PUNCH_HOLE:
-                return self._begin_punch(Call(mode, offset, length), hold)
+                return self._begin_punch(Call(mode, offset, length, who), hold)
             return LATER
         headroom = self._headroom
         if length <= headroom.left:
@@ -161,10 +173,14 @@ class InaccessibleFile:
         try:
             syscalls.fallocate_quick(self.fd, mode, offset, length)
         except OSError as exc:
-            if exc.errno != errno.ENOSPC:
-                raise
-            return LATER
+            if exc.errno == errno.ENOSPC:
+                return LATER
+            if trace.listeners:
+                self._tell(Call(mode, offset, length, who), exc)
+            raise
         self._count(mode)
+        if trace.listeners:
+            self._tell(Call(mode, offset, length, who), None)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:
@@ -185,6 +201,20 @@ class InaccessibleFile:
         if mode & FALLOC_FL_PUNCH_HOLE:
             self._counters.punches += 1
 
+    def _tell(self, call: Call, exc: BaseException | None) -> None:
+        """Trace a call that is over, and why it has failed, if it has."""
+        end = call.offset + call.length
+        self._trace.tell(call.kind.value, call.offset, end, call.who, exc)
+
+    def _traced(self, call: Call, done: Done) -> Done:
+        """*done* of a call that is to be traced."""
+
+        def over(exc: Exception | None) -> None:
+            self._tell(call, exc)
+            done(exc)
+
+        return over
+
     def _begin_punch(self, call: Call, hold: Callable[[], Done]) -> Begun:
         """A punch that events report, or that removes fetched pages; without a task."""
         superblock = self._superblock
@@ -200,14 +230,17 @@ class InaccessibleFile:
             return LATER
         assert superblock.patience is not None
         self._count(call.mode)
-        punch = partial(syscalls.fallocate_quick, self.fd, *call)
+        punch = partial(syscalls.fallocate_quick, self.fd, *call.arguments)
 
         def change() -> Changed:
             superblock.on_change(self, call.offset, call.length)
             return self.pages.punch_now(*part.whole, punch)
 
         steps = self.pages.steps(part, call.kind)
-        InlineDrive(steps, self.notifiers, superblock.patience, change, hold()).go_on()
+        done = hold()
+        if self._trace.listeners:
+            done = self._traced(call, done)
+        InlineDrive(steps, self.notifiers, superblock.patience, change, done).go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:
@@ -218,6 +251,16 @@ class InaccessibleFile:
         which may take longer (see `Turn`). A punch goes on to its end, as it does
         on a tmpfs; and so does the invalidation, which is a promise.
         """
+        try:
+            await self._finish(call, interrupted)
+        except Exception as exc:
+            if self._trace.listeners:
+                self._tell(call, exc)
+            raise
+        if self._trace.listeners:
+            self._tell(call, None)
+
+    async def _finish(self, call: Call, interrupted: Event) -> None:
         closed = self._superblock.closed
         if not await self.turn.wait_unless(interrupted):
             raise refused(errno.EINTR)
@@ -255,7 +298,7 @@ class InaccessibleFile:
         superblock = self._superblock
         superblock.on_change(self, call.offset, call.length)
         await self.turn.wait()
-        change = partial(syscalls.fallocate, self.fd, *call)
+        change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
         allocator = superblock.allocator if call.allocates else None
@@ -271,7 +314,7 @@ class InaccessibleFile:
         with self.turn.take():
             if allocator is not None:
                 self.turn.undoing = await allocator.allocate(
-                    self.fd, *call, interrupted
+                    self.fd, *call.arguments, interrupted
                 )
             else:
                 await superblock.loop.in_thread(
@@ -291,14 +334,24 @@ class InaccessibleFile:
 
     # --- size ----------------------------------------------------------------------
 
-    async def set_size(self, size: int, *, by_path: bool = False) -> None:
+    async def set_size(self, size: int, *, by_path: bool = False, who: int = 0) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE.
 
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
-        ftruncate(2) and O_TRUNC do not.
+        ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.
         """
         await self.turn.wait()
         current = os.fstat(self.fd).st_size
+        try:
+            await self._set_size(current, size, by_path=by_path)
+        except Exception as exc:
+            if self._trace.listeners:
+                self._trace.tell("truncate", size, current, who, exc)
+            raise
+        if self._trace.listeners:
+            self._trace.tell("truncate", size, current, who)
+
+    async def _set_size(self, current: int, size: int, *, by_path: bool) -> None:
         self._superblock.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)

@@ -15,12 +15,16 @@ from inaccfs.shim.references import References
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from inaccfs.shim.counters import Counters
     from inaccfs.shim.frames import Extent, Frames, FrameSource, Punched
+    from inaccfs.shim.trace import FileTrace
 
 
 class Holder(Protocol):
     """Who gets references. Hashable."""
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
 
     def __hash__(self) -> int: ...
 
@@ -36,7 +40,7 @@ class Memory:
         source: FrameSource,
         fd: int,
         page_size: int,
-        counters: Counters,
+        trace: FileTrace,
         changed: Callable[[], None] = lambda: None,
         put: Callable[[], None] | None = None,
         *,
@@ -51,7 +55,7 @@ class Memory:
         self.frames: Final[Frames] = source.open(fd, page_size)
         self._per_page: Final = page_size // FRAME_BYTES
         self.references: Final = References(self._per_page)
-        self._counters: Final = counters
+        self._trace: Final = trace
         self._changed: Final = changed
         self._keeps_references: Final = keeps_references
         self._put: Final = put
@@ -108,7 +112,10 @@ class Memory:
         To be called in the loop after `frames.punch`; and after `frames.fetch` for what
         that has found moved.
         """
-        self._counters.pages_moved += sum(extent.count for extent in punched.moved)
+        self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
+        if self._trace.listeners:
+            for offset, _, count, _ in punched.moved:
+                self._trace.tell_pages("move", offset, offset + count)
         self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 
@@ -116,7 +123,10 @@ class Memory:
         """*holder* gets a reference to each page."""
         if self._keeps_references:
             self.references.get(holder, extents)
-        self._counters.pages_got += sum(extent.count for extent in extents)
+        self._trace.counters.pages_got += sum(extent.count for extent in extents)
+        if self._trace.listeners:
+            for offset, _, count, _ in extents:
+                self._trace.tell_pages("get", offset, offset + count, holder.who)
 
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """*holder* gives back a reference to each of *count* pages from frame *pfn*.
@@ -125,7 +135,7 @@ class Memory:
             OSError: EINVAL, when it does not hold one to each; then nothing is put.
         """
         self._free(self.references.put(holder, pfn, count))
-        self._counters.pages_put += count
+        self._have_put(holder, pfn, count)
 
     def put_all(
         self, holder: Holder, extents: Sequence[tuple[int, int]]
@@ -138,7 +148,14 @@ class Memory:
         for freed in self.references.put_all(holder, extents):
             self._free(freed)
             yield
-        self._counters.pages_put += sum(count for _, count in extents)
+        for pfn, count in extents:
+            self._have_put(holder, pfn, count)
+
+    def _have_put(self, holder: Holder, pfn: int, count: int) -> None:
+        self._trace.counters.pages_put += count
+        if self._trace.listeners:
+            end = pfn + count * self._per_page
+            self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
         """*holder* has gone, and its references with it; in steps, to be exhausted."""
@@ -155,5 +172,7 @@ class Memory:
 
     def poison(self, page: int) -> None:
         """The memory of an allocated page has failed: its frame never comes back."""
-        self._counters.pages_poisoned += 1
+        self._trace.counters.pages_poisoned += 1
+        if self._trace.listeners:
+            self._trace.tell_pages("poison", page, page + 1)
         self.frames.poison(page)

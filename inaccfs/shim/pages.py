@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Steps
     from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import FileTrace
     from inaccfs.shim.turn import Turn
 
 QUICK_FETCH_BYTES: Final = 1 << 20
@@ -61,6 +62,7 @@ class Pages:
         "_page_size",
         "_poisoned",
         "_superblock",
+        "_trace",
         "_turn",
         "memory",
     )
@@ -69,6 +71,7 @@ class Pages:
         self,
         superblock: Superblock,
         fd: int,
+        trace: FileTrace,
         turn: Turn,
         notifiers: Notifiers,
         changed: Callable[[], None],
@@ -76,6 +79,7 @@ class Pages:
         """*changed* is called after each change of `plain`."""
         self._fd = fd
         self._page_size: Final = superblock.page_size
+        self._trace: Final = trace
         self._turn: Final = turn
         self._notifiers: Final = notifiers
         self._changed: Final = changed
@@ -310,7 +314,7 @@ class Pages:
                 self._superblock.frames,
                 self._fd,
                 self._page_size,
-                self._superblock.counters,
+                self._trace,
                 self._changed,
                 None if self._locks is None else self._locks.unlocked,
                 keeps_references=self._superblock.semantics.keeps_references,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from inaccfs.shim.call import Kind
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import TRIO
+from inaccfs.shim.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ class Superblock:
         self.headroom: Final = Headroom() if headroom is None else headroom
         # Where page frame numbers come from; without it there are none to get.
         self.frames: Final = frames
-        self.counters: Final = Counters()
+        self.trace: Final = Trace()
         self.threads: Final = Threads()
         # What all of this runs in.
         self.loop: Final = loop

@@ -39,6 +39,8 @@ class Holder:
 
     evicted_at: list[float] = field(default_factory=list)
 
+    who = 7
+
     def evict_holder(self) -> None:
         self.evicted_at.append(trio.current_time())
 
@@ -52,6 +54,8 @@ class Listener:
     told: list[tuple[str, int, int]] = field(default_factory=list)
     frames: list[list[tuple[int, int, int]] | None] = field(default_factory=list)
     sequence: int | None = None
+
+    who = 8
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.told.append((notice.event, notice.start, notice.end))

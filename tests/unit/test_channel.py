@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
+    from inaccfs.shim.trace import Happened
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
@@ -404,6 +405,22 @@ async def test_fallocate_allocates_and_punch_frees(world: World, tree: Path) -> 
     assert (await world.kernel.fallocate(nodeid, PUNCH, PAGE, PAGE)).error == 0
     assert (tree / "f").stat().st_blocks == 3 * PAGE // 512
     assert (tree / "f").stat().st_size == 4 * PAGE
+
+
+async def test_a_trace_knows_whose_system_call_it_is(world: World) -> None:
+    """The fake kernel's requests are process 1's."""
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    found: list[Happened] = []
+    with world.namespace.trace.listening(found.append):
+        await world.kernel.setattr(nodeid, wire.FATTR_SIZE, size=LONG)
+        # In the loop, and in a thread.
+        await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+        await world.kernel.fallocate(nodeid, PUNCH, 0, LONG)
+    assert [(one.what, one.file, one.who) for one in found] == [
+        ("truncate", nodeid, 1),
+        ("allocate", nodeid, 1),
+        ("punch", nodeid, 1),
+    ]
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, PAGE), (0, PAGE + 1), (0, 1)])

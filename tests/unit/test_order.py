@@ -17,10 +17,10 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     POPULATE,
 )
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, InlineDrive, drive, in_order
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Listener:
     then: Callable[[Listener, int], None] = lambda listener, sequence: None
     sequences: list[int] = field(default_factory=list)
     evicted_at: float | None = None
+
+    who = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -126,7 +128,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    made = World(Notifiers(Counters(), ACK_SECONDS), Patience(ACK_SECONDS))
+    made = World(Notifiers(FileTrace(Trace()), ACK_SECONDS), Patience(ACK_SECONDS))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.patience.run)
         await trio.testing.wait_all_tasks_blocked()

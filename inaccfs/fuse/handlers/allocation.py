@@ -27,6 +27,7 @@ class AllocationHandlers:
     def __init__(self, namespace: Namespace, pending: Pending) -> None:
         self._inodes: Final = namespace.inodes
         self._opens: Final = namespace.opens
+        self._listeners: Final = namespace.trace.listeners
         self._pending: Final = pending
 
     def handlers(self) -> Mapping[Op, Handler]:
@@ -41,12 +42,13 @@ class AllocationHandlers:
         file = node.file
         if file is None:
             file = self._opens.reopen(node)
-        begun = file.begin(mode, offset, length, request.finisher)
+        who = request.pid if self._listeners else 0
+        begun = file.begin(mode, offset, length, request.finisher, who)
         if begun is DONE:
             return b""
         if begun is UNDER_WAY:
             return None
-        call, reply = Call(mode, offset, length), request.hold()
+        call, reply = Call(mode, offset, length, who), request.hold()
         # Registered before we read on: the next request may be the INTERRUPT for this
         # one.
         interrupted = reply.on_interrupt()

@@ -81,7 +81,7 @@ class OpenHandlers:
         self._opens.open(node, flags)
         try:
             with self._opens.hold(node) as file:
-                await file.set_size(0)
+                await file.set_size(0, who=pid)
             if kills_set_ids:
                 attributes.drop_set_ids(self._namespace, node, pid)
         except BaseException:
