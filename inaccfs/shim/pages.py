@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import FileTrace
     from inaccfs.shim.turn import Turn
 
-_PAGES_A_TURN: Final = 4096
+_PAGES_A_TURN: Final = 1024
 """So many pages can be got at once: each may be an extent."""
 
 _PAGES_A_STEP: Final = 512

@@ -30,7 +30,7 @@ from tests.unit.fakes import quick
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Entry
 
 ME = os.geteuid(), os.getegid()
@@ -99,10 +99,10 @@ class Histories(RuleBasedStateMachine):
 
     def told(self, entry: Entry) -> Node:
         self.known[entry.nodeid] += 1
-        return self.namespace[entry.nodeid]
+        return self.namespace.inodes[entry.nodeid]
 
     def walk(self, path: Path) -> Node:
-        node = self.namespace.root
+        node = self.namespace.inodes.root
         for name in path:
             node = self.told(self.namespace.lookup(node, name))
         return node
@@ -271,7 +271,7 @@ class Histories(RuleBasedStateMachine):
         ):
             return
         node = self.walk(path)
-        self.namespace.open(node, os.O_RDWR)
+        self.namespace.opens.open(node, os.O_RDWR)
         self.handles.append(Handle(node, os.open(there, os.O_RDWR)))
 
     @precondition(lambda self: self.handles)
@@ -279,7 +279,7 @@ class Histories(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.handles) - 1))
         handle = self.handles.pop(at)
-        self.namespace.release(handle.node)
+        self.namespace.opens.release(handle.node)
         os.close(handle.plain_fd)
 
     @precondition(lambda self: self.handles)
@@ -297,7 +297,7 @@ class Histories(RuleBasedStateMachine):
         if any(handle.node.ino == nodeid for handle in self.handles):
             # An open file holds its inode in the kernel, too.
             return
-        self.namespace.forget(nodeid, self.known.pop(nodeid))
+        self.namespace.inodes.forget(nodeid, self.known.pop(nodeid))
 
     # --- what must hold -----------------------------------------------------------
 
@@ -307,14 +307,14 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_node_can_be_reached(self) -> None:
-        for node in list(self.namespace.nodes.values()):
-            if node is not self.namespace.root:
-                assert self.namespace.attributes(node).st_ino == node.ino
+        for node in list(self.namespace.inodes.nodes.values()):
+            if node is not self.namespace.inodes.root:
+                assert self.namespace.inodes.attributes(node).st_ino == node.ino
 
     @invariant()
     def open_files_are_the_same(self) -> None:
         for handle in self.handles:
-            ours = self.namespace.attributes(handle.node)
+            ours = self.namespace.inodes.attributes(handle.node)
             plain = os.fstat(handle.plain_fd)
             assert (ours.st_nlink, ours.st_blocks) == (plain.st_nlink, plain.st_blocks)
 
@@ -326,22 +326,22 @@ class Histories(RuleBasedStateMachine):
             for handle in self.handles
             if not os.fstat(handle.plain_fd).st_nlink
         ]
-        assert self.namespace.nameless_files == len(set(nameless))
+        assert self.namespace.opens.nameless == len(set(nameless))
 
     @invariant()
     def the_kernels_count_is_ours(self) -> None:
         for nodeid, count in self.known.items():
-            assert self.namespace[nodeid].lookups == count
+            assert self.namespace.inodes[nodeid].lookups == count
 
     def teardown(self) -> None:
         try:
             for handle in self.handles:
-                self.namespace.release(handle.node)
+                self.namespace.opens.release(handle.node)
                 os.close(handle.plain_fd)
             for nodeid, count in self.known.items():
-                self.namespace.forget(nodeid, count)
-            assert set(self.namespace.nodes) == {1}
-            assert self.namespace.root.children == 0
+                self.namespace.inodes.forget(nodeid, count)
+            assert set(self.namespace.inodes.nodes) == {1}
+            assert self.namespace.inodes.root.children == 0
             assert len(os.listdir("/proc/self/fd")) == self.fds
         finally:
             self.namespace.close()

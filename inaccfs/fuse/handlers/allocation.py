@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse import wire
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
 
     import trio
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
-    from inaccfs.fuse.requests import Answer, Handler, Pending, Reply, Request
+    from inaccfs.fuse.nodes import Node
+    from inaccfs.fuse.requests import Answer, Handler, Pending, Request
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -26,9 +25,9 @@ class AllocationHandlers:
     """Allocates and punches."""
 
     def __init__(self, namespace: Namespace, pending: Pending) -> None:
-        self._namespace: Final = namespace
-        self._nodes: Final = namespace.nodes
-        self._trace: Final = namespace.trace
+        self._inodes: Final = namespace.inodes
+        self._opens: Final = namespace.opens
+        self._listeners: Final = namespace.trace.listeners
         self._pending: Final = pending
 
     def handlers(self) -> Mapping[Op, Handler]:
@@ -39,14 +38,12 @@ class AllocationHandlers:
         if request.size < wire.FALLOCATE_SIZE:
             request.need(wire.FALLOCATE_SIZE)
         offset, length, mode = wire.unpack_fallocate(request.buffer)
-        node = self._namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         file = node.file
         if file is None:
-            file = self._namespace.reopen(node)
-        who = request.pid if self._trace.listeners else 0
-        begun = file.begin(
-            mode, offset, length, lambda: partial(_finish, request.hold()), who
-        )
+            file = self._opens.reopen(node)
+        who = request.pid if self._listeners else 0
+        begun = file.begin(mode, offset, length, request.finisher, who)
         if begun is DONE:
             return b""
         if begun is UNDER_WAY:
@@ -66,21 +63,13 @@ class AllocationHandlers:
         # Kept open by us, too: after an interrupt the caller may close the file before
         # the backing has given back the memory that it took.
         with ExitStack() as stack:
-            file = stack.enter_context(self._namespace.opened(node))
+            file = stack.enter_context(self._opens.hold(node))
             try:
                 await file.finish(call, interrupted)
             finally:
                 if file.turn.undoing is not None:
                     self._pending.start(_close_when_undone, file, stack.pop_all())
         return b""
-
-
-def _finish(reply: Reply, failure: Exception | None) -> None:
-    """All notifiers of a punch have answered. Never raises."""
-    if failure is None:
-        reply.succeed()
-    else:
-        reply.fail(failure)
 
 
 async def _close_when_undone(file: InaccessibleFile, hold: ExitStack) -> None:
