@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 
 INLINE_FETCH_BYTES: Final = 1 << 20
 """So much is fetched in the loop: memory that is touched first is cleared."""
+
+
+def check_end(fd: int, page_size: int, start: int, end: int) -> None:
+    """Raise `OSError`, EINVAL, if a page from *start* to *end* lies past the end."""
+    pages = -(-os.fstat(fd).st_size // page_size)
+    if end > pages:
+        raise OSError(
+            errno.EINVAL,
+            f"offset {max(start, pages)} lies past the end ({pages} pages)",
+        )
 
 
 def fetch_now(superblock: Superblock, memory: Memory, start: int, end: int) -> Fetched:

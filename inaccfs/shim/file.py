@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
+from inaccfs.shim.allocating import allocate, worker_for
 from inaccfs.shim.call import Begun, Call, Kind, Part
 from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
@@ -27,7 +28,6 @@ from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.loop import Event
     from inaccfs.shim.superblock import Superblock
 
@@ -39,15 +39,6 @@ INLINE_BYTES: Final = 4 << 20
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
 LATER: Final = Begun.LATER
-
-SHORT_BYTES: Final = 128 << 20
-"""An allocation up to this is over before anybody could interrupt it."""
-
-
-PIECE_BYTES: Final = 32 << 20
-"""So much is allocated between two looks at an interrupt, where the rules keep what has
-been allocated. A page may be larger, up to 1 GiB; it is a piece then.
-"""
 
 
 class InaccessibleFile:
@@ -309,56 +300,19 @@ class InaccessibleFile:
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
-        allocator = self._allocator(call)
-        if call.length <= self.inline_bytes and allocator is None:
+        worker = worker_for(superblock, call) if call.allocates else None
+        if call.length <= self.inline_bytes and worker is None:
             change()
             return Changed()
         with self.turn.take():
-            if call.allocates and superblock.semantics.on_interrupt == "kept":
-                await self._allocate_in_pieces(call, interrupted)
-            elif allocator is not None:
-                await self._allocate_apart(allocator, call, interrupted)
+            if call.allocates:
+                arguments = call, worker, interrupted
+                await allocate(superblock, self.turn, self.fd, *arguments)
             else:
                 await superblock.loop.in_thread(
                     change, limiter=superblock.threads.changes
                 )
         return Changed()
-
-    def _allocator(self, call: Call) -> Allocator | None:
-        """What makes an allocation that is long, or near the limit of a cgroup."""
-        allocator = self._superblock.allocator if call.allocates else None
-        if (
-            allocator is not None
-            and call.length <= SHORT_BYTES
-            and self._headroom.allows(call.length)
-        ):
-            return None
-        return allocator
-
-    async def _allocate_apart(
-        self, allocator: Allocator, call: Call, interrupted: Event
-    ) -> None:
-        self.turn.undoing = await allocator.allocate(
-            self.fd, *call.arguments, interrupted
-        )
-        if self.turn.undoing is not None:
-            raise refused(errno.EINTR)
-
-    async def _allocate_in_pieces(self, call: Call, interrupted: Event) -> None:
-        """kvm_gmem_allocate() of guest_memfd: what has been allocated stays, whatever
-        ends the call; a piece is here what a folio is there.
-        """
-        superblock = self._superblock
-        for piece in call.pieces(max(PIECE_BYTES, self.page_size)):
-            if interrupted.is_set():
-                raise refused(errno.EINTR)
-            if (allocator := self._allocator(piece)) is not None:
-                await self._allocate_apart(allocator, piece, interrupted)
-            else:
-                change = partial(syscalls.fallocate, self.fd, *piece.arguments)
-                await superblock.loop.in_thread(
-                    change, limiter=superblock.threads.changes
-                )
 
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
         """Let *punch* remove fetched pages, too."""

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import errno
-import os
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.semantics import Plan
-from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.semantics.rules import MEMORY_ERROR
 from inaccfs.shim.call import Kind
-from inaccfs.shim.fetch import INLINE_FETCH_BYTES, fetch, fetch_now, has_memory
+from inaccfs.shim.fetch import (
+    INLINE_FETCH_BYTES,
+    check_end,
+    fetch,
+    fetch_now,
+    has_memory,
+)
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved, tell
 from inaccfs.shim.notifiers import Notice
 from inaccfs.shim.order import Changed, in_order
-from inaccfs.shim.poison import Poisoned
+from inaccfs.shim.poison import POISON_PLAN, Poisoned
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from inaccfs.shim.call import Part
     from inaccfs.shim.memory import Holder
@@ -51,7 +55,6 @@ class Pages:
     __slots__ = (
         "_changed",
         "_fd",
-        "_fetching",
         "_locks",
         "_moved",
         "_notifiers",
@@ -91,8 +94,6 @@ class Pages:
         )
         # What `poison` was told of.
         self._poisoned: Final = Poisoned(superblock.page_size, changed)
-        # What a thread fetches.
-        self._fetching = range(0)
 
     @property
     def nothing_fetched(self) -> bool:
@@ -150,7 +151,7 @@ class Pages:
         memory = self._memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
-        with self._turn.take(), self._being_fetched(start, end), claim:
+        with self._turn.take(fetches=range(start, end)), claim:
             extents, moved = await fetch(self._superblock, memory, start, end)
             memory.record(Punched([], moved))
             # Others may have unbound or poisoned pages meanwhile.
@@ -167,14 +168,6 @@ class Pages:
             await self.tell_moved(moved)
             raise refusal
         return Fetched(extents, moved)
-
-    @contextmanager
-    def _being_fetched(self, start: int, end: int) -> Iterator[None]:
-        self._fetching = range(start, end)
-        try:
-            yield
-        finally:
-            self._fetching = range(0)
 
     def get_now(
         self, holder: Holder, start: int, end: int, most: int | None = None
@@ -238,18 +231,9 @@ class Pages:
         locks = self._locks
         return nullcontext() if locks is None else locks.locked(start, end)
 
-    def _check_end(self, start: int, end: int) -> None:
-        """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
-        pages = -(-os.fstat(self._fd).st_size // self._page_size)
-        if end > pages:
-            raise OSError(
-                errno.EINVAL,
-                f"offset {max(start, pages)} lies past the end ({pages} pages)",
-            )
-
     def _memory_of(self, start: int, end: int) -> Memory:
         """The memory of the file, if it has the pages from *start* to *end*."""
-        self._check_end(start, end)
+        check_end(self._fd, self._page_size, start, end)
         if self.memory is None:
             if self._superblock.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
@@ -396,11 +380,14 @@ class Pages:
 
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
-        while self._turn.taken and page not in self._fetching:
+        while self._turn.taken and page not in self._turn.fetches:
             # It may be about to go, or to come.
             await self._turn.wait()
         memory = self._memory_of(page, page + 1)
-        if page in self._fetching or memory.frames.known(page, page + 1) is not None:
+        if (
+            page in self._turn.fetches
+            or memory.frames.known(page, page + 1) is not None
+        ):
             return
         if not await has_memory(self._superblock, self._turn, self._fd, page):
             # memory_failure() says so of a frame that is not there.
@@ -409,7 +396,6 @@ class Pages:
             )
 
     def _poison_steps(self, page: int) -> Steps:
-        plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-        yield from in_order(plan, page, page + 1)
+        yield from in_order(POISON_PLAN, page, page + 1)
         yield from self._moved.steps()
         return None

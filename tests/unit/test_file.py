@@ -13,12 +13,8 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.semantics import V8
-from inaccfs.shim.file import (
-    INLINE_BYTES,
-    PIECE_BYTES,
-    SHORT_BYTES,
-    InaccessibleFile,
-)
+from inaccfs.shim.allocating import PIECE_BYTES, SHORT_BYTES
+from inaccfs.shim.file import INLINE_BYTES, InaccessibleFile
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -164,7 +160,7 @@ async def test_what_need_not_be_interrupted_is_a_threads(
 async def test_without_an_allocator_a_thread_does_it(
     file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inaccfs.shim.file.SHORT_BYTES", 0)
+    monkeypatch.setattr("inaccfs.shim.allocating.SHORT_BYTES", 0)
     plain = InaccessibleFile(file.fd, Superblock(V8(), PAGE))
     await fallocate(plain, 0, 0, PAGE, trio.Event())
     assert pages(plain) == 1
@@ -379,7 +375,7 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
         if len(calls) == 2:
             trio.from_thread.run_sync(interrupted.set, trio_token=token)
 
-    monkeypatch.setattr("inaccfs.shim.file.PIECE_BYTES", 8 * PAGE)
+    monkeypatch.setattr("inaccfs.shim.allocating.PIECE_BYTES", 8 * PAGE)
     monkeypatch.setattr("inaccfs.shim.file.INLINE_BYTES", PAGE)
     file = InaccessibleFile(keeping.fd, keeping._superblock)
     monkeypatch.setattr(syscalls, "fallocate", allocate)
