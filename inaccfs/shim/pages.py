@@ -360,8 +360,8 @@ class Pages:
 
         Raises:
             OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
-                is told again.
+                end; ENXIO for a hole; EHWPOISON if it is poisoned already: no event is
+                sent again.
         """
         rule = self._superblock.semantics.memory_failure
         if rule == "unknown":
