@@ -78,6 +78,15 @@ class RangeMap(Generic[V]):
             return block.values[place]
         return None
 
+    def covers(self, start: int, end: int) -> bool:
+        """Whether ranges cover all of [start, end)."""
+        block = self._blocks[bisect_right(self._limits, start)]
+        place = bisect_right(block.ends, start)
+        # Most often one range does, or none has its start.
+        if place < len(block.starts) and block.starts[place] <= start:
+            return block.ends[place] >= end or not self.gaps(start, end)
+        return start >= end
+
     def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
         """The ranges that overlap [start, end), not clipped to it."""
         found: list[tuple[int, int, V]] = []
