@@ -23,13 +23,11 @@ from inaccfs.client.errors import ControlError
 from inaccfs.control import qmp
 from inaccfs.control.messages import (
     COMMANDS,
+    Answered,
     Command,
     Event,
     GetFd,
-    Invalidate,
     InvalidateDone,
-    InvalidateEnd,
-    InvalidateStart,
     QmpCapabilities,
 )
 from inaccfs.errors import InaccfsError, OptionError
@@ -133,6 +131,9 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
                 raise OptionError(
                     f"{what}: {quoted(text)} is no whole number"
                 ) from None
+    if text.partition("-")[0].isdecimal() and "-" in text:
+        # Where a page of query-pins begins, which is no number.
+        return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as exc:
@@ -297,7 +298,13 @@ class Console:
             if path is not None:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             call = self._conversation.start(
-                requests.Request(command, lambda returned: returned, fd)
+                requests.Request(
+                    command,
+                    lambda returned: returned,
+                    fd,
+                    # Whoever sets a limit wants a page.
+                    whole=getattr(command, "limit", None) is None,
+                )
             )
         except OSError as exc:
             raise InaccfsError(f"{path or command.name}: {exc.strerror}") from None
@@ -316,7 +323,7 @@ class Console:
         wire.send_all(self._connection, self._conversation)
 
     def _answer(self, event: Event) -> None:
-        if isinstance(event, Invalidate | InvalidateStart | InvalidateEnd):
+        if isinstance(event, Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
             self._conversation.start_unheard([answer], quietly=False)
 

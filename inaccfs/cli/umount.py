@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from inaccfs import ending
+from inaccfs.cli import output
 
 if TYPE_CHECKING:
     import argparse
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     """Unmount."""
     told = ending.unmount(args.mountpoint, lazy=args.lazy)
     if told is not None:
-        print(f"inaccfs: {told}", file=sys.stderr)
+        output.complain(told)
     return 0

@@ -24,7 +24,7 @@ from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.tasks import Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from typing import Self
 
     from inaccfs.client.notifying import Callback
@@ -191,6 +191,14 @@ class File:
         """
         request = requests.put_pfn(self._open_name, pfn, count)
         await self._client._connection.do_even_if_cancelled(request)
+
+    async def put_pfns(self, extents: Iterable[Extent]) -> None:
+        """Give back a reference to each page of *extents*; done as `put_pfn` is."""
+        connection = self._client._connection
+        with trio.CancelScope(shield=True):
+            for command in requests.put_pfns(self._open_name, extents):
+                await connection.do(requests.Request(command, lambda _: None))
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def get_memory(self) -> int:
         """An fd of the memory itself, as the guest has it; the caller's to close."""

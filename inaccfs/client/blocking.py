@@ -20,6 +20,7 @@ from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.threads import Listener, Notifier
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
@@ -269,6 +270,15 @@ class File:
         """
         do = self._client._do if wait else self._client._tell
         do(requests.put_pfn(self._open_name, pfn, count))
+
+    def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
+        """Give back a reference to each page of *extents*, as `get_pfns` returns them.
+
+        EINVAL for those of which one was not got; others may have been put.
+        """
+        do = self._client._do if wait else self._client._tell
+        for command in requests.put_pfns(self._open_name, extents):
+            do(requests.Request(command, lambda _: None))
 
     def get_memory(self) -> int:
         """An fd of the memory itself, as the guest has it; the caller's to close.

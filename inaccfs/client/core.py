@@ -52,7 +52,7 @@ class Call(Generic[T]):
 
     __slots__ = (
         *("_error", "_value", "abandoned", "after", "done"),
-        *("on_done", "request", "returned"),
+        *("on_done", "pages", "request", "returned"),
     )
 
     def __init__(
@@ -65,8 +65,9 @@ class Call(Generic[T]):
         self.abandoned = False
         # What waits until that has been done.
         self.after: list[Outgoing] = []
-        # As the command has it, not interpreted.
+        # As the command has it, not interpreted; and what of it has come so far.
         self.returned: Any = None
+        self.pages: list[Any] = []
         self._value: T | None = None
         self._error: OSError | None = None
 
@@ -155,6 +156,12 @@ class Conversation:
             self._outgoing.append(outgoing)
         return call
 
+    def _ask(self, call: Call[Any], command: Command) -> None:
+        """Ask for the next page of what *call* is about."""
+        number = next(self._numbers)
+        self._calls[number] = call
+        self._outgoing.append(Outgoing(qmp.encode_request(command, number), None))
+
     def _last_of(self, file: str) -> Call[Any] | None:
         """The last call whose result will be given back under the name *file*."""
         found = None
@@ -241,17 +248,29 @@ class Conversation:
         if call is None:
             raise qmp.NotQmpError(f"a reply to nothing that was asked: {reply.number}")
         if reply.error is not None:
+            if call.pages:
+                self._give_back(call.request.command, requests.joined(call.pages))
             error = None if call.abandoned else refusal(reply.error)
             call.settle(None, error)
         else:
             self._take_return(call, reply)
-        if call.after:
+        if call.done and call.after:
             self._outgoing += call.after
 
     def _take_return(self, call: Call[Any], reply: Reply) -> None:
         command = call.request.command
         try:
             call.returned = qmp.decode_return(type(command), reply.value)
+            if isinstance(call.returned, list):
+                call.returned = requests.Rows(call.returned)
+                call.returned.next = reply.next
+            if call.request.whole:
+                call.pages.append(call.returned)
+                more = requests.following(command, call.returned)
+                if more is not None and not call.abandoned:
+                    self._ask(call, more)
+                    return
+                call.returned = requests.joined(call.pages)
             if command.gives_fd:
                 if not self._fds:
                     # The kernel drops what the table of fds has no room for.

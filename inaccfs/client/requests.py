@@ -5,6 +5,7 @@ The faces (blocking, aio) send these and hand on the results.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ from inaccfs.control.messages import (
     MemoryFailure,
     NotifierInfo,
     Pins,
+    PutExtent,
     PutPfn,
     QueryFile,
     QueryFiles,
@@ -43,7 +45,7 @@ from inaccfs.control.messages import (
 from inaccfs.control.qmp import NotQmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from inaccfs.status import Status
 
@@ -54,6 +56,9 @@ MFD_CLOEXEC: Final = 0x1
 MFD_ALLOW_SEALING: Final = 0x2
 MFD_HUGETLB: Final = 0x4
 MFD_INACCESSIBLE: Final = 0x8
+
+# So many that a message is well below the limit of most daemons.
+_EXTENTS_A_COMMAND: Final = 256
 
 
 class Pfn(NamedTuple):
@@ -73,6 +78,15 @@ class Request(NamedTuple, Generic[T]):
     interpret: Callable[[Any], T]
     # Goes with the command. The caller's: it is duplicated.
     fd: int | None = None
+    # Whether to go on for as long as the daemon says that there is more.
+    whole: bool = False
+
+
+class Rows(list[T]):
+    """A page of what a command lists."""
+
+    # Where the next begins, for `start` of the same command; None if there is none.
+    next: int | None = None
 
 
 def _nothing(_: object) -> None:
@@ -95,11 +109,42 @@ def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as
         case GetPfn(count=None):
             return [PutPfn(file=command.file, pfn=returned.pfn)]
         case GetPfn():
-            return [
-                PutPfn(file=command.file, pfn=extent.pfn, count=extent.count)
-                for extent in returned.extents or ()
-            ]
+            return put_pfns(command.file, returned.extents or ())
     return []
+
+
+# --- what comes in pages --------------------------------------------------------------
+
+
+def following(command: Command, returned: Any) -> Command | None:  # noqa: ANN401 - as above
+    """What asks for the page after *returned*, which *command* began; None if all."""
+    start = getattr(returned, "next", None) or None
+    if start is None:
+        return None
+    if isinstance(command, GetPfn):
+        assert command.count is not None
+        count = command.offset + command.count - start
+        return msgspec.structs.replace(command, offset=start, count=count)
+    return msgspec.structs.replace(command, start=start)
+
+
+def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
+    """*pages*, of which there is one at least, as one."""
+    first = pages[0]
+    match first:
+        case _ if len(pages) == 1:
+            return first
+        case list():
+            return Rows(chain.from_iterable(pages))
+        case Frames():
+            return Frames(extents=[row for page in pages for row in page.extents])
+        case Pins():
+            return Pins(
+                pinning=first.pinning,
+                extents=[row for page in pages for row in page.extents],
+                references=[row for page in pages for row in page.references],
+            )
+    raise NotQmpError("pages of what has none")
 
 
 # --- any command ----------------------------------------------------------------------
@@ -173,7 +218,17 @@ def get_pfn(file: str, offset: int) -> Request[Pfn]:
 
 
 def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
-    return Request(GetPfn(file=file, offset=offset, count=count), _extents)
+    command = GetPfn(file=file, offset=offset, count=count)
+    return Request(command, _extents, whole=True)
+
+
+def put_pfns(file: str, extents: Iterable[Extent]) -> list[Command]:
+    """What gives back a reference to each page of *extents*, some at a time."""
+    parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
+    return [
+        PutPfn(file=file, extents=parts[at : at + _EXTENTS_A_COMMAND])
+        for at in range(0, len(parts), _EXTENTS_A_COMMAND)
+    ]
 
 
 def put_pfn(file: str, pfn: int, count: int) -> Request[None]:
@@ -187,7 +242,9 @@ QUERY_VERSION: Final[Request[VersionInfo]] = Request(QueryVersion(), _itself)
 QUERY_STATUS: Final[Request[Status]] = Request(QueryStatus(), _itself)
 QUERY_SEMANTICS: Final[Request[Semantics]] = Request(QuerySemantics(), _itself)
 QUERY_STATS: Final[Request[Stats]] = Request(QueryStats(), _itself)
-QUERY_PINS: Final[Request[Pins]] = Request(QueryPins(), _itself)
-QUERY_FILES: Final[Request[list[FileInfo]]] = Request(QueryFiles(), _itself)
-QUERY_NOTIFIERS: Final[Request[list[NotifierInfo]]] = Request(QueryNotifiers(), _itself)
+QUERY_PINS: Final[Request[Pins]] = Request(QueryPins(), _itself, whole=True)
+QUERY_FILES: Final[Request[list[FileInfo]]] = Request(QueryFiles(), _itself, whole=True)
+QUERY_NOTIFIERS: Final[Request[list[NotifierInfo]]] = Request(
+    QueryNotifiers(), _itself, whole=True
+)
 QUIT: Final[Request[None]] = Request(Quit(), _nothing)

@@ -22,6 +22,9 @@ class Limits:
     pages: int = 1_000_000
     # Bytes that may wait for a peer to read them. One reply may be longer.
     output: int = 1 << 20
+    # Of all peers together: bytes that wait to be read, and notifiers.
+    total_output: int = 16 << 20
+    total_notifiers: int = 1 << 16
 
     def changed(self, text: str) -> Limits:
         """These limits but for one, written as NAME=N.

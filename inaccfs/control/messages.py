@@ -46,6 +46,17 @@ NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
 Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
 
 
+Row = Annotated[
+    int, Meta(ge=0, description="the number to begin at: `next` of the page before")
+]
+PinsRow = Annotated[
+    int | str, Meta(description="0, or `next` of the page before, to go on there")
+]
+Limit = Annotated[
+    int, Meta(ge=1, description="how many to tell at most, 1000 being the most")
+]
+
+
 # --- what commands return -------------------------------------------------------------
 
 
@@ -111,8 +122,10 @@ class Frames(Result, frozen=True, kw_only=True):
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
-    # In order of offset.
+    # In order of offset; 1000 at most.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+    # The page to go on with, if these are not all: to the rest there is no reference.
+    next: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +217,10 @@ class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pins(Result, frozen=True, omit_defaults=False):
-    """What has been fetched, and who still refers to it."""
+    """What has been fetched, and who still refers to it.
+
+    Files are in order of `ino`; of each its extents, then the references to it.
+    """
 
     # "io_uring", "mlock (...)", "none (...)" or "simulated".
     pinning: str
@@ -212,6 +228,8 @@ class Pins(Result, frozen=True, omit_defaults=False):
     extents: list[PinnedExtent]
     # What peers have got and not put.
     references: list[Reference]
+    # Where the next page begins, if there is more.
+    next: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Stats(Result, frozen=True, omit_defaults=False):
@@ -270,17 +288,17 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     # "every fallocate", "punches": which calls of fallocate(2) notify.
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
-    notifies_on_failure: bool
+    notifies_failures: bool
     # "pages"; or "bytes", for what has been posted with that mistake.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
-    # "punched" or "clipped": what of a punch a bound notifier is told.
-    told: str
-    # "each walk" or "the whole call": how long the list of notifiers stays as it is.
-    held: str
+    # "punched" or "clipped": the range of a punch that a bound notifier is told.
+    reported: str
+    # "each walk" or "the whole call": how long the list of notifiers is locked.
+    list_locked: str
     # Whether events carry the frames that go.
     tells_frames: bool
     # Whether get-pfn fills holes.
@@ -475,9 +493,10 @@ class GetPfn(Command, frozen=True, kw_only=True):
 
     Allocates, as SGP_WRITE does; but EINVAL past the end, where the patch would
     allocate, too. The pages stay where they are until they are punched or the file has
-    gone. With `count` the return has extents, as few as the frames allow. Semantics may
-    refuse holes (ENOENT), pages that nobody is bound to, and poisoned ones (EHWPOISON).
-    Where they lock pages it is EAGAIN until they are put.
+    gone. With `count` the return has extents, as few as the frames allow; and `next`,
+    where there are more than 1000. Semantics may refuse holes (ENOENT), pages that
+    nobody is bound to, and poisoned ones (EHWPOISON). Where they lock pages it is
+    EAGAIN until they are put.
     """
 
     name: ClassVar[str] = "get-pfn"
@@ -488,8 +507,17 @@ class GetPfn(Command, frozen=True, kw_only=True):
     count: PageCount | None = None
 
 
+class PutExtent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Pages to be put. It may have the other members of an Extent, too."""
+
+    # Of the first page.
+    pfn: Pfn
+    # In pages of the file.
+    count: PageCount = 1
+
+
 class PutPfn(Command, frozen=True, kw_only=True):
-    """inaccessible_put_pfn(): gives references back.
+    """inaccessible_put_pfn(): gives references back, of `pfn` or of `extents`.
 
     EINVAL, and nothing is put, if this peer holds no reference to one of the pages;
     EOPNOTSUPP in semantics without references.
@@ -498,8 +526,15 @@ class PutPfn(Command, frozen=True, kw_only=True):
     name: ClassVar[str] = "put-pfn"
 
     file: File
-    pfn: Pfn
+    pfn: Pfn | None = None
     count: PageCount = 1
+    extents: (
+        Annotated[
+            list[PutExtent],
+            Meta(min_length=1, description="instead of `pfn`, as get-pfn returns them"),
+        ]
+        | None
+    ) = None
 
 
 class GetMemory(Command, frozen=True, kw_only=True):
@@ -516,10 +551,16 @@ class GetMemory(Command, frozen=True, kw_only=True):
 
 
 class QueryFiles(Command, frozen=True, kw_only=True):
-    """Lists the files that are open, or have fetched or poisoned pages."""
+    """Lists the files that are open, or have fetched or poisoned pages.
+
+    In order of `ino`. Where there are more, the reply has `next` beside `return`.
+    """
 
     name: ClassVar[str] = "query-files"
     returns: ClassVar[Any] = list[FileInfo]
+
+    start: Row = 0
+    limit: Limit | None = None
 
 
 class QueryFile(Command, frozen=True, kw_only=True):
@@ -532,17 +573,30 @@ class QueryFile(Command, frozen=True, kw_only=True):
 
 
 class QueryNotifiers(Command, frozen=True, kw_only=True):
-    """Lists the notifiers of all peers."""
+    """Lists the notifiers of all peers.
+
+    In order of their numbers. Where there are more, the reply has `next` beside
+    `return`.
+    """
 
     name: ClassVar[str] = "query-notifiers"
     returns: ClassVar[Any] = list[NotifierInfo]
 
+    start: Row = 0
+    limit: Limit | None = None
+
 
 class QueryPins(Command, frozen=True, kw_only=True):
-    """Lists fetched pages and the references to them, also to those punched since."""
+    """Lists fetched pages and the references to them, also to those punched since.
+
+    EINVAL if `start` is none.
+    """
 
     name: ClassVar[str] = "query-pins"
     returns: ClassVar[Any] = Pins
+
+    start: PinsRow = 0
+    limit: Limit | None = None
 
 
 class QueryStats(Command, frozen=True, kw_only=True):
@@ -604,7 +658,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     answer: ClassVar[type[Command] | None] = None
 
 
-class _Invalidation(Event, frozen=True, kw_only=True):
+class Answered(Event, frozen=True, kw_only=True):
+    """Base of the events of a notifier whose call waits for the peer's answer."""
+
     answer: ClassVar[type[Command] | None] = InvalidateDone
 
     notifier: NotifierId
@@ -615,25 +671,25 @@ class _Invalidation(Event, frozen=True, kw_only=True):
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Invalidate(_Invalidation, frozen=True, kw_only=True):
+class Invalidate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` may have gone: stop using them, then answer."""
 
     name: ClassVar[str] = "INVALIDATE"
 
 
-class InvalidateStart(_Invalidation, frozen=True, kw_only=True):
+class InvalidateStart(Answered, frozen=True, kw_only=True):
     """Pages are about to go, in semantics that bracket the removal."""
 
     name: ClassVar[str] = "INVALIDATE_START"
 
 
-class InvalidateEnd(_Invalidation, frozen=True, kw_only=True):
+class InvalidateEnd(Answered, frozen=True, kw_only=True):
     """The removal that INVALIDATE_START announced is over."""
 
     name: ClassVar[str] = "INVALIDATE_END"
 
 
-class Populate(_Invalidation, frozen=True, kw_only=True):
+class Populate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` have been allocated, in semantics that tell it."""
 
     name: ClassVar[str] = "POPULATE"

@@ -25,6 +25,10 @@ class OpenFile(Protocol):
     def name(self) -> str:
         """What people call it."""
 
+    @property
+    def opens(self) -> int:
+        """How many opens of it there are, this one included."""
+
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
 
@@ -50,4 +54,7 @@ class Files(Protocol):
         """A file without a name, and an fd of it on the mount."""
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of each."""
+        """Name, inode number, file and number of opens of each.
+
+        Files may come and go meanwhile.
+        """

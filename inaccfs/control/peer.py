@@ -1,4 +1,4 @@
-"""One connection of the control socket: its bytes, its fds, and what it has taken.
+"""One connection of the control socket: which command has its turn, and its reply.
 
 Messages are read as they come. What can be answered at once is; what has to wait makes
 the later commands of the same peer wait too, so that replies come in order, but for
@@ -7,11 +7,10 @@ invalidate-done: the wait may be for that.
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import select
-import socket
+import time
 from collections import deque
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
@@ -19,41 +18,49 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import qmp
+from inaccfs.control.inbox import NO_FD, Event, Inbox, Passed, close_passed
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
+from inaccfs.control.outlet import Outlet
+from inaccfs.shim.patience import in_time
+from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import socket
+    from collections.abc import Callable
 
-    from inaccfs.control.limits import Policy
-    from inaccfs.control.readers import Readers
+    from inaccfs.control.server import Server
 
 log = logging.getLogger(__name__)
-
-# So little that others have their turn soon, whatever somebody floods us with.
-_READ_BYTES: Final = 4096
-# SCM_MAX_FD of the kernel. What does not fit is closed by recvmsg(2) there and then,
-# and that may hang, as it may with a socket that lingers.
-_FDS_A_READ: Final = 253
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_FDS_A_READ * 4)
 
 _NOT_YET: Final = object()
 
 # Commands that wait for their turn; with so many the peer is not read any further.
 _WAITING_COMMANDS: Final = 64
 
+# So long commands are carried out as they are read; then in slices, by a task.
+_TURN_SECONDS: Final = 0.002
+
+# How long to wait where epoll_ctl(2) has no room for one more connection.
+_NO_EPOLL_SECONDS: Final = 0.1
+
 
 class Request:
-    """A command that has been read, with the fds that came with it."""
+    """A command that has been read, with the fd that came with it."""
 
-    __slots__ = ("command", "fds", "id")
+    __slots__ = ("command", "id", "passed")
 
     def __init__(
-        self, command: Command, request_id: qmp.RequestId, fds: list[int]
+        self, command: Command, request_id: qmp.RequestId, passed: Passed
     ) -> None:
         self.command: Final = command
         self.id: Final = request_id
-        # Whoever uses one takes it out; what is left is closed.
-        self.fds: Final = fds
+        # Closed once it has been carried out.
+        self.passed = passed
+
+    def close(self) -> None:
+        """Let go of what came with it."""
+        close_passed(self.passed)
+        self.passed = NO_FD
 
 
 class Answer:
@@ -66,43 +73,60 @@ class Answer:
         self.fd: Final = fd
 
 
+class Page:
+    """What a command returns that returns an array, and where the next page begins."""
+
+    __slots__ = ("next", "value")
+
+    def __init__(self, value: list[Any], next_start: int | None) -> None:
+        self.value: Final = value
+        self.next: Final = next_start
+
+
 class Peer:
     """The transport of one peer. The server carries out what it asks for."""
 
     def __init__(
         self,
         connection: socket.socket,
-        policy: Policy,
+        server: Server,
         name: str,
-        readers: Readers,
+        uid: int,
         execute: Callable[[Request], Any],
-        discard: Callable[[int], None],
         silenced: Callable[[], None],
     ) -> None:
         """Take a non-blocking *connection*.
 
         *execute* carries a command out: it returns the value, or a coroutine that
-        does. *discard* closes an fd that nobody wanted, which may take for ever.
-        *silenced* is called when the peer will say nothing any more.
+        does. *silenced* is called when the peer will say nothing any more.
         """
         self._connection: Final = connection
-        self._policy: Final = policy
+        self._server: Final = server
+        self._policy: Final = server.policy
         # For the log.
         self._name: Final = name
-        self._readers: Final = readers
+        self._uid: Final = uid
+        self._readers: Final = server.readers
         self._execute: Final = execute
-        self._discard: Final = discard
         self._silenced: Final = silenced
-        self._framing: Final = qmp.Framing()
+        self._inbox: Final = Inbox(
+            connection,
+            uid,
+            server.policy.limits.message,
+            server.closings,
+            server.receiver,
+            server.device,
+            self._take,
+            lambda reply: self.send(reply),
+        )
+        self._outlet: Final = Outlet(
+            *(connection, server.policy, server.backlog),
+            *(self._progressed, self.disconnect, self.evict),
+        )
+        self.send: Final[Callable[..., None]] = self._outlet.send
         self.negotiated = False
-        # Fds that came with a message that is not whole yet.
-        self._early_fds: list[int] = []
         # Commands that wait for the one before them. The first is being carried out.
         self._requests: deque[Request] = deque()
-        # Bytes that the peer has not read yet, and an fd that goes with the first.
-        self._output: deque[tuple[memoryview, int]] = deque()
-        self._output_bytes = 0
-        self._writing = False
         # Whoever waits for commands to be carried out or for output to be read.
         self._progress: Final = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
@@ -110,6 +134,8 @@ class Peer:
         self._ended: Final = trio.Event()
         # Whether it is not read from until it has caught up.
         self._paused = False
+        # Until when commands are carried out as they are read.
+        self._until = 0.0
         # Set once it is to be given up; why.
         self.reason = ""
         # What to do when the next reply has been sent.
@@ -128,9 +154,9 @@ class Peer:
         """Serve the peer until it hangs up, or is disconnected."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self._outlet.nursery = nursery
                 self.send(qmp.greeting())
-                self._readers.add(self._connection.fileno(), self._readable)
+                await self._begin_reading()
                 try:
                     await self._ended.wait()
                 finally:
@@ -140,12 +166,27 @@ class Peer:
                 # What it has asked for last, it may still want to read, unless it has
                 # closed its side of that, too.
                 if not self._has_hung_up():
-                    with trio.move_on_after(self._policy.ack_seconds):
-                        await self._finish()
+                    await in_time(self._policy.ack_seconds, self._finish)
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
-            self._close()
+            self._readers.remove(self._connection.fileno())
+            self._outlet.close()
+            self._inbox.close()
+            for request in self._requests:
+                request.close()
+
+    async def _begin_reading(self) -> None:
+        trouble = self._server.trouble
+        while True:
+            try:
+                self._readers.add(self._connection.fileno(), self._readable)
+            except OSError as exc:
+                # ENOSPC, ENOMEM of epoll_ctl(2).
+                trouble.met(f"{self} has to wait: {exc.strerror}")
+                await trio.sleep(_NO_EPOLL_SECONDS)
+            else:
+                return
 
     def disconnect(self, reason: str) -> None:
         """End the conversation soon; *reason* is for who looks closely at the log."""
@@ -154,6 +195,7 @@ class Peer:
             log.debug("%s: %s", self, reason)
             # What it has still said is not for anybody any more.
             self._readers.remove(self._connection.fileno())
+            self._outlet.close()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -162,26 +204,20 @@ class Peer:
         """Words for the log."""
         return f", given up: {self.reason}" if self.reason else ""
 
+    def evict(self, reason: str, text: str) -> None:
+        """Disconnect it, and tell the log why; once, whatever else it does not do."""
+        if not self.reason:
+            log.error("%s: %s: disconnected", self, text)
+        self.disconnect(reason)
+
     def _has_hung_up(self) -> bool:
         poller = select.poll()
         poller.register(self._connection, select.POLLHUP)
         return bool(poller.poll(0))
 
     async def _finish(self) -> None:
-        while self._requests or self._output:
+        while self._requests or self._outlet:
             await self._progress.park()
-
-    def _close(self) -> None:
-        self._readers.remove(self._connection.fileno())
-        # What has not been read of it may have fds with it.
-        self._discard(self._connection.detach())
-        self._discard_all(self._early_fds)
-        for request in self._requests:
-            self._discard_all(request.fds)
-        for _, fd in self._output:
-            if fd >= 0:
-                os.close(fd)
-        self._output.clear()
 
     # --- input -----------------------------------------------------------------------
 
@@ -191,53 +227,55 @@ class Peer:
             self.disconnect("it hung up")
             return False
         try:
+            self._until = time.perf_counter() + _TURN_SECONDS
             for _ in range(times):
-                if (read_on := self._read()) is None:
-                    return True
-                if not read_on:
+                event = self._inbox.read()
+                if event is Event.NOTHING:
                     break
-                if self._is_late:
-                    self._paused = True
-                    self._readers.pause(self._connection.fileno())
+                if not self._goes_on(event):
                     return False
-            else:
-                return True
+                if time.perf_counter() > self._until:
+                    break
         except Exception:
-            log.exception("bug in the conversation with %s", self)
-            self.disconnect("a bug")
-        self._readers.remove(self._connection.fileno())
-        self._ended.set()
+            self._fail()
+            return False
+        return True
+
+    def _goes_on(self, event: Event) -> bool:
+        """Whether to read on at once after this has come of a read."""
+        if event is Event.END or self.reason:
+            self._end()
+        elif event is Event.FDS:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._read_with_fds)
+        elif self._is_late:
+            self._paused = True
+            self._readers.pause(self._connection.fileno())
+        else:
+            return True
         return False
 
-    def _read(self) -> bool | None:
-        """Read once, and deal with it; None if there was nothing, False at the end."""
+    async def _read_with_fds(self) -> None:
         try:
-            data, ancillary, _, _ = self._connection.recvmsg(
-                _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return None
-        except OSError:
-            # Reset, mostly; whatever it is, no more can be read.
-            data, ancillary = b"", []
-        fds = _received(ancillary) if ancillary else []
-        read_on = True
-        for line, its_fds in self._messages(data, fds):
-            if self.reason or not read_on:
-                self._discard_all(its_fds)
-            else:
-                read_on = self._take(line, its_fds)
-        if self.reason or not read_on:
-            return False
-        if self._framing.pending > self._policy.limits.message:
-            self._refuse_long()
-            return False
-        return bool(data)
+            if self._goes_on(await self._inbox.read_with_fds()):
+                self._readers.resume(self._connection.fileno())
+        except Exception:
+            self._fail()
+
+    def _fail(self) -> None:
+        log.exception("bug in the conversation with %s", self)
+        self.disconnect("a bug")
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing more is read."""
+        self._readers.remove(self._connection.fileno())
+        self._ended.set()
 
     @property
     def _is_late(self) -> bool:
         """Whether it has said or left unread so much that it is not read for now."""
-        return len(self._requests) >= _WAITING_COMMANDS or self._is_behind
+        return len(self._requests) >= _WAITING_COMMANDS or self._outlet.is_full
 
     def _progressed(self) -> None:
         """Commands have been carried out, or output has been read."""
@@ -246,42 +284,15 @@ class Peer:
             self._paused = False
             self._readers.resume(self._connection.fileno())
 
-    def _messages(self, data: bytes, fds: list[int]) -> list[tuple[bytes, list[int]]]:
-        """The messages that are whole now, with their fds.
-
-        The kernel ends a read behind the bytes that fds were sent with, so what comes
-        with them is of the last message, whether that is whole or not. See unix(7).
-        """
-        lines = list(self._framing.feed(data))
-        if not fds and not self._early_fds:
-            return [(line, fds) for line in lines]
-        # What came early was for the first message; what came now, for the last.
-        found: list[tuple[bytes, list[int]]] = [(line, []) for line in lines]
-        if found:
-            found[0][1].extend(self._early_fds)
-            self._early_fds = []
-        if self._framing.pending or not found:
-            self._early_fds += fds
-            self._discard_all(self._early_fds[_FDS_A_READ:])
-            del self._early_fds[_FDS_A_READ:]
-        else:
-            found[-1][1].extend(fds)
-        return found
-
-    def _take(self, line: bytes, fds: list[int]) -> bool:
-        """Deal with one message; False if it was the last that is read."""
-        if len(line) > self._policy.limits.message:
-            self._discard_all(fds)
-            self._refuse_long()
-            return False
-        try:
-            command, request_id = qmp.decode_request(line)
-        except qmp.BadRequestError as exc:
-            self._discard_all(fds)
-            self.send(exc.reply)
-            return True
-        request = Request(command, request_id, fds)
-        if not self.negotiated and type(command) is not QmpCapabilities:
+    def _take(
+        self, command: Command, request_id: qmp.RequestId, passed: Passed
+    ) -> None:
+        """Deal with one command."""
+        request = Request(command, request_id, passed)
+        if self.reason:
+            request.close()
+        elif not self.negotiated and type(command) is not QmpCapabilities:
+            request.close()
             self.send(
                 qmp.encode_error(
                     "CommandNotFound",
@@ -289,12 +300,12 @@ class Peer:
                     request_id,
                 )
             )
-            self._discard_all(fds)
-        elif type(command) is InvalidateDone or not (self._requests or self._is_behind):
+        elif type(command) is InvalidateDone or not (
+            self._requests or self._outlet.is_full or time.perf_counter() > self._until
+        ):
             self._begin(request)
         else:
             self._wait(request, _NOT_YET)
-        return True
 
     def _begin(self, request: Request) -> None:
         """Carry out a command, now or in a task."""
@@ -317,11 +328,13 @@ class Peer:
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
         """Carry out what waits, in its order, until nothing does."""
+        turns = Turns()
         while True:
             request = self._requests[0]
             try:
                 if value is _NOT_YET:
-                    while self._is_behind:
+                    await turns.give()
+                    while self._outlet.is_full:
                         await self._progress.park()
                     value = self._execute(request)
                 if type(value) is CoroutineType:
@@ -338,14 +351,19 @@ class Peer:
 
     def _finished(self, request: Request, exc: Exception | None, value: object) -> None:
         """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""
-        self._discard_all(request.fds)
+        if request.passed is not NO_FD:
+            request.close()
         fd = -1
+        next_start = None
         if isinstance(value, Answer):
             fd = value.fd
             value = value.value
+        elif isinstance(value, Page):
+            next_start = value.next
+            value = value.value
         try:
             if exc is None:
-                reply = qmp.encode_return(value, request.id)
+                reply = qmp.encode_return(value, request.id, next_start)
             elif isinstance(exc, OSError):
                 reply = qmp.encode_os_error(exc, request.id)
             else:
@@ -365,93 +383,3 @@ class Peer:
         log.error("bug in the command %s", request.command.name, exc_info=exc)
         description = "EIO: a bug; see the daemon's log"
         return qmp.encode_error("GenericError", description, request.id)
-
-    def _discard_all(self, fds: Sequence[int]) -> None:
-        for fd in fds:
-            self._discard(fd)
-
-    def _refuse_long(self) -> None:
-        limit = self._policy.limits.message
-        self.send(
-            qmp.encode_error(
-                "GenericError",
-                f"EMSGSIZE: a message can have {limit} bytes (--limit message=N)",
-                qmp.NO_ID,
-            )
-        )
-
-    @property
-    def _is_behind(self) -> bool:
-        """Whether so much waits to be read that no more shall be answered."""
-        return self._output_bytes > self._policy.limits.output
-
-    # --- output ----------------------------------------------------------------------
-
-    def send(self, data: bytes, fd: int = -1) -> None:
-        """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
-        if self._output and not self.reason:
-            self._keep(memoryview(data), fd)
-        elif (rest := self._transmit(data, fd)) is not None:
-            self._keep(*rest)
-
-    def _transmit(
-        self, data: bytes | memoryview, fd: int
-    ) -> tuple[memoryview, int] | None:
-        """Send what the socket takes; return what is left, and *fd* if that is left."""
-        sent = len(data)
-        if not self.reason:
-            try:
-                if fd < 0:
-                    sent = self._connection.send(data)
-                else:
-                    sent = socket.send_fds(self._connection, [data], [fd])
-            except BlockingIOError:
-                return memoryview(data), fd
-            except OSError:
-                # Its end of reading will come, too; but this is sooner.
-                self.disconnect("it hung up")
-        if fd >= 0:
-            os.close(fd)
-        return None if sent == len(data) else (memoryview(data)[sent:], -1)
-
-    def _keep(self, data: memoryview, fd: int) -> None:
-        """Let *data* wait until it is read, if it may."""
-        self._output.append((data, fd))
-        self._output_bytes += len(data)
-        # Replies wait for output to be read; only events can come to so much. The
-        # first of all may be a reply that is as long as it likes.
-        behind = self._output_bytes - len(self._output[0][0])
-        if behind > self._policy.limits.output:
-            log.error("%s: %d bytes of events unread: disconnected", self, behind)
-            self.disconnect("it does not read")
-        elif not self._writing and self._nursery is not None:
-            self._writing = True
-            self._nursery.start_soon(self._write)
-
-    async def _write(self) -> None:
-        while self._output:
-            with trio.move_on_after(self._policy.ack_seconds) as patience:
-                await trio.lowlevel.wait_writable(self._connection)
-            if patience.cancelled_caught:
-                log.error("%s: reads nothing: disconnected", self)
-                self.disconnect("it does not read")
-                return
-            # As much as it takes: of one punch there may be thousands of events.
-            while self._output:
-                data, fd = self._output.popleft()
-                self._output_bytes -= len(data)
-                if (rest := self._transmit(data, fd)) is not None:
-                    self._output.appendleft(rest)
-                    self._output_bytes += len(rest[0])
-                    break
-            self._progressed()
-        self._writing = False
-        self._progressed()
-
-
-def _received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)

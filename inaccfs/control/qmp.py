@@ -30,61 +30,49 @@ _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encoder: Final = msgspec.json.Encoder()
 
 
-class Framing:
-    """Takes a stream apart into messages.
+_any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
-    QMP does not ask for line ends: a whole object will do.
+
+class Framing:
+    """Takes what a server sends apart into messages, of which no line has two.
+
+    The last one needs no line end: a whole object will do.
     """
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    @property
-    def pending(self) -> int:
-        """How many bytes of an unfinished message there are."""
-        return len(self._pending)
-
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Add what has been received; take the messages that are whole."""
-        if (
-            not self._pending
-            and data.endswith(b"\n")
-            and data.find(b"\n") + 1 == len(data)
-        ):
+        if not self._pending and data.find(b"\n") + 1 == len(data):
             # One message, as nearly always.
             if not data.isspace():
                 yield data
             return
         pending = self._pending
+        # What was there before has no line end.
+        looked = len(pending)
         pending += data
-        while (end := pending.find(b"\n")) >= 0:
+        while (end := pending.find(b"\n", looked)) >= 0:
             line = bytes(pending[:end])
             del pending[: end + 1]
+            looked = 0
             if line and not line.isspace():
                 yield line
-        if is_whole(pending):
+        if pending.endswith(b"}") and _is_whole(pending):
             line = bytes(pending)
             pending.clear()
             yield line
 
 
-_any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
-
-
-def is_whole(data: bytes | bytearray) -> bool:
-    """Whether *data*, which has no line end, is to be answered all the same.
-
-    It is when it is a whole JSON object, and when it is too deep to tell: then it is
-    to be refused, for no end of it could be recognised either.
-    """
-    if not data.endswith(b"}"):
-        return False
+def _is_whole(data: bytearray) -> bool:
+    """Whether *data* is JSON, or so deep that it cannot be told: it is refused then."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
         return False
     except RecursionError:
-        return True
+        pass
     return True
 
 
@@ -106,6 +94,10 @@ class BadRequestError(Exception):
         self.reply: Final = encode_error(kind, description, request_id)
 
 
+class MalformedError(BadRequestError):
+    """It is not one JSON object with the members of a command."""
+
+
 _envelope_decoder: Final = msgspec.json.Decoder(_Envelope)
 _command_decoders: Final = {
     name: msgspec.json.Decoder(command) for name, command in COMMANDS.items()
@@ -116,14 +108,16 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
     """Read one message.
 
     Raises:
-        BadRequestError: it is none, or no command that there is.
+        MalformedError: it is none, or more than one.
+        BadRequestError: it is no command that there is.
     """
     try:
         envelope = _envelope_decoder.decode(line)
+        # Told back to the letter, and looked at by nobody else.
+        if not (request_id := bytes(envelope.id)).isascii():
+            request_id.decode()
     except _NOT_JSON as exc:
-        raise BadRequestError(
-            "GenericError", f"EINVAL: {exc}; send one JSON object a line", NO_ID
-        ) from exc
+        raise MalformedError("GenericError", f"EINVAL: {exc}", NO_ID) from exc
     decoder = _command_decoders.get(envelope.execute)
     if decoder is None:
         raise BadRequestError(
@@ -167,9 +161,16 @@ def _with_id(message: dict[str, object], request_id: RequestId) -> bytes:
     return _encoder.encode(message) + b"\r\n"
 
 
-def encode_return(value: object, request_id: RequestId) -> bytes:
-    """The reply to a command that was carried out."""
-    return _with_id({"return": value}, request_id)
+def encode_return(
+    value: object, request_id: RequestId, next_start: int | None = None
+) -> bytes:
+    """The reply to a command that was carried out.
+
+    *next_start* is where the next page begins, of one that returns an array.
+    """
+    if next_start is None:
+        return _with_id({"return": value}, request_id)
+    return _with_id({"return": value, "next": next_start}, request_id)
 
 
 def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
@@ -205,6 +206,7 @@ class _Incoming(msgspec.Struct, frozen=True):
     event: str | None = None
     data: msgspec.Raw = msgspec.Raw(b"{}")
     id: int | None = None
+    next: int | None = None
     greeting: msgspec.Raw | msgspec.UnsetType = msgspec.field(
         name="QMP", default=msgspec.UNSET
     )
@@ -220,6 +222,8 @@ class Reply(msgspec.Struct, frozen=True):
     number: int | None
     value: msgspec.Raw
     error: ErrorInfo | None
+    # Where the next page begins, of what returns an array.
+    next: int | None = None
 
 
 class NotQmpError(Exception):
@@ -251,7 +255,7 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     if found.error is not None:
         return Reply(found.id, NO_ID, found.error)
     if found.returned is not msgspec.UNSET:
-        return Reply(found.id, found.returned, None)
+        return Reply(found.id, found.returned, None, found.next)
     if found.greeting is not msgspec.UNSET:
         return Greeting()
     raise NotQmpError("not QMP: neither a greeting, a return, an error nor an event")

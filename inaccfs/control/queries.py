@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from functools import cache
+from heapq import nsmallest
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+
+import msgspec
+from msgspec import UNSET
 
 from inaccfs.control import messages
+from inaccfs.control.peer import Page
+from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from inaccfs.control.server import Server
     from inaccfs.control.session import Session
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.memory import Memory
+
+T = TypeVar("T")
+
+# A page has so many rows at most, and names in them may be as long as paths are.
+_ROWS: Final = 1000
+_NAME_BYTES: Final = 1 << 18
 
 
-def schema() -> list[dict[str, Any]]:
+@cache
+def schema() -> msgspec.Raw:
     """query-qmp-schema."""
     # Here and not above: hardly anybody asks, and it costs start-up time and memory.
     from inaccfs.control import schema as types
 
-    return types.schema()
+    return msgspec.Raw(msgspec.json.encode(types.schema()))
 
 
-def _describe(
+def describe(
     name: str, ino: int, file: InaccessibleFile, opens: int
 ) -> messages.FileInfo:
+    """query-file."""
     attributes = os.fstat(file.fd)
     memory = file.pages.memory
     return messages.FileInfo(
@@ -42,116 +63,223 @@ def _describe(
     )
 
 
-def files(server: Server) -> list[messages.FileInfo]:
+async def files(server: Server, command: messages.QueryFiles) -> Page:
     """query-files."""
-    return [_describe(*found) for found in server.files.all()]
+    paging = _Paging(command.limit)
+    found = ((each[1], each) for each in server.files.all())
+    for ino, each in await paging.first_of(found, command.start):
+        if not paging.has_room:
+            return Page(paging.rows, ino)
+        paging.add(each[0], describe(*each))
+        await paging.turns.give()
+    return Page(paging.rows, None)
 
 
-def one_file(server: Server, file: InaccessibleFile) -> messages.FileInfo:
-    """query-file, for a file that is open once more only for this."""
-    for name, ino, found, opens in server.files.all():
-        if found is file:
-            return _describe(name, ino, found, opens - 1)
-    raise AssertionError("an open file is always listed")
-
-
-def notifiers(server: Server) -> list[messages.NotifierInfo]:
+async def notifiers(server: Server, command: messages.QueryNotifiers) -> Page:
     """query-notifiers."""
-    return [
-        messages.NotifierInfo(
-            notifier=registration.number,
-            file=registration.opened.name,
-            ino=registration.opened.ino,
-            peer=session.number,
-            pid=session.pid,
-            start=bound and bound[0],
-            end=bound and bound[1],
-            told=registration.told,
-            waiting=registration.opened.file.notifiers.waiting(registration),
+    paging = _Paging(command.limit)
+    found = (
+        (registration.number, registration)
+        for session in list(server.sessions.values())
+        for registration in list(session.notifiers.values())
+    )
+    for number, registration in await paging.first_of(found, command.start):
+        if not paging.has_room:
+            return Page(paging.rows, number)
+        opened = registration.opened
+        bound = opened.file.notifiers.bound(registration)
+        name = opened.name
+        paging.add(
+            name,
+            messages.NotifierInfo(
+                notifier=number,
+                file=name,
+                ino=opened.ino,
+                peer=registration.session.number,
+                pid=registration.session.pid,
+                start=bound and bound[0],
+                end=bound and bound[1],
+                told=registration.told,
+                waiting=opened.file.notifiers.waiting(registration),
+            ),
         )
-        for session in server.sessions.values()
-        for registration in session.notifiers.values()
-        for bound in [registration.opened.file.notifiers.bound(registration)]
-    ]
+        await paging.turns.give()
+    return Page(paging.rows, None)
 
 
-def pins(server: Server) -> messages.Pins:
+async def pins(server: Server, command: messages.QueryPins) -> messages.Pins:
     """query-pins."""
-    extents: list[messages.PinnedExtent] = []
-    references: list[messages.Reference] = []
-    for name, ino, file, _ in server.files.all():
-        if file.pages.memory is None:
+    paging = _Paging(command.limit)
+    place = _Place.parse(command.start)
+    found = (
+        (ino, (name, file.pages.memory))
+        for name, ino, file, _ in server.files.all()
+        if file.pages.memory is not None
+    )
+    listed = await paging.first_of(found, place.ino)
+    following: _Place | None = None
+    for ino, (name, memory) in listed:
+        if ino != place.ino:
+            place = _Place(ino)
+        following = paging.fill(name, _rows(name, memory, place, paging.room))
+        if following is not None:
+            break
+        await paging.turns.give()
+    else:
+        if len(listed) > paging.limit:
+            # Of some nothing was left when it was their turn.
+            following = _Place(listed[-1][0] + 1)
+    frames = server.shim.frames
+    return messages.Pins(
+        pinning="none" if frames is None else frames.pinning,
+        extents=[row for row in paging.rows if isinstance(row, messages.PinnedExtent)],
+        references=[row for row in paging.rows if isinstance(row, messages.Reference)],
+        next=UNSET if following is None else str(following),
+    )
+
+
+class _Place(NamedTuple):
+    """Where a page of query-pins begins: what is there first, or comes after it."""
+
+    ino: int = 0
+    # The peer whose references it is; 0 for an extent.
+    peer: int = 0
+    # A page of the file for an extent, a frame for references.
+    at: int = 0
+    # Which of the references there.
+    lot: int = 0
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+    @classmethod
+    def parse(cls, start: int | str) -> _Place:
+        """Read what `__str__` has written, or 0."""
+        if start == 0:
+            return cls()
+        if isinstance(start, str) and _PLACE.fullmatch(start):
+            return cls(*map(int, start.split("-")))
+        raise OSError(errno.EINVAL, f"start {start!r} was no `next` of query-pins")
+
+
+_PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
+
+
+def _rows(
+    name: str, memory: Memory, place: _Place, room: int
+) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
+    """What there is of one file from *place* on, each with its own; one more than room.
+
+    Must not be gone on with after anything has changed.
+    """
+    ino, peer, at, skipped = place
+    if not peer:
+        for extent in memory.extents_since(at, room + 1):
+            yield (
+                messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
+                _Place(ino, 0, extent.offset),
+            )
+    # Nobody but the sessions of this server gets pages.
+    sessions = cast("list[Session]", memory.references.holders())
+    for session in sorted(sessions, key=attrgetter("number")):
+        if session.number < peer:
             continue
-        extents += [
-            messages.PinnedExtent(file=name, ino=ino, **extent._asdict())
-            for extent in file.pages.memory.extents()
-        ]
-        for record in file.pages.memory.references.describe():
-            # Nobody but the sessions of this server gets pages.
-            session = cast("Session", record.holder)
-            references.append(
+        since = at if session.number == peer else 0
+        pfn, lot = -1, 0
+        for record in memory.references.describe(session, since):
+            lot = lot + 1 if record.pfn == pfn else 0
+            pfn = record.pfn
+            if session.number == peer and pfn == since and lot < skipped:
+                continue
+            yield (
                 messages.Reference(
                     file=name,
                     ino=ino,
                     peer=session.number,
                     pid=session.pid,
                     offset=record.offset,
-                    pfn=record.pfn,
+                    pfn=pfn,
                     count=record.count,
                     references=record.refs,
                     punched=record.punched,
-                )
+                ),
+                _Place(ino, session.number, pfn, lot),
             )
-    frames = server.shim.frames
-    return messages.Pins(
-        pinning="none" if frames is None else frames.pinning,
-        extents=extents,
-        references=references,
-    )
 
 
-def stats(server: Server) -> messages.Stats:
+class _Paging:
+    """How much goes into one page."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit: Final = min(limit or _ROWS, _ROWS)
+        self.turns: Final = Turns()
+        self.rows: Final[list[Any]] = []
+        self._bytes = 0
+
+    @property
+    def room(self) -> int:
+        """How many rows there is room for."""
+        return self.limit - len(self.rows)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is for one more. There is for one, however long its name is."""
+        return not self.rows or (self.room > 0 and self._bytes < _NAME_BYTES)
+
+    def add(self, name: str, row: object) -> None:
+        """Add a row of a file."""
+        self.rows.append(row)
+        self._bytes += len(name)
+
+    def fill(self, name: str, rows: Iterable[tuple[object, _Place]]) -> _Place | None:
+        """Add rows of a file; where the first is for which there is no room, if any."""
+        for row, place in rows:
+            if not self.has_room:
+                return place
+            self.add(name, row)
+        return None
+
+    async def first_of(
+        self, found: Iterable[tuple[int, T]], start: int
+    ) -> list[tuple[int, T]]:
+        """The first from *start* on, in order of their keys: one more than room."""
+        most = self.limit + 1
+        first: list[tuple[int, T]] = []
+        for each in found:
+            if each[0] >= start:
+                first.append(each)
+                if len(first) >= 4 * most:
+                    first = nsmallest(most, first, key=itemgetter(0))
+            await self.turns.give()
+        return nsmallest(most, first, key=itemgetter(0))
+
+
+async def stats(server: Server) -> messages.Stats:
     """query-stats."""
+    turns = Turns()
+    fetched = 0
+    for _, _, file, _ in server.files.all():
+        if file.pages.memory is not None:
+            fetched += file.pages.memory.pages
+        await turns.give()
     sessions = server.sessions.values()
     return messages.Stats(
-        **asdict(server.shim.counters),
+        **asdict(server.shim.trace.counters),
         peers=len(sessions),
-        notifiers=sum(len(session.notifiers) for session in sessions),
-        references=sum(session.pages for session in sessions),
-        fetched=sum(
-            file.pages.memory.pages
-            for _, _, file, _ in server.files.all()
-            if file.pages.memory is not None
-        ),
+        notifiers=server.notifiers,
+        references=sum(session.references.pages for session in sessions),
+        fetched=fetched,
     )
 
 
 def semantics(rules: Semantics) -> messages.Semantics:
     """query-semantics."""
-    return messages.Semantics(
-        name=rules.name,
-        source=rules.source,
-        events=rules.events,
-        commands=_commands(rules),
-        size=rules.size,
-        aligned=rules.aligned,
-        keep_size_required=rules.keep_size_required,
-        past_end=rules.past_end,
-        order=rules.order,
-        notifies=rules.notifies,
-        notifies_on_failure=rules.notifies_failures,
-        unit=rules.unit,
-        scope=rules.scope,
-        exclusive=rules.exclusive,
-        told=rules.told,
-        held=rules.held,
-        tells_frames=rules.tells_frames,
-        allocates=rules.allocates,
-        references=rules.references,
-        movable=rules.movable,
-        memory_failure=rules.memory_failure,
-        mmap=rules.mmap,
-    )
+    rest = {
+        name: getattr(rules, name)
+        for name in messages.Semantics.__struct_fields__
+        if name != "commands"
+    }
+    return messages.Semantics(commands=_commands(rules), **rest)
 
 
 def _commands(rules: Semantics) -> list[str]:
@@ -161,7 +289,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

@@ -46,7 +46,7 @@ def render() -> str:
             [_summary(command) for command in commands],
         ),
         *(part for command in commands for part in _command(command)),
-        "## What commands return",
+        "## What commands take and return",
         *(part for struct in _returned(commands) for part in _result(struct)),
         "## Events",
         _table(
@@ -118,9 +118,12 @@ def _errors(command: type[Command]) -> list[str]:
 
 
 def _returned(commands: Sequence[type[Command]]) -> list[types.StructType]:
-    """The objects that commands return, and those in them, each once."""
+    """The objects that commands take and return, and those in them, each once."""
     found: dict[type, types.StructType] = {}
-    to_visit = [types.type_info(command.returns) for command in reversed(commands)]
+    to_visit: list[types.Type] = []
+    for command in reversed(commands):
+        to_visit.append(types.type_info(command.returns))
+        to_visit += [field.type for field in reversed(_fields(command))]
     while to_visit:
         match to_visit.pop():
             case types.StructType(cls) as struct if cls not in {Nothing, *found}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
@@ -17,16 +16,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.order import Notice
 
-log = logging.getLogger(__name__)
-
-_EVENTS: Final = {
-    event.name: event
-    for event in (
-        messages.Invalidate,
-        messages.InvalidateStart,
-        messages.InvalidateEnd,
-        messages.Populate,
-    )
+_ANSWERED: Final = {
+    name: event
+    for name, event in messages.EVENTS.items()
+    if issubclass(event, messages.Answered)
 }
 
 
@@ -41,6 +34,11 @@ class Registration:
         # How many events it has been sent.
         self.told = 0
 
+    @property
+    def who(self) -> int:
+        """The number of the peer."""
+        return self.session.number
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.told += 1
@@ -50,7 +48,7 @@ class Registration:
             assert event == messages.MemoryError.name
             message = messages.MemoryError(notifier=self.number, start=start, end=end)
         else:
-            message = _EVENTS[event](
+            message = _ANSWERED[event](
                 notifier=self.number,
                 start=start,
                 end=end,
@@ -61,13 +59,11 @@ class Registration:
 
     def evict(self) -> None:
         """The peer has not answered in time: it is trusted with nothing any more."""
-        log.error(
-            "%s: no answer to an event of notifier %d within %g s: disconnected",
-            self.session.peer,
-            self.number,
-            self.session.server.policy.ack_seconds,
+        self.session.peer.evict(
+            "it does not answer events",
+            f"no answer to an event of notifier {self.number} within "
+            f"{self.session.server.policy.ack_seconds:g} s",
         )
-        self.session.peer.disconnect("it does not answer events")
 
 
 def as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
@@ -11,13 +10,14 @@ import stat
 import struct
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from inaccfs.control import messages, qmp
+from inaccfs.control.closings import STRANGERS, Closings
 from inaccfs.control.limits import Policy
+from inaccfs.control.outlet import Backlog
 from inaccfs.control.readers import Readers
 from inaccfs.control.session import Session
 from inaccfs.errors import MountError
@@ -25,8 +25,9 @@ from inaccfs.errors import MountError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from inaccfs.control.closings import Receiver
     from inaccfs.control.openfiles import Files
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 _LARGEST_BACKLOG: Final = 1024
 
 # How long to wait for fds to come free when there is none for a new peer.
-_NO_FDS_SECONDS: Final = 0.1
+_TRY_AGAIN_SECONDS: Final = 0.1
+
+# With more connections that take their time to be closed nobody is let in.
+_CLOSING_CONNECTIONS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,36 @@ def _remove_dead(path: str) -> None:
             f"control socket {path}: a file is there; name another with --control"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # Else it would wait for a daemon that is stopped to let others in: EAGAIN.
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
         except OSError:
-            # A socket of another kind, or one that we may not connect to.
+            # A socket of another kind, or one that we may not connect to, or not yet.
             pass
     raise MountError(
         f"control socket {path} is another daemon's: name another with --control"
     )
+
+
+class Trouble:
+    """Something that is tried again and again, and logged once."""
+
+    def __init__(self) -> None:
+        self._met = ""
+
+    def met(self, text: str) -> None:
+        """It has failed."""
+        if text != self._met:
+            log.error("%s", text)
+        self._met = text
+
+    def over(self) -> None:
+        """It has not."""
+        self._met = ""
 
 
 class Server:
@@ -106,46 +129,87 @@ class Server:
         listener: socket.socket,
         actions: Actions,
         files: Files,
-        shim: Shim,
+        shim: Superblock,
         policy: Policy | None = None,
+        *,
+        receiver: Receiver,
+        device: str = "",
     ) -> None:
-        """Take a non-blocking *listener*."""
+        """Take a non-blocking *listener*.
+
+        *receiver* takes the fds in that peers send, *device* is the mount's number.
+        """
         self._listener: Final = listener
         self.actions: Final = actions
         self.files: Final = files
         self.shim: Final = shim
         self.policy: Final = policy or Policy()
+        self.receiver: Final = receiver
+        self.device: Final = device
         # Those that are connected, by number.
         self.sessions: Final[dict[int, Session]] = {}
         self._numbers: Final = itertools.count(1)
         self.notifier_numbers: Final = itertools.count(1)
         # Of the sessions' connections; there is one as long as `run` runs.
         self.readers = Readers()
+        self.closings: Final = Closings()
+        self.backlog: Final = Backlog()
+        self.trouble: Final = Trouble()
+
+    @property
+    def notifiers(self) -> int:
+        """How many all peers have."""
+        return sum(len(session.notifiers) for session in self.sessions.values())
 
     async def run(self) -> None:
         """Serve until cancelled."""
         with closing(self.readers):
             async with trio.open_nursery() as nursery:
+                self.closings.nursery = nursery
                 nursery.start_soon(self.readers.run)
                 await self._accept(nursery)
 
     async def _accept(self, nursery: trio.Nursery) -> None:
+        trouble = Trouble()
         while True:
             try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._listener)
-            except OSError as exc:
-                if exc.errno == errno.ECONNABORTED:
+                connection = self._next()
+                if connection is None:
+                    await trio.lowlevel.wait_readable(self._listener)
                     continue
+            except OSError as exc:
                 # Peers that are there already go on, and may make room.
-                log.error("no new control peer: %s", exc.strerror)  # noqa: TRY400
-                await trio.sleep(_NO_FDS_SECONDS)
-            else:
-                connection.setblocking(False)
+                trouble.met(f"no new control peer: {exc.strerror}")
+                await trio.sleep(_TRY_AGAIN_SECONDS)
+                continue
+            try:
                 self._welcome(connection, nursery)
+            except Exception as exc:
+                # It costs this peer its connection, whatever it was, and nobody else.
+                trouble.met(f"a new control peer is not let in: {exc}")
+                self.closings.close_soon(connection, STRANGERS)
+            else:
+                trouble.over()
+            while self.closings.connections > _CLOSING_CONNECTIONS:
+                # Each has an fd, which files need, too.
+                trouble.met("no new control peers: old ones are still being closed")
+                await trio.sleep(_TRY_AGAIN_SECONDS)
+
+    def _next(self) -> socket.socket | None:
+        """A new connection, if there is one."""
+        while True:
+            try:
+                return self._listener.accept()[0]
+            except BlockingIOError:
+                return None
+            except ConnectionAbortedError:
+                pass
 
     def _welcome(self, connection: socket.socket, nursery: trio.Nursery) -> None:
+        connection.setblocking(False)
+        # What is sent out of band is in the stream, like all else: else the kernel
+        # would throw it away as it is passed, and fds with it. See unix(7).
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
@@ -153,26 +217,28 @@ class Server:
         pid, uid, gid = _ucred.unpack(credentials)
         if uid not in (0, os.geteuid()) and uid not in self.policy.allowed_uids:
             log.info("a peer of uid %d (pid %d) was not let in", uid, pid)
-            self.discard(connection.detach())
+            self.closings.close_soon(connection, STRANGERS)
             return
-        if len(self.sessions) >= self.policy.limits.peers:
+        limit = self.policy.limits.peers
+        if len(self.sessions) + self.closings.connections >= limit:
             description = (
-                f"EMFILE: {self.policy.limits.peers} peers are connected already "
-                "(--limit peers=N)"
+                f"EMFILE: {limit} peers are connected already (--limit peers=N)"
             )
             reply = qmp.encode_error("GenericError", description, qmp.NO_ID)
             # A new socket has room for so little; if it has hung up, all the better.
             with suppress(OSError):
                 connection.send(reply)
-            self.discard(connection.detach())
+            self.closings.close_soon(connection, uid)
             return
         number = next(self._numbers)
         session = Session(self, connection, number, pid, uid, gid)
         self.sessions[number] = session
         log.info("%s: connected", session.peer)
-        nursery.start_soon(self._serve, session)
+        nursery.start_soon(self._serve, session, connection, uid)
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(
+        self, session: Session, connection: socket.socket, uid: int
+    ) -> None:
         try:
             await session.run()
         except Exception:
@@ -181,14 +247,7 @@ class Server:
         finally:
             del self.sessions[session.number]
             log.info("%s: gone%s", session.peer, session.peer.why_gone)
-
-    def discard(self, fd: int) -> None:
-        """Close an fd that a peer has sent, or a connection that may hold some.
-
-        In a thread that nobody waits for: the file system behind it may want to be told
-        of it, and hang.
-        """
-        trio.lowlevel.start_thread_soon(partial(os.close, fd), _ignore)
+            self.closings.close_soon(connection, uid)
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""
@@ -196,8 +255,3 @@ class Server:
         for session in list(self.sessions.values()):
             if session.peer.negotiated:
                 session.peer.send(event)
-
-
-def _ignore(_: object) -> None:
-    # What close(2) says of an fd that nobody wanted.
-    pass

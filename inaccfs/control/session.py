@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any, Final
+
+import trio
 
 from inaccfs.control import messages, queries
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.pagerefs import PageReferences
 from inaccfs.control.peer import Answer, Peer, Request
-from inaccfs.control.registration import Registration, as_messages
+from inaccfs.control.registration import Registration
+from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
     import socket
@@ -20,10 +23,6 @@ if TYPE_CHECKING:
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.control.server import Server
     from inaccfs.semantics.rules import Scope
-    from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
-
-log = logging.getLogger(__name__)
 
 _MFD_CLOEXEC: Final = 0x1
 _MFD_INACCESSIBLE: Final = 0x8
@@ -50,21 +49,17 @@ class Session:
         self._is_owner: Final = uid in (0, os.geteuid())
         self.peer: Final = Peer(
             connection,
-            server.policy,
+            server,
             f"peer {number} (pid {pid}, uid {uid})",
-            server.readers,
+            uid,
             self._execute,
-            server.discard,
             self._silenced,
         )
         self._fdnames: Final[dict[str, OpenFile]] = {}
         self.notifiers: Final[dict[int, Registration]] = {}
         # Whether the peer can answer no events any more.
         self._is_silent = False
-        # Files to whose pages this peer has references, each kept open by that.
-        self._referred: Final[dict[InaccessibleFile, OpenFile]] = {}
-        # How many pages these are, each counted as often as it has been got.
-        self.pages = 0
+        self.references: Final = PageReferences(self)
         self._commands: Final = self._make_commands()
 
     def _make_commands(self) -> dict[type[Command], Callable[[Any], Any]]:
@@ -85,13 +80,15 @@ class Session:
             messages.Bind: self._bind,
             messages.Unbind: self._unbind,
             messages.InvalidateDone: self._invalidate_done,
-            messages.GetPfn: self._get_pfn,
-            messages.PutPfn: self._put_pfn,
+            messages.GetPfn: self.references.get_pfn,
+            messages.PutPfn: self.references.put_pfn,
             messages.GetMemory: self._get_memory,
-            messages.QueryFiles: lambda _: queries.files(self.server),
+            messages.QueryFiles: lambda command: queries.files(self.server, command),
             messages.QueryFile: self._query_file,
-            messages.QueryNotifiers: lambda _: queries.notifiers(self.server),
-            messages.QueryPins: lambda _: queries.pins(self.server),
+            messages.QueryNotifiers: lambda command: queries.notifiers(
+                self.server, command
+            ),
+            messages.QueryPins: lambda command: queries.pins(self.server, command),
             messages.QueryStats: lambda _: queries.stats(self.server),
             messages.QuerySemantics: lambda _: queries.semantics(
                 self.server.shim.semantics
@@ -104,37 +101,42 @@ class Session:
 
     async def run(self) -> None:
         """Serve the peer, and take back all that it had when it has gone."""
-        with ExitStack() as stack:
-            # Each whatever becomes of the others; the last first.
-            stack.callback(self._let_go)
-            stack.callback(self._silenced)
+        try:
             await self.peer.converse()
+        finally:
+            self._silenced()
+            # To its end, though the daemon may end: what is open is to be closed.
+            with trio.CancelScope(shield=True):
+                await self._let_go()
 
-    def _let_go(self) -> None:
-        with ExitStack() as stack:
-            for opened in self._fdnames.values():
-                stack.callback(opened.close)
-            for file, opened in self._referred.items():
-                stack.callback(opened.close)
-                if file.pages.memory is not None:
-                    stack.callback(file.pages.memory.drop, self)
-
-    def _silenced(self) -> None:
-        """The peer will not answer any more: nobody may wait for it."""
-        self._is_silent = True
+    async def _let_go(self) -> None:
+        turns = Turns()
+        while self._fdnames:
+            self._fdnames.popitem()[1].close()
         while self.notifiers:
             _, registration = self.notifiers.popitem()
             registration.opened.file.notifiers.drop(registration)
             registration.opened.close()
+            await turns.give()
+        await self.references.drop(turns)
+
+    def _silenced(self) -> None:
+        """The peer will not answer any more: nobody may wait for it."""
+        self._is_silent = True
+        for registration in self.notifiers.values():
+            registration.opened.file.notifiers.silence(registration)
+
+    @property
+    def who(self) -> int:
+        """See `inaccfs.shim.memory.Holder`."""
+        return self.number
 
     def evict_holder(self) -> None:
         """It keeps pages locked that others wait for."""
-        log.error(
-            "%s: keeps pages locked for more than %g s: disconnected",
-            self.peer,
-            self.server.policy.ack_seconds,
+        self.peer.evict(
+            "it does not put pages",
+            f"keeps pages locked for more than {self.server.policy.ack_seconds:g} s",
         )
-        self.peer.disconnect("it does not put pages")
 
     def _execute(self, request: Request) -> Any:  # noqa: ANN401
         command = request.command
@@ -181,7 +183,7 @@ class Session:
         except OSError as exc:
             raise OSError(exc.errno, f"{name}: {exc.strerror}") from exc
 
-    def _held(self, name: str) -> AbstractContextManager[OpenFile]:
+    def borrowed(self, name: str) -> AbstractContextManager[OpenFile]:
         """The same for a moment: an fdname is not opened once more, as it is open."""
         opened = self._fdnames.get(name)
         return nullcontext(opened) if opened is not None else closing(self._open(name))
@@ -202,16 +204,15 @@ class Session:
     def _getfd(self, request: Request) -> Nothing:
         command = request.command
         assert isinstance(command, messages.GetFd)
-        if not request.fds:
+        fd, refusal = request.passed
+        if refusal is not None:
+            raise refusal
+        if fd < 0:
             raise OSError(
                 errno.EBADF, "no fd came with the message: send one as SCM_RIGHTS"
             )
         self._check_fdname(command.fdname)
-        fd = request.fds[0]
-        opened = self.server.files.open_fd(fd)
-        # Ours by now. This close asks nobody, for every open carries FOPEN_NOFLUSH.
-        os.close(request.fds.pop(0))
-        self._name(command.fdname, opened)
+        self._name(command.fdname, self.server.files.open_fd(fd))
         return Nothing()
 
     def _closefd(self, command: messages.CloseFd) -> Nothing:
@@ -288,6 +289,12 @@ class Session:
                 errno.EDQUOT,
                 f"{limit} notifiers are registered (--limit notifiers=N)",
             )
+        limit = self.server.policy.limits.total_notifiers
+        if self.server.notifiers >= limit:
+            raise OSError(
+                errno.EDQUOT,
+                f"all peers have {limit} notifiers (--limit total_notifiers=N)",
+            )
         opened = self._open(name)
         number = next(self.server.notifier_numbers)
         registration = Registration(self, number, opened)
@@ -343,80 +350,14 @@ class Session:
         registration.opened.file.notifiers.answer(registration, command.sequence)
         return Nothing()
 
-    # --- page frames -----------------------------------------------------------------
-
-    def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
-        count = command.count or 1
-        limit = self.server.policy.limits.pages
-        keeps = self.server.shim.semantics.references != "none"
-        if keeps and self.pages + count > limit:
-            raise OSError(
-                errno.EDQUOT,
-                f"{self.pages} pages are referenced and {count} more would be over "
-                f"{limit} (--limit pages=N): put some",
-            )
-        with self._held(command.file) as opened:
-            return self._get(command, opened, count)
-
-    def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
-        file = opened.file
-        got = file.pages.get_now(self, command.offset, command.offset + count)
-        if got is None:
-            return self._get_later(command, opened.again(), count)
-        extents, moved = got
-        frames = self._got(command, opened, extents, count)
-        if moved and file.notifiers:
-            return self._tell_moved(opened.again(), moved, frames)
-        return frames
-
-    async def _get_later(
-        self, command: messages.GetPfn, opened: OpenFile, count: int
-    ) -> messages.Frames:
-        with closing(opened):
-            start = command.offset
-            extents, moved = await opened.file.pages.get(self, start, start + count)
-            frames = self._got(command, opened, extents, count)
-            await opened.file.pages.tell_moved(moved)
-        return frames
-
-    async def _tell_moved(
-        self, opened: OpenFile, moved: list[Extent], frames: messages.Frames
-    ) -> messages.Frames:
-        with closing(opened):
-            await opened.file.pages.tell_moved(moved)
-        return frames
-
-    def _got(
-        self,
-        command: messages.GetPfn,
-        opened: OpenFile,
-        extents: list[Extent],
-        count: int,
-    ) -> messages.Frames:
-        """Note the references, and make the reply."""
-        if opened.file.pages.keeps_references:
-            self.pages += count
-            if opened.file not in self._referred:
-                self._referred[opened.file] = opened.again()
-        if command.count is None:
-            return messages.Frames(pfn=extents[0].pfn, order=extents[0].order)
-        return messages.Frames(extents=as_messages(extents))
-
-    def _put_pfn(self, command: messages.PutPfn) -> Nothing:
-        with self._held(command.file) as opened:
-            file = opened.file
-            file.pages.put(self, command.pfn, command.count)
-            self.pages -= command.count
-            assert file.pages.memory is not None
-            if not file.pages.memory.references.total(self):
-                self._referred.pop(file).close()
-        return Nothing()
-
     # --- the rest --------------------------------------------------------------------
 
     def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
         with closing(self._open(command.file)) as opened:
-            return queries.one_file(self.server, opened.file)
+            # But for this open.
+            return queries.describe(
+                opened.name, opened.ino, opened.file, opened.opens - 1
+            )
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self._open(command.file)) as opened:

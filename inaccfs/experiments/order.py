@@ -148,7 +148,7 @@ def _row(bench: Bench, *, asks: bool) -> tuple[object, ...]:
             guest.count("fault:before_install", guest.punch),
         )
     return (
-        *(bench.semantics, rules.order, rules.held),
+        *(bench.semantics, rules.order, rules.list_locked),
         "retries" if asks else "does not",
         *(each.used for each in windows),
         sum(each.stale for each in windows),
@@ -162,7 +162,7 @@ def _run(lab: Lab) -> None:
         with lab.bench(semantics, **parts.SIMULATED) as bench:
             rows += [_row(bench, asks=True), _row(bench, asks=False)]
     lab.say(f"Uses of a page that was freed, in each of {_ROUNDS} windows held open")
-    head = "rules", "told", "list held", "KVM"
+    head = "rules", "told", "list locked", "KVM"
     windows = "removed, not told", "told, not removed", "got, not installed"
     lab.table([*head, *windows, "stale", "retried"], rows)
 

@@ -32,9 +32,9 @@ _INIT_PASSTHROUGH: Final = 1 << 37
 _INIT_NO_EXPORT_SUPPORT: Final = 1 << 38
 _INIT_ALLOW_IDMAP: Final = 1 << 40
 
-# What the mount is made of, where the kernel has it. HANDLE_KILLPRIV_V2 saves the
-# kernel a GETXATTR of security.capability before each fallocate. With ALLOW_IDMAP the
-# kernel tells who asks, uid and gid, only where something is made.
+# What the mount uses, where the kernel offers it. HANDLE_KILLPRIV_V2 saves a GETXATTR
+# of security.capability before each fallocate. With ALLOW_IDMAP the kernel sends the
+# uid and gid of the caller only in requests that make an inode.
 _WANTED: Final = (
     _INIT_ATOMIC_O_TRUNC
     | _INIT_BIG_WRITES
@@ -78,22 +78,22 @@ LARGEST_INIT_REPLY: Final = wire.OUT_HEADER_SIZE + _init_out.size
 
 
 def init_for_relay(request: bytearray, size: int) -> bytes:
-    """INIT as libfuse behind the socket gets it: it needs only READDIRPLUS."""
+    """INIT as pyfuse3 gets it: of the flags it needs only READDIRPLUS."""
     relayed = request[:size]
     (flags,) = _u32.unpack_from(relayed, _INIT_FLAGS_AT)
     _u32.pack_into(relayed, _INIT_FLAGS_AT, flags & _INIT_DO_READDIRPLUS)
     return bytes(relayed)
 
 
-def reply_init(unique: int, init: Init, *, handles: bool = False) -> bytes:
-    """What the mount accepts of the kernel's offer.
+def pack_init(init: Init, *, handles: bool = False) -> bytes:
+    """struct fuse_init_out: what the mount accepts of the kernel's offer.
 
-    *handles* says whether a node can be found by its number after it was forgotten,
-    and file handles work; else name_to_handle_at(2) is EOPNOTSUPP.
+    *handles*: a node can be found by its number after the kernel forgot it, so file
+    handles work; otherwise name_to_handle_at(2) fails with EOPNOTSUPP.
     """
     about_handles = _INIT_EXPORT_SUPPORT if handles else _INIT_NO_EXPORT_SUPPORT
     flags = init.flags & (_WANTED | about_handles)
-    payload = _init_out.pack(
+    return _init_out.pack(
         7,
         min(init.minor, _MINOR),
         0,
@@ -107,4 +107,3 @@ def reply_init(unique: int, init: Init, *, handles: bool = False) -> bytes:
         flags >> 32,
         1 if flags & _INIT_PASSTHROUGH else 0,
     )
-    return wire.reply_payload(unique, payload)

@@ -1,22 +1,32 @@
 """The way to pyfuse3 and back: a SOCK_SEQPACKET pair, with flow control.
 
-libfuse behind the pair drops a reply that does not fit into the socket, and whoever
-waits for it would hang. So a request is sent only if its largest reply fits beside
-those of the requests that are out.
+libfuse drops a reply that does not fit into the socket, and its caller would hang. So
+a request is sent only when there is room for its largest reply, beside the largest
+replies of all requests that pyfuse3 has not answered yet.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import trio
 
 from inaccfs.fuse import wire
+from inaccfs.fuse.requests import safe_errno
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+Deliver = Callable[[int, memoryview], None]
+"""Takes pyfuse3's reply: an errno or 0, and the payload, valid only during the call."""
+
+
+class _Relayed(NamedTuple):
+    """A request on its way through pyfuse3."""
+
+    # Bytes that request and reply may need in the socket.
+    room: int
+    deliver: Deliver
 
 
 class Relay:
@@ -24,52 +34,59 @@ class Relay:
 
     def __init__(self, connection: socket.socket) -> None:
         """Take a non-blocking *connection*."""
-        self._connection = connection
-        # Bytes that the requests which are out may need for their replies, by unique,
-        # and all together; and how many there may be. The kernel counts its own
-        # overhead too, hence the half.
-        self._reserved: dict[int, int] = {}
-        self._reserved_sum = 0
-        self._reservable = (
+        self._connection: Final = connection
+        # Sent and not answered, by unique; and the sum of their rooms, which may not
+        # exceed `_most`. The kernel counts its own overhead too, hence the half.
+        self._sent: Final[dict[int, _Relayed]] = {}
+        self._room_taken = 0
+        self._most: Final = (
             connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
         )
-        # What waits for room: unique, bytes to reserve, message.
-        self._waiting: deque[tuple[int, int, bytes]] = deque()
+        # Requests that wait for room.
+        self._waiting: Final[deque[tuple[bytes, _Relayed]]] = deque()
 
-    def send(self, unique: int, message: bytes, largest_reply: int) -> None:
-        """Send a request, or let it wait for room. Sizes are bytes."""
-        self._waiting.append((unique, len(message) + largest_reply, message))
+    def send(self, message: bytes, largest_reply: int, deliver: Deliver) -> None:
+        """Send a request now, or when there is room; *deliver* gets its reply.
+
+        *largest_reply* is in bytes.
+        """
+        relayed = _Relayed(len(message) + largest_reply, deliver)
+        self._waiting.append((message, relayed))
         self._send_waiting()
 
     def _send_waiting(self) -> None:
         while self._waiting:
-            unique, room, message = self._waiting[0]
-            if self._reserved and self._reserved_sum + room > self._reservable:
+            message, relayed = self._waiting[0]
+            if self._sent and self._room_taken + relayed.room > self._most:
                 return
             try:
                 self._connection.send(message)
             except BlockingIOError:
                 # The next reply makes room.
-                if self._reserved:
+                if self._sent:
                     return
                 raise
             self._waiting.popleft()
-            self._reserved[unique] = room
-            self._reserved_sum += room
+            _, _, unique, _ = wire.unpack_header(message)
+            self._sent[unique] = relayed
+            self._room_taken += relayed.room
 
-    async def run(self, deliver: Callable[[memoryview], None]) -> None:
-        """Call *deliver* with each reply, until the other end is closed."""
-        reply = bytearray(wire.REQUEST_BUFFER_SIZE)
-        view = memoryview(reply)
+    async def run(self) -> None:
+        """Deliver replies until the other end is closed."""
+        buffer = bytearray(wire.REQUEST_BUFFER_SIZE)
+        view = memoryview(buffer)
         while True:
             try:
-                size = self._connection.recv_into(reply)
+                size = self._connection.recv_into(buffer)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._connection)
                 continue
             if size == 0:
                 return
-            _, _, unique = wire.unpack_out_header(reply)
-            self._reserved_sum -= self._reserved.pop(unique, 0)
-            deliver(view[:size])
+            _, error, unique = wire.unpack_out_header(buffer)
+            relayed = self._sent.pop(unique, None)
+            if relayed is not None:
+                self._room_taken -= relayed.room
+                number = safe_errno(-error) if error else 0
+                relayed.deliver(number, view[wire.OUT_HEADER_SIZE : size])
             self._send_waiting()

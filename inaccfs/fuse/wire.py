@@ -12,8 +12,6 @@ import os
 import struct
 from typing import Final, NamedTuple
 
-from inaccfs import errnos
-
 ROOT_ID: Final = 1
 
 
@@ -80,13 +78,13 @@ unpack_out_header = _out_header.unpack_from
 # What follows the request header.
 _ARGUMENTS: Final = IN_HEADER_SIZE
 # fuse_fallocate_in: fh, offset, length, mode, padding
-# (As fallocate(2) has them, signed, though the kernel sends none below 0.)
+# (Signed as in fallocate(2), though the kernel sends no negative ones.)
 unpack_fallocate = struct.Struct(f"={_ARGUMENTS}x8xqqI").unpack_from
 FALLOCATE_SIZE: Final = _ARGUMENTS + 32
 # fuse_open_in: flags, open_flags
 unpack_open = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
 OPEN_SIZE: Final = _ARGUMENTS + 8
-# In open_flags: the caller's truncation takes the set-ID bits away.
+# In open_flags: the truncation removes the set-ID bits.
 OPEN_KILL_SUIDGID: Final = 1 << 0
 # fuse_create_in: flags, mode, umask, open_flags; the name follows
 unpack_create = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
@@ -130,18 +128,18 @@ def need(size: int, wanted: int) -> None:
     """Check that a request has its arguments.
 
     Raises:
-        Truncated: it has not.
+        Truncated: it is shorter.
     """
     if size < wanted:
         raise Truncated(f"request of {size} bytes, {wanted} needed")
 
 
 def name_at(request: bytearray, start: int, size: int) -> bytes:
-    """The NUL-terminated name that ends a request: of one entry in a directory.
+    """The NUL-terminated name, of one directory entry, at *start* of a request.
 
     Raises:
-        Truncated: there is no name, or no end to it.
-        OSError: EINVAL, it would lead somewhere else. The kernel sends no such name.
+        Truncated: the name is empty, or has no NUL.
+        OSError: EINVAL, it leads out of the directory. The kernel sends no such name.
     """
     name = _text_at(request, start, size)
     if name in DOTS or b"/" in name:
@@ -157,7 +155,7 @@ def _text_at(request: bytearray, start: int, size: int) -> bytes:
 
 
 def only_name(request: bytearray, size: int) -> bytes:
-    """The name that is all of UNLINK's and RMDIR's arguments. Raises as `name_at`."""
+    """The only argument of UNLINK and RMDIR, a name. Raises as `name_at`."""
     return name_at(request, _ARGUMENTS, size)
 
 
@@ -167,8 +165,8 @@ DOTS: Final = (b".", b"..")
 def looked_up(request: bytearray, size: int) -> bytes:
     """The name that LOOKUP asks for: an entry's, or one of `DOTS`.
 
-    With these the kernel asks for the node itself, or for the directory that it is
-    in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
+    With a dot the kernel asks for the node itself, with two for the directory that it
+    is in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
     """
     dots = bytes(memoryview(request)[_ARGUMENTS:size])
     if dots in (b".\0", b"..\0"):
@@ -237,7 +235,7 @@ def forgets(request: bytearray, size: int) -> list[tuple[int, int]]:
 
 
 def largest_reply(op: int, request: bytearray, size: int) -> int:
-    """The most bytes that the answer to a request can have."""
+    """The largest size of the reply to a request, in bytes."""
     if op in (Op.READDIR, Op.READDIRPLUS):
         need(size, _READ_SIZE_AT + 4)
         return OUT_HEADER_SIZE + int(_u32.unpack_from(request, _READ_SIZE_AT)[0])
@@ -245,12 +243,12 @@ def largest_reply(op: int, request: bytearray, size: int) -> int:
         need(size, _GETXATTR_SIZE_AT + 4)
         asked = int(_u32.unpack_from(request, _GETXATTR_SIZE_AT)[0])
         return OUT_HEADER_SIZE + max(asked, 8)
-    # The largest of the rest are a link's target (4095 bytes) and an entry.
+    # The largest reply to the others is a link's target, of 4095 bytes.
     return OUT_HEADER_SIZE + 4096
 
 
 def clamp_readdir(request: bytearray, size: int, most: int) -> None:
-    """Ask for at most *most* bytes of directory entries."""
+    """Reduce READDIR or READDIRPLUS to at most *most* bytes of entries."""
     need(size, _READ_SIZE_AT + 4)
     (asked,) = _u32.unpack_from(request, _READ_SIZE_AT)
     if asked > most:
@@ -259,48 +257,22 @@ def clamp_readdir(request: bytearray, size: int, most: int) -> None:
 
 # --- replies ----------------------------------------------------------------
 
-pack_reply = _out_header.pack
-
-
-def reply_done(unique: int) -> bytes:
-    """Success, with nothing more to say."""
-    return pack_reply(OUT_HEADER_SIZE, 0, unique)
-
-
-def reply_error(unique: int, number: int) -> bytes:
-    """Failure with the errno *number* (positive), of a request that we know.
-
-    Every errno that the kernel gets goes through here. It would not take one that is
-    out of its range, and would let the caller wait: that is EIO. ENOSYS it would
-    remember for the whole mount, and never ask again, or do without us what must not
-    be done, as in OPEN: that is EOPNOTSUPP.
-    """
-    if number == errno.ENOSYS:
-        number = errno.EOPNOTSUPP
-    elif not errnos.is_errno(number):
-        number = errno.EIO
-    return pack_reply(OUT_HEADER_SIZE, -number, unique)
-
-
-def reply_unknown(unique: int) -> bytes:
-    """ENOSYS, to a request that we do not know: the kernel need not ask again."""
-    return pack_reply(OUT_HEADER_SIZE, -errno.ENOSYS, unique)
-
+pack_reply = _out_header.pack  # len, error (0 or a negative errno), unique
 
 # fuse_attr: ino, size, blocks, atime, mtime, ctime; their nanoseconds; mode, nlink,
 # uid, gid, rdev, blksize, flags
 _ATTR: Final = "QQQqqqIIIIIIIIII"
 _ATTR_SIZE: Final = 88
-# fuse_out_header, then fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
-_attr_reply = struct.Struct(f"=IiQQII{_ATTR}").pack
-_ATTR_AT: Final = OUT_HEADER_SIZE + 16
+# fuse_attr_out: attr_valid, attr_valid_nsec, dummy; fuse_attr
+_attr_out = struct.Struct(f"=QII{_ATTR}").pack
+_ATTR_AT: Final = 16
 # fuse_entry_out: nodeid, generation, entry_valid, attr_valid, their nanoseconds;
 # fuse_attr
 _entry_header = struct.Struct("=QQQQII").pack
 # fuse_open_out: fh, open_flags, backing_id
 _open = struct.Struct("=QIi")
-# fuse_statx_out: attr_valid, attr_valid_nsec, flags, spare[2]; then a fuse_statx, which
-# is laid out as the struct statx of statx(2), as far as that goes here.
+# fuse_statx_out: attr_valid, attr_valid_nsec, flags, spare[2]; then a fuse_statx. Its
+# first _STATX_USED bytes have the layout of the struct statx of statx(2).
 _statx_header = struct.Struct("=QII16x").pack
 _STATX_INO_AT: Final = 32
 _STATX_USED: Final = 144
@@ -310,7 +282,7 @@ _BILLION: Final = 1_000_000_000
 
 
 class Entry(NamedTuple):
-    """An inode as the kernel gets to know it. Timeouts are whole seconds."""
+    """An inode as a reply describes it. Timeouts are whole seconds."""
 
     nodeid: int
     generation: int
@@ -319,16 +291,11 @@ class Entry(NamedTuple):
     attr_valid: int
 
 
-def reply_attr(
-    unique: int, nodeid: int, attributes: os.stat_result, attr_valid: int
-) -> bytes:
-    """Answer to GETATTR."""
-    # Taken apart as a tuple, whose times are whole seconds: twice as fast as by name.
+def pack_attr(nodeid: int, attributes: os.stat_result, attr_valid: int) -> bytes:
+    """struct fuse_attr_out."""
+    # Unpacking the tuple, whose times are whole seconds, is twice as fast as by name.
     mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = attributes
-    return _attr_reply(
-        _ATTR_AT + _ATTR_SIZE,
-        0,
-        unique,
+    return _attr_out(
         attr_valid,
         0,
         0,
@@ -345,19 +312,19 @@ def reply_attr(
         nlink,
         uid,
         gid,
-        # The low half of a glibc dev_t is what new_encode_dev() of the kernel makes.
+        # The low half of a glibc dev_t equals new_encode_dev() of the kernel.
         attributes.st_rdev & 0xFFFFFFFF,
         attributes.st_blksize,
         0,
     )
 
 
-def reply_statx(unique: int, nodeid: int, statx: bytes, attr_valid: int) -> bytes:
-    """Answer to STATX, from the *statx* of the backing, a struct statx."""
+def pack_statx(nodeid: int, statx: bytes, attr_valid: int) -> bytes:
+    """struct fuse_statx_out, from the backing's struct statx."""
     found = bytearray(statx[:_STATX_USED])
     _u64.pack_into(found, _STATX_INO_AT, nodeid)
-    payload = _statx_header(attr_valid, 0, 0) + found
-    return reply_payload(unique, payload + bytes(_STATX_SIZE - _STATX_USED))
+    header = _statx_header(attr_valid, 0, 0)
+    return header + found + bytes(_STATX_SIZE - _STATX_USED)
 
 
 def pack_entry(entry: Entry) -> bytes:
@@ -365,18 +332,13 @@ def pack_entry(entry: Entry) -> bytes:
     header = _entry_header(
         entry.nodeid, entry.generation, entry.entry_valid, entry.attr_valid, 0, 0
     )
-    return header + reply_attr(0, entry.nodeid, entry.attributes, 0)[_ATTR_AT:]
+    return header + pack_attr(entry.nodeid, entry.attributes, 0)[_ATTR_AT:]
 
 
-def reply_payload(unique: int, payload: bytes) -> bytes:
-    """Success, with *payload*."""
-    return pack_reply(OUT_HEADER_SIZE + len(payload), 0, unique) + payload
-
-
-def reply_no_entry(unique: int, entry_valid: int) -> bytes:
-    """There is no such name, and the kernel may remember that for a while."""
+def pack_no_entry(entry_valid: int) -> bytes:
+    """A struct fuse_entry_out that says: no such name, for *entry_valid* seconds."""
     header = _entry_header(0, 0, entry_valid, 0, 0, 0)
-    return reply_payload(unique, header + bytes(_ATTR_SIZE))
+    return header + bytes(_ATTR_SIZE)
 
 
 def pack_open(fh: int, open_flags: int, backing_id: int) -> bytes:

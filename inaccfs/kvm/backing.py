@@ -16,7 +16,7 @@ from inaccfs.kvm.uapi import PAGE_SHIFT
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
     from inaccfs.kvm.sync import Sync
@@ -90,8 +90,12 @@ class BackingFile:
             for extent in self.file.get_pfns(first, last - first + 1)
         ]
 
-    def put(self, frames: Iterable[Frames]) -> None:
+    def put(self, frames: Sequence[Frames]) -> None:
         """Give back what `get` has given, and do not wait."""
+        if len(frames) == 1:
+            _, pfn, pages, _ = frames[0]
+            self._put(pfn, pfn + pages)
+            return
         # By frame, and not by place in the file: fewer calls, as what the kernel has
         # allocated one after the other is often contiguous, but in falling order.
         start = end = 0

@@ -202,10 +202,11 @@ class Faults:
         If a vCPU has *touched* them, it exits where they cannot be had.
         """
         mmu, hook = self._mmu, self._hook
+        pgoff = slot.pgoff(gfn)
         if hook is not no_hook:
             yield Point(hook, "fault:begin", gfn, end)
         try:
-            found: Sequence[Frames] = yield Get(backing, slot.pgoff(gfn), end - gfn)
+            found: Sequence[Frames] = yield Get(backing, pgoff, end - gfn)
         except ConnectionError:
             # Of the control socket, so of no page.
             raise
@@ -220,7 +221,7 @@ class Faults:
                     mmu.counters.retries += 1
                 else:
                     for frames in found:
-                        self._install(slot, frames, gfn, end)
+                        _install(mmu, slot, frames, gfn - pgoff, gfn, end)
                     if not touched:
                         mmu.counters.prefaulted += end - gfn
         finally:
@@ -251,13 +252,16 @@ class Faults:
             self._mmu.counters.exits += 1
         raise _exit(gfn, exc.errno or errno.EFAULT) from exc
 
-    def _install(self, slot: MemorySlot, frames: Frames, gfn: int, end: int) -> None:
-        first = gfn + frames.pgoff - slot.pgoff(gfn)
-        # On a hugetlbfs there is more than was asked for.
-        start, stop = max(first, gfn), min(first + frames.pages, end)
-        self._mmu.install_locked(
-            slot, start, frames.pfn + start - first, stop - start, frames.order
-        )
+
+def _install(
+    mmu: Mmu, slot: MemorySlot, frames: Frames, shift: int, gfn: int, end: int
+) -> None:
+    """Map *frames*, whose gfns are *shift* more than their pages of the file."""
+    pgoff, pfn, pages, order = frames
+    first = pgoff + shift
+    # On a hugetlbfs there is more than was asked for.
+    start, stop = max(first, gfn), min(first + pages, end)
+    mmu.install_locked(slot, start, pfn + start - first, stop - start, order)
 
 
 def _check_told(slot: MemorySlot) -> None:

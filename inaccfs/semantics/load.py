@@ -48,6 +48,12 @@ _T = TypeVar("_T")
 
 # Not rules: what people call them.
 _WORDS: Final = ("name", "source")
+OLD_NAMES: Final = {
+    "told": "reported",
+    "held": "list_locked",
+    "notifies_on_failure": "notifies_failures",
+}
+"""What rules were called before, and are called now."""
 # With arguments such as they are called with.
 _METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
     "check_size": ((0, 4096, 4096), {}),
@@ -89,14 +95,24 @@ def load(wanted: str) -> Semantics:
     Raises:
         OptionError: there is none of that name, or a rule of it is wrong.
     """
+    check_name(wanted)
     for version in VERSIONS:
         if version.name == wanted:
             return version()
-    if (parts := split(wanted)) is not None:
-        return _own(wanted, *parts)
-    if wanted.endswith(".py"):
-        return _own(wanted, wanted, None)
+    return _own(wanted, *(split(wanted) or (wanted, None)))
+
+
+def check_name(wanted: str) -> None:
+    """Check all that can be checked of it without running a file.
+
+    Raises:
+        OptionError: it is neither the name of a version nor that of a file.
+    """
+    if wanted.endswith(".py") or split(wanted) is not None:
+        return
     names = [version.name for version in VERSIONS]
+    if wanted in names:
+        return
     near = difflib.get_close_matches(wanted.lower(), names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(
@@ -334,6 +350,11 @@ def _check_names(
         if name == "events":
             raise OptionError(
                 f"semantics {found.__name__}.events: it is made from plan: give that"
+            )
+        if new := OLD_NAMES.get(name):
+            raise OptionError(
+                f"semantics {found.__name__}.{name}: rule {name!r} is called {new!r} "
+                "now"
             )
         if near := difflib.get_close_matches(name, known, 1, 0.7):
             raise OptionError(

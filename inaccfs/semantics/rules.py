@@ -27,8 +27,8 @@ Aligned: TypeAlias = Literal["every fallocate", "punches", "nothing"]
 Order: TypeAlias = Literal["before", "after", "bracket"]
 Unit: TypeAlias = Literal["pages", "bytes"]
 Scope: TypeAlias = Literal["file", "range"]
-Told: TypeAlias = Literal["punched", "clipped"]
-Held: TypeAlias = Literal["each walk", "the whole call"]
+Reported: TypeAlias = Literal["punched", "clipped"]
+ListLocked: TypeAlias = Literal["each walk", "the whole call"]
 References: TypeAlias = Literal["counted", "locked", "none"]
 MemoryFailure: TypeAlias = Literal["unknown", "error", "invalidate"]
 Mmap: TypeAlias = Literal["refused", "SIGBUS", "shared"]
@@ -97,13 +97,14 @@ class Semantics:
     scope: ClassVar[Scope]
     # Whether ranges must not overlap: EINVAL.
     exclusive: ClassVar[bool]
-    # What a bound notifier is told: the range "punched", or its own part, "clipped".
-    told: ClassVar[Told]
+    # The range that events report to a bound notifier: all that was "punched", or it
+    # "clipped" to the bound range.
+    reported: ClassVar[Reported]
     # Whether events carry the frames that go: pgoff, pfn, count and order.
     tells_frames: ClassVar[bool]
-    # How long the list of notifiers is held: for "each walk" of it, so that it may
+    # How long the list of notifiers is locked: for "each walk" of it, so that it may
     # change between start and end; or for "the whole call".
-    held: ClassVar[Held]
+    list_locked: ClassVar[ListLocked]
 
     # --- page frames ------------------------------------------------------------------
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from inaccfs.semantics.rules import (
         Aligned,
         Calls,
-        Held,
+        ListLocked,
         MemoryFailure,
         Mmap,
         Order,
         PastEnd,
         References,
+        Reported,
         Scope,
         Size,
-        Told,
         Unit,
     )
 
@@ -56,9 +56,9 @@ class V8(Semantics):
     unit: ClassVar[Unit] = "pages"
     scope: ClassVar[Scope] = "file"
     exclusive: ClassVar[bool] = False
-    told: ClassVar[Told] = "punched"
+    reported: ClassVar[Reported] = "punched"
     tells_frames: ClassVar[bool] = False
-    held: ClassVar[Held] = "each walk"
+    list_locked: ClassVar[ListLocked] = "each walk"
 
     allocates: ClassVar[bool] = True
     references: ClassVar[References] = "counted"
@@ -124,7 +124,7 @@ class Bind(V10):
     source = "13 January 2023, restrictedmem_bind(), mm/restrictedmem.c"
     scope = "range"
     exclusive = True
-    held = "the whole call"
+    list_locked = "the whole call"
 
 
 class GuestMemfd68(Bind):
@@ -137,7 +137,7 @@ class GuestMemfd68(Bind):
     aligned = "every fallocate"
     keep_size_required = True
     past_end = "refused"
-    told = "clipped"
+    reported = "clipped"
     unbound_errno = errno.EIO
     memory_failure = "invalidate"
 

@@ -6,6 +6,7 @@ folio. Frames are real (`inaccfs.shim.pagemap`) or simulated (`inaccfs.shim.simu
 
 from __future__ import annotations
 
+from itertools import islice
 from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -65,6 +66,9 @@ class Frames(Protocol):
 
     def extents(self) -> list[Extent]:
         """All known pages."""
+
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what is known from page *start* on."""
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         """Where [start, end) is; None unless all is known and cannot have moved."""
@@ -136,6 +140,14 @@ class Table:
         """All pages."""
         with self._lock:
             return [extent for _, _, extent in self._runs]
+
+    def since(self, start: int, most: int) -> list[Extent]:
+        """The first *most* of what the table has from *start* on."""
+        with self._lock:
+            found = [extent for _, _, extent in islice(self._runs.since(start), most)]
+        if found:
+            found[0] = self._after(found[0], start)
+        return found
 
     def look(self, start: int, end: int) -> list[Extent]:
         """The known pages of [start, end)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTu
 
 import trio
 
-from inaccfs.shim import waiting
+from inaccfs.shim import patience, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,7 +62,10 @@ class Loop(Protocol):
         """A place to wait at until somebody unparks all."""
 
     async def in_time(self, seconds: float, wait: Wait) -> bool:
-        """Await *wait*; give it up after *seconds*, and return whether it came back."""
+        """Await *wait*; give it up after *seconds*, and return whether it came back.
+
+        It may be given up and awaited anew. See `inaccfs.shim.patience.in_time`.
+        """
 
     async def first_of(self, *waits: Wait) -> None:
         """Wait until one of several is over; give up the others."""
@@ -71,7 +74,7 @@ class Loop(Protocol):
         """A block that runs to its end, also in a task that is cancelled."""
 
     async def checkpoint(self) -> None:
-        """Let others go on."""
+        """Let others go on, in the middle of long work. See `inaccfs.shim.turns`."""
 
     async def in_thread(
         self,
@@ -110,14 +113,17 @@ class _Trio:
     mutex = _Mutex
     parking_lot = trio.lowlevel.ParkingLot
     first_of = staticmethod(waiting.first_of)
-    checkpoint = staticmethod(trio.lowlevel.checkpoint)
+    in_time = staticmethod(patience.in_time)
     in_thread = staticmethod(trio.to_thread.run_sync)
 
-    async def in_time(self, seconds: float, wait: Wait) -> bool:
-        with trio.move_on_after(seconds):
-            await wait()
-            return True
-        return False
+    def __init__(self) -> None:
+        self._gate: Final = trio.Lock()
+
+    async def checkpoint(self) -> None:
+        # Of all long work one slice is done in a turn of the loop: what comes from the
+        # kernel waits for one slice, and not for as many as there are peers.
+        async with self._gate:
+            await trio.lowlevel.checkpoint()
 
     def shield(self) -> trio.CancelScope:
         return trio.CancelScope(shield=True)

@@ -11,21 +11,31 @@ from __future__ import annotations
 import errno
 import itertools
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from inaccfs.shim.loop import TRIO
-from inaccfs.shim.rangemap import RangeMap
+from inaccfs.shim.rangemap import RangeMap, add
+from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.shim.counters import Counters
     from inaccfs.shim.loop import Loop
     from inaccfs.shim.order import Notice
+    from inaccfs.shim.trace import FileTrace
+
+
+AT_ONCE: Final = 128
+"""So many are told in one go: some 2 ms of the trio loop."""
 
 
 class Notifier(Protocol):
     """struct inaccessible_notifier: who is told. Neither method may block or raise."""
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Pages are affected; with a *sequence*, `Notifiers.answer` is awaited."""
@@ -39,7 +49,7 @@ class Notifiers:
 
     def __init__(
         self,
-        counters: Counters,
+        trace: FileTrace,
         ack_seconds: float,
         changed: Callable[[], None] = lambda: None,
         *,
@@ -52,7 +62,7 @@ class Notifiers:
         *changed* is called after each change of the list. Notifiers are told of pages
         in *unit* s of their own, and with *clips* only of those that are bound to them.
         """
-        self._counters: Final = counters
+        self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
@@ -60,10 +70,11 @@ class Notifiers:
         # In order of registration, each with what it is bound to; None for the file.
         # Grows and shrinks only under _lock, but for those that have gone: see drop().
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # Those that are bound, by page: each range has who is told of it.
-        self._bound: Final[RangeMap[tuple[Notifier, ...]]] = RangeMap()
-        # Those that share no page with others.
-        self._exclusive: Final[set[Notifier]] = set()
+        # How many are bound to each page that any is bound to.
+        self._bound: Final[RangeMap[int]] = RangeMap()
+        # To whom: by page, where nobody else may be; and the others, each by its range.
+        self._exclusive: Final[RangeMap[Notifier]] = RangeMap()
+        self._shared: Final[dict[Notifier, tuple[int, int]]] = {}
         # How many are not bound: they are told of everything.
         self._unbound = 0
         # Held while an invalidation runs and while the list changes, so that all events
@@ -74,8 +85,8 @@ class Notifiers:
         # Whether somebody is inside `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
-        # Those that have been told and have not answered yet, each with what.
-        self._waiting: dict[Notifier, int] = {}
+        # Those that are told and have not answered yet, with what; None until each is.
+        self._waiting: dict[Notifier, int | None] = {}
         # Those whose unregistration waits for the end of an invalidation. They are told
         # nothing more: who has unregistered in a callback cannot answer.
         self._leaving: set[Notifier] = set()
@@ -116,19 +127,22 @@ class Notifiers:
             OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
         """
         async with self._lock:
-            there = self._bound.clipped(start, end)
-            for first, stop, many in there:
-                if exclusive or not self._exclusive.isdisjoint(many):
-                    raise OSError(
-                        errno.EINVAL,
-                        f"pages {first} to {stop} are bound already: unbind them",
-                    )
-            pieces = [(first, stop, (*many, notifier)) for first, stop, many in there]
-            pieces += [(*gap, (notifier,)) for gap in self._bound.gaps(start, end)]
-            self._bound.replace(start, end, sorted(pieces, key=_start))
+            taken = (self._bound if exclusive else self._exclusive).overlapping(
+                start, end
+            )
+            if taken:
+                first, stop, _ = taken[0]
+                raise OSError(
+                    errno.EINVAL,
+                    f"pages {max(first, start)} to {min(stop, end)} are bound already: "
+                    "unbind them",
+                )
+            add(self._bound, start, end, 1)
             self._registered[notifier] = start, end
             if exclusive:
-                self._exclusive.add(notifier)
+                self._exclusive.set(start, end, notifier)
+            else:
+                self._shared[notifier] = start, end
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -137,19 +151,17 @@ class Notifiers:
         Counts as the notifier's answer: it may be called in its callback, and would
         wait for itself otherwise.
         """
-        self._leaving.add(notifier)
-        if notifier in self._waiting:
-            self._forget(notifier)
+        self.silence(notifier)
         try:
             async with self._lock:
                 pass
         finally:
             # Also when cancelled: the caller has given it up.
-            self._leaving.discard(notifier)
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
         """*notifier* has gone, and whoever waits for its answer goes on."""
+        self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
             if bound is None:
@@ -161,12 +173,15 @@ class Notifiers:
             self._forget(notifier)
 
     def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
-        self._exclusive.discard(notifier)
-        pieces = []
-        for first, stop, many in self._bound.clipped(start, end):
-            if left := tuple(one for one in many if one is not notifier):
-                pieces.append((first, stop, left))
-        self._bound.replace(start, end, pieces)
+        add(self._bound, start, end, -1)
+        if self._shared.pop(notifier, None) is None:
+            self._exclusive.delete(start, end)
+
+    def silence(self, notifier: Notifier) -> None:
+        """Nobody waits any more for *notifier*, which is to be dropped."""
+        self._leaving.add(notifier)
+        if notifier in self._waiting:
+            self._forget(notifier)
 
     def answer(self, notifier: Notifier, sequence: int) -> None:
         """The callback of *notifier* has returned.
@@ -179,6 +194,8 @@ class Notifiers:
                 errno.EINVAL,
                 f"no event {sequence} of this notifier waits for an answer",
             )
+        if self._trace.listeners:
+            self._trace.tell_pages("answer", who=notifier.who, sequence=sequence)
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
@@ -219,30 +236,54 @@ class Notifiers:
     def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
         """Tell those whom it concerns; call *then* when all have answered or have gone.
 
-        To be called inside `fixed` or after `take`. Returns the event's sequence, for
-        `give_up`; None if it concerns nobody, and *then* is not called.
+        To be called inside `fixed` or after `take`, where there are few. Returns the
+        event's sequence, for `give_up`; None if it concerns nobody, and *then* is not
+        called.
         """
-        told = self._concerned(notice.start, notice.end)
-        if not told:
+        if not (told := self._concerned(notice.start, notice.end)):
             return None
-        sequence = next(self._sequences)
-        self._counters.invalidations += 1
-        self._counters.events += len(told)
-        self._then = then
-        self._waiting = dict.fromkeys(told, sequence)
+        sequence = self._expect(told, then)
         for notifier in told:
-            # One that is told may take others with it, which are its peer's, too.
-            if notifier in self._registered:
-                notifier.tell(self._for(notifier, notice), sequence)
+            self._tell(notifier, notice, sequence)
         return sequence
 
+    def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
+        """Wait for those who are about to be told; return the event's sequence."""
+        self._trace.counters.invalidations += 1
+        self._trace.counters.events += len(told)
+        self._then = then
+        self._waiting = dict.fromkeys(told)
+        return next(self._sequences)
+
+    def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
+        # One that is told may take others with it, which are its peer's, too.
+        if notifier in self._waiting:
+            self._waiting[notifier] = sequence
+            self._send(notifier, notice, sequence)
+
+    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
+        if self._trace.listeners:
+            # Before: it may answer at once.
+            event, start, end, _ = notice
+            number = sequence or 0
+            self._trace.tell_pages("event", start, end, notifier.who, event, number)
+        notifier.tell(self._for(notifier, notice), sequence)
+
     async def tell(self, notice: Notice) -> None:
-        """The same, and wait. The silent are evicted after the time allowed."""
+        """The same for any number, and wait; the silent are evicted in the end."""
+        if not (told := self._concerned(notice.start, notice.end)):
+            return
         answered = self._loop.event()
-        sequence = self.begin(notice, answered.set)
-        if sequence is not None:
-            await self._loop.in_time(self._ack_seconds, answered.wait)
-            self.give_up(sequence)
+        sequence = self._expect(told, answered.set)
+        turns = Turns(self._loop)
+        for notifier in told:
+            self._tell(notifier, notice, sequence)
+            await turns.give()
+        if await self._loop.in_time(self._ack_seconds, answered.wait):
+            return
+        for notifier in told:
+            self._give_up(notifier, sequence)
+            await turns.give()
 
     def awaits(self, sequence: int) -> bool:
         """Whether somebody has not answered event *sequence*."""
@@ -251,18 +292,26 @@ class Notifiers:
 
     def give_up(self, sequence: int) -> None:
         """Evict who has not answered event *sequence*."""
-        for notifier, waited in list(self._waiting.items()):
-            if waited == sequence:
-                self._counters.evictions += 1
-                self.drop(notifier)
-                notifier.evict()
+        for notifier in list(self._waiting):
+            self._give_up(notifier, sequence)
 
-    def announce(self, notice: Notice) -> None:
+    def _give_up(self, notifier: Notifier, sequence: int) -> None:
+        if self._waiting.get(notifier) == sequence:
+            self._trace.counters.evictions += 1
+            if self._trace.listeners:
+                self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
+            self.drop(notifier)
+            notifier.evict()
+
+    async def announce(self, notice: Notice) -> None:
         """Tell those whom it concerns of what wants no answer."""
         told = self._concerned(notice.start, notice.end)
-        self._counters.events += len(told)
+        self._trace.counters.events += len(told)
+        turns = Turns()
         for notifier in told:
-            notifier.tell(self._for(notifier, notice), None)
+            if notifier in self._registered and notifier not in self._leaving:
+                self._send(notifier, notice, None)
+            await turns.give()
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         """Who is told of these pages.
@@ -274,8 +323,7 @@ class Notifiers:
         if self._unbound == len(self._registered):
             found = self._registered
         else:
-            parts = self._bound.values(start, end)
-            bound = dict.fromkeys(itertools.chain.from_iterable(parts))
+            bound = self._bound_to(start, end)
             found = bound
             if self._unbound:
                 found = [
@@ -285,6 +333,19 @@ class Notifiers:
                 ]
         return [one for one in found if one not in self._leaving]
 
+    def _bound_to(self, start: int, end: int) -> dict[Notifier, int]:
+        """Who is bound to one of these pages, in order of the first of them."""
+        alone = self._exclusive.clipped(start, end)
+        found = [(first, one) for first, _, one in alone]
+        if self._shared and start < end:
+            found += [
+                (max(first, start), one)
+                for one, (first, stop) in self._shared.items()
+                if first < end and start < stop
+            ]
+            found.sort(key=itemgetter(0))
+        return {one: first for first, one in found}
+
     def _for(self, notifier: Notifier, notice: Notice) -> Notice:
         """What *notifier* is told, of its pages and in its units."""
         if self._unit == 1 and not self._clips:
@@ -293,7 +354,3 @@ class Notifiers:
         if self._clips and (bound := self._registered.get(notifier)) is not None:
             start, end = max(start, bound[0]), min(end, bound[1])
         return notice._replace(start=start * self._unit, end=end * self._unit)
-
-
-def _start(piece: tuple[int, int, tuple[Notifier, ...]]) -> int:
-    return piece[0]

@@ -138,6 +138,9 @@ class PagemapFrames:
     def extents(self) -> list[Extent]:
         return self._table.extents()
 
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        return self._table.since(start, most)
+
     def known(self, start: int, end: int) -> list[Extent] | None:
         with self._lock:
             if self._buffers.pinned(start, end):

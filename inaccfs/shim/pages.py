@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.shim.call import Kind
 from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import split_folios
+from inaccfs.shim.frames import Extent, Fetched, Punched, split_folios
 from inaccfs.shim.holes import first_hole
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
+from inaccfs.shim.turns import Turns
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.call import Part
     from inaccfs.shim.memory import Holder
-    from inaccfs.shim.mount import Shim
-    from inaccfs.shim.order import Part, Steps
+    from inaccfs.shim.notifiers import Notifiers
+    from inaccfs.shim.order import Steps
+    from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import FileTrace
+    from inaccfs.shim.turn import Turn
 
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
 
-_PAGES_A_TURN: Final = 4096
+_PAGES_A_TURN: Final = 1024
 """So many pages can be got at once: each may be an extent."""
 
-_EXTENTS_A_TURN: Final = 512
-"""How many extents are marked as punched before other tasks get a turn."""
+_PAGES_A_STEP: Final = 512
+"""For so many pages references are counted in one step: each may have its own."""
+
+_QUICK_MARKS: Final = 8192
+"""So many references may be looked at when pages are punched, in the trio loop."""
 
 
 class Pages:
@@ -46,28 +53,46 @@ class Pages:
     """
 
     __slots__ = (
+        "_changed",
+        "_fd",
         "_fetching",
-        "_file",
         "_locks",
         "_moved",
+        "_notifiers",
+        "_page_size",
         "_poisoned",
-        "_shim",
+        "_superblock",
+        "_trace",
+        "_turn",
         "memory",
     )
 
-    def __init__(self, file: InaccessibleFile, shim: Shim) -> None:
-        """Of *file*, whose turns these are: its long operations exclude each other."""
-        self._file: Final = file
-        self._shim: Final = shim
+    def __init__(
+        self,
+        superblock: Superblock,
+        fd: int,
+        trace: FileTrace,
+        turn: Turn,
+        notifiers: Notifiers,
+        changed: Callable[[], None],
+    ) -> None:
+        """*changed* is called after each change of `plain`."""
+        self._fd = fd
+        self._page_size: Final = superblock.page_size
+        self._trace: Final = trace
+        self._turn: Final = turn
+        self._notifiers: Final = notifiers
+        self._changed: Final = changed
+        self._superblock: Final = superblock
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
         self._moved: Final = Moved(
-            shim.punch_plan, tells_frames=shim.semantics.tells_frames
+            superblock.plans[Kind.PUNCH], tells_frames=superblock.semantics.tells_frames
         )
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
-            PageLocks(self._holders, shim.ack_seconds, shim.loop)
-            if shim.semantics.references == "locked"
+            PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
+            if superblock.semantics.references == "locked"
             else None
         )
         # What `poison` was told of.
@@ -88,27 +113,29 @@ class Pages:
     @property
     def _guarded(self) -> bool:
         """Whether not everybody may get every page."""
-        return self._shim.guards_pages or bool(self._poisoned)
+        return self._superblock.guards_pages or bool(self._poisoned)
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
+        self._fd = fd
         if self.memory is not None:
-            self.memory.reopened(fd)
+            self.memory.frames.fd = fd
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
         if self.memory is not None:
-            self.memory.close()
+            self.memory.frames.close()
 
     # --- getting and putting -------------------------------------------------------
 
     async def get(
-        self, holder: Holder, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
+        self, holder: Holder, start: int, end: int, most: int | None = None
+    ) -> Fetched:
         """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
 
-        *holder* gets a reference to each. Allocates, as SGP_WRITE does. Returns where
-        the pages are, and which had moved: `tell_moved` is for those.
+        Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
+        extents of that, and which had moved: `tell_moved` is for those. *holder* gets a
+        reference to each page that is returned.
 
         Raises:
             OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
@@ -116,92 +143,94 @@ class Pages:
                 have it ENOENT for a hole, an errno for an unbound page, and EAGAIN for
                 one that is locked.
         """
-        while (got := self.get_now(holder, start, end)) is None:
-            if not self._file.busy:
-                return await self._get_long(holder, start, end)
-            await self._file.wait_idle()
+        while (got := self.get_now(holder, start, end, most)) is None:
+            if not self._turn.taken:
+                return await self._get_long(holder, start, end, most)
+            await self._turn.wait()
         return got
 
     async def _get_long(
-        self, holder: Holder, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
+        self, holder: Holder, start: int, end: int, most: int | None
+    ) -> Fetched:
         """The same in a turn of the file's, and in a thread; `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
-        self._file.begin_long()
-        self._fetching = range(start, end)
-        try:
-            with nullcontext() if locks is None else locks.claimed(start, end):
-                extents, moved = await self._fetch(memory, start, end)
-                memory.record((), moved)
-                # Others may have unbound or poisoned pages meanwhile.
-                if (refusal := self._refusal(start, end)) is None:
-                    # Nothing can be punched meanwhile; and what has been got is got,
-                    # whatever ends this task.
-                    with self._shim.loop.shield():
-                        for at in range(0, len(extents), _EXTENTS_A_TURN):
-                            memory.get(holder, extents[at : at + _EXTENTS_A_TURN])
-                            await self._shim.loop.checkpoint()
-        finally:
-            self._fetching = range(0)
-            self._file.end_long()
+        claim = nullcontext() if locks is None else locks.claimed(start, end)
+        with self._turn.take(), self._being_fetched(start, end), claim:
+            extents, moved = await self._fetch(memory, start, end)
+            memory.record(Punched([], moved))
+            # Others may have unbound or poisoned pages meanwhile.
+            if (refusal := self._refusal(start, end)) is None:
+                extents = self._split(extents)[:most]
+                # Nothing can be punched meanwhile; and what has been got is got,
+                # whatever ends this task.
+                turns = Turns(self._superblock.loop)
+                with self._superblock.loop.shield():
+                    for piece in _pieces(extents, self._page_size):
+                        memory.get(holder, [piece])
+                        await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
-        return self._split(extents), moved
+        return Fetched(extents, moved)
 
-    async def _fetch(
-        self, memory: Memory, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
-        freed = self._shim.freed
+    @contextmanager
+    def _being_fetched(self, start: int, end: int) -> Iterator[None]:
+        self._fetching = range(start, end)
+        try:
+            yield
+        finally:
+            self._fetching = range(0)
+
+    async def _fetch(self, memory: Memory, start: int, end: int) -> Fetched:
+        closed = self._superblock.closed
         fetch = partial(
-            self._shim.loop.in_thread,
+            self._superblock.loop.in_thread,
             partial(self._fetch_now, memory, start, end),
-            limiter=self._shim.threads.fetches,
+            limiter=self._superblock.threads.fetches,
         )
         try:
             await self._allocate_apart(start, end)
             return await fetch()
         except OSError as exc:
-            if not await self._shim.more_space(exc, freed):
+            if not await self._superblock.more_space(exc, closed):
                 raise
         return await fetch()
 
     async def _allocate_apart(self, start: int, end: int) -> None:
         """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-        shim, file = self._shim, self._file
-        length = (end - start) * file.page_size
+        superblock = self._superblock
+        length = (end - start) * self._page_size
         if (
-            shim.allocator is None
-            or not shim.semantics.allocates
-            or shim.headroom.allows(length)
+            superblock.allocator is None
+            or not superblock.semantics.allocates
+            or superblock.headroom.allows(length)
         ):
             return
         # As in a thread: what is being undone is nobody else's to look at.
-        with shim.loop.shield():
-            await shim.allocator.allocate(
-                file.fd,
+        with superblock.loop.shield():
+            await superblock.allocator.allocate(
+                self._fd,
                 FALLOC_FL_KEEP_SIZE,
-                start * file.page_size,
+                start * self._page_size,
                 length,
-                shim.loop.event(),
+                superblock.loop.event(),
             )
 
-    def _fetch_now(
-        self, memory: Memory, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
+    def _fetch_now(self, memory: Memory, start: int, end: int) -> Fetched:
         """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
-        file = self._file
-        if not self._shim.semantics.allocates:
+        if not self._superblock.semantics.allocates:
             # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(file.fd, file.page_size, start, end, memory.known)
+            hole = first_hole(
+                self._fd, self._page_size, start, end, memory.frames.known
+            )
             if hole is not None:
                 raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
-        return memory.fetch(start, end)
+        return memory.frames.fetch(start, end)
 
     def get_now(
-        self, holder: Holder, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]] | None:
+        self, holder: Holder, start: int, end: int, most: int | None = None
+    ) -> Fetched | None:
         """The same at once; None if that takes more time than the trio loop has."""
         if self._guarded:
             if (refusal := self._refusal(start, end)) is not None:
@@ -211,34 +240,42 @@ class Pages:
         if end - start > _PAGES_A_TURN:
             return None
         if self.memory is not None:
-            known = self.memory.known(start, end)
+            known = self.memory.frames.known(start, end)
             if known is not None:
-                self.memory.get(holder, known)
-                return self._split(known), []
-        length = (end - start) * self._file.page_size
+                return Fetched(self._got(self.memory, holder, known, most), [])
+        length = (end - start) * self._page_size
         if (
-            self._file.busy
+            self._turn.taken
             or length > QUICK_FETCH_BYTES
-            or not self._shim.headroom.allows(length)
+            or not self._superblock.headroom.allows(length)
         ):
             return None
         memory = self._memory_of(start, end)
         try:
             extents, moved = self._fetch_now(memory, start, end)
         except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._shim.space is not None:
+            if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
                 return None
             raise
         # In this order, and before anything else runs: what has moved is no more, and
         # what is here now may be punched by the next task.
-        memory.record((), moved)
+        memory.record(Punched([], moved))
+        return Fetched(self._got(memory, holder, extents, most), moved)
+
+    def _got(
+        self, memory: Memory, holder: Holder, extents: list[Extent], most: int | None
+    ) -> list[Extent]:
+        """Give *holder* references to the first *most* extents, and return these."""
+        extents = self._split(extents)
+        if most is not None and len(extents) > most:
+            extents = extents[:most]
         memory.get(holder, extents)
-        return self._split(extents), moved
+        return extents
 
     def _refusal(self, start: int, end: int) -> OSError | None:
         """Why no frame may be got of one of these pages, if none may."""
-        rules = self._shim.semantics
-        if rules.scope == "range" and not self._file.notifiers.cover(start, end):
+        rules = self._superblock.semantics
+        if rules.scope == "range" and not self._notifiers.cover(start, end):
             return OSError(
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
@@ -260,7 +297,7 @@ class Pages:
 
     def _check_end(self, start: int, end: int) -> None:
         """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
-        pages = -(-os.fstat(self._file.fd).st_size // self._file.page_size)
+        pages = -(-os.fstat(self._fd).st_size // self._page_size)
         if end > pages:
             raise OSError(
                 errno.EINVAL,
@@ -271,23 +308,23 @@ class Pages:
         """The memory of the file, if it has the pages from *start* to *end*."""
         self._check_end(start, end)
         if self.memory is None:
-            if self._shim.frames is None:
+            if self._superblock.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
             self.memory = Memory(
-                self._shim.frames,
-                self._file.fd,
-                self._file.page_size,
-                self._shim.counters,
-                self._file.consider,
+                self._superblock.frames,
+                self._fd,
+                self._page_size,
+                self._trace,
+                self._changed,
                 None if self._locks is None else self._locks.unlocked,
-                keeps_references=self._shim.semantics.references != "none",
+                keeps_references=self._superblock.semantics.keeps_references,
             )
         return self.memory
 
     @property
     def keeps_references(self) -> bool:
         """Whether there is anything to put of what has been got."""
-        return self._shim.semantics.references != "none"
+        return self._superblock.semantics.keeps_references
 
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
@@ -296,6 +333,20 @@ class Pages:
             OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
                 where there are none.
         """
+        self._putting().put(holder, pfn, count)
+
+    async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
+        """The same for each (pfn, count) of *extents*, of which there may be many.
+
+        Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
+        is put.
+        """
+        turns = Turns(self._superblock.loop)
+        for _ in self._putting().put_all(holder, extents):
+            await turns.give()
+
+    def _putting(self) -> Memory:
+        """What is to be put to."""
         if not self.keeps_references:
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -304,31 +355,35 @@ class Pages:
             )
         if self.memory is None:
             raise OSError(errno.EINVAL, "nothing of this file has been fetched")
-        self.memory.put(holder, pfn, count)
+        return self.memory
+
+    def are_few(self, start: int, end: int) -> bool:
+        """Whether to punch these pages takes little time of the trio loop."""
+        if self.memory is None:
+            return True
+        return (end - start) * self.memory.holders <= _QUICK_MARKS
 
     # --- punching ------------------------------------------------------------------
 
-    def steps(self, part: Part, *, punches: bool) -> Steps:
-        """What is to be told and done of one fallocate(2), in its order."""
+    def steps(self, part: Part, kind: Kind) -> Steps:
+        """The events and the change of one operation, in their order."""
+        superblock = self._superblock
+        punches = kind is Kind.PUNCH
         frames: Callable[[], list[Extent]] | None = None
-        if self._shim.semantics.tells_frames:
-            frames = partial(self._extents_in, *part.gone) if punches else list
-        plan = self._shim.plan(punches=punches)
-        order = in_order(plan, *part.told, frames)
-        changed: Changed | None = None
-        try:
-            while True:
-                step = order.send(changed)
-                changed = yield step
-                if step is None:
-                    assert changed is not None
-                    self._note_moved(changed.moved)
-                    if punches and changed.refusal is None:
-                        self._heal(*part.gone)
-        except StopIteration as stop:
-            refusal: Exception | None = stop.value
+        if superblock.semantics.tells_frames:
+            frames = partial(self._extents_in, *part.whole) if punches else list
+        settle = partial(self._settle, part.whole if punches else (0, 0))
+        refusal = yield from in_order(
+            superblock.plans[kind], *part.touched, frames, settle=settle
+        )
         yield from self._moved.steps()
         return refusal
+
+    def _settle(self, gone: tuple[int, int], changed: Changed) -> None:
+        """The file has been changed, or not; the pages *gone* were to be punched."""
+        self._note_moved(changed.punched.moved)
+        if changed.refusal is None:
+            self._heal(*gone)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
         """What has been fetched of these pages."""
@@ -339,40 +394,41 @@ class Pages:
         if self.memory is None or start >= end:
             punch()
             return Changed()
-        removed, moved = self.memory.punch(start, end, punch)
-        self.memory.record(removed, moved)
-        return Changed(moved, removed)
+        punched = self.memory.frames.punch(start, end, punch)
+        self.memory.record(punched)
+        return Changed(punched)
 
     async def punch(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
         """The same for so much that it takes a thread, in a turn of the file's."""
         memory = self.memory
         assert memory is not None
-        self._file.begin_long()
-        try:
-            removed, moved = await self._shim.loop.in_thread(
-                memory.punch,
+        with self._turn.take():
+            punched = await self._superblock.loop.in_thread(
+                memory.frames.punch,
                 start,
                 end,
                 punch,
-                limiter=self._shim.threads.changes,
+                limiter=self._superblock.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
-            with self._shim.loop.shield():
-                for at in range(0, len(removed), _EXTENTS_A_TURN):
-                    memory.record(removed[at : at + _EXTENTS_A_TURN], [])
-                    await self._shim.loop.checkpoint()
-            memory.record((), moved)
-        finally:
-            self._file.end_long()
-        return Changed(moved, removed)
+            with self._superblock.loop.shield():
+                turns = Turns(self._superblock.loop)
+                for piece in _pieces(punched.removed, self._page_size):
+                    memory.record(Punched([piece], []))
+                    await turns.give()
+            memory.record(Punched([], punched.moved))
+        return Changed(punched)
 
     async def _drive(self, steps: Steps) -> None:
         # To the end, though the peer that has begun it may go: the others have been
         # told of a start. If they go, too, nobody waits for them.
-        with self._shim.loop.shield():
+        with self._superblock.loop.shield():
             await drive(
-                steps, self._file.notifiers, no_change, whole_call=self._shim.whole_call
+                steps,
+                self._notifiers,
+                no_change,
+                whole_call=self._superblock.whole_call,
             )
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
@@ -382,12 +438,12 @@ class Pages:
         one of the callbacks that it waits for.
         """
         self._note_moved(moved)
-        if self._moved and not self._file.notifiers.running:
+        if self._moved and not self._notifiers.running:
             await self._drive(self._moved.steps())
 
     def _note_moved(self, moved: Sequence[Extent]) -> None:
         # Where pages may move nobody is told: that is the rule.
-        if self._file.notifiers and not self._shim.semantics.movable:
+        if self._notifiers and not self._superblock.semantics.movable:
             self._moved.note(moved)
 
     # --- poison --------------------------------------------------------------------
@@ -402,7 +458,7 @@ class Pages:
                 end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
                 is told again.
         """
-        rule = self._shim.semantics.memory_failure
+        rule = self._superblock.semantics.memory_failure
         if rule == "unknown":
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -415,33 +471,29 @@ class Pages:
         assert self.memory is not None
         self.memory.poison(page)
         self._poisoned.add(page)
-        self._file.consider()
+        self._changed()
         if rule == "error":
-            self._file.notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
+            await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
             await self._drive(self._poison_steps(page))
 
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
-        file = self._file
-        while file.busy and page not in self._fetching:
+        while self._turn.taken and page not in self._fetching:
             # It may be about to go, or to come.
-            await file.wait_idle()
+            await self._turn.wait()
         memory = self._memory_of(page, page + 1)
-        if page in self._fetching or memory.known(page, page + 1) is not None:
+        if page in self._fetching or memory.frames.known(page, page + 1) is not None:
             return
-        hole = partial(first_hole, file.fd, file.page_size, page, page + 1)
-        if file.page_size <= QUICK_FETCH_BYTES:
+        hole = partial(first_hole, self._fd, self._page_size, page, page + 1)
+        if self._page_size <= QUICK_FETCH_BYTES:
             found = hole()
         else:
             # Where pages are huge one may have to be allocated to find that out.
-            file.begin_long()
-            try:
-                found = await self._shim.loop.in_thread(
-                    hole, limiter=self._shim.threads.fetches
+            with self._turn.take():
+                found = await self._superblock.loop.in_thread(
+                    hole, limiter=self._superblock.threads.fetches
                 )
-            finally:
-                file.end_long()
         if found is not None:
             # memory_failure() says so of a frame that is not there.
             raise OSError(
@@ -461,14 +513,27 @@ class Pages:
         """
         if not self._poisoned:
             return extents
-        per_page = self._file.page_size // FRAME_BYTES
+        per_page = self._page_size // FRAME_BYTES
         return split_folios(extents, self._poisoned, per_page)
 
     def _heal(self, start: int, end: int) -> None:
         """These pages have been punched: what comes in their place is good."""
         if self._poisoned:
             self._poisoned -= {page for page in self._poisoned if start <= page < end}
-            self._file.consider()
+            self._changed()
+
+
+def _pieces(extents: Iterable[Extent], page_size: int) -> Iterator[Extent]:
+    """*extents*, those of many pages in parts."""
+    per_page = page_size // FRAME_BYTES
+    for extent in extents:
+        offset, pfn, count, order = extent
+        if count <= _PAGES_A_STEP:
+            yield extent
+            continue
+        for at in range(0, count, _PAGES_A_STEP):
+            pages = min(_PAGES_A_STEP, count - at)
+            yield Extent(offset + at, pfn + at * per_page, pages, order)
 
 
 def _first_in(pages: set[int], start: int, end: int) -> int | None:

@@ -87,6 +87,19 @@ class RangeMap(Generic[V]):
             return block.ends[place] >= end or not self.gaps(start, end)
         return start >= end
 
+    def since(self, at: int) -> Iterator[tuple[int, int, V]]:
+        """The ranges that end after *at*, not clipped.
+
+        The iterator is of no use any more after the map has changed.
+        """
+        first = bisect_right(self._limits, at)
+        for place in range(first, len(self._blocks)):
+            block = self._blocks[place]
+            low = bisect_right(block.ends, at) if place == first else 0
+            yield from zip(
+                block.starts[low:], block.ends[low:], block.values[low:], strict=True
+            )
+
     def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
         """The ranges that overlap [start, end), not clipped to it."""
         found: list[tuple[int, int, V]] = []
@@ -239,3 +252,16 @@ class RangeMap(Generic[V]):
         elif len(self._blocks) > 1:
             del self._blocks[at]
             del self._limits[max(at - 1, 0)]
+
+
+def add(counts: RangeMap[int], start: int, end: int, more: int) -> None:
+    """Add *more* to each number of [start, end), where what is not there is 0."""
+    pieces = [
+        (first, stop, before + more)
+        for first, stop, before in counts.clipped(start, end)
+    ]
+    pieces += [(first, stop, more) for first, stop in counts.gaps(start, end)]
+    pieces.sort()
+    counts.replace(
+        start, end, [(first, stop, left) for first, stop, left in pieces if left]
+    )

@@ -11,10 +11,10 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from inaccfs.shim.rangemap import RangeMap
+from inaccfs.shim.rangemap import RangeMap, add
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable, Iterable, Iterator
 
     from inaccfs.shim.frames import Extent
 
@@ -26,6 +26,10 @@ _Lot: TypeAlias = tuple[int, int, bool]
 # A frame that was punched may come back as another page while it is still held: the
 # oldest lot is the first.
 _Lots: TypeAlias = tuple[_Lot, ...]
+
+
+# So many pages are put in one step: each may have another lot.
+_PAGES_A_STEP: Final = 512
 
 
 class Reference(NamedTuple):
@@ -119,17 +123,61 @@ class References:
             self._forget(holder)
         return self._gone(gone) if gone else []
 
-    def drop(self, holder: Hashable) -> list[tuple[int, int]]:
-        """Take all references of *holder*. Returns what `put` returns."""
+    def put_all(
+        self, holder: Hashable, extents: Iterable[tuple[int, int]]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """`put` for each (pfn, count) of *extents*, in steps that are short.
+
+        What each step yields is what `put` returns; nothing may be got by *holder* in
+        between.
+
+        Raises:
+            OSError: EINVAL, if it does not hold all of that; then nothing has changed.
+        """
+        # By place, how many references are to be put: a page may be in several extents.
+        wanted: RangeMap[int] = RangeMap()
+        for pfn, count in extents:
+            start, rest = divmod(pfn, self._frames)
+            if rest:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            for first, stop in _pieces(start, start + count):
+                add(wanted, first, stop, 1)
+                yield []
+        for start, end, number in wanted.since(0):
+            for first, stop in _pieces(start, end):
+                self._check(holder, first, stop, number)
+                yield []
+        for start, end, number in wanted.since(0):
+            for first, stop in _pieces(start, end):
+                for _ in range(number):
+                    pages = stop - first
+                    yield self.put(holder, first * self._frames, pages)
+
+    def _check(self, holder: Hashable, start: int, end: int, number: int) -> None:
+        """Raise `OSError` unless *holder* has *number* references to each page."""
+        held = self._held.get(holder)
+        pieces = [] if held is None else held.clipped(start, end)
+        enough = sum(
+            stop - first
+            for first, stop, lots in pieces
+            if sum(lot[0] for lot in lots) >= number
+        )
+        if enough != end - start:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def drop(self, holder: Hashable) -> Iterator[list[tuple[int, int]]]:
+        """Take all references of *holder*, at once; yield in steps what `put` returns.
+
+        To be exhausted.
+        """
         held = self._held.get(holder)
         if held is None:
-            return []
+            return iter(())
         self._forget(holder)
-        return self._gone(
-            [
-                (start, end, sum(refs for refs, _, punched in lots if punched))
-                for start, end, lots in held
-            ]
+        return (
+            self._gone([(start, end, refs)])
+            for start, end, lots in held
+            for refs in [sum(refs for refs, _, punched in lots if punched)]
         )
 
     def punched(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
@@ -168,21 +216,22 @@ class References:
                         break
         return list(found)
 
-    def describe(self, holder: Hashable | None = None) -> list[Reference]:
-        """What *holder* holds, or with None what all hold; ordered by frame."""
-        return [
-            Reference(
-                one,
-                start + shift,
-                start * self._frames,
-                end - start,
-                refs,
-                punched,
-            )
-            for one in (self._held if holder is None else [holder])
-            for start, end, lots in self._held.get(one, ())
-            for refs, shift, punched in lots
-        ]
+    def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
+        """What *holder* holds from frame *since* on, in order of frames.
+
+        Must not be gone on with after anything has changed.
+        """
+        held = self._held.get(holder)
+        if held is None:
+            return
+        at = since // self._frames
+        for start, end, lots in held.since(at):
+            first = max(start, at)
+            for refs, shift, punched in lots:
+                yield Reference(
+                    *(holder, first + shift, first * self._frames, end - first),
+                    *(refs, punched),
+                )
 
     def _mark(self, held: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
         """Mark as punched what one holder has of pages."""
@@ -193,28 +242,14 @@ class References:
                     (lot[0], shift, True) if lot[1] == shift else lot for lot in lots
                 )
                 held.set(first, stop, marked)
-                self._count(first, stop, refs)
-
-    def _count(self, start: int, end: int, refs: int) -> None:
-        """There are *refs* more references to what has been punched, or fewer."""
-        pieces = [
-            (first, stop, before + refs)
-            for first, stop, before in self._punched.clipped(start, end)
-        ]
-        pieces += [
-            (first, stop, refs) for first, stop in self._punched.gaps(start, end)
-        ]
-        pieces.sort()
-        self._punched.replace(
-            start, end, [(first, stop, left) for first, stop, left in pieces if left]
-        )
+                add(self._punched, first, stop, refs)
 
     def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
         """Take (start, end, refs) from what has been punched; return what is free."""
         free = []
         for start, end, refs in puts:
             if refs:
-                self._count(start, end, -refs)
+                add(self._punched, start, end, -refs)
                 free += self._punched.gaps(start, end)
         return [self._as_frames(start, end) for start, end in free]
 
@@ -240,3 +275,9 @@ def _fewer(lots: _Lots) -> _Lots:
     """*lots* without one reference, of the oldest."""
     refs, shift, punched = lots[0]
     return ((refs - 1, shift, punched), *lots[1:]) if refs > 1 else lots[1:]
+
+
+def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """A range in parts, each of which may have a lot for each page."""
+    for first in range(start, end, _PAGES_A_STEP):
+        yield first, min(first + _PAGES_A_STEP, end)

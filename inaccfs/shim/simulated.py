@@ -99,6 +99,9 @@ class SimulatedFrames:
     def extents(self) -> list[Extent]:
         return self._table.extents()
 
+    def extents_since(self, start: int, most: int) -> list[Extent]:
+        return self._table.since(start, most)
+
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._table.whole(start, end)
 

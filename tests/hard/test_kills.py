@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -94,12 +94,14 @@ class RelayedPeer:
 
     def answer_all(self, unanswered: Message | None) -> None:
         """Answer whatever comes, to the end of the connection."""
-        if unanswered is not None:
-            self.answer(unanswered)
-        while line := self.relay.hear():
-            message = json.loads(line)
-            if "sequence" in message.get("data", {}):
-                self.answer(message)
+        # The relay ends with its connection.
+        with suppress(BrokenPipeError):
+            if unanswered is not None:
+                self.answer(unanswered)
+            while line := self.relay.hear():
+                message = json.loads(line)
+                if "sequence" in message.get("data", {}):
+                    self.answer(message)
 
 
 class Punch:
@@ -250,8 +252,11 @@ def test_a_kill_at_a_step_of_a_punch(
             assert outcome(os.listdir, point) in DEAD
             return
         assert caller.hear() == ("" if victim == "caller" else "ok")
-        # The punch goes to its end, also without its caller.
-        support.ask_until(lambda: allocated(path) == 32 * MIB - size)
+        # The punch goes to its end, also without its caller; but a request that has not
+        # been read yet, the kernel takes back.
+        unread = (step, victim) == ("before_the_event", "caller")
+        left = 32 * MIB - (0 if unread else size)
+        support.ask_until(lambda: allocated(path) == left)
         well()
         with peer(daemon.control) as shim:
             support.ask_until(

@@ -64,9 +64,9 @@ def unmount(self):
     unmount_right(self)
     {bug}
 
-unmount_right = daemon._Daemon.unmount
+unmount_right = daemon.OwnMount.unmount
 if {late}:
-    daemon._Daemon.unmount = unmount
+    daemon.OwnMount.unmount = unmount
 else:
     daemon._Daemon._end_on_signal = end_on_signal
 sys.exit(main())

@@ -184,9 +184,10 @@ def test_a_path_that_means_nothing_is_told() -> None:
     with start(["umount", "relative"], "no directory") as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
-    assert err == (
-        "inaccfs: the working directory has been removed: change to another\n"
-    )
+    assert err.startswith("inaccfs: ")
+    assert "working directory" in err
+    assert "has been removed" in err
+    assert err.count("\n") == 1
 
 
 # --- names that a terminal would obey ---------------------------------------------

@@ -386,14 +386,3 @@ def test_a_daemon_finds_its_mount_where_it_has_gone(scratch: Path) -> None:
         mount.process.terminate()
         assert mount.process.wait(PATIENCE) == 0
     assert not mountinfo.below(str(scratch))
-
-
-def test_a_removed_working_directory_is_told(scratch: Path) -> None:
-    gone = quoted(scratch / "gone")
-    script = f'mkdir {gone}; cd {gone}; rmdir {gone}; exec "$@"'
-    for command in ("umount", "mount"):
-        told = run("sh", "-c", script, "sh", *inaccfs_command(command, "m"), status=1)
-        assert told.stderr == (
-            "inaccfs: m begins in the working directory, which has been removed: cd to "
-            "another, or name a path that begins with /\n"
-        )

@@ -30,6 +30,7 @@ from inaccfs.control.messages import (
     Invalidate,
     InvalidateDone,
     MemfdCreate,
+    PutExtent,
     PutPfn,
     QueryVersion,
     RegisterNotifier,
@@ -301,7 +302,7 @@ async def test_what_a_cancelled_command_gets_is_given_back(
         peer.reply(request_id, value)
     puts = [await next_any(peer) for _ in range(2)]
     assert PutPfn(file="/a", pfn=77) in puts
-    assert PutPfn(file="/a", pfn=77, count=5) in puts
+    assert PutPfn(file="/a", extents=[PutExtent(pfn=77, count=5)]) in puts
     assert await shim.query_version() == messages.version()
 
 

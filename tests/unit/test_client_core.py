@@ -262,8 +262,13 @@ EXTENTS = messages.Frames(
             requests.get_pfns("/a", 0, 7),
             EXTENTS,
             [
-                ("put-pfn", {"file": "/a", "pfn": 70, "count": 5}),
-                ("put-pfn", {"file": "/a", "pfn": 90, "count": 2}),
+                (
+                    "put-pfn",
+                    {
+                        "file": "/a",
+                        "extents": [{"pfn": 70, "count": 5}, {"pfn": 90, "count": 2}],
+                    },
+                )
             ],
         ),
         (requests.close_fd("x"), {}, []),

@@ -97,7 +97,10 @@ def test_a_row_tells_what_a_command_takes_gives_and_refuses() -> None:
     ]
     assert row("getfd")[3] == "sent"
     assert row("get-memory")[4:] == ["root, owner", "EPERM"]
-    assert row("query-files")[1:3] == ["", "array of [FileInfo](#fileinfo)"]
+    assert row("query-files")[1:3] == [
+        "[`start`], [`limit`]",
+        "array of [FileInfo](#fileinfo)",
+    ]
 
 
 def test_members_are_told_with_type_default_and_meaning() -> None:

@@ -13,7 +13,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
-from tests.unit.fakes import HeldCloser
+from tests.unit.fakes import HeldCloser, fallocate
 
 if TYPE_CHECKING:
     import socket
@@ -80,7 +80,7 @@ async def test_a_peer_that_reads_late_gets_everything(
             nursery.start_soon(peer.send, '{"execute": "query-commands"}\n' * count)
             await trio.testing.wait_all_tasks_blocked()
             (session,) = control.server.sessions.values()
-            assert 10_000 < session.peer._output_bytes < 15_000
+            assert 10_000 < session.peer._outlet.waiting < 15_000
             for _ in range(count):
                 assert "return" in await peer.answer()
 
@@ -114,7 +114,7 @@ async def test_events_that_nobody_reads_are_bounded(
                     session.peer.send(event)
                     if session.peer.reason:
                         break
-                assert session.peer._output_bytes <= 20_000
+                assert session.peer._outlet.waiting <= 20_000
                 await control.gone()
             await control.still_serves()
     assert "of events unread: disconnected" in caplog.text
@@ -138,7 +138,7 @@ async def test_events_that_wait_are_sent_many_at_a_time(
         (session,) = control.server.sessions.values()
         for number in range(count):
             session.peer.send(b'{"event": "%d"}\n' % number)
-        left = len(session.peer._output)
+        left = len(session.peer._outlet._unread)
         assert left > 1000
         for number in range(count):
             assert await peer.receive() == {"event": str(number)}
@@ -234,7 +234,7 @@ async def test_a_peer_that_is_not_read_from_and_dies_holds_up_no_punch(
     assert node.file is not None
     async with trio.open_nursery() as nursery, control.peer() as peer:
         await peer.do("register-notifier", file="/guest")
-        nursery.start_soon(node.file.fallocate, 3, 0, 4096, trio.Event())
+        nursery.start_soon(fallocate, node.file, 3, 0, 4096, trio.Event())
         await peer.event()
         register = peer.line("register-notifier", file="/guest") + "\n"
         await peer.send(register * (2 * _WAITING_COMMANDS))
@@ -266,7 +266,7 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
     space = HeldCloser()
-    object.__setattr__(control.server.shim, "space", space)
+    object.__setattr__(control.server.shim, "frees", space)
     space.claim()
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)

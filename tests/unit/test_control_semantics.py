@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 
+from inaccfs.control.inbox import NO_FD
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.messages import QueryStatus
-from inaccfs.control.peer import Answer, Peer, Request
+from inaccfs.control.peer import Answer, Request
 from inaccfs.control.qmp import NO_ID
-from inaccfs.control.readers import Readers
 from inaccfs.semantics import (
     V7,
     V8,
@@ -28,6 +27,7 @@ from inaccfs.semantics import (
     load,
 )
 from tests.unit.control_fakes import BASE, PAGE, controlling
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,19 +91,16 @@ async def test_what_no_message_can_have_is_a_bug_of_one_command(
         assert "qemu" in await peer.do("query-version")
 
 
-async def test_the_fd_of_what_no_message_can_have_is_closed() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        peer = Peer(
-            theirs, Policy(), "a peer", Readers(), print, os.close, lambda: None
-        )
-        fd = os.open("/", os.O_PATH)
-        peer._finished(Request(QueryStatus(), NO_ID, []), None, Answer("\udcff", fd))
-        data, fds, *_ = socket.recv_fds(ours, 4096, 1)
-        assert b"EIO: a bug" in data
-        assert fds == []
-        with pytest.raises(OSError, match="Bad file"):
-            os.fstat(fd)
+async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) -> None:
+    fd = os.open("/", os.O_PATH)
+    async with control.peer() as peer:
+        (session,) = control.server.sessions.values()
+        request = Request(QueryStatus(), NO_ID, NO_FD)
+        session.peer._finished(request, None, Answer("\udcff", fd))
+        assert "EIO: a bug" in (await peer.answer())["error"]["desc"]
+        assert peer.fds == []
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 # --- who has which commands -------------------------------------------------------
@@ -232,7 +229,7 @@ async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
                     "pfn": BASE + 3,
                     "order": 0,
                 }
-        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
 
 
 async def test_poison_outlives_the_command_that_tells_of_it(
@@ -243,7 +240,7 @@ async def test_poison_outlives_the_command_that_tells_of_it(
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
         node = control.namespace.find(b"/guest")
-        with control.namespace.opened(node) as file:
+        with control.namespace.opens.hold(node) as file:
             os.posix_fallocate(file.fd, 3 * PAGE, PAGE)
         assert await peer.do("memory-failure", file="/guest", offset=3) == {}
         info = await peer.do("query-file", file="/guest")
@@ -254,7 +251,7 @@ async def test_poison_outlives_the_command_that_tells_of_it(
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=4)
         assert "EINVAL" in await peer.do("memory-failure", file="/guest", offset=8)
         # And goes with the file.
-        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
         control.make("guest", 8)
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=3)
 
@@ -284,10 +281,10 @@ async def test_who_keeps_pages_locked_is_disconnected(
         control.peer() as peer,
     ):
         await peer.do("get-pfn", file="/guest", offset=3)
-        node = control.namespace.lookup(control.namespace.root, b"guest").nodeid
-        file = control.namespace[node].file
+        node = control.namespace.lookup(control.namespace.inodes.root, b"guest").nodeid
+        file = control.namespace.inodes[node].file
         assert file is not None
-        await file.fallocate(3, 0, 8 * PAGE, trio.Event())
+        await fallocate(file, 3, 0, 8 * PAGE, trio.Event())
         await peer.closed()
     assert "keeps pages locked for more than 0.05 s: disconnected" in caplog.text
 

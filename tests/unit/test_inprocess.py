@@ -85,7 +85,7 @@ def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
         if semantics.keeps_references:
             file.put_pfn(pfn)
         punch(mount, fd, 0, 2 + pages)
-        end = 16 if semantics.told == "clipped" and pages > 16 else 2 + pages
+        end = 16 if semantics.reported == "clipped" and pages > 16 else 2 + pages
         assert seen == [(name, 0, end) for name in told]
         assert client.query_pins().extents == []
         notifier.unregister()

@@ -23,9 +23,9 @@ from inaccfs.semantics.rules import (
 from inaccfs.shim import pages as pages_module
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import BASE, PAGE
-from tests.unit.fakes import refused
+from tests.unit.fakes import quick, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ async def test_the_last_page_may_be_a_part_of_one() -> None:
 async def test_where_there_are_no_frames_there_are_none() -> None:
     fd = os.memfd_create("backing")
     os.ftruncate(fd, PAGE)
-    file = InaccessibleFile(fd, Shim(V8(), PAGE))
+    file = InaccessibleFile(fd, Superblock(V8(), PAGE))
     with refused(errno.EOPNOTSUPP):
         await file.pages.get(Holder(), 0, 1)
     os.close(fd)
@@ -249,11 +249,11 @@ async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
     if fetched:
         await world.get(holder, 3, 4)
     await world.file.pages.poison(3)
-    assert not world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+    assert not quick(world.file, PUNCH, 3 * PAGE, PAGE)
     with refused(EHWPOISON):
         await world.get(holder, 3, 4)
     await world.punch(3, 4)
-    assert world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+    assert quick(world.file, PUNCH, 3 * PAGE, PAGE)
 
 
 async def test_a_punch_that_is_refused_heals_nothing(
@@ -339,7 +339,6 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
 async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
     world = world_of(V10())
     world.allocate(0, 4)
-    world.file.begin_long()
     refusals: list[int | None] = []
 
     async def poison() -> None:
@@ -349,11 +348,11 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
             refusals.append(exc.errno)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(poison)
-        await trio.testing.wait_all_tasks_blocked()
-        assert world.file.pages.plain
-        syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
-        world.file.end_long()
+        with world.file.turn.take():
+            nursery.start_soon(poison)
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.file.pages.plain
+            syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
     assert refusals == [errno.ENXIO]
 
 

@@ -137,7 +137,7 @@ async def test_who_does_not_put_is_evicted_in_time(
         assert holder.evicted_at == [ACK_SECONDS, 2 * ACK_SECONDS]
         assert world.allocated == 2
         assert world.file.pages.memory is not None
-        world.file.pages.memory.drop(holder)
+        list(world.file.pages.memory.drop(holder))
     assert trio.current_time() == 2.5 * ACK_SECONDS
     assert world.allocated == 1
     assert other.evicted_at == []

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Notice
-from inaccfs.shim.patience import Patience
+from inaccfs.shim.patience import Patience, in_time
+from inaccfs.shim.trace import FileTrace, Trace
 
 SECONDS = 10.0
 
@@ -23,6 +23,8 @@ class Silent:
     name: str
     evictions: list[tuple[str, float]]
     sequence: int = 0
+
+    who = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -43,7 +45,7 @@ class File:
     notifier: Silent = field(init=False)
 
     def __post_init__(self) -> None:
-        self.notifiers = Notifiers(Counters(), SECONDS)
+        self.notifiers = Notifiers(FileTrace(Trace()), SECONDS)
         self.notifier = Silent(self.name, self.evictions)
 
     async def registered(self) -> File:
@@ -191,7 +193,7 @@ async def test_it_begins_again_after_a_rest(
 async def test_the_task_rests_while_all_answer(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A wake-up in all the time that somebody has; not one an event."""
+    """A wake-up in a quarter of the time that somebody has; not one an event."""
     file = await world.file()
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
@@ -201,7 +203,7 @@ async def test_the_task_rests_while_all_answer(
         file.answer()
         await trio.sleep(0.01)
     trio.lowlevel.remove_instrument(steps)
-    assert steps.count <= 2 * events * 0.01 / SECONDS + 2
+    assert steps.count <= 4 * 2 * events * 0.01 / SECONDS + 2
 
 
 async def test_the_task_rests_while_the_silent_have_their_time(
@@ -216,7 +218,7 @@ async def test_the_task_rests_while_the_silent_have_their_time(
         quick.answer()
         await trio.sleep(0.005)
     trio.lowlevel.remove_instrument(steps)
-    assert steps.count <= 2
+    assert steps.count <= 4
     await trio.sleep(SECONDS)
     assert world.evictions == [("silent", SECONDS)]
 
@@ -251,3 +253,83 @@ async def test_what_is_over_before_it_is_watched_is_not_kept(
     file.notifiers.drop(file.notifier)
     world.patience.watch(file.notifiers, sequence)
     assert len(world.patience) == 0
+
+
+# --- a process that is stopped --------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [0.0, 2.0, 4.9, 9.9])
+@pytest.mark.parametrize("stopped", [SECONDS, 100 * SECONDS])
+async def test_what_arrived_while_the_process_was_stopped_is_read_first(
+    world: World, autojump_clock: trio.testing.MockClock, before: float, stopped: float
+) -> None:
+    file = await world.file()
+    file.invalidate()
+    await trio.sleep(before)
+    # As after SIGCONT: all that was due is due at once, and there is something to read.
+    autojump_clock.jump(stopped)
+    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()
+    file.answer()
+    await trio.sleep(2 * SECONDS)
+    assert world.evictions == []
+
+
+@pytest.mark.parametrize("before", [0.0, 2.0, 9.9])
+async def test_the_silent_are_evicted_also_after_that(
+    world: World, autojump_clock: trio.testing.MockClock, before: float
+) -> None:
+    """With a quarter of their time more, at most."""
+    file = await world.file("silent")
+    file.invalidate()
+    await trio.sleep(before)
+    autojump_clock.jump(100 * SECONDS)
+    await trio.sleep(0.6 * (SECONDS - before))
+    assert world.evictions == []
+    await trio.sleep(SECONDS)
+    assert len(world.evictions) == 1
+
+
+async def test_a_wait_is_over_in_time_or_not(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    event = trio.Event()
+    assert not await in_time(SECONDS, event.wait)
+    assert trio.current_time() == SECONDS
+
+    async def set_later() -> None:
+        await trio.sleep(SECONDS - 0.1)
+        event.set()
+
+    nursery.start_soon(set_later)
+    assert await in_time(SECONDS, event.wait)
+    assert trio.current_time() == 2 * SECONDS - 0.1
+
+
+async def test_a_wait_does_not_count_what_the_process_did_not_run(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    event = trio.Event()
+    over: list[tuple[bool, float]] = []
+
+    async def wait() -> None:
+        over.append((await in_time(SECONDS, event.wait), trio.current_time()))
+
+    for _ in range(5):
+        nursery.start_soon(wait)
+        await trio.sleep(0.9 * SECONDS)
+        autojump_clock.jump(50 * SECONDS)
+        await trio.lowlevel.checkpoint()
+        event.set()
+        await trio.lowlevel.checkpoint()
+        await trio.sleep(0.1)
+        event = trio.Event()
+    assert [kept for kept, _ in over] == [True] * 5
+    began = trio.current_time()
+    nursery.start_soon(wait)
+    await trio.sleep(0.9 * SECONDS)
+    autojump_clock.jump(50 * SECONDS)
+    await trio.sleep(2 * SECONDS)
+    kept, ended = over[-1]
+    assert not kept
+    assert 51 * SECONDS <= ended - began <= 51.5 * SECONDS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import chain
 from typing import Final
 
 import pytest
@@ -22,6 +23,25 @@ def pages(offset: int, pfn: int, count: int) -> list[Extent]:
     return [Extent(offset, pfn, count, 0)]
 
 
+def described(references: References, *holders: str) -> list[Reference]:
+    """What these hold, or all who hold anything."""
+    return [
+        one
+        for holder in holders or references.holders()
+        for one in references.describe(holder)
+    ]
+
+
+def dropped(references: References, holder: str) -> list[tuple[int, int]]:
+    return list(chain.from_iterable(references.drop(holder)))
+
+
+def put_all(
+    references: References, holder: str, *extents: tuple[int, int]
+) -> list[tuple[int, int]]:
+    return list(chain.from_iterable(references.put_all(holder, extents)))
+
+
 @pytest.fixture
 def references() -> References:
     return References()
@@ -32,7 +52,7 @@ def test_a_put_is_as_large_as_it_says(references: References) -> None:
     assert references.total("kvm") == 10
     assert references.put("kvm", BASE + 3, 4) == []
     assert references.total("kvm") == 6
-    assert references.describe("kvm") == [
+    assert described(references, "kvm") == [
         Reference("kvm", 0, BASE, 3, 1, punched=False),
         Reference("kvm", 7, BASE + 7, 3, 1, punched=False),
     ]
@@ -47,10 +67,10 @@ def test_a_put_of_more_than_is_held_changes_nothing(
     references: References, pfn: int, count: int
 ) -> None:
     references.get("kvm", [*pages(0, BASE, 4), *pages(5, BASE + 5, 5)])
-    before = references.describe()
+    before = described(references)
     with refused(errno.EINVAL):
         references.put("kvm", pfn, count)
-    assert references.describe() == before
+    assert described(references) == before
     assert references.total("kvm") == 9
 
 
@@ -67,7 +87,7 @@ def test_what_is_got_twice_is_put_twice(references: References) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.get("kvm", pages(2, BASE + 2, 4))
     assert references.total("kvm") == 8
-    assert [(one.offset, one.count, one.refs) for one in references.describe()] == [
+    assert [(one.offset, one.count, one.refs) for one in described(references)] == [
         (0, 2, 1),
         (2, 2, 2),
         (4, 2, 1),
@@ -85,19 +105,19 @@ def test_a_punched_page_is_free_when_the_last_holder_puts_it(
         references.get(holder, pages(0, BASE, 4))
     references.get("one", pages(1, BASE + 1, 1))
     assert references.punched(pages(0, BASE, 6)) == [(BASE + 4, 2)]
-    assert all(one.punched for one in references.describe())
+    assert all(one.punched for one in described(references))
     assert references.put("one", BASE, 4) == []
     assert references.put("other", BASE, 2) == [(BASE, 1)]
     assert references.put("one", BASE + 1, 1) == [(BASE + 1, 1)]
-    assert references.drop("other") == [(BASE + 2, 2)]
-    assert references.drop("other") == []
+    assert dropped(references, "other") == [(BASE + 2, 2)]
+    assert dropped(references, "other") == []
     assert not references
 
 
 def test_what_is_held_and_there_is_not_free(references: References) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.punched(pages(0, BASE, 2))
-    assert references.drop("kvm") == [(BASE, 2)]
+    assert dropped(references, "kvm") == [(BASE, 2)]
 
 
 def test_a_frame_that_comes_back_is_put_in_the_order_it_was_got(
@@ -106,12 +126,12 @@ def test_a_frame_that_comes_back_is_put_in_the_order_it_was_got(
     references.get("kvm", pages(0, BASE, 1))
     references.punched(pages(0, BASE, 1))
     references.get("kvm", pages(7, BASE, 1))
-    assert references.describe() == [
+    assert described(references) == [
         Reference("kvm", 0, BASE, 1, 1, punched=True),
         Reference("kvm", 7, BASE, 1, 1, punched=False),
     ]
     assert references.put("kvm", BASE, 1) == [(BASE, 1)]
-    assert references.describe() == [Reference("kvm", 7, BASE, 1, 1, punched=False)]
+    assert described(references) == [Reference("kvm", 7, BASE, 1, 1, punched=False)]
     assert references.put("kvm", BASE, 1) == []
 
 
@@ -122,7 +142,7 @@ def test_a_frame_that_comes_back_as_the_same_page_is_another_all_the_same(
         references.get("kvm", pages(0, BASE, 1))
         references.punched(pages(0, BASE, 1))
         references.get("kvm", pages(0, BASE, 1))
-    assert [(one.refs, one.punched) for one in references.describe()] == [
+    assert [(one.refs, one.punched) for one in described(references)] == [
         (1, True),
         (2, True),
         (1, False),
@@ -139,9 +159,9 @@ def test_a_punch_is_of_the_page_that_is_there_now(references: References) -> Non
     references.get("kvm", [*pages(0, BASE, 1), *pages(1, BASE + 1, 1)])
     # What was page 0 there: page 1 had not been in that frame.
     references.punched(pages(1, BASE, 1))
-    assert not any(one.punched for one in references.describe())
+    assert not any(one.punched for one in described(references))
     references.punched(pages(0, BASE, 1))
-    assert [one.punched for one in references.describe()] == [True, False]
+    assert [one.punched for one in described(references)] == [True, False]
 
 
 def test_frames_of_huge_pages_are_counted_in_small_ones() -> None:
@@ -150,20 +170,20 @@ def test_frames_of_huge_pages_are_counted_in_small_ones() -> None:
     with refused(errno.EINVAL):
         references.put("kvm", 512 * 100 + 1, 1)
     references.put("kvm", 512 * 101, 1)
-    assert references.describe() == [
+    assert described(references) == [
         Reference("kvm", 3, 512 * 100, 1, 1, punched=False),
         Reference("kvm", 5, 512 * 102, 2, 1, punched=False),
     ]
     assert references.punched(pages(3, 512 * 100, 4)) == [(512 * 101, 1)]
-    assert references.drop("kvm") == [(512 * 100, 1), (512 * 102, 2)]
+    assert dropped(references, "kvm") == [(512 * 100, 1), (512 * 102, 2)]
 
 
 def test_a_million_pages_in_one_extent_are_one_record(references: References) -> None:
     references.get("kvm", pages(0, BASE, 1_000_000))
     references.put("kvm", BASE + 1000, 1)
-    assert len(references.describe()) == 2
+    assert len(described(references)) == 2
     references.punched(pages(0, BASE, 1_000_000))
-    assert references.drop("kvm") == [(BASE, 1000), (BASE + 1001, 998_999)]
+    assert dropped(references, "kvm") == [(BASE, 1000), (BASE + 1001, 998_999)]
 
 
 PAGES: Final = 5
@@ -217,9 +237,27 @@ class EachPage(RuleBasedStateMachine):
         gone = {f for f in frames if self.held[holder, f].pop(0)[1]}
         assert freed == self.free(gone)
 
+    @rule(holder=holders, runs=st.lists(runs, min_size=1, max_size=3))
+    def put_all(self, holder: str, runs: list[tuple[int, int]]) -> None:
+        wanted = Counter(
+            frame for start, count in runs for frame in range(start, start + count)
+        )
+        extents = [(BASE + start, count) for start, count in runs]
+        if any(len(self.held[holder, f]) < wanted[f] for f in wanted):
+            with refused(errno.EINVAL):
+                put_all(self.tested, holder, *extents)
+            return
+        freed = self.as_set(put_all(self.tested, holder, *extents))
+        gone = set()
+        for frame, number in wanted.items():
+            for _ in range(number):
+                if self.held[holder, frame].pop(0)[1]:
+                    gone.add(frame)
+        assert freed == self.free(gone)
+
     @rule(holder=holders)
     def drop(self, holder: str) -> None:
-        freed = self.as_set(self.tested.drop(holder))
+        freed = self.as_set(dropped(self.tested, holder))
         gone = set()
         for frame in range(PAGES):
             if any(punched for _, punched in self.held.pop((holder, frame), [])):
@@ -248,7 +286,7 @@ class EachPage(RuleBasedStateMachine):
     @invariant()
     def tells_each_reference(self) -> None:
         told: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
-        for one in self.tested.describe():
+        for one in described(self.tested):
             assert isinstance(one.holder, str)
             for at in range(one.count):
                 place = (one.holder, one.pfn - BASE + at)

@@ -164,6 +164,8 @@ SAMPLES: dict[str, Any] = {
     "bool": True,
     "[str]": [],
     "[Extent]": [],
+    "[PutExtent]": [{"pfn": 1}],
+    "int|str": "1-2-3-4",
 }
 
 

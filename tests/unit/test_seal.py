@@ -23,7 +23,7 @@ def test_memory_of_huge_pages_is_not_shared() -> None:
     made = make_seal(-1, passthrough=True, rule="shared", page_size=HUGE)
     assert not made.is_kept
     assert str(made) == "not sealed (memory of a hugetlbfs is not mapped through FUSE)"
-    assert made.behind(5, -1) == 0
+    assert made.backing_id(5, -1) == 0
 
 
 @pytest.mark.parametrize("rule", ["refused", "SIGBUS", "shared"])
@@ -61,12 +61,16 @@ def test_all_opens_of_an_inode_have_the_same_behind_them(
     monkeypatch.setattr(seal, "_backing_open", backing_open)
     monkeypatch.setattr(seal, "_backing_close", lambda _, number: closed.append(number))
     own = OwnMemory(9)
-    assert [own.behind(5, 31), own.behind(6, 32), own.behind(5, 33)] == [101, 102, 101]
+    assert [own.backing_id(5, 31), own.backing_id(6, 32), own.backing_id(5, 33)] == [
+        101,
+        102,
+        101,
+    ]
     own.closed(5)
     assert closed == []
     own.closed(5)
     assert closed == [101]
-    assert own.behind(5, 34) == 103
+    assert own.backing_id(5, 34) == 103
     assert opened == [31, 32, 34]
 
 

@@ -402,6 +402,26 @@ def test_a_class_of_no_version_with_every_rule_is_one(tmp_path: Path) -> None:
     assert load.load(f"{wanted}:Mine").events == [INVALIDATE]
 
 
+@pytest.mark.parametrize(("old", "new"), load.OLD_NAMES.items())
+@pytest.mark.parametrize(
+    "body", ["{old} = 'x'", "def __init__(self): self.{old} = 'x'"]
+)
+def test_an_old_name_of_a_rule_is_refused_with_the_new_one(
+    tmp_path: Path, old: str, new: str, body: str
+) -> None:
+    assert new in load.rules()
+    assert complaint_of(tmp_path, body.format(old=old)) == (
+        f"semantics Mine.{old}: rule {old!r} is called {new!r} now"
+    )
+
+
+def test_an_old_name_is_found_in_a_base_too(tmp_path: Path) -> None:
+    text = "class Base(V8): told = 'clipped'\nclass Mine(Base): pass\n"
+    assert "rule 'told' is called 'reported' now" in (
+        complaint(f"{written(tmp_path, text)}:Mine")
+    )
+
+
 _WRONG: dict[type, tuple[str, ...]] = {
     bool: ("1", "0", "'yes'", "None.__class__"),
     int: ("True", "1.0", "'22'", "'EINVAL'"),

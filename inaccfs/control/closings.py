@@ -1,0 +1,200 @@
+"""Closing what may take for ever: fds that peers have sent, and connections with some.
+
+close(2) of an fd asks the file system behind it, by FLUSH, and nobody need answer. So
+no fd is ever taken in that could be of another mount: a helper process does that, and
+what it closes is counted here. What the kernel drops unread it drops without a FLUSH,
+but a socket that lingers, or memory of gigabytes, takes its time: that is done in
+threads, of which each user has few.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import struct
+import termios
+from collections import defaultdict
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+log = logging.getLogger(__name__)
+
+# Of each user: fds of other file systems that are being closed, and threads that drop.
+_FOREIGN: Final = 4
+_THREADS: Final = 2
+
+# How long to wait where there is no thread to be had.
+_NO_THREAD_SECONDS: Final = 0.1
+
+STRANGERS: Final = -1
+"""Stands for the uids of all who are not let in."""
+
+_int: Final = struct.Struct("i")
+
+
+class Closing(Protocol):
+    """An fd of another file system that the helper process closes."""
+
+    async def wait(self) -> None:
+        """Return when it is closed."""
+
+
+class Received(Protocol):
+    """What the helper process has received for us."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes were read from the connection."""
+
+    @property
+    def fd(self) -> int:
+        """An fd of the mount, ours to close; or -1."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether an fd came that is none of this mount: we have not got it."""
+
+    @property
+    def closing(self) -> Closing | None:
+        """Its close, while that has not ended."""
+
+
+class Receiver(Protocol):
+    """The helper process: it receives fds, and hands on those of the mount."""
+
+    async def receive_fd(
+        self, connection: socket.socket, wanted: int, device: str
+    ) -> Received:
+        """Receive *wanted* bytes at most, and the fds that come with them.
+
+        *device* is the mount's number. Of several fds the first counts.
+
+        Raises:
+            OSError: there is nothing to be read, or no helper.
+        """
+
+
+class _User:
+    """What is being closed for one user, or all those who are not let in."""
+
+    __slots__ = ("foreign", "receiving", "threads")
+
+    def __init__(self) -> None:
+        self.foreign = 0
+        # Each fd that is received may be a foreign one: one at a time.
+        self.receiving: Final = trio.Lock()
+        self.threads: Final = trio.CapacityLimiter(_THREADS)
+
+
+class Closings:
+    """What is being closed, by user. Nothing here raises, but `Cancelled`."""
+
+    def __init__(self) -> None:
+        # Of the server, so that what is being closed counts when its peer has gone.
+        self.nursery: trio.Nursery | None = None
+        self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
+        # Connections that wait for a thread, or are being closed by one.
+        self.connections = 0
+        self._has_no_thread = False
+
+    # --- fds of other file systems ------------------------------------------------
+
+    @asynccontextmanager
+    async def receiving(self, uid: int) -> AsyncIterator[bool]:
+        """Whether an fd of this user may be received in an async with block.
+
+        It may turn out to be of another mount, and that is to be counted.
+        """
+        user = self._users[uid]
+        async with user.receiving:
+            yield user.foreign < _FOREIGN
+
+    def count(self, uid: int, closing: Closing, closed: Callable[[], None]) -> None:
+        """Count *closing* for its user; call *closed* when it is over."""
+        assert self.nursery is not None
+        self._users[uid].foreign += 1
+        self.nursery.start_soon(self._wait, uid, closing, closed)
+
+    async def _wait(
+        self, uid: int, closing: Closing, closed: Callable[[], None]
+    ) -> None:
+        try:
+            await closing.wait()
+        except Exception:
+            log.exception("bug in closing an fd of uid %d", uid)
+        finally:
+            self._users[uid].foreign -= 1
+            closed()
+
+    # --- what the kernel drops ----------------------------------------------------
+
+    async def drop(self, connection: socket.socket, uid: int, size: int) -> None:
+        """Read *size* bytes, which have been looked at, and no fds."""
+
+        def read() -> None:
+            left = size
+            with suppress(OSError):
+                while left and (data := connection.recv(left)):
+                    left -= len(data)
+
+        await self._in_thread(read, uid)
+
+    async def close(self, connection: socket.socket, uid: int) -> None:
+        """Close a connection, of whose bytes not all need have been read."""
+        if not _has_fds(connection):
+            connection.close()
+            return
+        self.connections += 1
+        try:
+            await self._in_thread(connection.close, uid)
+        finally:
+            self.connections -= 1
+
+    def close_soon(self, connection: socket.socket, uid: int) -> None:
+        """The same in a task, if it has to wait."""
+        if not _has_fds(connection):
+            connection.close()
+            return
+        assert self.nursery is not None
+        self.nursery.start_soon(self.close, connection, uid)
+
+    async def _in_thread(self, work: Callable[[], None], uid: int) -> None:
+        """Do what may hang in one of the user's threads, of which nobody waits for."""
+        limiter = self._users[uid].threads
+        while True:
+            try:
+                return await trio.to_thread.run_sync(
+                    work, abandon_on_cancel=True, limiter=limiter
+                )
+            except RuntimeError as exc:
+                # Of threading: there may be no more (systemd's TasksMax).
+                if not self._has_no_thread:
+                    log.error("closing for peers waits: %s", exc)  # noqa: TRY400
+                self._has_no_thread = True
+                await trio.sleep(_NO_THREAD_SECONDS)
+
+
+def _has_fds(connection: socket.socket) -> bool:
+    """Whether fds have been sent that nobody has received. Nothing comes after this."""
+    try:
+        with suppress(OSError):
+            # Else the peer may send some between this look and the close.
+            connection.shutdown(socket.SHUT_RDWR)
+        unread = bytearray(_int.size)
+        fcntl.ioctl(connection, termios.FIONREAD, unread)
+        (size,) = _int.unpack(unread)
+        if not size:
+            return False
+        _, _, flags, _ = connection.recvmsg(
+            size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT
+        )
+    except OSError:
+        # It cannot be told.
+        return True
+    return bool(flags & socket.MSG_CTRUNC)

@@ -1,0 +1,246 @@
+"""What a peer sends: its bytes as commands, and the fds that go with some.
+
+The kernel tells by MSG_CTRUNC that fds are there when one looks (MSG_PEEK) without
+room for them. So what is to be read is known before it is read: fds that no command
+wants are left to the kernel, which drops them without asking anybody; and one that is
+wanted is received by the helper process, which hands on what is of this mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.control import qmp
+from inaccfs.control.stream import Asked, Refused, Stream, TooLong
+from inaccfs.shim.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.control.closings import Closings, Received, Receiver
+    from inaccfs.control.messages import Command
+    from inaccfs.control.stream import Found
+
+log = logging.getLogger(__name__)
+
+# The peer has hung up.
+_GONE: Final = (errno.ECONNRESET, errno.EPIPE)
+
+# So little that others have their turn soon, whatever somebody floods us with.
+_READ_BYTES: Final = 4096
+
+
+class Passed(NamedTuple):
+    """The fd that came with a command, whose carrying out takes or closes it."""
+
+    # Of this mount; -1 if there is none.
+    fd: int = -1
+    # Why there is none, if one came.
+    refusal: OSError | None = None
+
+
+NO_FD: Final = Passed()
+
+
+def close_passed(passed: Passed) -> None:
+    """Close the fd, if there is one: of this mount, whose opens have no FLUSH."""
+    if passed.fd >= 0:
+        os.close(passed.fd)
+
+
+def _busy() -> OSError:
+    return OSError(
+        errno.EBUSY,
+        "fds of other file systems that this user has sent are still being closed: no "
+        "fd is taken meanwhile",
+    )
+
+
+class Event(Enum):
+    """What has come of a look at the connection."""
+
+    # Some of it has been read, and there may be more.
+    READ = auto()
+    NOTHING = auto()
+    # The end of the connection, or of what can be made sense of.
+    END = auto()
+    # There are fds: `read_with_fds` is to be called, and `read` only after it.
+    FDS = auto()
+
+
+class Inbox:
+    """The reading end of one connection, which is not blocking."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        uid: int,
+        limit: int,
+        closings: Closings,
+        receiver: Receiver,
+        device: str,
+        take: Callable[[Command, qmp.RequestId, Passed], None],
+        refuse: Callable[[bytes], None],
+    ) -> None:
+        """*limit* is how many bytes a message may have.
+
+        *take* gets each command, and *refuse* the reply to what is none. *device* is
+        the number of the mount whose fds are taken.
+        """
+        self._connection: Final = connection
+        self._uid: Final = uid
+        self._limit: Final = limit
+        self._closings: Final = closings
+        self._receiver: Final = receiver
+        self._device: Final = device
+        self._take: Final = take
+        self._refuse: Final = refuse
+        self._stream: Final = Stream(limit)
+        # What came for the object that has begun, and is to be the first to take one.
+        self._early = NO_FD
+        # Whether a foreign fd of this peer is being closed.
+        self._is_closing = False
+
+    def read(self) -> Event:
+        """Look at what is there, and deal with it if that can be done at once."""
+        connection = self._connection
+        try:
+            data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
+            if flags & socket.MSG_CTRUNC:
+                return Event.FDS
+            connection.recv(len(data))
+        except BlockingIOError:
+            return Event.NOTHING
+        except OSError:
+            # Reset, mostly; whatever it is, no more can be read.
+            return Event.END
+        if not data:
+            return Event.END
+        if self._stream.is_between and len(data) <= self._limit:
+            try:
+                command, request_id = qmp.decode_request(data)
+            except qmp.BadRequestError:
+                pass
+            else:
+                self._take(command, request_id, NO_FD)
+                return Event.READ
+        for found in self._stream.feed(data):
+            if not self._deal(found):
+                return Event.END
+        return Event.READ
+
+    async def read_with_fds(self) -> Event:
+        """Read what `read` has looked at, and the fds that are there."""
+        connection = self._connection
+        try:
+            # So much that it reaches to the end of the message that has them: behind
+            # that the kernel does not look on. See unix(7).
+            data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
+            all_found = list(self._stream.feed(data))
+            begins = [
+                found.begin
+                for found in all_found
+                if type(found) is Asked and found.command.takes_fd and found.begin >= 0
+            ]
+            # What is not whole yet may turn out to take one.
+            begun = len(data) - self._stream.begun
+            if 0 <= begun < len(data):
+                begins.append(begun)
+            owner, passed = await self._receive(len(data), begins)
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                log.error("no fd can be received: %s", exc.strerror)  # noqa: TRY400
+            return Event.END
+        turns = Turns()
+        try:
+            for found in all_found:
+                its, passed = (
+                    (passed, NO_FD) if found.begin == owner else (NO_FD, passed)
+                )
+                if not self._deal(found, its):
+                    return Event.END
+                await turns.give()
+            if owner == begun:
+                self._early, passed = passed, NO_FD
+        finally:
+            close_passed(passed)
+        return Event.READ
+
+    async def _receive(self, size: int, begins: list[int]) -> tuple[int, Passed]:
+        """Read *size* bytes and an fd, for one of the objects that begin at *begins*.
+
+        Returns where that one begins, or -1 if there is none, and what came for it: the
+        first that begins in the bytes that the fd came with, wherever these begin.
+        """
+        if not begins:
+            await self._closings.drop(self._connection, self._uid, size)
+            return -1, NO_FD
+        async with self._closings.receiving(self._uid) as allowed:
+            if allowed and not self._is_closing:
+                return await self._receive_for(size, begins)
+        await self._closings.drop(self._connection, self._uid, size)
+        return begins[0], Passed(refusal=_busy())
+
+    async def _receive_for(self, size: int, begins: list[int]) -> tuple[int, Passed]:
+        at = 0
+        for begin in begins:
+            # An fd that comes with the bytes before it, or with its first, is for it.
+            for end in (begin, begin + 1):
+                while at < end:
+                    received = await self._receiver.receive_fd(
+                        self._connection, end - at, self._device
+                    )
+                    if not received.size:
+                        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                    at += received.size
+                    if received.fd >= 0 or received.foreign:
+                        # With the rest of these bytes there are no more.
+                        while at < size and (rest := self._connection.recv(size - at)):
+                            at += len(rest)
+                        return begin, self._passed(received)
+        await self._closings.drop(self._connection, self._uid, size - at)
+        return -1, NO_FD
+
+    def _passed(self, received: Received) -> Passed:
+        if received.closing is not None:
+            self._is_closing = True
+            self._closings.count(self._uid, received.closing, self._closed)
+        if received.foreign:
+            return Passed(
+                refusal=OSError(errno.EINVAL, "the fd is no file of this mount")
+            )
+        return Passed(received.fd)
+
+    def _closed(self) -> None:
+        self._is_closing = False
+
+    def close(self) -> None:
+        """Let go of what was received for a command that has not come."""
+        close_passed(self._early)
+        self._early = NO_FD
+
+    def _deal(self, found: Found, passed: Passed = NO_FD) -> bool:
+        """Hand something on; false if nothing can be made of what follows it."""
+        if found.begin < 0:
+            passed, self._early = self._early, NO_FD
+        if type(found) is Asked:
+            self._take(found.command, found.id, passed)
+            return True
+        close_passed(passed)
+        if type(found) is Refused:
+            self._refuse(found.reply)
+            return True
+        assert type(found) is TooLong
+        self._refuse(
+            qmp.encode_error(
+                "GenericError",
+                f"EMSGSIZE: a message can have {self._limit} bytes (--limit message=N)",
+                qmp.NO_ID,
+            )
+        )
+        return False

@@ -1,0 +1,119 @@
+"""The transport of /dev/fuse: reads requests, calls their handlers, writes replies."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs.fuse import wire
+from inaccfs.fuse.requests import Request, errno_of
+
+if TYPE_CHECKING:
+    from inaccfs.fuse.requests import Handler, Pending
+
+log = logging.getLogger(__name__)
+
+# After so many requests in a row the other tasks get a turn. Fewer than one request in
+# a hundred then pays for a round of the trio loop.
+_REQUESTS_IN_A_ROW: Final = 128
+
+# write(2) fails with these when nobody waits for the reply any more. ENOENT: the
+# connection was aborted, and the request with it. The others: unmounted, and the next
+# read fails, too.
+_NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET)
+
+
+class Device:
+    """An open /dev/fuse. Each read gives one request, each write takes one reply."""
+
+    def __init__(self, fd: int, pending: Pending) -> None:
+        """Use *fd*, which does not block; it is the caller's to close."""
+        self._fd: Final = fd
+        # One request at a time is read into this and handled before the next.
+        self._request: Final = Request(pending, self.send)
+
+    async def serve(self, handlers: list[Handler]) -> None:
+        """Answer requests until the file system is unmounted."""
+        # Every request pays for every line of this loop. A FileIO reads and writes
+        # with less overhead than the os module, and returns None for EAGAIN.
+        device = io.FileIO(self._fd, "r+", closefd=False)
+        readinto, write = device.readinto, device.write
+        request, buffer = self._request, self._request.buffer
+        unpack_header, pack_reply = wire.unpack_header, wire.pack_reply
+        in_a_row = 0
+        while True:
+            try:
+                size = readinto(buffer)
+                if size is None:
+                    # The reply has just woken the caller, who may be about to make the
+                    # next call. Where both share a CPU the caller needs that CPU
+                    # first: yield it, and spare both a round of epoll. Otherwise this
+                    # costs half a microsecond.
+                    os.sched_yield()
+                    size = readinto(buffer)
+            except OSError as exc:
+                if exc.errno in (errno.ENODEV, errno.ECONNABORTED):
+                    # Unmounted, or aborted (fusectl, umount -f): no more will come.
+                    return
+                if exc.errno == errno.ENOENT:
+                    # The request was interrupted before we could read it.
+                    continue
+                raise
+            if size is None:
+                in_a_row = 0
+                await trio.lowlevel.wait_readable(self._fd)
+                continue
+            if size < wire.IN_HEADER_SIZE:
+                if size == 0:
+                    return
+                log.error("request of %d bytes has no header: dropped", size)
+                continue
+            length, op, unique, request.nodeid = unpack_header(buffer)
+            request.size = size
+            answer: bytes | int | None
+            try:
+                if length > size:
+                    wire.need(size, length)
+                answer = handlers[op if op < wire.OP_TABLE_SIZE else 0](request)
+            except Exception as exc:
+                answer = errno_of(exc, op)
+            if answer is not None:
+                if not answer:
+                    reply = pack_reply(wire.OUT_HEADER_SIZE, 0, unique)
+                elif isinstance(answer, int):
+                    reply = pack_reply(wire.OUT_HEADER_SIZE, -answer, unique)
+                else:
+                    length = wire.OUT_HEADER_SIZE + len(answer)
+                    reply = pack_reply(length, 0, unique) + answer
+                try:
+                    write(reply)
+                except OSError as exc:
+                    self._refused(unique, answer, exc)
+            in_a_row += 1
+            if in_a_row >= _REQUESTS_IN_A_ROW:
+                in_a_row = 0
+                await trio.lowlevel.checkpoint()
+
+    def send(self, unique: int, number: int, payload: bytes | memoryview) -> None:
+        """Write a late reply: errno *number* if it is not 0, else *payload*."""
+        if number:
+            payload = b""
+        header = wire.pack_reply(wire.OUT_HEADER_SIZE + len(payload), -number, unique)
+        try:
+            os.writev(self._fd, (header, payload))
+        except OSError as exc:
+            self._refused(unique, number, exc)
+
+    def _refused(self, unique: int, answer: bytes | int, exc: OSError) -> None:
+        """The kernel did not take a reply: nobody waits for it, or it was wrong."""
+        if exc.errno in _NOBODY_WAITS:
+            return
+        log.error("the kernel refused a reply: %s", exc.strerror)
+        if answer != errno.EIO:
+            # The caller must not wait for ever.
+            self.send(unique, errno.EIO, b"")

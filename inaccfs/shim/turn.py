@@ -1,0 +1,96 @@
+"""A file's turn: its long operations exclude each other, and other calls wait."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.shim.loop import Event, Loop
+
+
+class Undoing(Protocol):
+    """An interrupted allocation that still gives back the memory it took."""
+
+    async def wait(self) -> None:
+        """Wait until all of it has been given back. Any number of tasks may wait."""
+
+
+class Turn:
+    """The right to run a long operation on one file.
+
+    Whoever has it holds the lock of the backing's inode in a thread or in another
+    process; a call that takes the same lock in the loop would stop the loop. Pages are
+    not fetched meanwhile either, so that nobody gets a page that is about to go.
+    """
+
+    __slots__ = ("_all", "_changed", "_idle", "_loop", "undoing")
+
+    def __init__(
+        self, all_taken: set[Turn], changed: Callable[[], None], loop: Loop
+    ) -> None:
+        """*all_taken* collects the turns of the mount that are taken.
+
+        *changed* is called when this one has been taken, and when it is free again.
+        """
+        self._all: Final = all_taken
+        self._changed: Final = changed
+        self._loop: Final = loop
+        # Not set while somebody has the turn.
+        self._idle = loop.event()
+        self._idle.set()
+        # Set inside `take` by an interrupted allocation that has not given back its
+        # memory. The turn stays taken until it has, and nobody may look at the file.
+        self.undoing: Undoing | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether somebody has it."""
+        return self in self._all
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Have the turn, which must be free, for a with block.
+
+        Where the block leaves something in `undoing`, the turn ends with that.
+        """
+        self._idle = self._loop.event()
+        self._all.add(self)
+        self._changed()
+        try:
+            yield
+        finally:
+            if self.undoing is None:
+                self._end()
+
+    def _end(self) -> None:
+        self._all.discard(self)
+        self._changed()
+        self._idle.set()
+
+    async def wait(self) -> None:
+        """Wait until the turn is free. The caller may take it before it awaits."""
+        # Of several that wait, the first to wake may take the turn again.
+        while self.taken:
+            if self.undoing is not None:
+                await self.wait_undone()
+            else:
+                await self._idle.wait()
+
+    async def wait_unless(self, interrupted: Event) -> bool:
+        """As `wait`; False if *interrupted* was set before the turn was free."""
+        while self.taken:
+            await self._loop.first_of(self.wait, interrupted.wait)
+            if interrupted.is_set():
+                return False
+        return True
+
+    async def wait_undone(self) -> None:
+        """Wait until an interrupted allocation has given back its memory."""
+        while (undoing := self.undoing) is not None:
+            await undoing.wait()
+            if self.undoing is undoing:
+                self.undoing = None
+                self._end()

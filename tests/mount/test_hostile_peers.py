@@ -1,0 +1,263 @@
+"""Peers that mean harm, or have bad luck: the mount goes on, and others with it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from tests.mount import support
+from tests.mount.peers import Peer, peer
+from tests.mount.support import MIB, PAGE, PATIENCE
+from tests.mount.unanswered import unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.fuse]
+
+PUNCH = 3
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def fds(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+# --- a daemon that is stopped ---------------------------------------------------------
+
+
+class Punch(threading.Thread):
+    """A punch in a thread of its own, which a notifier keeps waiting."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        super().__init__(daemon=True)
+        self._path, self._length = path, length
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        from inaccfs import syscalls
+
+        fd = os.open(self._path, os.O_RDWR)
+        try:
+            syscalls.fallocate(fd, PUNCH, 0, self._length)
+        except OSError as exc:
+            self.error = exc
+        finally:
+            os.close(fd)
+
+
+def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
+    """SIGSTOP a daemon, call *meanwhile*, and let it go on when its time is over."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while state(pid) != "T":
+            time.sleep(0.001)
+        meanwhile()
+        time.sleep(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("semantics", ["v8", "v10", "guest_memfd"])
+@pytest.mark.parametrize("length", [PAGE, 8 * MIB], ids=["quick", "long"])
+def test_who_has_answered_a_stopped_daemon_is_not_evicted(
+    semantics: str, length: int
+) -> None:
+    with (
+        inaccfs.mounted(size="64m", ack_timeout=0.5, semantics=semantics) as mount,
+        peer(mount.control) as shim,
+    ):
+        path = mount.path / "guest"
+        path.touch()
+        os.truncate(path, 8 * MIB)
+        watch(shim, semantics)
+        punch = Punch(path, length)
+        punch.start()
+        stop_for(mount.pid, 1.0, partial(answer, shim, shim.event()))
+        assert shim.answer() == {"return": {}}
+        if semantics != "v8":
+            answer(shim, shim.event())
+            assert shim.answer() == {"return": {}}
+        punch.join(PATIENCE)
+        assert not punch.is_alive()
+        assert punch.error is None
+        assert "disconnected" not in mount.log.read_text()
+        # And the silent are still evicted.
+        punch = Punch(path, length)
+        punch.start()
+        shim.event()
+        assert shim.socket.recv(1) == b""
+        punch.join(PATIENCE)
+        assert not punch.is_alive()
+        assert mount.log.read_text().count("disconnected") == 1
+
+
+def watch(shim: Peer, semantics: str) -> None:
+    """Register a notifier of the file, or of its first page."""
+    made = (
+        shim.do("register-notifier", file="/guest")
+        if semantics in ("v8", "v10")
+        else shim.do("bind", file="/guest", start=0, end=1)
+    )
+    assert list(made) == ["notifier"]
+
+
+def answer(shim: Peer, event: dict[str, object]) -> None:
+    """`invalidate-done` without waiting for its reply."""
+    shim.begin(
+        "invalidate-done", notifier=event["notifier"], sequence=event["sequence"]
+    )
+
+
+def test_of_a_silent_peer_there_is_one_line_however_many_its_notifiers() -> None:
+    with (
+        inaccfs.mounted(ack_timeout=0.5) as mount,
+        peer(mount.control) as shim,
+    ):
+        path = mount.path / "guest"
+        path.touch()
+        os.truncate(path, MIB)
+        for _ in range(500):
+            watch(shim, "v8")
+        punch = Punch(path, PAGE)
+        punch.start()
+        punch.join(PATIENCE)
+        assert not punch.is_alive()
+        with peer(mount.control) as other:
+            assert other.do("query-notifiers") == []
+        assert mount.log.read_text().count("\n") == 1
+
+
+def test_who_reads_nothing_while_the_daemon_is_stopped_is_not_disconnected() -> None:
+    with (
+        inaccfs.mounted(ack_timeout=0.5, options="limit=output=10000") as mount,
+        peer(mount.control) as shim,
+    ):
+        count = 1000
+        sender = threading.Thread(
+            target=lambda: shim.socket.sendall(b'{"execute":"query-commands"}' * count),
+            daemon=True,
+        )
+        sender.start()
+        assert "return" in shim.receive()
+        stop_for(mount.pid, 1.0, lambda: None)
+        for _ in range(count - 1):
+            assert "return" in shim.receive()
+        sender.join()
+        assert mount.log.read_text() == ""
+
+
+# --- fds whose close never ends -------------------------------------------------------
+
+
+@support.needs_root
+def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    with inaccfs.mounted(size="64m") as mount:
+        path = mount.path / "guest"
+        path.touch()
+        with ExitStack() as stack:
+            stuck = stack.enter_context(unanswered(point))
+            before = threads(mount.pid), fds(mount.pid)
+            peers = [stack.enter_context(peer(mount.control)) for _ in range(8)]
+            for one in peers:
+                for _ in range(4):
+                    one.begin("query-stats", *[stuck] * 250)
+                    assert "return" in one.answer()
+                one.begin("getfd", stuck, fdname="a")
+                one.begin("getfd", stuck, fdname="b")
+                told = [one.answer()["error"]["desc"][:6] for _ in range(2)]
+                assert told[0] in ("EINVAL", "EBUSY:")
+                assert told[1] == "EBUSY:"
+                one.begin("query-version", *[stuck] * 250)
+                one.socket.send(b'{"execute":')
+            fd = os.open(path, os.O_RDWR)
+            with peer(mount.control) as other:
+                # This user has enough of them.
+                assert "EBUSY" in other.do("getfd", fd, fdname="a")
+                assert "peers" in other.do("query-stats")
+            os.close(fd)
+            assert threads(mount.pid) <= before[0] + 4
+            assert fds(mount.pid) <= before[1] + 4 * len(peers) + 8
+            os.stat(path)
+
+
+@support.needs_root
+def test_killed_with_fds_that_hang_it_ends(tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    with ExitStack() as stack:
+        # Before there is such an fd: what is forked for the mount would have it, too.
+        stack.enter_context(pytest.raises(inaccfs.InaccfsError, match="status -9"))
+        mount = stack.enter_context(inaccfs.mounted(size="64m"))
+        stuck = stack.enter_context(unanswered(point))
+        shim = stack.enter_context(peer(mount.control))
+        shim.begin("getfd", stuck, fdname="a")
+        assert "EINVAL" in shim.answer()["error"]["desc"]
+        shim.begin("query-version", *[stuck] * 250)
+        assert "return" in shim.answer()
+        pidfd = os.pidfd_open(mount.pid)
+        stack.callback(os.close, pidfd)
+        os.kill(mount.pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], PATIENCE)[0]
+
+
+# --- the socket -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A socket whose backlog is full, for nobody is let in."""
+    path = tmp_path / "full"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        while True:
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            try:
+                waiting.connect(str(path))
+            except BlockingIOError:
+                break
+        yield path
+
+
+def test_a_socket_that_lets_nobody_in_is_refused_at_once(
+    tmp_path: Path, full: Path
+) -> None:
+    """`mount --control` asks whether somebody is there, and does not wait for that."""
+    with (
+        pytest.raises(inaccfs.InaccfsError, match="another daemon's"),
+        inaccfs.mounted(control=full),
+    ):
+        pass
+
+
+def test_a_client_waits_for_a_while(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inaccfs.client.wire.ANSWER_SECONDS", 0.1)
+    with pytest.raises(
+        inaccfs.client.errors.CannotConnectError, match="took nobody in"
+    ):
+        inaccfs.connect(full)

@@ -1,0 +1,401 @@
+"""Fds that peers send: which command gets one, and that no other is ever taken in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs import syscalls
+from inaccfs.control.limits import Policy
+from tests.unit.control_fakes import Control, DirectHelper, Peer, controlling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from inaccfs.backing.root import Backing
+    from inaccfs.helper.tasks import Received
+
+
+class Hanging:
+    """A close that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+
+    async def wait(self) -> None:
+        await self.ended.wait()
+
+
+class Helper(DirectHelper):
+    """Counts what it is asked for; foreign fds take their time to be closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[int] = []
+        self.closings: list[Hanging] = []
+        self.hangs = False
+        self.fails: OSError | None = None
+
+    async def receive_fd(
+        self, connection: socket.socket, wanted: int, device: str
+    ) -> Received:
+        await trio.lowlevel.checkpoint()
+        if self.fails is not None:
+            raise self.fails
+        received = await super().receive_fd(connection, wanted, device)
+        self.reads.append(received.size)
+        if received.foreign and self.hangs:
+            self.closings.append(Hanging())
+            received = received._replace(closing=self.closings[-1])  # type: ignore[arg-type] # waits like one
+        return received
+
+
+@pytest.fixture
+def helper() -> Helper:
+    return Helper()
+
+
+@pytest.fixture
+async def control(
+    tmp_path: Path, backing: Backing, helper: Helper
+) -> AsyncIterator[Control]:
+    with trio.fail_after(20):
+        async with controlling(
+            str(tmp_path / "control"), backing, Policy(), helper=helper
+        ) as made:
+            yield made
+
+
+@pytest.fixture
+def fd(control: Control) -> Iterator[int]:
+    """Of a file of the mount."""
+    made = control.backing_fd(control.make("guest", 4))
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def foreign() -> Iterator[int]:
+    with tempfile.TemporaryFile() as file:
+        yield file.fileno()
+
+
+def getfd(name: str) -> str:
+    return f'{{"execute":"getfd","arguments":{{"fdname":"{name}"}},"id":"{name}"}}'
+
+
+def query(number: int) -> str:
+    return f'{{"execute":"query-version","id":{number}}}'
+
+
+async def answers(peer: Peer, count: int) -> dict[object, str]:
+    """What became of so many commands, by id: an errno's name, or nothing."""
+    found = {}
+    for _ in range(count):
+        answer = await peer.answer()
+        desc = answer.get("error", {}).get("desc", "")
+        found[answer.get("id")] = desc.partition(":")[0]
+    return found
+
+
+# --- which command --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+async def test_the_first_that_takes_one_gets_it(
+    control: Control, fd: int, end: str
+) -> None:
+    async with control.peer() as peer:
+        await peer.send(query(1) + end + getfd("a") + end + getfd("b") + end, fd)
+        assert await answers(peer, 3) == {1: "", "a": "", "b": "EBADF"}
+
+
+async def test_one_that_begins_before_does_not(control: Control, fd: int) -> None:
+    """However the kernel joins what was sent in two."""
+    async with control.peer() as peer:
+        stop = stopped_reading(control)
+        await peer.send(getfd("a") + getfd("b"))
+        await peer.send(getfd("c"), fd)
+        stop.set()
+        assert await answers(peer, 3) == {"a": "EBADF", "b": "EBADF", "c": ""}
+        stop = stopped_reading(control)
+        begun = getfd("d")
+        await peer.send(begun[:20])
+        await peer.send(begun[20:] + query(1) + getfd("e"), fd)
+        stop.set()
+        assert await answers(peer, 3) == {"d": "EBADF", 1: "", "e": ""}
+
+
+def stopped_reading(control: Control) -> threading.Event:
+    """What is sent from now on is read in one go, if it can be, when this is set."""
+    (session,) = control.server.sessions.values()
+    inbox = session.peer._inbox
+    really_read = inbox.read
+    ready = threading.Event()
+
+    def read() -> object:
+        from inaccfs.control.inbox import Event
+
+        return really_read() if ready.is_set() else Event.NOTHING
+
+    inbox.read = read  # type: ignore[method-assign, assignment]
+    return ready
+
+
+async def test_each_gets_its_own(control: Control, fd: int) -> None:
+    async with control.peer() as peer:
+        for name in "abc":
+            await peer.send(getfd(name), fd)
+        assert await answers(peer, 3) == {"a": "", "b": "", "c": ""}
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+async def test_one_that_is_not_whole_yet_gets_it_when_it_is(
+    control: Control, fd: int, cut: int
+) -> None:
+    async with control.peer() as peer:
+        await peer.send(query(1) + getfd("a")[:cut], fd)
+        assert await answers(peer, 1) == {1: ""}
+        await peer.send(getfd("a")[cut:] + getfd("b"))
+        assert await answers(peer, 2) == {"a": "", "b": "EBADF"}
+
+
+async def test_a_long_message_is_looked_at_to_its_end(
+    control: Control, fd: int
+) -> None:
+    async with control.peer() as peer:
+        await peer.send(query(1) + " " * 20_000 + "\n" + getfd("a"), fd)
+        assert await answers(peer, 2) == {1: "", "a": ""}
+
+
+async def test_other_commands_go_on_in_order(control: Control, fd: int) -> None:
+    async with control.peer() as peer:
+        await peer.send(query(1) + query(2))
+        await peer.send(query(3) + getfd("a") + query(4), fd)
+        await peer.send(query(5))
+        assert list(await answers(peer, 6)) == [1, 2, 3, "a", 4, 5]
+
+
+# --- what is not wanted ---------------------------------------------------------------
+
+
+async def test_what_no_command_wants_is_not_received(
+    control: Control, helper: Helper, fd: int, foreign: int
+) -> None:
+    async with control.peer() as peer:
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            await peer.send(query(number), *[foreign] * 250)
+            assert await answers(peer, 1) == {number: ""}
+        assert "error" in await peer.ask("nonsense", fd)
+        await peer.send("\n \n", fd)
+        assert helper.reads == []
+        assert await peer.do("getfd", fd, fdname="a") == {}
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert len(helper.reads) == 1
+
+
+async def test_what_turns_out_not_to_want_it_leaves_nothing(
+    control: Control, fd: int
+) -> None:
+    async with control.peer() as peer:
+        before = len(os.listdir("/proc/self/fd"))
+        await peer.send(query(1)[:9], fd)
+        await peer.send(query(1)[9:])
+        assert await answers(peer, 1) == {1: ""}
+        await peer.send('{"execute":', fd)
+        await peer.send("]\n" + query(2))
+        assert await answers(peer, 2) == {None: "EINVAL", 2: ""}
+        assert len(os.listdir("/proc/self/fd")) == before
+        await peer.send('{"execute":', fd)
+        await trio.testing.wait_all_tasks_blocked()
+    await control.gone()
+    assert len(os.listdir("/proc/self/fd")) < before
+
+
+async def test_what_is_sent_out_of_band_is_in_the_stream(
+    control: Control, helper: Helper, foreign: int
+) -> None:
+    """Else the kernel would throw the byte away, and close the fd, as it is passed."""
+    async with control.peer() as peer:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, foreign.to_bytes(4, "little"))]
+        await peer.stream.socket.sendmsg([b" "], rights, socket.MSG_OOB)
+        await peer.send(query(1))
+        assert await answers(peer, 1) == {1: ""}
+    assert helper.reads == []
+
+
+# --- what takes for ever to be closed -------------------------------------------------
+
+
+async def test_one_foreign_fd_of_a_peer_is_closed_at_a_time(
+    control: Control, helper: Helper, fd: int, foreign: int
+) -> None:
+    helper.hangs = True
+    async with control.peer() as peer:
+        await peer.send(getfd("a"), foreign)
+        await peer.send(getfd("b"), foreign)
+        await peer.send(getfd("c"), fd)
+        assert await answers(peer, 3) == {"a": "EINVAL", "b": "EBUSY", "c": "EBUSY"}
+        assert len(helper.reads) == len(helper.closings) == 1
+        helper.closings[0].ended.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await peer.do("getfd", fd, fdname="c") == {}
+
+
+async def test_there_are_few_of_a_user_however_many_connections_it_has(
+    control: Control, helper: Helper, fd: int, foreign: int
+) -> None:
+    helper.hangs = True
+    for _ in range(10):
+        async with control.peer() as peer:
+            await peer.send(getfd("a"), foreign)
+            await answers(peer, 1)
+    assert len(helper.closings) == 4
+    async with control.peer() as peer:
+        assert "EBUSY" in await peer.do("getfd", fd, fdname="a")
+        helper.closings[0].ended.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await peer.do("getfd", fd, fdname="a") == {}
+
+
+async def test_many_who_show_files_of_the_mount_at_once_all_may(
+    control: Control, helper: Helper, fd: int
+) -> None:
+    async def show() -> None:
+        async with control.peer() as peer:
+            assert await peer.do("getfd", fd, fdname="a") == {}
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(30):
+            nursery.start_soon(show)
+
+
+async def test_a_helper_that_fails_costs_one_connection(
+    control: Control, helper: Helper, fd: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    helper.fails = OSError(errno.EIO, "killed")
+    async with control.peer() as peer, control.peer() as other:
+        await peer.send(getfd("a"), fd)
+        await peer.closed()
+        helper.fails = None
+        assert await other.do("getfd", fd, fdname="a") == {}
+    assert "no fd can be received: killed" in caplog.text
+
+
+async def test_a_connection_that_is_closed_drops_what_was_not_read(
+    control: Control, fd: int
+) -> None:
+    """As gigabytes take long to be freed, in a thread; nobody else waits for it."""
+    memory = os.memfd_create("large")
+    os.ftruncate(memory, 64 << 20)
+    syscalls.fallocate(memory, 0, 0, 64 << 20)
+    async with control.peer() as peer:
+        (session,) = control.server.sessions.values()
+        stopped_reading(control)
+        await peer.send("x", memory)
+        os.close(memory)
+        session.peer.disconnect("a test")
+        await control.gone()
+        await control.still_serves()
+        while control.server.closings.connections:  # noqa: ASYNC110 - a thread ends
+            await trio.sleep(0.001)
+
+
+# --- a new connection -----------------------------------------------------------------
+
+
+@asynccontextmanager
+async def knocking(control: Control) -> AsyncIterator[trio.SocketStream]:
+    async with await trio.open_unix_socket(control.path) as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("call", ["setblocking", "getsockopt", "setsockopt", "accept"])
+async def test_a_call_that_fails_for_one_costs_nobody_else_anything(
+    control: Control,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    real = getattr(socket.socket, call)
+    failures = 3
+
+    def fail(self: socket.socket, *args: object) -> object:
+        nonlocal failures
+        # Ours, and not the peer's.
+        if failures and self.getsockname() == control.path:
+            failures -= 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return real(self, *args)
+
+    async with control.peer() as witness:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, call, fail)
+            while failures:
+                async with knocking(control) as stream:
+                    if call == "accept":
+                        await trio.sleep(0.01)
+                    else:
+                        assert await stream.receive_some() == b""
+        await control.still_serves()
+        assert "qemu" in await witness.do("query-version")
+    assert caplog.text.count("Cannot allocate memory") == 1
+
+
+async def test_a_full_epoll_makes_a_peer_wait(
+    control: Control,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """fs.epoll.max_user_watches: others may go."""
+    readers = control.server.readers
+    real = readers.add
+    failures = 3
+
+    def add(*args: object) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args)  # type: ignore[arg-type] # as they were
+
+    monkeypatch.setattr(readers, "add", add)
+    await control.still_serves()
+    assert caplog.text.count("No space left") == 1
+
+
+async def test_without_a_thread_what_may_hang_is_closed_later(
+    control: Control,
+    foreign: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """RuntimeError is what threading says at systemd's TasksMax."""
+    failures = 3
+    real = trio.lowlevel.start_thread_soon
+
+    def start(*args: object) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("can't start new thread")
+        real(*args)  # type: ignore[arg-type] # as they were
+
+    monkeypatch.setattr("trio._threads.start_thread_soon", start)
+    async with control.peer() as peer:
+        await peer.send(query(1), foreign)
+        await control.still_serves()
+        assert await answers(peer, 1) == {1: ""}
+    assert failures == 0
+    assert caplog.text.count("can't start new thread") == 1
