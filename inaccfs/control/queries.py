@@ -6,10 +6,12 @@ import errno
 import os
 import re
 from dataclasses import asdict
+from functools import cache
 from heapq import nsmallest
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
+import msgspec
 from msgspec import UNSET
 
 from inaccfs.control import messages
@@ -32,12 +34,13 @@ _ROWS: Final = 1000
 _NAME_BYTES: Final = 1 << 18
 
 
-def schema() -> list[dict[str, Any]]:
+@cache
+def schema() -> msgspec.Raw:
     """query-qmp-schema."""
     # Here and not above: hardly anybody asks, and it costs start-up time and memory.
     from inaccfs.control import schema as types
 
-    return types.schema()
+    return msgspec.Raw(msgspec.json.encode(types.schema()))
 
 
 def describe(
