@@ -29,6 +29,7 @@ from tests.unit.fakes import (
     INTERRUPT_IN,
     LSEEK_IN,
     OPEN_IN,
+    READ_IN,
     RENAME2_IN,
     HeldAllocator,
     HeldCall,
@@ -420,6 +421,32 @@ async def test_a_trace_knows_whose_system_call_it_is(world: World) -> None:
         ("truncate", nodeid, 1),
         ("allocate", nodeid, 1),
         ("punch", nodeid, 1),
+    ]
+
+
+async def test_a_trace_has_the_system_calls_that_no_file_allows(world: World) -> None:
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    reading = READ_IN.pack(nodeid, PAGE, 8, 0, 0, 0, 0)
+    requests = (
+        (Op.READ, reading),
+        (Op.WRITE, reading),
+        (Op.READ, bytes(7)),
+        (Op.LSEEK, LSEEK_IN.pack(nodeid, 0, os.SEEK_DATA, 0)),
+        (Op.IOCTL, bytes(32)),
+        (Op.COPY_FILE_RANGE, bytes(56)),
+    )
+    found: list[Happened] = []
+    with world.namespace.trace.listening(found.append):
+        for op, body in requests:
+            await world.kernel.call(op, nodeid, body)
+    assert {(one.file, one.who) for one in found} == {(nodeid, 1)}
+    assert [(one.what, one.start, one.end, one.error) for one in found] == [
+        ("read", PAGE, PAGE + 8, errno.EINVAL),
+        ("write", PAGE, PAGE + 8, errno.EINVAL),
+        ("read", 0, 0, errno.EINVAL),
+        ("lseek", 0, 0, errno.ESPIPE),
+        ("ioctl", 0, 0, errno.ENOTTY),
+        ("copy", 0, 0, errno.EINVAL),
     ]
 
 
