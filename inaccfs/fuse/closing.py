@@ -15,11 +15,17 @@ import trio
 
 from inaccfs.fuse.inodes import close_now
 from inaccfs.shim.file import QUICK_BYTES
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inaccfs.shim.file import InaccessibleFile
 
 _THREADS: Final = 8
+
+# How long to wait where no thread is to be had.
+_NO_THREAD_SECONDS: Final = 0.1
 
 
 class Closer:
@@ -31,6 +37,7 @@ class Closer:
         self._pending = 0
         # Of its own: who waits for space waits for these.
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._trouble: Final = Trouble()
         # How many large files have been closed so far.
         self.freed = 0
         # Set when nothing is pending. Replaced by a new one when something comes.
@@ -64,11 +71,19 @@ class Closer:
 
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await trio.to_thread.run_sync(
-                partial(close_now, fd, file), limiter=self._threads
-            )
+            await self._in_thread(partial(close_now, fd, file))
         finally:
             self._pending -= 1
             self.freed += 1
             if not self.busy:
                 self._idle.set()
+
+    async def _in_thread(self, close: Callable[[], None]) -> None:
+        """Call *close*, which does not raise; wait until there is a thread for it."""
+        while True:
+            try:
+                return await trio.to_thread.run_sync(close, limiter=self._threads)
+            except RuntimeError as exc:
+                # Of threading: there may be no more (systemd's TasksMax).
+                self._trouble.met(f"closing a file waits: {exc}")
+                await trio.sleep(_NO_THREAD_SECONDS)

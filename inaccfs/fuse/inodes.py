@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import secrets
 import stat
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.shim.file import InaccessibleFile
+
+log = logging.getLogger(__name__)
 
 # In seconds. What only the mount can change may be remembered; a directory that
 # others can change too may not, and neither may the attributes of a file: memory can
@@ -56,10 +59,20 @@ CloseFd = Callable[[int, "InaccessibleFile | None"], None]
 
 
 def close_now(fd: int, file: InaccessibleFile | None) -> None:
-    """Close an fd, and let go of what was fetched of its file, if it is one."""
-    if file is not None:
-        file.close()
-    os.close(fd)
+    """Close an fd, and let go of what was fetched of its file, if it is one.
+
+    Never raises: nobody could do anything about it, and close(2) closes whatever it
+    says.
+    """
+    try:
+        if file is not None:
+            file.close()
+    except Exception:
+        log.exception("bug in letting go of a file's pages")
+    try:
+        os.close(fd)
+    except OSError as exc:
+        log.warning("closing a file: %s", exc.strerror)
 
 
 class Node:
