@@ -15,11 +15,11 @@ from inaccfs.shim import census
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.daemon import Config
+    from inaccfs.config import Config
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.seal import Seal
+    from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
-    from inaccfs.tracing import Tracer
 
 
 class Describer:
@@ -40,7 +40,7 @@ class Describer:
         self._mountpoint = mountpoint
         self._control = control
         self._namespace = namespace
-        self._backing = namespace.backing
+        self._backing = namespace.inodes.backing
         self._frames = frames
         self._seal = seal
         self._tracer = tracer
@@ -57,7 +57,7 @@ class Describer:
         }
 
     async def _magic(self) -> bytes:
-        return b"0x%08x" % self._config.semantics.magic
+        return b"0x%08x" % self._config.rules.magic
 
     async def _control_path(self) -> bytes:
         return os.fsencode(self._control)
@@ -79,9 +79,9 @@ class Describer:
             backing=_printable(self._backing.description),
             size=space.f_blocks * space.f_frsize,
             page_size=self._backing.page_size,
-            files=files + self._namespace.nameless_files,
+            files=files + self._namespace.opens.nameless,
             allocated_pages=allocated // self._backing.page_size,
-            semantics=self._config.semantics.name,
+            semantics=self._config.rules.name,
             sealed=seal.sealed,
             mmap=str(seal),
             pfn_source=self._frames.name,

@@ -16,14 +16,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.order import Notice
 
-_EVENTS: Final = {
-    event.name: event
-    for event in (
-        messages.Invalidate,
-        messages.InvalidateStart,
-        messages.InvalidateEnd,
-        messages.Populate,
-    )
+_ANSWERED: Final = {
+    name: event
+    for name, event in messages.EVENTS.items()
+    if issubclass(event, messages.Answered)
 }
 
 
@@ -38,6 +34,11 @@ class Registration:
         # How many events it has been sent.
         self.told = 0
 
+    @property
+    def who(self) -> int:
+        """The number of the peer."""
+        return self.session.number
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.told += 1
@@ -47,7 +48,7 @@ class Registration:
             assert event == messages.MemoryError.name
             message = messages.MemoryError(notifier=self.number, start=start, end=end)
         else:
-            message = _EVENTS[event](
+            message = _ANSWERED[event](
                 notifier=self.number,
                 start=start,
                 end=end,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.closings import Receiver
     from inaccfs.control.openfiles import Files
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Server:
         listener: socket.socket,
         actions: Actions,
         files: Files,
-        shim: Shim,
+        shim: Superblock,
         policy: Policy | None = None,
         *,
         receiver: Receiver,
