@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -793,6 +795,67 @@ async def test_no_more_is_asked_of_pyfuse3_than_its_socket_can_answer(
     assert answered == asked
     # All the room is there again each time.
     assert set(batches[:-1]) == {batches[0]}
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOBUFS, errno.ENOMEM, errno.ECONNRESET, errno.EAGAIN]
+)
+async def test_a_request_that_cannot_be_relayed_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It must not end the mount, nor leave its caller waiting."""
+    relay, really_send = world.channel._relay._connection, socket.socket.send
+
+    def send(self: socket.socket, data: bytes) -> int:
+        if self is relay:
+            raise OSError(number, os.strerror(number))
+        return really_send(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "send", send)
+        for _ in range(2):
+            reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+            assert reply.error == number
+    assert (await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")).error == 0
+
+
+async def test_a_reply_that_cannot_be_received_yet_is_received_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay, really_receive = world.channel._relay._connection, socket.socket.recv_into
+    left = 3
+
+    def recv_into(self: socket.socket, buffer: bytearray) -> int:
+        nonlocal left
+        if self is relay and left:
+            left -= 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return really_receive(self, buffer)
+
+    monkeypatch.setattr(socket.socket, "recv_into", recv_into)
+    reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+    assert (reply.error, left) == (0, 0)
+    assert caplog.text.count("no reply from pyfuse3") == 1
+
+
+async def test_a_request_that_cannot_be_read_costs_itself(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = 3
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal left
+            if left:
+                left -= 1
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(io, "FileIO", Failing)
+    async with serving(backing) as world:
+        assert (await world.kernel.call(Op.GETATTR, 1, bytes(16))).error == 0
+    assert left == 0
+    assert caplog.text.count("a request could not be read") == 1
 
 
 def _message(world: World, unique: int) -> bytes:
