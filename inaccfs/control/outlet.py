@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.readiness import wait_writable
-from inaccfs.shim.patience import in_time
+from inaccfs.shim.acktimeouts import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

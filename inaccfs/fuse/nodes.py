@@ -76,7 +76,7 @@ class Node:
     @property
     def is_pinned(self) -> bool:
         """Whether pages of it have been fetched or poisoned, so that it must stay."""
-        return self.file is not None and not self.file.pages.plain
+        return self.file is not None and not self.file.pages.nothing_fetched
 
 
 def can_be_let_go(node: Node) -> bool:

@@ -17,6 +17,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import mmcalls, uring
+from inaccfs.errnos import os_error
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ class LockPins:
 
     def _hold(self, buffer: Buffer) -> int:
         if len(self._mappings) >= self._most:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            raise os_error(errno.ENOMEM)
         # The caller unmaps its own mapping soon, which would unlock it.
         address = mmcalls.mmap(buffer.fd, buffer.offset, buffer.length)
         try:

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.fuse
 OPTIONS: Final = ("--ack-timeout", "600", "--size", "512m")
 
 # What punches and allocates: in the loop, in a thread, in a worker.
-CHANGES: Final = ("inaccfs.syscalls.fallocate_quick", "inaccfs.syscalls.fallocate")
+CHANGES: Final = ("inaccfs.syscalls.fallocate_now", "inaccfs.syscalls.fallocate")
 
 DEAD: Final = ("ENOTCONN", "ECONNABORTED")
 

@@ -1048,7 +1048,7 @@ async def test_enosys_is_never_the_answer_to_what_we_know(
             patch.setattr(world.namespace.inodes, name, refuse)
         patch.setattr(world.namespace.opens, "open", refuse)
         patch.setattr(world.namespace.directories, "open", refuse)
-        patch.setattr(syscalls, "fallocate_quick", refuse)
+        patch.setattr(syscalls, "fallocate_now", refuse)
         body = {
             Op.FALLOCATE: FALLOCATE_IN.pack(nodeid, 0, PAGE, 0, 0),
             Op.CREATE: CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"x\0",
