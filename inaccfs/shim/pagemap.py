@@ -144,9 +144,9 @@ class PagemapFrames:
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         with self._lock:
-            if self._buffers.unpinned(start, end):
-                return None
-            return self._table.look(start, end)
+            if self._buffers.pinned(start, end):
+                return self._table.look(start, end)
+        return None
 
     def free(self, pfn: int, count: int) -> None:
         # The kernel got them back with the punch.
