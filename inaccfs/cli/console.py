@@ -23,13 +23,11 @@ from inaccfs.client.errors import ControlError
 from inaccfs.control import qmp
 from inaccfs.control.messages import (
     COMMANDS,
+    Answered,
     Command,
     Event,
     GetFd,
-    Invalidate,
     InvalidateDone,
-    InvalidateEnd,
-    InvalidateStart,
     QmpCapabilities,
 )
 from inaccfs.errors import InaccfsError, OptionError
@@ -325,7 +323,7 @@ class Console:
         wire.send_all(self._connection, self._conversation)
 
     def _answer(self, event: Event) -> None:
-        if isinstance(event, Invalidate | InvalidateStart | InvalidateEnd):
+        if isinstance(event, Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
             self._conversation.start_unheard([answer], quietly=False)
 

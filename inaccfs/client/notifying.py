@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Those of notifiers, and those of them that want an answer.
-_Answered: TypeAlias = Invalidate | InvalidateStart | InvalidateEnd | Populate
-_Told: TypeAlias = _Answered | messages.MemoryError
+# The events of notifiers.
+_Told: TypeAlias = messages.Answered | messages.MemoryError
 
 
 class Callbacks(NamedTuple):
@@ -286,7 +285,7 @@ class Notifiers:
             self._raised.append(registration)
 
     def _answer(self, event: _Told) -> None:
-        if isinstance(event, _Answered):
+        if isinstance(event, messages.Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
             # Refused if it comes too late; the daemon has disconnected us by then.
             self._conversation.start_unheard([answer], quietly=True)

@@ -658,7 +658,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     answer: ClassVar[type[Command] | None] = None
 
 
-class _Invalidation(Event, frozen=True, kw_only=True):
+class Answered(Event, frozen=True, kw_only=True):
+    """Base of the events of a notifier whose call waits for the peer's answer."""
+
     answer: ClassVar[type[Command] | None] = InvalidateDone
 
     notifier: NotifierId
@@ -669,25 +671,25 @@ class _Invalidation(Event, frozen=True, kw_only=True):
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Invalidate(_Invalidation, frozen=True, kw_only=True):
+class Invalidate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` may have gone: stop using them, then answer."""
 
     name: ClassVar[str] = "INVALIDATE"
 
 
-class InvalidateStart(_Invalidation, frozen=True, kw_only=True):
+class InvalidateStart(Answered, frozen=True, kw_only=True):
     """Pages are about to go, in semantics that bracket the removal."""
 
     name: ClassVar[str] = "INVALIDATE_START"
 
 
-class InvalidateEnd(_Invalidation, frozen=True, kw_only=True):
+class InvalidateEnd(Answered, frozen=True, kw_only=True):
     """The removal that INVALIDATE_START announced is over."""
 
     name: ClassVar[str] = "INVALIDATE_END"
 
 
-class Populate(_Invalidation, frozen=True, kw_only=True):
+class Populate(Answered, frozen=True, kw_only=True):
     """Pages from `start` to `end` have been allocated, in semantics that tell it."""
 
     name: ClassVar[str] = "POPULATE"

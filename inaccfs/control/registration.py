@@ -16,14 +16,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.order import Notice
 
-_EVENTS: Final = {
-    event.name: event
-    for event in (
-        messages.Invalidate,
-        messages.InvalidateStart,
-        messages.InvalidateEnd,
-        messages.Populate,
-    )
+_ANSWERED: Final = {
+    name: event
+    for name, event in messages.EVENTS.items()
+    if issubclass(event, messages.Answered)
 }
 
 
@@ -47,7 +43,7 @@ class Registration:
             assert event == messages.MemoryError.name
             message = messages.MemoryError(notifier=self.number, start=start, end=end)
         else:
-            message = _EVENTS[event](
+            message = _ANSWERED[event](
                 notifier=self.number,
                 start=start,
                 end=end,

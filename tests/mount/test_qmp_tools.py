@@ -232,6 +232,36 @@ def test_watch_answers_until_the_daemon_ends() -> None:
             assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize(
+    ("semantics", "watched", "events"),
+    [
+        ("v7", "register-notifier", ["POPULATE", "INVALIDATE"]),
+        ("v8", "register-notifier", ["INVALIDATE", "INVALIDATE"]),
+        ("v10", "register-notifier", ["INVALIDATE_START", "INVALIDATE_END"]),
+        ("guest_memfd", "bind", ["INVALIDATE_START", "INVALIDATE_END"]),
+    ],
+)
+def test_watch_answers_every_event_that_wants_an_answer(
+    semantics: str, watched: str, events: list[str]
+) -> None:
+    """An allocation or a punch would wait for the ack timeout, and evict the watcher.
+
+    The log is checked: it would say so.
+    """
+    words = [watched, "file=/guest0"] + ["start=0", "end=4"] * (watched == "bind")
+    with support.mounted(semantics=semantics, ack_timeout=3) as mount:
+        guest = new_file(mount.path / "guest0", MIB)
+        with watching(mount, "--watch", *words) as process:
+            assert said(process)["notifier"] == 1
+            support.run("fallocate", "-n", "-o", 0, "-l", PAGE, guest)
+            support.run("fallocate", "-p", "-o", 0, "-l", PAGE, guest)
+            assert [said(process)["event"] for _ in events] == events
+            notifiers = json.loads(cli("qmp", mount.path, "query-notifiers").stdout)
+            assert [found["waiting"] for found in notifiers] == [None]
+            cli("qmp", mount.path, "quit")
+            assert process.wait(PATIENCE) == 0
+
+
 def test_ctrl_c_ends_watching(mount: inaccfs.Mount) -> None:
     with watching(mount, "--watch", "register-notifier", "file=/guest0") as process:
         said(process)
