@@ -19,6 +19,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
+from inaccfs.control.context import Actions
 from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
 from inaccfs.fuse import descriptors, mounting
@@ -299,7 +300,7 @@ class _Daemon:
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
-                server.Actions(self._describer.status, lambda: self._end("quit")),
+                Actions(self._describer.status, lambda: self._end("quit")),
                 Files(
                     self._namespace,
                     self._mountpoint,
