@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from inaccfs.shim.backing import Backing
-
+    from inaccfs.backing.root import Backing
     from inaccfs.helper.tasks import Received
 
 

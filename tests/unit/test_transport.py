@@ -20,8 +20,7 @@ from tests.unit.fakes import FALLOCATE_IN, INTERRUPT_IN, HeldAllocator, World, s
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from inaccfs.shim.backing import Backing
-
+    from inaccfs.backing.root import Backing
     from inaccfs.fuse.requests import Handler
 
 PAGE = 4096
