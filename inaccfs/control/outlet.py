@@ -94,7 +94,8 @@ class Outlet:
                     (memoryview(data)[sent:], -1) if sent else (data, fd)
                 )
                 self.waiting += len(data) - sent
-                return False
+                if not sent:
+                    return False
         return True
 
     def close(self) -> None:
