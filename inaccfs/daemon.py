@@ -8,25 +8,22 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pyfuse3
 import trio
 
 from inaccfs import runtime, tracing
-from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
 from inaccfs.control.context import Actions
-from inaccfs.control.limits import Policy
 from inaccfs.describe import Describer
 from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
-from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.ownmount import OwnMount
@@ -36,7 +33,6 @@ from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
 from inaccfs.shim import framesource
 from inaccfs.shim.allocator import Allocator
-from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
@@ -45,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.backing.root import Backing
+    from inaccfs.config import Config
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
-    from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
     from inaccfs.tracing import Tracer
@@ -61,49 +57,25 @@ _RELAY_BUFFER_BYTES: Final = 1 << 20
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(slots=True)
-class FrameOptions:
-    """Where page frame numbers come from."""
-
-    # "auto", "pagemap" or "simulated".
-    source: str = "auto"
-    simulated: SimulatedMemory = field(default_factory=SimulatedMemory)
-
-
-@dataclass(slots=True)
-class Config:
-    """All that a mount is made from."""
-
-    mountpoint: Mountpoint
-    semantics: Semantics
-    # A directory to wrap; None for a private tmpfs made with `tmpfs`.
-    backing: str | None = None
-    tmpfs: TmpfsOptions = field(default_factory=TmpfsOptions)
-    fuse: FuseOptions = field(default_factory=FuseOptions)
-    frames: FrameOptions = field(default_factory=FrameOptions)
-    control: str | None = None
-    policy: Policy = field(default_factory=Policy)
-    log: str | None = None
-    # Whose end is the mount's, too.
-    holder: Holder | None = None
-
-
 def run(
     config: Config,
+    place: Mountpoint,
     ready: Callable[[list[str]], None],
     oom_score: OomScore,
+    holder: Holder | None = None,
 ) -> None:
     """Mount, serve until unmounted or told to stop, and leave nothing behind.
 
-    *ready* is called once the mount can be used, with what the user ought to know.
-    *oom_score* is of this process.
+    *place* is closed as soon as it is mounted on. *ready* is called once the mount can
+    be used, with what the user ought to know. *oom_score* is of this process. The mount
+    ends when *holder* does.
 
     Raises:
         InaccfsError: the mount could not be made.
     """
     # First of all: else others of the same user could open the backing through /proc.
     tracer = tracing.hide()
-    mountpoint = config.mountpoint.path
+    mountpoint = place.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
         runtime.make_directory()
@@ -114,8 +86,8 @@ def run(
         helper = Helper()
     with ExitStack() as stack:
         stack.callback(stop.ignore)
-        if config.holder is not None:
-            stack.callback(config.holder.clean_up)
+        if holder is not None:
+            stack.callback(holder.clean_up)
         stack.callback(helper.close)
         if config.backing is None:
             backing = private_tmpfs(
@@ -127,10 +99,10 @@ def run(
             backing = wrap(config.backing)
         stack.callback(backing.close)
         source = framesource.choose(
-            config.frames.source,
-            config.frames.simulated,
+            config.pfn_source,
+            config.simulated,
             large_folios=_has_large_folios(config),
-            movable=config.semantics.movable,
+            movable=config.rules.movable,
         )
         stack.callback(source.close)
         # The directory that it was started in is not the daemon's to keep busy.
@@ -138,13 +110,23 @@ def run(
         listener = server.listen(control, everybody=bool(config.policy.allowed_uids))
         stack.callback(_remove, control)
         stack.enter_context(listener)
-        with config.mountpoint:
-            mount = mounting.mount(config.mountpoint, config.fuse)
+        with place:
+            mount = mounting.mount(place, config.fuse)
         stack.callback(os.close, mount.fuse)
         own_mount = OwnMount(mount.info)
         stack.callback(own_mount.unmount)
-        parts = _Parts(control, backing, helper, source, mount, tracer)
-        daemon = _Daemon(config, parts, stop, own_mount)
+        parts = _Parts(
+            mountpoint=mountpoint,
+            control=control,
+            backing=backing,
+            helper=helper,
+            frames=source,
+            mount=mount,
+            own_mount=own_mount,
+            tracer=tracer,
+            holder=holder,
+        )
+        daemon = _Daemon(config, parts, stop)
         daemon.serve(listener, ready)
 
 
@@ -187,42 +169,36 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a mount is made of, each closed by whoever made it."""
+    """What a mount is made of. `run` made them all, and closes them."""
 
+    # Its path.
+    mountpoint: str
+    # The path of the socket.
     control: str
     backing: Backing
     helper: Helper
     frames: FrameSource
     mount: mounting.NewMount
-    # Who has traced the daemon since it was started.
+    own_mount: OwnMount
+    # The process that has traced the daemon since it was started.
     tracer: Tracer | None
+    # The process whose end is the mount's, too.
+    holder: Holder | None
 
 
 class _Daemon:
     """The parts of a mount, and how they end."""
 
-    def __init__(
-        self,
-        config: Config,
-        parts: _Parts,
-        stop: _StopRequest,
-        own_mount: OwnMount,
-    ) -> None:
+    def __init__(self, config: Config, parts: _Parts, stop: _StopRequest) -> None:
         self._config = config
+        self._parts = parts
         self._stop = stop
-        self._own_mount = own_mount
-        self._mountpoint = config.mountpoint.path
-        self._backing = backing = parts.backing
-        self._tracer = parts.tracer
-        self._control = parts.control
-        self._frames = parts.frames
-        device = parts.mount.fuse
-        self._device_number = parts.mount.info.device
+        backing, device = parts.backing, parts.mount.fuse
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
         self._shim = Shim(
-            telling(config.semantics),
+            telling(config.rules),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,
@@ -231,7 +207,6 @@ class _Daemon:
             space=self._closer,
             patience=self._patience,
         )
-        self._helper = parts.helper
         self._namespace = Namespace(
             backing,
             self._shim,
@@ -241,7 +216,7 @@ class _Daemon:
         )
         self._describer = Describer(
             config,
-            config.mountpoint.path,
+            parts.mountpoint,
             parts.control,
             self._namespace,
             parts.frames,
@@ -262,10 +237,10 @@ class _Daemon:
             lambda passthrough: make_seal(
                 device,
                 passthrough=passthrough,
-                rule=config.semantics.mmap,
+                rule=config.rules.mmap,
                 page_size=backing.page_size,
             ),
-            config.semantics.read_errno,
+            config.rules.read_errno,
         )
         self._nursery: trio.Nursery | None = None
         self._server: server.Server | None = None
@@ -294,7 +269,7 @@ class _Daemon:
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._end_with_holder)
             nursery.start_soon(self._patience.run)
-            nursery.start_soon(self._helper.run)
+            nursery.start_soon(self._parts.helper.run)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)
             await self._channel.initialised.wait()
@@ -303,21 +278,21 @@ class _Daemon:
                 Actions(self._describer.status, lambda: self._end("quit")),
                 Files(
                     self._namespace,
-                    self._mountpoint,
-                    self._device_number,
-                    self._helper,
+                    self._parts.mountpoint,
+                    self._parts.mount.info.device,
+                    self._parts.helper,
                 ),
                 self._shim,
                 self._config.policy,
-                receiver=self._helper,
-                device=self._device_number,
+                receiver=self._parts.helper,
+                device=self._parts.mount.info.device,
             )
             nursery.start_soon(self._server.run)
-            warnings = list(self._backing.warnings)
+            warnings = list(self._parts.backing.warnings)
             if not self._channel.seal.is_kept:
                 warnings.append(f"mmap: {self._channel.seal}")
-            if self._tracer is not None:
-                warnings.append(f"{self._tracer} traces this daemon: it can reach all")
+            if (tracer := self._parts.tracer) is not None:
+                warnings.append(f"{tracer} traces this daemon: it can reach all")
             # What has been made so far stays: the collector need not look at it.
             gc.freeze()
             ready(warnings)
@@ -325,23 +300,25 @@ class _Daemon:
             self._log_what_it_is()
 
     def _log_what_it_is(self) -> None:
-        rules = self._config.semantics
+        rules = self._config.rules
         log.info(
             "mounted: %s: %s, control socket %s",
-            self._mountpoint,
-            self._backing.description,
-            self._control,
+            self._parts.mountpoint,
+            self._parts.backing.description,
+            self._parts.control,
         )
         log.info("rules: %s (%s)", rules.name, rules.source)
         log.info(
-            "page frames: %s, pinned by %s", self._frames.name, self._frames.pinning
+            "page frames: %s, pinned by %s",
+            self._parts.frames.name,
+            self._parts.frames.pinning,
         )
         log.info("mmap: %s", self._channel.seal)
 
     async def _run_channel(self) -> None:
         await self._channel.run()
-        log.info("unmounted: %s", self._mountpoint)
-        self._own_mount.lost = True
+        log.info("unmounted: %s", self._parts.mountpoint)
+        self._parts.own_mount.lost = True
         self._end("unmounted")
 
     async def _run_pyfuse3(self) -> None:
@@ -358,8 +335,8 @@ class _Daemon:
                 self._end(signal.Signals(number).name)
 
     async def _end_with_holder(self) -> None:
-        if self._config.holder is not None:
-            await self._config.holder.wait()
+        if self._parts.holder is not None:
+            await self._parts.holder.wait()
             log.info("the process that held the mount has ended: ending")
             self._end(signal.SIGTERM.name)
 

@@ -15,7 +15,7 @@ from inaccfs.shim import census
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.daemon import Config
+    from inaccfs.config import Config
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.seal import Seal
     from inaccfs.shim.frames import FrameSource
@@ -57,7 +57,7 @@ class Describer:
         }
 
     async def _magic(self) -> bytes:
-        return b"0x%08x" % self._config.semantics.magic
+        return b"0x%08x" % self._config.rules.magic
 
     async def _control_path(self) -> bytes:
         return os.fsencode(self._control)
@@ -81,7 +81,7 @@ class Describer:
             page_size=self._backing.page_size,
             files=files + self._namespace.nameless_files,
             allocated_pages=allocated // self._backing.page_size,
-            semantics=self._config.semantics.name,
+            semantics=self._config.rules.name,
             sealed=seal.sealed,
             mmap=str(seal),
             pfn_source=self._frames.name,

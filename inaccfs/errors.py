@@ -7,6 +7,8 @@ the caller of a system call gets; a bug stays whatever Python raised.
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class InaccfsError(Exception):
     """Something the user can put right; the message says what to do, in one line."""
@@ -46,3 +48,8 @@ class DeadDaemonError(NotMountedError):
 
 class DaemonFailedError(MountError):
     """The daemon has not come up, and has told why on its standard error."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("the daemon did not start: see what it says")
+        self.status: Final = status
+        """Its exit status, as `inaccfs mount` has it."""

@@ -54,13 +54,15 @@ _STOP_SECONDS: Final = 60.0
 
 
 def start_daemon(
-    arguments: Sequence[str],
+    words: Sequence[str],
     mountpoint: Mountpoint,
     *,
     scratch: str | None = None,
     stderr: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `inaccfs mount` with *arguments* and return when its mount is ready.
+    """Start `inaccfs mount` with *words* and return when its mount is ready.
+
+    They name the *mountpoint*, too, so that it is found again from where we are.
 
     With *scratch* the mount is held by this process, and ends when it does, and the
     directory *scratch* goes then, too.
@@ -88,7 +90,8 @@ def start_daemon(
                 [
                     # -P: what lies in the current directory is not to be imported.
                     *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
-                    *(*options, *arguments, mountpoint.path),
+                    *options,
+                    *words,
                 ],
                 pass_fds=list(fds.values()),
                 stdin=subprocess.DEVNULL,
@@ -98,7 +101,15 @@ def start_daemon(
                 env=_environment(),
             )
         stack.callback(end, daemon)
-        readable = wait_readable(ready_read, _START_SECONDS)
+        try:
+            readable = wait_readable(ready_read, _START_SECONDS)
+        except KeyboardInterrupt:
+            # It may be in a file of the user's that does not come to an end: it says
+            # in which line.
+            daemon.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(_ENDING_SECONDS)
+            raise
         # The end of the pipe is readable too: nothing here waits for a dead daemon.
         if readable and os.read(ready_read, len(READY)) == READY:
             # It stays.
@@ -112,7 +123,9 @@ def start_daemon(
             )
         daemon.wait()
         if daemon.returncode > 0:
-            raise DaemonFailedError("the daemon did not start: see what it says")
+            raise DaemonFailedError(daemon.returncode)
+        if daemon.returncode == 0:
+            raise MountError("the daemon ended before there was a mount")
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started"
         )
@@ -256,6 +269,7 @@ def mounted(
             # One that was killed as it started may have mounted.
             failed.callback(_unmount_new, str(path), before)
             try:
+                arguments.append(point.path)
                 daemon = start_daemon(
                     arguments, point, scratch=str(scratch), stderr=stderr
                 )

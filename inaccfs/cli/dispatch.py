@@ -48,7 +48,10 @@ def run(argv: Sequence[str] | None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        args = _parser().parse_args(fstab.translated(words) or words)
+        words = fstab.translated(words) or words
+        args = _parser().parse_args(words)
+        # Those of the command; `mount` hands them to a daemon.
+        args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
     except OptionError as exc:
         output.complain(str(exc))
@@ -73,7 +76,7 @@ def _parser() -> output.Parser:
         "read, write or map",
     )
     parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (mount, umount, status, semantics, qmp, kvm, probe, experiment):
         module.add_parser(commands)
     return parser

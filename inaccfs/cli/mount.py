@@ -8,19 +8,25 @@ import os
 import signal
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch, runtime, syscalls
 from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
+from inaccfs.fuse import mounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
 
 if TYPE_CHECKING:
-    from inaccfs.daemon import Config
+    from collections.abc import Sequence
+
+    from inaccfs.config import Config
 
 log_ = logging.getLogger(__name__)
+
+_HANDED: Final = ("ready", "mountpoint", "holder")
+"""What each --NAME-fd is called that `launch.start_daemon` gives the daemon."""
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -111,10 +117,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
-    # From `launch.start_daemon`: where to tell that the mount can be used, the
-    # mountpoint itself, a pidfd of whom the mount is held by, and what goes with them.
-    for name in ("--ready-fd", "--mountpoint-fd", "--holder-fd"):
-        parser.add_argument(name, type=int, metavar="N", help=argparse.SUPPRESS)
+    # From `launch.start_daemon`: the pipe for `launch.READY`, an fd of the mountpoint,
+    # a pidfd of the process that holds the mount, and the directory to remove with it.
+    for name in _HANDED:
+        parser.add_argument(
+            f"--{name}-fd", type=int, metavar="N", help=argparse.SUPPRESS
+        )
     parser.add_argument("--scratch", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
         *("-v", "--verbose"),
@@ -127,44 +135,31 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mount; stay if asked to."""
-    options = mountoptions.gather(args)
+    config = mountoptions.parse(mountoptions.gather(args))
     if args.foreground:
-        return _serve(args, options)
-    # What is wrong with the words is told before a daemon is started for them.
-    mountoptions.parse(options)
+        return _serve(args, config)
+    for name in _HANDED:
+        if getattr(args, f"{name}_fd") is not None:
+            raise OptionError(f"--{name}-fd is for a daemon: give --foreground, too")
     with Mountpoint.open(args.mountpoint) as mountpoint:
-        return _start(args, options, mountpoint)
+        return _start(args.given, config, mountpoint)
 
 
-def _start(
-    args: argparse.Namespace, options: mountoptions.Options, mountpoint: Mountpoint
-) -> int:
-    """Start a daemon in the background."""
-    runtime.control_path(mountpoint.path, options.ours.get("control"))
-    log = options.ours.get("log")
-    if log is None:
+def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
+    """Start a daemon in the background, and give it the user's own *words*."""
+    runtime.control_path(mountpoint.path, config.control)
+    if config.log is None:
         runtime.make_directory()
-        log = runtime.log_path(mountpoint.path)
-    arguments = ["--log", os.path.abspath(log)]
-    for name, value in options.ours.items():
-        if name != "log":
-            arguments += [f"--{name}", value]
-    for name, value in options.repeated:
-        arguments += [f"--{name}", value]
-    if not options.guest_access:
-        arguments.append("--no-guest-access")
-    for option in options.fuse:
-        arguments += ["-o", option]
-    arguments += ["-v"] * args.verbose
+        words = ["--log", runtime.log_path(mountpoint.path), *words]
     try:
-        launch.start_daemon(arguments, mountpoint)
-    except DaemonFailedError:
+        launch.start_daemon(words, mountpoint)
+    except DaemonFailedError as exc:
         # It has said why, on our standard error.
-        return 1
+        return exc.status
     return 0
 
 
-def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
+def _serve(args: argparse.Namespace, config: Config) -> int:
     """Be the daemon."""
     oom_score = syscalls.OomScore()
     # Before the imports, which take the most of a start: see `tracing`.
@@ -172,34 +167,24 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
     # Here and not above: only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
-    parsed = mountoptions.parse(options)
-    for name in ("ready", "mountpoint", "holder"):
+    # A class of the user's is loaded while what is wrong with it can still be told.
+    _ = config.rules
+    for name in _HANDED:
         fd = getattr(args, f"{name}_fd")
         try:
             if fd is not None:
                 os.fstat(fd)
         except (OSError, OverflowError):
             raise OptionError(f"{name}-fd {fd}: no such fd") from None
-    log = options.ours.get("log")
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
     else:
-        mountpoint = Mountpoint(args.mountpoint, args.mountpoint_fd)
-    config: Config = daemon.Config(
-        mountpoint=mountpoint,
-        backing=options.ours.get("backing"),
-        tmpfs=parsed.tmpfs,
-        fuse=parsed.fuse,
-        frames=daemon.FrameOptions(parsed.pfn_source, parsed.simulated),
-        control=options.ours.get("control"),
-        policy=parsed.policy,
-        semantics=parsed.semantics,
-        log=log,
-        holder=None if args.holder_fd is None else Holder(args.holder_fd, args.scratch),
-    )
+        path = mounting.resolve(args.mountpoint)
+        mountpoint = Mountpoint(path, args.mountpoint_fd)
+    holder = None if args.holder_fd is None else Holder(args.holder_fd, args.scratch)
     logfile.start(args.verbose)
 
-    own_log = None if log is None else logfile.LogFile(log)
+    own_log = None if config.log is None else logfile.LogFile(config.log)
 
     def ready(warnings: list[str]) -> None:
         for warning in warnings:
@@ -211,7 +196,7 @@ def _serve(args: argparse.Namespace, options: mountoptions.Options) -> int:
         _notify_systemd()
 
     try:
-        daemon.run(config, ready, oom_score)
+        daemon.run(config, mountpoint, ready, oom_score, holder)
     except BaseException as exc:
         if own_log is not None and own_log.is_taken:
             # Here and not at the interpreter's end, when an empty log has gone.

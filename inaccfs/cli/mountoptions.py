@@ -1,25 +1,24 @@
-"""From the words of `inaccfs mount` to what the daemon takes, checked."""
+"""From the words of `inaccfs mount` to its `Config`."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.backing.options import TmpfsOptions, parse_size
+from inaccfs.config import Config
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import OptionError
 from inaccfs.fuse.mounting import FuseOptions
-from inaccfs.semantics import V8
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-
-    from inaccfs.semantics import Semantics
 
 _TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
 _SIMULATED: Final = ("simulated-memory", "simulated-order", "simulated-fragmentation")
@@ -96,7 +95,8 @@ def check(words: Sequence[str]) -> None:
     options = Options()
     options.take(words)
     options.check_values()
-    parse(options)
+    # The look at the rules runs a file of the user's.
+    _ = parse(options).rules
 
 
 def _number(options: dict[str, str], name: str) -> int | None:
@@ -116,20 +116,8 @@ def _mode(text: str | None) -> int | None:
     return int(text, 8)
 
 
-@dataclass(slots=True)
-class Parsed:
-    """The options as what the daemon takes."""
-
-    tmpfs: TmpfsOptions
-    fuse: FuseOptions
-    pfn_source: str
-    simulated: SimulatedMemory
-    policy: Policy
-    semantics: Semantics
-
-
-def parse(options: Options) -> Parsed:
-    """Check the options.
+def parse(options: Options) -> Config:
+    """Check the options; run no file of semantics.
 
     Raises:
         OptionError: one is wrong.
@@ -155,18 +143,28 @@ def parse(options: Options) -> Parsed:
         raise OptionError(
             f"pfn-source {quoted(source)} is not one of {', '.join(PFN_SOURCES)}"
         )
-    return Parsed(
-        tmpfs, fuse, source, _simulated(ours), _policy(options), _semantics(ours)
+    log = ours.get("log")
+    return Config(
+        backing=ours.get("backing"),
+        tmpfs=tmpfs,
+        fuse=fuse,
+        pfn_source=source,
+        simulated=_simulated(ours),
+        control=ours.get("control"),
+        policy=_policy(options),
+        semantics=_semantics(ours),
+        log=None if log is None else os.path.abspath(log),
     )
 
 
-def _semantics(ours: dict[str, str]) -> Semantics:
-    if "semantics" not in ours:
-        return V8()
-    # Here and not above: what checks rules would slow down every start.
-    from inaccfs.semantics import load
+def _semantics(ours: dict[str, str]) -> str | None:
+    wanted = ours.get("semantics")
+    if wanted is not None:
+        # Here and not above: what checks rules would slow down every start.
+        from inaccfs.semantics import load
 
-    return load.load(ours["semantics"])
+        load.check_name(wanted)
+    return wanted
 
 
 def _simulated(ours: dict[str, str]) -> SimulatedMemory:

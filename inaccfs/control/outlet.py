@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# So much goes into one send(2): of one punch there may be thousands of events.
+_JOINED_BYTES: Final = 1 << 16
+
 
 class Outlet:
     """Never blocks if its connection does not."""
@@ -86,7 +89,7 @@ class Outlet:
             OSError: as for `send`.
         """
         while self._unsent:
-            data, fd = self._unsent.popleft()
+            data, fd = self._take()
             self.waiting -= len(data)
             sent = self._transmit(data, fd)
             if sent < len(data):
@@ -97,6 +100,19 @@ class Outlet:
                 if not sent:
                     return False
         return True
+
+    def _take(self) -> tuple[bytes | memoryview, int]:
+        """The first that waits, with all that can go in the same send(2)."""
+        data, fd = self._unsent.popleft()
+        if fd >= 0 or len(data) >= _JOINED_BYTES or not self._unsent:
+            return data, fd
+        parts = [data]
+        length = len(data)
+        while self._unsent and self._unsent[0][1] < 0 and length < _JOINED_BYTES:
+            part, _ = self._unsent.popleft()
+            parts.append(part)
+            length += len(part)
+        return (b"".join(parts) if len(parts) > 1 else data), -1
 
     def close(self) -> None:
         """Drop what waits, and close its fds. The connection stays open."""

@@ -6,11 +6,12 @@ import errno
 import os
 import re
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from heapq import nsmallest
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
+import msgspec
 from msgspec import UNSET
 
 from inaccfs.control import messages
@@ -51,12 +52,13 @@ def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
     }
 
 
-def schema() -> list[dict[str, Any]]:
+@cache
+def schema() -> msgspec.Raw:
     """query-qmp-schema."""
     # Here and not above: hardly anybody asks, and it costs start-up time and memory.
     from inaccfs.control import schema as types
 
-    return types.schema()
+    return msgspec.Raw(msgspec.json.encode(types.schema()))
 
 
 def describe(

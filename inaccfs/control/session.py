@@ -33,14 +33,14 @@ class Session:
         self.negotiated = False
         self._names: Final = Names(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
-        self._references: Final = PageReferences(context, caller, self._names, outlet)
+        self.references: Final = PageReferences(context, caller, self._names, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,
             messages.Quit: self._quit,
             **queries.handlers(context),
             **self._names.handlers(),
             **self._notifying.handlers(),
-            **self._references.handlers(),
+            **self.references.handlers(),
         }
         context.callers[caller.number] = caller
 
@@ -70,7 +70,7 @@ class Session:
         with trio.CancelScope(shield=True):
             self._names.close()
             await self._notifying.close(turns)
-            await self._references.close(turns)
+            await self.references.close(turns)
         del self._context.callers[self._number]
 
     def _negotiate(self, command: messages.QmpCapabilities) -> Nothing:

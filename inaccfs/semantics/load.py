@@ -95,14 +95,24 @@ def load(wanted: str) -> Semantics:
     Raises:
         OptionError: there is none of that name, or a rule of it is wrong.
     """
+    check_name(wanted)
     for version in VERSIONS:
         if version.name == wanted:
             return version()
-    if (parts := split(wanted)) is not None:
-        return _own(wanted, *parts)
-    if wanted.endswith(".py"):
-        return _own(wanted, wanted, None)
+    return _own(wanted, *(split(wanted) or (wanted, None)))
+
+
+def check_name(wanted: str) -> None:
+    """Check all that can be checked of it without running a file.
+
+    Raises:
+        OptionError: it is neither the name of a version nor that of a file.
+    """
+    if wanted.endswith(".py") or split(wanted) is not None:
+        return
     names = [version.name for version in VERSIONS]
+    if wanted in names:
+        return
     near = difflib.get_close_matches(wanted.lower(), names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(

@@ -81,8 +81,8 @@ class Notifiers:
         # Whether somebody is inside `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
-        # Those that are told and have not answered yet, each with what: 0 until it is.
-        self._waiting: dict[Notifier, int] = {}
+        # Those that are told and have not answered yet, with what; None until each is.
+        self._waiting: dict[Notifier, int | None] = {}
         # Those whose unregistration waits for the end of an invalidation. They are told
         # nothing more: who has unregistered in a callback cannot answer.
         self._leaving: set[Notifier] = set()
@@ -97,7 +97,7 @@ class Notifiers:
 
     def waiting(self, notifier: Notifier) -> int | None:
         """The sequence that *notifier* has not answered yet."""
-        return self._waiting.get(notifier) or None
+        return self._waiting.get(notifier)
 
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
@@ -246,7 +246,7 @@ class Notifiers:
         self._counters.invalidations += 1
         self._counters.events += len(told)
         self._then = then
-        self._waiting = dict.fromkeys(told, 0)
+        self._waiting = dict.fromkeys(told)
         return next(self._sequences)
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:

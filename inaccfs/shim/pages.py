@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
 
-_PAGES_A_TURN: Final = 4096
+_PAGES_A_TURN: Final = 1024
 """So many pages can be got at once: each may be an extent."""
 
 _PAGES_A_STEP: Final = 512

@@ -129,7 +129,10 @@ class FakeFrames:
         return self._runs(sorted(self.at))
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
-        return self._runs(sorted(page for page in self.at if page >= start))[:most]
+        pages = sorted(page for page in self.at if page >= start)
+        runs = self._runs(pages[: 2 * most])
+        # Unless the last of those is cut, or there are too few.
+        return (runs if len(runs) > most else self._runs(pages))[:most]
 
     def _runs(self, pages: Iterable[int]) -> list[Extent]:
         found: list[Extent] = []

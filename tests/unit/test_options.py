@@ -18,6 +18,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
 from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
+from inaccfs.config import Config
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import (
     DeadDaemonError,
@@ -44,7 +45,7 @@ def parse(*words: str) -> mountoptions.Options:
     return mountoptions.gather(parser.parse_args(["mount", *words, "/mnt"]))
 
 
-def config(*words: str) -> mountoptions.Parsed:
+def config(*words: str) -> Config:
     return mountoptions.parse(parse(*words))
 
 
@@ -69,11 +70,18 @@ def test_options_can_be_written_either_way(words: tuple[str, ...]) -> None:
 
 def test_without_words_all_is_the_default() -> None:
     found = config()
-    assert found == mountoptions.Parsed(
-        *(TmpfsOptions(), FuseOptions(), "auto", SimulatedMemory(), Policy()),
-        found.semantics,
+    assert found == Config(
+        backing=None,
+        tmpfs=TmpfsOptions(),
+        fuse=FuseOptions(),
+        pfn_source="auto",
+        simulated=SimulatedMemory(),
+        control=None,
+        policy=Policy(),
+        semantics=None,
+        log=None,
     )
-    assert found.semantics.name == "v8"
+    assert found.rules.name == "v8"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""`Config`: what the options of `inaccfs mount` say, checked.
+
+Imports neither trio nor pyfuse3: the command checks the options, too, and then leaves
+the mount to a daemon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from inaccfs.backing.options import TmpfsOptions
+from inaccfs.control.limits import Policy
+from inaccfs.fuse.mounting import FuseOptions
+from inaccfs.semantics import V8, Semantics
+from inaccfs.shim.frameoptions import SimulatedMemory
+
+
+@dataclass
+class Config:
+    """How to make a mount. `cli.mountoptions` makes it from the options."""
+
+    # A directory to wrap; None for a private tmpfs made with `tmpfs`.
+    backing: str | None = None
+    tmpfs: TmpfsOptions = field(default_factory=TmpfsOptions)
+    fuse: FuseOptions = field(default_factory=FuseOptions)
+    # Where page frame numbers come from: "auto", "pagemap" or "simulated".
+    pfn_source: str = "auto"
+    simulated: SimulatedMemory = field(default_factory=SimulatedMemory)
+    # The path of the control socket; None for one that is named for the mountpoint.
+    control: str | None = None
+    policy: Policy = field(default_factory=Policy)
+    # The name of a version, or FILE.py:CLASS; None for v8.
+    semantics: str | None = None
+    # The absolute path of the log.
+    log: str | None = None
+
+    @cached_property
+    def rules(self) -> Semantics:
+        """The semantics themselves.
+
+        The file of a class of the user's is run by the first look at this, and only by
+        that.
+
+        Raises:
+            OptionError: a rule is wrong.
+        """
+        if self.semantics is None:
+            return V8()
+        # Here and not above: what checks rules would slow down every start.
+        from inaccfs.semantics import load
+
+        return load.load(self.semantics)
