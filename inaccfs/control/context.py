@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.openfiles import Files
     from inaccfs.control.registration import Registration
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.status import Status
 
 
@@ -58,7 +58,7 @@ class Outbound(Protocol):
 class Context:
     """The mount that sessions serve, and what they all have of it."""
 
-    superblock: Shim
+    superblock: Superblock
     files: Files
     actions: Actions
     policy: Policy = field(default_factory=Policy)

@@ -47,6 +47,11 @@ class PageReferences:
         """What carries out each command."""
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
+        return self.caller.number
+
     def evict_holder(self) -> None:
         """Disconnect the peer: others wait for pages that it keeps locked."""
         self._outlet.evict(

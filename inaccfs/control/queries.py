@@ -110,7 +110,7 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 notifier=number,
                 file=name,
                 ino=opened.ino,
-                peer=registration.caller.number,
+                peer=registration.who,
                 pid=registration.caller.pid,
                 start=bound and bound[0],
                 end=bound and bound[1],
@@ -196,8 +196,8 @@ def _rows(
             )
     # Nobody but the peers of this mount's control socket gets pages.
     holders = cast("list[PageReferences]", memory.references.holders())
-    for holder in sorted(holders, key=attrgetter("caller.number")):
-        number = holder.caller.number
+    for holder in sorted(holders, key=attrgetter("who")):
+        number = holder.who
         if number < peer:
             continue
         since = at if number == peer else 0
@@ -280,7 +280,7 @@ async def stats(context: Context) -> messages.Stats:
             references += memory.references_count
         await turns.give()
     return messages.Stats(
-        **asdict(context.superblock.counters),
+        **asdict(context.superblock.trace.counters),
         peers=len(context.callers),
         notifiers=len(context.notifiers),
         references=references,

@@ -45,6 +45,11 @@ class Registration:
         self._ack_seconds: Final = ack_seconds
         self.events_sent = 0
 
+    @property
+    def who(self) -> int:
+        """The number of the peer."""
+        return self.caller.number
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.events_sent += 1

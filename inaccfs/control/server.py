@@ -25,7 +25,7 @@ from inaccfs.errors import MountError
 if TYPE_CHECKING:
     from inaccfs.control.closings import Receiver
     from inaccfs.control.openfiles import Files
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Server:
         listener: socket.socket,
         actions: Actions,
         files: Files,
-        shim: Shim,
+        superblock: Superblock,
         policy: Policy | None = None,
         *,
         receiver: Receiver,
@@ -114,7 +114,7 @@ class Server:
         policy = policy or Policy()
         self._listener: Final = listener
         self._policy: Final = policy
-        self.context: Final = Context(shim, files, actions, policy)
+        self.context: Final = Context(superblock, files, actions, policy)
         self.transport: Final = Transport(policy, receiver, device)
         # Those that are connected.
         self.peers: Final[dict[Peer, Session]] = {}

@@ -139,10 +139,7 @@ class PagemapFrames:
         return self._table.extents()
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
-        found = self._firm.since(start, most)
-        if self._loose.pages:
-            found = joined([*found, *self._loose.since(start, most)], self._per_page)
-        return found[:most]
+        return self._table.since(start, most)
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         with self._lock:

@@ -18,6 +18,7 @@ from inaccfs.control import messages, qmp
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.shim.turns import Turns
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 def apart(control: Control, pages: int, name: str = "guest") -> None:
     """A file whose frames are not contiguous: each page is an extent."""
     node = control.make(name, pages)
-    assert node.file is not None or control.namespace.open(node, os.O_RDWR)
+    assert node.file is not None or control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     memory = node.file.pages._memory_of(0, 1)
-    frames = memory._frames
+    frames = memory.frames
     frames.at = {page: BASE + 7 * pages - 3 * page for page in range(pages)}  # type: ignore[attr-defined] # a fake
 
 
@@ -156,7 +157,7 @@ async def test_files_and_notifiers_are_told_in_order_of_their_numbers(
     control: Control,
 ) -> None:
     for name in "abcdefg":
-        control.namespace.open(control.make(name, 1), os.O_RDWR)
+        control.namespace.opens.open(control.make(name, 1), os.O_RDWR)
     async with control.peer() as peer, control.peer() as other:
         numbers = [
             (await each.do("register-notifier", file="/a"))["notifier"]
@@ -364,7 +365,7 @@ async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
 
 async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
     node = control.make("guest", 4)
-    control.namespace.open(node, os.O_RDWR)
+    control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     async with control.peer() as peer:
         count = 1000
@@ -384,13 +385,13 @@ async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
 
         async with slices(), trio.open_nursery() as nursery:
             nursery.start_soon(answer_all)
-            await node.file.fallocate(3, 0, PAGE, trio.Event())
+            await fallocate(node.file, 3, 0, PAGE, trio.Event())
         assert not node.file.notifiers.running
 
 
 async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> None:
     node = control.make("guest", 4)
-    control.namespace.open(node, os.O_RDWR)
+    control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     async with control.peer() as peer:
         number = (await peer.do("register-notifier", file="/guest"))["notifier"]

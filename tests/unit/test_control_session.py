@@ -23,8 +23,9 @@ from inaccfs.control.session import Session
 from inaccfs.fuse.files import Files
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import PAGE, Daemon, DirectHelper, FakeSource
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,16 +72,16 @@ class Mount:
 
     def __init__(self, backing: Backing, policy: Policy) -> None:
         self.daemon = Daemon()
-        shim = Shim(V8(), backing.page_size, frames=FakeSource())
-        self.namespace = Namespace(backing, shim)
+        superblock = Superblock(V8(), backing.page_size, frames=FakeSource())
+        self.namespace = Namespace(backing, superblock)
         device, _ = syscalls.identity(backing.root)
         root = f"/proc/self/fd/{backing.root}"
         files = Files(self.namespace, root, device, DirectHelper())
         actions = Actions(self.daemon.status, self.daemon.quit)
-        self.context = Context(shim, files, actions, policy)
-        top = self.namespace.root
+        self.context = Context(superblock, files, actions, policy)
+        top = self.namespace.inodes.root
         entry = self.namespace.create(top, b"guest", os.O_RDWR, 0o600, 0, 0)
-        self.node = self.namespace[entry.nodeid]
+        self.node = self.namespace.inodes[entry.nodeid]
         os.ftruncate(self.node.fd, 8 * PAGE)
         assert self.node.file is not None
         self.file = self.node.file
@@ -122,7 +123,7 @@ async def test_events_go_to_the_outlet_and_their_answers_come_back(
 ) -> None:
     async with mount.session() as one, trio.open_nursery() as nursery:
         made = await one.do(messages.RegisterNotifier(file="/guest"))
-        nursery.start_soon(mount.file.fallocate, 3, 0, PAGE, trio.Event())
+        nursery.start_soon(fallocate, mount.file, 3, 0, PAGE, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
         (event,) = one.out.events
         assert (event["event"], event["notifier"]) == ("INVALIDATE", made.notifier)
@@ -141,7 +142,7 @@ async def test_the_silent_are_evicted_by_the_outlet(
 ) -> None:
     async with mount.session() as one:
         await one.do(messages.RegisterNotifier(file="/guest"))
-        await mount.file.fallocate(3, 0, PAGE, trio.Event())
+        await fallocate(mount.file, 3, 0, PAGE, trio.Event())
         assert one.out.evictions == [
             "it does not answer events: no answer to an event of notifier 1 within 10 s"
         ]
@@ -172,7 +173,7 @@ async def test_what_a_session_counts_is_what_the_file_counts(mount: Mount) -> No
         memory = mount.file.pages.memory
         assert memory is not None
         holders = cast("list[PageReferences]", memory.references.holders())
-        totals = {holder.caller.number: holder.total for holder in holders}
+        totals = {holder.who: holder.total for holder in holders}
         assert totals == {1: 4, 2: 1}
         assert memory.references_count == 5
     assert memory.references_count == 0
