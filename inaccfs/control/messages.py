@@ -58,6 +58,8 @@ Limit = Annotated[
 
 
 # --- what commands return -------------------------------------------------------------
+#
+# Of rows there are many at once, and no cycles: the collector need not look (gc=False).
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,7 +101,7 @@ class Notifier(Result, frozen=True, kw_only=True):
     notifier: int
 
 
-class Extent(msgspec.Struct, frozen=True):
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """Pages whose frames are contiguous and of folios of one order.
 
     It may begin in the middle of a folio.
@@ -128,7 +130,7 @@ class Frames(Result, frozen=True, kw_only=True):
     next: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
     # A path from the root; "memfd:NAME"; or what is known of one without a name.
@@ -153,7 +155,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     opens: int
 
 
-class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
+class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One registered notifier."""
 
     # Its number.
@@ -176,7 +178,7 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int | None
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
+class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages that a peer has fetched and not put."""
 
     # As query-files calls it.
@@ -199,7 +201,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     punched: bool
 
 
-class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
+class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages of a file that have been fetched and stay where they are."""
 
     # As query-files calls it.
