@@ -10,6 +10,10 @@ import msgspec
 from inaccfs._version import __version__
 
 
+# There can be thousands of rows at once, and they form no cycles: gc=False keeps the
+# collector from looking at them.
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of what commands return."""
 
@@ -49,7 +53,7 @@ class Notifier(Result, frozen=True, kw_only=True):
     notifier: int
 
 
-class Extent(msgspec.Struct, frozen=True):
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """Pages whose frames are contiguous and of folios of one order.
 
     It may begin in the middle of a folio.
@@ -78,7 +82,7 @@ class Frames(Result, frozen=True, kw_only=True):
     next: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
     # A path from the root; "memfd:NAME"; or what is known of one without a name.
@@ -103,7 +107,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     opens: int
 
 
-class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
+class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One registered notifier."""
 
     # Its number.
@@ -126,7 +130,7 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int | None
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
+class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages that a peer has fetched and not put."""
 
     # As query-files calls it.
@@ -149,7 +153,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     punched: bool
 
 
-class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
+class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages of a file that have been fetched and stay where they are."""
 
     # As query-files calls it.
