@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import runtime, tracing
+from inaccfs import ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
@@ -33,8 +33,8 @@ from inaccfs.semantics.telling import telling
 from inaccfs.shim import framesource
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from inaccfs.config import Config
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.holder import Holder
+    from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
-    from inaccfs.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def run(
         InaccfsError: the mount could not be made.
     """
     # First of all: else others of the same user could open the backing through /proc.
-    tracer = tracing.hide()
+    tracer = ptraced.hide()
     mountpoint = place.path
     control = runtime.control_path(mountpoint, config.control)
     if config.control is None:
@@ -196,19 +196,19 @@ class _Daemon:
         self._closer = Closer()
         self._patience = Patience(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
-        self._shim = Shim(
+        self._superblock = Superblock(
             telling(config.rules),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
-            space=self._closer,
+            frees=self._closer,
             patience=self._patience,
         )
         self._namespace = Namespace(
             backing,
-            self._shim,
+            self._superblock,
             self._closer.close,
             keeps_nodes=backing.private,
             noatime=config.fuse.noatime_directories,
@@ -281,7 +281,7 @@ class _Daemon:
                     self._parts.mount.info.device,
                     self._parts.helper,
                 ),
-                self._shim,
+                self._superblock,
                 self._config.policy,
                 receiver=self._parts.helper,
                 device=self._parts.mount.info.device,

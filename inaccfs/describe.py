@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from inaccfs.config import Config
     from inaccfs.fuse.namespace import Namespace
     from inaccfs.fuse.seal import Seal
+    from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
-    from inaccfs.tracing import Tracer
 
 
 class Describer:
@@ -40,7 +40,7 @@ class Describer:
         self._mountpoint = mountpoint
         self._control = control
         self._namespace = namespace
-        self._backing = namespace.backing
+        self._backing = namespace.inodes.backing
         self._frames = frames
         self._seal = seal
         self._tracer = tracer
@@ -79,7 +79,7 @@ class Describer:
             backing=_printable(self._backing.description),
             size=space.f_blocks * space.f_frsize,
             page_size=self._backing.page_size,
-            files=files + self._namespace.nameless_files,
+            files=files + self._namespace.opens.nameless,
             allocated_pages=allocated // self._backing.page_size,
             semantics=self._config.rules.name,
             sealed=seal.sealed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Final, TypeGuard
 
 # include/uapi/asm-generic/errno.h; Python knows it from 3.14 on.
@@ -27,3 +28,8 @@ _POSSIBLE: Final = range(1, 512)
 def is_errno(number: object) -> TypeGuard[int]:
     """Whether a system call can fail with it; 22.0 is none, though it equals one."""
     return type(number) is int and number in _POSSIBLE
+
+
+def os_error(number: int) -> OSError:
+    """The `OSError` of an errno."""
+    return OSError(number, os.strerror(number))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from inaccfs.control.limits import Policy
 
+# So much goes into one send(2).
+_JOINED_BYTES: Final = 1 << 16
+
 # How long to wait where trio cannot wait for a socket: epoll_ctl(2), ENOSPC.
 _NO_EPOLL_SECONDS: Final = 0.05
 
@@ -169,11 +172,23 @@ class Outlet:
             await trio.sleep(_NO_EPOLL_SECONDS)
 
     def _flush(self) -> None:
-        """Send as much as it takes: of one punch there may be thousands of events."""
+        """Send as much as it takes."""
         while self._unread:
             data, fd = self._unread.popleft()
             self._wait_less(len(data))
+            if fd < 0 and len(data) < _JOINED_BYTES:
+                data = self._join(data)
             if (rest := self._transmit(data, fd)) is not None:
                 self._unread.appendleft(rest)
                 self._wait_more(len(rest[0]))
                 return
+
+    def _join(self, data: memoryview) -> memoryview:
+        """*data* and what comes after it: of one punch there may be thousands."""
+        parts = [data]
+        length = len(data)
+        while self._unread and self._unread[0][1] < 0 and length < _JOINED_BYTES:
+            parts.append(self._unread.popleft()[0])
+            length += len(parts[-1])
+        self._wait_less(length - len(data))
+        return memoryview(b"".join(parts)) if len(parts) > 1 else data

@@ -51,7 +51,7 @@ class PageReferences:
         session = self._session
         count = command.count or 1
         limit = session.server.policy.limits.pages
-        keeps = session.server.shim.semantics.references != "none"
+        keeps = session.server.shim.semantics.keeps_references
         if keeps and self.pages + count > limit:
             raise OSError(
                 errno.EDQUOT,

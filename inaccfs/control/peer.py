@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import time
 from collections import deque
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from inaccfs.control.inbox import NO_FD, Event, Inbox, Passed, close_passed
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 from inaccfs.control.outlet import Outlet
 from inaccfs.shim.patience import in_time
+from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
     import socket
@@ -34,6 +36,9 @@ _NOT_YET: Final = object()
 
 # Commands that wait for their turn; with so many the peer is not read any further.
 _WAITING_COMMANDS: Final = 64
+
+# So long commands are carried out as they are read; then in slices, by a task.
+_TURN_SECONDS: Final = 0.002
 
 # How long to wait where epoll_ctl(2) has no room for one more connection.
 _NO_EPOLL_SECONDS: Final = 0.1
@@ -129,6 +134,8 @@ class Peer:
         self._ended: Final = trio.Event()
         # Whether it is not read from until it has caught up.
         self._paused = False
+        # Until when commands are carried out as they are read.
+        self._until = 0.0
         # Set once it is to be given up; why.
         self.reason = ""
         # What to do when the next reply has been sent.
@@ -220,12 +227,15 @@ class Peer:
             self.disconnect("it hung up")
             return False
         try:
+            self._until = time.perf_counter() + _TURN_SECONDS
             for _ in range(times):
                 event = self._inbox.read()
                 if event is Event.NOTHING:
                     break
                 if not self._goes_on(event):
                     return False
+                if time.perf_counter() > self._until:
+                    break
         except Exception:
             self._fail()
             return False
@@ -291,7 +301,7 @@ class Peer:
                 )
             )
         elif type(command) is InvalidateDone or not (
-            self._requests or self._outlet.is_full
+            self._requests or self._outlet.is_full or time.perf_counter() > self._until
         ):
             self._begin(request)
         else:
@@ -318,10 +328,12 @@ class Peer:
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
         """Carry out what waits, in its order, until nothing does."""
+        turns = Turns()
         while True:
             request = self._requests[0]
             try:
                 if value is _NOT_YET:
+                    await turns.give()
                     while self._outlet.is_full:
                         await self._progress.park()
                     value = self._execute(request)

@@ -6,10 +6,12 @@ import errno
 import os
 import re
 from dataclasses import asdict
+from functools import cache
 from heapq import nsmallest
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
+import msgspec
 from msgspec import UNSET
 
 from inaccfs.control import messages
@@ -32,12 +34,13 @@ _ROWS: Final = 1000
 _NAME_BYTES: Final = 1 << 18
 
 
-def schema() -> list[dict[str, Any]]:
+@cache
+def schema() -> msgspec.Raw:
     """query-qmp-schema."""
     # Here and not above: hardly anybody asks, and it costs start-up time and memory.
     from inaccfs.control import schema as types
 
-    return types.schema()
+    return msgspec.Raw(msgspec.json.encode(types.schema()))
 
 
 def describe(
@@ -261,7 +264,7 @@ async def stats(server: Server) -> messages.Stats:
         await turns.give()
     sessions = server.sessions.values()
     return messages.Stats(
-        **asdict(server.shim.counters),
+        **asdict(server.shim.trace.counters),
         peers=len(sessions),
         notifiers=server.notifiers,
         references=sum(session.references.pages for session in sessions),
@@ -286,7 +289,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

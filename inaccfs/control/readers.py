@@ -8,6 +8,7 @@ answer at once.
 from __future__ import annotations
 
 import select
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # asked again; and it would be, in a turn of the trio loop for nothing.
 _EVENTS: Final = select.EPOLLIN | select.EPOLLONESHOT
 
+
+# Nor do others wait longer than for this and for one peer.
+_TURN_SECONDS: Final = 0.002
 
 _TRY_AGAIN_SECONDS: Final = 0.05
 
@@ -72,8 +76,12 @@ class Readers:
             # A reply has just woken a peer, which on one CPU runs there and then: look
             # again at once, as for the kernel's requests. In a crowd it is in vain.
             times = _READS_IN_A_ROW if len(ready) == 1 else 1
+            until = time.perf_counter() + _TURN_SECONDS
             for fd, _ in ready:
                 # An earlier one of this round may have removed it.
                 callback = self._callbacks.get(fd)
                 if callback is not None and callback(times):
                     self._epoll.modify(fd, _EVENTS)
+                if time.perf_counter() > until:
+                    await trio.lowlevel.checkpoint()
+                    until = time.perf_counter() + _TURN_SECONDS

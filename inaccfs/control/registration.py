@@ -34,6 +34,11 @@ class Registration:
         # How many events it has been sent.
         self.told = 0
 
+    @property
+    def who(self) -> int:
+        """The number of the peer."""
+        return self.session.number
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.told += 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.closings import Receiver
     from inaccfs.control.openfiles import Files
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
     from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Server:
         listener: socket.socket,
         actions: Actions,
         files: Files,
-        shim: Shim,
+        shim: Superblock,
         policy: Policy | None = None,
         *,
         receiver: Receiver,

@@ -126,6 +126,11 @@ class Session:
         for registration in self.notifiers.values():
             registration.opened.file.notifiers.silence(registration)
 
+    @property
+    def who(self) -> int:
+        """See `inaccfs.shim.memory.Holder`."""
+        return self.number
+
     def evict_holder(self) -> None:
         """It keeps pages locked that others wait for."""
         self.peer.evict(

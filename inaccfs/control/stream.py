@@ -99,7 +99,7 @@ class Stream:
         if at == len(data):
             return at, None
         # A line with one object, as nearly always.
-        end = data.find(b"\n", at) + 1
+        end = data.find(b"\n", at) + 1 if data[at] == _OBJECT else 0
         if end and end - at <= self._limit:
             try:
                 return end, Asked(*qmp.decode_request(data[at:end]), at)

@@ -1,8 +1,9 @@
-"""SETATTR: what the kernel wants set, and the set-ID bits that go with it.
+"""SETATTR: sets attributes, and removes set-ID bits where the kernel asks for it.
 
-With HANDLE_KILLPRIV_V2 the kernel leaves it to us to take the set-ID bits away. It says
-when: FATTR_KILL_SUIDGID with a size or an owner, FUSE_OPEN_KILL_SUIDGID with O_TRUNC,
-and SETATTR of nothing at all before a fallocate(2) and for a chown(2) to -1, -1.
+With HANDLE_KILLPRIV_V2 the kernel leaves the removal of the set-ID bits to us. It asks
+for it by FATTR_KILL_SUIDGID with a size or an owner, by FUSE_OPEN_KILL_SUIDGID with
+O_TRUNC, and by a SETATTR of nothing at all, which it sends before a fallocate(2) and
+for a chown(2) to -1, -1.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from inaccfs.fuse.caller import Caller
 from inaccfs.syscalls import UTIME_NOW, UTIME_OMIT
 
 if TYPE_CHECKING:
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Setattr
     from inaccfs.syscalls import Time
 
@@ -42,17 +43,18 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     nothing = not valid & _SETS
     await namespace.wait_idle(node)
     if valid & wire.FATTR_SIZE:
-        # First: when it is refused nothing else may have happened.
-        with namespace.opened(node) as file:
-            await file.set_size(wanted.size, by_path=not valid & wire.FATTR_FH)
+        # First: if this is refused, nothing else may have been changed.
+        with namespace.opens.hold(node) as file:
+            by_path = not valid & wire.FATTR_FH
+            await file.set_size(wanted.size, by_path=by_path, who=pid)
         await namespace.wait_idle(node)
-    # By the group that it has now.
+    # This depends on the group, so it comes before a change of the group.
     mode = None
     if nothing or valid & wire.FATTR_KILL_SUIDGID:
         mode = _without_set_ids(namespace, node, pid, only_owner=nothing)
     if nothing or valid & (wire.FATTR_UID | wire.FATTR_GID):
-        # Before the mode: chown(2) takes the set-ID bits away. To -1, -1 it takes them
-        # away as well, and the time of change moves.
+        # Before the mode: chown(2) removes the set-ID bits. A chown(2) to -1, -1 does,
+        # too, and updates ctime.
         namespace.chown(
             node,
             wanted.uid if valid & wire.FATTR_UID else -1,
@@ -67,7 +69,7 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
 
 
 def drop_set_ids(namespace: Namespace, node: Node, pid: int) -> None:
-    """What a truncation by process *pid* does to the mode of a file."""
+    """Remove the set-ID bits that a truncation by process *pid* removes."""
     mode = _without_set_ids(namespace, node, pid)
     if mode is not None:
         namespace.chmod(node, mode)
@@ -76,18 +78,19 @@ def drop_set_ids(namespace: Namespace, node: Node, pid: int) -> None:
 def _without_set_ids(
     namespace: Namespace, node: Node, pid: int, *, only_owner: bool = False
 ) -> int | None:
-    """The mode without the set-ID bits that are to go; None if there are none.
+    """The mode without the set-ID bits to remove; None if there are none.
 
-    setattr_should_drop_suidgid() of fs/attr.c: set-group-ID without group execution is
-    another thing (mandatory locking), and stays if the caller may set it.
+    setattr_should_drop_suidgid() of fs/attr.c: set-group-ID without group execution
+    means mandatory locking, and stays if the caller may set it.
 
     Raises:
-        OSError: EPERM, with *only_owner*, when somebody else's chown(2) would do it. Of
-            an open file this may be a fallocate(2), by whoever may write.
+        OSError: EPERM, with *only_owner*: the chown(2) of a process that is not like
+            the owner. For an open file it may be a fallocate(2) instead, which every
+            writer may do.
     """
     if node.is_dir:
         return None
-    attributes = namespace.attributes(node)
+    attributes = namespace.inodes.attributes(node)
     mode = stat.S_IMODE(attributes.st_mode)
     if not mode & (stat.S_ISUID | stat.S_ISGID):
         return None

@@ -1,6 +1,7 @@
-"""Who makes a request: what FUSE does not tell of it, from proc(5).
+"""The process that makes a request: its groups and capabilities, from proc(5).
 
-The caller waits for the reply meanwhile, so its number is not given to another.
+FUSE sends only its pid. The process waits for the reply meanwhile, so its pid is not
+reused.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _OWN: Final = "/proc/self/ns/user"
 
 
 class Caller:
-    """A process; one that cannot be looked at may do nothing and is in no group."""
+    """A process. If /proc does not show it, it has no capabilities and no groups."""
 
     def __init__(self, pid: int) -> None:
-        """*pid* is 0 where the process is in no pid namespace of ours."""
+        """*pid* is 0 if the process is not visible in our pid namespace."""
         self._capabilities = 0
         self._uid = -1
         self._groups: frozenset[int] = frozenset()
@@ -29,18 +30,18 @@ class Caller:
                 f"/proc/{pid}/status", encoding="utf-8", errors="replace"
             ) as file:
                 fields = dict(line.split(":", 1) for line in file)
-            # Real, effective, saved, and the one that counts for files.
+            # Real, effective, saved, file system: the last counts for files.
             self._uid = int(fields["Uid"].split()[3])
             groups = fields["Groups"].split()
             self._groups = frozenset(map(int, [fields["Gid"].split()[3], *groups]))
-            # Those of another user namespace are good for nothing here.
+            # Capabilities in another user namespace have no effect here.
             if os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat(_OWN).st_ino:
                 self._capabilities = int(fields["CapEff"], 16)
         except (OSError, KeyError):
             return
 
     def may_see_trusted(self) -> bool:
-        """Whether listxattr(2) tells it of trusted attributes: xattr(7)."""
+        """Whether listxattr(2) shows it trusted attributes: xattr(7)."""
         return self._has(_CAP_SYS_ADMIN)
 
     def may_set_group(self, gid: int) -> bool:

@@ -74,7 +74,7 @@ class Channel:
         *make_seal* is called after INIT, with whether the kernel offers passthrough.
         *read_errno* is the errno of READ and WRITE.
         """
-        self._namespace: Final = namespace
+        self._keeps_nodes: Final = namespace.inodes.keeps_nodes
         self._make_seal: Final = make_seal
         # Set when INIT is done and every later open is sealed, or known not to be.
         self.initialised: Final = trio.Event()
@@ -99,7 +99,7 @@ class Channel:
 
     @property
     def seal(self) -> Seal:
-        """What every open gets."""
+        """The backing file of every open."""
         return self._opens.seal
 
     async def run(self) -> None:
@@ -140,11 +140,10 @@ class Channel:
     def _finish_init(
         self, reply: Reply, init: Init, number: int, payload: memoryview
     ) -> None:
-        """pyfuse3 is ready for requests: the kernel gets our answer, not its."""
+        """pyfuse3 is ready for requests. The kernel gets our answer, not pyfuse3's."""
         if number:
             reply.send(number)
             return
-        handles = self._namespace.keeps_nodes
-        reply.succeed(handshake.pack_init(init, handles=handles))
+        reply.succeed(handshake.pack_init(init, handles=self._keeps_nodes))
         self._opens.seal = self._make_seal(init.passthrough)
         self.initialised.set()

@@ -1,8 +1,9 @@
-"""Closing fds whose memory goes with them: in the background, but not out of mind.
+"""Closes the fds of deleted files in the background, and knows what is pending.
 
-On a tmpfs the memory of an unlinked file is back when its last close(2) returns. Here
-the kernel tells of that close afterwards, and giving gigabytes back takes too long for
-the trio loop; so an allocation that finds no space waits for what is on its way.
+On a tmpfs the memory of an unlinked file is free when its last close(2) returns. FUSE
+sends RELEASE after that close has returned, and to free gigabytes takes too long for
+the trio loop. So an allocation that finds no space waits until the closes that are
+pending have freed theirs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from inaccfs.fuse.inodes import close_now
-from inaccfs.shim.file import QUICK_BYTES
+from inaccfs.fuse.nodes import close_now
+from inaccfs.shim.file import INLINE_BYTES
 
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
@@ -26,34 +27,34 @@ class Closer:
     """Closes fds; large files that are unlinked, in worker threads."""
 
     def __init__(self) -> None:
-        # Set for as long as the loop runs, and the threads can be waited for.
+        # Set while the loop runs, which waits for the threads.
         self.nursery: trio.Nursery | None = None
         self._pending = 0
-        # Of its own: who waits for space waits for these.
+        # Not the limiter of allocations, which may wait for these.
         self._threads = trio.CapacityLimiter(_THREADS)
         # How many large files have been closed so far.
-        self.freed = 0
-        # Set when nothing is pending. Replaced by a new one when something comes.
+        self.closed = 0
+        # Set while nothing is pending. Replaced by a new one when something is.
         self._idle = trio.Event()
         self._idle.set()
 
     @property
     def busy(self) -> bool:
-        """Whether memory is on its way back."""
+        """Whether memory is being freed."""
         return self._pending > 0
 
     async def wait_idle(self) -> None:
-        """Wait until all that is being closed now has been."""
+        """Wait until everything that is being closed has been closed."""
         await self._idle.wait()
 
     def close(self, fd: int, file: InaccessibleFile | None) -> None:
-        """Close *fd* now, or soon if that frees more than the loop has time for.
+        """Close *fd*: now, or in a thread if it frees more than the loop has time for.
 
-        Let go of what was fetched of its *file*, if it is one: else the pins would keep
+        Also drops the pages fetched of its *file*, if it is one: their pins would keep
         the memory.
         """
         attributes = os.fstat(fd)
-        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > QUICK_BYTES
+        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
         if not large or self.nursery is None:
             close_now(fd, file)
             return
@@ -69,6 +70,6 @@ class Closer:
             )
         finally:
             self._pending -= 1
-            self.freed += 1
+            self.closed += 1
             if not self.busy:
                 self._idle.set()

@@ -1,9 +1,9 @@
-"""The daemon's fds: the last ones are its own.
+"""The daemon's fds: a reserve that callers cannot use up.
 
-Each open file and each directory that is read costs one, so callers can use them up.
-The daemon needs some for itself: to reach directories, to let peers in, to keep a file
-whose name goes. The kernel gives the lowest number that is free, so an fd with one of
-the last numbers tells that no others are left.
+Each open file and each directory that is being read costs one fd. The daemon needs some
+for itself: to reach directories, to accept peers, to keep a file whose name is removed.
+The kernel gives the lowest free number, so an fd with one of the last numbers shows
+that only the reserve is left.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-# For 256 directories, as many peers, and what has no name and is not open.
+# For 256 directories, as many peers, and files without a name that are not open.
 _RESERVE: Final = 1024
 
 _NR_OPEN: Final = "/proc/sys/fs/nr_open"
 
 
 def raise_limit() -> None:
-    """Have as many fds as there can be: each file that is open costs one.
+    """Raise RLIMIT_NOFILE as far as possible: each open file costs an fd.
 
-    That is the hard limit; and with CAP_SYS_RESOURCE what the kernel allows anybody.
+    That is to the hard limit, or with CAP_SYS_RESOURCE to the kernel's fs.nr_open.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -28,11 +28,11 @@ def raise_limit() -> None:
             most = max(hard, int(file.read()))
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (OSError, ValueError):
-        # Not permitted; setrlimit(2) says so in Python by a ValueError, too.
+        # Not permitted, for which Python may also raise a ValueError.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def in_reserve(fd: int, share: int = 1) -> bool:
-    """Whether *fd* is one of the last. With a *share* of 2 half as many are."""
+    """Whether *fd* is in the reserve. With a *share* of 2, in its last half."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return fd >= limit - min(_RESERVE, limit // 4) // share

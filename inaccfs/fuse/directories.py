@@ -7,16 +7,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.backing.root import open_to_read
 
 if TYPE_CHECKING:
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.inodes import Inodes
+    from inaccfs.fuse.nodes import Node
 
 
 class OpenDirectory:
-    """A directory that is being read; positions in it are the backing's own.
+    """A directory that is being read. Positions in it are those of the backing.
 
-    What has been read from the backing and not yet taken by the kernel is kept: a
-    hugetlbfs counts positions anew when names go, so it must not be asked to seek
+    Keeps entries that were read from the backing and that the kernel has not taken yet.
+    A hugetlbfs renumbers positions when names are removed, so the backing must not seek
     unless the reader does.
     """
 
@@ -39,5 +41,38 @@ class OpenDirectory:
         return self._entries[0] if self._entries else None
 
     def take(self) -> None:
-        """Go past the entry at the position."""
+        """Move past the entry at the position."""
         self._position = self._entries.popleft().offset
+
+
+class Directories:
+    """The directories of a mount that are being read."""
+
+    def __init__(self, inodes: Inodes, *, noatime: bool) -> None:
+        """*noatime*: reading does not change the time of access of a directory."""
+        self._inodes: Final = inodes
+        self._noatime: Final = noatime
+        # By fd, which is the file handle.
+        self._open: Final[dict[int, OpenDirectory]] = {}
+
+    def __getitem__(self, fh: int) -> OpenDirectory:
+        return self._open[fh]
+
+    def open(self, node: Node, flags: int) -> int:
+        """OPENDIR: returns the file handle."""
+        noatime = self._noatime or bool(flags & os.O_NOATIME)
+        path_fd = self._inodes.dir_fd(node)
+        fd = self._inodes.claim(open_to_read(path_fd, noatime=noatime))
+        self._open[fd] = OpenDirectory(node, fd)
+        return fd
+
+    def release(self, fh: int) -> None:
+        """RELEASEDIR."""
+        del self._open[fh]
+        os.close(fh)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()

@@ -14,8 +14,9 @@ from inaccfs import syscalls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
+    from inaccfs.fuse.opens import Opens
     from inaccfs.helper.tasks import Helper
     from inaccfs.shim.file import InaccessibleFile
 
@@ -27,10 +28,10 @@ _WRITABLE: Final = (os.O_RDWR, os.O_WRONLY)
 class OpenFile:
     """A file that stays open until `close`."""
 
-    def __init__(self, namespace: Namespace, node: Node) -> None:
-        self._namespace: Final = namespace
+    def __init__(self, opens: Opens, node: Node) -> None:
+        self._opens: Final = opens
         self._node: Final = node
-        self.file: Final[InaccessibleFile] = namespace.open(node, os.O_RDWR)
+        self.file: Final[InaccessibleFile] = opens.open(node, os.O_RDWR)
         node.held += 1
 
     @property
@@ -40,7 +41,7 @@ class OpenFile:
 
     @property
     def name(self) -> str:
-        """What people call it: a path from the mount's root, if there is one."""
+        """Its name for people: a path from the mount's root, if it has one."""
         return name_of(self._node)
 
     @property
@@ -49,23 +50,23 @@ class OpenFile:
         return self._node.opens
 
     def reopen_backing(self) -> int:
-        """A new fd of the backing memory itself; the caller's to close."""
+        """A new fd of the backing file itself, for the caller to close."""
         return os.open(
             f"/proc/self/fd/{self.file.fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
         )
 
     def again(self) -> OpenFile:
-        """The same file, to be closed for itself."""
-        return OpenFile(self._namespace, self._node)
+        """The same file once more, with a `close` of its own."""
+        return OpenFile(self._opens, self._node)
 
     def close(self) -> None:
-        """Let it go. Its memory goes too if nobody else has it and it has no name."""
+        """Release it. This frees its memory if it has no name and no other open."""
         self._node.held -= 1
-        self._namespace.release(self._node)
+        self._opens.release(self._node)
 
 
 def name_of(node: Node) -> str:
-    """A path from the mount's root, or what is known of a file without a name."""
+    """A path from the mount's root; for a file without a name, its label or number."""
     if node.parent is None:
         label = "" if node.file is None else node.file.label
         return label or f"(deleted inode {node.ino})"
@@ -79,17 +80,19 @@ def name_of(node: Node) -> str:
 
 
 class Files:
-    """Opens files for peers. Methods raise `OSError`; its text is for the peer."""
+    """Opens files for peers. The text of an `OSError` raised here is for the peer."""
 
     def __init__(
         self, namespace: Namespace, mountpoint: str, device: str, helper: Helper
     ) -> None:
         """*device* is the mount's number, "major:minor", as mountinfo has it."""
         self._namespace: Final = namespace
+        self._inodes: Final = namespace.inodes
+        self._opens: Final = namespace.opens
         self._mountpoint: Final = mountpoint
         self._device: Final = device
         self._helper: Final = helper
-        # Where the mountpoint leads to what hangs, so many workers hang, too.
+        # If the mountpoint leads to a file system that hangs, so many workers hang.
         self._opening: Final = trio.CapacityLimiter(_OPENING_WORKERS)
 
     def open_path(self, path: str) -> OpenFile:
@@ -100,26 +103,26 @@ class Files:
         """
         node = self._namespace.find(os.fsencode(path))
         try:
-            return OpenFile(self._namespace, node)
+            return OpenFile(self._opens, node)
         except OSError:
-            # The kernel need not know of it, and then nobody would forget it.
-            self._namespace.forget(node.ino, 0)
+            # The kernel may not know it, and so never forget it.
+            self._inodes.forget(node.ino, 0)
             raise
 
     def open_fd(self, fd: int) -> OpenFile:
-        """The file that *fd*, an fd of somebody else, has open. *fd* stays open.
+        """The file of *fd*, which another process has opened. *fd* stays open.
 
         Raises:
-            OSError: EINVAL, when it is no file of this mount; EBADF, when it is not
-                open for writing.
+            OSError: EINVAL, it is not a file of this mount; EBADF, it is not open for
+                writing.
         """
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         try:
             device, ino = syscalls.identity(fd)
         except OSError:
-            # Whatever it is, it is none of ours: those can always be asked.
+            # Not a file of ours: those always answer.
             device, ino = "", 0
-        node = self._namespace.nodes.get(ino)
+        node = self._inodes.nodes.get(ino)
         if device != self._device or node is None or node.is_dir:
             raise OSError(errno.EINVAL, "the fd is no file of this mount")
         if flags & os.O_PATH or flags & os.O_ACCMODE not in _WRITABLE:
@@ -128,7 +131,7 @@ class Files:
             )
         if not node.opens:
             raise OSError(errno.EINVAL, "the fd is no regular file of this mount")
-        return OpenFile(self._namespace, node)
+        return OpenFile(self._opens, node)
 
     async def create(
         self, label: str, size: int, uid: int, gid: int
@@ -138,14 +141,14 @@ class Files:
         It belongs to *uid* and *gid*. The fd is the caller's to close.
 
         Raises:
-            OSError: the size is refused; ESTALE, when the mountpoint leads elsewhere.
+            OSError: the size is refused; ESTALE, the mountpoint leads elsewhere.
         """
         fd = await self._open_tmpfile()
         opened: OpenFile | None = None
         try:
             opened = self.open_fd(fd)
             opened.file.label = label
-            self._namespace.chown(self._namespace[opened.ino], uid, gid)
+            self._namespace.chown(self._inodes[opened.ino], uid, gid)
             if size:
                 await opened.file.set_size(size)
         except BaseException:
@@ -156,7 +159,7 @@ class Files:
         return fd, opened
 
     async def _open_tmpfile(self) -> int:
-        """Open a new file through the mount; the kernel asks us for it meanwhile."""
+        """Open a new file through the mount; meanwhile the kernel sends us TMPFILE."""
         try:
             async with self._opening:
                 return await self._helper.open_tmpfile(self._mountpoint, self._device)
@@ -169,12 +172,12 @@ class Files:
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of what is open or fetched."""
-        # A copy: whoever asks may let others have their turn in between.
-        for node in list(self._namespace.nodes.values()):
+        # A copy: the caller may let other tasks run in between.
+        for node in list(self._inodes.nodes.values()):
             if node.file is not None:
                 yield name_of(node), node.ino, node.file, node.opens
             elif node.opens:
-                # It was let go, for want of fds.
+                # Its fd was closed, for want of fds.
                 opens = node.opens
-                with self._namespace.opened(node) as file:
+                with self._opens.hold(node) as file:
                     yield name_of(node), node.ino, file, opens

@@ -1,12 +1,13 @@
 """The inodes that the kernel knows of, and how each can be reached in the backing.
 
-A `Node` is an inode while the kernel holds a reference to it (LOOKUP minus FORGET); or,
-where names change through the mount only, as long as it has a name, so that a file
-handle finds it. It has no fd as long as a name leads to it, so that a hundred thousand
-names cost no fds; it gets one when it is opened, and keeps one when its last name goes.
+There is a `Node` for an inode while the kernel holds a reference to it (LOOKUP minus
+FORGET). Where names change through the mount only, there is one as long as the inode
+has a name, so that a file handle finds it. A node has no fd while a name leads to it,
+so that a hundred thousand names cost no fds. It gets one when it is opened, and keeps
+one when its last name is removed.
 
 Invariants:
-- a node can always be reached: by `fd`, or by a name in a directory that can be;
+- a node can always be reached: by its `fd`, or by a name in a directory that can be;
 - a directory stays in the table while some node names it as parent;
 - nodeid and st_ino are the backing's inode number, but for the root, which is 1.
 """
@@ -20,117 +21,58 @@ import os
 import secrets
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
+from inaccfs.errnos import os_error
 from inaccfs.fuse import descriptors
+from inaccfs.fuse.nodes import Node, can_be_let_go, close_now, let_go
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from inaccfs.backing.root import Backing
-    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.fuse.nodes import CloseFd
 
-# In seconds. What only the mount can change may be remembered; a directory that
-# others can change too may not, and neither may the attributes of a file: memory can
-# be allocated behind the kernel's back.
+# In seconds. The kernel may remember names that only the mount can change. It may not
+# remember names in a directory that others can change, too, nor the attributes of a
+# file: a peer can allocate memory, and the kernel does not see that.
 _FOREVER: Final = 86_400
-# Long enough to spare a GETATTR of each directory on the way to a name; short enough
-# for a mountpoint to answer ENOTCONN soon when its daemon has died.
+# Long enough to save a GETATTR of each directory on the way to a name; short enough
+# for a mountpoint to answer ENOTCONN soon after its daemon has died.
 _DIRECTORY_ATTRIBUTES: Final = 1
 
 _DIRECTORY_FDS: Final = 256
+# How many files `make_room` closes at once, so that few calls have to look for them.
+_LET_GO: Final = 1024
 PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def os_error(number: int) -> OSError:
-    """The `OSError` of an errno."""
-    return OSError(number, os.strerror(number))
-
-
-CloseFd = Callable[[int, "InaccessibleFile | None"], None]
-"""Closes an fd of an inode that may go with it, and what was fetched of its file."""
-
-
-def close_now(fd: int, file: InaccessibleFile | None) -> None:
-    """Close an fd, and let go of what was fetched of its file, if it is one."""
-    if file is not None:
-        file.close()
-    os.close(fd)
-
-
-class Node:
-    """One inode. Only `Inodes` and `Namespace` change its fields."""
-
-    __slots__ = (
-        "children",
-        "fd",
-        "file",
-        "generation",
-        "held",
-        "ino",
-        "is_dir",
-        "links",
-        "lookups",
-        "name",
-        "opens",
-        "parent",
-    )
-
-    def __init__(self, ino: int, generation: int, *, is_dir: bool) -> None:
-        self.ino: Final = ino
-        # Tells two inodes apart that had the same number one after the other.
-        self.generation: Final = generation
-        self.is_dir: Final = is_dir
-        # One name that leads here; None when none is known, and then fd >= 0.
-        self.parent: Node | None = None
-        self.name = b""
-        # Further names: hard links that the kernel has looked up.
-        self.links: set[tuple[Node, bytes]] | None = None
-        # How often the kernel has been told of this node and has not forgotten it.
-        self.lookups = 0
-        # How many nodes have this directory in `parent` or `links`.
-        self.children = 0
-        # An fd of the inode, for anything (file is set) or only as a path; or -1.
-        self.fd = -1
-        # How many opens there are, and of how many `file` must stay as it is.
-        self.opens = 0
-        self.held = 0
-        # Set while it is open, and for as long as `is_pinned`. Of an open file that is
-        # not held it may be missing for want of fds: see Namespace.make_room().
-        self.file: InaccessibleFile | None = None
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether pages have been fetched, which stay where they are, or poisoned."""
-        return self.file is not None and not self.file.pages.plain
 
 
 class Inodes:
     """The table of nodes of one backing directory.
 
-    Methods raise `OSError` with the errno that the caller shall see.
+    Methods raise `OSError` with the errno that the caller of the system call gets.
     """
 
     def __init__(
         self, backing: Backing, close_fd: CloseFd, *, keeps_nodes: bool = False
     ) -> None:
-        """*keeps_nodes*: a node stays until its last name goes, forgotten or not.
+        """*keeps_nodes*: a node stays until its last name is removed.
 
-        This is what file handles need, and for a private backing only: elsewhere names
-        go, too, that nobody tells of.
+        File handles need this. It is for a private backing only: in a directory that
+        others can change, names are removed without our knowledge.
+
+        *close_fd* closes an fd whose inode may be freed by that, and its memory.
         """
         self.backing: Final = backing
         self.keeps_nodes: Final = keeps_nodes
-        # For an fd whose inode may have gone: the memory goes with it.
-        self._close_fd = close_fd
-        # Not from 0: a file handle of an earlier mount must not lead anywhere here. The
-        # kernel has 32 bits for it.
+        self.close_fd = close_fd
+        # Starts at a random number: a file handle of an earlier mount must not be valid
+        # here. The kernel has 32 bits for it.
         self._generations = itertools.count(1 + secrets.randbits(31))
-        # The kernel wants it so.
+        # The kernel takes it for granted that the root has this number.
         self.root: Final = Node(ROOT_ID, 0, is_dir=True)
         self.root.fd = backing.root
         root = os.fstat(backing.root)
@@ -165,7 +107,7 @@ class Inodes:
         return min(self.entry_valid, _DIRECTORY_ATTRIBUTES) if node.is_dir else 0
 
     def entry(self, node: Node, attributes: os.stat_result) -> Entry:
-        """What the kernel is told of a node; counts as one lookup."""
+        """The node as the reply to the kernel describes it; counts as one lookup."""
         node.lookups += 1
         return Entry(
             node.ino,
@@ -175,15 +117,19 @@ class Inodes:
             self.attr_valid(node),
         )
 
+    def entry_at(self, parent: Node, name: bytes, attributes: os.stat_result) -> Entry:
+        """`entry` of a name that has just been seen in the backing."""
+        return self.entry(self.node_at(parent, name, attributes), attributes)
+
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel has dropped *nlookup* references. Unknown nodes are ignored."""
         node = self.nodes.get(nodeid)
         if node is None or node is self.root:
             return
         node.lookups -= nlookup
-        self._drop_if_unused(node)
+        self.drop_if_unused(node)
 
-    def _drop_if_unused(self, node: Node) -> None:
+    def drop_if_unused(self, node: Node) -> None:
         # A loop and not a recursion: a forgotten leaf can take a deep tree with it.
         candidates = [node]
         while candidates:
@@ -195,14 +141,14 @@ class Inodes:
             if self.keeps_nodes and node.parent is not None:
                 continue
             if node.is_pinned and os.fstat(node.fd).st_nlink:
-                # The kernel has forgotten the inode; the file is still there, if only
-                # by a name that nobody has looked up here.
+                # The kernel has forgotten the inode, but the file still exists, if only
+                # by a name that has not been looked up here.
                 continue
             del self.nodes[node.ino]
             self._open_dirs.pop(node.ino, None)
             if node.fd >= 0:
                 fd, node.fd = node.fd, -1
-                self._close_fd(fd, node.file)
+                self.close_fd(fd, node.file)
             for parent, _ in self._names(node):
                 parent.children -= 1
                 candidates.append(parent)
@@ -218,27 +164,31 @@ class Inodes:
         is_dir = stat.S_ISDIR(attributes.st_mode)
         lookups = 0
         if node is not None and node.is_dir is not is_dir:
-            # The number came back for something else, behind the kernel's back. What
-            # the kernel has yet to forget it will forget by number.
+            # The number is used again for something else, which the kernel does not
+            # know yet. It will FORGET its references to the old one by number.
             lookups = node.lookups
             self._forsake(node)
             node = None
         if node is None:
-            node = Node(ino, next(self._generations), is_dir=is_dir)
+            node = self.add(ino, is_dir=is_dir)
             node.lookups = lookups
-            self.nodes[ino] = node
-        # Nobody may drop it while its place in the tree is put right.
+        # A reference of our own, so that add_name() cannot drop the node.
         node.lookups += 1
         self.add_name(node, parent, name)
         node.lookups -= 1
         return node
 
+    def add(self, ino: int, *, is_dir: bool) -> Node:
+        """A new node, which has no name yet."""
+        node = self.nodes[ino] = Node(ino, next(self._generations), is_dir=is_dir)
+        return node
+
     def _forsake(self, node: Node) -> None:
         node.lookups = node.opens = node.held = node.children = 0
         if node.file is not None:
-            # Else what is fetched of it would keep it.
+            # Otherwise the pages fetched of it would keep it.
             node.file.close()
-        self._drop_if_unused(node)
+        self.drop_if_unused(node)
 
     # --- names of a node -----------------------------------------------------
 
@@ -254,10 +204,9 @@ class Inodes:
         elif node.parent is parent and node.name == name:
             return
         elif node.is_dir:
-            # A directory has one name; another one means that it was moved from
-            # outside the mount.
+            # A directory has one name: it was moved from outside the mount.
             node.parent.children -= 1
-            self._drop_if_unused(node.parent)
+            self.drop_if_unused(node.parent)
             node.parent, node.name = parent, name
             self._break_cycle(node, parent)
         else:
@@ -269,7 +218,7 @@ class Inodes:
         parent.children += 1
 
     def _break_cycle(self, node: Node, parent: Node) -> None:
-        """If *node* seems to be above its own new *parent*, that is out of date."""
+        """If *node* is an ancestor of its own new *parent*, that is out of date."""
         ancestor: Node | None = parent
         while ancestor is not None:
             if ancestor.parent is node:
@@ -290,20 +239,21 @@ class Inodes:
         if not node.links:
             node.links = None
         parent.children -= 1
-        self._drop_if_unused(parent)
+        self.drop_if_unused(parent)
 
     def keep_reachable(self, node: Node, parent: Node, name: bytes) -> None:
-        """Before a name goes: if it is the last known one, an fd takes its place."""
+        """Before a name is removed: if it is the last known one, open an fd instead."""
         if node.fd < 0 and self._names(node) == [(parent, name)]:
             fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
-            # As long as the kernel knows the node: so this is a caller's. But what
-            # nobody knows any more goes at once, for which there is always room.
+            # The node keeps this fd while the kernel knows it, so it counts as a
+            # caller's. But half of the reserve is for this: a node that the kernel
+            # does not know closes it at once.
             node.fd = self.claim(fd, 2)
-        # Such an fd is the only way to the node, so it may not be closed for room.
+        # That fd is the only way to the node, so dir_fd() must not close it.
         self._open_dirs.pop(node.ino, None)
 
     def unkeep(self, node: Node) -> None:
-        """The name did not go after all."""
+        """The name was not removed: undo `keep_reachable`."""
         if node.fd >= 0 and node.file is None and node.parent is not None:
             os.close(node.fd)
             node.fd = -1
@@ -311,12 +261,12 @@ class Inodes:
     # --- fds of callers ------------------------------------------------------
 
     def claim(self, fd: int, share: int = 1) -> int:
-        """*fd*, or another in its place: a caller's, that leaves the daemon its own.
+        """Take *fd* for a caller: returns it, or a copy outside the daemon's reserve.
 
         *share*: see `descriptors.in_reserve`.
 
         Raises:
-            OSError: EMFILE, there are none left; *fd* is closed.
+            OSError: EMFILE, only the reserve is left; *fd* is closed.
         """
         if not descriptors.in_reserve(fd, share):
             return fd
@@ -328,15 +278,25 @@ class Inodes:
             os.close(fd)
 
     def make_room(self) -> bool:
-        """Close fds that are not needed now, if there are any."""
-        return False
+        """Close fds of open files that can be reopened; False if there are none.
+
+        A file can be reopened if it has a name that only the mount can change, and if
+        we are root, who may always open it. To its callers it stays open.
+        """
+        if not self.keeps_nodes or os.geteuid() != 0:
+            return False
+        candidates = filter(can_be_let_go, self.nodes.values())
+        chosen = list(itertools.islice(candidates, _LET_GO))
+        for node in chosen:
+            let_go(node)
+        return bool(chosen)
 
     # --- reaching the backing ------------------------------------------------
 
     def dir_fd(self, node: Node) -> int:
-        """An fd of a directory, good until the call after the next one."""
-        # Before anything is opened, so that what is opened now stays: a tree can be
-        # deeper than there is room for.
+        """An fd of a directory, valid until the call after the next one."""
+        # Close old ones before opening, so that all that is opened below stays open: a
+        # tree can be deeper than the cache.
         while len(self._open_dirs) > _DIRECTORY_FDS:
             _, oldest = self._open_dirs.popitem(last=False)
             os.close(oldest.fd)
@@ -363,12 +323,16 @@ class Inodes:
         try:
             fd = os.open(node.name, PATH_FLAGS | os.O_DIRECTORY, dir_fd=parent_fd)
         except (FileNotFoundError, NotADirectoryError):
-            # Moved from outside the mount: that is no answer about a name below it.
+            # Moved from outside the mount. ENOENT would be about the name below it.
             raise os_error(errno.ESTALE) from None
         if os.fstat(fd).st_ino != node.ino:
             os.close(fd)
             raise os_error(errno.ESTALE)
         return fd
+
+    def stat_at(self, parent: Node, name: bytes) -> os.stat_result:
+        """lstat(2) of a name in the backing."""
+        return os.stat(name, dir_fd=self.dir_fd(parent), follow_symlinks=False)
 
     def attributes(self, node: Node) -> os.stat_result:
         """The backing's attributes of a node, fresh. inaccessible_getattr()."""
@@ -376,7 +340,7 @@ class Inodes:
             return os.fstat(node.fd)
         for parent, name in self._names(node):
             try:
-                found = os.stat(name, dir_fd=self.dir_fd(parent), follow_symlinks=False)
+                found = self.stat_at(parent, name)
             except FileNotFoundError:
                 continue
             if found.st_ino == node.ino:
@@ -384,13 +348,13 @@ class Inodes:
         raise os_error(errno.ESTALE)
 
     def statx(self, node: Node) -> bytes:
-        """The same as a struct statx, with the time of birth."""
+        """`attributes` as a struct statx, with the time of birth."""
         with self.path_fd(node) as fd:
             return syscalls.statx(fd)
 
     @contextmanager
     def path_fd(self, node: Node) -> Iterator[int]:
-        """An fd of the node, if only O_PATH, for the length of a with block."""
+        """An fd of the node, perhaps only O_PATH, for the length of a with block."""
         if node.fd >= 0:
             yield node.fd
             return
@@ -409,10 +373,10 @@ class Inodes:
 
     @contextmanager
     def magic_path(self, node: Node) -> Iterator[str]:
-        """A path that leads to the very inode, a symbolic link's included.
+        """A path that leads to exactly this inode, even that of a symbolic link.
 
-        It is for the calls that exist for paths only or refuse an O_PATH fd. See
-        proc(5) on /proc/PID/fd.
+        For system calls that take only a path, or refuse an O_PATH fd. See /proc/PID/fd
+        in proc(5).
         """
         with self.path_fd(node) as fd:
             yield f"/proc/self/fd/{fd}"

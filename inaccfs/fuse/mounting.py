@@ -1,4 +1,4 @@
-"""Mounting, with and without root; finding mounts, and asking who is behind them."""
+"""Mounting, with and without root; finding mounts, and whether their daemons live."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ _FLAGS: Final = {
     "lazytime": 1 << 25,
 }
 
-# fusermount3 does not know these. They are about times of access, which are the
-# backing's to keep.
+# fusermount3 does not know these. They concern atime, which the backing keeps.
 _NOT_FOR_FUSERMOUNT: Final = ("relatime", "strictatime", "lazytime")
 
-# Said by mount(8), by fstab, or true of every inaccfs mount anyway.
+# Passed by mount(8) or fstab, or true of every inaccfs mount anyway.
 _IGNORED: Final = frozenset(
     {
         *("defaults", "rw", "auto", "noauto", "nofail", "user", "nouser", "users"),
@@ -57,7 +56,7 @@ _IGNORED: Final = frozenset(
 )
 _IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
 
-# With a value, handed to the kernel as they are.
+# These have a value. The kernel gets them as they are.
 _PASSED: Final = ("max_read", "context", "fscontext", "defcontext", "rootcontext")
 
 
@@ -73,10 +72,10 @@ class FuseOptions:
     passed: list[str] = field(default_factory=list)
 
     def take(self, option: str) -> None:
-        """Add one option as written behind -o.
+        """Add one option as written after -o.
 
         Raises:
-            OptionError: there is no such option here.
+            OptionError: inaccfs does not have this option.
         """
         key, _, value = option.partition("=")
         if option in _IGNORED or option.startswith(_IGNORED_PREFIXES):
@@ -109,7 +108,7 @@ class FuseOptions:
 
     @property
     def noatime_directories(self) -> bool:
-        """Whether to read a directory does not set its time of access."""
+        """Whether reading a directory leaves its atime unchanged."""
         if self.flags & syscalls.MS_NODIRATIME:
             return True
         return bool(self.flags & syscalls.MS_NOATIME) and not (
@@ -130,12 +129,12 @@ def mounts() -> list[MountInfo]:
 def resolve(path: str) -> str:
     """An absolute path without links, as mountinfo has it.
 
-    A mountpoint itself is never asked, and what is above it only if need be: either may
-    belong to a daemon that is dead, or to the one that asks.
+    Never accesses a mountpoint itself, and what is above it only if necessary: either
+    may belong to a dead daemon, or to the calling one.
     """
     wanted = os.path.abspath(path)
     if mountinfo.topmost(wanted) is not None:
-        # It may be in a mount whose daemon does not answer.
+        # Do not resolve it further: it may be in a mount whose daemon hangs.
         return wanted
     parent, name = os.path.split(wanted)
     resolved = os.path.join(os.path.realpath(parent), name)
@@ -165,11 +164,11 @@ def find(path: str) -> MountInfo:
 
 
 def ask(question: Callable[[], T], seconds: float) -> T:
-    """Call what waits for the daemon of a mount; not longer than *seconds*.
+    """Call *question*, which waits for the daemon of a mount, for at most *seconds*.
 
     Raises:
-        TimeoutError: no answer in time: it is stopped.
-        OSError: what *question* raised.
+        TimeoutError: no answer in time: the daemon is stopped.
+        OSError: *question* raised it.
     """
     answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
 
@@ -179,7 +178,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
         except OSError as exc:
             answers.put(exc)
 
-    # A thread that waits for a stopped daemon cannot be ended, only left behind.
+    # A thread that waits for a stopped daemon cannot be ended, only abandoned.
     threading.Thread(target=run, daemon=True).start()
     try:
         answer = answers.get(timeout=seconds)
@@ -191,14 +190,14 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
 
 def means_dead(exc: OSError) -> bool:
-    """Whether an answer says that nobody is behind the mount any more."""
+    """Whether an error shows that the daemon of a mount is gone."""
     return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def is_dead(path: str) -> bool:
     """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
 
-    Attributes may be remembered by the kernel for a while, so they would not tell.
+    Asks for statvfs, because the kernel may answer stat from its cache.
     """
     try:
         ask(lambda: os.statvfs(path), _ANSWER_SECONDS)
@@ -220,9 +219,9 @@ def _check_device() -> None:
 
 
 class NewMount(NamedTuple):
-    """What `mount` has made."""
+    """A mount that `mount` has made."""
 
-    # The /dev/fuse fd, which does not block. Whoever closes it ends the connection.
+    # The /dev/fuse fd, non-blocking. Closing it ends the connection.
     fuse: int
     info: MountInfo
 
@@ -230,10 +229,10 @@ class NewMount(NamedTuple):
 def mount(mountpoint: Mountpoint, options: FuseOptions) -> NewMount:
     """Mount a new connection on *mountpoint*.
 
-    Root calls mount(2); others let fusermount3 do it. Whatever fails: no mount is left.
+    Root calls mount(2); others run fusermount3. If this fails, no mount is left.
 
     Raises:
-        MountError: it was refused, and what would help.
+        MountError: it was refused; the message says what would help.
     """
     _check_device()
     before = mounts()
@@ -292,7 +291,7 @@ def _mount_as_root(
 
 
 def _undo_as_root(mountpoint: Mountpoint) -> None:
-    # Not by the path, which may lead elsewhere by now. Somebody may have been faster.
+    # Not by the path, which may lead elsewhere by now. It may be unmounted already.
     with suppress(OSError):
         syscalls.umount(mountpoint.link, syscalls.MNT_DETACH)
 
@@ -305,7 +304,7 @@ def _mount_as_user(
 ) -> int:
     # See util/fusermount.c of libfuse for the protocol: the fd comes over the socket
     # that _FUSE_COMMFD names.
-    told = ",".join(
+    names = ",".join(
         [
             f"fsname={options.fsname},subtype=inaccfs,nosuid,nodev,noexec",
             *options.names(),
@@ -316,9 +315,9 @@ def _mount_as_user(
     with ours, helpers:
         try:
             helper = subprocess.Popen(
-                ["fusermount3", "-o", told, "--", "."],
-                # It makes a path of that again. What it does elsewhere, if somebody
-                # replaces what is on the path right then, is found and undone.
+                ["fusermount3", "-o", names, "--", "."],
+                # fusermount3 turns this into a path again. If somebody replaces the
+                # directory just then, the mount is in the wrong place: we undo it.
                 cwd=mountpoint.link,
                 env={**os.environ, "_FUSE_COMMFD": str(helpers.fileno())},
                 pass_fds=[helpers.fileno()],
@@ -332,7 +331,7 @@ def _mount_as_user(
         undo.callback(_remove_strays, before)
         helpers.close()
         _, fds, _, _ = socket.recv_fds(ours, 4, 1)
-        # Its end is the mount's: after this a stray answers that it is dead.
+        # Closing it ends the connection: after that _remove_strays() finds it dead.
         for fd in fds:
             undo.callback(os.close, fd)
         _, complaint = helper.communicate()
@@ -345,7 +344,7 @@ def _mount_as_user(
 
 def _why_no_helper(path: str, exc: OSError) -> str:
     """Why fusermount3 could not be started in the directory at *path*."""
-    # Popen names what it could not find: the program, or where to start it.
+    # Popen names what it could not find: the program, or its working directory.
     if exc.filename == "fusermount3":
         if isinstance(exc, FileNotFoundError):
             return "no fusermount3: install the package fuse3, or mount as root"
@@ -354,9 +353,9 @@ def _why_no_helper(path: str, exc: OSError) -> str:
 
 
 def _remove_strays(before: list[MountInfo]) -> None:
-    """Take away what fusermount3 has mounted since *before*, wherever it is.
+    """Unmount what fusermount3 has mounted since *before*, wherever it is.
 
-    The connection has been closed: what is ours is dead.
+    Our connection has been closed, so a mount of ours is dead.
     """
     for mount in mounts():
         if mount not in before and is_dead(mount.path):

@@ -1,7 +1,7 @@
-"""A directory to mount on: one fd from when it is chosen until the mount is there.
+"""A directory to mount on, held by one fd until the mount is made.
 
-A path may lead elsewhere at any moment, where others can rename what is on it. So it is
-resolved once, and whatever comes after goes by the fd.
+Where others can rename directories, a path may lead elsewhere at any moment. So the
+path is resolved once, and everything after that uses the fd.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class Mountpoint:
     """A directory that nothing of ours is mounted on, held by an O_PATH fd."""
 
     def __init__(self, path: str, fd: int) -> None:
-        """Take over *fd*, which is that of the directory at *path*, without links.
+        """Take over *fd* of the directory at *path*, an absolute path without links.
 
         Raises:
-            MountError: that directory is at *path* no more, or mounted on.
+            MountError: the directory is not at *path* any more, or is a mountpoint.
         """
         self.path: Final = path
         self.fd: Final = fd
@@ -37,7 +37,7 @@ class Mountpoint:
         """Find the directory at *path*, which may be a link.
 
         Raises:
-            MountError: it cannot be mounted on, and why.
+            MountError: nothing can be mounted on it; the message says why.
         """
         wanted = mounting.resolve(path)
         _refuse_mounted(wanted)
@@ -61,7 +61,7 @@ class Mountpoint:
         return cls(wanted, fd)
 
     def __enter__(self) -> Self:
-        """For a with block, at whose end the fd is closed."""
+        """For a with block, which closes the fd at its end."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +70,7 @@ class Mountpoint:
 
     @property
     def link(self) -> str:
-        """What leads to the directory for as long as the fd is open. See proc(5)."""
+        """A path that leads to the directory while the fd is open. See proc(5)."""
         return f"/proc/self/fd/{self.fd}"
 
     def check(self, device: str | None) -> mountinfo.MountInfo:
@@ -82,7 +82,7 @@ class Mountpoint:
         on = syscalls.mount_number(self.fd)
         for mount in reversed(mounting.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
-                # On the directory, and not on a mount that came before.
+                # On the directory itself, and not on another mount.
                 if on in (mount.parent, None):
                     return mount
                 break

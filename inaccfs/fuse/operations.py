@@ -1,7 +1,7 @@
-"""`Operations`: what the channel leaves to pyfuse3.
+"""`Operations`: pyfuse3's handlers, for the requests that the channel relays to it.
 
 Links, the reading of directories, extended attributes and statfs. No policy: each
-handler finds, calls the `Namespace`, and translates. See channel.py.
+handler finds its node, calls the `Namespace`, and converts the result. See channel.py.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from inaccfs.fuse.caller import Caller
 from inaccfs.fuse.wire import ROOT_ID
 
 if TYPE_CHECKING:
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Entry
     from inaccfs.syscalls import DirectoryEntry
 
@@ -38,9 +38,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Self = TypeVar("Self")
 
-# Access control lists: the kernel would not obey them here (default_permissions looks
-# at the mode only), so they must not be there to be believed. File capabilities: the
-# mount is nosuid, and the channel tells the kernel that there are none.
+# Access control lists: the kernel would not enforce them (default_permissions checks
+# only the mode), so nobody may set one and rely on it. File capabilities: the mount is
+# nosuid, and the channel answers that there are none.
 _REFUSED_XATTRS: Final = (b"system.", b"security.capability")
 
 VirtualXattr = Callable[[], Awaitable[bytes]]
@@ -52,8 +52,7 @@ def _answered(
 ) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:
     """Translate errors, once: `OSError` to the caller, a bug to the log and EIO.
 
-    pyfuse3 ends the daemon for anything but `FUSEError`, and the caller of a request
-    that gets no reply hangs.
+    Any exception but `FUSEError` ends pyfuse3, and with it the daemon.
     """
 
     async def answered(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -97,7 +96,7 @@ def _entry(entry: Entry) -> EntryAttributes:
 class Operations(pyfuse3.Operations):
     """pyfuse3's handlers over a `Namespace`."""
 
-    # The shim owns the memory; a dirty page in the host's cache would be a copy.
+    # The backing has the memory; a dirty page in the cache would be a second copy.
     enable_writeback_cache = False
     enable_acl = False
 
@@ -106,6 +105,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._namespace = namespace
+        self._inodes: Final = namespace.inodes
         self._virtual = {
             os.fsencode(name): make for name, make in virtual_xattrs.items()
         }
@@ -121,21 +121,21 @@ class Operations(pyfuse3.Operations):
         rdev: int,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.mknod(parent, name, mode, rdev, ctx.uid, ctx.gid))
 
     @_answered
     async def mkdir(
         self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.mkdir(parent, name, mode, ctx.uid, ctx.gid))
 
     @_answered
     async def symlink(
         self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._namespace[parent_inode]
+        parent = self._inodes[parent_inode]
         return _entry(self._namespace.symlink(parent, name, target, ctx.uid, ctx.gid))
 
     @_answered
@@ -147,14 +147,16 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         namespace = self._namespace
-        await namespace.wait_idle(namespace[inode])
+        await namespace.wait_idle(namespace.inodes[inode])
         return _entry(
-            namespace.link(namespace[inode], namespace[new_parent_inode], new_name)
+            namespace.link(
+                namespace.inodes[inode], namespace.inodes[new_parent_inode], new_name
+            )
         )
 
     @_answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
-        return self._namespace.readlink(self._namespace[inode])
+        return self._namespace.readlink(self._inodes[inode])
 
     # --- directories -------------------------------------------------------------
 
@@ -170,7 +172,8 @@ class Operations(pyfuse3.Operations):
                 if not self._reply_one(directory.node, found, token):
                     return
             except OSError:
-                # The kernel must get what it has been told of; the next call fails.
+                # The kernel must get the entries that are in the reply already, for
+                # each counts as a lookup. The next call fails.
                 if replied:
                     return
                 raise
@@ -183,34 +186,36 @@ class Operations(pyfuse3.Operations):
         found: DirectoryEntry,
         token: pyfuse3.ReaddirToken,
     ) -> bool:
-        """Add one entry to the reply; False if there is no room for it."""
-        namespace = self._namespace
+        """Add one entry to the reply; False if it does not fit."""
+        inodes = self._inodes
         if found.name in (b".", b".."):
-            dots = _fill(namespace.attributes(directory), directory.ino)
+            dots = _fill(inodes.attributes(directory), directory.ino)
             if found.name == b".." and directory.parent is not None:
                 dots.st_ino = InodeT(directory.parent.ino)
-            # Of these two the kernel takes only the number: no lookup to count.
+            # The kernel uses only the number of these two: they count as no lookup.
             return pyfuse3.readdir_reply(token, found.name, dots, found.offset)
         try:
             attributes = os.stat(
-                found.name, dir_fd=namespace.dir_fd(directory), follow_symlinks=False
+                found.name,
+                dir_fd=inodes.dir_fd(directory),
+                follow_symlinks=False,
             )
-            node = namespace.node_at(directory, found.name, attributes)
+            node = inodes.node_at(directory, found.name, attributes)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.EXDEV):
-                # It has gone since, or is the mountpoint of something else.
+                # It was removed since, or something else is mounted on it.
                 return True
             raise
-        entry = namespace.entry(node, attributes)
+        entry = inodes.entry(node, attributes)
         if pyfuse3.readdir_reply(token, found.name, _entry(entry), found.offset):
             return True
-        namespace.forget(node.ino, 1)
+        inodes.forget(node.ino, 1)
         return False
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
-        # Not in the channel, which would pass a readdir that is still on its way.
-        self._namespace.release_directory(fh)
+        # Not in the channel: it would overtake a readdir that is being relayed.
+        self._namespace.directories.release(fh)
 
     @_answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -227,7 +232,7 @@ class Operations(pyfuse3.Operations):
             return await self._virtual[name]()
         if name.startswith(_REFUSED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             return os.getxattr(path, name)
 
     @_answered
@@ -238,8 +243,8 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if name.startswith(_REFUSED_XATTRS):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        await self._namespace.wait_idle(self._namespace[inode])
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        await self._namespace.wait_idle(self._inodes[inode])
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             os.setxattr(path, name, value)
 
     @_answered
@@ -248,13 +253,13 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if self._is_virtual(inode, name):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        await self._namespace.wait_idle(self._namespace[inode])
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        await self._namespace.wait_idle(self._inodes[inode])
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             os.removexattr(path, name)
 
     @_answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
-        with self._namespace.magic_path(self._namespace[inode]) as path:
+        with self._inodes.magic_path(self._inodes[inode]) as path:
             names = [os.fsencode(name) for name in os.listxattr(path)]
         names = [name for name in names if not name.startswith(_REFUSED_XATTRS)]
         trusted = [name for name in names if name.startswith(b"trusted.")]
@@ -266,7 +271,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        found = os.fstatvfs(self._namespace.backing.root)
+        found = os.fstatvfs(self._inodes.backing.root)
         filled = StatvfsData()
         filled.f_bsize = found.f_bsize
         filled.f_frsize = found.f_frsize

@@ -1,4 +1,4 @@
-"""The daemon's own mount, from when it is made until it is taken away."""
+"""The daemon's own mount, from when it is made until it is unmounted."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ log = logging.getLogger(__name__)
 
 
 class OwnMount:
-    """A mount by its numbers: it may be moved, and so may a directory above it."""
+    """A mount by its numbers: it, or a directory above it, may be moved."""
 
     def __init__(self, mount: MountInfo) -> None:
         self._mount: Final = mount
-        # In the daemon: whether the kernel has ended the connection, because the mount
-        # has gone or by force.
+        # In the daemon: whether the kernel has ended the connection, after an unmount
+        # or an abort.
         self.lost = False
 
     def find(self) -> MountInfo | None:
-        """Where it is now; None if it has gone."""
+        """Where it is now; None if it has been unmounted."""
         mount = unmounting.find_own(self._mount)
         if mount is None:
             return None
-        # The numbers of a mount that has gone are given to others. Ours is dead then.
+        # The numbers of a mount are reused after it is unmounted. Ours would be dead.
         if self.lost and not is_covered(mount) and not mounting.is_dead(mount.path):
             return None
         return mount
 
     def unmount(self) -> None:
-        """In the daemon: take the mountpoint back. The loop is over.
+        """In the daemon, after the loop has ended: unmount.
 
-        Lazily: whoever has a file open will find out that the daemon has ended.
+        Lazily: files that are still open give errors from now on.
         """
         mount = self.find()
         if mount is None:
@@ -57,7 +57,7 @@ def is_covered(mount: MountInfo) -> bool:
 
 
 def why_covered(mount: MountInfo) -> str:
-    """What to do about a mount that stays because it is covered."""
+    """What to do about a mount that stays because another one covers it."""
     return (
         f"{mount.path} is covered by another mount and stays: umount {mount.path}, and "
         "then inaccfs umount"

@@ -123,6 +123,10 @@ class Request:
         _, op, unique, _ = wire.unpack_header(self.buffer)
         return Reply(self._pending, self._send, unique, op)
 
+    def finisher(self) -> Callable[[Exception | None], None]:
+        """A function that replies later: with what the call fails with, or success."""
+        return self.hold().finish
+
     def later(self, answer: Callable[[*Ts], Awaitable[bytes]], *args: *Ts) -> None:
         """Reply with what *answer*, run as a task, returns or raises."""
         self.hold().later(answer, *args)
@@ -146,6 +150,13 @@ class Reply:
     def fail(self, exc: Exception) -> None:
         """Reply that the call has failed. Never raises."""
         self.send(errno_of(exc, self._op) or errno.EIO)
+
+    def finish(self, failure: Exception | None) -> None:
+        """Reply that the call has failed with *failure*, or succeeded. Never raises."""
+        if failure is None:
+            self.succeed()
+        else:
+            self.fail(failure)
 
     def send(self, number: int, payload: bytes | memoryview = b"") -> None:
         """Reply with errno *number* if it is not 0, else with *payload*."""

@@ -1,12 +1,15 @@
-"""The seal: what is behind every open, so that mmap does as the rules have it.
+"""The seal: a passthrough backing file for every open, to make mmap follow the rules.
 
-FOPEN_DIRECT_IO alone refuses MAP_SHARED; a MAP_PRIVATE mapping would be made and its
-first touch would raise SIGBUS. With FUSE passthrough the kernel asks the mmap
-operation of a backing file instead, and one that has none refuses both with ENODEV,
-as the seed's file does. An empty file is mapped, and not to be touched; and a file's
-own memory is shared, as that of a guest_memfd with flags. Reads and writes still come
-to the daemon, because FOPEN_DIRECT_IO goes before FOPEN_PASSTHROUGH there. See
-fs/fuse/passthrough.c.
+FOPEN_DIRECT_IO alone refuses MAP_SHARED, but allows MAP_PRIVATE, and then the first
+touch of the mapping raises SIGBUS. With FUSE passthrough the kernel calls the mmap
+operation of the open's backing file instead. The backing file decides what happens:
+
+- one without that operation: mmap fails with ENODEV, as for v8's file;
+- an empty one: mmap succeeds, and every touch raises SIGBUS;
+- the file's own memory: mmap shares it, as for a guest_memfd with that flag.
+
+Reads and writes still come to the daemon: for those, FOPEN_DIRECT_IO has precedence
+over FOPEN_PASSTHROUGH. See fs/fuse/passthrough.c.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ _backing_map = struct.Struct("=iIQ")
 # _IOW(229, 2, uint32_t)
 _BACKING_CLOSE: Final = 0x4004E502
 
-# Attributes of kernfs that root may open for reading and writing and that nobody
-# minds being open. They are only opened, never read or written.
+# Attributes in kernfs that root may open for reading and writing without any effect.
+# They are only opened, never read or written.
 _KERNFS_FILES: Final = (
     "/sys/kernel/rcu_expedited",
     "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -49,14 +52,14 @@ class Seal:
     """The backing file of all opens."""
 
     def __init__(self, rule: Mmap, backing_id: int = 0, reason: str = "") -> None:
-        """*reason* is why mmap does not do as the *rule* says, if it does not."""
+        """*reason* says why mmap does not follow the *rule*; empty if it does."""
         self.rule: Final = rule
         self._backing_id: Final = backing_id
         self._reason: Final = reason
 
     @property
     def is_kept(self) -> bool:
-        """Whether mmap does as the rule says."""
+        """Whether mmap follows the rule."""
         return not self._reason
 
     @property
@@ -69,10 +72,10 @@ class Seal:
         return _KEPT[self.rule] if self.is_kept else f"not sealed ({self._reason})"
 
     def backing_id(self, ino: int, fd: int) -> int:
-        """The backing id for one open of inode *ino*, of which *fd* is; 0 if none.
+        """The backing id for a new open of inode *ino*, of which *fd* is; 0 if none.
 
         Raises:
-            OSError: the kernel does not take it.
+            OSError: the kernel refused to register a backing file.
         """
         return self._backing_id
 
@@ -81,14 +84,14 @@ class Seal:
 
 
 class OwnMemory(Seal):
-    """Behind every file is its own memory."""
+    """Every file is its own backing file: mmap shares its memory."""
 
     def __init__(self, device: int) -> None:
         """*device* is the /dev/fuse fd, not ours to close."""
         super().__init__("shared")
         self._device: Final = device
-        # By inode, for as long as it is open: all its opens must have the same id, and
-        # the next inode of that number another one. With the number of opens.
+        # Id and number of opens by inode, while it is open. All opens of an inode must
+        # have the same id, and the next inode with that number needs another one.
         self._ids: Final[dict[int, tuple[int, int]]] = {}
 
     def backing_id(self, ino: int, fd: int) -> int:
@@ -105,7 +108,7 @@ class OwnMemory(Seal):
 
 
 def unsealed(reason: str, rule: Mmap = "refused") -> Seal:
-    """No seal, and what it would need."""
+    """No seal, and the reason."""
     return Seal(rule, 0, reason)
 
 
@@ -122,13 +125,13 @@ def _backing_close(device: int, backing_id: int) -> None:
 def _message_queue() -> int:
     """A POSIX message queue: a regular file with no mmap, read or write.
 
-    Kernels that want a backing file to be regular, and no more, take it.
+    For kernels that only require a backing file to be regular.
     """
     return syscalls.anonymous_message_queue(f"/inaccfs-seal-{os.getpid()}")
 
 
 def _kernfs_file() -> int:
-    """A kernfs attribute, for the kernels (6.9) that also want read and write."""
+    """A kernfs attribute, for kernels (6.9) that also require read and write."""
     for path in _KERNFS_FILES:
         try:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -140,7 +143,8 @@ def _kernfs_file() -> int:
 def _empty_file() -> int:
     """A file of the kernel's own tmpfs, in which every page lies past the end."""
     fd = os.memfd_create("inaccfs-empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    # Who has it mapped can open it in /proc, and all files have this one behind them.
+    # A process that maps it can open it by /proc/PID/map_files, and all files share it:
+    # nobody may make it larger.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
@@ -149,7 +153,7 @@ Candidate = Callable[[], int]
 CANDIDATES: Final[dict[Mmap, tuple[Candidate, ...]]] = {
     "refused": (_message_queue, _kernfs_file),
     "SIGBUS": (_empty_file,),
-    # Only to see whether the kernel takes it.
+    # Only to find out whether the kernel accepts it.
     "shared": (_empty_file,),
 }
 
@@ -162,14 +166,13 @@ def make_seal(
     page_size: int = mmap.PAGESIZE,
     candidates: tuple[Candidate, ...] | None = None,
 ) -> Seal:
-    """Register what the *rule* wants with the connection of *device*.
+    """Register the backing file that the *rule* needs with the connection of *device*.
 
-    *passthrough* tells whether INIT offered FUSE_PASSTHROUGH; call this after the
-    reply to INIT, for only then does the kernel take backing files. *page_size* is the
-    backing's.
+    *passthrough*: INIT offered FUSE_PASSTHROUGH. Call this after the reply to INIT: the
+    kernel accepts no backing files before that. *page_size* is the backing's, in bytes.
     """
     if rule == "shared" and page_size != mmap.PAGESIZE:
-        # FUSE would choose addresses and lengths for it that no huge page fits.
+        # FUSE would choose addresses and lengths that are not aligned to huge pages.
         return unsealed("memory of a hugetlbfs is not mapped through FUSE", rule)
     if not passthrough:
         reason = "needs Linux 6.9 or later with CONFIG_FUSE_PASSTHROUGH"
@@ -193,7 +196,7 @@ def make_seal(
             _backing_close(device, backing_id)
             return OwnMemory(device)
         finally:
-            # The connection holds the file from here on.
+            # The connection has its own reference to the file now.
             os.close(fd)
     kind = "a file without mmap" if rule == "refused" else "a file to map"
     return unsealed(f"needs {kind}; " + "; ".join(failures), rule)

@@ -1,4 +1,4 @@
-"""Undoing mounts, with and without root; and ending a connection by force."""
+"""Unmounting, with and without root; and ending a connection by force."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from inaccfs.errors import UnmountError
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# For fusermount3, which asks the daemon nothing.
+# For fusermount3, which does not wait for the daemon.
 _HELPER_SECONDS: Final = 20.0
 
 
 def unmount(mounted: MountInfo, *, lazy: bool) -> None:
-    """Undo a mount; *lazy* takes the name away now and the rest after the last close.
+    """Unmount; *lazy* detaches the mount now and ends it after the last close.
 
-    Waits for no daemon.
+    Does not wait for the daemon.
 
     Raises:
-        UnmountError: it is in use, or not the caller's.
+        UnmountError: it is in use, or belongs to another user.
     """
     path = mounted.path
     if os.geteuid() == 0:
@@ -51,7 +51,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         ) from None
     except subprocess.TimeoutExpired:
         raise UnmountError(f"cannot unmount {path}: fusermount3 hangs") from None
-    # Where SIGCHLD is ignored there is no status.
+    # If SIGCHLD is ignored the exit status is lost, so check the mount as well.
     if helper.returncode or mounted in mountinfo.read():
         if "busy" in helper.stderr.lower():
             raise UnmountError(_busy(mounted))
@@ -76,7 +76,7 @@ def _busy(mounted: MountInfo) -> str:
 
 
 def find_own(own: MountInfo) -> MountInfo | None:
-    """What has the numbers of the mount *own* now."""
+    """The mount that has the numbers of *own* now; it may have been moved."""
     for mount in mountinfo.read():
         if (mount.number, mount.device) == (own.number, own.device):
             return mount
@@ -84,28 +84,28 @@ def find_own(own: MountInfo) -> MountInfo | None:
 
 
 def abort(mounted: MountInfo) -> bool:
-    """End a connection whose daemon does not: all who wait for it get ECONNABORTED.
+    """End the connection of a daemon that hangs: pending calls get ECONNABORTED.
 
-    By fusectl where that is mounted, which lets the mount's owner do it; else by
+    By fusectl if that is mounted, which lets the mount's owner do it; else by
     MNT_FORCE, for root. See Documentation/filesystems/fuse/fuse.rst of the kernel.
-    Returns False if this caller cannot.
+    Returns False if this process is not allowed to.
     """
     for place in mountinfo.read():
         if place.fstype == "fusectl":
             with suppress(OSError), open(_switch(place.path, mounted), "wb") as switch:
                 switch.write(b"1\n")
                 return True
-    # It says EPERM to whoever is not root where the mount was made.
+    # Fails with EPERM unless we are root in the mount's user namespace.
     try:
         syscalls.umount(mounted.path, syscalls.MNT_FORCE | syscalls.UMOUNT_NOFOLLOW)
     except OSError as exc:
-        # It has been aborted, and somebody is still in it.
+        # EBUSY: the connection has been aborted, but the mount is still in use.
         return exc.errno == errno.EBUSY
     return True
 
 
 def how_to_abort(mounted: MountInfo) -> str:
-    """What root can type to the effect of `abort`."""
+    """A shell command for root that does the same as `abort`."""
     return f"echo 1 > {_switch('/sys/fs/fuse/connections', mounted)}"
 
 

@@ -78,13 +78,13 @@ unpack_out_header = _out_header.unpack_from
 # What follows the request header.
 _ARGUMENTS: Final = IN_HEADER_SIZE
 # fuse_fallocate_in: fh, offset, length, mode, padding
-# (As fallocate(2) has them, signed, though the kernel sends none below 0.)
+# (Signed as in fallocate(2), though the kernel sends no negative ones.)
 unpack_fallocate = struct.Struct(f"={_ARGUMENTS}x8xqqI").unpack_from
 FALLOCATE_SIZE: Final = _ARGUMENTS + 32
 # fuse_open_in: flags, open_flags
 unpack_open = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
 OPEN_SIZE: Final = _ARGUMENTS + 8
-# In open_flags: the caller's truncation takes the set-ID bits away.
+# In open_flags: the truncation removes the set-ID bits.
 OPEN_KILL_SUIDGID: Final = 1 << 0
 # fuse_create_in: flags, mode, umask, open_flags; the name follows
 unpack_create = struct.Struct(f"={_ARGUMENTS}xII").unpack_from
@@ -128,18 +128,18 @@ def need(size: int, wanted: int) -> None:
     """Check that a request has its arguments.
 
     Raises:
-        Truncated: it has not.
+        Truncated: it is shorter.
     """
     if size < wanted:
         raise Truncated(f"request of {size} bytes, {wanted} needed")
 
 
 def name_at(request: bytearray, start: int, size: int) -> bytes:
-    """The NUL-terminated name that ends a request: of one entry in a directory.
+    """The NUL-terminated name, of one directory entry, at *start* of a request.
 
     Raises:
-        Truncated: there is no name, or no end to it.
-        OSError: EINVAL, it would lead somewhere else. The kernel sends no such name.
+        Truncated: the name is empty, or has no NUL.
+        OSError: EINVAL, it leads out of the directory. The kernel sends no such name.
     """
     name = _text_at(request, start, size)
     if name in DOTS or b"/" in name:
@@ -155,7 +155,7 @@ def _text_at(request: bytearray, start: int, size: int) -> bytes:
 
 
 def only_name(request: bytearray, size: int) -> bytes:
-    """The name that is all of UNLINK's and RMDIR's arguments. Raises as `name_at`."""
+    """The only argument of UNLINK and RMDIR, a name. Raises as `name_at`."""
     return name_at(request, _ARGUMENTS, size)
 
 
@@ -165,8 +165,8 @@ DOTS: Final = (b".", b"..")
 def looked_up(request: bytearray, size: int) -> bytes:
     """The name that LOOKUP asks for: an entry's, or one of `DOTS`.
 
-    With these the kernel asks for the node itself, or for the directory that it is
-    in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
+    With a dot the kernel asks for the node itself, with two for the directory that it
+    is in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
     """
     dots = bytes(memoryview(request)[_ARGUMENTS:size])
     if dots in (b".\0", b"..\0"):
@@ -235,7 +235,7 @@ def forgets(request: bytearray, size: int) -> list[tuple[int, int]]:
 
 
 def largest_reply(op: int, request: bytearray, size: int) -> int:
-    """The most bytes that the answer to a request can have."""
+    """The largest size of the reply to a request, in bytes."""
     if op in (Op.READDIR, Op.READDIRPLUS):
         need(size, _READ_SIZE_AT + 4)
         return OUT_HEADER_SIZE + int(_u32.unpack_from(request, _READ_SIZE_AT)[0])
@@ -243,12 +243,12 @@ def largest_reply(op: int, request: bytearray, size: int) -> int:
         need(size, _GETXATTR_SIZE_AT + 4)
         asked = int(_u32.unpack_from(request, _GETXATTR_SIZE_AT)[0])
         return OUT_HEADER_SIZE + max(asked, 8)
-    # The largest of the rest are a link's target (4095 bytes) and an entry.
+    # The largest reply to the others is a link's target, of 4095 bytes.
     return OUT_HEADER_SIZE + 4096
 
 
 def clamp_readdir(request: bytearray, size: int, most: int) -> None:
-    """Ask for at most *most* bytes of directory entries."""
+    """Reduce READDIR or READDIRPLUS to at most *most* bytes of entries."""
     need(size, _READ_SIZE_AT + 4)
     (asked,) = _u32.unpack_from(request, _READ_SIZE_AT)
     if asked > most:
@@ -271,8 +271,8 @@ _ATTR_AT: Final = 16
 _entry_header = struct.Struct("=QQQQII").pack
 # fuse_open_out: fh, open_flags, backing_id
 _open = struct.Struct("=QIi")
-# fuse_statx_out: attr_valid, attr_valid_nsec, flags, spare[2]; then a fuse_statx, which
-# is laid out as the struct statx of statx(2), as far as that goes here.
+# fuse_statx_out: attr_valid, attr_valid_nsec, flags, spare[2]; then a fuse_statx. Its
+# first _STATX_USED bytes have the layout of the struct statx of statx(2).
 _statx_header = struct.Struct("=QII16x").pack
 _STATX_INO_AT: Final = 32
 _STATX_USED: Final = 144
@@ -282,7 +282,7 @@ _BILLION: Final = 1_000_000_000
 
 
 class Entry(NamedTuple):
-    """An inode as the kernel gets to know it. Timeouts are whole seconds."""
+    """An inode as a reply describes it. Timeouts are whole seconds."""
 
     nodeid: int
     generation: int
@@ -293,7 +293,7 @@ class Entry(NamedTuple):
 
 def pack_attr(nodeid: int, attributes: os.stat_result, attr_valid: int) -> bytes:
     """struct fuse_attr_out."""
-    # Taken apart as a tuple, whose times are whole seconds: twice as fast as by name.
+    # Unpacking the tuple, whose times are whole seconds, is twice as fast as by name.
     mode, _, _, nlink, uid, gid, size, atime, mtime, ctime = attributes
     return _attr_out(
         attr_valid,
@@ -312,7 +312,7 @@ def pack_attr(nodeid: int, attributes: os.stat_result, attr_valid: int) -> bytes
         nlink,
         uid,
         gid,
-        # The low half of a glibc dev_t is what new_encode_dev() of the kernel makes.
+        # The low half of a glibc dev_t equals new_encode_dev() of the kernel.
         attributes.st_rdev & 0xFFFFFFFF,
         attributes.st_blksize,
         0,

@@ -102,6 +102,11 @@ class Notifier:
 
     # --- the shim's side --------------------------------------------------------------
 
+    @property
+    def who(self) -> int:
+        """See `inaccfs.shim.notifiers.Notifier`."""
+        return self.file.client.who
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """See `inaccfs.shim.notifiers.Notifier`."""
         self._deliver(Due(self, notice, sequence))
@@ -307,9 +312,11 @@ class File:
 class Client:
     """What `inaccfs.client.Client` is to a VM. It holds the references that it gets."""
 
-    def __init__(self, mount: Mount, deliver: Deliver) -> None:
+    def __init__(self, mount: Mount, deliver: Deliver, who: int) -> None:
         """Use `Mount.connect`."""
         self.mount: Final = mount
+        # Its number, for traces.
+        self.who: Final = who
         self.deliver: Final = deliver
         # Those that have not been closed, and those that are registered.
         self.files: Final[set[File]] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.inprocess.client import Client, call_at_once
 from inaccfs.inprocess.loop import ThreadLoop
 from inaccfs.semantics import V8
-from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.call import Call
+from inaccfs.shim.file import LATER, UNDER_WAY, InaccessibleFile
 from inaccfs.shim.frameoptions import FRAME_BYTES, SimulatedMemory
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.simulated import SimulatedSource
-from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
+from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ class Mount:
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Shim(
+        self.shim: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -77,12 +78,14 @@ class Mount:
             loop=self.loop,
             on_change=self._change,
         )
+        # Of clients.
+        self._numbers: Final = itertools.count(1)
         # By st_dev and st_ino, each with the fd that is its own.
         self._files: Final[dict[tuple[int, int], InaccessibleFile]] = {}
 
     def connect(self, deliver: Deliver = call_at_once) -> Client:
         """A client. *deliver* is called with each event; see `Due`."""
-        return Client(self, deliver)
+        return Client(self, deliver, next(self._numbers))
 
     def files(self) -> Iterator[tuple[int, InaccessibleFile]]:
         """All files, each with its inode number."""
@@ -119,17 +122,13 @@ class Mount:
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
-            # In the order of fuse/channel.
-            if file.fallocate_quick(mode, offset, length):
-                return
-            if mode & FALLOC_FL_PUNCH_HOLE and file.punch_at_once(
-                mode, offset, length, done.append
-            ):
+            begun = file.begin(mode, offset, length, lambda: done.append)
+            if begun is UNDER_WAY:
                 loop.wait_for(lambda: bool(done), "answers")
                 if done[0] is not None:
                     raise done[0]
-                return
-        loop.run(file.fallocate(mode, offset, length, loop.event()))
+        if begun is LATER:
+            loop.run(file.finish(Call(mode, offset, length), loop.event()))
 
     def ftruncate(self, fd: int, size: int) -> None:
         """ftruncate(2), to *size* bytes."""

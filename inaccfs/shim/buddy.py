@@ -17,33 +17,34 @@ MAX_ORDER: Final = 10
 class Buddy:
     """A binary buddy allocator. Frames are counted from 0.
 
-    Of the smallest blocks that are large enough the lowest is taken, and split; what is
-    freed becomes one with its buddy when that is free. See mm/page_alloc.c.
+    It takes the lowest of the smallest blocks that are large enough, and splits it. A
+    block that is freed merges with its buddy if that is free. See mm/page_alloc.c.
     """
 
     def __init__(self, frames: int, taken: int = 0, watch: Watch | None = None) -> None:
-        """*taken* frames are not there to be had, scattered over all.
+        """*taken* of the *frames*, scattered over all, are in use from the start.
 
-        *watch* is called as `watch(taken, start, count)` when frames have been taken,
-        or before they are free again.
+        `watch(taken, start, count)` is called after frames have been taken (True), and
+        before they become free (False).
         """
         self._watch: Final = watch
         self._end: Final = frames
         self._taken: Final = taken
         # How many frames are free.
         self.free_frames = frames - taken
-        # Free blocks: their orders, and for each order a heap of their first frames,
-        # which may hold some that are no longer free, or of another order.
+        # The order of each free block, by its first frame; and for each order a heap of
+        # first frames. A heap may have stale entries: blocks that have been taken, or
+        # have another order now.
         self._orders: dict[int, int] = {}
         self._heaps: list[list[int]] = [[] for _ in range(MAX_ORDER + 1)]
-        # What lies behind has never been looked at: blocks are made as they are needed.
+        # Frames from here on have no blocks yet: those are made when they are needed.
         self._untouched = 0
 
     def take(self, order: int, most: int) -> tuple[int, int] | None:
-        """Take a free block of *order* or more, but no more than *most* frames.
+        """Take a free block of at least *order*, but of at most *most* frames.
 
-        Returns its first frame and its order; None if there is no such block. This is
-        the same as taking blocks of *order* one by one, in fewer calls.
+        Returns its first frame and its order; None if there is none. The result is the
+        same as that of taking blocks of *order* one by one, in fewer calls.
         """
         found = self._lowest(order) if order <= MAX_ORDER else None
         if found is None:
@@ -58,7 +59,7 @@ class Buddy:
         return start, size
 
     def free(self, start: int, count: int) -> None:
-        """Give frames back, which need not be blocks as they were taken."""
+        """Free frames. They need not be the same blocks that were taken."""
         if self._watch is not None:
             self._watch(False, start, count)
         self.free_frames += count
@@ -66,7 +67,7 @@ class Buddy:
             self._merge(first, order)
 
     def _lowest(self, order: int) -> tuple[int, int] | None:
-        """Take the lowest of the smallest free blocks of *order* or more out."""
+        """Remove the lowest of the smallest free blocks of at least *order*."""
         while True:
             for size in range(order, MAX_ORDER + 1):
                 heap = self._heaps[size]
@@ -92,7 +93,7 @@ class Buddy:
         self._scatter(start, order, taken)
 
     def _scatter(self, start: int, order: int, taken: int) -> None:
-        """Make the free blocks of an area, of which some frames are taken."""
+        """Make the free blocks of an area in which *taken* frames are in use."""
         there = min(self._end - start, 1 << order)
         if there <= taken:
             return
@@ -104,10 +105,11 @@ class Buddy:
         self._scatter(start + (1 << order - 1), order - 1, high)
 
     def _halves(self, start: int, order: int, taken: int) -> tuple[int, int]:
-        """How many of an area's taken frames are in its lower and upper half.
+        """How many of an area's taken frames are in its lower half, and in its upper.
 
-        A quarter and three quarters, as far as they fit, now this way and now that. So
-        some parts are full of holes and others whole, on any scale.
+        One half gets a quarter and the other three quarters, as far as they fit; which
+        one depends on the area. So on any scale some parts are more fragmented than
+        others.
         """
         half = 1 << order - 1
         low_room = min(max(self._end - start, 0), half)
@@ -131,7 +133,7 @@ class Buddy:
 
 
 def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """[start, end) as blocks of the buddy system: first frame and order."""
+    """Split [start, end) into aligned blocks: first frame and order."""
     while start < end:
         order = min((end - start).bit_length() - 1, MAX_ORDER)
         if start:

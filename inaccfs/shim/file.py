@@ -16,22 +16,28 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
+from inaccfs.shim.call import Begun, Call, Kind, Part
 from inaccfs.shim.notifiers import AT_ONCE, Notifiers
-from inaccfs.shim.order import Changed, Part, drive, drive_at_once
+from inaccfs.shim.order import Changed, Done, InlineDrive, drive
 from inaccfs.shim.pages import Pages
+from inaccfs.shim.trace import FileTrace
 from inaccfs.shim.turn import Turn
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.loop import Event
-    from inaccfs.shim.mount import Shim
+    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
-QUICK_BYTES: Final = 4 << 20
+INLINE_BYTES: Final = 4 << 20
 """A range up to this is dealt with in the trio loop: well under a millisecond."""
+
+DONE: Final = Begun.DONE
+UNDER_WAY: Final = Begun.UNDER_WAY
+LATER: Final = Begun.LATER
 
 SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before anybody could interrupt it."""
@@ -45,24 +51,26 @@ class InaccessibleFile:
     """
 
     __slots__ = (
-        "_allowed",
         "_check_fallocate",
         "_counters",
+        "_fast_limit",
         "_headroom",
-        "_quick_limit",
-        "_shim",
         "_size_limit",
+        "_superblock",
+        "_trace",
         "fd",
+        "inline_bytes",
         "label",
         "notifiers",
         "page_size",
         "pages",
-        "quick_bytes",
         "turn",
         "writable",
     )
 
-    def __init__(self, fd: int, shim: Shim, *, writable: bool = True) -> None:
+    def __init__(
+        self, fd: int, superblock: Superblock, *, writable: bool = True
+    ) -> None:
         """Take an *fd* of the backing."""
         # An fd of the backing file. Closed by whoever opened it.
         self.fd = fd
@@ -70,47 +78,53 @@ class InaccessibleFile:
         self.writable = writable
         # What people call a file that has no name.
         self.label = ""
-        self.page_size: Final = shim.page_size
-        self._shim: Final = shim
+        self.page_size: Final = superblock.page_size
+        self._superblock: Final = superblock
         # Looked up once: these are needed for every request.
-        self._check_fallocate: Final = shim.semantics.check_fallocate
-        self._counters: Final = shim.counters
-        self._headroom: Final = shim.headroom
-        # The call that the rules have been asked of, and that found no space at once.
-        self._allowed: tuple[int, int, int] | None = None
+        self._check_fallocate: Final = superblock.semantics.check_fallocate
+        self._counters: Final = superblock.trace.counters
+        self._trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
+        self._headroom: Final = superblock.headroom
         # A page may be so large that even one takes long.
-        self.quick_bytes: Final = QUICK_BYTES if self.page_size <= QUICK_BYTES else 0
-        # In bytes: what may be dealt with at once, without a look at notifiers, pages
-        # or other operations. Kept by consider().
-        self._quick_limit = self.quick_bytes
-        rules = shim.semantics
+        self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
+        # In bytes: a call of this length or less may take the fast path, without a look
+        # at notifiers, pages or the turn; -1 for none. See update_fast_path().
+        self._fast_limit = self.inline_bytes
+        rules = superblock.semantics
         self.notifiers: Final = Notifiers(
-            shim.counters,
-            shim.ack_seconds,
-            self.consider,
+            self._trace,
+            superblock.ack_seconds,
+            self.update_fast_path,
             unit=self.page_size if rules.unit == "bytes" else 1,
             clips=rules.reported == "clipped",
-            loop=shim.loop,
+            loop=superblock.loop,
         )
-        # In bytes: nothing may be allocated behind it. The size, once it is looked up,
-        # where that is a rule: it does not change any more then.
+        # In bytes: allocations must end here; None where the rules allow them past the
+        # end of the file. Caches st_size; 0 means not looked up yet.
         self._size_limit: int | None = 0 if rules.past_end == "refused" else None
-        self.turn: Final = Turn(shim.busy, self.consider, shim.loop)
-        self.pages: Final = Pages(shim, fd, self.turn, self.notifiers, self.consider)
+        self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
+        self.pages: Final = Pages(
+            *(superblock, fd, self._trace, self.turn, self.notifiers),
+            self.update_fast_path,
+        )
 
     def reopened(self, fd: int, *, writable: bool) -> None:
         """Use another fd of the same backing file from now on."""
         self.fd, self.writable = fd, writable
+        self._trace.reopened(fd)
         self.pages.reopened(fd)
 
     @property
     def is_plain(self) -> bool:
-        """Whether nobody waits for it, is told of it, or has fetched any of it."""
+        """Whether it has no long operation, no notifier, and no fetched page."""
         return not self.turn.taken and not self.notifiers and self.pages.plain
 
-    def consider(self) -> None:
-        """What is to be looked at before a change of the file has changed."""
-        self._quick_limit = self.quick_bytes if self.is_plain else -1
+    def update_fast_path(self) -> None:
+        """Recompute which calls may take the fast path.
+
+        Call it after every change of `turn`, of `notifiers` and of `pages.plain`.
+        """
+        self._fast_limit = self.inline_bytes if self.is_plain else -1
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
@@ -118,40 +132,56 @@ class InaccessibleFile:
 
     # --- fallocate ---------------------------------------------------------------
 
-    def fallocate_quick(self, mode: int, offset: int, length: int) -> bool:
-        """inaccessible_fallocate() of the seed, at once; False if that is not possible.
+    def begin(
+        self,
+        mode: int,
+        offset: int,
+        length: int,
+        hold: Callable[[], Done],
+        who: int = 0,
+    ) -> Begun:
+        """inaccessible_fallocate() of v8: ask the rules, and do at once what is quick.
 
-        It is not for a range that takes more time than the trio loop has, nor while
-        others wait for the file, nor where somebody must be told, nor when there is no
-        space, of which some may be on its way back, nor near the limit of a memory
-        cgroup: use `fallocate` then.
+        Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
+        *hold* has been called then, and what it returned is called when the last has
+        answered, with what the call fails with, if it does; that may be before this
+        returns. Returns LATER if the call has to wait for the file or for memory, or
+        takes long: the caller then awaits `finish`. *who* is the process, for traces.
+
+        Raises:
+            OSError: the rules forbid the call, or the backing has refused it.
         """
-        if length > self._quick_limit:
-            return False
+        trace = self._trace
+        try:
+            self._check_fallocate(mode, offset, length, self.page_size)
+            # 0 also if it has not been looked up.
+            if (limit := self._size_limit) is not None and offset + length > limit:
+                self._check_end(mode, offset + length)
+        except OSError as exc:
+            if trace.listeners:
+                self._tell(Call(mode, offset, length, who), exc)
+            raise
+        if length > self._fast_limit:
+            if mode & FALLOC_FL_PUNCH_HOLE:
+                return self._begin_punch(Call(mode, offset, length, who), hold)
+            return LATER
         headroom = self._headroom
         if length <= headroom.left:
             headroom.left -= length
         elif not mode & FALLOC_FL_PUNCH_HOLE and not headroom.allows(length):
-            return False
-        self._check_fallocate(mode, offset, length, self.page_size)
-        # 0 also if it has not been looked up.
-        if (limit := self._size_limit) is not None and offset + length > limit:
-            self._check_end(mode, offset + length)
+            return LATER
         try:
             syscalls.fallocate_quick(self.fd, mode, offset, length)
         except OSError as exc:
-            if exc.errno != errno.ENOSPC:
-                raise
-            self._allowed = mode, offset, length
-            return False
+            if exc.errno == errno.ENOSPC:
+                return LATER
+            if trace.listeners:
+                self._tell(Call(mode, offset, length, who), exc)
+            raise
         self._count(mode)
-        return True
-
-    def _check(self, mode: int, offset: int, length: int) -> None:
-        """Raise `OSError` if the rules forbid it."""
-        self._check_fallocate(mode, offset, length, self.page_size)
-        if self._size_limit is not None:
-            self._check_end(mode, offset + length)
+        if trace.listeners:
+            self._tell(Call(mode, offset, length, who), None)
+        return DONE
 
     def _check_end(self, mode: int, end: int) -> None:
         if not mode & FALLOC_FL_PUNCH_HOLE and self.ends_before(end):
@@ -159,7 +189,7 @@ class InaccessibleFile:
             raise refused(errno.EINVAL)
 
     def ends_before(self, end: int) -> bool:
-        """Whether there is nothing up to *end*, by the rules, nor will there be."""
+        """Whether the rules never let the file have pages up to *end*, in bytes."""
         if self._size_limit is None:
             return False
         if not self._size_limit:
@@ -171,158 +201,158 @@ class InaccessibleFile:
         if mode & FALLOC_FL_PUNCH_HOLE:
             self._counters.punches += 1
 
-    async def fallocate(
-        self,
-        mode: int,
-        offset: int,
-        length: int,
-        interrupted: Event,
-    ) -> None:
-        """inaccessible_fallocate() of the seed, for a range of any length.
+    def _tell(self, call: Call, exc: BaseException | None) -> None:
+        """Trace a call that is over, and why it has failed, if it has."""
+        end = call.offset + call.length
+        self._trace.tell(call.kind.value, call.offset, end, call.who, exc)
+
+    def _traced(self, call: Call, done: Done) -> Done:
+        """*done* of a call that is to be traced."""
+
+        def over(exc: Exception | None) -> None:
+            self._tell(call, exc)
+            done(exc)
+
+        return over
+
+    def _begin_punch(self, call: Call, hold: Callable[[], Done]) -> Begun:
+        """A punch that events report, or that removes fetched pages; without a task."""
+        superblock = self._superblock
+        if (
+            call.length > self.inline_bytes
+            or self.turn.taken
+            or not superblock.punches_inline
+            or len(self.notifiers) > AT_ONCE
+        ):
+            return LATER
+        part = call.part(self.page_size)
+        if not self.pages.are_few(*part.touched) or not self.notifiers.take():
+            return LATER
+        assert superblock.patience is not None
+        self._count(call.mode)
+        punch = partial(syscalls.fallocate_quick, self.fd, *call.arguments)
+
+        def change() -> Changed:
+            superblock.on_change(self, call.offset, call.length)
+            return self.pages.punch_now(*part.whole, punch)
+
+        steps = self.pages.steps(part, call.kind)
+        done = hold()
+        if self._trace.listeners:
+            done = self._traced(call, done)
+        InlineDrive(steps, self.notifiers, superblock.patience, change, done).go_on()
+        return UNDER_WAY
+
+    async def finish(self, call: Call, interrupted: Event) -> None:
+        """Do all of a call for which `begin` has returned LATER.
 
         *interrupted* is set when the caller wants out: an allocation that takes long
         then raises EINTR within a tenth of a second and is undone by the backing,
         which may take longer (see `Turn`). A punch goes on to its end, as it does
         on a tmpfs; and so does the invalidation, which is a promise.
         """
-        freed = self._shim.freed
-        # The rules are asked once for each call.
-        if allowed := self._allowed == (mode, offset, length):
-            self._allowed = None
+        try:
+            await self._finish(call, interrupted)
+        except Exception as exc:
+            if self._trace.listeners:
+                self._tell(call, exc)
+            raise
+        if self._trace.listeners:
+            self._tell(call, None)
+
+    async def _finish(self, call: Call, interrupted: Event) -> None:
+        closed = self._superblock.closed
         if not await self.turn.wait_unless(interrupted):
             raise refused(errno.EINTR)
-        if not allowed:
-            self._check(mode, offset, length)
-        self._count(mode)
+        self._count(call.mode)
 
         async def change() -> Changed:
             try:
-                return await self._change(mode, offset, length, interrupted)
+                return await self._change(call, interrupted)
             except OSError as exc:
-                if not await self._shim.more_space(exc, freed, interrupted):
+                if not await self._superblock.more_space(exc, closed, interrupted):
                     raise
-                return await self._change(mode, offset, length, interrupted)
+                return await self._change(call, interrupted)
 
-        part = Part.of(offset, length, self.page_size)
-        await self._drive(part, change, punches=bool(mode & FALLOC_FL_PUNCH_HOLE))
+        await self._drive(call.part(self.page_size), call.kind, change)
 
     async def _drive(
-        self, part: Part, change: Callable[[], Awaitable[Changed]], *, punches: bool
+        self, part: Part, kind: Kind, change: Callable[[], Awaitable[Changed]]
     ) -> None:
-        """Let a change happen, and tell of it, in the order of the rules."""
-        shim = self._shim
-        # If nobody is told, the list may do what it likes.
-        whole_call = shim.whole_call and bool(shim.plan(punches=punches))
-        async with self.pages.locked(*part.told) if punches else nullcontext():
+        """Change the file, and send the events of it, in the order of the rules."""
+        superblock, pages = self._superblock, self.pages
+        punches = kind is Kind.PUNCH
+        async with pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
-                self.pages.steps(part, punches=punches),
+                pages.steps(part, kind),
                 self.notifiers,
                 change,
-                whole_call=whole_call,
+                # Without events nobody can tell how long the list is locked.
+                whole_call=superblock.whole_call and bool(superblock.plans[kind]),
             )
         if refusal is not None:
             raise refusal
 
-    def punch_at_once(
-        self,
-        mode: int,
-        offset: int,
-        length: int,
-        done: Callable[[Exception | None], None],
-    ) -> bool:
-        """A quick punch of which somebody must be told, without a task.
-
-        *done* is called when all have answered, with what the call fails with, if it
-        does; that may be before this returns. False, and nothing is done, if this is
-        not possible: use `fallocate` then. Must not be called for other modes.
-
-        Raises:
-            OSError: the rules forbid it.
-        """
-        patience = self._shim.patience
-        if (
-            length > self.quick_bytes
-            or self.turn.taken
-            or not self._shim.punches_at_once
-        ):
-            return False
-        part = Part.of(offset, length, self.page_size)
-        if len(self.notifiers) > AT_ONCE or not self.pages.are_few(*part.told):
-            return False
-        # First, for `fallocate` asks the rules, too.
-        if not self.notifiers.take():
-            return False
-        try:
-            self._check(mode, offset, length)
-        except BaseException:
-            self.notifiers.release()
-            raise
-        assert patience is not None
-        self._count(mode)
-        punch = partial(syscalls.fallocate_quick, self.fd, mode, offset, length)
-
-        def change() -> Changed:
-            self._shim.on_change(self, offset, length)
-            return self.pages.punch_now(*part.gone, punch)
-
-        drive_at_once(
-            self.pages.steps(part, punches=True),
-            self.notifiers,
-            patience,
-            change,
-            done,
-        )
-        return True
-
-    async def _change(
-        self, mode: int, offset: int, length: int, interrupted: Event
-    ) -> Changed:
+    async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
-        self._shim.on_change(self, offset, length)
+        superblock = self._superblock
+        superblock.on_change(self, call.offset, call.length)
         await self.turn.wait()
-        change = partial(syscalls.fallocate, self.fd, mode, offset, length)
-        if mode & FALLOC_FL_PUNCH_HOLE and self.pages.memory is not None:
-            return await self._punch(Part.of(offset, length, self.page_size), change)
-        allocates = not mode & ~FALLOC_FL_KEEP_SIZE
-        allocator = self._shim.allocator if allocates else None
-        if allocator and length <= SHORT_BYTES and self._headroom.allows(length):
+        change = partial(syscalls.fallocate, self.fd, *call.arguments)
+        if call.kind is Kind.PUNCH and self.pages.memory is not None:
+            return await self._punch(call.part(self.page_size), change)
+        allocator = superblock.allocator if call.allocates else None
+        if (
+            allocator is not None
+            and call.length <= SHORT_BYTES
+            and self._headroom.allows(call.length)
+        ):
             allocator = None
-        if length <= self.quick_bytes and allocator is None:
+        if call.length <= self.inline_bytes and allocator is None:
             change()
             return Changed()
         with self.turn.take():
             if allocator is not None:
                 self.turn.undoing = await allocator.allocate(
-                    self.fd, mode, offset, length, interrupted
+                    self.fd, *call.arguments, interrupted
                 )
             else:
-                await self._shim.loop.in_thread(
-                    change, limiter=self._shim.threads.changes
+                await superblock.loop.in_thread(
+                    change, limiter=superblock.threads.changes
                 )
         if self.turn.undoing is not None:
             raise refused(errno.EINTR)
         return Changed()
 
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:
-        """Let *punch* take what has been fetched, too."""
-        start, end = part.told
-        if (end - start) * self.page_size <= self.quick_bytes and self.pages.are_few(
-            start, end
-        ):
-            return self.pages.punch_now(*part.gone, punch)
-        return await self.pages.punch(*part.gone, punch)
+        """Let *punch* remove fetched pages, too."""
+        start, end = part.touched
+        few = (end - start) * self.page_size <= self.inline_bytes
+        if few and self.pages.are_few(start, end):
+            return self.pages.punch_now(*part.whole, punch)
+        return await self.pages.punch(*part.whole, punch)
 
     # --- size ----------------------------------------------------------------------
 
-    async def set_size(self, size: int, *, by_path: bool = False) -> None:
+    async def set_size(self, size: int, *, by_path: bool = False, who: int = 0) -> None:
         """inaccessible_setattr() of the seed, with ATTR_SIZE.
 
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
-        ftruncate(2) and O_TRUNC do not.
+        ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.
         """
         await self.turn.wait()
         current = os.fstat(self.fd).st_size
-        self._shim.semantics.check_size(current, size, self.page_size)
+        try:
+            await self._set_size(current, size, by_path=by_path)
+        except Exception as exc:
+            if self._trace.listeners:
+                self._trace.tell("truncate", size, current, who, exc)
+            raise
+        if self._trace.listeners:
+            self._trace.tell("truncate", size, current, who)
+
+    async def _set_size(self, current: int, size: int, *, by_path: bool) -> None:
+        self._superblock.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
 
@@ -341,13 +371,13 @@ class InaccessibleFile:
             self._size_limit = 0
 
     async def _truncate(self, truncate: Callable[[], None]) -> None:
-        if os.fstat(self.fd).st_blocks * 512 <= QUICK_BYTES:
+        if os.fstat(self.fd).st_blocks * 512 <= INLINE_BYTES:
             truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         with self.turn.take():
-            await self._shim.loop.in_thread(
-                truncate, limiter=self._shim.threads.changes
+            await self._superblock.loop.in_thread(
+                truncate, limiter=self._superblock.threads.changes
             )
 
     async def _shrink(
@@ -358,15 +388,15 @@ class InaccessibleFile:
         start: int,
         end: int,
     ) -> None:
-        """To whom it concerns a truncation is a punch of the pages that were behind."""
+        """Notifiers see a truncation as a punch of the pages past the new end."""
         part = Part((start, end), (start, end))
 
         async def change() -> Changed:
-            self._shim.on_change(self, size, current - size)
+            self._superblock.on_change(self, size, current - size)
             await self.turn.wait()
             if self.pages.memory is None:
                 await self._truncate(truncate)
                 return Changed()
             return await self._punch(part, truncate)
 
-        await self._drive(part, change, punches=True)
+        await self._drive(part, Kind.PUNCH, change)

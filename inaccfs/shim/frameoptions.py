@@ -1,4 +1,7 @@
-"""What can be chosen of page frames: apart from them, which not every start needs."""
+"""Options and constants of page frames.
+
+Apart from `inaccfs.shim.frames`, which the command line need not import.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Final
 from inaccfs.errors import OptionError
 
 FRAME_BYTES: Final = 4096
-"""What a page frame number counts, whatever the page size of the file."""
+"""The unit of page frame numbers, whatever the page size of the file."""
 
 HUGE_ORDER: Final = 9
 """The order of the largest folio that a tmpfs has, a huge page of 2 MiB."""
@@ -16,13 +19,13 @@ HUGE_ORDER: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class SimulatedMemory:
-    """How much memory there is, and in what state."""
+    """How much memory is simulated, and in what state."""
 
     # In bytes.
     size: int = 64 << 30
     # The largest folio that a file of 4 KiB pages is given; 0 gives base pages only.
     order: int = HUGE_ORDER
-    # How much of the memory is taken before anybody asks, scattered: in percent.
+    # How many percent of the memory are in use from the start, scattered.
     fragmentation: int = 0
 
     def __post_init__(self) -> None:

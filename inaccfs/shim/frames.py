@@ -1,7 +1,7 @@
-"""Which page frames a file's pages are in: what every source of frames has in common.
+"""Which page frames a file's pages are in: what all sources of frames share.
 
-inaccessible_get_pfn() of the seed tells a page's frame and the order of its folio. The
-frames are real (`inaccfs.shim.pagemap`) or made up (`inaccfs.shim.simulated`).
+inaccessible_get_pfn() of the v8 patch returns a page's frame and the order of its
+folio. Frames are real (`inaccfs.shim.pagemap`) or simulated (`inaccfs.shim.simulated`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
+from inaccfs.mmcalls import KEEP_GIL_BYTES
 from inaccfs.shim.frameoptions import HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# So much is allocated in well under a millisecond, and may keep the GIL.
-_QUICK_BYTES: Final = 2 << 20
-
 
 class Extent(NamedTuple):
-    """A run of pages whose frames are contiguous and belong to folios of one order."""
+    """Contiguous pages in contiguous frames, whose folios are all of one order."""
 
-    # In pages of the file, as is count.
+    # offset and count are in pages of the file.
     offset: int
-    # The frame of the page at offset, which need not be the first of its folio.
+    # The frame of the page at offset. It need not be the first frame of its folio.
     pfn: int
     count: int  # type: ignore[assignment] # tuple has a method of that name
     # Of the folios, in 4 KiB frames: 0, or 9 for a huge page of 2 MiB.
@@ -35,73 +33,73 @@ class Extent(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What `Frames.fetch` has found."""
+    """The result of `Frames.fetch`."""
 
+    # Where the pages are.
     extents: list[Extent]
-    # Pages whose frames had been known and have changed: as they were known before.
+    # The old places of known pages that have moved.
     moved: list[Extent]
 
 
 class Punched(NamedTuple):
-    """What `Frames.punch` has taken away."""
+    """The result of `Frames.punch`."""
 
-    # What had been known in the punched range.
+    # The known pages of the punched range.
     removed: list[Extent]
-    # Known pages outside of it whose frames have changed: as they were known before.
+    # The old places of known pages outside of the range that have moved.
     moved: list[Extent]
 
 
 class Frames(Protocol):
     """The frames of one file. Offsets, starts, ends and counts are pages of the file.
 
-    Only one of `fetch`, `punch` and `close` may run at once for a file. They block, so
-    they may run in a worker thread; the rest can be called at any time, and takes no
-    system call.
+    Only one of `fetch`, `punch` and `close` may run at a time. They block, so they may
+    run in a worker thread. All others make no system call and may run beside them.
     """
 
-    # An O_RDWR fd of the backing file, owned by who gave it; may be replaced.
+    # An O_RDWR fd of the backing file. The caller owns it, and may replace it.
     fd: int
 
     @property
     def pages(self) -> int:
-        """How many pages are known. O(1). One that is being punched may count twice."""
+        """How many pages are known. O(1)."""
 
     def extents(self) -> list[Extent]:
-        """All that is known."""
+        """All known pages."""
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
         """The first *most* of what is known from page *start* on."""
 
     def known(self, start: int, end: int) -> list[Extent] | None:
-        """Where [start, end) is, if all of it was fetched and cannot have moved."""
+        """Where [start, end) is; None unless all is known and cannot have moved."""
 
     def fetch(self, start: int, end: int) -> Fetched:
-        """Allocate what is missing of [start, end), which lies inside the file.
+        """Allocate the holes of [start, end), which lies inside the file, and find it.
 
-        As few extents as the frames allow. On an error nothing more is known than was.
+        Extents are as few as the frames allow. On an error no page becomes known.
 
         Raises:
-            OSError: ENOSPC, when the backing is full; ENOMEM, when there is no frame.
+            OSError: ENOSPC, the backing is full; ENOMEM, there is no free frame.
         """
 
     def punch(self, start: int, end: int, punch: Callable[[], None]) -> Punched:
-        """Let *punch* take [start, end) out of the backing, with no pin in its way.
+        """Unpin [start, end), then call *punch*, which removes it from the backing.
 
-        What it raises is passed on, and all is as it was before.
+        If *punch* raises, the pages stay known, and the exception is passed on.
         """
 
     def free(self, pfn: int, count: int) -> None:
-        """Nobody has a reference any more to these pages, which were punched."""
+        """The last reference to these punched pages has been dropped."""
 
     def poison(self, page: int) -> None:
         """The memory of *page*, which is allocated, has failed.
 
-        Made-up frames do not come back when it has been punched: neither does what
-        has PG_hwpoison, see free_pages_prepare() in mm/page_alloc.c. Real ones do.
+        A simulated frame is not reused after the page has been punched, as none with
+        PG_hwpoison is: free_pages_prepare() in mm/page_alloc.c. A real frame may be.
         """
 
     def close(self) -> None:
-        """Forget all, and give everything back. May be called again."""
+        """Forget all pages and free what they took. May be called again."""
 
 
 class FrameSource(Protocol):
@@ -113,22 +111,23 @@ class FrameSource(Protocol):
 
     @property
     def pinning(self) -> str:
-        """For people: what keeps fetched frames where they are, or why nothing does."""
+        """For people: what pins fetched pages, or why nothing does."""
 
     def open(self, fd: int, page_size: int) -> Frames:
-        """The frames of one file: *fd* is an O_RDWR fd of it in the backing."""
+        """The frames of one file; *fd* is an O_RDWR fd of it in the backing."""
 
     def close(self) -> None:
-        """Give everything back. The files must have been closed before."""
+        """Free everything. The files must have been closed before."""
 
 
 class Table:
-    """What is known of one file's frames, in the process. Guarded by its own lock."""
+    """The known frames of one file. Thread-safe."""
 
-    def __init__(self, frames_per_page: int) -> None:
+    def __init__(self, frames_per_page: int, load: int | None = None) -> None:
+        """*load* is that of `RangeMap`; None for its default."""
         self._per_page: Final = frames_per_page
-        # By offset. The value of a range is the extent that it is: to look is to copy.
-        self._runs: RangeMap[Extent] = RangeMap()
+        # By offset. The value of each range is its extent, so that to look is to copy.
+        self._runs: RangeMap[Extent] = RangeMap() if load is None else RangeMap(load)
         # A worker thread may change the table while the trio loop looks at it.
         self._lock: Final = Lock()
 
@@ -138,7 +137,7 @@ class Table:
         return self._runs.size
 
     def extents(self) -> list[Extent]:
-        """All of the table."""
+        """All pages."""
         with self._lock:
             return [extent for _, _, extent in self._runs]
 
@@ -151,29 +150,29 @@ class Table:
         return found
 
     def look(self, start: int, end: int) -> list[Extent]:
-        """What the table has of [start, end)."""
+        """The known pages of [start, end)."""
         with self._lock:
             return self._look(start, end)
 
     def whole(self, start: int, end: int) -> list[Extent] | None:
-        """The same, or None if not all is there."""
+        """Like `look`, but None unless all of [start, end) is known."""
         with self._lock:
             return None if self._runs.gaps(start, end) else self._look(start, end)
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) is not in the table."""
+        """The parts of [start, end) that are not known."""
         with self._lock:
             return self._runs.gaps(start, end)
 
     def record(self, start: int, end: int, extents: Iterable[Extent]) -> None:
-        """Let [start, end) be at *extents*, and nowhere else.
+        """Replace what is known of [start, end) by *extents*.
 
-        They lie in it, in order, and no two of them are one.
+        They lie inside of it, in order, and no two of them could be merged.
         """
         new = list(extents)
         with self._lock:
             before, after = self._runs.get(start - 1), self._runs.get(end)
-            # What reaches or touches from outside is cut there, or goes on.
+            # An extent that crosses or touches an end is cut there, or merged.
             if before is not None:
                 rest = before._replace(count=start - before.offset)
                 if new and self._go_on(rest, new[0]):
@@ -195,7 +194,7 @@ class Table:
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
-            self._runs = RangeMap()
+            self._runs.clear()
 
     def _look(self, start: int, end: int) -> list[Extent]:
         found = self._runs.values(start, end)
@@ -207,7 +206,7 @@ class Table:
         return found
 
     def _go_on(self, one: Extent, other: Extent) -> bool:
-        """Whether two extents are one."""
+        """Whether *other* continues *one*, so that they can be merged."""
         return (
             one.offset + one.count == other.offset
             and one.pfn + one.count * self._per_page == other.pfn
@@ -215,7 +214,7 @@ class Table:
         )
 
     def _after(self, extent: Extent, start: int) -> Extent:
-        """What of *extent* is not before page *start*."""
+        """*extent* without what is before page *start*."""
         if extent.offset >= start:
             return extent
         skipped = start - extent.offset
@@ -228,13 +227,13 @@ class Table:
 
 
 def _bounds(extents: list[Extent]) -> tuple[list[int], list[int]]:
-    """Where extents begin and end. There may be very many."""
+    """The starts and the ends of *extents*, of which there may be very many."""
     starts = list(map(itemgetter(0), extents))
     if not starts:
         return [], []
     last = starts[-1] + extents[-1].count
     if sum(map(itemgetter(2), extents)) == last - starts[0]:
-        # Without a gap each ends where the next one begins.
+        # There is no gap: each ends where the next one begins.
         return starts, [*starts[1:], last]
     return starts, [extent.offset + extent.count for extent in extents]
 
@@ -243,31 +242,23 @@ def allocate(fd: int, offset: int, length: int) -> None:
     """Fill the holes of a part of a file, in bytes. fallocate(2), KEEP_SIZE.
 
     Raises:
-        OSError: ENOSPC. A tmpfs has taken back then what it gave.
+        OSError: ENOSPC. A tmpfs has then freed again what it had allocated.
     """
-    quick = length <= _QUICK_BYTES
+    quick = length <= KEEP_GIL_BYTES
     call = syscalls.fallocate_quick if quick else syscalls.fallocate
     while True:
         try:
             return call(fd, syscalls.FALLOC_FL_KEEP_SIZE, offset, length)
         except InterruptedError:
-            # A hugetlbfs stops for any signal, and for what io_uring has to do when a
-            # ring is closed. Nobody waits for either here.
+            # A hugetlbfs stops for any signal, also for the task work by which io_uring
+            # closes a ring. Neither is a reason to stop here.
             continue
-
-
-def joined(extents: Iterable[Extent], frames_per_page: int) -> list[Extent]:
-    """*extents*, which are disjoint, in order, and those that go on made one."""
-    table = Table(frames_per_page)
-    for extent in sorted(extents):
-        table.record(extent.offset, extent.offset + extent.count, [extent])
-    return table.extents()
 
 
 def differing(
     old: Iterable[Extent], new: Iterable[Extent], frames_per_page: int
 ) -> list[Extent]:
-    """Of *old* what is in other frames in *new*. Both are in order."""
+    """The parts of *old* that are in other frames in *new*. Both are in order."""
     table = Table(frames_per_page)
     now = list(new)
     if now:
@@ -284,7 +275,7 @@ def differing(
 def split_folios(
     extents: Iterable[Extent], pages: Iterable[int], frames_per_page: int
 ) -> list[Extent]:
-    """*extents* as they are when each folio with one of *pages* has been split."""
+    """*extents*, after each folio with one of *pages* has been split to order 0."""
     table = Table(frames_per_page)
     for extent in extents:
         offset, pfn, count, order = extent
@@ -303,14 +294,14 @@ def split_folios(
 def whole_folios(
     look: Callable[[int, int], list[Extent]], start: int, end: int
 ) -> tuple[int, int]:
-    """[start, end) of a tmpfs, and what of folios that are partly in it is outside.
+    """Widen [start, end) of a tmpfs to whole folios.
 
-    *look* gives the known pages of a range, in order; a folio none of which is known
-    outside does not count.
+    *look* returns the known pages of a range, in order. A folio counts only if a page
+    of it outside of [start, end) is known.
     """
     low, high = start, end
     huge = 1 << HUGE_ORDER
-    # The nearest known page tells: if it is of another folio, so are all behind it.
+    # If the nearest known page is of another folio, so are all those farther away.
     if start % huge:
         for offset, _, count, order in look(start & -huge, start)[-1:]:
             folio = (offset + count - 1) & -1 << order

@@ -1,8 +1,8 @@
-"""Which pages of a file have no memory, for rules by which a get fills no hole.
+"""Finds holes of a file, for rules by which get-pfn does not fill them.
 
-A guest that maps the file may touch pages at any time, and must find what it has put
-there: so where there is a way nothing is written, and nothing is ever freed that may
-be the guest's.
+A guest that maps the file may write to pages at any time, and must find there what it
+wrote. So this changes nothing if it can be avoided, and never frees a page that the
+guest may have written to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inaccfs.shim.frames import allocate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How much is looked at in one read, in bytes.
+# How many bytes of a page one read(2) compares with zeros.
 _READ_BYTES: Final = 1 << 20
 
 
@@ -28,12 +28,13 @@ def first_hole(
     end: int,
     known: Callable[[int, int], object] = lambda start, end: None,
 ) -> int | None:
-    """The first page from *start* to *end* that has no memory; None if all have.
+    """The first page of [start, end) without memory; None if all have it. Blocks.
 
-    *known* gives None for a range that has not been fetched as a whole. Blocks.
+    *known* returns None for a range unless all of it has been fetched. Such pages are
+    not looked at.
     """
-    # lseek(2) and mincore(2) take memory for a hole that fallocate(2) has put there and
-    # nobody touched; cachestat(2) does not.
+    # lseek(2) and mincore(2) report a page as a hole if fallocate(2) allocated it and
+    # nobody has touched it. cachestat(2) does not.
     try:
         return _by_count(fd, page_size, start, end)
     except OSError as exc:
@@ -52,7 +53,7 @@ def _by_count(fd: int, page_size: int, start: int, end: int) -> int | None:
 
     if is_full(start, end):
         return None
-    # A hole is in [start, end), and none before it.
+    # [start, end) has a hole, and there is none before it.
     while end - start > 1:
         middle = (start + end) // 2
         if is_full(start, middle):
@@ -63,11 +64,11 @@ def _by_count(fd: int, page_size: int, start: int, end: int) -> int | None:
 
 
 def _is_hole(fd: int, page_size: int, page: int) -> bool:
-    """Whether a page has cost blocks when it was allocated; they are given back.
+    """Whether allocating the page takes blocks. If it does, the page is punched again.
 
-    The blocks may be of other pages, which a guest has touched meanwhile, and this one
-    may have been there. Then it is known by what is in it: only a page of zeros is
-    punched, for which a guest gets another.
+    st_blocks counts the whole file, so a guest that touched another page meanwhile may
+    have caused the difference. So only a page of zeros is punched: if it was the
+    guest's, the guest gets another one with the same content.
     """
     offset = page * page_size
     before = os.fstat(fd).st_blocks

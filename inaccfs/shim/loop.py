@@ -74,7 +74,7 @@ class Loop(Protocol):
         """A block that runs to its end, also in a task that is cancelled."""
 
     async def checkpoint(self) -> None:
-        """Let others go on."""
+        """Let others go on, in the middle of long work. See `inaccfs.shim.turns`."""
 
     async def in_thread(
         self,
@@ -114,8 +114,16 @@ class _Trio:
     parking_lot = trio.lowlevel.ParkingLot
     first_of = staticmethod(waiting.first_of)
     in_time = staticmethod(patience.in_time)
-    checkpoint = staticmethod(trio.lowlevel.checkpoint)
     in_thread = staticmethod(trio.to_thread.run_sync)
+
+    def __init__(self) -> None:
+        self._gate: Final = trio.Lock()
+
+    async def checkpoint(self) -> None:
+        # Of all long work one slice is done in a turn of the loop: what comes from the
+        # kernel waits for one slice, and not for as many as there are peers.
+        async with self._gate:
+            await trio.lowlevel.checkpoint()
 
     def shield(self) -> trio.CancelScope:
         return trio.CancelScope(shield=True)

@@ -13,14 +13,18 @@ from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from inaccfs.shim.counters import Counters
-    from inaccfs.shim.frames import Extent, Frames, FrameSource
+    from inaccfs.shim.frames import Extent, Frames, FrameSource, Punched
+    from inaccfs.shim.trace import FileTrace
 
 
 class Holder(Protocol):
     """Who gets references. Hashable."""
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
 
     def __hash__(self) -> int: ...
 
@@ -36,7 +40,7 @@ class Memory:
         source: FrameSource,
         fd: int,
         page_size: int,
-        counters: Counters,
+        trace: FileTrace,
         changed: Callable[[], None] = lambda: None,
         put: Callable[[], None] | None = None,
         *,
@@ -47,10 +51,11 @@ class Memory:
         *put* is called when there are fewer references than there were.
         Without *keeps_references* nobody has any: `get` only counts.
         """
-        self._frames: Final[Frames] = source.open(fd, page_size)
+        # The pages themselves; its methods that block may run in a thread.
+        self.frames: Final[Frames] = source.open(fd, page_size)
         self._per_page: Final = page_size // FRAME_BYTES
         self.references: Final = References(self._per_page)
-        self._counters: Final = counters
+        self._trace: Final = trace
         self._changed: Final = changed
         self._keeps_references: Final = keeps_references
         self._put: Final = put
@@ -58,7 +63,7 @@ class Memory:
     @property
     def pages(self) -> int:
         """How many pages have been fetched and are still there."""
-        return self._frames.pages
+        return self.frames.pages
 
     @property
     def references_count(self) -> int:
@@ -72,19 +77,19 @@ class Memory:
 
     def extents(self) -> list[Extent]:
         """The fetched pages."""
-        return self._frames.extents()
+        return self.frames.extents()
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
         """The first *most* of them from page *start* on."""
-        return self._frames.extents_since(start, most)
+        return self.frames.extents_since(start, most)
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
         """The fetched pages from *start* to *end*. May look at all of the file's."""
-        if start < end and (known := self._frames.known(start, end)) is not None:
+        if start < end and (known := self.frames.known(start, end)) is not None:
             return known
         per_page = self._per_page
         found = []
-        for extent in self._frames.extents():
+        for extent in self.frames.extents():
             first = max(extent.offset, start)
             count = min(extent.offset + extent.count, end) - first
             if count > 0:
@@ -101,41 +106,27 @@ class Memory:
             for one in self.references.holders_of(self.extents_in(start, end))
         ]
 
-    def reopened(self, fd: int) -> None:
-        """Use another fd of the same backing file from now on."""
-        self._frames.fd = fd
+    def record(self, punched: Punched) -> None:
+        """Pages have gone or moved: references to them are to what was there before.
 
-    def known(self, start: int, end: int) -> list[Extent] | None:
-        """Where the pages are, if all have been fetched and have stayed put."""
-        return self._frames.known(start, end)
-
-    def fetch(self, start: int, end: int) -> tuple[list[Extent], list[Extent]]:
-        """Allocate, pin and find pages; return where they are, and which had moved.
-
-        Blocks. `record` must be told of it in the trio loop.
+        To be called in the loop after `frames.punch`; and after `frames.fetch` for what
+        that has found moved.
         """
-        return self._frames.fetch(start, end)
-
-    def punch(
-        self, start: int, end: int, punch: Callable[[], None]
-    ) -> tuple[list[Extent], list[Extent]]:
-        """Call *punch* with the pins off; return what is gone, and what has moved.
-
-        Blocks. `record` must be told of it in the trio loop.
-        """
-        return self._frames.punch(start, end, punch)
-
-    def record(self, removed: Iterable[Extent], moved: list[Extent]) -> None:
-        """References to pages that have gone or moved are to what was there before."""
-        self._counters.pages_moved += sum(extent.count for extent in moved)
-        self._free(self.references.punched([*removed, *moved]))
+        self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
+        if self._trace.listeners:
+            for offset, _, count, _ in punched.moved:
+                self._trace.tell_pages("move", offset, offset + count)
+        self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 
     def get(self, holder: Holder, extents: list[Extent]) -> None:
         """*holder* gets a reference to each page."""
         if self._keeps_references:
             self.references.get(holder, extents)
-        self._counters.pages_got += sum(extent.count for extent in extents)
+        self._trace.counters.pages_got += sum(extent.count for extent in extents)
+        if self._trace.listeners:
+            for offset, _, count, _ in extents:
+                self._trace.tell_pages("get", offset, offset + count, holder.who)
 
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """*holder* gives back a reference to each of *count* pages from frame *pfn*.
@@ -144,7 +135,7 @@ class Memory:
             OSError: EINVAL, when it does not hold one to each; then nothing is put.
         """
         self._free(self.references.put(holder, pfn, count))
-        self._counters.pages_put += count
+        self._have_put(holder, pfn, count)
 
     def put_all(
         self, holder: Holder, extents: Sequence[tuple[int, int]]
@@ -157,7 +148,14 @@ class Memory:
         for freed in self.references.put_all(holder, extents):
             self._free(freed)
             yield
-        self._counters.pages_put += sum(count for _, count in extents)
+        for pfn, count in extents:
+            self._have_put(holder, pfn, count)
+
+    def _have_put(self, holder: Holder, pfn: int, count: int) -> None:
+        self._trace.counters.pages_put += count
+        if self._trace.listeners:
+            end = pfn + count * self._per_page
+            self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
         """*holder* has gone, and its references with it; in steps, to be exhausted."""
@@ -170,13 +168,11 @@ class Memory:
         if self._put is not None:
             self._put()
         for pfn, count in frames:
-            self._frames.free(pfn, count)
+            self.frames.free(pfn, count)
 
     def poison(self, page: int) -> None:
         """The memory of an allocated page has failed: its frame never comes back."""
-        self._counters.pages_poisoned += 1
-        self._frames.poison(page)
-
-    def close(self) -> None:
-        """Take the pins off and give simulated frames back. Blocks."""
-        self._frames.close()
+        self._trace.counters.pages_poisoned += 1
+        if self._trace.listeners:
+            self._trace.tell_pages("poison", page, page + 1)
+        self.frames.poison(page)

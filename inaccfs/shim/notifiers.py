@@ -21,9 +21,9 @@ from inaccfs.shim.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.shim.counters import Counters
     from inaccfs.shim.loop import Loop
     from inaccfs.shim.order import Notice
+    from inaccfs.shim.trace import FileTrace
 
 
 AT_ONCE: Final = 128
@@ -32,6 +32,10 @@ AT_ONCE: Final = 128
 
 class Notifier(Protocol):
     """struct inaccessible_notifier: who is told. Neither method may block or raise."""
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Pages are affected; with a *sequence*, `Notifiers.answer` is awaited."""
@@ -45,7 +49,7 @@ class Notifiers:
 
     def __init__(
         self,
-        counters: Counters,
+        trace: FileTrace,
         ack_seconds: float,
         changed: Callable[[], None] = lambda: None,
         *,
@@ -58,7 +62,7 @@ class Notifiers:
         *changed* is called after each change of the list. Notifiers are told of pages
         in *unit* s of their own, and with *clips* only of those that are bound to them.
         """
-        self._counters: Final = counters
+        self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
@@ -81,8 +85,8 @@ class Notifiers:
         # Whether somebody is inside `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
-        # Those that are told and have not answered yet, each with what: 0 until it is.
-        self._waiting: dict[Notifier, int] = {}
+        # Those that are told and have not answered yet, with what; None until each is.
+        self._waiting: dict[Notifier, int | None] = {}
         # Those whose unregistration waits for the end of an invalidation. They are told
         # nothing more: who has unregistered in a callback cannot answer.
         self._leaving: set[Notifier] = set()
@@ -97,7 +101,7 @@ class Notifiers:
 
     def waiting(self, notifier: Notifier) -> int | None:
         """The sequence that *notifier* has not answered yet."""
-        return self._waiting.get(notifier) or None
+        return self._waiting.get(notifier)
 
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
@@ -190,6 +194,8 @@ class Notifiers:
                 errno.EINVAL,
                 f"no event {sequence} of this notifier waits for an answer",
             )
+        if self._trace.listeners:
+            self._trace.tell_pages("answer", who=notifier.who, sequence=sequence)
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
@@ -243,17 +249,25 @@ class Notifiers:
 
     def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
         """Wait for those who are about to be told; return the event's sequence."""
-        self._counters.invalidations += 1
-        self._counters.events += len(told)
+        self._trace.counters.invalidations += 1
+        self._trace.counters.events += len(told)
         self._then = then
-        self._waiting = dict.fromkeys(told, 0)
+        self._waiting = dict.fromkeys(told)
         return next(self._sequences)
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
         # One that is told may take others with it, which are its peer's, too.
         if notifier in self._waiting:
             self._waiting[notifier] = sequence
-            notifier.tell(self._for(notifier, notice), sequence)
+            self._send(notifier, notice, sequence)
+
+    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
+        if self._trace.listeners:
+            # Before: it may answer at once.
+            event, start, end, _ = notice
+            number = sequence or 0
+            self._trace.tell_pages("event", start, end, notifier.who, event, number)
+        notifier.tell(self._for(notifier, notice), sequence)
 
     async def tell(self, notice: Notice) -> None:
         """The same for any number, and wait; the silent are evicted in the end."""
@@ -283,18 +297,20 @@ class Notifiers:
 
     def _give_up(self, notifier: Notifier, sequence: int) -> None:
         if self._waiting.get(notifier) == sequence:
-            self._counters.evictions += 1
+            self._trace.counters.evictions += 1
+            if self._trace.listeners:
+                self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
             self.drop(notifier)
             notifier.evict()
 
     async def announce(self, notice: Notice) -> None:
         """Tell those whom it concerns of what wants no answer."""
         told = self._concerned(notice.start, notice.end)
-        self._counters.events += len(told)
+        self._trace.counters.events += len(told)
         turns = Turns()
         for notifier in told:
             if notifier in self._registered and notifier not in self._leaving:
-                notifier.tell(self._for(notifier, notice), None)
+                self._send(notifier, notice, None)
             await turns.give()
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:

@@ -1,14 +1,16 @@
-"""In which order a file is changed and its notifiers are told of it.
+"""The order of an operation: its check, its events, and the change of the file.
 
-The order is written down once, as a generator without I/O. Who drives it decides how
-the answers are waited for: in a task, or by a call when the last has come.
+The order is written down once, as a generator without I/O. There are two drivers: a
+task that waits for the answers, and `InlineDrive`, which the last answer calls.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+from inaccfs.shim.frames import Punched
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -16,24 +18,6 @@ if TYPE_CHECKING:
     from inaccfs.semantics import Plan
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
-
-
-class Part(NamedTuple):
-    """The pages that a change of a file concerns, each from a start to an end."""
-
-    # All that have something of it: who has one of them is told.
-    told: tuple[int, int]
-    # Those that a punch takes. What lies in the change only in part is cleared there.
-    gone: tuple[int, int]
-
-    @classmethod
-    def of(cls, offset: int, length: int, page_size: int) -> Part:
-        """Of a range in bytes."""
-        end = offset + length
-        return cls(
-            (offset // page_size, -(-end // page_size)),
-            (-(-offset // page_size), end // page_size),
-        )
 
 
 class Notice(NamedTuple):
@@ -47,24 +31,23 @@ class Notice(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What has come of a change of the file."""
+    """The result of a change of the file."""
 
-    # Fetched pages that are elsewhere now.
-    moved: Sequence[Extent] = ()
-    # Those that have gone.
-    removed: Sequence[Extent] = ()
-    # Why there was none: the backing's errno, or a bug.
+    # What has gone of the fetched pages, and what has moved.
+    punched: Punched = Punched([], [])
+    # Why nothing has changed: an errno of the backing, or a bug.
     refusal: Exception | None = None
 
 
 Step: TypeAlias = "Callable[[], Notice] | None"
-"""What makes a notice, to be called when the list of notifiers is held: much may have
-happened while that was waited for. None stands for the change.
+"""Builds the notice of the next event. Call it only once the notifier list is locked:
+what it reports may have changed during the wait for the lock. None means: change the
+file now.
 """
 
 Steps: TypeAlias = "Generator[Step, Changed | None, Exception | None]"
-"""Yields what is to be told, to go on when all have answered; and None, once, for the
-change, to be sent what has come of it. Returns why the change was refused, if it was.
+"""Yields each step; goes on when all notifiers have answered that event. After None,
+which comes once at most, it is sent the result. Returns why the change was refused.
 """
 
 
@@ -73,14 +56,32 @@ def in_order(
     start: int,
     end: int,
     frames: Callable[[], Sequence[Extent]] | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+    settle: Callable[[Changed], None] | None = None,
 ) -> Steps:
-    """The steps of one fallocate(2). *frames* finds what is to go, if that is told."""
+    """The steps of one operation on pages from *start* to *end*.
+
+    *check* comes before the first event. It may refuse the operation with an `OSError`,
+    and no notifier hears of it then. Whatever it looks at must still hold when the file
+    is changed, so the driver must lock the notifier list for the whole call.
+
+    *frames* finds the frames that are about to go, where events report them.
+    *settle* is called with the result as soon as the file has been changed.
+    """
+    if check is not None:
+        try:
+            check()
+        except OSError as exc:
+            return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(before, start, end, None if frames is None else frames())
     changed = yield None
     assert changed is not None
+    if settle is not None:
+        settle(changed)
     if plan.after is not None and (changed.refusal is None or plan.after_failure):
-        gone = None if frames is None else changed.removed
+        gone = None if frames is None else changed.punched.removed
         yield partial(Notice, plan.after, start, end, gone)
     return changed.refusal
 
@@ -94,7 +95,7 @@ async def drive(
 ) -> Exception | None:
     """Take all steps in this task; return what the change was refused with.
 
-    The list of notifiers is held for the *whole_call*, or for each walk of it.
+    The notifier list is locked for the *whole_call*, or for each event by itself.
     """
 
     async def tell(make: Callable[[], Notice]) -> None:
@@ -130,7 +131,7 @@ async def _take(
                 try:
                     changed = await change()
                 except Exception as exc:
-                    # Be it a bug: who has been told of a start is told of the end.
+                    # Even for a bug: a start that was sent must have its end.
                     changed = Changed(refusal=exc)
             elif notifiers:
                 await tell(step)
@@ -149,47 +150,66 @@ class Evictor(Protocol):
         """It has been."""
 
 
-def drive_at_once(
-    steps: Steps,
-    notifiers: Notifiers,
-    patience: Evictor,
-    change: Callable[[], Changed],
-    done: Callable[[Exception | None], None],
-) -> None:
-    """Take steps until one is to be waited for, and on from there when it is over.
+Done: TypeAlias = "Callable[[Exception | None], None]"
+"""Called when an operation is over, with what it fails with, if it does. Never raises.
+"""
 
-    `Notifiers.take` has been called; `release` is called before *done*, which gets what
-    the change was refused with. Never raises.
-    """
-    patience.forget(notifiers)
-    changed: Changed | None = None
-    failure: Exception | None
-    try:
-        while True:
-            step = steps.send(changed)
-            changed = None
-            if step is None:
-                try:
-                    changed = change()
-                except Exception as exc:
-                    # See _take().
-                    changed = Changed(refusal=exc)
-                continue
-            go_on = partial(drive_at_once, steps, notifiers, patience, change, done)
-            if (sequence := notifiers.begin(step(), go_on)) is not None:
-                patience.watch(notifiers, sequence)
-                return
-    except StopIteration as stop:
-        failure = stop.value
-    except Exception as exc:
-        # For whoever has called fallocate(2), and not for the peer whose answer is
-        # being dealt with.
-        failure = exc
-        steps.close()
-    notifiers.release()
-    done(failure)
+
+class InlineDrive:
+    """Takes steps without a task: up to the next event, and on when it is answered."""
+
+    __slots__ = ("_change", "_done", "_notifiers", "_patience", "_steps")
+
+    def __init__(
+        self,
+        steps: Steps,
+        notifiers: Notifiers,
+        patience: Evictor,
+        change: Callable[[], Changed],
+        done: Done,
+    ) -> None:
+        """*notifiers* must have been taken; they are released before *done* is called.
+
+        *done* gets what the change was refused with.
+        """
+        self._steps: Final = steps
+        self._notifiers: Final = notifiers
+        self._patience: Final = patience
+        self._change: Final = change
+        self._done: Final = done
+
+    def go_on(self) -> None:
+        """Take all steps up to the next event that is waited for. Never raises."""
+        self._patience.forget(self._notifiers)
+        changed: Changed | None = None
+        failure: Exception | None
+        try:
+            while True:
+                step = self._steps.send(changed)
+                changed = self._changed() if step is None else None
+                if step is None:
+                    continue
+                sequence = self._notifiers.begin(step(), self.go_on)
+                if sequence is not None:
+                    self._patience.watch(self._notifiers, sequence)
+                    return
+        except StopIteration as stop:
+            failure = stop.value
+        except Exception as exc:
+            # It fails the fallocate(2), not the peer whose answer has led here.
+            failure = exc
+            self._steps.close()
+        self._notifiers.release()
+        self._done(failure)
+
+    def _changed(self) -> Changed:
+        try:
+            return self._change()
+        except Exception as exc:
+            # Even for a bug: a start that was sent must have its end.
+            return Changed(refusal=exc)
 
 
 async def no_change() -> Changed:
-    """For `drive`, where notifiers are told of what changes nothing."""
+    """For `drive`, where events report something that changes nothing."""
     return Changed()

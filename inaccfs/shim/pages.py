@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.errnos import EHWPOISON
 from inaccfs.semantics import Plan
 from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.shim.call import Kind
 from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import Extent, split_folios
+from inaccfs.shim.frames import Extent, Fetched, Punched, split_folios
 from inaccfs.shim.holes import first_hole
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
@@ -24,16 +25,18 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from inaccfs.shim.call import Part
     from inaccfs.shim.memory import Holder
-    from inaccfs.shim.mount import Shim
     from inaccfs.shim.notifiers import Notifiers
-    from inaccfs.shim.order import Part, Steps
+    from inaccfs.shim.order import Steps
+    from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import FileTrace
     from inaccfs.shim.turn import Turn
 
 QUICK_FETCH_BYTES: Final = 1 << 20
 """So much can be fetched in the trio loop: memory that is touched first is cleared."""
 
-_PAGES_A_TURN: Final = 4096
+_PAGES_A_TURN: Final = 1024
 """So many pages can be got at once: each may be an extent."""
 
 _PAGES_A_STEP: Final = 512
@@ -58,35 +61,38 @@ class Pages:
         "_notifiers",
         "_page_size",
         "_poisoned",
-        "_shim",
+        "_superblock",
+        "_trace",
         "_turn",
         "memory",
     )
 
     def __init__(
         self,
-        shim: Shim,
+        superblock: Superblock,
         fd: int,
+        trace: FileTrace,
         turn: Turn,
         notifiers: Notifiers,
         changed: Callable[[], None],
     ) -> None:
         """*changed* is called after each change of `plain`."""
         self._fd = fd
-        self._page_size: Final = shim.page_size
+        self._page_size: Final = superblock.page_size
+        self._trace: Final = trace
         self._turn: Final = turn
         self._notifiers: Final = notifiers
         self._changed: Final = changed
-        self._shim: Final = shim
+        self._superblock: Final = superblock
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
         self._moved: Final = Moved(
-            shim.punch_plan, tells_frames=shim.semantics.tells_frames
+            superblock.plans[Kind.PUNCH], tells_frames=superblock.semantics.tells_frames
         )
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
-            PageLocks(self._holders, shim.ack_seconds, shim.loop)
-            if shim.semantics.references == "locked"
+            PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
+            if superblock.semantics.references == "locked"
             else None
         )
         # What `poison` was told of.
@@ -107,24 +113,24 @@ class Pages:
     @property
     def _guarded(self) -> bool:
         """Whether not everybody may get every page."""
-        return self._shim.guards_pages or bool(self._poisoned)
+        return self._superblock.guards_pages or bool(self._poisoned)
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
         self._fd = fd
         if self.memory is not None:
-            self.memory.reopened(fd)
+            self.memory.frames.fd = fd
 
     def close(self) -> None:
         """Let go of what was fetched. May take long for gigabytes."""
         if self.memory is not None:
-            self.memory.close()
+            self.memory.frames.close()
 
     # --- getting and putting -------------------------------------------------------
 
     async def get(
         self, holder: Holder, start: int, end: int, most: int | None = None
-    ) -> tuple[list[Extent], list[Extent]]:
+    ) -> Fetched:
         """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
 
         Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
@@ -145,28 +151,28 @@ class Pages:
 
     async def _get_long(
         self, holder: Holder, start: int, end: int, most: int | None
-    ) -> tuple[list[Extent], list[Extent]]:
+    ) -> Fetched:
         """The same in a turn of the file's, and in a thread; `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
         with self._turn.take(), self._being_fetched(start, end), claim:
             extents, moved = await self._fetch(memory, start, end)
-            memory.record((), moved)
+            memory.record(Punched([], moved))
             # Others may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(start, end)) is None:
                 extents = self._split(extents)[:most]
                 # Nothing can be punched meanwhile; and what has been got is got,
                 # whatever ends this task.
-                turns = Turns(self._shim.loop)
-                with self._shim.loop.shield():
+                turns = Turns(self._superblock.loop)
+                with self._superblock.loop.shield():
                     for piece in _pieces(extents, self._page_size):
                         memory.get(holder, [piece])
                         await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
-        return extents, moved
+        return Fetched(extents, moved)
 
     @contextmanager
     def _being_fetched(self, start: int, end: int) -> Iterator[None]:
@@ -176,57 +182,55 @@ class Pages:
         finally:
             self._fetching = range(0)
 
-    async def _fetch(
-        self, memory: Memory, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
-        freed = self._shim.freed
+    async def _fetch(self, memory: Memory, start: int, end: int) -> Fetched:
+        closed = self._superblock.closed
         fetch = partial(
-            self._shim.loop.in_thread,
+            self._superblock.loop.in_thread,
             partial(self._fetch_now, memory, start, end),
-            limiter=self._shim.threads.fetches,
+            limiter=self._superblock.threads.fetches,
         )
         try:
             await self._allocate_apart(start, end)
             return await fetch()
         except OSError as exc:
-            if not await self._shim.more_space(exc, freed):
+            if not await self._superblock.more_space(exc, closed):
                 raise
         return await fetch()
 
     async def _allocate_apart(self, start: int, end: int) -> None:
         """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-        shim = self._shim
+        superblock = self._superblock
         length = (end - start) * self._page_size
         if (
-            shim.allocator is None
-            or not shim.semantics.allocates
-            or shim.headroom.allows(length)
+            superblock.allocator is None
+            or not superblock.semantics.allocates
+            or superblock.headroom.allows(length)
         ):
             return
         # As in a thread: what is being undone is nobody else's to look at.
-        with shim.loop.shield():
-            await shim.allocator.allocate(
+        with superblock.loop.shield():
+            await superblock.allocator.allocate(
                 self._fd,
                 FALLOC_FL_KEEP_SIZE,
                 start * self._page_size,
                 length,
-                shim.loop.event(),
+                superblock.loop.event(),
             )
 
-    def _fetch_now(
-        self, memory: Memory, start: int, end: int
-    ) -> tuple[list[Extent], list[Extent]]:
+    def _fetch_now(self, memory: Memory, start: int, end: int) -> Fetched:
         """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
-        if not self._shim.semantics.allocates:
+        if not self._superblock.semantics.allocates:
             # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(self._fd, self._page_size, start, end, memory.known)
+            hole = first_hole(
+                self._fd, self._page_size, start, end, memory.frames.known
+            )
             if hole is not None:
                 raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
-        return memory.fetch(start, end)
+        return memory.frames.fetch(start, end)
 
     def get_now(
         self, holder: Holder, start: int, end: int, most: int | None = None
-    ) -> tuple[list[Extent], list[Extent]] | None:
+    ) -> Fetched | None:
         """The same at once; None if that takes more time than the trio loop has."""
         if self._guarded:
             if (refusal := self._refusal(start, end)) is not None:
@@ -236,27 +240,27 @@ class Pages:
         if end - start > _PAGES_A_TURN:
             return None
         if self.memory is not None:
-            known = self.memory.known(start, end)
+            known = self.memory.frames.known(start, end)
             if known is not None:
-                return self._got(self.memory, holder, known, most), []
+                return Fetched(self._got(self.memory, holder, known, most), [])
         length = (end - start) * self._page_size
         if (
             self._turn.taken
             or length > QUICK_FETCH_BYTES
-            or not self._shim.headroom.allows(length)
+            or not self._superblock.headroom.allows(length)
         ):
             return None
         memory = self._memory_of(start, end)
         try:
             extents, moved = self._fetch_now(memory, start, end)
         except OSError as exc:
-            if exc.errno == errno.ENOSPC and self._shim.space is not None:
+            if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
                 return None
             raise
         # In this order, and before anything else runs: what has moved is no more, and
         # what is here now may be punched by the next task.
-        memory.record((), moved)
-        return self._got(memory, holder, extents, most), moved
+        memory.record(Punched([], moved))
+        return Fetched(self._got(memory, holder, extents, most), moved)
 
     def _got(
         self, memory: Memory, holder: Holder, extents: list[Extent], most: int | None
@@ -270,7 +274,7 @@ class Pages:
 
     def _refusal(self, start: int, end: int) -> OSError | None:
         """Why no frame may be got of one of these pages, if none may."""
-        rules = self._shim.semantics
+        rules = self._superblock.semantics
         if rules.scope == "range" and not self._notifiers.cover(start, end):
             return OSError(
                 rules.unbound_errno,
@@ -304,23 +308,23 @@ class Pages:
         """The memory of the file, if it has the pages from *start* to *end*."""
         self._check_end(start, end)
         if self.memory is None:
-            if self._shim.frames is None:
+            if self._superblock.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
             self.memory = Memory(
-                self._shim.frames,
+                self._superblock.frames,
                 self._fd,
                 self._page_size,
-                self._shim.counters,
+                self._trace,
                 self._changed,
                 None if self._locks is None else self._locks.unlocked,
-                keeps_references=self._shim.semantics.references != "none",
+                keeps_references=self._superblock.semantics.keeps_references,
             )
         return self.memory
 
     @property
     def keeps_references(self) -> bool:
         """Whether there is anything to put of what has been got."""
-        return self._shim.semantics.references != "none"
+        return self._superblock.semantics.keeps_references
 
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
@@ -337,7 +341,7 @@ class Pages:
         Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
         is put.
         """
-        turns = Turns(self._shim.loop)
+        turns = Turns(self._superblock.loop)
         for _ in self._putting().put_all(holder, extents):
             await turns.give()
 
@@ -361,27 +365,25 @@ class Pages:
 
     # --- punching ------------------------------------------------------------------
 
-    def steps(self, part: Part, *, punches: bool) -> Steps:
-        """What is to be told and done of one fallocate(2), in its order."""
+    def steps(self, part: Part, kind: Kind) -> Steps:
+        """The events and the change of one operation, in their order."""
+        superblock = self._superblock
+        punches = kind is Kind.PUNCH
         frames: Callable[[], list[Extent]] | None = None
-        if self._shim.semantics.tells_frames:
-            frames = partial(self._extents_in, *part.gone) if punches else list
-        plan = self._shim.plan(punches=punches)
-        order = in_order(plan, *part.told, frames)
-        changed: Changed | None = None
-        try:
-            while True:
-                step = order.send(changed)
-                changed = yield step
-                if step is None:
-                    assert changed is not None
-                    self._note_moved(changed.moved)
-                    if punches and changed.refusal is None:
-                        self._heal(*part.gone)
-        except StopIteration as stop:
-            refusal: Exception | None = stop.value
+        if superblock.semantics.tells_frames:
+            frames = partial(self._extents_in, *part.whole) if punches else list
+        settle = partial(self._settle, part.whole if punches else (0, 0))
+        refusal = yield from in_order(
+            superblock.plans[kind], *part.touched, frames, settle=settle
+        )
         yield from self._moved.steps()
         return refusal
+
+    def _settle(self, gone: tuple[int, int], changed: Changed) -> None:
+        """The file has been changed, or not; the pages *gone* were to be punched."""
+        self._note_moved(changed.punched.moved)
+        if changed.refusal is None:
+            self._heal(*gone)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
         """What has been fetched of these pages."""
@@ -392,38 +394,41 @@ class Pages:
         if self.memory is None or start >= end:
             punch()
             return Changed()
-        removed, moved = self.memory.punch(start, end, punch)
-        self.memory.record(removed, moved)
-        return Changed(moved, removed)
+        punched = self.memory.frames.punch(start, end, punch)
+        self.memory.record(punched)
+        return Changed(punched)
 
     async def punch(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
         """The same for so much that it takes a thread, in a turn of the file's."""
         memory = self.memory
         assert memory is not None
         with self._turn.take():
-            removed, moved = await self._shim.loop.in_thread(
-                memory.punch,
+            punched = await self._superblock.loop.in_thread(
+                memory.frames.punch,
                 start,
                 end,
                 punch,
-                limiter=self._shim.threads.changes,
+                limiter=self._superblock.threads.changes,
             )
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
-            with self._shim.loop.shield():
-                turns = Turns(self._shim.loop)
-                for piece in _pieces(removed, self._page_size):
-                    memory.record([piece], [])
+            with self._superblock.loop.shield():
+                turns = Turns(self._superblock.loop)
+                for piece in _pieces(punched.removed, self._page_size):
+                    memory.record(Punched([piece], []))
                     await turns.give()
-            memory.record((), moved)
-        return Changed(moved, removed)
+            memory.record(Punched([], punched.moved))
+        return Changed(punched)
 
     async def _drive(self, steps: Steps) -> None:
         # To the end, though the peer that has begun it may go: the others have been
         # told of a start. If they go, too, nobody waits for them.
-        with self._shim.loop.shield():
+        with self._superblock.loop.shield():
             await drive(
-                steps, self._notifiers, no_change, whole_call=self._shim.whole_call
+                steps,
+                self._notifiers,
+                no_change,
+                whole_call=self._superblock.whole_call,
             )
 
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
@@ -438,7 +443,7 @@ class Pages:
 
     def _note_moved(self, moved: Sequence[Extent]) -> None:
         # Where pages may move nobody is told: that is the rule.
-        if self._notifiers and not self._shim.semantics.movable:
+        if self._notifiers and not self._superblock.semantics.movable:
             self._moved.note(moved)
 
     # --- poison --------------------------------------------------------------------
@@ -453,7 +458,7 @@ class Pages:
                 end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
                 is told again.
         """
-        rule = self._shim.semantics.memory_failure
+        rule = self._superblock.semantics.memory_failure
         if rule == "unknown":
             raise OSError(
                 errno.EOPNOTSUPP,
@@ -478,7 +483,7 @@ class Pages:
             # It may be about to go, or to come.
             await self._turn.wait()
         memory = self._memory_of(page, page + 1)
-        if page in self._fetching or memory.known(page, page + 1) is not None:
+        if page in self._fetching or memory.frames.known(page, page + 1) is not None:
             return
         hole = partial(first_hole, self._fd, self._page_size, page, page + 1)
         if self._page_size <= QUICK_FETCH_BYTES:
@@ -486,8 +491,8 @@ class Pages:
         else:
             # Where pages are huge one may have to be allocated to find that out.
             with self._turn.take():
-                found = await self._shim.loop.in_thread(
-                    hole, limiter=self._shim.threads.fetches
+                found = await self._superblock.loop.in_thread(
+                    hole, limiter=self._superblock.threads.fetches
                 )
         if found is not None:
             # memory_failure() says so of a frame that is not there.

@@ -1,9 +1,9 @@
-"""What keeps frames where they are.
+"""Ways to keep pages in their frames.
 
-The seed makes the memory unmovable and unevictable. From outside of the kernel that is
-a long-term pin, which a process gets by registering memory as buffers of an io_uring:
-nothing is ever submitted there. mlock(2) comes second: it keeps pages in memory, but
-compaction moves them.
+The v8 patch makes the memory unmovable and unevictable. From userspace that takes a
+long-term pin (FOLL_LONGTERM): a process gets one by registering memory as a buffer of
+an io_uring, to which nothing is ever submitted. Second best is mlock(2): it keeps pages
+in memory, but compaction may move them to other frames.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from inaccfs import mmcalls, uring
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A process may have some 65,000 mappings (vm.max_map_count), and needs others too.
+# A process may have some 65,000 mappings (vm.max_map_count), and needs other ones.
 _MAX_MAPPINGS: Final = 16384
 
 
 class Buffer(NamedTuple):
-    """Mapped memory that shall stay. In bytes."""
+    """Mapped memory to be pinned. In bytes."""
 
     address: int
     length: int
-    # Which part of which file it is: an fd, and where it begins there.
+    # The file that is mapped there, and the offset in it.
     fd: int
     offset: int
 
 
 class Pins(Protocol):
-    """One way to keep frames where they are. Safe to use from several threads."""
+    """One way to keep pages in their frames. Thread-safe."""
 
     @property
     def description(self) -> str:
-        """For people: which way this is, and why none that is better."""
+        """For people: which way this is, and why it is not a better one."""
 
     @property
     def stays(self) -> bool:
-        """Whether what is held cannot move."""
+        """Whether held pages cannot move."""
 
     @property
     def refusal(self) -> str:
-        """What the kernel has said to the last `hold` that it refused, or nothing."""
+        """The error of the last `hold` that the kernel refused, or ""."""
 
     def hold(self, buffers: list[Buffer]) -> list[int | None]:
-        """Hold memory until it is released: a token for each buffer.
+        """Hold *buffers* until they are released; a token for each.
 
-        From the first on that the kernel refuses to hold they are None.
+        If the kernel refuses one, the tokens of this and all later ones are None.
 
         Raises:
-            OSError: there is no memory there, EFAULT; then nothing is held.
+            OSError: EFAULT, nothing is mapped there. Then none is held.
         """
 
     def release(self, tokens: Iterable[int]) -> None:
-        """Let go at once what belongs to *tokens*."""
+        """Release the buffers of *tokens*, before this returns."""
 
     def close(self) -> None:
-        """Let go all, though maybe later."""
+        """Release all buffers. The kernel may do it later."""
 
 
 def choose() -> Pins:
-    """The best that this kernel, and whoever set its limits, allows."""
+    """The best way that the kernel and its limits allow."""
     try:
         return RingPins()
     except OSError as exc:
@@ -78,10 +78,10 @@ def choose() -> Pins:
 
 
 class RingPins:
-    """Long-term pins, one slot of a ring each; as many rings as that takes.
+    """Long-term pins: each takes a slot of a ring. There are as many rings as needed.
 
-    They are taken off one by one: when a ring is closed its buffers go only later, in
-    a thread of the kernel.
+    Buffers are released slot by slot. To close the ring would release them later, in a
+    kernel thread.
     """
 
     description: Final = "io_uring"
@@ -91,12 +91,12 @@ class RingPins:
         """Make the first ring.
 
         Raises:
-            OSError: io_uring is not there, or not allowed.
+            OSError: the kernel has no io_uring, or does not allow it.
         """
         self.refusal = ""
         self._rings: list[int] = []
-        # A token is a slot, counted through all rings. Of those that are free the
-        # lowest are taken first, so that they follow each other and one call does.
+        # A token is the number of a slot, counted through all rings. The lowest free
+        # slots are taken first: one call can fill slots that follow each other.
         self._free: list[int] = []
         self._unused = 0
         self._lock: Final = Lock()
@@ -144,7 +144,7 @@ class RingPins:
         self._rings.clear()
 
     def _take(self, count: int) -> list[int]:
-        """Slots that are free, in order; fewer than *count* if there are no more."""
+        """Take *count* free slots, in order; fewer if no ring can be added."""
         with self._lock:
             taken = [heappop(self._free) for _ in range(min(count, len(self._free)))]
             while len(taken) < count:
@@ -165,7 +165,7 @@ class RingPins:
 
 
 def _run_length(slots: list[int], at: int) -> int:
-    """How many of *slots* from *at* on follow each other in one ring."""
+    """How many of *slots*, from *at* on, follow each other in one ring."""
     first = slots[at]
     end = at + 1
     while (
@@ -176,17 +176,18 @@ def _run_length(slots: list[int], at: int) -> int:
 
 
 class LockPins:
-    """Mappings of their own for what is held, locked: for want of a ring."""
+    """mlock(2), on a mapping of its own for each buffer."""
 
     stays: Final = False
 
-    def __init__(self, reason: str) -> None:
-        """*reason* is what was wrong with something better.
+    def __init__(self, reason: str, most: int = _MAX_MAPPINGS) -> None:
+        """*reason* says why there is nothing better; *most* is how many mappings.
 
         Raises:
             OSError: mlock(2) is not allowed.
         """
         self.description: Final = f"mlock ({reason})"
+        self._most: Final = most
         self.refusal = ""
         # By token: address and length.
         self._mappings: dict[int, tuple[int, int]] = {}
@@ -207,9 +208,9 @@ class LockPins:
         return [*tokens, *[None] * (len(buffers) - len(tokens))]
 
     def _hold(self, buffer: Buffer) -> int:
-        if len(self._mappings) >= _MAX_MAPPINGS:
+        if len(self._mappings) >= self._most:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        # The caller's mapping is gone soon, and with it would go what it had locked.
+        # The caller unmaps its own mapping soon, which would unlock it.
         address = mmcalls.mmap(buffer.fd, buffer.offset, buffer.length)
         try:
             mmcalls.mlock(address, buffer.length)
@@ -230,13 +231,13 @@ class LockPins:
 
 
 class NoPins:
-    """Nothing is held."""
+    """No way at all: nothing is held."""
 
     stays: Final = False
     refusal: Final = ""
 
     def __init__(self, reason: str) -> None:
-        """*reason* is what was wrong with everything else."""
+        """*reason* says why there is nothing better."""
         self.description: Final = f"none ({reason})"
 
     def hold(self, buffers: list[Buffer]) -> list[int | None]:

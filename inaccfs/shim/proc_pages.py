@@ -1,6 +1,6 @@
-"""What the kernel tells of page frames: /proc/self/pagemap and /proc/kpageflags.
+"""Page frames as /proc/self/pagemap and /proc/kpageflags show them.
 
-Both show frames to CAP_SYS_ADMIN of the initial user namespace only. See
+Both need CAP_SYS_ADMIN in the initial user namespace. See
 Documentation/admin-guide/mm/pagemap.rst.
 """
 
@@ -28,14 +28,14 @@ _PFN: Final = (1 << 55) - 1
 _HEAD: Final = 1 << 15
 _TAIL: Final = 1 << 16
 
-# Folios are aligned to their size, in the file and in memory.
+# Frames of the largest folio. Folios are aligned to their size, in file and memory.
 _HUGE: Final = 1 << HUGE_ORDER
 
-# Flags of so few frames are read one by one.
+# Flags of at most this many frames are read one by one.
 _FEW: Final = 8
 
 
-# As Extent._make, but without its checks: there may be very many.
+# Extent._make without its checks, as there may be very many.
 _new_extent: Final = partial(tuple.__new__, Extent)
 
 
@@ -46,7 +46,7 @@ class ProcPages:
         """Open them.
 
         Raises:
-            OSError: one cannot be opened, or frames are not shown (EPERM).
+            OSError: one of them cannot be opened.
         """
         self._pagemap: Final = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -63,16 +63,16 @@ class ProcPages:
         os.close(self._kpageflags)
 
     def are_shown(self) -> bool:
-        """Whether this process is told frames: to others all are 0."""
+        """Whether this process may see frame numbers; if not, all read as 0."""
         here = ctypes.create_string_buffer(1)
         entry = self._entry(ctypes.addressof(here))
         return entry & _PFN != 0
 
     def base_pages(self, address: int, offset: int, count: int) -> list[Extent] | None:
-        """The frames of *count* mapped pages of 4 KiB from *address*, as of order 0.
+        """The frames of *count* mapped pages of 4 KiB at *address*, all as of order 0.
 
         *offset* is that of the first page in its file. None if a page is not in the
-        page table at this moment, as when it is on its way to another frame.
+        page table at the moment, for instance because it is being migrated.
         """
         if count == 1:
             entry = self._entry(address)
@@ -82,8 +82,8 @@ class ProcPages:
         entries = int.from_bytes(data, "little")
         if entries & present != present:
             return None
-        # All at once, 64 bits a page: the next frame less this one less 1, which is 0
-        # within a run. The guards keep a lane from borrowing of the one above.
+        # All pages at once, in lanes of 64 bits: next frame - this frame - 1, that is 0
+        # within a run. The guard bits keep a lane from borrowing from the one above.
         entries &= pfns
         steps ^= (entries >> 64 | guards) - entries
         breaks = array("Q", steps.to_bytes(8 * count, "little"))
@@ -106,7 +106,7 @@ class ProcPages:
     def huge_pages(
         self, address: int, offset: int, count: int, page_size: int
     ) -> list[Extent] | None:
-        """The same for pages of *page_size* bytes, each of which is one folio."""
+        """Like `base_pages`, for pages of *page_size* bytes that are one folio each."""
         per_page = page_size // FRAME_BYTES
         order = per_page.bit_length() - 1
         extents: list[Extent] = []
@@ -119,7 +119,7 @@ class ProcPages:
         return extents
 
     def with_orders(self, extents: list[Extent]) -> list[Extent]:
-        """*extents* of base pages, cut where the folios are of another order."""
+        """*extents* of base pages, cut where the order of the folios changes."""
         found: list[Extent] = []
         for offset, pfn, count, _ in extents:
             end = offset + count
@@ -143,8 +143,8 @@ class ProcPages:
         return int.from_bytes(os.pread(self._kpageflags, 8, 8 * pfn), "little")
 
     def _is_huge(self, pfn: int, count: int) -> bool:
-        """Whether *count* frames from *pfn* are one folio of the largest order."""
-        # A folio that begins here and has this tail is larger than half of it.
+        """Whether *count* frames from *pfn* on are one folio of the largest order."""
+        # A folio with its head here and a tail in the middle is larger than half.
         return (
             count == _HUGE
             and not pfn % _HUGE
@@ -153,7 +153,7 @@ class ProcPages:
         )
 
     def _folios(self, pfn: int, count: int) -> list[tuple[int, int]]:
-        """The folios of *count* frames from *pfn*: how many frames of it, and order."""
+        """The folios of *count* frames from *pfn* on: length in them, and order."""
         flags: Callable[[int], int] = self._flags
         if count > _FEW:
             first = pfn & -_HUGE
@@ -181,15 +181,15 @@ def _order(pfn: int, flags: Callable[[int], int]) -> int:
     if not flags(pfn) & (_HEAD | _TAIL):
         return 0
     order = 0
-    # The folio is at least twice as large if the upper half of that has a tail first:
-    # were it another folio, that would be a head.
+    # The folio is at least twice as large if the upper half of that begins with a tail:
+    # the first frame of another folio would be a head.
     while order < HUGE_ORDER and flags(pfn & -(2 << order) | 1 << order) & _TAIL:
         order += 1
     return order
 
 
 def _append(extents: list[Extent], one: Extent, per_page: int) -> None:
-    """Append an extent, as part of the last one if it goes on there."""
+    """Append an extent, or merge it into the last one if it continues that."""
     if extents:
         offset, pfn, count, order = extents[-1]
         if pfn + count * per_page == one.pfn and order == one.order:
@@ -204,7 +204,7 @@ def _repeated(lane: int, count: int) -> int:
 
 @lru_cache(maxsize=4)
 def _lanes(count: int) -> tuple[int, int, int, int]:
-    """For *count* entries at once: present, frame number, guard, guard and a step."""
+    """Masks for *count* entries at once: present, frame, guard, guard plus a step."""
     guard = 1 << 63
     return (
         _repeated(_PRESENT, count),
@@ -216,5 +216,5 @@ def _lanes(count: int) -> tuple[int, int, int, int]:
 
 @lru_cache(maxsize=4)
 def _compound(count: int) -> int:
-    """For *count* flags at once: whether any frame is of a folio of several."""
+    """A mask for *count* flags at once: any frame of a folio of several frames."""
     return _repeated(_HEAD | _TAIL, count)

@@ -1,7 +1,7 @@
-"""A map of disjoint half-open ranges of integers to values.
+"""A map from disjoint half-open ranges of integers to values.
 
-Two ranges that touch and have equal values are one: what a map costs, in time and in
-memory, grows with the ranges that differ, not with what they cover.
+Ranges that touch and have equal values are merged. So time and memory grow with the
+number of different ranges, not with their length.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-# Ranges in a block, at least when it is made: to insert into one long list is slow.
+# How many ranges a block has when it is made; it is cut when it has twice as many. To
+# insert into one long list would be slow.
 _LOAD: Final = 512
 
 
 class _Block(Generic[V]):
-    """Some ranges that follow each other, as three lists of one length."""
+    """Consecutive ranges, as three lists of the same length."""
 
     __slots__ = ("ends", "starts", "values")
 
@@ -38,17 +39,23 @@ class _Block(Generic[V]):
 class RangeMap(Generic[V]):
     """Disjoint ranges [start, end) with their values, in order.
 
-    Values are compared by `==`. An empty range has nothing and changes nothing.
+    Values are compared by `==`. To change or to look at an empty range does nothing.
     """
 
-    __slots__ = ("_blocks", "_limits", "size")
+    __slots__ = ("_blocks", "_limits", "_load", "size")
 
-    def __init__(self) -> None:
-        # Block i holds the ranges that begin in [_limits[i - 1], _limits[i]). There is
-        # always one, and only a sole block may be empty.
+    def __init__(self, load: int = _LOAD) -> None:
+        """*load* is how many ranges a block has when it is made."""
+        self._load: Final = load
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all ranges."""
+        # Block i has the ranges that begin in [_limits[i - 1], _limits[i]). There is
+        # always at least one block. A block may be empty only if it is the only one.
         self._blocks: list[_Block[V]] = [_Block()]
         self._limits: list[int] = []
-        # How many integers are in the ranges.
+        # How many integers the ranges cover.
         self.size = 0
 
     def __len__(self) -> int:
@@ -64,7 +71,7 @@ class RangeMap(Generic[V]):
             yield from zip(block.starts, block.ends, block.values, strict=True)
 
     def get(self, at: int) -> V | None:
-        """The value of the range that holds *at*, or None."""
+        """The value at *at*; None outside of all ranges."""
         block = self._blocks[bisect_right(self._limits, at)]
         place = bisect_right(block.ends, at)
         if place < len(block.starts) and block.starts[place] <= at:
@@ -85,7 +92,7 @@ class RangeMap(Generic[V]):
             )
 
     def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
-        """The ranges that have something of [start, end), as they are in the map."""
+        """The ranges that overlap [start, end), not clipped to it."""
         found: list[tuple[int, int, V]] = []
         for block, low, high in self._parts(start, end):
             starts, ends = block.starts[low:high], block.ends[low:high]
@@ -93,14 +100,14 @@ class RangeMap(Generic[V]):
         return found
 
     def values(self, start: int, end: int) -> list[V]:
-        """The values of the ranges that have something of [start, end)."""
+        """The values of the ranges that overlap [start, end)."""
         found: list[V] = []
         for block, low, high in self._parts(start, end):
             found += block.values[low:high]
         return found
 
     def clipped(self, start: int, end: int) -> list[tuple[int, int, V]]:
-        """What of the ranges lies in [start, end)."""
+        """The ranges that overlap [start, end), clipped to it."""
         found = self.overlapping(start, end)
         if found:
             first, stop, value = found[0]
@@ -110,11 +117,11 @@ class RangeMap(Generic[V]):
         return found
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) is in no range."""
+        """The parts of [start, end) that no range covers."""
         found = []
         for block, low, high in self._parts(start, end):
             starts, ends = block.starts[low:high], block.ends[low:high]
-            # Most have no gap in between, which is seen at once.
+            # Most often there is no gap between them, which one comparison shows.
             if starts[1:] == ends[:-1]:
                 starts, ends = starts[:1], ends[-1:]
             for first, stop in zip(starts, ends, strict=True):
@@ -126,19 +133,19 @@ class RangeMap(Generic[V]):
         return found
 
     def set(self, start: int, end: int, value: V) -> None:
-        """Map [start, end) to *value*, whatever was there."""
+        """Map [start, end) to *value*, in place of what was there."""
         self.splice(start, end, [start], [end], [value])
 
     def delete(self, start: int, end: int) -> None:
-        """Take [start, end) out of the map."""
+        """Remove [start, end) from the map."""
         self.splice(start, end, [], [], [])
 
     def replace(
         self, start: int, end: int, pieces: Iterable[tuple[int, int, V]]
     ) -> None:
-        """Let [start, end) hold *pieces*, and nothing else.
+        """Replace what is in [start, end) by *pieces*: ranges with their values.
 
-        They are ranges with their values, in order, disjoint, and within [start, end).
+        They are disjoint, in order, and inside of [start, end).
         """
         starts: list[int] = []
         ends: list[int] = []
@@ -157,13 +164,13 @@ class RangeMap(Generic[V]):
     def splice(
         self, start: int, end: int, starts: list[int], ends: list[int], values: list[V]
     ) -> None:
-        """The same for pieces as three lists, which are the map's from now on.
+        """Like `replace`, with the pieces as three lists, which the map then owns.
 
-        No two of the pieces may touch and have equal values.
+        No two pieces may both touch and have equal values.
         """
         if start >= end:
             return
-        # What touches from outside is in it too: it may become one with a piece.
+        # Ranges that only touch [start, end) count too: a piece may merge with them.
         at = bisect_right(self._limits, start - 1)
         last = bisect_right(self._limits, end)
         if at < last:
@@ -171,7 +178,7 @@ class RangeMap(Generic[V]):
         block = self._blocks[at]
         low = bisect_left(block.ends, start)
         high = bisect_right(block.starts, end)
-        # In one step in the end: others may look at the size meanwhile.
+        # Assigned once, at the end: other threads may read the size meanwhile.
         size = self.size
         if low < high:
             size -= sum(block.ends[low:high]) - sum(block.starts[low:high])
@@ -195,11 +202,11 @@ class RangeMap(Generic[V]):
         block.starts[low:high] = starts
         block.ends[low:high] = ends
         block.values[low:high] = values
-        if len(block.starts) > 2 * _LOAD or not block.starts:
+        if len(block.starts) > 2 * self._load or not block.starts:
             self._balance(at)
 
     def _parts(self, start: int, end: int) -> list[tuple[_Block[V], int, int]]:
-        """Where [start, end) is: blocks, and which of their ranges overlap it."""
+        """The blocks that overlap [start, end), and which of their ranges do."""
         if start >= end:
             return []
         parts = []
@@ -215,7 +222,7 @@ class RangeMap(Generic[V]):
         return parts
 
     def _join(self, at: int, last: int) -> None:
-        """Make one block of those from *at* to *last*."""
+        """Merge the blocks from *at* to *last*."""
         joined = self._blocks[at]
         for block in self._blocks[at + 1 : last + 1]:
             joined.extend(block, 0, len(block.starts))
@@ -223,12 +230,12 @@ class RangeMap(Generic[V]):
         del self._limits[at:last]
 
     def _balance(self, at: int) -> None:
-        """Cut a block that has become too long; drop one that is empty."""
+        """Cut a block that is too long; remove one that is empty."""
         block = self._blocks[at]
         parts = []
-        for low in range(0, len(block.starts), _LOAD):
+        for low in range(0, len(block.starts), self._load):
             part: _Block[V] = _Block()
-            part.extend(block, low, low + _LOAD)
+            part.extend(block, low, low + self._load)
             parts.append(part)
         if parts:
             self._blocks[at : at + 1] = parts

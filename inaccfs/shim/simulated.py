@@ -1,8 +1,8 @@
-"""Page frames that are made up, of memory that nobody has.
+"""Simulated page frames, of memory that does not exist.
 
-For studying orders and fragmentation, and for whoever is not shown real frames. It is
-deterministic: the same calls in the same order give the same frames. The file's pages
-are allocated in the backing all the same.
+They serve to study orders and fragmentation, and users to whom the kernel shows no real
+frames. The same calls in the same order give the same frames. The file's pages are
+allocated in the backing nevertheless.
 """
 
 from __future__ import annotations
@@ -31,26 +31,23 @@ if TYPE_CHECKING:
     from inaccfs.shim.frameoptions import SimulatedMemory
 
 FIRST_PFN: Final = 0x100000
-"""Where the memory begins: at 4 GiB, as most of it does on a PC."""
+"""The first frame: at 4 GiB, where most memory of a PC is."""
 
 
 class SimulatedSource:
-    """Hands out made-up frames to the files of one mount."""
+    """Gives simulated frames to the files of one mount."""
 
     name: Final = "simulated"
     pinning: Final = "simulated"
 
     def __init__(self, memory: SimulatedMemory, watch: Watch | None = None) -> None:
-        """*watch* hears of frames that are taken and freed, numbered from 0: `Buddy`.
-
-        It is called with a lock held, so it must not block.
-        """
+        """*watch* is that of `Buddy`, called with a lock held, so it must not block."""
         frames = memory.size // FRAME_BYTES
         self.largest_order: Final = memory.order
         self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100, watch)
-        # Frames that have failed, counted from 0: free they never are.
+        # Frames that have failed, counted from 0. They never become free.
         self.poisoned: Final[RangeMap[bool]] = RangeMap()
-        # Of both. Files fetch in worker threads.
+        # Guards both. Files fetch in worker threads.
         self.lock: Final = Lock()
 
     def open(self, fd: int, page_size: int) -> SimulatedFrames:
@@ -58,11 +55,11 @@ class SimulatedSource:
         return SimulatedFrames(self, fd, page_size)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 class _Folios(NamedTuple):
-    """Frames for some pages, all in folios of one order; *start* counts from 0."""
+    """Frames for some pages, in folios of one order. *start* counts frames from 0."""
 
     offset: int
     start: int
@@ -74,10 +71,10 @@ class _Folios(NamedTuple):
 class SimulatedFrames:
     """One file's frames. See `inaccfs.shim.frames.Frames`.
 
-    A page gets a frame with its whole folio, as by a fault on a tmpfs with huge pages:
-    the largest naturally aligned block of pages inside the file that have none, and for
-    which there is a block of frames. The frames of punched pages are not free before
-    `free` or `close`.
+    A page gets its frame together with its whole folio, as on a fault on a tmpfs with
+    huge pages. That is the largest naturally aligned block of pages that lies inside
+    the file, has no frames yet, and for which there is a free block of frames. Frames
+    of punched pages become free with `free` or `close`, not before.
     """
 
     def __init__(self, source: SimulatedSource, fd: int, page_size: int) -> None:
@@ -87,10 +84,10 @@ class SimulatedFrames:
         self._per_page: Final = page_size // FRAME_BYTES
         self._page_order: Final = self._per_page.bit_length() - 1
         self._table: Final = Table(self._per_page)
-        # Frames of punched pages that have not come back yet, counted from 0. Under
-        # _lock: a worker thread punches while the trio loop gives back.
-        self._lent: RangeMap[bool] = RangeMap()
-        # Pages that have failed; under _lock, too.
+        # Frames of punched pages that are not free yet, counted from 0. Guarded by
+        # _lock: a worker thread punches while the trio loop frees.
+        self._punched: RangeMap[bool] = RangeMap()
+        # Pages that have failed. Guarded by _lock, too.
         self._poisoned: set[int] = set()
         self._lock: Final = Lock()
         self._closed = False
@@ -112,8 +109,8 @@ class SimulatedFrames:
         """See `Frames.fetch`.
 
         Raises:
-            OSError: ENOSPC, when the backing is full; ENOMEM, when the simulated memory
-                has no block for a page, as where shmem finds no page to allocate.
+            OSError: ENOSPC, the backing is full; ENOMEM, the simulated memory has no
+                free frame, as when shmem fails to allocate a page.
         """
         gaps = self._table.gaps(start, end)
         if gaps:
@@ -123,12 +120,12 @@ class SimulatedFrames:
             except OSError as exc:
                 if exc.errno != errno.ENOSPC:
                     raise
-                # Maybe what was asked for fits in, without the rest of its folios.
+                # Without the rest of the folios the pages asked for may fit.
                 self._fill(gaps, pages, reach=False)
         return Fetched(self._table.look(start, end), [])
 
     def _fill(self, gaps: list[tuple[int, int]], pages: int, *, reach: bool) -> None:
-        """Give frames to pages that have none, with *reach* also to those beside."""
+        """Give frames to *gaps*; with *reach* also to the rest of their folios."""
         taken: list[_Folios] = []
         try:
             with self._source.lock:
@@ -148,7 +145,7 @@ class SimulatedFrames:
             self._table.record(offset, offset + count, [extent])
 
     def _room(self, start: int, end: int, pages: int) -> tuple[int, int]:
-        """How far pages without a frame reach around the gap [start, end)."""
+        """The gap [start, end), widened to where pages without frames end."""
         huge = 1 << HUGE_ORDER
         low, high = start & -huge, min((end + huge - 1) & -huge, pages)
         high = max(high, end)
@@ -171,8 +168,8 @@ class SimulatedFrames:
     ) -> int:
         """Take frames for [start, end); folios may reach from *low* to *high*.
 
-        Adds them to *taken*. *ceiling* is the largest order, in pages, that is to be
-        tried; returns what it is after the larger ones have run out.
+        Adds them to *taken*. *ceiling* is the largest order to try, in pages. Returns
+        the ceiling for the next call, which is lower once larger blocks have run out.
         """
         while start < end:
             order = ceiling
@@ -209,21 +206,21 @@ class SimulatedFrames:
         with self._lock:
             for _, pfn, count, _ in removed:
                 first = pfn - FIRST_PFN
-                self._lent.set(first, first + count * self._per_page, True)
+                self._punched.set(first, first + count * self._per_page, True)
         return Punched(removed, [])
 
     def poison(self, page: int) -> None:
-        # Which frame that is, is of account when the page goes: it may get one later,
-        # with the folio of another page.
+        # Its frame is looked up when the page is punched: the page may have none yet,
+        # and get one later with the folio of another page.
         with self._lock:
             self._poisoned.add(page)
 
     def _retire(self, start: int, end: int) -> None:
-        """Pages [start, end) go: of those that have failed the frames stay away."""
+        """Before [start, end) is freed: take the frames of failed pages out of use."""
         with self._lock:
-            gone = {page for page in self._poisoned if start <= page < end}
-            self._poisoned -= gone
-        for page in gone:
+            failed = {page for page in self._poisoned if start <= page < end}
+            self._poisoned -= failed
+        for page in failed:
             for one in self._table.look(page, page + 1):
                 first = one.pfn - FIRST_PFN
                 with self._source.lock:
@@ -234,11 +231,11 @@ class SimulatedFrames:
             return
         start, size = pfn - FIRST_PFN, count * self._per_page
         with self._lock:
-            if self._lent.gaps(start, start + size):
+            if self._punched.gaps(start, start + size):
                 raise ValueError(
                     f"frames {pfn:#x} and {count} pages on are not punched ones"
                 )
-            self._lent.delete(start, start + size)
+            self._punched.delete(start, start + size)
         self._give_back(start, size)
 
     def close(self) -> None:
@@ -247,8 +244,8 @@ class SimulatedFrames:
         for _, pfn, count, _ in self._table.extents():
             self._give_back(pfn - FIRST_PFN, count * self._per_page)
         with self._lock:
-            lent, self._lent = self._lent, RangeMap()
-        for start, end, _ in lent:
+            punched, self._punched = self._punched, RangeMap()
+        for start, end, _ in punched:
             self._give_back(start, end - start)
         self._table.clear()
 

@@ -15,7 +15,7 @@ from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import BackingError
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import Control, controlling
 from tests.unit.fakes import HeldAllocator, World, serving
 from tests.unit.pages_fakes import assert_no_strays
@@ -67,7 +67,7 @@ def tree(backing: Backing) -> Path:
 
 @pytest.fixture
 def namespace(backing: Backing) -> Iterator[Namespace]:
-    made = Namespace(backing, Shim(V8(), backing.page_size))
+    made = Namespace(backing, Superblock(V8(), backing.page_size))
     yield made
     made.close()
 

@@ -25,7 +25,7 @@ from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper, Received
 from inaccfs.semantics import V8
 from inaccfs.shim.frames import Extent, Fetched, Punched
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
     from inaccfs.control.limits import Policy
     from inaccfs.control.openfiles import OpenFile
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.nodes import Node
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
 
@@ -128,7 +128,10 @@ class FakeFrames:
         return self._runs(sorted(self.at))
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
-        return self._runs(sorted(page for page in self.at if page >= start))[:most]
+        pages = sorted(page for page in self.at if page >= start)
+        runs = self._runs(pages[: 2 * most])
+        # Unless the last of those is cut, or there are too few.
+        return (runs if len(runs) > most else self._runs(pages))[:most]
 
     def _runs(self, pages: Iterable[int]) -> list[Extent]:
         found: list[Extent] = []
@@ -297,8 +300,8 @@ class Control:
         """A file with a size, as the kernel would have it made."""
         namespace = self.namespace
         encoded = name.encode()
-        entry = namespace.create(namespace.root, encoded, os.O_RDWR, 0o600, 0, 0)
-        node = namespace[entry.nodeid]
+        entry = namespace.create(namespace.inodes.root, encoded, os.O_RDWR, 0o600, 0, 0)
+        node = namespace.inodes[entry.nodeid]
         if pages:
             os.ftruncate(node.fd, pages * PAGE)
         return node
@@ -350,7 +353,7 @@ async def controlling(
     frames = FakeSource()
     seconds = 10.0 if policy is None else policy.ack_seconds
     rules = V8() if semantics is None else semantics
-    shim = Shim(rules, backing.page_size, frames=frames, ack_seconds=seconds)
+    shim = Superblock(rules, backing.page_size, frames=frames, ack_seconds=seconds)
     device, _ = syscalls.identity(backing.root)
     actions = server.Actions(daemon.status, daemon.quit)
     with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:

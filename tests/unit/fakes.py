@@ -14,7 +14,7 @@ import struct
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import pytest
 import trio
@@ -26,13 +26,15 @@ from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
 from inaccfs.semantics import V8
 from inaccfs.shim.allocator import Allocator, Undoing
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.call import Begun, Call
+from inaccfs.shim.superblock import Superblock
 from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from inaccfs.backing.root import Backing
+    from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.loop import Event
 
 # --- what fuse.h says -------------------------------------------------------------
@@ -271,7 +273,7 @@ class HeldCloser(Closer):
 
     def let_go(self) -> None:
         assert self._on_its_way is not None
-        self.freed += 1
+        self.closed += 1
         self._on_its_way.set()
         self._on_its_way = None
 
@@ -324,7 +326,7 @@ async def serving(
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
     closer = HeldCloser()
-    shim = Shim(V8(), backing.page_size, allocator=allocator, space=closer)
+    shim = Superblock(V8(), backing.page_size, allocator=allocator, frees=closer)
     namespace = Namespace(backing, shim, closer.close)
     kernel = FakeKernel()
     relay, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -438,3 +440,36 @@ class HeldAllocator(Allocator):
         if error:
             raise OSError(error, os.strerror(error))
         return None
+
+
+# --- fallocate(2) -----------------------------------------------------------------
+
+
+def quick(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
+    """Begin a fallocate(2); whether that is all. Nothing more is done of it."""
+
+    def hold() -> NoReturn:
+        raise AssertionError("it is under way")
+
+    begun = file.begin(mode, offset, length, hold)
+    return begun is Begun.DONE
+
+
+async def fallocate(
+    file: InaccessibleFile, mode: int, offset: int, length: int, interrupted: Event
+) -> None:
+    """What the channel does for fallocate(2)."""
+    over = trio.Event()
+    failures: list[Exception | None] = []
+
+    def done(failure: Exception | None) -> None:
+        failures.append(failure)
+        over.set()
+
+    begun = file.begin(mode, offset, length, lambda: done)
+    if begun is Begun.LATER:
+        await file.finish(Call(mode, offset, length), interrupted)
+    elif begun is Begun.UNDER_WAY:
+        await over.wait()
+        if failures[0] is not None:
+            raise failures[0]

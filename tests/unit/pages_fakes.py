@@ -13,10 +13,11 @@ import trio.testing
 from inaccfs.semantics import V8, Semantics
 from inaccfs.shim import pages as pages_module
 from inaccfs.shim.file import InaccessibleFile
-from inaccfs.shim.mount import Shim
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.control_fakes import BASE, PAGE, FakeFrames, FakeSource
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     import pytest
@@ -38,6 +39,8 @@ class Holder:
 
     evicted_at: list[float] = field(default_factory=list)
 
+    who = 7
+
     def evict_holder(self) -> None:
         self.evicted_at.append(trio.current_time())
 
@@ -51,6 +54,8 @@ class Listener:
     told: list[tuple[str, int, int]] = field(default_factory=list)
     frames: list[list[tuple[int, int, int]] | None] = field(default_factory=list)
     sequence: int | None = None
+
+    who = 8
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.told.append((notice.event, notice.start, notice.end))
@@ -137,7 +142,7 @@ class World:
         await self.fallocate(PUNCH, start, end)
 
     async def in_bytes(self, mode: int, offset: int, length: int) -> None:
-        await self.file.fallocate(mode, offset, length, trio.Event())
+        await fallocate(self.file, mode, offset, length, trio.Event())
 
     @property
     def allocated(self) -> int:
@@ -170,7 +175,7 @@ def world_of(
         fd = os.memfd_create("backing")
         os.ftruncate(fd, pages * PAGE)
     source, patience = HeldSource(), Patience(ACK_SECONDS)
-    shim = Shim(
+    shim = Superblock(
         semantics, PAGE, frames=source, ack_seconds=ACK_SECONDS, patience=patience
     )
     _worlds.append(World(InaccessibleFile(fd, shim), source, patience))

@@ -13,6 +13,8 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.fuse import wire
+from inaccfs.fuse.namespace import Namespace
+from inaccfs.fuse.opens import Opens
 from inaccfs.fuse.seal import Seal
 from inaccfs.fuse.wire import Op
 from tests.unit.fakes import (
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inaccfs.backing.root import Backing
-    from inaccfs.fuse.inodes import Node
-    from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
+    from inaccfs.shim.trace import Happened
 
 PAGE = 4096
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
@@ -178,13 +180,13 @@ async def test_forget_and_batch_forget_take_back_each_lookup(
     await world.kernel.lookup(b"a")
     await world.kernel.forget(nodes[0], 1)
     await world.kernel.call(Op.GETATTR)
-    assert set(world.namespace.nodes) == {1, *nodes}
+    assert set(world.namespace.inodes.nodes) == {1, *nodes}
 
     body = BATCH_FORGET_IN.pack(3, 0)
     body += b"".join(FORGET_ONE.pack(nodeid, 1) for nodeid in nodes)
     await world.kernel.send(Op.BATCH_FORGET, 0, body)
     await world.kernel.call(Op.GETATTR)
-    assert set(world.namespace.nodes) == {1}
+    assert set(world.namespace.inodes.nodes) == {1}
 
 
 # --- names ------------------------------------------------------------------------
@@ -228,13 +230,13 @@ async def test_create_opens_what_it_makes(world: World, tree: Path) -> None:
     fh, _, backing_id = reply.opened()
     assert fh == nodeid
     assert backing_id == 0
-    assert world.namespace[nodeid].opens == 1
+    assert world.namespace.inodes[nodeid].opens == 1
 
 
 async def test_release_closes_the_last_open_only(world: World) -> None:
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     await world.kernel.open(nodeid, os.O_RDONLY)
-    node = world.namespace[nodeid]
+    node = world.namespace.inodes[nodeid]
     assert (await world.kernel.release(nodeid)).error == 0
     assert node.file is not None
     assert (await world.kernel.release(nodeid)).error == 0
@@ -300,21 +302,21 @@ async def test_an_open_that_cannot_be_sealed_leaves_nothing_behind(
 ) -> None:
     seal = Unwilling()
     async with serving(backing, make_seal=lambda _: seal) as world:
-        known = set(world.namespace.nodes)
+        known = set(world.namespace.inodes.nodes)
         assert (await world.kernel.create(b"f")).error == errno.ENOMEM
         body = CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0)
         assert (await world.kernel.call(Op.TMPFILE, 1, body)).error == errno.ENOMEM
-        assert set(world.namespace.nodes) == known
+        assert set(world.namespace.inodes.nodes) == known
         # Nor the name: the kernel would go on to deny it.
         assert os.listdir(backing.root) == []
         assert (await world.kernel.lookup(b"f")).entry().nodeid == 0
         seal.unwilling = False
         nodeid = (await world.kernel.create(b"f")).entry().nodeid
         assert (await world.kernel.call(Op.FLUSH, nodeid)).error == 0
-        world.namespace.release(world.namespace[nodeid])
+        world.namespace.opens.release(world.namespace.inodes[nodeid])
         seal.unwilling = True
         assert (await world.kernel.open(nodeid, os.O_RDWR)).error == errno.ENOMEM
-        assert world.namespace[nodeid].opens == 0
+        assert world.namespace.inodes[nodeid].opens == 0
 
 
 async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -> None:
@@ -322,9 +324,9 @@ async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -
     seal.unwilling = False
     async with serving(backing, make_seal=lambda _: seal) as world:
         nodeid = (await world.kernel.create(b"f")).entry().nodeid
-        assert world.namespace[nodeid].opens == 1
+        assert world.namespace.inodes[nodeid].opens == 1
         assert (await world.kernel.release(nodeid)).error == errno.ENOENT
-        assert (seal.ended, world.namespace[nodeid].opens) == (1, 0)
+        assert (seal.ended, world.namespace.inodes[nodeid].opens) == (1, 0)
 
 
 async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> None:
@@ -344,9 +346,9 @@ async def test_o_trunc_is_a_size_change(world: World, tree: Path) -> None:
     truncating = os.O_RDWR | os.O_TRUNC
     assert (await world.kernel.open(nodeid, truncating)).error == 0
     os.truncate(tree / "f", PAGE)
-    opens = world.namespace[nodeid].opens
+    opens = world.namespace.inodes[nodeid].opens
     assert (await world.kernel.open(nodeid, truncating)).error == errno.EPERM
-    assert world.namespace[nodeid].opens == opens
+    assert world.namespace.inodes[nodeid].opens == opens
     assert (tree / "f").stat().st_size == PAGE
 
 
@@ -361,7 +363,7 @@ async def test_tmpfile_has_no_name_and_goes_with_its_last_use(
     await world.kernel.release(entry.nodeid)
     await world.kernel.forget(entry.nodeid, 1)
     await world.kernel.call(Op.GETATTR)
-    assert set(world.namespace.nodes) == {1}
+    assert set(world.namespace.inodes.nodes) == {1}
     space = os.statvfs(tree)
     assert space.f_bfree == space.f_blocks
 
@@ -405,6 +407,22 @@ async def test_fallocate_allocates_and_punch_frees(world: World, tree: Path) -> 
     assert (tree / "f").stat().st_size == 4 * PAGE
 
 
+async def test_a_trace_knows_whose_system_call_it_is(world: World) -> None:
+    """The fake kernel's requests are process 1's."""
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    found: list[Happened] = []
+    with world.namespace.trace.listening(found.append):
+        await world.kernel.setattr(nodeid, wire.FATTR_SIZE, size=LONG)
+        # In the loop, and in a thread.
+        await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+        await world.kernel.fallocate(nodeid, PUNCH, 0, LONG)
+    assert [(one.what, one.file, one.who) for one in found] == [
+        ("truncate", nodeid, 1),
+        ("allocate", nodeid, 1),
+        ("punch", nodeid, 1),
+    ]
+
+
 @pytest.mark.parametrize(("offset", "length"), [(1, PAGE), (0, PAGE + 1), (0, 1)])
 async def test_an_unaligned_punch_changes_nothing(
     world: World, tree: Path, offset: int, length: int
@@ -438,7 +456,7 @@ async def test_a_long_allocation_for_real(world: World, tree: Path) -> None:
     reply = await world.kernel.fallocate(nodeid, 0, 0, 65 << 20)
     assert reply.error == errno.ENOSPC
     # A long one counts as an open of its own while it lasts.
-    assert world.namespace[nodeid].opens == 1
+    assert world.namespace.inodes[nodeid].opens == 1
 
 
 async def _fill(world: World) -> int:
@@ -515,7 +533,7 @@ async def test_interrupt_ends_a_long_allocation(
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(unique))
     assert await world.kernel.receive() == (unique, errno.EINTR, b"")
     assert (await world.kernel.call(Op.GETATTR, nodeid)).error == 0
-    assert world.namespace[nodeid].opens == 1
+    assert world.namespace.inodes[nodeid].opens == 1
 
 
 async def test_an_interrupt_right_behind_its_request_is_not_lost(world: World) -> None:
@@ -539,14 +557,14 @@ async def test_getattr_waits_until_the_file_has_settled(
     unique = await world.kernel.send(Op.GETATTR, nodeid)
     await world.kernel.send(Op.RELEASE, nodeid, bytes(24))
     assert (await world.kernel.receive()).unique == unique + 2
-    assert world.namespace[nodeid].opens == 1
+    assert world.namespace.inodes[nodeid].opens == 1
     assert world.kernel.is_silent()
     held.undoing.end()
     reply = await world.kernel.receive()
     assert reply.unique == unique
     assert reply.attr().blocks == 0
     await trio.testing.wait_all_tasks_blocked()
-    assert world.namespace[nodeid].opens == 0
+    assert world.namespace.inodes[nodeid].opens == 0
 
 
 async def test_an_interrupt_for_nobody_is_dropped(world: World) -> None:
@@ -663,7 +681,7 @@ async def test_o_trunc_waits_and_is_then_refused(
     held.let_go()
     assert await world.kernel.receive() == (first, 0, b"")
     assert await world.kernel.receive() == (unique, errno.EPERM, b"")
-    assert world.namespace[busy].opens == 1
+    assert world.namespace.inodes[busy].opens == 1
     assert (tree / "f").stat().st_size == PAGE
 
 
@@ -691,7 +709,7 @@ async def test_the_end_does_not_wait_for_a_busy_file(
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
     assert held.cancelled
-    assert not world.namespace._shim.busy
+    assert not world.namespace.opens._superblock.busy
 
 
 # --- relaying ---------------------------------------------------------------------
@@ -795,10 +813,11 @@ async def test_a_bug_is_logged_and_answered_with_eio(
     op: Op,
     body: bytes,
 ) -> None:
-    def buggy(self: Namespace, node: Node, *_: object) -> None:
+    def buggy(self: Namespace | Opens, node: Node, *_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(type(world.namespace), method, buggy)
+    owner = Opens if method == "open" else Namespace
+    monkeypatch.setattr(owner, method, buggy)
     assert (await world.kernel.call(op, 1, body)).error == errno.EIO
     (record,) = caplog.records
     assert record.exc_info
@@ -928,7 +947,6 @@ async def test_enosys_is_never_the_answer_to_what_we_know(
     with monkeypatch.context() as patch:
         for name in (
             "lookup",
-            "open",
             "create",
             "tmpfile",
             "unlink",
@@ -936,8 +954,10 @@ async def test_enosys_is_never_the_answer_to_what_we_know(
             "rename",
         ):
             patch.setattr(world.namespace, name, refuse)
-        for name in ("statx", "attributes", "open_directory"):
-            patch.setattr(world.namespace, name, refuse)
+        for name in ("statx", "attributes"):
+            patch.setattr(world.namespace.inodes, name, refuse)
+        patch.setattr(world.namespace.opens, "open", refuse)
+        patch.setattr(world.namespace.directories, "open", refuse)
         patch.setattr(syscalls, "fallocate_quick", refuse)
         body = {
             Op.FALLOCATE: FALLOCATE_IN.pack(nodeid, 0, PAGE, 0, 0),

@@ -10,14 +10,14 @@ import trio
 import trio.testing
 
 from inaccfs.fuse.closing import Closer
-from inaccfs.shim.file import QUICK_BYTES
+from inaccfs.shim.file import INLINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.backing.root import Backing
 
-LARGE = QUICK_BYTES + 4096
+LARGE = INLINE_BYTES + 4096
 
 
 def unnamed(backing: Backing, length: int) -> int:
@@ -52,7 +52,7 @@ async def test_a_large_unlinked_file_is_closed_in_the_background(
         assert not closer.busy
         assert not is_open(fd)
         assert free(backing) == before + LARGE
-        assert closer.freed == 1
+        assert closer.closed == 1
 
 
 class HeldThreads:
@@ -101,7 +101,7 @@ async def test_idle_is_when_all_have_been_closed(
             assert (idle, closer.busy) == (before + 1, False)
 
 
-@pytest.mark.parametrize("length", [4096, QUICK_BYTES])
+@pytest.mark.parametrize("length", [4096, INLINE_BYTES])
 async def test_a_small_one_is_closed_at_once(backing: Backing, length: int) -> None:
     closer = Closer()
     async with trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ from inaccfs.control import messages, qmp, server
 from inaccfs.control.limits import Limits
 from inaccfs.errors import MountError
 from inaccfs.semantics import V8
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.status import Status
 from tests.unit.control_fakes import (
     PAGE,
@@ -153,7 +153,7 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
             # As the daemon ends: all that runs in its nursery is cancelled.
             actions = server.Actions(Daemon().status, nursery.cancel_scope.cancel)
             made = server.Server(
-                *(listener, actions, NoFiles(), Shim(V8(), PAGE)),
+                *(listener, actions, NoFiles(), Superblock(V8(), PAGE)),
                 receiver=DirectHelper(),
             )
             client = socket.socket(socket.AF_UNIX)

@@ -16,13 +16,14 @@ import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from inaccfs.backing.root import Backing
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.nodes import Node
 
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
@@ -38,9 +39,8 @@ def tmp_path() -> Iterator[Path]:
 async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> None:
     """What the channel does for fallocate(2) of *pages*, from and how many."""
     offset, length = (page * PAGE for page in pages)
-    with control.namespace.opened(node) as file:
-        if not file.fallocate_quick(mode, offset, length):
-            await file.fallocate(mode, offset, length, trio.Event())
+    with control.namespace.opens.hold(node) as file:
+        await fakes.fallocate(file, mode, offset, length, trio.Event())
 
 
 async def done(peer: Peer, event: dict[str, object]) -> object:
@@ -65,8 +65,8 @@ async def closed_again(before: int) -> None:
 
 async def test_an_fd_is_the_file_that_it_has_open(control: Control) -> None:
     node = control.make("guest", 4)
-    control.namespace.release(node)
-    control.namespace.open(node, os.O_RDWR)
+    control.namespace.opens.release(node)
+    control.namespace.opens.open(node, os.O_RDWR)
     fd = control.backing_fd(node)
     async with control.peer() as peer:
         assert await peer.do("getfd", fd, fdname="mine") == {}
@@ -120,7 +120,7 @@ async def test_a_directory_and_a_file_that_nobody_has_open_are_refused(
 ) -> None:
     node = control.make("guest")
     fd = control.backing_fd(node)
-    control.namespace.release(node)
+    control.namespace.opens.release(node)
     directory = os.open(".", os.O_RDONLY, dir_fd=backing.root)
     async with control.peer() as peer:
         for one in (fd, directory):
@@ -130,8 +130,8 @@ async def test_a_directory_and_a_file_that_nobody_has_open_are_refused(
 
 async def test_a_path_begins_at_the_root(control: Control) -> None:
     namespace = control.namespace
-    namespace.mkdir(namespace.root, b"dir", 0o700, 0, 0)
-    namespace.symlink(namespace.root, b"link", b"guest", 0, 0)
+    namespace.mkdir(namespace.inodes.root, b"dir", 0o700, 0, 0)
+    namespace.symlink(namespace.inodes.root, b"link", b"guest", 0, 0)
     control.make("guest", 1)
     async with control.peer() as peer:
         info = await peer.do("query-file", file="//./guest")
@@ -148,7 +148,7 @@ async def test_a_path_begins_at_the_root(control: Control) -> None:
         }.items():
             assert error in await peer.do("query-file", file=path), path
     # What was only looked at is not remembered.
-    known = {node.name for node in namespace.nodes.values() if not node.lookups}
+    known = {node.name for node in namespace.inodes.nodes.values() if not node.lookups}
     assert known == {b""}
 
 
@@ -263,7 +263,9 @@ async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
     async with notified(control) as (node, [(peer, _)]):
         assert node.file is not None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.file.fallocate, 0, PAGE - 1, PAGE + 2, trio.Event())
+            nursery.start_soon(
+                fakes.fallocate, node.file, 0, PAGE - 1, PAGE + 2, trio.Event()
+            )
             event = await peer.event()
             assert (event["start"], event["end"]) == (0, 3)
             await done(peer, event)
@@ -279,7 +281,7 @@ async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
         async def fail(offset: int, length: int, mode: int) -> None:
             assert node.file is not None
             try:
-                await node.file.fallocate(mode, offset, length, trio.Event())
+                await fakes.fallocate(node.file, mode, offset, length, trio.Event())
             except OSError as exc:
                 errors.append(exc.errno)
 
@@ -597,10 +599,10 @@ async def test_fetched_pages_go_when_the_file_went_behind_the_mounts_back(
         await peer.do("put-pfn", file="/guest", pfn=BASE)
     await control.gone()
     os.unlink("guest", dir_fd=backing.root)
-    control.namespace.release(node)
-    control.namespace.forget(node.ino, node.lookups)
+    control.namespace.opens.release(node)
+    control.namespace.inodes.forget(node.ino, node.lookups)
     assert control.frames.opened[0].closed
-    assert node.ino not in control.namespace.nodes
+    assert node.ino not in control.namespace.inodes.nodes
 
 
 async def test_fetched_pages_stay_while_another_name_leads_to_them(
@@ -611,9 +613,9 @@ async def test_fetched_pages_stay_while_another_name_leads_to_them(
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
     await control.gone()
-    control.namespace.unlink(control.namespace.root, b"guest")
-    control.namespace.release(node)
-    control.namespace.forget(node.ino, node.lookups)
+    control.namespace.unlink(control.namespace.inodes.root, b"guest")
+    control.namespace.opens.release(node)
+    control.namespace.inodes.forget(node.ino, node.lookups)
     assert not control.frames.opened[0].closed
     async with control.peer() as peer:
         assert (await peer.do("get-pfn", file="/other", offset=0))["pfn"] == BASE
@@ -626,16 +628,16 @@ async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
         await peer.do("put-pfn", file="/guest", pfn=BASE)
-        control.namespace.release(node)
-        control.namespace.forget(node.ino, node.lookups)
+        control.namespace.opens.release(node)
+        control.namespace.inodes.forget(node.ino, node.lookups)
         assert node.opens == 0
         (info,) = await peer.do("query-files")
         assert (info["name"], info["fetched"]) == ("/guest", 1)
         assert not control.frames.opened[0].closed
         # The kernel looks it up, unlinks it and forgets it: it is gone.
-        control.namespace.lookup(control.namespace.root, b"guest")
-        control.namespace.unlink(control.namespace.root, b"guest")
-        control.namespace.forget(node.ino, 1)
+        control.namespace.lookup(control.namespace.inodes.root, b"guest")
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
+        control.namespace.inodes.forget(node.ino, 1)
         assert control.frames.opened[0].closed
         assert await peer.do("query-files") == []
 
@@ -647,9 +649,9 @@ async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
         await peer.do("getfd", fd, fdname="a")
         await peer.do("get-pfn", file="a", offset=0)
         await peer.do("closefd", fdname="a")
-        control.namespace.unlink(control.namespace.root, b"guest")
-        control.namespace.release(node)
-        control.namespace.forget(node.ino, node.lookups)
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
+        control.namespace.opens.release(node)
+        control.namespace.inodes.forget(node.ino, node.lookups)
         (info,) = await peer.do("query-files")
         assert info["name"] == f"(deleted inode {node.ino})"
     await control.gone()

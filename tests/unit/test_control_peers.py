@@ -13,7 +13,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
-from tests.unit.fakes import HeldCloser
+from tests.unit.fakes import HeldCloser, fallocate
 
 if TYPE_CHECKING:
     import socket
@@ -234,7 +234,7 @@ async def test_a_peer_that_is_not_read_from_and_dies_holds_up_no_punch(
     assert node.file is not None
     async with trio.open_nursery() as nursery, control.peer() as peer:
         await peer.do("register-notifier", file="/guest")
-        nursery.start_soon(node.file.fallocate, 3, 0, 4096, trio.Event())
+        nursery.start_soon(fallocate, node.file, 3, 0, 4096, trio.Event())
         await peer.event()
         register = peer.line("register-notifier", file="/guest") + "\n"
         await peer.send(register * (2 * _WAITING_COMMANDS))
@@ -266,7 +266,7 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
     space = HeldCloser()
-    object.__setattr__(control.server.shim, "space", space)
+    object.__setattr__(control.server.shim, "frees", space)
     space.claim()
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)

@@ -27,6 +27,7 @@ from inaccfs.semantics import (
     load,
 )
 from tests.unit.control_fakes import BASE, PAGE, controlling
+from tests.unit.fakes import fallocate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -228,7 +229,7 @@ async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
                     "pfn": BASE + 3,
                     "order": 0,
                 }
-        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
 
 
 async def test_poison_outlives_the_command_that_tells_of_it(
@@ -239,7 +240,7 @@ async def test_poison_outlives_the_command_that_tells_of_it(
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
         node = control.namespace.find(b"/guest")
-        with control.namespace.opened(node) as file:
+        with control.namespace.opens.hold(node) as file:
             os.posix_fallocate(file.fd, 3 * PAGE, PAGE)
         assert await peer.do("memory-failure", file="/guest", offset=3) == {}
         info = await peer.do("query-file", file="/guest")
@@ -250,7 +251,7 @@ async def test_poison_outlives_the_command_that_tells_of_it(
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=4)
         assert "EINVAL" in await peer.do("memory-failure", file="/guest", offset=8)
         # And goes with the file.
-        control.namespace.unlink(control.namespace.root, b"guest")
+        control.namespace.unlink(control.namespace.inodes.root, b"guest")
         control.make("guest", 8)
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=3)
 
@@ -280,10 +281,10 @@ async def test_who_keeps_pages_locked_is_disconnected(
         control.peer() as peer,
     ):
         await peer.do("get-pfn", file="/guest", offset=3)
-        node = control.namespace.lookup(control.namespace.root, b"guest").nodeid
-        file = control.namespace[node].file
+        node = control.namespace.lookup(control.namespace.inodes.root, b"guest").nodeid
+        file = control.namespace.inodes[node].file
         assert file is not None
-        await file.fallocate(3, 0, 8 * PAGE, trio.Event())
+        await fallocate(file, 3, 0, 8 * PAGE, trio.Event())
         await peer.closed()
     assert "keeps pages locked for more than 0.05 s: disconnected" in caplog.text
 

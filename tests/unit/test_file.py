@@ -14,14 +14,21 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.semantics import V8
 from inaccfs.shim.file import (
-    QUICK_BYTES,
+    INLINE_BYTES,
     SHORT_BYTES,
     InaccessibleFile,
 )
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from tests.unit.fakes import HeldAllocator, HeldCall, HeldUndoing, refused
+from tests.unit.fakes import (
+    HeldAllocator,
+    HeldCall,
+    HeldUndoing,
+    fallocate,
+    quick,
+    refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -34,7 +41,7 @@ LONG = SHORT_BYTES + PAGE
 @pytest.fixture
 def file(held: HeldAllocator) -> Iterator[InaccessibleFile]:
     fd = os.memfd_create("backing")
-    yield InaccessibleFile(fd, Shim(V8(), PAGE, allocator=held))
+    yield InaccessibleFile(fd, Superblock(V8(), PAGE, allocator=held))
     os.close(fd)
 
 
@@ -46,28 +53,28 @@ def pages(file: InaccessibleFile) -> int:
 
 
 def test_a_quick_allocation_grows_the_file(file: InaccessibleFile) -> None:
-    assert file.fallocate_quick(0, PAGE, PAGE)
+    assert quick(file, 0, PAGE, PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (2 * PAGE, 1)
 
 
 def test_keep_size_keeps_it(file: InaccessibleFile) -> None:
-    assert file.fallocate_quick(FALLOC_FL_KEEP_SIZE, 0, PAGE)
+    assert quick(file, FALLOC_FL_KEEP_SIZE, 0, PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (0, 1)
 
 
 def test_an_unaligned_allocation_is_rounded_as_tmpfs_does(
     file: InaccessibleFile,
 ) -> None:
-    assert file.fallocate_quick(0, 1, 1)
+    assert quick(file, 0, 1, 1)
     assert (os.fstat(file.fd).st_size, pages(file)) == (2, 1)
 
 
 def test_a_punch_frees_and_an_unaligned_one_does_not(file: InaccessibleFile) -> None:
-    file.fallocate_quick(0, 0, 4 * PAGE)
+    quick(file, 0, 0, 4 * PAGE)
     with refused(errno.EINVAL):
-        file.fallocate_quick(PUNCH, 1, PAGE)
+        quick(file, PUNCH, 1, PAGE)
     assert pages(file) == 4
-    file.fallocate_quick(PUNCH, PAGE, 2 * PAGE)
+    quick(file, PUNCH, PAGE, 2 * PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (4 * PAGE, 2)
 
 
@@ -85,13 +92,13 @@ async def test_the_backing_has_the_last_word(
 ) -> None:
     """Both ways give the backing's own errno."""
     with refused(error):
-        file.fallocate_quick(mode, offset, length)
+        quick(file, mode, offset, length)
     with refused(error):
-        await file.fallocate(mode, offset, length, trio.Event())
+        await fallocate(file, mode, offset, length, trio.Event())
 
 
 def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
-    assert not file.fallocate_quick(0, 0, QUICK_BYTES + 1)
+    assert not quick(file, 0, 0, INLINE_BYTES + 1)
     assert pages(file) == 0
 
 
@@ -104,7 +111,7 @@ async def test_a_longer_range_is_dealt_with_in_a_thread(
     call = HeldCall()
     monkeypatch.setattr(syscalls, "fallocate", call)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.fallocate, PUNCH, 0, 2 * LONG, trio.Event())
+        nursery.start_soon(fallocate, file, PUNCH, 0, 2 * LONG, trio.Event())
         await call.entered.wait()
         assert call.arguments == (file.fd, PUNCH, 0, 2 * LONG)
         call.let_go()
@@ -112,7 +119,7 @@ async def test_a_longer_range_is_dealt_with_in_a_thread(
 
 async def test_the_rules_hold_for_what_takes_long(file: InaccessibleFile) -> None:
     with refused(errno.EINVAL):
-        await file.fallocate(PUNCH, 1, LONG, trio.Event())
+        await fallocate(file, PUNCH, 1, LONG, trio.Event())
 
 
 @pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE])
@@ -121,10 +128,10 @@ async def test_a_long_allocation_is_the_allocators(
 ) -> None:
     """With the mode and range that were asked for; the file is busy meanwhile."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.fallocate, mode, PAGE, LONG, trio.Event())
+        nursery.start_soon(fallocate, file, mode, PAGE, LONG, trio.Event())
         await held.entered.wait()
         assert held.arguments == (file.fd, mode, PAGE, LONG)
-        assert file.turn in file._shim.busy
+        assert file.turn in file._superblock.busy
         assert file.turn.undoing is None
         held.let_go()
     assert not file.turn.taken
@@ -147,7 +154,7 @@ async def test_what_need_not_be_interrupted_is_a_threads(
     call = HeldCall()
     monkeypatch.setattr(syscalls, "fallocate", call)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.fallocate, mode, 0, length, trio.Event())
+        nursery.start_soon(fallocate, file, mode, 0, length, trio.Event())
         await call.entered.wait()
         assert not held.entered.is_set()
         call.let_go()
@@ -157,8 +164,8 @@ async def test_without_an_allocator_a_thread_does_it(
     file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inaccfs.shim.file.SHORT_BYTES", 0)
-    plain = InaccessibleFile(file.fd, Shim(V8(), PAGE))
-    await plain.fallocate(0, 0, PAGE, trio.Event())
+    plain = InaccessibleFile(file.fd, Superblock(V8(), PAGE))
+    await fallocate(plain, 0, 0, PAGE, trio.Event())
     assert pages(plain) == 1
 
 
@@ -167,9 +174,9 @@ async def test_the_errno_of_the_allocator_is_the_callers(
 ) -> None:
     held.let_go(errno.ENOSPC)
     with refused(errno.ENOSPC):
-        await file.fallocate(0, 0, LONG, trio.Event())
+        await fallocate(file, 0, 0, LONG, trio.Event())
     # And the file is as good as before.
-    assert file.fallocate_quick(0, 0, PAGE)
+    assert quick(file, 0, 0, PAGE)
 
 
 # --- a busy file ------------------------------------------------------------------
@@ -182,7 +189,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
     ended: list[str] = []
 
     async def allocate(length: int) -> None:
-        await file.fallocate(0, 0, length, trio.Event())
+        await fallocate(file, 0, 0, length, trio.Event())
         ended.append(f"{length}")
 
     async def set_size() -> None:
@@ -192,7 +199,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(allocate, LONG)
         await held.entered.wait()
-        assert not file.fallocate_quick(0, 0, PAGE)
+        assert not quick(file, 0, 0, PAGE)
         nursery.start_soon(set_size)
         await trio.testing.wait_all_tasks_blocked()
         assert ended == []
@@ -200,7 +207,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
         held.let_go()
     assert ended == [f"{LONG}", "size"]
     assert os.fstat(file.fd).st_size == PAGE
-    assert file.fallocate_quick(0, 0, PAGE)
+    assert quick(file, 0, 0, PAGE)
 
 
 async def test_of_several_long_operations_each_waits_for_its_turn(
@@ -209,10 +216,10 @@ async def test_of_several_long_operations_each_waits_for_its_turn(
     """Else the first of them to end says that the file is idle."""
     async with trio.open_nursery() as nursery:
         for _ in range(3):
-            nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+            nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
         held.let_go()
-    assert not file._shim.busy
+    assert not file._superblock.busy
     assert held.most == 1
 
 
@@ -230,8 +237,8 @@ async def test_whoever_waits_for_idle_is_woken(
     hung = []
     for third in range(10):
         held = HeldAllocator()
-        other = InaccessibleFile(file.fd, Shim(V8(), PAGE, allocator=held))
-        allocate = partial(other.fallocate, 0, 0, LONG, trio.Event())
+        other = InaccessibleFile(file.fd, Superblock(V8(), PAGE, allocator=held))
+        allocate = partial(fallocate, other, 0, 0, LONG, trio.Event())
         with trio.move_on_after(1) as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(allocate)
@@ -249,14 +256,14 @@ async def test_who_waits_for_a_busy_file_can_be_interrupted(
 ) -> None:
     interrupted = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+        nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await held.entered.wait()
         async with trio.open_nursery() as second:
             second.start_soon(_expect_eintr, file, interrupted)
             await trio.testing.wait_all_tasks_blocked()
             interrupted.set()
         # The first one goes on.
-        assert file.turn in file._shim.busy
+        assert file.turn in file._superblock.busy
         held.let_go()
 
 
@@ -268,9 +275,9 @@ async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
 
     monkeypatch.setattr(syscalls, "fallocate", buggy)
     with pytest.raises(RuntimeError):
-        await file.fallocate(PUNCH, 0, LONG, trio.Event())
+        await fallocate(file, PUNCH, 0, LONG, trio.Event())
     await file.turn.wait()
-    assert not file._shim.busy
+    assert not file._superblock.busy
 
 
 # --- interrupting -----------------------------------------------------------------
@@ -278,7 +285,7 @@ async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
 
 async def _expect_eintr(file: InaccessibleFile, interrupted: trio.Event) -> None:
     with refused(errno.EINTR):
-        await file.fallocate(0, 0, LONG, interrupted)
+        await fallocate(file, 0, 0, LONG, interrupted)
 
 
 async def test_an_interrupt_is_told_before_the_file_has_settled(
@@ -292,7 +299,7 @@ async def test_an_interrupt_is_told_before_the_file_has_settled(
         await held.entered.wait()
         interrupted.set()
     assert file.turn.undoing is not None
-    assert not file.fallocate_quick(0, 0, PAGE)
+    assert not quick(file, 0, 0, PAGE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.turn.wait_undone)
         nursery.start_soon(file.turn.wait_undone)
@@ -302,7 +309,7 @@ async def test_an_interrupt_is_told_before_the_file_has_settled(
         assert os.fstat(file.fd).st_size == 0
         held.undoing.end()
     assert file.turn.undoing is None
-    assert not file._shim.busy
+    assert not file._superblock.busy
     assert os.fstat(file.fd).st_size == PAGE
 
 
@@ -315,7 +322,7 @@ async def test_an_allocation_that_dies_at_once_leaves_a_settled_file(
         await held.entered.wait()
         interrupted.set()
     assert file.turn.undoing is None
-    assert file.fallocate_quick(0, 0, PAGE)
+    assert quick(file, 0, 0, PAGE)
 
 
 async def test_an_interrupt_before_the_call_is_not_lost(
@@ -324,8 +331,8 @@ async def test_an_interrupt_before_the_call_is_not_lost(
     interrupted = trio.Event()
     interrupted.set()
     with refused(errno.EINTR):
-        await file.fallocate(0, 0, LONG, interrupted)
-    assert not file._shim.busy
+        await fallocate(file, 0, 0, LONG, interrupted)
+    assert not file._superblock.busy
 
 
 async def test_a_cancelled_allocation_leaves_no_busy_file(
@@ -333,11 +340,11 @@ async def test_a_cancelled_allocation_leaves_no_busy_file(
 ) -> None:
     """The daemon ends: so does what works for it."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.fallocate, 0, 0, LONG, trio.Event())
+        nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await held.entered.wait()
         nursery.cancel_scope.cancel()
     assert held.cancelled
-    assert not file._shim.busy
+    assert not file._superblock.busy
 
 
 # --- first_of ---------------------------------------------------------------------
@@ -374,7 +381,7 @@ async def test_a_size_is_set_once(file: InaccessibleFile) -> None:
     assert os.fstat(file.fd).st_size == 2 * PAGE
 
 
-@pytest.mark.parametrize("length", [4 * PAGE, QUICK_BYTES + PAGE])
+@pytest.mark.parametrize("length", [4 * PAGE, INLINE_BYTES + PAGE])
 async def test_memory_beyond_the_end_is_tmpfs_business(
     file: InaccessibleFile, length: int
 ) -> None:
@@ -386,7 +393,7 @@ async def test_memory_beyond_the_end_is_tmpfs_business(
 
 
 async def test_an_allocation_counts_as_a_size(file: InaccessibleFile) -> None:
-    file.fallocate_quick(0, 0, 1)
+    quick(file, 0, 0, 1)
     with refused(errno.EPERM):
         await file.set_size(PAGE)
 

@@ -11,13 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inaccfs import syscalls
-from inaccfs.shim import rangemap
 from inaccfs.shim.frames import (
     Extent,
     Table,
     allocate,
     differing,
-    joined,
     split_folios,
     whole_folios,
 )
@@ -38,12 +36,6 @@ records = st.tuples(
     st.lists(st.none() | places, max_size=END)
     | places.map(lambda place: [place] * END),
 )
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few extents are many blocks."""
-    monkeypatch.setattr(rangemap, "_LOAD", 2)
 
 
 def as_extents(model: dict[int, tuple[int, int]], per_page: int) -> list[Extent]:
@@ -68,7 +60,8 @@ def test_it_knows_each_page_in_as_few_extents_as_possible(
     looked_at: tuple[int, int],
     per_page: int,
 ) -> None:
-    tested, model = Table(per_page), dict[int, tuple[int, int]]()
+    # A few extents are many blocks.
+    tested, model = Table(per_page, load=2), dict[int, tuple[int, int]]()
     for (start, end), new in done:
         pages = {
             start + at: place
@@ -93,11 +86,6 @@ def test_it_knows_each_page_in_as_few_extents_as_possible(
     ]
     tested.clear()
     assert tested.extents() == []
-
-
-def test_extents_that_go_on_are_joined() -> None:
-    parts = [Extent(4, 14, 2, 0), Extent(0, 10, 4, 0), Extent(6, 16, 1, 3)]
-    assert joined(parts, 1) == [Extent(0, 10, 6, 0), Extent(6, 16, 1, 3)]
 
 
 def test_only_pages_in_other_frames_differ() -> None:

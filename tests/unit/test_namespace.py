@@ -14,14 +14,14 @@ import pytest
 
 from inaccfs.fuse import inodes
 from inaccfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, UTIME_OMIT
-from tests.unit.fakes import refused
+from tests.unit.fakes import quick, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Entry
 
 ME = os.geteuid(), os.getegid()
@@ -33,20 +33,20 @@ def open_fds() -> int:
 
 def look(namespace: Namespace, name: str, parent: Node | None = None) -> Node:
     """Look a name up, as the kernel does before it asks for anything else."""
-    entry = namespace.lookup(parent or namespace.root, name.encode())
-    return namespace[entry.nodeid]
+    entry = namespace.lookup(parent or namespace.inodes.root, name.encode())
+    return namespace.inodes[entry.nodeid]
 
 
 def create(namespace: Namespace, name: str, parent: Node | None = None) -> Node:
     entry = namespace.create(
-        parent or namespace.root, name.encode(), os.O_RDWR, 0o600, *ME
+        parent or namespace.inodes.root, name.encode(), os.O_RDWR, 0o600, *ME
     )
-    return namespace[entry.nodeid]
+    return namespace.inodes[entry.nodeid]
 
 
 def forget_all(namespace: Namespace) -> None:
-    for node in list(namespace.nodes.values()):
-        namespace.forget(node.ino, node.lookups)
+    for node in list(namespace.inodes.nodes.values()):
+        namespace.inodes.forget(node.ino, node.lookups)
 
 
 # --- lookup and forget ------------------------------------------------------------
@@ -58,10 +58,10 @@ def test_a_node_lives_from_its_first_lookup_to_its_last_forget(
     (tree / "a").touch()
     node = look(namespace, "a")
     assert look(namespace, "a") is node
-    namespace.forget(node.ino, 1)
-    assert namespace.nodes[node.ino] is node
-    namespace.forget(node.ino, 1)
-    assert set(namespace.nodes) == {1}
+    namespace.inodes.forget(node.ino, 1)
+    assert namespace.inodes.nodes[node.ino] is node
+    namespace.inodes.forget(node.ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_names_cost_no_fds(namespace: Namespace, tree: Path) -> None:
@@ -73,12 +73,12 @@ def test_names_cost_no_fds(namespace: Namespace, tree: Path) -> None:
 
 
 def test_the_root_is_never_forgotten(namespace: Namespace) -> None:
-    namespace.forget(1, 1 << 63)
-    assert namespace[1] is namespace.root
+    namespace.inodes.forget(1, 1 << 63)
+    assert namespace.inodes[1] is namespace.inodes.root
 
 
 def test_forgetting_the_unknown_is_ignored(namespace: Namespace) -> None:
-    namespace.forget(987654, 1)
+    namespace.inodes.forget(987654, 1)
 
 
 def test_a_directory_outlives_its_forget_while_a_child_is_known(
@@ -88,27 +88,27 @@ def test_a_directory_outlives_its_forget_while_a_child_is_known(
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
     file = look(namespace, "f", directory)
-    namespace.forget(directory.ino, 1)
-    assert namespace.attributes(file).st_ino == file.ino
-    namespace.forget(file.ino, 1)
-    assert set(namespace.nodes) == {1}
+    namespace.inodes.forget(directory.ino, 1)
+    assert namespace.inodes.attributes(file).st_ino == file.ino
+    namespace.inodes.forget(file.ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_a_file_that_is_open_outlives_its_forget(namespace: Namespace) -> None:
     node = create(namespace, "f")
-    namespace.forget(node.ino, 1)
-    assert node.ino in namespace.nodes
-    namespace.release(node)
-    assert set(namespace.nodes) == {1}
+    namespace.inodes.forget(node.ino, 1)
+    assert node.ino in namespace.inodes.nodes
+    namespace.opens.release(node)
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_an_inode_number_that_comes_back_has_another_generation(
     namespace: Namespace, tree: Path
 ) -> None:
     (tree / "a").touch()
-    first = namespace.lookup(namespace.root, b"a")
-    namespace.forget(first.nodeid, 1)
-    second = namespace.lookup(namespace.root, b"a")
+    first = namespace.lookup(namespace.inodes.root, b"a")
+    namespace.inodes.forget(first.nodeid, 1)
+    second = namespace.lookup(namespace.inodes.root, b"a")
     assert second.nodeid == first.nodeid
     assert second.generation != first.generation
 
@@ -121,37 +121,37 @@ def test_lookup_below_a_file_is_enotdir(namespace: Namespace, tree: Path) -> Non
 
 def test_an_unknown_nodeid_is_stale(namespace: Namespace) -> None:
     with refused(errno.ESTALE):
-        namespace[987654]
+        namespace.inodes[987654]
 
 
 # --- making -----------------------------------------------------------------------
 
 
 def test_what_is_made_counts_one_lookup(namespace: Namespace) -> None:
-    root = namespace.root
+    root = namespace.inodes.root
     made: list[Entry] = [
         namespace.mkdir(root, b"d", 0o750, *ME),
         namespace.mknod(root, b"p", stat.S_IFIFO | 0o640, 0, *ME),
         namespace.symlink(root, b"s", b"target", *ME),
     ]
     for entry in made:
-        assert namespace[entry.nodeid].lookups == 1
-        namespace.forget(entry.nodeid, 1)
-    assert set(namespace.nodes) == {1}
+        assert namespace.inodes[entry.nodeid].lookups == 1
+        namespace.inodes.forget(entry.nodeid, 1)
+    assert set(namespace.inodes.nodes) == {1}
     kinds = [stat.S_IFMT(entry.attributes.st_mode) for entry in made]
     assert kinds == [stat.S_IFDIR, stat.S_IFIFO, stat.S_IFLNK]
 
 
 def test_a_symlink_is_read_and_never_followed(namespace: Namespace) -> None:
-    entry = namespace.symlink(namespace.root, b"s", b"/nowhere", *ME)
-    node = namespace[entry.nodeid]
+    entry = namespace.symlink(namespace.inodes.root, b"s", b"/nowhere", *ME)
+    node = namespace.inodes[entry.nodeid]
     assert namespace.readlink(node) == b"/nowhere"
-    assert stat.S_ISLNK(namespace.attributes(node).st_mode)
+    assert stat.S_ISLNK(namespace.inodes.attributes(node).st_mode)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make things for others")
 def test_what_is_made_is_its_creators(namespace: Namespace, tree: Path) -> None:
-    root = namespace.root
+    root = namespace.inodes.root
     entries = [
         namespace.create(root, b"f", os.O_RDWR, 0o4711, 123, 456),
         namespace.mkdir(root, b"d", 0o700, 123, 456),
@@ -181,21 +181,21 @@ def test_a_set_group_id_directory_gives_its_group(
 
 
 def test_tmpfile_gets_a_name_by_link(namespace: Namespace, tree: Path) -> None:
-    entry = namespace.tmpfile(namespace.root, os.O_RDWR, 0o600, *ME)
-    node = namespace[entry.nodeid]
+    entry = namespace.tmpfile(namespace.inodes.root, os.O_RDWR, 0o600, *ME)
+    node = namespace.inodes[entry.nodeid]
     assert entry.attributes.st_nlink == 0
-    linked = namespace.link(node, namespace.root, b"named")
+    linked = namespace.link(node, namespace.inodes.root, b"named")
     assert linked.nodeid == entry.nodeid
     assert (tree / "named").stat().st_ino == node.ino
-    namespace.release(node)
+    namespace.opens.release(node)
     assert node.fd == -1
-    assert namespace.attributes(node).st_nlink == 1
+    assert namespace.inodes.attributes(node).st_nlink == 1
 
 
 def test_tmpfile_with_o_excl_gets_no_name(namespace: Namespace) -> None:
-    entry = namespace.tmpfile(namespace.root, os.O_RDWR | os.O_EXCL, 0o600, *ME)
+    entry = namespace.tmpfile(namespace.inodes.root, os.O_RDWR | os.O_EXCL, 0o600, *ME)
     with refused(errno.ENOENT):
-        namespace.link(namespace[entry.nodeid], namespace.root, b"named")
+        namespace.link(namespace.inodes[entry.nodeid], namespace.inodes.root, b"named")
 
 
 # --- opening ----------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_tmpfile_with_o_excl_gets_no_name(namespace: Namespace) -> None:
 def test_all_opens_share_one_fd(namespace: Namespace) -> None:
     node = create(namespace, "f")
     before = open_fds()
-    files = {namespace.open(node, flags) for flags in (os.O_RDONLY, os.O_RDWR)}
+    files = {namespace.opens.open(node, flags) for flags in (os.O_RDONLY, os.O_RDWR)}
     assert files == {node.file}
     assert open_fds() == before
 
@@ -212,10 +212,10 @@ def test_all_opens_share_one_fd(namespace: Namespace) -> None:
 def test_the_last_release_closes(namespace: Namespace) -> None:
     before = open_fds()
     node = create(namespace, "f")
-    namespace.open(node, os.O_RDONLY)
-    namespace.release(node)
+    namespace.opens.open(node, os.O_RDONLY)
+    namespace.opens.release(node)
     assert node.file is not None
-    namespace.release(node)
+    namespace.opens.release(node)
     assert node.file is None
     assert open_fds() == before
 
@@ -228,13 +228,13 @@ def test_a_file_unlinked_while_open_stays_until_release_and_forget(
 ) -> None:
     before = open_fds()
     node = create(namespace, "f")
-    namespace.unlink(namespace.root, b"f")
+    namespace.unlink(namespace.inodes.root, b"f")
     assert list(tree.iterdir()) == []
-    assert namespace.attributes(node).st_nlink == 0
-    namespace.release(node)
-    assert namespace.attributes(node).st_ino == node.ino
-    namespace.forget(node.ino, 1)
-    assert set(namespace.nodes) == {1}
+    assert namespace.inodes.attributes(node).st_nlink == 0
+    namespace.opens.release(node)
+    assert namespace.inodes.attributes(node).st_ino == node.ino
+    namespace.inodes.forget(node.ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
     assert open_fds() == before
 
 
@@ -244,23 +244,23 @@ def test_a_file_whose_last_name_went_can_still_be_opened(
     """As after open(2) in the client has raced with an unlink."""
     (tree / "f").touch()
     node = look(namespace, "f")
-    namespace.unlink(namespace.root, b"f")
-    file = namespace.open(node, os.O_RDWR)
-    file.fallocate_quick(0, 0, 4096)
+    namespace.unlink(namespace.inodes.root, b"f")
+    file = namespace.opens.open(node, os.O_RDWR)
+    quick(file, 0, 0, 4096)
     assert os.fstat(file.fd).st_blocks == 8
 
 
 def test_of_two_names_the_other_stays(namespace: Namespace, tree: Path) -> None:
     (tree / "a").touch()
     node = look(namespace, "a")
-    namespace.link(node, namespace.root, b"b")
+    namespace.link(node, namespace.inodes.root, b"b")
     before = open_fds()
-    namespace.unlink(namespace.root, b"a")
+    namespace.unlink(namespace.inodes.root, b"a")
     assert open_fds() == before
-    assert namespace.attributes(node).st_nlink == 1
+    assert namespace.inodes.attributes(node).st_nlink == 1
     assert look(namespace, "b") is node
-    namespace.unlink(namespace.root, b"b")
-    assert namespace.attributes(node).st_nlink == 0
+    namespace.unlink(namespace.inodes.root, b"b")
+    assert namespace.inodes.attributes(node).st_nlink == 0
 
 
 def test_links_in_several_directories_keep_those_known(
@@ -272,12 +272,12 @@ def test_links_in_several_directories_keep_those_known(
     node = look(namespace, "f")
     for name in ("d1", "d2"):
         namespace.link(node, look(namespace, name), b"f")
-        namespace.forget(look(namespace, name).ino, 2)
-    assert len(namespace.nodes) == 4
-    namespace.unlink(namespace.root, b"f")
-    assert namespace.attributes(node).st_nlink == 2
+        namespace.inodes.forget(look(namespace, name).ino, 2)
+    assert len(namespace.inodes.nodes) == 4
+    namespace.unlink(namespace.inodes.root, b"f")
+    assert namespace.inodes.attributes(node).st_nlink == 2
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_what_is_not_removed_is_not_kept(namespace: Namespace, tree: Path) -> None:
@@ -287,9 +287,9 @@ def test_what_is_not_removed_is_not_kept(namespace: Namespace, tree: Path) -> No
     directory = look(namespace, "d")
     before = open_fds()
     with refused(errno.ENOTEMPTY):
-        namespace.rmdir(namespace.root, b"d")
+        namespace.rmdir(namespace.inodes.root, b"d")
     with refused(errno.EISDIR):
-        namespace.unlink(namespace.root, b"d")
+        namespace.unlink(namespace.inodes.root, b"d")
     assert open_fds() == before
     assert look(namespace, "f", directory).lookups == 1
 
@@ -299,8 +299,8 @@ def test_a_removed_directory_is_there_for_who_has_it(
 ) -> None:
     (tree / "d").mkdir()
     node = look(namespace, "d")
-    namespace.rmdir(namespace.root, b"d")
-    assert namespace.attributes(node).st_nlink == 0
+    namespace.rmdir(namespace.inodes.root, b"d")
+    assert namespace.inodes.attributes(node).st_nlink == 0
     with refused(errno.ENOENT):
         namespace.mkdir(node, b"x", 0o700, *ME)
 
@@ -312,9 +312,9 @@ def test_rename_moves_a_node_with_its_name(namespace: Namespace, tree: Path) -> 
     (tree / "d").mkdir()
     (tree / "a").touch()
     node, directory = look(namespace, "a"), look(namespace, "d")
-    namespace.rename(namespace.root, b"a", directory, b"b", 0)
+    namespace.rename(namespace.inodes.root, b"a", directory, b"b", 0)
     assert (node.parent, node.name) == (directory, b"b")
-    assert namespace.attributes(node).st_ino == node.ino
+    assert namespace.inodes.attributes(node).st_ino == node.ino
     with refused(errno.ENOENT):
         look(namespace, "a")
 
@@ -325,11 +325,11 @@ def test_rename_onto_a_file_that_is_known_keeps_that_file(
     (tree / "a").touch()
     (tree / "b").touch()
     moved, replaced = look(namespace, "a"), look(namespace, "b")
-    namespace.rename(namespace.root, b"a", namespace.root, b"b", 0)
+    namespace.rename(namespace.inodes.root, b"a", namespace.inodes.root, b"b", 0)
     assert look(namespace, "b") is moved
-    assert namespace.attributes(replaced).st_nlink == 0
+    assert namespace.inodes.attributes(replaced).st_nlink == 0
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_noreplace_leaves_both(namespace: Namespace, tree: Path) -> None:
@@ -338,7 +338,9 @@ def test_noreplace_leaves_both(namespace: Namespace, tree: Path) -> None:
     moved, other = look(namespace, "a"), look(namespace, "b")
     before = open_fds()
     with refused(errno.EEXIST):
-        namespace.rename(namespace.root, b"a", namespace.root, b"b", RENAME_NOREPLACE)
+        namespace.rename(
+            namespace.inodes.root, b"a", namespace.inodes.root, b"b", RENAME_NOREPLACE
+        )
     assert open_fds() == before
     assert (look(namespace, "a"), look(namespace, "b")) == (moved, other)
 
@@ -351,13 +353,13 @@ def test_exchange_swaps_a_file_and_a_directory(
     (tree / "e").mkdir()
     outer, other = look(namespace, "d"), look(namespace, "e")
     file = look(namespace, "f", outer)
-    namespace.rename(outer, b"f", namespace.root, b"e", RENAME_EXCHANGE)
-    assert (file.parent, file.name) == (namespace.root, b"e")
+    namespace.rename(outer, b"f", namespace.inodes.root, b"e", RENAME_EXCHANGE)
+    assert (file.parent, file.name) == (namespace.inodes.root, b"e")
     assert (other.parent, other.name) == (outer, b"f")
     for node in (file, other):
-        assert namespace.attributes(node).st_ino == node.ino
+        assert namespace.inodes.attributes(node).st_ino == node.ino
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 @pytest.mark.parametrize(
@@ -386,19 +388,22 @@ def test_a_rename_that_fails_leaves_directories_as_they_were(
     inner = look(namespace, "b", outer)
     known = (outer, inner, other)
     for node in known:
-        namespace.dir_fd(node)
+        namespace.inodes.dir_fd(node)
     places = [
-        (outer if "/" in name else namespace.root, name.rpartition("/")[2].encode())
+        (
+            outer if "/" in name else namespace.inodes.root,
+            name.rpartition("/")[2].encode(),
+        )
         for name in names
     ]
     with refused(error):
         namespace.rename(*places[0], *places[1], flags)
     for node in known:
         # What has an fd can lose it for room, and no other has one.
-        assert (node.fd >= 0) is (node.ino in namespace._open_dirs)
-        assert os.fstat(namespace.dir_fd(node)).st_ino == node.ino
+        assert (node.fd >= 0) is (node.ino in namespace.inodes._open_dirs)
+        assert os.fstat(namespace.inodes.dir_fd(node)).st_ino == node.ino
     monkeypatch.setattr(inodes, "_DIRECTORY_FDS", 0)
-    namespace.dir_fd(namespace.root)
+    namespace.inodes.dir_fd(namespace.inodes.root)
     assert open_fds() == before
     assert look(namespace, "x", inner).is_dir
     forget_all(namespace)
@@ -413,11 +418,11 @@ def test_rename_between_two_names_of_one_file_does_nothing(
     os.link(tree / "a", tree / "b")
     node = look(namespace, "a")
     assert look(namespace, "b") is node
-    namespace.rename(namespace.root, b"a", namespace.root, b"b", 0)
+    namespace.rename(namespace.inodes.root, b"a", namespace.inodes.root, b"b", 0)
     assert sorted(os.listdir(tree)) == ["a", "b"]
     # Either name still leads to the node.
     os.unlink(tree / goes)
-    assert namespace.attributes(node).st_nlink == 1
+    assert namespace.inodes.attributes(node).st_nlink == 1
     assert look(namespace, stays) is node
 
 
@@ -430,8 +435,8 @@ def test_a_directory_moves_with_the_children_that_are_known(
     outer, to = look(namespace, "a"), look(namespace, "to")
     inner = look(namespace, "b", outer)
     file = look(namespace, "f", inner)
-    namespace.rename(namespace.root, b"a", to, b"c", 0)
-    assert namespace.attributes(file).st_ino == file.ino
+    namespace.rename(namespace.inodes.root, b"a", to, b"c", 0)
+    assert namespace.inodes.attributes(file).st_ino == file.ino
     assert look(namespace, "f", look(namespace, "b", look(namespace, "c", to))) is file
 
 
@@ -443,10 +448,10 @@ def test_rename_from_a_directory_that_only_this_name_holds(
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
     file = look(namespace, "f", directory)
-    namespace.forget(directory.ino, 1)
-    namespace.rename(directory, b"f", namespace.root, b"f", 0)
-    assert namespace.attributes(file).st_ino == file.ino
-    assert set(namespace.nodes) == {1, file.ino}
+    namespace.inodes.forget(directory.ino, 1)
+    namespace.rename(directory, b"f", namespace.inodes.root, b"f", 0)
+    assert namespace.inodes.attributes(file).st_ino == file.ino
+    assert set(namespace.inodes.nodes) == {1, file.ino}
 
 
 # --- depth and width --------------------------------------------------------------
@@ -454,7 +459,7 @@ def test_rename_from_a_directory_that_only_this_name_holds(
 
 def _deep(namespace: Namespace, tree: Path, depth: int) -> list[Node]:
     """A tree of *depth* directories in one another, all looked up."""
-    nodes = [namespace.root]
+    nodes = [namespace.inodes.root]
     fd = os.open(tree, os.O_PATH)
     for _ in range(depth):
         os.mkdir("d", dir_fd=fd)
@@ -483,11 +488,11 @@ def test_a_deep_tree_is_reached_and_forgotten_without_recursion(
     nodes = _deep(namespace, tree, 600)
     # From the top: only the last forget can let any of them go.
     for node in nodes[:-1]:
-        namespace.forget(node.ino, 1)
-    assert namespace.attributes(nodes[-1]).st_ino == nodes[-1].ino
-    assert len(namespace.nodes) == 601
-    namespace.forget(nodes[-1].ino, 1)
-    assert set(namespace.nodes) == {1}
+        namespace.inodes.forget(node.ino, 1)
+    assert namespace.inodes.attributes(nodes[-1]).st_ino == nodes[-1].ino
+    assert len(namespace.inodes.nodes) == 601
+    namespace.inodes.forget(nodes[-1].ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
     assert open_fds() == before
 
 
@@ -495,11 +500,11 @@ def test_a_deep_tree_is_reached_again_when_its_fds_have_gone(
     namespace: Namespace, tree: Path
 ) -> None:
     nodes = _deep(namespace, tree, 600)
-    namespace.dir_fd(nodes[0])
+    namespace.inodes.dir_fd(nodes[0])
     before = open_fds()
     for node in (nodes[-1], nodes[299], nodes[598]):
-        assert os.fstat(namespace.dir_fd(node)).st_ino == node.ino
-    namespace.dir_fd(nodes[0])
+        assert os.fstat(namespace.inodes.dir_fd(node)).st_ino == node.ino
+    namespace.inodes.dir_fd(nodes[0])
     assert open_fds() <= before + 2
 
 
@@ -511,10 +516,10 @@ def test_no_more_directories_are_open_than_there_is_room_for(
     for i in range(400):
         (tree / f"d{i}").mkdir()
         nodes.append(look(namespace, f"d{i}"))
-        assert os.fstat(namespace.dir_fd(nodes[-1])).st_ino == nodes[-1].ino
+        assert os.fstat(namespace.inodes.dir_fd(nodes[-1])).st_ino == nodes[-1].ino
     assert open_fds() <= before + inodes._DIRECTORY_FDS + 1
     for node in nodes:
-        assert os.fstat(namespace.dir_fd(node)).st_ino == node.ino
+        assert os.fstat(namespace.inodes.dir_fd(node)).st_ino == node.ino
     forget_all(namespace)
     assert open_fds() == before
 
@@ -529,7 +534,7 @@ def test_the_directory_used_last_keeps_its_fd(
         (tree / f"d{i}" / "x").mkdir(parents=True)
         nodes.append(look(namespace, f"d{i}"))
     for node in nodes:
-        namespace.dir_fd(node)
+        namespace.inodes.dir_fd(node)
     inner = [(tree / f"d{i}" / "x").stat().st_ino for i in range(4)]
     for a, b in ((0, 3), (1, 2), (0, 1)):
         namespace.rename(nodes[a], b"x", nodes[b], b"x", RENAME_EXCHANGE)
@@ -550,7 +555,7 @@ def test_the_directory_used_longest_ago_loses_its_fd(
         (tree / f"d{i}").mkdir()
         nodes.append(look(namespace, f"d{i}"))
     for i in (0, 1, 0, 2, 0):
-        namespace.dir_fd(nodes[i])
+        namespace.inodes.dir_fd(nodes[i])
     assert [node.fd >= 0 for node in nodes] == [True, False, True]
 
 
@@ -561,11 +566,11 @@ def test_the_fd_of_a_removed_directory_is_not_closed_for_room(
     for i in range(4):
         (tree / f"d{i}").mkdir()
     removed = look(namespace, "d0")
-    namespace.dir_fd(removed)
-    namespace.rmdir(namespace.root, b"d0")
+    namespace.inodes.dir_fd(removed)
+    namespace.rmdir(namespace.inodes.root, b"d0")
     for i in range(1, 4):
-        namespace.dir_fd(look(namespace, f"d{i}"))
-    assert namespace.attributes(removed).st_nlink == 0
+        namespace.inodes.dir_fd(look(namespace, f"d{i}"))
+    assert namespace.inodes.attributes(removed).st_nlink == 0
 
 
 def test_close_leaves_no_fd(namespace: Namespace, tree: Path) -> None:
@@ -573,7 +578,7 @@ def test_close_leaves_no_fd(namespace: Namespace, tree: Path) -> None:
     _deep(namespace, tree, 20)
     create(namespace, "open")
     create(namespace, "gone")
-    namespace.unlink(namespace.root, b"gone")
+    namespace.unlink(namespace.inodes.root, b"gone")
     namespace.close()
     assert open_fds() == before
 
@@ -588,12 +593,12 @@ def test_a_file_whose_name_leads_elsewhere_now_is_stale(
     node = look(namespace, "f")
     os.rename(tree / "f", tree / "kept")
     with refused(errno.ESTALE):
-        namespace.attributes(node)
+        namespace.inodes.attributes(node)
     (tree / "f").touch()
     with refused(errno.ESTALE):
-        namespace.attributes(node)
+        namespace.inodes.attributes(node)
     with refused(errno.ESTALE):
-        namespace.open(node, os.O_RDWR)
+        namespace.opens.open(node, os.O_RDWR)
 
 
 @pytest.mark.parametrize("successor", ["nothing", "file", "directory", "symlink"])
@@ -626,9 +631,9 @@ def test_a_directory_that_was_moved_is_found_under_its_new_name(
     directory = look(namespace, "d")
     os.rename(tree / "d", tree / "to" / "e")
     assert look(namespace, "e", look(namespace, "to")) is directory
-    assert namespace.attributes(directory).st_ino == directory.ino
+    assert namespace.inodes.attributes(directory).st_ino == directory.ino
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -647,7 +652,7 @@ def test_a_directory_that_is_below_its_own_child_now(
     outer = inner = look(namespace, "a")
     for _ in range(depth):
         inner = look(namespace, "b", inner)
-    namespace.dir_fd(inner)
+    namespace.inodes.dir_fd(inner)
     os.rename(tree / "a" / "/".join(["b"] * depth), tree / "b")
     os.rename(tree / "a", tree / "b" / "a")
     # The kernel still has the inner one, and finds the outer one in it.
@@ -656,14 +661,14 @@ def test_a_directory_that_is_below_its_own_child_now(
     # More of them, so that fds are closed for room.
     for name in ("elsewhere", "b"):
         with suppress(OSError):
-            namespace.dir_fd(look(namespace, name))
+            namespace.inodes.dir_fd(look(namespace, name))
     assert look(namespace, "b") is inner
     assert look(namespace, "a", inner) is outer
     for node in (inner, outer):
-        assert os.fstat(namespace.dir_fd(node)).st_ino == node.ino
-    assert _ancestors(outer) == [inner, namespace.root]
+        assert os.fstat(namespace.inodes.dir_fd(node)).st_ino == node.ino
+    assert _ancestors(outer) == [inner, namespace.inodes.root]
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_a_directory_that_nobody_knows_the_way_to_any_more_is_stale(
@@ -673,16 +678,16 @@ def test_a_directory_that_nobody_knows_the_way_to_any_more_is_stale(
     (tree / "a" / "b").mkdir(parents=True)
     outer = look(namespace, "a")
     inner = look(namespace, "b", outer)
-    namespace.dir_fd(inner)
+    namespace.inodes.dir_fd(inner)
     os.rename(tree / "a" / "b", tree / "b")
     os.rename(tree / "a", tree / "b" / "a")
     assert look(namespace, "a", inner) is outer
     assert _ancestors(outer) == [inner]
     monkeypatch.setattr(inodes, "_DIRECTORY_FDS", 0)
-    namespace.dir_fd(namespace.root)
+    namespace.inodes.dir_fd(namespace.inodes.root)
     for node in (inner, outer):
         with refused(errno.ESTALE):
-            namespace.dir_fd(node)
+            namespace.inodes.dir_fd(node)
     # Until somebody looks.
     assert look(namespace, "b") is inner
     assert look(namespace, "a", inner) is outer
@@ -704,15 +709,15 @@ def test_a_cycle_does_not_lose_a_directory_that_only_its_child_held(
     (tree / "a" / "b").mkdir(parents=True)
     outer = look(namespace, "a")
     inner = look(namespace, "b", outer)
-    namespace.dir_fd(inner)
-    namespace.forget(outer.ino, 1)
+    namespace.inodes.dir_fd(inner)
+    namespace.inodes.forget(outer.ino, 1)
     os.rename(tree / "a" / "b", tree / "b")
     os.rename(tree / "a", tree / "b" / "a")
     found = look(namespace, "a", inner)
-    assert namespace[found.ino] is found
-    assert namespace.attributes(found).st_ino == found.ino
+    assert namespace.inodes[found.ino] is found
+    assert namespace.inodes.attributes(found).st_ino == found.ino
     forget_all(namespace)
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def test_one_name_that_went_does_not_hide_the_others(
@@ -723,8 +728,8 @@ def test_one_name_that_went_does_not_hide_the_others(
     node = look(namespace, "a")
     look(namespace, "b")
     os.unlink(tree / "a")
-    assert namespace.attributes(node).st_nlink == 1
-    with namespace.magic_path(node) as path:
+    assert namespace.inodes.attributes(node).st_nlink == 1
+    with namespace.inodes.magic_path(node) as path:
         assert os.stat(path).st_ino == node.ino
 
 
@@ -740,16 +745,16 @@ def test_a_number_that_comes_back_as_another_type_is_another_node(
     fields = list((tree / "now").stat())
     fields[stat.ST_INO] = old.ino
     attributes = _with_device(os.stat_result(fields), tree)
-    new = namespace.node_at(namespace.root, b"now", attributes)
+    new = namespace.inodes.node_at(namespace.inodes.root, b"now", attributes)
     assert new is not old
     assert new.is_dir
     assert new.generation != old.generation
     assert new.lookups == 2
-    namespace.entry(new, attributes)
-    namespace.forget(old.ino, 2)
-    assert namespace.nodes[old.ino] is new
-    namespace.forget(old.ino, 1)
-    assert set(namespace.nodes) == {1}
+    namespace.inodes.entry(new, attributes)
+    namespace.inodes.forget(old.ino, 2)
+    assert namespace.inodes.nodes[old.ino] is new
+    namespace.inodes.forget(old.ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
 
 
 def _with_device(attributes: os.stat_result, tree: Path) -> os.stat_result:
@@ -763,7 +768,7 @@ def test_another_file_system_below_is_refused(
 ) -> None:
     """Its inode numbers would collide with the backing's."""
     with refused(errno.EXDEV):
-        namespace.node_at(namespace.root, b"other", tmp_path.stat())
+        namespace.inodes.node_at(namespace.inodes.root, b"other", tmp_path.stat())
 
 
 def test_create_over_a_name_that_came_from_outside(
@@ -773,7 +778,7 @@ def test_create_over_a_name_that_came_from_outside(
     with refused(errno.ESTALE):
         create(namespace, "f")
     with refused(errno.EEXIST):
-        namespace.create(namespace.root, b"f", os.O_RDWR | os.O_EXCL, 0o600, *ME)
+        namespace.create(namespace.inodes.root, b"f", os.O_RDWR | os.O_EXCL, 0o600, *ME)
 
 
 # --- attributes -------------------------------------------------------------------
@@ -787,14 +792,14 @@ def test_attributes_are_set_with_and_without_an_fd(
     for node in (opened, look(namespace, "named")):
         namespace.chmod(node, 0o100751)
         namespace.utime(node, (5, 1), (0, UTIME_OMIT))
-        found = namespace.attributes(node)
+        found = namespace.inodes.attributes(node)
         assert stat.S_IMODE(found.st_mode) == 0o751
         assert found.st_atime_ns == 5_000_000_001
         assert found.st_mtime_ns > 5_000_000_001
 
 
 def test_a_symlinks_own_times_are_set(namespace: Namespace) -> None:
-    entry = namespace.symlink(namespace.root, b"s", b"nowhere", *ME)
-    node = namespace[entry.nodeid]
+    entry = namespace.symlink(namespace.inodes.root, b"s", b"nowhere", *ME)
+    node = namespace.inodes[entry.nodeid]
     namespace.utime(node, (0, UTIME_OMIT), (0, 7))
-    assert namespace.attributes(node).st_mtime_ns == 7
+    assert namespace.inodes.attributes(node).st_mtime_ns == 7

@@ -23,13 +23,14 @@ from inaccfs.fuse import inodes
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
 from inaccfs.shim import census
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.conftest import small_tmpfs
+from tests.unit.fakes import quick
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.wire import Entry
 
 ME = os.geteuid(), os.getegid()
@@ -87,7 +88,9 @@ class Histories(RuleBasedStateMachine):
         self.room, inodes._DIRECTORY_FDS = inodes._DIRECTORY_FDS, FEW_FDS  # type: ignore[misc]
         self.backing, self.plain = small_tmpfs(), small_tmpfs()
         self.fds = len(os.listdir("/proc/self/fd"))
-        self.namespace = Namespace(self.backing, Shim(V8(), self.backing.page_size))
+        self.namespace = Namespace(
+            self.backing, Superblock(V8(), self.backing.page_size)
+        )
         # What the kernel has been told of, by nodeid.
         self.known: Counter[int] = Counter()
         self.handles: list[Handle] = []
@@ -96,10 +99,10 @@ class Histories(RuleBasedStateMachine):
 
     def told(self, entry: Entry) -> Node:
         self.known[entry.nodeid] += 1
-        return self.namespace[entry.nodeid]
+        return self.namespace.inodes[entry.nodeid]
 
     def walk(self, path: Path) -> Node:
-        node = self.namespace.root
+        node = self.namespace.inodes.root
         for name in path:
             node = self.told(self.namespace.lookup(node, name))
         return node
@@ -268,7 +271,7 @@ class Histories(RuleBasedStateMachine):
         ):
             return
         node = self.walk(path)
-        self.namespace.open(node, os.O_RDWR)
+        self.namespace.opens.open(node, os.O_RDWR)
         self.handles.append(Handle(node, os.open(there, os.O_RDWR)))
 
     @precondition(lambda self: self.handles)
@@ -276,7 +279,7 @@ class Histories(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.handles) - 1))
         handle = self.handles.pop(at)
-        self.namespace.release(handle.node)
+        self.namespace.opens.release(handle.node)
         os.close(handle.plain_fd)
 
     @precondition(lambda self: self.handles)
@@ -284,7 +287,7 @@ class Histories(RuleBasedStateMachine):
     def allocate(self, data: st.DataObject, pages: int) -> None:
         handle = data.draw(st.sampled_from(self.handles))
         assert handle.node.file is not None
-        handle.node.file.fallocate_quick(0, 0, pages * 4096)
+        quick(handle.node.file, 0, 0, pages * 4096)
         syscalls.fallocate(handle.plain_fd, 0, 0, pages * 4096)
 
     @precondition(lambda self: self.known)
@@ -294,7 +297,7 @@ class Histories(RuleBasedStateMachine):
         if any(handle.node.ino == nodeid for handle in self.handles):
             # An open file holds its inode in the kernel, too.
             return
-        self.namespace.forget(nodeid, self.known.pop(nodeid))
+        self.namespace.inodes.forget(nodeid, self.known.pop(nodeid))
 
     # --- what must hold -----------------------------------------------------------
 
@@ -304,14 +307,14 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_node_can_be_reached(self) -> None:
-        for node in list(self.namespace.nodes.values()):
-            if node is not self.namespace.root:
-                assert self.namespace.attributes(node).st_ino == node.ino
+        for node in list(self.namespace.inodes.nodes.values()):
+            if node is not self.namespace.inodes.root:
+                assert self.namespace.inodes.attributes(node).st_ino == node.ino
 
     @invariant()
     def open_files_are_the_same(self) -> None:
         for handle in self.handles:
-            ours = self.namespace.attributes(handle.node)
+            ours = self.namespace.inodes.attributes(handle.node)
             plain = os.fstat(handle.plain_fd)
             assert (ours.st_nlink, ours.st_blocks) == (plain.st_nlink, plain.st_blocks)
 
@@ -323,22 +326,22 @@ class Histories(RuleBasedStateMachine):
             for handle in self.handles
             if not os.fstat(handle.plain_fd).st_nlink
         ]
-        assert self.namespace.nameless_files == len(set(nameless))
+        assert self.namespace.opens.nameless == len(set(nameless))
 
     @invariant()
     def the_kernels_count_is_ours(self) -> None:
         for nodeid, count in self.known.items():
-            assert self.namespace[nodeid].lookups == count
+            assert self.namespace.inodes[nodeid].lookups == count
 
     def teardown(self) -> None:
         try:
             for handle in self.handles:
-                self.namespace.release(handle.node)
+                self.namespace.opens.release(handle.node)
                 os.close(handle.plain_fd)
             for nodeid, count in self.known.items():
-                self.namespace.forget(nodeid, count)
-            assert set(self.namespace.nodes) == {1}
-            assert self.namespace.root.children == 0
+                self.namespace.inodes.forget(nodeid, count)
+            assert set(self.namespace.inodes.nodes) == {1}
+            assert self.namespace.inodes.root.children == 0
             assert len(os.listdir("/proc/self/fd")) == self.fds
         finally:
             self.namespace.close()

@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Notice
+from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 
 ACK_SECONDS = 10.0
@@ -24,6 +24,8 @@ class Listener:
     told: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
 
+    who = 0
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.told.append((notice.event, notice.start, notice.end, sequence))
 
@@ -32,13 +34,13 @@ class Listener:
 
 
 @pytest.fixture
-def counters() -> Counters:
-    return Counters()
+def trace() -> FileTrace:
+    return FileTrace(Trace())
 
 
 @pytest.fixture
-def notifiers(counters: Counters) -> Notifiers:
-    return Notifiers(counters, ACK_SECONDS)
+def notifiers(trace: FileTrace) -> Notifiers:
+    return Notifiers(trace, ACK_SECONDS)
 
 
 async def registered(notifiers: Notifiers, count: int) -> list[Listener]:
@@ -54,14 +56,14 @@ async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None
 
 
 async def test_with_nobody_there_nothing_waits(
-    notifiers: Notifiers, counters: Counters
+    notifiers: Notifiers, trace: FileTrace
 ) -> None:
     await invalidate(notifiers)
-    assert (counters.invalidations, counters.events) == (0, 0)
+    assert (trace.counters.invalidations, trace.counters.events) == (0, 0)
 
 
 async def test_all_are_told_before_any_has_answered(
-    notifiers: Notifiers, counters: Counters
+    notifiers: Notifiers, trace: FileTrace
 ) -> None:
     first, second = await registered(notifiers, 2)
     async with trio.open_nursery() as nursery:
@@ -74,8 +76,8 @@ async def test_all_are_told_before_any_has_answered(
         assert notifiers.waiting(first) == 1
         assert notifiers.waiting(second) is None
         notifiers.answer(first, 1)
-    assert (counters.invalidations, counters.events) == (1, 2)
-    assert counters.evictions == 0
+    assert (trace.counters.invalidations, trace.counters.events) == (1, 2)
+    assert trace.counters.evictions == 0
 
 
 async def test_each_event_has_its_own_sequence(notifiers: Notifiers) -> None:
@@ -173,7 +175,7 @@ async def test_who_has_gone_holds_up_nobody(notifiers: Notifiers) -> None:
 
 
 async def test_the_silent_are_evicted_in_time_and_the_others_stay(
-    notifiers: Notifiers, counters: Counters, autojump_clock: trio.testing.MockClock
+    notifiers: Notifiers, trace: FileTrace, autojump_clock: trio.testing.MockClock
 ) -> None:
     quick, silent = await registered(notifiers, 2)
     async with trio.open_nursery() as nursery:
@@ -184,7 +186,7 @@ async def test_the_silent_are_evicted_in_time_and_the_others_stay(
     assert silent.evicted
     assert not quick.evicted
     assert list(notifiers) == [quick]
-    assert counters.evictions == 1
+    assert trace.counters.evictions == 1
 
 
 async def test_two_invalidations_take_turns(notifiers: Notifiers) -> None:
@@ -216,7 +218,7 @@ async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -
 
 async def test_a_change_is_told() -> None:
     changes: list[int] = []
-    made = Notifiers(Counters(), ACK_SECONDS, lambda: changes.append(len(made)))
+    made = Notifiers(FileTrace(Trace()), ACK_SECONDS, lambda: changes.append(len(made)))
     (one,) = await registered(made, 1)
     await made.unregister(one)
     assert changes == [1, 0]

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Notice
+from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 
 PAGE = 4096
@@ -27,6 +27,8 @@ class Listener:
     told: list[tuple[int, int]] = field(default_factory=list)
     answers: bool = True
     sequence: int = 0
+
+    who = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.told.append((notice.start, notice.end))
@@ -48,7 +50,7 @@ class Listener:
 
 
 def made(*, unit: int = 1, clips: bool = False) -> Notifiers:
-    return Notifiers(Counters(), 10, unit=unit, clips=clips)
+    return Notifiers(FileTrace(Trace()), 10, unit=unit, clips=clips)
 
 
 async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
@@ -122,14 +124,14 @@ async def test_units_are_those_of_the_notifier(
 
 
 async def test_what_needs_no_answer_goes_to_whom_it_concerns() -> None:
-    counters = Counters()
-    notifiers = Notifiers(counters, 10)
+    trace = FileTrace(Trace())
+    notifiers = Notifiers(trace, 10)
     one = await Listener(notifiers, answers=False).bind(4, 8)
     other = await Listener(notifiers, answers=False).bind(8, 9)
     await notifiers.announce(Notice("MEMORY_ERROR", 4, 5))
     assert (one.told, other.told) == ([(4, 5)], [])
     assert notifiers.waiting(one) is None
-    assert (counters.events, counters.invalidations) == (1, 0)
+    assert (trace.counters.events, trace.counters.invalidations) == (1, 0)
 
 
 async def test_each_is_told_once_however_many_pieces_it_has() -> None:
@@ -284,7 +286,9 @@ async def test_a_refused_bind_lets_the_list_go() -> None:
 
 async def test_a_change_of_the_list_is_told() -> None:
     changes: list[int] = []
-    notifiers = Notifiers(Counters(), 10, lambda: changes.append(len(notifiers)))
+    notifiers = Notifiers(
+        FileTrace(Trace()), 10, lambda: changes.append(len(notifiers))
+    )
     one = await Listener(notifiers).bind(0, 4)
     await notifiers.unregister(one)
     assert changes == [1, 0]

@@ -22,16 +22,16 @@ from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.wire import Setattr
 from inaccfs.semantics import V8
 from inaccfs.shim.file import SHORT_BYTES
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import DirectoryEntry
-from tests.unit.fakes import refused
+from tests.unit.fakes import fallocate, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from inaccfs.backing.root import Backing
-    from inaccfs.fuse.inodes import Node
+    from inaccfs.fuse.nodes import Node
     from tests.unit.fakes import HeldAllocator
 
 PAGE = 4096
@@ -50,7 +50,7 @@ def answered(number: int) -> Iterator[None]:
 
 @pytest.fixture
 def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
-    made = Namespace(backing, Shim(V8(), backing.page_size, allocator=held))
+    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=held))
     yield made
     made.close()
 
@@ -67,8 +67,8 @@ def operations(namespace: Namespace) -> Operations:
 @pytest.fixture
 def node(namespace: Namespace) -> Node:
     """An open file."""
-    entry = namespace.create(namespace.root, b"f", os.O_RDWR, 0o600, *ME)
-    return namespace[entry.nodeid]
+    entry = namespace.create(namespace.inodes.root, b"f", os.O_RDWR, 0o600, *ME)
+    return namespace.inodes[entry.nodeid]
 
 
 def inode(node: Node) -> pyfuse3.InodeT:
@@ -80,7 +80,7 @@ async def busy(node: Node, held: HeldAllocator) -> AsyncIterator[None]:
     """A long allocation of a file, until the end of the with block."""
     assert node.file is not None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.file.fallocate, 0, 0, LONG, trio.Event())
+        nursery.start_soon(fallocate, node.file, 0, 0, LONG, trio.Event())
         await held.entered.wait()
         yield
         held.let_go()
@@ -166,10 +166,10 @@ async def test_what_needs_the_lock_of_a_busy_file_waits(
         # Another file's attributes, and another name.
         root = pyfuse3.InodeT(pyfuse3.ROOT_INODE)
         made = await operations.symlink(root, b"s", b"target", CONTEXT)
-        await _times(operations, namespace[made.st_ino])
+        await _times(operations, namespace.inodes[made.st_ino])
         await operations.statfs(CONTEXT)
     assert ended.is_set()
-    assert not namespace._shim.busy
+    assert not namespace.opens._superblock.busy
 
 
 async def test_a_size_waits_and_is_then_refused(
@@ -280,7 +280,7 @@ def test_names_that_go_while_a_directory_is_read_hide_no_others(
     counting: CountingDirectory, namespace: Namespace, count: int
 ) -> None:
     """As rm -r does: it reads some, removes them, and reads on."""
-    directory = OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.inodes.root, 99)
     every = list(counting.names)
     position, seen = 0, []
     while taken := _take(directory, position, count):
@@ -295,7 +295,7 @@ def test_names_that_go_while_a_directory_is_read_hide_no_others(
 def test_a_reader_that_goes_back_reads_anew(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
-    directory = OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.inodes.root, 99)
     first = _take(directory, 0, 4)
     assert [entry.name for entry in first] == [b"0", b"1", b"2", b"3"]
     counting.names.remove(b"0")
@@ -313,7 +313,7 @@ def test_a_reader_that_goes_back_reads_anew(
 def test_the_end_of_a_directory_may_be_asked_for_again(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
-    directory = OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.inodes.root, 99)
     position = _take(directory, 0, 100)[-1].offset
     assert _take(directory, position, 1) == []
     assert directory.peek() is None
@@ -327,7 +327,7 @@ def test_what_was_looked_at_and_not_taken_is_next(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
     """A reply had no room for it."""
-    directory = OpenDirectory(namespace.root, 99)
+    directory = OpenDirectory(namespace.inodes.root, 99)
     (taken,) = _take(directory, 0, 1)
     refused = directory.peek()
     directory.seek(taken.offset)
@@ -375,7 +375,7 @@ async def _readdir(
 
 def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
     namespace = operations._namespace
-    return pyfuse3.FileHandleT(namespace.open_directory(namespace.root, 0))
+    return pyfuse3.FileHandleT(namespace.directories.open(namespace.inodes.root, 0))
 
 
 async def test_each_name_is_told_once_and_counts_one_lookup(
@@ -390,14 +390,14 @@ async def test_each_name_is_told_once_and_counts_one_lookup(
     while taken := await _readdir(operations, fh, position, replies):
         told += [(name, ino) for name, ino, _ in taken]
         position = taken[-1][2]
-        assert len(namespace.nodes) == 1 + sum(
+        assert len(namespace.inodes.nodes) == 1 + sum(
             not name.startswith(b".") for name, _ in told
         )
     assert sorted(told) == sorted([*inodes.items(), (b".", 1), (b"..", 1)])
     for ino in inodes.values():
-        assert namespace[ino].lookups == 1
-        namespace.forget(ino, 1)
-    assert set(namespace.nodes) == {1}
+        assert namespace.inodes[ino].lookups == 1
+        namespace.inodes.forget(ino, 1)
+    assert set(namespace.inodes.nodes) == {1}
     await operations.releasedir(fh)
 
 
@@ -412,10 +412,10 @@ async def test_a_directory_can_be_emptied_while_it_is_read(
         position = taken[-1][2]
         for name, ino, _ in taken:
             if name not in (b".", b".."):
-                namespace.unlink(namespace.root, name)
-                namespace.forget(ino, 1)
+                namespace.unlink(namespace.inodes.root, name)
+                namespace.inodes.forget(ino, 1)
     assert os.listdir(tree) == []
-    assert set(namespace.nodes) == {1}
+    assert set(namespace.inodes.nodes) == {1}
     # And read again from the start, by the same handle.
     names = [name for name, _, _ in await _readdir(operations, fh, 0, replies)]
     assert sorted(names) == [b".", b".."]

@@ -17,10 +17,10 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     POPULATE,
 )
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
-from inaccfs.shim.order import Changed, drive, drive_at_once, in_order
+from inaccfs.shim.order import Changed, InlineDrive, drive, in_order
 from inaccfs.shim.patience import Patience
+from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Listener:
     then: Callable[[Listener, int], None] = lambda listener, sequence: None
     sequences: list[int] = field(default_factory=list)
     evicted_at: float | None = None
+
+    who = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -103,7 +105,7 @@ class World:
                 over.set()
 
             assert self.notifiers.take()
-            drive_at_once(steps, self.notifiers, self.patience, self.change, done)
+            InlineDrive(steps, self.notifiers, self.patience, self.change, done).go_on()
             await over.wait()
             await trio.testing.wait_all_tasks_blocked()
             (failure,) = failures
@@ -126,7 +128,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    made = World(Notifiers(Counters(), ACK_SECONDS), Patience(ACK_SECONDS))
+    made = World(Notifiers(FileTrace(Trace()), ACK_SECONDS), Patience(ACK_SECONDS))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(made.patience.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -221,13 +223,13 @@ async def test_at_once_is_at_once(world: World) -> None:
     """With nobody to wait for it is over before the call returns."""
     over: list[Exception | None] = []
     assert world.notifiers.take()
-    drive_at_once(
+    InlineDrive(
         in_order(AFTER, 0, 1),
         world.notifiers,
         world.patience,
         world.change,
         over.append,
-    )
+    ).go_on()
     assert over == [None]
 
 
@@ -381,13 +383,13 @@ async def test_the_list_is_free_when_done_is_called(world: World) -> None:
 
     def begin() -> None:
         assert world.notifiers.take()
-        drive_at_once(
+        InlineDrive(
             in_order(AFTER, 0, 1),
             world.notifiers,
             world.patience,
             world.change,
             again,
-        )
+        ).go_on()
 
     begin()
     assert results == [None] * 50
@@ -405,9 +407,9 @@ async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
         raise RuntimeError("a bug of the steps")
 
     assert world.notifiers.take()
-    drive_at_once(
+    InlineDrive(
         steps(), world.notifiers, world.patience, world.change, results.append
-    )
+    ).go_on()
     assert results == []
     one.answer()
     assert [type(one) for one in results] == [RuntimeError]
@@ -463,3 +465,74 @@ async def test_a_registration_between_start_and_end(world: World, how: How) -> N
     ]
     assert list(world.notifiers) == [first, late]
     world.assert_free()
+
+
+# --- a check ------------------------------------------------------------------------
+
+
+class RefusedAtError(OSError):
+    """An errno, and where: as error_offset of a KVM ioctl."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(errno.EAGAIN, "pages are in use")
+        self.offset = offset
+
+
+@pytest.mark.parametrize("how", HOWS[1:])
+@pytest.mark.parametrize("plan", [AFTER_FAILURE, BEFORE, BRACKET], ids=str)
+async def test_what_a_check_refuses_nobody_hears_of(
+    world: World, how: How, plan: Plan
+) -> None:
+    await world.listener(then=answers)
+    refusal = RefusedAtError(8192)
+
+    def check() -> None:
+        raise refusal
+
+    assert await world.drive(how, in_order(plan, 0, 4, check=check)) is refusal
+    assert world.log == []
+    world.assert_free()
+
+
+@pytest.mark.parametrize("how", HOWS[1:])
+async def test_a_check_looks_while_the_list_is_locked(world: World, how: How) -> None:
+    await world.listener(then=answers)
+
+    def check() -> None:
+        assert not world.notifiers.take()
+        world.log.append("check")
+
+    assert await world.drive(how, in_order(BRACKET, 0, 4, check=check)) is None
+    assert world.log == ["check", INVALIDATE_START, "change", INVALIDATE_END]
+    world.assert_free()
+
+
+@pytest.mark.parametrize("how", HOWS[1:])
+async def test_a_bug_of_a_check_costs_one_call(world: World, how: How) -> None:
+    def check() -> None:
+        raise RuntimeError("a bug of the check")
+
+    steps = in_order(BRACKET, 0, 4, check=check)
+    if how == "at once":
+        assert isinstance(await world.drive(how, steps), RuntimeError)
+    else:
+        with pytest.raises(RuntimeError, match="a bug of the check"):
+            await world.drive(how, steps)
+    assert world.log == []
+    world.assert_free()
+
+
+@hows
+async def test_a_result_is_settled_before_it_is_told(world: World, how: How) -> None:
+    await world.listener(then=answers)
+    settled: list[Changed] = []
+
+    def settle(changed: Changed) -> None:
+        world.log.append("settled")
+        settled.append(changed)
+
+    world.changed = Changed(refusal=NO_SPACE)
+    steps = in_order(BRACKET, 0, 4, settle=settle)
+    assert await world.drive(how, steps) is NO_SPACE
+    assert world.log == [INVALIDATE_START, "change", "settled", INVALIDATE_END]
+    assert settled == [world.changed]

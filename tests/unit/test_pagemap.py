@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inaccfs import mmcalls, syscalls, uring
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.errors import OptionError
 from inaccfs.shim import frames, framesource, pagemap, pins
+from inaccfs.shim.buffers import WINDOW_BYTES
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.pagemap import PagemapFrames, PagemapSource
@@ -27,7 +30,7 @@ from tests.unit.fakes import refused
 from tests.unit.test_pins import locked_memory, pinned, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -37,9 +40,11 @@ CAP_SYS_ADMIN: Final = 21
 PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
-def make_source(huge: str = "never") -> PagemapSource:
+def make_source(huge: str = "never", window_bytes: int = WINDOW_BYTES) -> PagemapSource:
     try:
-        return pagemap.make_source(large_folios=huge != "never")
+        return pagemap.make_source(
+            large_folios=huge != "never", window_bytes=window_bytes
+        )
     except OSError as exc:
         pytest.skip(f"no real page frames: {exc.strerror}")
 
@@ -92,9 +97,12 @@ class File:
 
 @contextmanager
 def open_file(
-    huge: str = "never", size: int = 16 * MIB, room: str = "64m"
+    huge: str = "never",
+    size: int = 16 * MIB,
+    room: str = "64m",
+    window_bytes: int = WINDOW_BYTES,
 ) -> Iterator[File]:
-    source = make_source(huge)
+    source = make_source(huge, window_bytes)
     backing = private_tmpfs(TmpfsOptions(size=room, huge=huge), fallback_name="test")
     before = pinned()
     fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=backing.root)
@@ -111,6 +119,13 @@ def open_file(
 @pytest.fixture
 def file() -> Iterator[File]:
     with open_file() as made:
+        yield made
+
+
+@pytest.fixture
+def narrow() -> Iterator[File]:
+    """2 MiB of it are mapped at once."""
+    with open_file(window_bytes=2 * MIB) as made:
         yield made
 
 
@@ -205,13 +220,9 @@ def test_pages_are_counted_once(file: File) -> None:
     file.frames.close()
 
 
-def test_a_file_that_is_longer_than_what_is_mapped_at_once(
-    file: File, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pagemap, "_WINDOW_BYTES", 4 * MIB)
-    file.frames = file.source.open(file.fd, PAGE)
-    extents = file.fetch(0, 4096)
-    assert list(by_page(extents).values()) == file.read()
+def test_a_file_that_is_longer_than_what_is_mapped_at_once(narrow: File) -> None:
+    extents = narrow.fetch(0, 4096)
+    assert list(by_page(extents).values()) == narrow.read()
     for one, other in itertools.pairwise(extents):
         assert one.pfn + one.count != other.pfn
 
@@ -229,13 +240,13 @@ def test_a_sparse_file_of_a_tebibyte() -> None:
 def test_a_page_at_a_time_takes_few_buffers(file: File) -> None:
     for page in range(HUGE):
         file.fetch(page, page + 1)
-    assert len(file.frames._held) <= math.log2(HUGE)
+    assert len(file.frames._buffers.ranges) <= math.log2(HUGE)
     # In any order: 7 and 512 have no common divisor.
     for page in range(HUGE):
         at = HUGE + page * 7 % HUGE
         file.fetch(at, at + 1)
-    assert file.frames._held.size == 2 * HUGE
-    assert len(file.frames._held) < 100
+    assert file.frames._buffers.ranges.size == 2 * HUGE
+    assert len(file.frames._buffers.ranges) < 100
     file.fetch(0, 2 * HUGE)
     assert list(by_page(file.frames.extents()).values()) == file.read()[: 2 * HUGE]
 
@@ -245,7 +256,7 @@ def test_pages_between_known_ones_are_held_with_them(file: File) -> None:
     for page in range(0, HUGE, 8):
         file.fetch(page, page + 1)
     file.fetch(0, HUGE)
-    assert next(iter(file.frames._held))[:2] == (0, HUGE)
+    assert next(iter(file.frames._buffers.ranges))[:2] == (0, HUGE)
     assert pinned() - before == HUGE * PAGE
 
 
@@ -312,14 +323,14 @@ def shuffle(file: File, start: int, end: int) -> None:
 
 def test_a_page_that_is_held_at_last_is_where_it_was_or_told(file: File) -> None:
     """Pinning was refused once, and is not any more."""
-    held: pins.Pins = file.frames._pins
+    held: pins.Pins = file.frames._buffers._pins
     refusing = pins.NoPins("a test")
-    file.frames._pins = refusing  # type: ignore[misc]
+    file.frames._buffers._pins = refusing  # type: ignore[misc]
     before = by_page(file.frames.fetch(0, 128).extents)
     assert file.frames.known(0, 1) is None
-    assert file.frames.unheld == 128
+    assert file.frames.unpinned == 128
     shuffle(file, 0, 64)
-    file.frames._pins = held  # type: ignore[misc]
+    file.frames._buffers._pins = held  # type: ignore[misc]
     fetched = file.frames.fetch(0, 256)
     now = by_page(fetched.extents)
     assert by_page(fetched.moved) == {
@@ -327,7 +338,7 @@ def test_a_page_that_is_held_at_last_is_where_it_was_or_told(file: File) -> None
     }
     assert file.frames.known(0, 256) == fetched.extents
     assert file.frames.pages == 256
-    assert file.frames.unheld == 0
+    assert file.frames.unpinned == 0
 
 
 def test_locked_pages_are_looked_at_again(
@@ -342,12 +353,12 @@ def test_locked_pages_are_looked_at_again(
         extents = file.fetch(0, 1024)
         assert file.frames.known(0, 1024) is None
         assert file.fetch(0, 1024) == extents
-        assert file.frames.unheld == 0
+        assert file.frames.unpinned == 0
         assert file.frames.pages == 1024
         # Nothing keeps a locked page in the file.
         assert by_page(file.punch(100, 200).removed).keys() == set(range(100, 200))
         assert file.allocated == 924
-        assert file.frames.unheld == 0
+        assert file.frames.unpinned == 0
         assert file.frames.pages == 924
         assert len(file.fetch(0, 1024)) > 0
 
@@ -358,7 +369,7 @@ def test_pages_that_may_not_be_pinned_are_told_of() -> None:
             pytest.skip(f"no io_uring: {file.source.pinning}")
         assert file.source.pinning == "io_uring"
         file.fetch(0, 1024)
-        loose = file.frames.unheld
+        loose = file.frames.unpinned
         assert 0 < loose <= 1024
         assert file.source.pinning == (
             f"io_uring; {loose} pages can move (Cannot allocate memory: raise the "
@@ -370,7 +381,7 @@ def test_pages_that_may_not_be_pinned_are_told_of() -> None:
         file.punch(0, 1000)
         assert file.allocated == 3096
         file.fetch(1000, 1024)
-        assert file.frames.unheld == 0
+        assert file.frames.unpinned == 0
         assert file.source.pinning == "io_uring"
 
 
@@ -632,10 +643,9 @@ def test_no_space_is_enospc_and_changes_nothing() -> None:
 
 
 def test_an_error_in_the_middle_leaves_nothing_behind(
-    file: File, monkeypatch: pytest.MonkeyPatch
+    narrow: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pagemap, "_WINDOW_BYTES", 2 * MIB)
-    file.frames = file.source.open(file.fd, PAGE)
+    file = narrow
     before = pinned()
     maps = Path("/proc/self/maps")
     mappings = len(maps.read_text().splitlines())
@@ -722,3 +732,121 @@ def test_a_source_leaves_nothing_open() -> None:
         file.fetch(0, 1000)
         file.punch(10, 20)
     assert len(os.listdir("/proc/self/fd")) == fds
+
+
+# --- any history ------------------------------------------------------------------
+
+
+def test_pages_that_move_during_a_punch_that_fails_are_told_next(file: File) -> None:
+    before = by_page(file.fetch(0, HUGE))
+
+    def move_and_fail() -> None:
+        shuffle(file, 100, 200)
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    with refused(errno.EINTR):
+        file.frames.punch(100, 200, move_and_fail)
+    now = file.read()
+    gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
+    assert gone
+    # Until then they are where they were told to be, and no page beside them can move.
+    assert by_page(file.frames.extents()) == before
+    for page in range(HUGE):
+        assert (file.frames.known(page, page + 1) is None) == (page in gone)
+    assert by_page(file.frames.fetch(50, HUGE).moved) == gone
+    assert file.fetch(0, HUGE) == file.frames.known(0, HUGE)
+    assert list(by_page(file.frames.extents()).values()) == file.read()[:HUGE]
+
+
+class Moody:
+    """Pins that are to be had only at times, as near RLIMIT_MEMLOCK."""
+
+    def __init__(self, real: pins.Pins) -> None:
+        self.allows = True
+        self.description = real.description
+        self.stays = real.stays
+        self.refusal = ""
+        self._real = real
+
+    def hold(self, buffers: list[pins.Buffer]) -> list[int | None]:
+        return self._real.hold(buffers) if self.allows else [None] * len(buffers)
+
+    def release(self, tokens: Iterable[int]) -> None:
+        self._real.release(tokens)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+LENGTH: Final = 200
+
+spans = st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 60)).map(
+    lambda one: (one[0], min(one[0] + one[1], LENGTH))
+)
+steps = st.tuples(
+    st.sampled_from(["fetch", "punch", "punch and fail", "move and fail", "move"]),
+    spans,
+    # Whether the kernel lets pages be pinned.
+    st.sampled_from([True, True, True, False]),
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(steps, min_size=1, max_size=12))
+def test_each_page_is_where_it_was_told_to_be(
+    done: list[tuple[str, tuple[int, int], bool]],
+) -> None:
+    """A page that is pinned has not moved; of any other the next call tells."""
+    with open_file(size=LENGTH * PAGE) as file:
+        pinning = Moody(file.frames._buffers._pins)
+        file.frames._buffers._pins = pinning  # type: ignore[misc]
+        told: dict[int, int] = {}
+        for what, (start, end), pinning.allows in done:
+            _do(file, told, what, start, end)
+            assert by_page(file.frames.extents()) == told
+            assert file.frames.pages == len(told)
+            now = file.read()
+            for page, pfn in told.items():
+                if file.frames.known(page, page + 1) is not None:
+                    assert now[page] == pfn
+
+
+def _do(file: File, told: dict[int, int], what: str, start: int, end: int) -> None:
+    """Do a step to a file, and to what its user has been told of its pages."""
+
+    def fail() -> None:
+        if what == "move and fail":
+            shuffle(file, start, end)
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    match what:
+        case "fetch":
+            fetched = file.frames.fetch(start, end)
+            found = by_page(fetched.extents)
+            assert found == dict(enumerate(file.read()[start:end], start))
+            # It may pin and read more than was asked for, up to a chunk.
+            moved = by_page(fetched.moved)
+            assert moved.items() <= told.items()
+            assert {
+                page: pfn for page, pfn in told.items() if found.get(page, pfn) != pfn
+            }.items() <= moved.items()
+            told.update(found)
+        case "punch":
+            punched = file.punch(start, end)
+            removed = by_page(punched.removed)
+            assert removed == {p: pfn for p, pfn in told.items() if start <= p < end}
+            for page in removed:
+                del told[page]
+            for page in by_page(punched.moved):
+                now = by_page(file.frames.extents()).get(page)
+                if now is None:
+                    del told[page]
+                else:
+                    told[page] = now
+        case "punch and fail" | "move and fail":
+            with refused(errno.EINTR):
+                file.frames.punch(start, end, fail)
+        case "move":
+            for page in range(start, end):
+                if file.frames.known(page, page + 1) is None:
+                    shuffle(file, page, page + 1)

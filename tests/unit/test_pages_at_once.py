@@ -13,15 +13,19 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
+from inaccfs.shim.call import Begun, Call
 from tests.unit.control_fakes import PAGE
-from tests.unit.fakes import refused
+from tests.unit.fakes import quick, refused
 from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
 
 async def at_once(world: World, start: int, end: int) -> bool:
-    """Punch without a task, if that is possible, and wait for it."""
+    """Punch without a task, if that is possible, and wait for it.
+
+    The file must have notifiers, or pages that were fetched.
+    """
     over = trio.Event()
     failures: list[Exception | None] = []
 
@@ -33,12 +37,13 @@ async def at_once(world: World, start: int, end: int) -> bool:
         nursery.start_soon(world.patience.run)
         await trio.testing.wait_all_tasks_blocked()
         length = (end - start) * PAGE
-        possible = world.file.punch_at_once(PUNCH, start * PAGE, length, done)
-        if possible:
+        begun = world.file.begin(PUNCH, start * PAGE, length, lambda: done)
+        assert begun is not Begun.DONE
+        if begun is Begun.UNDER_WAY:
             await over.wait()
             assert failures == [None]
         nursery.cancel_scope.cancel()
-    return possible
+    return begun is Begun.UNDER_WAY
 
 
 @pytest.mark.parametrize(
@@ -58,9 +63,10 @@ async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
     semantics: Semantics, possible: bool
 ) -> None:
     world = world_of(semantics)
+    await (world.bound(0, 8) if semantics.scope == "range" else world.listener())
     assert await at_once(world, 0, 4) is possible
     # Without the task that evicts it needs one of its own.
-    assert not world.file.punch_at_once(PUNCH, 0, PAGE, lambda _: None)
+    assert not quick(world.file, PUNCH, 0, PAGE)
 
 
 async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
@@ -75,7 +81,7 @@ async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> No
             (
                 *(listener.told, listener.frames, world.is_punched(holder)),
                 *(world.allocated, world.frames.freed),
-                world.file._shim.counters,
+                world.file._superblock.trace.counters,
             )
         )
     assert results[0] == results[1]
@@ -84,11 +90,12 @@ async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> No
 
 async def test_the_rules_hold_without_a_task() -> None:
     world = world_of(V8())
+    await world.listener()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.patience.run)
         await trio.testing.wait_all_tasks_blocked()
         with refused(errno.EINVAL):
-            world.file.punch_at_once(PUNCH, 1, PAGE, lambda _: None)
+            quick(world.file, PUNCH, 1, PAGE)
         nursery.cancel_scope.cancel()
 
 
@@ -114,9 +121,13 @@ async def test_who_waits_for_the_list_is_asked_once() -> None:
     world = world_of(semantics)
     await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
-        assert not await at_once(world, 0, 1)
-        nursery.start_soon(world.punch, 0, 1)
+        nursery.start_soon(world.patience.run)
         await trio.testing.wait_all_tasks_blocked()
+        assert not quick(world.file, PUNCH, 0, PAGE)
+        call = Call(PUNCH, 0, PAGE)
+        nursery.start_soon(world.file.finish, call, trio.Event())
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
     assert semantics.calls == [(PUNCH, 0, PAGE)]
 
 
@@ -126,15 +137,11 @@ async def test_an_allocation_that_finds_no_space_at_once_is_asked_once() -> None
     backing = private_tmpfs(TmpfsOptions(size=str(8 * PAGE)), fallback_name="test")
     fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)
     world = world_of(semantics, fd=fd)
-    for times in (1, 2):
-        # The channel then calls the other, as it does when there is a lot to do.
-        assert not world.file.fallocate_quick(KEEP, 0, 9 * PAGE)
+    for times in (1, 2, 3):
+        assert not quick(world.file, KEEP, 0, 9 * PAGE)
         with refused(errno.ENOSPC):
-            await world.fallocate(KEEP, 0, 9)
+            await world.file.finish(Call(KEEP, 0, 9 * PAGE), trio.Event())
         assert semantics.calls == [(KEEP, 0, 9 * PAGE)] * times
-    with refused(errno.ENOSPC):
-        await world.fallocate(KEEP, 0, 9)
-    assert len(semantics.calls) == 3
     await world.fallocate(KEEP, 0, 8)
     assert semantics.calls[3:] == [(KEEP, 0, 8 * PAGE)]
     backing.close()

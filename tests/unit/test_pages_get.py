@@ -23,9 +23,9 @@ from inaccfs.semantics.rules import (
 from inaccfs.shim import pages as pages_module
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
-from inaccfs.shim.mount import Shim
+from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import BASE, PAGE
-from tests.unit.fakes import refused
+from tests.unit.fakes import quick, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ async def test_the_last_page_may_be_a_part_of_one() -> None:
 async def test_where_there_are_no_frames_there_are_none() -> None:
     fd = os.memfd_create("backing")
     os.ftruncate(fd, PAGE)
-    file = InaccessibleFile(fd, Shim(V8(), PAGE))
+    file = InaccessibleFile(fd, Superblock(V8(), PAGE))
     with refused(errno.EOPNOTSUPP):
         await file.pages.get(Holder(), 0, 1)
     os.close(fd)
@@ -249,11 +249,11 @@ async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
     if fetched:
         await world.get(holder, 3, 4)
     await world.file.pages.poison(3)
-    assert not world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+    assert not quick(world.file, PUNCH, 3 * PAGE, PAGE)
     with refused(EHWPOISON):
         await world.get(holder, 3, 4)
     await world.punch(3, 4)
-    assert world.file.fallocate_quick(PUNCH, 3 * PAGE, PAGE)
+    assert quick(world.file, PUNCH, 3 * PAGE, PAGE)
 
 
 async def test_a_punch_that_is_refused_heals_nothing(

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.counters import Counters
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Notice
 from inaccfs.shim.patience import Patience, in_time
+from inaccfs.shim.trace import FileTrace, Trace
 
 SECONDS = 10.0
 
@@ -23,6 +23,8 @@ class Silent:
     name: str
     evictions: list[tuple[str, float]]
     sequence: int = 0
+
+    who = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -43,7 +45,7 @@ class File:
     notifier: Silent = field(init=False)
 
     def __post_init__(self) -> None:
-        self.notifiers = Notifiers(Counters(), SECONDS)
+        self.notifiers = Notifiers(FileTrace(Trace()), SECONDS)
         self.notifier = Silent(self.name, self.evictions)
 
     async def registered(self) -> File:

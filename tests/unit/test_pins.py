@@ -265,11 +265,8 @@ def test_what_cannot_be_locked_is_not_held(memory: Memory) -> None:
     assert (locked(), maps()) == (before, mappings)
 
 
-def test_locked_mappings_leave_room_for_others(
-    memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pins, "_MAX_MAPPINGS", 3)
-    made = LockPins("a test")
+def test_locked_mappings_leave_room_for_others(memory: Memory) -> None:
+    made = LockPins("a test", most=3)
     tokens = made.hold(memory.buffers(512 * 1024))
     assert [token is None for token in tokens] == [False, False, False, True]
     made.release(filter(None, tokens[:1]))

@@ -1,4 +1,4 @@
-"""The map of ranges against a dict, block by block and one by one."""
+"""The map of ranges against a dict; small blocks, so that few ranges are many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inaccfs.shim import rangemap
 from inaccfs.shim.rangemap import RangeMap
 
 END: Final = 60
@@ -22,12 +21,6 @@ changes = st.one_of(
     st.tuples(st.just("delete"), ranges, values),
     st.tuples(st.just("replace"), ranges, st.lists(st.none() | values, max_size=END)),
 )
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few ranges are many blocks."""
-    monkeypatch.setattr(rangemap, "_LOAD", 2)
 
 
 def as_ranges(model: dict[int, int]) -> list[tuple[int, int, int]]:
@@ -74,7 +67,7 @@ def change(
 def test_it_is_a_dict_of_all_its_places(
     done: list[tuple[object, ...]], looked_at: tuple[int, int]
 ) -> None:
-    tested, model = RangeMap[int](), dict[int, int]()
+    tested, model = RangeMap[int](load=2), dict[int, int]()
     for one in done:
         change(tested, model, one)
         assert list(tested) == as_ranges(model)
@@ -98,7 +91,7 @@ def test_it_is_a_dict_of_all_its_places(
 
 @pytest.mark.parametrize("step", [1, -1, 7])
 def test_blocks_come_and_go(step: int) -> None:
-    tested = RangeMap[int]()
+    tested = RangeMap[int](load=2)
     # 41 is prime, so this comes to each place once.
     order = [at * step % 41 for at in range(41)]
     for at in order:

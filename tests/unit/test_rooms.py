@@ -25,8 +25,11 @@ CIRCLES = {
     "mounts as everybody does",
     ("inprocess.client", "inprocess.mount"): "a mount makes its clients, which go on "
     "with its files",
-    ("shim.file", "shim.mount", "shim.pages"): "the mount keeps what its files share, "
-    "and lists them",
+    (
+        "shim.file",
+        "shim.pages",
+        "shim.superblock",
+    ): "the superblock keeps what its files share, and lists them",
     (
         *("shim.loop", "shim.notifiers", "shim.order", "shim.patience", "shim.turns"),
     ): "notices, who gets them, and who waits for the answers",

@@ -18,7 +18,7 @@ TOP = Path(inaccfs.__file__).resolve().parent.parent
 # What each script begins with: be a user without privileges, as a daemon is at first.
 BEGIN = """
 import ctypes, json, os, stat, sys
-from inaccfs import syscalls, tracing
+from inaccfs import syscalls, ptraced
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 
@@ -57,7 +57,7 @@ def watched(name):
     setattr(syscalls, name, call)
 
 syscalls.set_dumpable(True)
-tracing.hide()
+ptraced.hide()
 kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
 for name in ("unshare", "setns", "detached_mount"):
     watched(name)
@@ -66,7 +66,7 @@ make()
 
 VICTIM = """
 syscalls.set_dumpable(True)
-tracing.hide()
+ptraced.hide()
 print(os.getpid(), flush=True)
 sys.stdin.readline()
 for _ in range(60):

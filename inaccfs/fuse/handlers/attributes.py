@@ -12,8 +12,8 @@ from inaccfs.fuse.wire import Op
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.requests import Answer, Handler, Request
     from inaccfs.fuse.wire import Setattr
 
@@ -23,7 +23,9 @@ class AttributeHandlers:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace
-        self._nodes: Final = namespace.nodes
+        self._inodes: Final = namespace.inodes
+        # Looked up once: GETATTR is the most frequent request.
+        self._nodes: Final = namespace.inodes.nodes
 
     def handlers(self) -> Mapping[Op, Handler]:
         """The handlers by opcode."""
@@ -49,7 +51,9 @@ class AttributeHandlers:
     def _attributes(self, node: Node) -> bytes:
         namespace = self._namespace
         return wire.pack_attr(
-            node.ino, namespace.attributes(node), namespace.attr_valid(node)
+            node.ino,
+            namespace.inodes.attributes(node),
+            namespace.inodes.attr_valid(node),
         )
 
     async def _getattr_undone(self, node: Node) -> bytes:
@@ -59,17 +63,15 @@ class AttributeHandlers:
 
     def _statx(self, request: Request) -> Answer:
         """As GETATTR, and the time of birth."""
-        node = self._namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         if node.file is None or node.file.turn.undoing is None:
             return self._extended(node)
         request.later(self._statx_undone, node)
         return None
 
     def _extended(self, node: Node) -> bytes:
-        namespace = self._namespace
-        return wire.pack_statx(
-            node.ino, namespace.statx(node), namespace.attr_valid(node)
-        )
+        inodes = self._inodes
+        return wire.pack_statx(node.ino, inodes.statx(node), inodes.attr_valid(node))
 
     async def _statx_undone(self, node: Node) -> bytes:
         if node.file is not None:
@@ -78,7 +80,7 @@ class AttributeHandlers:
 
     def _setattr(self, request: Request) -> None:
         wanted = wire.setattr_in(request.buffer, request.size)
-        node = self._namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         request.later(self._change, node, wanted, request.pid)
 
     async def _change(self, node: Node, wanted: Setattr, pid: int) -> bytes:

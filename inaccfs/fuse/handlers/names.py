@@ -10,8 +10,8 @@ from inaccfs.fuse.wire import Op
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.requests import Answer, Handler, Request
 
 Place = tuple["Node", bytes]
@@ -23,6 +23,7 @@ class NameHandlers:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace
+        self._inodes: Final = namespace.inodes
 
     def handlers(self) -> Mapping[Op, Handler]:
         """The handlers by opcode."""
@@ -39,32 +40,32 @@ class NameHandlers:
     def _lookup(self, request: Request) -> bytes:
         namespace = self._namespace
         name = wire.looked_up(request.buffer, request.size)
-        node = namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         if name in wire.DOTS:
             return wire.pack_entry(namespace.lookup_dots(node, name))
         try:
             return wire.pack_entry(namespace.lookup(node, name))
         except FileNotFoundError:
-            return wire.pack_no_entry(namespace.entry_valid)
+            return wire.pack_no_entry(self._inodes.entry_valid)
 
     def _forget(self, request: Request) -> None:
         request.need(wire.FORGET_SIZE)
         (nlookup,) = wire.unpack_forget(request.buffer)
-        self._namespace.forget(request.nodeid, nlookup)
+        self._inodes.forget(request.nodeid, nlookup)
 
     def _batch_forget(self, request: Request) -> None:
         for nodeid, nlookup in wire.forgets(request.buffer, request.size):
-            self._namespace.forget(nodeid, nlookup)
+            self._inodes.forget(nodeid, nlookup)
 
     def _unlink(self, request: Request) -> Answer:
         namespace = self._namespace
         name = wire.only_name(request.buffer, request.size)
-        place = namespace[request.nodeid], name
+        place = self._inodes[request.nodeid], name
         return self._change(request, lambda: namespace.unlink(*place), place)
 
     def _rmdir(self, request: Request) -> bytes:
         name = wire.only_name(request.buffer, request.size)
-        self._namespace.rmdir(self._namespace[request.nodeid], name)
+        self._namespace.rmdir(self._inodes[request.nodeid], name)
         return b""
 
     def _rename(self, request: Request, *, with_flags: bool = False) -> Answer:
@@ -72,8 +73,8 @@ class NameHandlers:
             request.buffer, request.size, with_flags=with_flags
         )
         namespace = self._namespace
-        old = namespace[request.nodeid], old_name
-        new = namespace[newdir], new_name
+        old = self._inodes[request.nodeid], old_name
+        new = self._inodes[newdir], new_name
         return self._change(
             request, lambda: namespace.rename(*old, *new, flags), old, new
         )

@@ -12,8 +12,8 @@ from inaccfs.fuse.wire import Op
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from inaccfs.fuse.inodes import Node
     from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
     from inaccfs.fuse.requests import Answer, Handler, Request
     from inaccfs.fuse.seal import Seal
 
@@ -23,8 +23,10 @@ class OpenHandlers:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace
-        # What every open gets. The channel sets it after INIT.
-        self.seal: Seal = unsealed("the kernel has not said INIT yet")
+        self._inodes: Final = namespace.inodes
+        self._opens: Final = namespace.opens
+        # The backing file of every open. The channel sets it after INIT.
+        self.seal: Seal = unsealed("the kernel has not sent INIT yet")
 
     def handlers(self) -> Mapping[Op, Handler]:
         """The handlers by opcode."""
@@ -47,7 +49,7 @@ class OpenHandlers:
             if entry:
                 self._namespace.unmake(node)
             else:
-                self._namespace.release(node)
+                self._opens.release(node)
             raise
         flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH
         if backing_id:
@@ -61,12 +63,12 @@ class OpenHandlers:
     def _open(self, request: Request) -> Answer:
         request.need(wire.OPEN_SIZE)
         flags, how = wire.unpack_open(request.buffer)
-        node = self._namespace[request.nodeid]
+        node = self._inodes[request.nodeid]
         if flags & os.O_TRUNC:
             kills = bool(how & wire.OPEN_KILL_SUIDGID)
             request.later(self._open_truncated, node, flags, request.pid, kills)
             return None
-        self._namespace.open(node, flags)
+        self._opens.open(node, flags)
         return self._opened(node)
 
     async def _open_truncated(
@@ -76,14 +78,14 @@ class OpenHandlers:
 
         *kills_set_ids*: the truncation by process *pid* removes the set-ID bits.
         """
-        self._namespace.open(node, flags)
+        self._opens.open(node, flags)
         try:
-            with self._namespace.opened(node) as file:
-                await file.set_size(0)
+            with self._opens.hold(node) as file:
+                await file.set_size(0, who=pid)
             if kills_set_ids:
                 attributes.drop_set_ids(self._namespace, node, pid)
         except BaseException:
-            self._namespace.release(node)
+            self._opens.release(node)
             raise
         return self._opened(node)
 
@@ -92,27 +94,27 @@ class OpenHandlers:
         flags, mode = wire.unpack_create(request.buffer)
         name = wire.name_at(request.buffer, wire.CREATE_SIZE, request.size)
         namespace = self._namespace
-        parent = namespace[request.nodeid]
+        parent = self._inodes[request.nodeid]
         entry = namespace.create(parent, name, flags, mode, *request.caller)
-        return self._opened(namespace[entry.nodeid], wire.pack_entry(entry))
+        return self._opened(self._inodes[entry.nodeid], wire.pack_entry(entry))
 
     def _tmpfile(self, request: Request) -> bytes:
         request.need(wire.CREATE_SIZE)
         flags, mode = wire.unpack_create(request.buffer)
         namespace = self._namespace
-        parent = namespace[request.nodeid]
+        parent = self._inodes[request.nodeid]
         entry = namespace.tmpfile(parent, flags, mode, *request.caller)
-        return self._opened(namespace[entry.nodeid], wire.pack_entry(entry))
+        return self._opened(self._inodes[entry.nodeid], wire.pack_entry(entry))
 
     def _opendir(self, request: Request) -> bytes:
         request.need(wire.OPEN_SIZE)
         flags, _ = wire.unpack_open(request.buffer)
-        node = self._namespace[request.nodeid]
-        return wire.pack_open(self._namespace.open_directory(node, flags), 0, 0)
+        node = self._inodes[request.nodeid]
+        return wire.pack_open(self._namespace.directories.open(node, flags), 0, 0)
 
     def _release(self, request: Request) -> bytes:
         try:
             self.seal.closed(request.nodeid)
         finally:
-            self._namespace.release(self._namespace[request.nodeid])
+            self._opens.release(self._inodes[request.nodeid])
         return b""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from inaccfs import syscalls, tracing
+from inaccfs import ptraced, syscalls
 from inaccfs.errors import MountError
-from inaccfs.tracing import Tracer, tracer
+from inaccfs.ptraced import Tracer, tracer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def test_a_tracer_that_ends_meanwhile_is_none(
 ) -> None:
     pids = iter([12, 0, 0])
     monkeypatch.setattr(
-        tracing,
+        ptraced,
         "_fields",
         lambda path: (
             {"TracerPid": str(next(pids))}
@@ -95,7 +95,7 @@ def test_another_users_tracer_is_refused_in_one_line(
     hidden: list[bool] = []
     monkeypatch.setattr(syscalls, "set_dumpable", hidden.append)
     found = traced_by(tmp_path, "strace", OTHER, OTHER, OTHER)
-    monkeypatch.setattr(tracing, "tracer", lambda: found)
+    monkeypatch.setattr(ptraced, "tracer", lambda: found)
     with pytest.raises(MountError, match=rf"strace \(pid 12\) of user {OTHER}"):
-        tracing.hide()
+        ptraced.hide()
     assert hidden == [False]

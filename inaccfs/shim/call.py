@@ -1,0 +1,75 @@
+"""A call of fallocate(2) as a value, and its kind."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+
+class Kind(Enum):
+    """What an operation does to the pages of a file. Each kind has its own events."""
+
+    ALLOCATE = "allocate"
+    # A truncation is one, too: of the pages past the new end.
+    PUNCH = "punch"
+
+
+class Part(NamedTuple):
+    """The pages that an operation concerns, as ranges from a start to an end."""
+
+    # Every page that the operation touches, if only in part. Events report these.
+    touched: tuple[int, int]
+    # The pages that lie in it as a whole. A punch removes these; of the others it
+    # clears a part.
+    whole: tuple[int, int]
+
+    @classmethod
+    def of(cls, offset: int, length: int, page_size: int) -> Part:
+        """Of a range in bytes."""
+        end = offset + length
+        return cls(
+            (offset // page_size, -(-end // page_size)),
+            (-(-offset // page_size), end // page_size),
+        )
+
+
+class Call(NamedTuple):
+    """One fallocate(2). In bytes."""
+
+    mode: int
+    offset: int
+    length: int
+    # The process that makes it, for traces; 0 if unknown.
+    who: int = 0
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        """Those of the system call, after the fd."""
+        return self.mode, self.offset, self.length
+
+    @property
+    def kind(self) -> Kind:
+        """A mode that neither allocates nor punches is refused as an allocation."""
+        return Kind.PUNCH if self.mode & FALLOC_FL_PUNCH_HOLE else Kind.ALLOCATE
+
+    @property
+    def allocates(self) -> bool:
+        """Whether it only allocates: a mode such as ZERO_RANGE does more."""
+        return not self.mode & ~FALLOC_FL_KEEP_SIZE
+
+    def part(self, page_size: int) -> Part:
+        """The pages that it concerns."""
+        return Part.of(self.offset, self.length, page_size)
+
+
+class Begun(Enum):
+    """How far `InaccessibleFile.begin` has taken a call."""
+
+    # The backing has done it, and no notifier is waited for.
+    DONE = "done"
+    # The given function is called when it is over.
+    UNDER_WAY = "under way"
+    # The rules allow it. Nothing has been done: call `InaccessibleFile.finish`.
+    LATER = "later"

@@ -1,0 +1,156 @@
+"""What the files of a mount have in common."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from inaccfs.shim.call import Kind
+from inaccfs.shim.headroom import Headroom
+from inaccfs.shim.loop import TRIO
+from inaccfs.shim.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from inaccfs.semantics import Plan, Semantics
+    from inaccfs.shim.allocator import Allocator
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import FrameSource
+    from inaccfs.shim.loop import Event, Loop
+    from inaccfs.shim.order import Evictor
+    from inaccfs.shim.turn import Turn
+
+
+class PendingFrees(Protocol):
+    """Memory that the backing gives back in the background: see fuse/closing."""
+
+    # How many large files have been closed so far.
+    closed: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether memory is on its way back."""
+
+    async def wait_idle(self) -> None:
+        """Wait until all of it is back."""
+
+
+def _nothing(file: InaccessibleFile, offset: int, length: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Worker threads. Each kind of work has its own, so that none waits for another.
+
+    There are two more kinds: see fuse/closing, and shim/census.
+    """
+
+    # Changes of the backing that take long, one a file: fallocate(2), ftruncate(2).
+    changes: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 32)
+    )
+    # What get-pfn and memory-failure want to know of many pages, or of huge ones.
+    fetches: trio.CapacityLimiter = field(
+        default_factory=partial(trio.CapacityLimiter, 16)
+    )
+
+
+class Superblock:
+    """What the files of a mount have in common."""
+
+    def __init__(
+        self,
+        semantics: Semantics,
+        page_size: int,
+        *,
+        allocator: Allocator | None = None,
+        headroom: Headroom | None = None,
+        frames: FrameSource | None = None,
+        ack_seconds: float = 10.0,
+        frees: PendingFrees | None = None,
+        patience: Evictor | None = None,
+        loop: Loop = TRIO,
+        on_change: Callable[[InaccessibleFile, int, int], object] = _nothing,
+    ) -> None:
+        """*page_size* is in bytes; see `Backing.page_size`.
+
+        *on_change* is called before the backing removes or adds pages that events
+        report; with the file, and a range in bytes. If the events include a start, it
+        has been answered by then.
+        """
+        self.semantics: Final = semantics
+        self.page_size: Final = page_size
+        # Makes long allocations interruptible, and those that the OOM killer may end.
+        self.allocator: Final = allocator
+        # How much may be allocated without it.
+        self.headroom: Final = Headroom() if headroom is None else headroom
+        # Where page frame numbers come from; without it there are none to get.
+        self.frames: Final = frames
+        self.trace: Final = Trace()
+        self.threads: Final = Threads()
+        # What all of this runs in.
+        self.loop: Final = loop
+        self.on_change: Final = on_change
+        # How long a notifier may take to answer.
+        self.ack_seconds: Final = ack_seconds
+        # The turns of the files that run a long operation.
+        self.busy: Final[set[Turn]] = set()
+        # An allocation that finds no space waits for these and tries once more.
+        self.frees: Final = frees
+        # Evicts notifiers that no task waits for. Without it a task waits for each.
+        self.patience: Final = patience
+        # Whether the rules restrict which pages may be got, and when.
+        self.guards_pages: Final = (
+            semantics.scope == "range" or semantics.references == "locked"
+        )
+        # The events of each kind of operation. The rules are asked once a mount.
+        self.plans: Final[Mapping[Kind, Plan]] = {
+            kind: semantics.plan(punches=kind is Kind.PUNCH) for kind in Kind
+        }
+
+    @property
+    def whole_call(self) -> bool:
+        """Whether an operation locks the notifier list from its start to its end."""
+        return self.semantics.list_locked == "the whole call"
+
+    @property
+    def punches_inline(self) -> bool:
+        """Whether a quick punch needs no task: see `InaccessibleFile.begin`."""
+        # It then begins with the change, which has nothing to wait for: neither answers
+        # to an event, during which others may take the file, nor a locked page.
+        return (
+            self.patience is not None
+            and self.patience.running
+            and self.plans[Kind.PUNCH].before is None
+            and self.semantics.references != "locked"
+        )
+
+    @property
+    def closed(self) -> int:
+        """How many large files have been closed so far: for `more_space`."""
+        return 0 if self.frees is None else self.frees.closed
+
+    async def more_space(
+        self, exc: OSError, closed: int, interrupted: Event | None = None
+    ) -> bool:
+        """Whether to try again what failed with *exc*; waits until that makes sense.
+
+        Memory of files that had gone before the call, at which `closed` was *closed*,
+        may have been on its way back while the backing looked for some.
+        """
+        frees = self.frees
+        if exc.errno != errno.ENOSPC or frees is None:
+            return False
+        if not frees.busy and frees.closed == closed:
+            return False
+        if interrupted is None:
+            await frees.wait_idle()
+        else:
+            await self.loop.first_of(frees.wait_idle, interrupted.wait)
+        return True

@@ -1,0 +1,187 @@
+"""The stream of what happens: who did what to which pages, and what came of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from inaccfs.semantics import V8, V9, V10, GuestMemfd
+from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
+from inaccfs.shim.call import Begun, Call
+from tests.unit.control_fakes import BASE, PAGE
+from tests.unit.fakes import fallocate, refused
+from tests.unit.pages_fakes import ACK_SECONDS, KEEP, PUNCH, Holder, World, world_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.shim.trace import Happened
+
+pytestmark = pytest.mark.usefixtures("_no_strays")
+
+PID = 4711
+
+
+@contextmanager
+def told(world: World) -> Iterator[list[Happened]]:
+    found: list[Happened] = []
+    with world.file._superblock.trace.listening(found.append):
+        yield found
+    ino = os.fstat(world.file.fd).st_ino
+    assert {one.file for one in found} <= {ino}
+    times = [one.time for one in found]
+    assert times == sorted(times)
+
+
+def begin(world: World, mode: int, start: int, end: int) -> Begun:
+    """A call of process PID."""
+    length = (end - start) * PAGE
+    return world.file.begin(
+        mode, start * PAGE, length, lambda: lambda exc: None, who=PID
+    )
+
+
+def calls(found: list[Happened]) -> list[tuple[str, int, int, int, int]]:
+    return [(one.what, one.start, one.end, one.who, one.error) for one in found]
+
+
+async def test_quick_calls_are_told_with_their_outcome() -> None:
+    world = world_of(GuestMemfd(), pages=8)
+    with told(world) as found:
+        begin(world, KEEP, 0, 4)
+        begin(world, PUNCH, 1, 2)
+        # Refused by the rules, by the size, and by the backing.
+        with refused(errno.EOPNOTSUPP):
+            begin(world, 0, 0, 4)
+        with refused(errno.EINVAL):
+            begin(world, KEEP, 8, 9)
+        with refused(errno.EINVAL):
+            begin(world, KEEP, 4, 4)
+    assert calls(found) == [
+        ("allocate", 0, 4 * PAGE, PID, 0),
+        ("punch", PAGE, 2 * PAGE, PID, 0),
+        ("allocate", 0, 4 * PAGE, PID, errno.EOPNOTSUPP),
+        ("allocate", 8 * PAGE, 9 * PAGE, PID, errno.EINVAL),
+        ("allocate", 4 * PAGE, 4 * PAGE, PID, errno.EINVAL),
+    ]
+
+
+async def test_nothing_is_told_to_who_has_stopped_listening() -> None:
+    world = world_of(V8())
+    with told(world) as found:
+        begin(world, 0, 0, 1)
+    begin(world, 0, 0, 1)
+    assert len(found) == 1
+
+
+async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
+    streams = []
+    for inline in (True, False):
+        world = world_of(V8())
+        await world.listener()
+        async with trio.open_nursery() as nursery:
+            if inline:
+                nursery.start_soon(world.patience.run)
+                await trio.testing.wait_all_tasks_blocked()
+            with told(world) as found:
+                begun = begin(world, PUNCH, 2, 4)
+                if begun is Begun.LATER:
+                    call = Call(PUNCH, 2 * PAGE, 2 * PAGE, PID)
+                    await world.file.finish(call, trio.Event())
+            assert (begun is Begun.UNDER_WAY) is inline
+            nursery.cancel_scope.cancel()
+        streams.append([one[1:2] + one[3:] for one in found])
+    assert streams[0] == streams[1]
+    assert streams[0] == [
+        ("event", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1),
+        ("answer", 0, 0, 8, 0, "", 1),
+        ("punch", 2 * PAGE, 4 * PAGE, PID, 0, "", 0),
+    ]
+
+
+async def test_a_call_that_fails_late_is_told_so() -> None:
+    world = world_of(V9(), pages=4)
+    await world.listener()
+    with told(world) as found, refused(errno.EOPNOTSUPP):
+        # ZERO_RANGE: the backing refuses it, between the two events.
+        await fallocate(world.file, 0x10, 0, PAGE, trio.Event())
+    assert [(one.what, one.event, one.error) for one in found] == [
+        ("event", INVALIDATE_START, 0),
+        ("answer", "", 0),
+        ("event", INVALIDATE_END, 0),
+        ("answer", "", 0),
+        ("allocate", "", errno.EOPNOTSUPP),
+    ]
+
+
+async def test_a_truncation_is_told_with_both_sizes() -> None:
+    world = world_of(V8(), pages=0)
+    with told(world) as found:
+        await world.file.set_size(4 * PAGE, who=PID)
+        with refused(errno.EPERM):
+            await world.file.set_size(PAGE, who=PID)
+    assert calls(found) == [
+        ("truncate", 4 * PAGE, 0, PID, 0),
+        ("truncate", PAGE, 4 * PAGE, PID, errno.EPERM),
+    ]
+
+
+async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
+    world, holder = world_of(V10()), Holder()
+    with told(world) as found:
+        await world.get(holder, 2, 6)
+        world.put(holder, 3, 2)
+        await world.file.pages.poison(2)
+        world.frames.moves = {5: 0x9000}
+        await world.punch(2, 3)
+    assert calls(found) == [
+        ("get", 2 * PAGE, 6 * PAGE, 7, 0),
+        ("put", (BASE + 3) * PAGE, (BASE + 5) * PAGE, 7, 0),
+        ("poison", 2 * PAGE, 3 * PAGE, 0, 0),
+        ("move", 5 * PAGE, 6 * PAGE, 0, 0),
+        ("punch", 2 * PAGE, 3 * PAGE, 0, 0),
+    ]
+
+
+async def test_who_does_not_answer_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = world_of(V8())
+    await world.listener(answers=False)
+    with told(world) as found:
+        await world.punch(0, 1)
+    assert trio.current_time() == ACK_SECONDS
+    assert [(one.what, one.who, one.sequence) for one in found] == [
+        ("event", 8, 1),
+        ("evict", 8, 1),
+        ("punch", 0, 0),
+    ]
+
+
+async def test_the_counters_count_what_is_told() -> None:
+    world, holder = world_of(V8()), Holder()
+    await world.listener()
+    with told(world) as found:
+        await world.get(holder, 0, 4)
+        world.put(holder, 0, 2)
+        await world.punch(0, 4)
+        await world.fallocate(0, 0, 4)
+    counters = world.file._superblock.trace.counters
+
+    def pages(what: str) -> int:
+        return sum(one.end - one.start for one in found if one.what == what) // PAGE
+
+    def number(*what: str) -> int:
+        return sum(one.what in what for one in found)
+
+    assert counters.pages_got == pages("get") == 4
+    assert counters.pages_put == pages("put") == 2
+    assert counters.events == number("event") == 2
+    assert counters.punches == number("punch") == 1
+    assert counters.fallocates == number("punch", "allocate") == 2
