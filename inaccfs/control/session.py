@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from inaccfs.control.server import Server
     from inaccfs.semantics.rules import Scope
 
-_MFD_CLOEXEC: Final = 0x1
-_MFD_INACCESSIBLE: Final = 0x8
-
 
 class Session:
     """One connected peer."""
@@ -221,7 +218,7 @@ class Session:
         return Nothing()
 
     async def _memfd_create(self, command: messages.MemfdCreate) -> Answer:
-        if command.flags & ~(_MFD_CLOEXEC | _MFD_INACCESSIBLE):
+        if command.flags & ~(messages.MFD_CLOEXEC | messages.MFD_INACCESSIBLE):
             raise OSError(
                 errno.EINVAL,
                 f"flags {command.flags:#x}: only MFD_CLOEXEC (0x1) and "
