@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from inaccfs.control.context import Caller, Context
     from inaccfs.control.openfiles import OpenFile
 
-_MFD_CLOEXEC: Final = 0x1
-_MFD_INACCESSIBLE: Final = 0x8
-
 
 class Names:
     """The fdnames of one peer, and the commands about one file."""
@@ -113,7 +110,7 @@ class Names:
         return Nothing()
 
     async def _memfd_create(self, command: messages.MemfdCreate) -> Answer:
-        if command.flags & ~(_MFD_CLOEXEC | _MFD_INACCESSIBLE):
+        if command.flags & ~(messages.MFD_CLOEXEC | messages.MFD_INACCESSIBLE):
             raise OSError(
                 errno.EINVAL,
                 f"flags {command.flags:#x}: only MFD_CLOEXEC (0x1) and "

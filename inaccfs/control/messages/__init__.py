@@ -9,6 +9,10 @@ sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 
 from inaccfs.control.messages.commands import (
     COMMANDS,
+    MFD_ALLOW_SEALING,
+    MFD_CLOEXEC,
+    MFD_HUGETLB,
+    MFD_INACCESSIBLE,
     Bind,
     CloseFd,
     Command,
@@ -43,7 +47,7 @@ from inaccfs.control.messages.events import (
     Invalidate,
     InvalidateEnd,
     InvalidateStart,
-    MemoryError,  # noqa: A004 - the contract's name
+    MemoryError,
     Populate,
     Shutdown,
 )
@@ -69,6 +73,10 @@ from inaccfs.control.messages.results import (
 __all__ = [
     "COMMANDS",
     "EVENTS",
+    "MFD_ALLOW_SEALING",
+    "MFD_CLOEXEC",
+    "MFD_HUGETLB",
+    "MFD_INACCESSIBLE",
     "Answered",
     "Bind",
     "CloseFd",

@@ -39,6 +39,12 @@ from inaccfs.control.messages.results import (
 )
 from inaccfs.status import Status
 
+# memfd_create(2); the last is the patch's.
+MFD_CLOEXEC: Final = 0x1
+MFD_ALLOW_SEALING: Final = 0x2
+MFD_HUGETLB: Final = 0x4
+MFD_INACCESSIBLE: Final = 0x8
+
 
 class Command(
     msgspec.Struct,

@@ -9,7 +9,6 @@ import msgspec
 
 from inaccfs._version import __version__
 
-
 # There can be thousands of rows at once, and they form no cycles: gc=False keeps the
 # collector from looking at them.
 
