@@ -328,7 +328,7 @@ class InaccessibleFile:
     # --- size ----------------------------------------------------------------------
 
     async def set_size(self, size: int, *, by_path: bool = False, who: int = 0) -> None:
-        """inaccessible_setattr() of the seed, with ATTR_SIZE.
+        """inaccessible_setattr() of v8, with ATTR_SIZE.
 
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.

@@ -1,6 +1,6 @@
 """A file's memory as KVM sees it: frames, and who has references to them.
 
-inaccessible_get_pfn() and inaccessible_put_pfn() of the seed. Pages that were fetched
+inaccessible_get_pfn() and inaccessible_put_pfn() of v8. Pages that were fetched
 once stay where they are until they are punched or the file has gone; references are
 counted for each holder, and outlive a punch.
 """
