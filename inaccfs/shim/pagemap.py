@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
+from inaccfs.errnos import os_error
 from inaccfs.shim import pins
 from inaccfs.shim.buffers import WINDOW_BYTES, Buffers, spans
 from inaccfs.shim.frameoptions import FRAME_BYTES
@@ -236,7 +237,7 @@ class PagemapFrames:
                 return found
             # A page is being migrated, even if that must fail. This waits for the end.
             mmcalls.populate(address, (end - start) * self._page_size)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise os_error(errno.EAGAIN)
 
     # --- punching ----------------------------------------------------------------
 

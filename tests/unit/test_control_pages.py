@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def apart(control: Control, pages: int, name: str = "guest") -> None:
     """A file whose frames are not contiguous: each page is an extent."""
     node = control.make(name, pages)
-    assert node.file is not None or control.namespace.open(node, os.O_RDWR)
+    assert node.file is not None or control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     memory = node.file.pages._memory_of(0, 1)
     frames = memory.frames
@@ -157,7 +157,7 @@ async def test_files_and_notifiers_are_told_in_order_of_their_numbers(
     control: Control,
 ) -> None:
     for name in "abcdefg":
-        control.namespace.open(control.make(name, 1), os.O_RDWR)
+        control.namespace.opens.open(control.make(name, 1), os.O_RDWR)
     async with control.peer() as peer, control.peer() as other:
         numbers = [
             (await each.do("register-notifier", file="/a"))["notifier"]
@@ -365,7 +365,7 @@ async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
 
 async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
     node = control.make("guest", 4)
-    control.namespace.open(node, os.O_RDWR)
+    control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     async with control.peer() as peer:
         count = 1000
@@ -391,7 +391,7 @@ async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
 
 async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> None:
     node = control.make("guest", 4)
-    control.namespace.open(node, os.O_RDWR)
+    control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
     async with control.peer() as peer:
         number = (await peer.do("register-notifier", file="/guest"))["notifier"]
