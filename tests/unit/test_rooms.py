@@ -34,9 +34,11 @@ CIRCLES = {
     "the loop waits for notifiers, and what they call waits for the loop": [
         *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
     ],
-    "the server has sessions, which ask it for what they share": [
-        *("control.pagerefs", "control.peer", "control.queries"),
-        *("control.registration", "control.server", "control.session"),
+    "a context lists registrations, and each knows its caller": [
+        *("control.context", "control.registration"),
+    ],
+    "a peer's names answer query-file, and queries describe its references": [
+        *("control.names", "control.pagerefs", "control.queries"),
     ],
 }
 
