@@ -66,11 +66,14 @@ def describe(
 async def files(server: Server, command: messages.QueryFiles) -> Page:
     """query-files."""
     paging = _Paging(command.limit)
-    found = ((each[1], each) for each in server.files.all())
-    for ino, each in await paging.first_of(found, command.start):
+    found = ((ino, None) for _, ino, _, _ in server.files.all())
+    for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Page(paging.rows, ino)
-        paging.add(each[0], describe(*each))
+        # It may have been closed since, or its fd.
+        with server.files.at(ino) as each:
+            if each is not None:
+                paging.add(each[0], describe(*each))
         await paging.turns.give()
     return Page(paging.rows, None)
 
