@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.control import qmp
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
+from inaccfs.errnos import os_error
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Inbox:
                         self._connection, end - at, self._device
                     )
                     if not received.size:
-                        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                        raise os_error(errno.ECONNRESET)
                     at += received.size
                     if received.fd >= 0 or received.foreign:
                         # With the rest of these bytes there are no more.

@@ -283,6 +283,8 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     keep_size_required: bool
     # "allocated" or "refused": what becomes of fallocate(2) past the size.
     past_end: str
+    # "undone" or "kept": what becomes of an allocation's pages when a signal ends it.
+    on_interrupt: str
     # When, as against the backing's change of the file: "before", "after", "bracket".
     order: str
     # "every fallocate", "punches": which calls of fallocate(2) notify.

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
-from inaccfs.shim.patience import in_time
+from inaccfs.readiness import wait_writable
+from inaccfs.shim.acktimeouts import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import trio
 
     from inaccfs.control.limits import Policy
 
 # So much goes into one send(2).
 _JOINED_BYTES: Final = 1 << 16
-
-# How long to wait where trio cannot wait for a socket: epoll_ctl(2), ENOSPC.
-_NO_EPOLL_SECONDS: Final = 0.05
 
 
 class Backlog:
@@ -155,7 +154,9 @@ class Outlet:
     async def _write(self) -> None:
         while self._unread:
             waiting = self.waiting
-            in_its_time = await in_time(self._policy.ack_seconds, self._writable)
+            in_its_time = await in_time(
+                self._policy.ack_seconds, partial(wait_writable, self._connection)
+            )
             self._flush()
             if not in_its_time and self.waiting == waiting:
                 self.evict("it does not read", "reads nothing")
@@ -163,13 +164,6 @@ class Outlet:
             self._progressed()
         self._writing = False
         self._progressed()
-
-    async def _writable(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._connection)
-        except OSError:
-            # epoll_ctl(2), ENOSPC: it is asked again and again then.
-            await trio.sleep(_NO_EPOLL_SECONDS)
 
     def _flush(self) -> None:
         """Send as much as it takes."""

@@ -21,7 +21,7 @@ from inaccfs.control import qmp
 from inaccfs.control.inbox import NO_FD, Event, Inbox, Passed, close_passed
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 from inaccfs.control.outlet import Outlet
-from inaccfs.shim.patience import in_time
+from inaccfs.shim.acktimeouts import in_time
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:

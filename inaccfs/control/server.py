@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs import readiness
 from inaccfs.control import messages, qmp
 from inaccfs.control.closings import STRANGERS, Closings
 from inaccfs.control.limits import Policy
@@ -21,6 +22,7 @@ from inaccfs.control.outlet import Backlog
 from inaccfs.control.readers import Readers
 from inaccfs.control.session import Session
 from inaccfs.errors import MountError
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,23 +106,6 @@ def _remove_dead(path: str) -> None:
     )
 
 
-class Trouble:
-    """Something that is tried again and again, and logged once."""
-
-    def __init__(self) -> None:
-        self._met = ""
-
-    def met(self, text: str) -> None:
-        """It has failed."""
-        if text != self._met:
-            log.error("%s", text)
-        self._met = text
-
-    def over(self) -> None:
-        """It has not."""
-        self._met = ""
-
-
 class Server:
     """Accepts peers; each has a `Session`."""
 
@@ -175,7 +160,7 @@ class Server:
             try:
                 connection = self._next()
                 if connection is None:
-                    await trio.lowlevel.wait_readable(self._listener)
+                    await readiness.wait_readable(self._listener)
                     continue
             except OSError as exc:
                 # Peers that are there already go on, and may make room.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.order import Notice
+    from inaccfs.shim.notifiers import Notice
 
     # Takes the first page and the page after the last.
     Callback: TypeAlias = Callable[[int, int], object]

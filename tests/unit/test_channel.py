@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -795,6 +797,67 @@ async def test_no_more_is_asked_of_pyfuse3_than_its_socket_can_answer(
     assert set(batches[:-1]) == {batches[0]}
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENOBUFS, errno.ENOMEM, errno.ECONNRESET, errno.EAGAIN]
+)
+async def test_a_request_that_cannot_be_relayed_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It must not end the mount, nor leave its caller waiting."""
+    relay, really_send = world.channel._relay._connection, socket.socket.send
+
+    def send(self: socket.socket, data: bytes) -> int:
+        if self is relay:
+            raise OSError(number, os.strerror(number))
+        return really_send(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "send", send)
+        for _ in range(2):
+            reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+            assert reply.error == number
+    assert (await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")).error == 0
+
+
+async def test_a_reply_that_cannot_be_received_yet_is_received_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay, really_receive = world.channel._relay._connection, socket.socket.recv_into
+    left = 3
+
+    def recv_into(self: socket.socket, buffer: bytearray) -> int:
+        nonlocal left
+        if self is relay and left:
+            left -= 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return really_receive(self, buffer)
+
+    monkeypatch.setattr(socket.socket, "recv_into", recv_into)
+    reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+    assert (reply.error, left) == (0, 0)
+    assert caplog.text.count("no reply from pyfuse3") == 1
+
+
+async def test_a_request_that_cannot_be_read_costs_itself(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = 3
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal left
+            if left:
+                left -= 1
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(io, "FileIO", Failing)
+    async with serving(backing) as world:
+        assert (await world.kernel.call(Op.GETATTR, 1, bytes(16))).error == 0
+    assert left == 0
+    assert caplog.text.count("a request could not be read") == 1
+
+
 def _message(world: World, unique: int) -> bytes:
     return next(
         message
@@ -985,7 +1048,7 @@ async def test_enosys_is_never_the_answer_to_what_we_know(
             patch.setattr(world.namespace.inodes, name, refuse)
         patch.setattr(world.namespace.opens, "open", refuse)
         patch.setattr(world.namespace.directories, "open", refuse)
-        patch.setattr(syscalls, "fallocate_quick", refuse)
+        patch.setattr(syscalls, "fallocate_now", refuse)
         body = {
             Op.FALLOCATE: FALLOCATE_IN.pack(nodeid, 0, PAGE, 0, 0),
             Op.CREATE: CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"x\0",
