@@ -16,8 +16,8 @@ from inaccfs.client import requests, wire
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, tell
-from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.threads import Listener, Notifier
+from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -307,7 +307,7 @@ class File:
     ) -> Notifier:
         """Be called when pages of the file go; use it as a context manager.
 
-        A callback takes the first page and the page behind the last; when it returns,
+        A callback takes the first page and the page after the last; when it returns,
         the daemon is told that the pages are not used here any more. *invalidate* is
         for all semantics: where these bracket a removal it is called at the start,
         unless there is *invalidate_start*. *populate* is called for pages that have

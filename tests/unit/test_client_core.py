@@ -20,8 +20,9 @@ from inaccfs.client.errors import (
     ControlError,
     NotControlSocketError,
 )
-from inaccfs.client.requests import MFD_CLOEXEC, Pfn
+from inaccfs.client.requests import Pfn
 from inaccfs.control import messages, qmp
+from inaccfs.control.messages import MFD_CLOEXEC
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Talk:
         """What the client has said since: names, arguments, ids."""
         said = []
         for data, fd in self.conversation.take_outgoing():
-            if fd is not None:
+            if fd >= 0:
                 os.close(fd)
             message = json.loads(data)
             said.append((message["execute"], message["arguments"], message["id"]))

@@ -1,0 +1,84 @@
+"""What a peer is sent without asking."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import msgspec
+
+from inaccfs.control.messages.commands import Command, InvalidateDone
+from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
+from inaccfs.control.messages.results import Extent
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the events: what a peer is sent without asking."""
+
+    name: ClassVar[str]
+    # The command that answers it.
+    answer: ClassVar[type[Command] | None] = None
+
+
+class Answered(Event, frozen=True, kw_only=True):
+    """Base of the events of a notifier whose call waits for the peer's answer."""
+
+    answer: ClassVar[type[Command] | None] = InvalidateDone
+
+    notifier: NotifierId
+    start: Start
+    end: End
+    sequence: Sequence
+    # The fetched pages that go, where the semantics tell them.
+    frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Invalidate(Answered, frozen=True, kw_only=True):
+    """Pages from `start` to `end` may have gone: stop using them, then answer."""
+
+    name: ClassVar[str] = "INVALIDATE"
+
+
+class InvalidateStart(Answered, frozen=True, kw_only=True):
+    """Pages are about to go, in semantics that bracket the removal."""
+
+    name: ClassVar[str] = "INVALIDATE_START"
+
+
+class InvalidateEnd(Answered, frozen=True, kw_only=True):
+    """The removal that INVALIDATE_START announced is over."""
+
+    name: ClassVar[str] = "INVALIDATE_END"
+
+
+class Populate(Answered, frozen=True, kw_only=True):
+    """Pages from `start` to `end` have been allocated, in semantics that tell it."""
+
+    name: ClassVar[str] = "POPULATE"
+
+
+class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contract's name
+    """Pages are poisoned."""
+
+    name: ClassVar[str] = "MEMORY_ERROR"
+
+    notifier: NotifierId
+    start: Start
+    end: End
+
+
+class Shutdown(Event, frozen=True, kw_only=True):
+    """The daemon ends."""
+
+    name: ClassVar[str] = "SHUTDOWN"
+
+    # "quit", "unmounted", or the signal's name.
+    reason: str
+
+
+EVENTS: Final[dict[str, type[Event]]] = {
+    event.name: event
+    for event in (
+        *(Invalidate, InvalidateStart, InvalidateEnd, Populate),
+        *(MemoryError, Shutdown),
+    )
+}

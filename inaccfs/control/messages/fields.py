@@ -1,0 +1,46 @@
+"""The types of members that commands and events have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+# Bytes of an offset are a loff_t: 2**63 of them, in pages of 4 KiB.
+_LAST_PAGE: Final = (1 << 51) - 1
+
+File = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        description="a path from the mount's root that begins with `/` (for root and "
+        "the owner), or an fdname",
+    ),
+]
+FdName = Annotated[
+    str,
+    Meta(min_length=1, max_length=255, pattern="^[^/]", description="a name for an fd"),
+]
+Pgoff = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="a page of the file")]
+FirstPage = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="the first page")]
+EndPage = Annotated[
+    int, Meta(ge=1, le=_LAST_PAGE + 1, description="the page after the last")
+]
+# In bytes where the semantics have that bug.
+Start = Annotated[int, Meta(ge=0, description="the first page")]
+End = Annotated[int, Meta(ge=0, description="the page after the last")]
+PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
+Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
+NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
+Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
+
+
+Row = Annotated[
+    int, Meta(ge=0, description="the number to begin at: `next` of the page before")
+]
+PinsRow = Annotated[
+    int | str, Meta(description="0, or `next` of the page before, to go on there")
+]
+Limit = Annotated[
+    int, Meta(ge=1, description="how many to tell at most, 1000 being the most")
+]

@@ -1,0 +1,279 @@
+"""What commands return.
+
+A comment above a member says what it means, in docs/control-protocol.md, too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inaccfs._version import __version__
+
+# There can be thousands of rows at once, and they form no cycles: gc=False keeps the
+# collector from looking at them.
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what commands return."""
+
+
+class Nothing(Result, frozen=True, kw_only=True):
+    """`{}`: it has been done."""
+
+
+class VersionTriple(msgspec.Struct, frozen=True):
+    """A version in numbers."""
+
+    major: int
+    minor: int
+    micro: int
+
+
+class VersionInfo(msgspec.Struct, frozen=True):
+    """QMP's shape, inaccfs's numbers."""
+
+    # Of inaccfs; the name is what clients expect.
+    qemu: VersionTriple
+    # "inaccfs".
+    package: str
+
+
+class CommandInfo(msgspec.Struct, frozen=True):
+    """The name of a command."""
+
+    # As in "execute".
+    name: str
+
+
+class Notifier(Result, frozen=True, kw_only=True):
+    """The number of a notifier, unique in the mount."""
+
+    # What INVALIDATE and unregister-notifier call it.
+    notifier: int
+
+
+class Extent(msgspec.Struct, frozen=True, gc=False):
+    """Pages whose frames are contiguous and of folios of one order.
+
+    It may begin in the middle of a folio.
+    """
+
+    # Of the first page.
+    offset: int
+    # Of the first page, in frames of 4 KiB.
+    pfn: int
+    # In pages of the file.
+    count: int
+    # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
+    order: int
+
+
+class Frames(Result, frozen=True, kw_only=True):
+    """`pfn` and `order` without `count`, else `extents`."""
+
+    # The frame of the page, which need not be the first of its folio.
+    pfn: int | msgspec.UnsetType = msgspec.UNSET
+    # Of the folio.
+    order: int | msgspec.UnsetType = msgspec.UNSET
+    # In order of offset; 1000 at most.
+    extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+    # The page to go on with, if these are not all: to the rest there is no reference.
+    next: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A file that is open, or has fetched or poisoned pages."""
+
+    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    name: str
+    # As stat(2) on the mount has it.
+    ino: int
+    # In bytes.
+    size: int
+    # In bytes. What the next four count.
+    page_size: int
+    # Pages that there is memory for.
+    allocated: int
+    # Pages that have been fetched and are still there.
+    fetched: int
+    # References to pages, those to punched pages included.
+    referenced: int
+    # Poisoned pages that have not been punched.
+    poisoned: int
+    # How many are registered.
+    notifiers: int
+    # How many opens there are, those of the control socket's peers included.
+    opens: int
+
+
+class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One registered notifier."""
+
+    # Its number.
+    notifier: int
+    # As query-files calls it.
+    file: str
+    # As stat(2) on the mount has it.
+    ino: int
+    # The peer's number.
+    peer: int
+    # The peer's process, when it connected.
+    pid: int
+    # The first page that it is bound to; null if it is registered for the file.
+    start: int | None
+    # The page after the last.
+    end: int | None
+    # How many events it has been sent.
+    told: int
+    # The event that it has not answered yet.
+    waiting: int | None
+
+
+class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Pages that a peer has fetched and not put."""
+
+    # As query-files calls it.
+    file: str
+    # As stat(2) on the mount has it.
+    ino: int
+    # The peer's number.
+    peer: int
+    # The peer's process, when it connected.
+    pid: int
+    # Of the first page.
+    offset: int
+    # Of the first page.
+    pfn: int
+    # In pages of the file.
+    count: int
+    # How often each of these pages has been fetched and not put.
+    references: int
+    # Whether the file has other pages there by now, or none.
+    punched: bool
+
+
+class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """Pages of a file that have been fetched and stay where they are."""
+
+    # As query-files calls it.
+    file: str
+    # As stat(2) on the mount has it.
+    ino: int
+    # Of the first page.
+    offset: int
+    # Of the first page.
+    pfn: int
+    # In pages of the file.
+    count: int
+    # Of the folios.
+    order: int
+
+
+class Pins(Result, frozen=True, omit_defaults=False):
+    """What has been fetched, and who still refers to it.
+
+    Files are in order of `ino`; of each its extents, then the references to it.
+    """
+
+    # "io_uring", "mlock (...)", "none (...)" or "simulated".
+    pinning: str
+    # What has been fetched and is still there.
+    extents: list[PinnedExtent]
+    # What peers have got and not put.
+    references: list[Reference]
+    # Where the next page begins, if there is more.
+    next: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Stats(Result, frozen=True, omit_defaults=False):
+    """Counters since the mount was made, and totals of now."""
+
+    # Calls of fallocate(2) that the rules have let through.
+    fallocates: int
+    # Those of them that punch.
+    punches: int
+    # How often notifiers of a file have been told something.
+    invalidations: int
+    # The events sent for that.
+    events: int
+    # Notifiers that have not answered in time.
+    evictions: int
+    # By get-pfn, in pages.
+    pages_got: int
+    # By put-pfn, in pages.
+    pages_put: int
+    # Fetched pages whose frame changed when pins came off for a punch.
+    pages_moved: int
+    # By memory-failure. HardwareCorrupted of /proc/meminfo.
+    pages_poisoned: int
+    # Connections of now.
+    peers: int
+    # Notifiers of now.
+    notifiers: int
+    # References of now, in pages.
+    references: int
+    # Fetched pages of now.
+    fetched: int
+
+
+class Semantics(Result, frozen=True, omit_defaults=False):
+    """The rules of this mount. `inaccfs semantics` shows those of all versions."""
+
+    # "v8".
+    name: str
+    # The version, its date, and the file.
+    source: str
+    # The events that its notifiers get.
+    events: list[str]
+    # The commands that not all semantics have: bind, unbind, register-notifier,
+    # unregister-notifier, put-pfn, memory-failure.
+    commands: list[str]
+    # "once", "fixed" or "free": how truncate(2) sets the size.
+    size: str
+    # "every fallocate", "punches" or "nothing": what must be page aligned.
+    aligned: str
+    # Whether fallocate(2) must not move the size.
+    keep_size_required: bool
+    # "allocated" or "refused": what becomes of fallocate(2) past the size.
+    past_end: str
+    # "undone" or "kept": what becomes of an allocation's pages when a signal ends it.
+    on_interrupt: str
+    # When, as against the backing's change of the file: "before", "after", "bracket".
+    order: str
+    # "every fallocate", "punches": which calls of fallocate(2) notify.
+    notifies: str
+    # Whether a fallocate(2) that failed notifies, too.
+    notifies_failures: bool
+    # "pages"; or "bytes", for what has been posted with that mistake.
+    unit: str
+    # "file", or "range" where notifiers are bound to one.
+    scope: str
+    # Whether ranges must not overlap.
+    exclusive: bool
+    # "punched" or "clipped": the range of a punch that a bound notifier is told.
+    reported: str
+    # "each walk" or "the whole call": how long the list of notifiers is locked.
+    list_locked: str
+    # Whether events carry the frames that go.
+    tells_frames: bool
+    # Whether get-pfn fills holes.
+    allocates: bool
+    # "counted", "locked" or "none": what get-pfn leaves the peer.
+    references: str
+    # Whether the kernel may move fetched pages, and nobody is told.
+    movable: bool
+    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    memory_failure: str
+    # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
+    mmap: str
+
+    @property
+    def keeps_references(self) -> bool:
+        """Whether there is anything to put of what has been got."""
+        return self.references != "none"
+
+
+def version() -> VersionInfo:
+    """What query-version returns, and the greeting."""
+    major, minor, micro = (int(part) for part in __version__.split(".")[:3])
+    return VersionInfo(VersionTriple(major, minor, micro), "inaccfs")
