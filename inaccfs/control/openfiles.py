@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from inaccfs.shim.file import InaccessibleFile
 
@@ -56,5 +57,11 @@ class Files(Protocol):
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of each.
 
-        Files may come and go meanwhile.
+        Files may come and go meanwhile. A file may be used only until the next one is
+        asked for.
         """
+
+    def at(
+        self, ino: int
+    ) -> AbstractContextManager[tuple[str, int, InaccessibleFile, int] | None]:
+        """The same of inode *ino*, for a with block; None if it is not there."""

@@ -84,11 +84,14 @@ def describe(
 async def files(context: Context, command: messages.QueryFiles) -> Answer:
     """query-files."""
     paging = _Paging(command.limit)
-    found = ((each[1], each) for each in context.files.all())
-    for ino, each in await paging.first_of(found, command.start):
+    found = ((ino, None) for _, ino, _, _ in context.files.all())
+    for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=ino)
-        paging.add(each[0], describe(*each))
+        # It may have been closed since, or its fd.
+        with context.files.at(ino) as each:
+            if each is not None:
+                paging.add(each[0], describe(*each))
         await paging.turns.give()
     return Answer(paging.rows)
 
