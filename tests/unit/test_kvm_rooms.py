@@ -14,7 +14,10 @@ PACKAGE = Path(inaccfs.__file__).parent
 DOORS = {
     "backing": ("backing", "errors", "mountinfo", "syscalls", "words"),
     "kvm": ("kvm", "client", "errors", "syscalls"),
-    "inprocess": ("inprocess", "client.errors", "semantics", "shim", "syscalls"),
+    "inprocess": (
+        *("inprocess", "client.errors", "client.notifying", "semantics", "shim"),
+        "syscalls",
+    ),
 }
 
 
