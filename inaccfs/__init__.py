@@ -1,20 +1,7 @@
 """inaccfs: memory that userspace can size, allocate and punch, but never read,
 write or map.
 
-The ladder of the package, each importing only what stands above it:
-
-    errors, syscalls,    the kinds of failure; the system calls that Python lacks;
-    mountinfo, streams   what is mounted where; the standard streams
-    backing              the tmpfs or hugetlbfs that holds the memory
-    helper               the process for what may hang or must be killable
-    shim                 the patch: one file's rules and state
-    fuse                 mounting, the wire, the channel, the namespace
-    control              the control socket: messages and server
-    client               the other end of it: inaccfs.connect(), inaccfs.client.aio
-    kvm                  the simulated KVM, an ordinary client
-    inprocess            the shim and such a client in one process, for tests
-    daemon               one mount and its trio loop
-    launch, cli          starting a daemon from another process, and the command
+docs/architecture.md has the rooms of the package, and which imports which.
 """
 
 from __future__ import annotations

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from inaccfs import streams
+from inaccfs.cli.statuses import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-INTERRUPTED: Final = 130
-"""The exit status after Ctrl-C: 128 and SIGINT, as in a shell."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

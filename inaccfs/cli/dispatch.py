@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from inaccfs._version import __version__
 from inaccfs.cli import (
-    INTERRUPTED,
     experiment,
     fstab,
     kvm,
@@ -20,13 +19,11 @@ from inaccfs.cli import (
     status,
     umount,
 )
+from inaccfs.cli.statuses import INTERRUPTED, USAGE
 from inaccfs.errors import InaccfsError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-USAGE = 2
-"""The exit status when something is wrong with the words, as argparse has it."""
 
 
 def run(argv: Sequence[str] | None) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
-from inaccfs.cli import INTERRUPTED, mountoptions, output
+from inaccfs.cli import mountoptions, output
+from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import InaccfsError, MountError
 from inaccfs.streams import printable_lines
 from inaccfs.words import natural, quoted

@@ -44,11 +44,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the table."""
-    from inaccfs.semantics import VERSIONS, load
+    from inaccfs.semantics import VERSIONS, checking, load
 
     shown = [load.load(name) for name in args.names] or [make() for make in VERSIONS]
-    rules = ["events", *load.rules()]
-    code = [load.own_code(one) for one in shown]
+    rules = ["events", *checking.rules()]
+    code = [checking.own_code(one) for one in shown]
     if args.json:
         told = [_as_dict(one, rules, own) for one, own in zip(shown, code, strict=True)]
         output.say_json(msgspec.json.encode(told))

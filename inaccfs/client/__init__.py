@@ -13,14 +13,14 @@ from inaccfs.client.errors import (
     ControlError,
     NotControlSocketError,
 )
-from inaccfs.client.requests import (
+from inaccfs.client.requests import Pfn
+from inaccfs.client.threads import Notifier
+from inaccfs.control.messages import (
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
     MFD_HUGETLB,
     MFD_INACCESSIBLE,
-    Pfn,
 )
-from inaccfs.client.threads import Notifier
 
 __all__ = [
     "MFD_ALLOW_SEALING",

@@ -20,8 +20,8 @@ import trio
 from inaccfs.client import requests, tasks
 from inaccfs.client.errors import ControlError
 from inaccfs.client.notifying import Callbacks, Range, tell
-from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.tasks import Notifier
+from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

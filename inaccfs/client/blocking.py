@@ -16,8 +16,8 @@ from inaccfs.client import requests, wire
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, tell
-from inaccfs.client.requests import MFD_CLOEXEC, MFD_INACCESSIBLE
 from inaccfs.client.threads import Listener, Notifier
+from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

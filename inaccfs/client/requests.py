@@ -51,12 +51,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# memfd_create(2); the third is the patch's.
-MFD_CLOEXEC: Final = 0x1
-MFD_ALLOW_SEALING: Final = 0x2
-MFD_HUGETLB: Final = 0x4
-MFD_INACCESSIBLE: Final = 0x8
-
 # So many that a message is well below the limit of most daemons.
 _EXTENTS_A_COMMAND: Final = 256
 

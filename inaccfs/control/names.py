@@ -13,11 +13,9 @@ from inaccfs.control.request import Answer, Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.context import Caller, Context
+    from inaccfs.control.caller import Caller
+    from inaccfs.control.context import Context
     from inaccfs.control.openfiles import OpenFile
-
-_MFD_CLOEXEC: Final = 0x1
-_MFD_INACCESSIBLE: Final = 0x8
 
 
 class Names:
@@ -113,7 +111,7 @@ class Names:
         return Nothing()
 
     async def _memfd_create(self, command: messages.MemfdCreate) -> Answer:
-        if command.flags & ~(_MFD_CLOEXEC | _MFD_INACCESSIBLE):
+        if command.flags & ~(messages.MFD_CLOEXEC | messages.MFD_INACCESSIBLE):
             raise OSError(
                 errno.EINVAL,
                 f"flags {command.flags:#x}: only MFD_CLOEXEC (0x1) and "

@@ -1,8 +1,8 @@
 """`Semantics`: what a version of the interface decides, rule by rule.
 
 A semantics is a class whose attributes are the rules; it reads like a column of the
-table that `inaccfs semantics` prints. It is asked, never compared by name: nothing
-outside of this package knows which versions there are.
+table that `inaccfs semantics` prints. Other packages ask it for its rules, and never
+compare its name: they do not know which versions there are.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Mmap: TypeAlias = Literal["refused", "SIGBUS", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The events of one fallocate(2), as against the backing's change of the file."""
+    """The events of one fallocate(2), before and after the change of the backing."""
 
     before: str | None = None
     after: str | None = None
-    # Whether `after` is told of a change that the backing has refused, too.
+    # Whether `after` is sent even if the backing has refused the change.
     after_failure: bool = False
 
     def __bool__(self) -> bool:
@@ -50,57 +50,58 @@ class Plan:
 class Semantics:
     """Base of all semantics. A subclass gives every rule, or inherits it.
 
-    `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The methods are
-    called in the daemon's loop, so they must not block; what they raise but for
-    `OSError` is a bug of theirs: EIO to the call, a traceback in the log.
+    `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
+    calls the methods, so they must not block. To raise anything but `OSError` is a bug:
+    the call fails with EIO, and the log has a traceback.
     """
 
     # --- for people ---------------------------------------------------------------
 
-    # What `--semantics` calls it; a class of your own is called by its name.
+    # The word for `--semantics`. For a class of your own it is the class's name.
     name: ClassVar[str] = ""
-    # Where it is from: the version, its date, the file.
+    # Where the rules come from: the version, its date, the file.
     source: ClassVar[str] = ""
     # f_type of its file system, include/uapi/linux/magic.h.
     magic: ClassVar[int]
 
     # --- size and allocation ------------------------------------------------------
 
-    # How truncate(2) sets the size, in `check_size`: "once", from 0 to what is final;
-    # "fixed", where the first is the file's creation; "free", as often as one likes.
+    # How truncate(2) sets the size, in `check_size`: "once", from 0 to the final size;
+    # "fixed", once, as a part of creating the file; "free", any number of times.
     size: ClassVar[Size]
     # Which calls of fallocate(2) must have page aligned offsets and lengths.
     aligned: ClassVar[Aligned]
     # Whether an allocation must not move the size: EOPNOTSUPP without KEEP_SIZE.
     keep_size_required: ClassVar[bool]
-    # What becomes of an allocation past the size: "refused" is EINVAL.
+    # Whether an allocation past the size is "allocated", or "refused" with EINVAL.
     past_end: ClassVar[PastEnd]
     # The errno of read(2) and write(2).
     read_errno: ClassVar[int]
-    # What becomes of mmap(2): "refused"; "SIGBUS", mapped but not to be touched;
-    # "shared", mapped to the file's own memory.
+    # Whether mmap(2) is "refused"; or maps, and a touch raises "SIGBUS"; or maps the
+    # file's own memory, "shared".
     mmap: ClassVar[Mmap]
 
-    # --- who is told what, and when -------------------------------------------------
+    # --- events ---------------------------------------------------------------------
 
-    # Which calls notify.
+    # Which calls of fallocate(2) send events.
     notifies: ClassVar[Calls]
-    # Whether a call that the backing has refused does, in the order "after".
+    # Whether a call that the backing has refused sends them, in the order "after".
     notifies_failures: ClassVar[bool]
-    # Whether allocations are told as POPULATE, and not as invalidations.
+    # Whether allocations send POPULATE, and not invalidations.
     populates: ClassVar[bool]
-    # When, as against the change: "bracket" is start and end, the others once.
+    # When events are sent: once, "before" or "after" the backing's change of the file;
+    # or at its start and at its end, "bracket".
     order: ClassVar[Order]
-    # What start and end of an event count: "bytes" is the bug of the posted v8 and v9.
+    # The unit of an event's start and end. "bytes" is a bug of the posted v8 and v9.
     unit: ClassVar[Unit]
-    # What a notifier is registered for: a file, or a range that it is bound to.
+    # Whether a notifier is registered for a "file", or bound to a "range" of one.
     scope: ClassVar[Scope]
     # Whether ranges must not overlap: EINVAL.
     exclusive: ClassVar[bool]
     # The range that events report to a bound notifier: all that was "punched", or it
     # "clipped" to the bound range.
     reported: ClassVar[Reported]
-    # Whether events carry the frames that go: pgoff, pfn, count and order.
+    # Whether events carry the frames that are removed: pgoff, pfn, count and order.
     tells_frames: ClassVar[bool]
     # How long the list of notifiers is locked: for "each walk" of it, so that it may
     # change between start and end; or for "the whole call".
@@ -110,15 +111,16 @@ class Semantics:
 
     # Whether get-pfn fills a hole; else it is ENOENT.
     allocates: ClassVar[bool]
-    # What get-pfn leaves its caller: a "counted" reference; the page "locked" until
-    # put-pfn, for punches and others' get-pfn; or "none", and nothing to put.
+    # What the caller of get-pfn holds: a "counted" reference; the page, "locked" until
+    # put-pfn against punches and others' get-pfn; or nothing, "none".
     references: ClassVar[References]
-    # The errno of get-pfn for a page that no range is bound to.
+    # The errno of get-pfn for a page outside of all bound ranges.
     unbound_errno: ClassVar[int]
-    # Whether the kernel may move fetched pages, and nobody is told.
+    # Whether the kernel may move fetched pages, without an event.
     movable: ClassVar[bool]
-    # Who hears of a poisoned page: nobody, memory-failure is not there; notifiers, of
-    # an "error"; or as if it were punched, "invalidate". get-pfn is EHWPOISON then.
+    # What memory-failure does: "unknown", the command does not exist; "error", it sends
+    # MEMORY_ERROR; "invalidate", it sends the events of a punch. get-pfn of a poisoned
+    # page fails with EHWPOISON.
     memory_failure: ClassVar[MemoryFailure]
 
     # --- the rules that are code ------------------------------------------------------
@@ -141,7 +143,8 @@ class Semantics:
         self, mode: int, offset: int, length: int, page_size: int
     ) -> None:
         """Raise `OSError` if this fallocate(2) must not reach the backing. In bytes."""
-        # Whoever insists on it has no third mode, either, and says so first of all.
+        # These semantics know two modes only, and refuse all others before they look at
+        # the offsets.
         if self.keep_size_required and (
             mode & ~FALLOC_FL_PUNCH_HOLE != FALLOC_FL_KEEP_SIZE
         ):
@@ -154,7 +157,7 @@ class Semantics:
             raise refused(errno.EINVAL)
 
     def plan(self, *, punches: bool) -> Plan:
-        """What is told of a punch, or of any other fallocate(2). Asked once a mount."""
+        """The events of a punch, or of any other fallocate(2). Called once a mount."""
         if self.populates and not punches:
             return Plan(after=POPULATE)
         if self.notifies == "punches" and not punches:
@@ -167,7 +170,7 @@ class Semantics:
 
     @property
     def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
+        """Whether get-pfn leaves a reference that put-pfn puts."""
         return self.references != "none"
 
     @property

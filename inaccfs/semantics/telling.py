@@ -1,4 +1,4 @@
-"""Rules that log what they refuse, for whoever wonders which rule it was."""
+"""Rules that log their refusals, to show which rule refused a call."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _CHECKS: Final = {
 
 
 def telling(rules: Semantics) -> Semantics:
-    """The same *rules*; those that are asked log a refusal, if anybody reads that.
+    """*rules* whose checks log each refusal, if the log takes DEBUG.
 
-    Where nobody does, these are the rules themselves, and cost what they cost.
+    Else they are *rules* themselves, and cost nothing more.
     """
     if not log.isEnabledFor(logging.DEBUG):
         return rules

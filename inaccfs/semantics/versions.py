@@ -10,6 +10,7 @@ import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.semantics.rules import Semantics
+from inaccfs.syscalls import TMPFS_MAGIC
 
 if TYPE_CHECKING:
     from inaccfs.semantics.rules import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         Unit,
     )
 
-TMPFS_MAGIC: Final = 0x01021994
 INACCESSIBLE_MAGIC: Final = 0x494E4143
 RESTRICTEDMEM_MAGIC: Final = 0x5245534D
 ANON_INODE_FS_MAGIC: Final = 0x09041934

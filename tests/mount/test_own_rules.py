@@ -80,7 +80,7 @@ def test_an_interrupt_tells_the_line_of_a_file_that_does_not_end(
     fifo = scratch / "fifo"
     support.run("mkfifo", fifo)
     # It tells us that it is there, and waits.
-    text = f"open({str(fifo)!r}, 'w').close()\nimport time; time.sleep(1000)"
+    text = f"open({str(fifo)!r}, 'w').close(); import time; time.sleep(1000)"
     with subprocess.Popen(
         inaccfs_command(
             *("mount", "--control", scratch / "control", "--log", scratch / "log"),
@@ -95,7 +95,7 @@ def test_an_interrupt_tells_the_line_of_a_file_that_does_not_end(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, "")
-    assert err == f"inaccfs: semantics {scratch}/mine.py: line 4: KeyboardInterrupt\n"
+    assert err == f"inaccfs: semantics {scratch}/mine.py: line 3: KeyboardInterrupt\n"
     assert not support.is_mounted(point)
 
 

@@ -20,8 +20,9 @@ from inaccfs.client.errors import (
     ControlError,
     NotControlSocketError,
 )
-from inaccfs.client.requests import MFD_CLOEXEC, Pfn
+from inaccfs.client.requests import Pfn
 from inaccfs.control import messages, qmp
+from inaccfs.control.messages import MFD_CLOEXEC
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs import cli
-from inaccfs.semantics import VERSIONS, load
+from inaccfs.semantics import VERSIONS, checking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def test_all_versions_are_shown_with_all_their_rules(
     out = shown(capsys)
     assert out.splitlines()[0].split() == [version.name for version in VERSIONS]
     found = rows(out)
-    assert {rule.removeprefix("* ") for rule in found} == {"events", *load.rules()}
+    assert {rule.removeprefix("* ") for rule in found} == {"events", *checking.rules()}
     at = [version.name for version in VERSIONS].index("v7")
     assert found["* read_errno"][at] == "EPERM"
     assert found["* populates"][at] == "yes"
@@ -123,7 +123,9 @@ def test_what_is_code_is_marked_where_it_differs(
     (tmp_path / "mine.py").write_text(CODE)
     words = [name if name == "v8" else f"{tmp_path}/mine.py:{name}" for name in names]
     found = rows(shown(capsys, *words))
-    more = {rule: cells for rule, cells in found.items() if rule not in load.rules()}
+    more = {
+        rule: cells for rule, cells in found.items() if rule not in checking.rules()
+    }
     del more["events"]
     assert more == code
     told = json.loads(shown(capsys, "--json", *words))
@@ -163,7 +165,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["size"] == "fixed"
     assert found["keep_size_required"] is True
     assert found["events"] == ["INVALIDATE_START", "INVALIDATE_END"]
-    assert set(found) == {"name", "source", "events", *load.rules()}
+    assert set(found) == {"name", "source", "events", *checking.rules()}
 
 
 def test_what_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:

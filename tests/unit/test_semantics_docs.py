@@ -10,7 +10,7 @@ import pytest
 
 from inaccfs import cli
 from inaccfs.errors import OptionError
-from inaccfs.semantics import VERSIONS, load
+from inaccfs.semantics import VERSIONS, checking, load
 from inaccfs.semantics.rules import INVALIDATE
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import refused
@@ -49,10 +49,10 @@ RULES = {codes(rule)[0]: (allowed, meaning) for rule, allowed, meaning in rows("
 
 
 def test_the_rules_are_all_there_and_no_others() -> None:
-    assert sorted(RULES) == sorted(load.rules())
+    assert sorted(RULES) == sorted(checking.rules())
 
 
-@pytest.mark.parametrize(("rule", "kind"), load.rules().items(), ids=str)
+@pytest.mark.parametrize(("rule", "kind"), checking.rules().items(), ids=str)
 def test_every_value_of_a_rule_is_there(rule: str, kind: Any) -> None:
     allowed, meaning = RULES[rule]
     assert codes(allowed) == values(kind)
@@ -69,7 +69,7 @@ def test_the_versions_are_all_there() -> None:
 
 def test_the_methods_are_all_there() -> None:
     methods = [codes(method)[0].partition("(")[0] for method, *_ in rows("method")]
-    assert methods == list(load._METHODS)
+    assert methods == list(checking._METHODS)
 
 
 def test_the_output_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from inaccfs import cli
 from inaccfs.errors import OptionError
-from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, load
+from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, checking, load
 from inaccfs.semantics.rules import INVALIDATE
 from tests.unit.fakes import refused
 
@@ -207,7 +207,7 @@ def test_twenty_lines_are_enough_for_v8_but_before(
     assert made.source == str(path)
     assert made.order == "before"
     differing = {
-        rule for rule in load.rules() if getattr(made, rule) != getattr(V8, rule)
+        rule for rule in checking.rules() if getattr(made, rule) != getattr(V8, rule)
     }
     assert differing == {"order"}
     assert os.listdir(tmp_path) == ["mine.py"]
@@ -389,27 +389,27 @@ def test_a_class_of_no_version_must_give_every_rule(tmp_path: Path) -> None:
     assert told.startswith("semantics Mine has no rule 'magic': give it, or derive ")
 
 
-@pytest.mark.parametrize("rule", load.rules())
+@pytest.mark.parametrize("rule", checking.rules())
 def test_a_missing_rule_is_named(tmp_path: Path, rule: str) -> None:
-    body = "\n".join(f"{name} = V8.{name}" for name in load.rules() if name != rule)
+    body = "\n".join(f"{name} = V8.{name}" for name in checking.rules() if name != rule)
     told = complaint_of(tmp_path, body, "Semantics")
     assert told.startswith(f"semantics Mine has no rule {rule!r}: ")
 
 
 def test_a_class_of_no_version_with_every_rule_is_one(tmp_path: Path) -> None:
-    body = "\n".join(f"    {name} = V8.{name}" for name in load.rules())
+    body = "\n".join(f"    {name} = V8.{name}" for name in checking.rules())
     wanted = written(tmp_path, f"class Mine(Semantics):\n{body}\n")
     assert load.load(f"{wanted}:Mine").events == [INVALIDATE]
 
 
-@pytest.mark.parametrize(("old", "new"), load.OLD_NAMES.items())
+@pytest.mark.parametrize(("old", "new"), checking.OLD_NAMES.items())
 @pytest.mark.parametrize(
     "body", ["{old} = 'x'", "def __init__(self): self.{old} = 'x'"]
 )
 def test_an_old_name_of_a_rule_is_refused_with_the_new_one(
     tmp_path: Path, old: str, new: str, body: str
 ) -> None:
-    assert new in load.rules()
+    assert new in checking.rules()
     assert complaint_of(tmp_path, body.format(old=old)) == (
         f"semantics Mine.{old}: rule {old!r} is called {new!r} now"
     )
@@ -428,11 +428,11 @@ _WRONG: dict[type, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("rule", load.rules())
+@pytest.mark.parametrize("rule", checking.rules())
 def test_a_wrong_value_is_told_with_those_that_are_right(
     tmp_path: Path, rule: str
 ) -> None:
-    kind = load.rules()[rule]
+    kind = checking.rules()[rule]
     for value in _WRONG.get(kind, ("'nonsense'", "5", "True", "['after']", "str")):
         told = complaint_of(tmp_path, f"{rule} = {value}")
         assert told.startswith(f"semantics Mine.{rule} is "), told

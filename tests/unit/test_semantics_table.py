@@ -13,7 +13,7 @@ import pytest
 
 from inaccfs import errnos
 from inaccfs.control import messages, queries
-from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, load, rules
+from inaccfs.semantics import V8, VERSIONS, Plan, Semantics, checking, load, rules
 from inaccfs.semantics.rules import (
     INVALIDATE,
     INVALIDATE_END,
@@ -327,7 +327,7 @@ def test_the_versions_are_those_of_the_issue_and_in_the_order_of_history() -> No
 
 def _values() -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
-    for rule, kind in load.rules().items():
+    for rule, kind in checking.rules().items():
         if get_origin(kind) is not None:
             found += [(rule, value) for value in get_args(kind)]
         elif kind is bool:
@@ -340,7 +340,7 @@ VALUES = _values()
 
 def test_every_rule_that_has_choices_is_looked_at() -> None:
     chosen = {rule for rule, _ in VALUES}
-    assert set(load.rules()) - chosen == {"magic", "read_errno", "unbound_errno"}
+    assert set(checking.rules()) - chosen == {"magic", "read_errno", "unbound_errno"}
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_every_rule_that_has_choices_is_looked_at() -> None:
 def test_every_value_of_every_rule_can_be_had(rule: str, value: object) -> None:
     """From v8, by one line; and what is asked of it gives an answer."""
     mine = type("Mine", (V8,), {rule: value})
-    made = load._checked(mine, "mine.py")
+    made = checking.checked(mine, "mine.py")
     assert getattr(made, rule) == value
     assert all(event in messages.EVENTS for event in made.events)
     told = queries.semantics(made)
@@ -443,4 +443,4 @@ def test_a_refusal_has_the_kernels_words() -> None:
 
 def test_the_base_has_no_rules_of_its_own() -> None:
     """Else a class that forgets one would get one by chance."""
-    assert not any(hasattr(Semantics, rule) for rule in load.rules())
+    assert not any(hasattr(Semantics, rule) for rule in checking.rules())

@@ -1,8 +1,4 @@
-"""What can be asked of the daemon.
-
-Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
-of a command there.
-"""
+"""The commands, and what they take."""
 
 from __future__ import annotations
 
@@ -11,7 +7,19 @@ from typing import Annotated, Any, ClassVar, Final
 import msgspec
 from msgspec import Meta
 
-from inaccfs.control.messages.fields import (
+from inaccfs.control.messages.results import (
+    CommandInfo,
+    FileInfo,
+    Frames,
+    Nothing,
+    Notifier,
+    NotifierInfo,
+    Pins,
+    Semantics,
+    Stats,
+    VersionInfo,
+)
+from inaccfs.control.messages.types import (
     EndPage,
     FdName,
     File,
@@ -25,19 +33,13 @@ from inaccfs.control.messages.fields import (
     Row,
     Sequence,
 )
-from inaccfs.control.messages.results import (
-    CommandInfo,
-    FileInfo,
-    Frames,
-    Nothing,
-    Notifier,
-    NotifierInfo,
-    Pins,
-    Semantics,
-    Stats,
-    VersionInfo,
-)
 from inaccfs.status import Status
+
+# memfd_create(2); the last is the patch's.
+MFD_CLOEXEC: Final = 0x1
+MFD_ALLOW_SEALING: Final = 0x2
+MFD_HUGETLB: Final = 0x4
+MFD_INACCESSIBLE: Final = 0x8
 
 
 class Command(

@@ -1,7 +1,4 @@
-"""What commands return.
-
-A comment above a member says what it means, in docs/control-protocol.md, too.
-"""
+"""What commands return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types of members that commands and events have in common."""
+"""The types that members have, with what they take and mean."""
 
 from __future__ import annotations
 

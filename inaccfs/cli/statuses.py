@@ -1,0 +1,11 @@
+"""Exit statuses of the command, beside 0 and 1."""
+
+from __future__ import annotations
+
+from typing import Final
+
+USAGE: Final = 2
+"""Something is wrong with the words, as argparse has it."""
+
+INTERRUPTED: Final = 130
+"""After Ctrl-C: 128 and SIGINT, as in a shell."""

@@ -1,0 +1,169 @@
+"""Which room may import which: the table of docs/architecture.md, and no circles.
+
+An import counts wherever it stands: in a function or under TYPE_CHECKING, too. To know
+a type of another room is to know the room.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import inaccfs
+
+PACKAGE = Path(inaccfs.__file__).parent
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
+
+# Modules that import each other, and why they may. They do so for types only.
+CIRCLES = {
+    ("fuse.mounting", "fuse.mountpoint"): "mount() takes a Mountpoint; that looks up "
+    "mounts as everybody does",
+    ("inprocess.client", "inprocess.mount"): "a mount makes its clients, which go on "
+    "with its files",
+    (
+        "shim.file",
+        "shim.pages",
+        "shim.superblock",
+    ): "the superblock keeps what its files share, and lists them",
+    (
+        *("shim.loop", "shim.notifiers", "shim.order", "shim.patience", "shim.turns"),
+    ): "notices, who gets them, and who waits for the answers",
+}
+
+
+class Room(NamedTuple):
+    """A line of the table."""
+
+    row: int
+    # What it may import: rooms, or modules of them.
+    doors: tuple[str, ...]
+
+
+@cache
+def rooms() -> dict[str, Room]:
+    """The table of the page. The first row is the ground floor."""
+    text = PAGE.read_text().partition("## The rooms")[2].partition("\n## ")[0]
+    found: dict[str, Room] = {}
+    lines = re.findall(r"^\| (`.*?) \| .* \| (.*) \|$", text, re.MULTILINE)
+    for row, (names, doors) in enumerate(lines):
+        for name in re.findall("`(.*?)`", names):
+            assert name not in found, name
+            room = Room(row, tuple(_dotted(door) for door in _quoted(doors)))
+            found[_dotted(name)] = room
+    return found
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall("`(.*?)`", text)
+
+
+def _dotted(name: str) -> str:
+    return name.rstrip("/").replace("/", ".")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Each module by its name without "inaccfs."; the package itself is __init__."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        is_package = parts[-1] == "__init__" and len(parts) > 1
+        found[".".join(parts[:-1] if is_package else parts)] = path
+    return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """What a module imports of this package, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(modules()[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            names |= {f"{node.module}.{each.name}" for each in node.names}
+    ours = {name for name in names if name.split(".")[0] == "inaccfs"}
+    return frozenset(_module(name.partition(".")[2]) for name in ours)
+
+
+def _module(name: str) -> str:
+    """The module of a *name*, which may be one of something in it."""
+    while name and name not in modules():
+        name = name.rpartition(".")[0]
+    return name or "__init__"
+
+
+def _room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _leads_to(door: str, module: str) -> bool:
+    return module == door or module.startswith(f"{door}.")
+
+
+def test_every_module_is_in_a_room_of_the_table() -> None:
+    assert {_room(module) for module in modules()} == set(rooms())
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_what_the_table_says_and_no_more(room: str) -> None:
+    ground = {name for name, other in rooms().items() if other.row == 0}
+    used = {
+        imported
+        for module in modules()
+        if _room(module) == room
+        for imported in imports(module)
+        if _room(imported) not in (room, *ground)
+    }
+    doors = rooms()[room].doors
+    assert [m for m in used if not any(_leads_to(door, m) for door in doors)] == []
+    assert [d for d in doors if not any(_leads_to(d, m) for m in used)] == []
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_none_below_it_in_the_table(room: str) -> None:
+    """So there is no circle of rooms."""
+    row, doors = rooms()[room]
+    assert [door for door in doors if rooms()[_room(door)].row >= row] == []
+
+
+def test_the_ground_floor_stands_on_nothing() -> None:
+    ground = {name for name, room in rooms().items() if room.row == 0}
+    used = {imported for module in ground for imported in imports(module)}
+    assert used <= ground
+
+
+def test_no_modules_import_each_other_but_those_that_may() -> None:
+    """A circle that has gone must go from the list, too."""
+    assert {circle for circle in circles() if len(circle) > 1} == {*CIRCLES}
+
+
+def circles() -> list[tuple[str, ...]]:
+    """The strongly connected modules; see Tarjan, 1972."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in imports(module):
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[module] = min(lowest[module], lowest[other])
+        if lowest[module] == order[module]:
+            at = stack.index(module)
+            found.append(tuple(sorted(stack[at:])))
+            del stack[at:]
+
+    for module in sorted(modules()):
+        if module not in order:
+            visit(module)
+    return found
