@@ -32,9 +32,9 @@ from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
 from inaccfs.semantics.telling import telling
 from inaccfs.shim import framesource
+from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.patience import Patience
 from inaccfs.shim.superblock import Superblock
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class _Daemon:
         self._stop = stop
         backing, device = parts.backing, parts.mount.fuse
         self._closer = Closer()
-        self._patience = Patience(config.policy.ack_seconds)
+        self._ack_timeouts = AckTimeouts(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
         self._superblock = Superblock(
             telling(config.rules),
@@ -205,7 +205,7 @@ class _Daemon:
             frames=parts.frames,
             ack_seconds=config.policy.ack_seconds,
             frees=self._closer,
-            patience=self._patience,
+            ack_timeouts=self._ack_timeouts,
         )
         self._namespace = Namespace(
             backing,
@@ -268,7 +268,7 @@ class _Daemon:
             self._nursery = self._closer.nursery = nursery
             nursery.start_soon(self._end_on_signal)
             nursery.start_soon(self._end_with_holder)
-            nursery.start_soon(self._patience.run)
+            nursery.start_soon(self._ack_timeouts.run)
             nursery.start_soon(self._parts.helper.run)
             nursery.start_soon(self._run_channel)
             nursery.start_soon(self._run_pyfuse3)

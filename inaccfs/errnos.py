@@ -25,11 +25,11 @@ NUMBERS: Final[dict[str, int]] = {
 _POSSIBLE: Final = range(1, 512)
 
 
+def os_error(number: int) -> OSError:
+    """The `OSError` of an errno, with the C library's words."""
+    return OSError(number, os.strerror(number))
+
+
 def is_errno(number: object) -> TypeGuard[int]:
     """Whether a system call can fail with it; 22.0 is none, though it equals one."""
     return type(number) is int and number in _POSSIBLE
-
-
-def os_error(number: int) -> OSError:
-    """The `OSError` of an errno."""
-    return OSError(number, os.strerror(number))

@@ -28,9 +28,9 @@ class Holder:
 
     async def wait(self) -> None:
         """Wait until the process has ended, with all of its threads."""
-        import trio
+        from inaccfs.readiness import wait_readable
 
-        await trio.lowlevel.wait_readable(self._pidfd)
+        await wait_readable(self._pidfd)
 
     def clean_up(self) -> None:
         """At the daemon's end: do what the process cannot do any more."""

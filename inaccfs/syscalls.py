@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
+PUNCH: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+"""The mode of a punch: the kernel allows no other."""
 
 AT_FDCWD: Final = -100
 RENAME_NOREPLACE: Final = 1
@@ -96,23 +98,23 @@ def _error(path: object = None) -> OSError:
 
 # --- allocation -------------------------------------------------------------
 
-_quick_fallocate = _libc_gil.fallocate64
+_fallocate_now = _libc_gil.fallocate64
 # Ready-made arguments: converting Python integers to 64 bits anew costs more than
 # the rest of the call. The GIL, which _libc_gil does not give up, guards them.
-_quick_offset = ctypes.c_int64()
-_quick_length = ctypes.c_int64()
+_now_offset = ctypes.c_int64()
+_now_length = ctypes.c_int64()
 
 
-def fallocate_quick(fd: int, mode: int, offset: int, length: int) -> None:
+def fallocate_now(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2) for a range so small that nobody minds waiting."""
     if mode == 0:
         # The same call without the cost of ctypes, a third of it. It would fall back
         # to writing where fallocate is not supported; every backing supports this.
         os.posix_fallocate(fd, offset, length)
         return
-    _quick_offset.value = offset
-    _quick_length.value = length
-    if _quick_fallocate(fd, mode, _quick_offset, _quick_length):
+    _now_offset.value = offset
+    _now_length.value = length
+    if _fallocate_now(fd, mode, _now_offset, _now_length):
         raise _error()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.control import qmp
 from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
+from inaccfs.errnos import os_error
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Inbox:
                         self._connection, end - at, self._device
                     )
                     if not received.size:
-                        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                        raise os_error(errno.ECONNRESET)
                     at += received.size
                     if received.fd >= 0 or received.foreign:
                         # With the rest of these bytes there are no more.

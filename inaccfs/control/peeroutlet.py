@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from inaccfs.control.outlet import Outlet
-from inaccfs.shim.patience import in_time
+from inaccfs.readiness import wait_writable
+from inaccfs.shim.acktimeouts import in_time
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from inaccfs.control.limits import Policy
+    import trio
 
-# How long to wait where trio cannot wait for a socket: epoll_ctl(2), ENOSPC.
-_NO_EPOLL_SECONDS: Final = 0.05
+    from inaccfs.control.limits import Policy
 
 
 class Backlog:
@@ -165,7 +164,9 @@ class PeerOutlet:
     async def _write(self) -> None:
         while self._outlet:
             waiting = self._outlet.waiting
-            was_in_time = await in_time(self._policy.ack_seconds, self._writable)
+            was_in_time = await in_time(
+                self._policy.ack_seconds, partial(wait_writable, self._connection)
+            )
             # All that there is room for: one punch may send thousands of events.
             self._flush()
             if not was_in_time and self._outlet.waiting == waiting:
@@ -174,13 +175,6 @@ class PeerOutlet:
             self._progressed()
         self._writing = False
         self._progressed()
-
-    async def _writable(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._connection)
-        except OSError:
-            # epoll_ctl(2), ENOSPC: `in_time` asks again.
-            await trio.sleep(_NO_EPOLL_SECONDS)
 
     def _flush(self) -> None:
         before = self._outlet.waiting

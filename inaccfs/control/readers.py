@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs.readiness import wait_readable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,8 +26,6 @@ _EVENTS: Final = select.EPOLLIN | select.EPOLLONESHOT
 
 # Nor do others wait longer than for this and for one peer.
 _TURN_SECONDS: Final = 0.002
-
-_TRY_AGAIN_SECONDS: Final = 0.05
 
 # After so many reads in a row other tasks get a turn.
 _READS_IN_A_ROW: Final = 16
@@ -67,11 +67,7 @@ class Readers:
         """Serve until cancelled."""
         while True:
             # A turn of the loop for each round, whoever has said how much.
-            try:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-            except OSError:
-                # epoll_ctl(2), ENOSPC: there may be room later.
-                await trio.sleep(_TRY_AGAIN_SECONDS)
+            await wait_readable(self._epoll)
             ready = self._epoll.poll(0)
             # A reply has just woken a peer, which on one CPU runs there and then: look
             # again at once, as for the kernel's requests. In a crowd it is in vain.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from inaccfs.control.caller import Caller, Outbound
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.order import Notice
+    from inaccfs.shim.notifiers import Notice
 
 _ANSWERED: Final = {
     name: event

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs import readiness
 from inaccfs.control import messages, qmp
 from inaccfs.control.caller import Caller
 from inaccfs.control.closings import STRANGERS
@@ -20,8 +21,9 @@ from inaccfs.control.context import Actions, Context
 from inaccfs.control.limits import Policy
 from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
-from inaccfs.control.transport import Transport, Trouble
+from inaccfs.control.transport import Transport
 from inaccfs.errors import MountError
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from inaccfs.control.closings import Receiver
@@ -137,7 +139,7 @@ class Server:
             try:
                 connection = self._next()
                 if connection is None:
-                    await trio.lowlevel.wait_readable(self._listener)
+                    await readiness.wait_readable(self._listener)
                     continue
             except OSError as exc:
                 # Peers that are there already go on, and may make room.

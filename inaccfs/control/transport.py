@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from inaccfs.control.closings import Closings
 from inaccfs.control.peeroutlet import Backlog
 from inaccfs.control.readers import Readers
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from inaccfs.control.closings import Receiver
     from inaccfs.control.limits import Policy
-
-log = logging.getLogger(__name__)
-
-
-class Trouble:
-    """Something that fails, is tried again and again, and is logged once."""
-
-    def __init__(self) -> None:
-        self._met = ""
-
-    def met(self, text: str) -> None:
-        """It has failed."""
-        if text != self._met:
-            log.error("%s", text)
-        self._met = text
-
-    def over(self) -> None:
-        """It has succeeded: log it when it fails again."""
-        self._met = ""
 
 
 @dataclass(frozen=True, slots=True)

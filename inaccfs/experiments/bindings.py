@@ -16,7 +16,7 @@ from inaccfs.errors import InaccfsError
 from inaccfs.experiments import chart
 from inaccfs.experiments.lab import Experiment
 from inaccfs.semantics import V8
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
@@ -132,7 +132,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 def _punch(fd: int) -> float:
     """What it takes, in µs. There is no memory that would have to be given back."""
     start = time.perf_counter_ns()
-    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, _PAGE)
+    fallocate(fd, PUNCH, 0, _PAGE)
     return (time.perf_counter_ns() - start) / 1e3
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
 from inaccfs.kvm.encryption import EncryptionUnavailableError
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def _keep(guest: _Guest, private: bool) -> None:
 def _punch(guest: _Guest, private: bool) -> None:
     """Where there are no halves: the page itself is given back."""
     guest.vm.set_memory_attributes(0, _PAGE, private=private)
-    fallocate(guest.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, _PAGE)
+    fallocate(guest.fd, PUNCH, 0, _PAGE)
 
 
 # "in place" is as guest_memfd with INIT_SHARED has it: the VMM has mapped the very

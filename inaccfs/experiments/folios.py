@@ -11,7 +11,7 @@ from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.parts import add_slot, new_file
 from inaccfs.kvm import VM, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class _Guest:
         fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, count * PAGE_SIZE)
 
     def punch(self, start: int, count: int) -> None:
-        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        mode = PUNCH
         fallocate(self._fd, mode, start * PAGE_SIZE, count * PAGE_SIZE)
 
     def read(self, page: int) -> str:

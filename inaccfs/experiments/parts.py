@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -52,7 +52,7 @@ def allocate(fd: int, pages: int) -> None:
 
 def punch(fd: int, pages: int) -> None:
     """Punch the first pages of a file; returns when all have answered."""
-    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    mode = PUNCH
     fallocate(fd, mode, 0, pages << PAGE_SHIFT)
 
 

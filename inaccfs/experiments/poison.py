@@ -13,7 +13,7 @@ from inaccfs import errnos
 from inaccfs.client import connect
 from inaccfs.experiments.lab import Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ class _Guest:
         return _outcome(get)
 
     def punch(self, page: int) -> None:
-        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        mode = PUNCH
         fallocate(self.fd, mode, page * _PAGE, _PAGE)
 
     def report(self, page: int) -> str:

@@ -9,10 +9,10 @@ for a chown(2) to -1, -1.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errnos import os_error
 from inaccfs.fuse import wire
 from inaccfs.fuse.caller import Caller
 from inaccfs.syscalls import UTIME_NOW, UTIME_OMIT
@@ -101,7 +101,7 @@ def _without_set_ids(
     if left == mode:
         return None
     if only_owner and not node.opens and not caller.is_like_owner(attributes.st_uid):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     return left
 
 

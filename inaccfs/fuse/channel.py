@@ -84,7 +84,7 @@ class Channel:
         self._relay: Final = Relay(relay)
         self._opens: Final = OpenHandlers(namespace)
         self.handlers: Final[list[Handler]] = table(
-            refusals.handlers(read_errno),
+            refusals.handlers(read_errno, namespace.trace),
             NameHandlers(namespace).handlers(),
             AttributeHandlers(namespace).handlers(),
             self._opens.handlers(),

@@ -16,11 +16,27 @@ import trio
 
 from inaccfs.fuse.nodes import close_now
 from inaccfs.shim.file import INLINE_BYTES
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inaccfs.shim.file import InaccessibleFile
 
 _THREADS: Final = 8
+
+# How long to wait where no thread is to be had.
+_NO_THREAD_SECONDS: Final = 0.1
+
+
+def _frees_much(fd: int) -> bool:
+    """Whether to close *fd* frees more than the loop has time for."""
+    try:
+        attributes = os.fstat(fd)
+    except OSError:
+        # ENOMEM: it must be closed all the same, and a thread does no harm.
+        return True
+    return attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
 
 
 class Closer:
@@ -32,6 +48,7 @@ class Closer:
         self._pending = 0
         # Not the limiter of allocations, which may wait for these.
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._trouble: Final = Trouble()
         # How many large files have been closed so far.
         self.closed = 0
         # Set while nothing is pending. Replaced by a new one when something is.
@@ -53,9 +70,7 @@ class Closer:
         Also drops the pages fetched of its *file*, if it is one: their pins would keep
         the memory.
         """
-        attributes = os.fstat(fd)
-        large = attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
-        if not large or self.nursery is None:
+        if self.nursery is None or not _frees_much(fd):
             close_now(fd, file)
             return
         if not self.busy:
@@ -65,11 +80,19 @@ class Closer:
 
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await trio.to_thread.run_sync(
-                partial(close_now, fd, file), limiter=self._threads
-            )
+            await self._in_thread(partial(close_now, fd, file))
         finally:
             self._pending -= 1
             self.closed += 1
             if not self.busy:
                 self._idle.set()
+
+    async def _in_thread(self, close: Callable[[], None]) -> None:
+        """Call *close*, which does not raise; wait until there is a thread for it."""
+        while True:
+            try:
+                return await trio.to_thread.run_sync(close, limiter=self._threads)
+            except RuntimeError as exc:
+                # Of threading: there may be no more (systemd's TasksMax).
+                self._trouble.met(f"closing a file waits: {exc}")
+                await trio.sleep(_NO_THREAD_SECONDS)

@@ -12,6 +12,8 @@ import trio
 
 from inaccfs.fuse import wire
 from inaccfs.fuse.requests import Request, errno_of
+from inaccfs.readiness import wait_readable
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from inaccfs.fuse.requests import Handler, Pending
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 # After so many requests in a row the other tasks get a turn. Fewer than one request in
 # a hundred then pays for a round of the trio loop.
 _REQUESTS_IN_A_ROW: Final = 128
+
+_TRY_AGAIN_SECONDS: Final = 0.01
 
 # write(2) fails with these when nobody waits for the reply any more. ENOENT: the
 # connection was aborted, and the request with it. The others: unmounted, and the next
@@ -46,6 +50,7 @@ class Device:
         request, buffer = self._request, self._request.buffer
         unpack_header, pack_reply = wire.unpack_header, wire.pack_reply
         in_a_row = 0
+        trouble = Trouble()
         while True:
             try:
                 size = readinto(buffer)
@@ -63,10 +68,14 @@ class Device:
                 if exc.errno == errno.ENOENT:
                     # The request was interrupted before we could read it.
                     continue
-                raise
+                # ENOMEM and the like: the kernel has failed that request, if it was
+                # one, and there will be others.
+                trouble.met(f"a request could not be read: {exc.strerror}")
+                await trio.sleep(_TRY_AGAIN_SECONDS)
+                continue
             if size is None:
                 in_a_row = 0
-                await trio.lowlevel.wait_readable(self._fd)
+                await wait_readable(self._fd)
                 continue
             if size < wire.IN_HEADER_SIZE:
                 if size == 0:

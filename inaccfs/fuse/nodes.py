@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -9,15 +10,26 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
 
+log = logging.getLogger(__name__)
+
 CloseFd = Callable[[int, "InaccessibleFile | None"], None]
 """Closes the fd of an inode, and drops the pages fetched of its file, if it is one."""
 
 
 def close_now(fd: int, file: InaccessibleFile | None) -> None:
-    """A `CloseFd` that does so before it returns. Freeing gigabytes takes long."""
-    if file is not None:
-        file.close()
-    os.close(fd)
+    """A `CloseFd` that does so before it returns. Freeing gigabytes takes long.
+
+    Never raises: close(2) closes the fd also where it fails.
+    """
+    try:
+        if file is not None:
+            file.close()
+    except Exception:
+        log.exception("bug in dropping the pages of a file")
+    try:
+        os.close(fd)
+    except OSError as exc:
+        log.warning("closing a file of the backing: %s", exc.strerror)
 
 
 class Node:
@@ -64,7 +76,7 @@ class Node:
     @property
     def is_pinned(self) -> bool:
         """Whether pages of it have been fetched or poisoned, so that it must stay."""
-        return self.file is not None and not self.file.pages.plain
+        return self.file is not None and not self.file.pages.nothing_fetched
 
 
 def can_be_let_go(node: Node) -> bool:

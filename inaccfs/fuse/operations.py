@@ -23,6 +23,7 @@ from pyfuse3 import (
 )
 
 from inaccfs import errnos
+from inaccfs.errnos import os_error
 from inaccfs.fuse.caller import Caller
 from inaccfs.fuse.wire import ROOT_ID
 
@@ -231,7 +232,7 @@ class Operations(pyfuse3.Operations):
         if self._is_virtual(inode, name):
             return await self._virtual[name]()
         if name.startswith(_REFUSED_XATTRS):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise os_error(errno.EOPNOTSUPP)
         with self._inodes.magic_path(self._inodes[inode]) as path:
             return os.getxattr(path, name)
 
@@ -240,9 +241,9 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext
     ) -> None:
         if self._is_virtual(inode, name):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise os_error(errno.EPERM)
         if name.startswith(_REFUSED_XATTRS):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise os_error(errno.EOPNOTSUPP)
         await self._namespace.wait_idle(self._inodes[inode])
         with self._inodes.magic_path(self._inodes[inode]) as path:
             os.setxattr(path, name, value)
@@ -252,7 +253,7 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, name: bytes, ctx: RequestContext
     ) -> None:
         if self._is_virtual(inode, name):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise os_error(errno.EPERM)
         await self._namespace.wait_idle(self._inodes[inode])
         with self._inodes.magic_path(self._inodes[inode]) as path:
             os.removexattr(path, name)

@@ -7,6 +7,7 @@ replies of all requests that pyfuse3 has not answered yet.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,10 @@ import trio
 
 from inaccfs.fuse import wire
 from inaccfs.fuse.requests import safe_errno
+from inaccfs.readiness import wait_readable
+from inaccfs.trouble import Trouble
+
+_TRY_AGAIN_SECONDS: Final = 0.01
 
 Deliver = Callable[[int, memoryview], None]
 """Takes pyfuse3's reply: an errno or 0, and the payload, valid only during the call."""
@@ -48,7 +53,7 @@ class Relay:
     def send(self, message: bytes, largest_reply: int, deliver: Deliver) -> None:
         """Send a request now, or when there is room; *deliver* gets its reply.
 
-        *largest_reply* is in bytes.
+        Or the errno, where the request cannot be sent. *largest_reply* is in bytes.
         """
         relayed = _Relayed(len(message) + largest_reply, deliver)
         self._waiting.append((message, relayed))
@@ -61,11 +66,14 @@ class Relay:
                 return
             try:
                 self._connection.send(message)
-            except BlockingIOError:
-                # The next reply makes room.
-                if self._sent:
+            except OSError as exc:
+                if isinstance(exc, BlockingIOError) and self._sent:
+                    # The next reply makes room.
                     return
-                raise
+                # ENOBUFS, ENOMEM: it costs this call, and no other.
+                self._waiting.popleft()
+                relayed.deliver(safe_errno(exc.errno or errno.EIO), memoryview(b""))
+                continue
             self._waiting.popleft()
             _, _, unique, _ = wire.unpack_header(message)
             self._sent[unique] = relayed
@@ -75,11 +83,17 @@ class Relay:
         """Deliver replies until the other end is closed."""
         buffer = bytearray(wire.REQUEST_BUFFER_SIZE)
         view = memoryview(buffer)
+        trouble = Trouble()
         while True:
             try:
                 size = self._connection.recv_into(buffer)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._connection)
+                await wait_readable(self._connection)
+                continue
+            except OSError as exc:
+                # ENOMEM: what is there can be received later.
+                trouble.met(f"no reply from pyfuse3: {exc.strerror}")
+                await trio.sleep(_TRY_AGAIN_SECONDS)
                 continue
             if size == 0:
                 return

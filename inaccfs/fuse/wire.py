@@ -103,7 +103,10 @@ _forget_one = struct.Struct("=QQ")
 # fuse_interrupt_in: unique
 unpack_interrupt = struct.Struct(f"={_ARGUMENTS}xQ").unpack_from
 INTERRUPT_SIZE: Final = _ARGUMENTS + 8
-# fuse_read_in: fh, offset, size, ...; READDIRPLUS uses it too
+# fuse_read_in: fh, offset, size, ...; READDIRPLUS uses it, too, and fuse_write_in
+# begins with the same
+unpack_range = struct.Struct(f"={_ARGUMENTS}x8xQI").unpack_from
+RANGE_SIZE: Final = _ARGUMENTS + 20
 _READ_SIZE_AT: Final = _ARGUMENTS + 16
 # fuse_setattr_in: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their
 # nanoseconds, mode, unused4, uid, gid, unused5

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from inaccfs.helper import starting, wire
-from inaccfs.helper.starting import is_readable
+from inaccfs.readiness import is_readable, wait_readable, wait_writable
+from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
     from inaccfs.helper.starting import Process
@@ -75,14 +76,20 @@ class Worker:
         poller.poll()
 
     def ask(self, request: bytes, fd: int | None = None) -> None:
-        """Send a request. The answer comes when it comes."""
-        # One that has been killed is found out about by `answer`.
-        with suppress(ConnectionError):
+        """Send a request. The answer comes when it comes.
+
+        Raises:
+            OSError: sendmsg(2) failed.
+            WorkerGoneError: it has ended.
+        """
+        try:
             wire.send(self._connection, request, fd)
+        except ConnectionError:
+            raise WorkerGoneError from None
 
     async def wait_answer(self) -> None:
         """Wait until there is an answer, or there never will be."""
-        await trio.lowlevel.wait_readable(self._connection)
+        await wait_readable(self._connection)
 
     def take_answer(self) -> tuple[Answer, int]:
         """The answer that is there, and the fd that came with it, or -1.
@@ -139,20 +146,21 @@ class Pool:
 
     async def run(self) -> None:
         """Keep a helper, and a worker for the next request; until cancelled."""
-        told = ""
+        trouble = Trouble()
         while True:
             begun = trio.current_time()
             try:
                 self.give_back(await self.lease())
             except OSError as exc:
-                if str(exc) != told:
-                    told = str(exc)
-                    log.error("no helper process: %s", told)  # noqa: TRY400
+                trouble.met(f"no helper process: {exc}")
+            except Exception:
+                # The mount goes on without, and the next try may do.
+                log.exception("bug in starting a helper process")
             else:
-                told = ""
+                trouble.over()
                 # Another task may start the next one, and close this, while we wait.
                 with suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_readable(self._process.pidfd)
+                    await wait_readable(self._process)
             await trio.sleep_until(begun + _PAUSE_SECONDS)
 
     async def lease(self) -> Worker:
@@ -223,7 +231,7 @@ class Pool:
                 with theirs:
                     await self._send(theirs.fileno())
                 # If this is cancelled, the worker finds that nobody wants it.
-                await trio.lowlevel.wait_readable(ours)
+                await wait_readable(ours)
                 packet, pidfd = wire.receive(ours)
             except (ConnectionError, trio.ClosedResourceError):
                 return None
@@ -244,7 +252,7 @@ class Pool:
                     wire.send(requests, wire.WORKER, connection)
                 except BlockingIOError:
                     # The helper has been stopped.
-                    await trio.lowlevel.wait_writable(requests)
+                    await wait_writable(requests)
                 else:
                     return
 
@@ -254,7 +262,7 @@ class Pool:
             if not self._process.has_ended:
                 return
             process = await starting.start_anew()
-            for fd in (self._process.pidfd, self._process.requests):
+            for fd in (self._process, self._process.requests):
                 trio.lowlevel.notify_closing(fd)
             self._process.close()
             self._process = process

@@ -177,7 +177,7 @@ def _open_tmpfile(connection: socket.socket, path: bytes, device: str) -> None:
         _answer(connection, Answer(), fd)
     else:
         _answer(connection, Answer(errno.ESTALE))
-    # Of the mount's own files this asks nobody: see FOPEN_NOFLUSH in fuse/channel.
+    # Of the mount's own files this asks nobody: see FOPEN_NOFLUSH in fuse/handlers.
     os.close(fd)
 
 

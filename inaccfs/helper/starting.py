@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import socket
 import struct
 import subprocess
@@ -23,19 +22,12 @@ import trio
 
 from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
+from inaccfs.readiness import is_readable, wait_readable
 
 # On a machine that is busy with nothing else this takes a tenth of a second.
 _START_SECONDS: Final = 30.0
 
 _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
-
-
-def is_readable(fd: int) -> bool:
-    """Whether a socket has something, or a process has ended, now."""
-    # Not select(2), which takes no fd above 1023.
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 class Process:
@@ -51,14 +43,17 @@ class Process:
         self.requests: Final = requests
         # Of an interpreter of its own.
         self._process = process
-        # Readable once it has ended.
-        self.pidfd: Final = os.pidfd_open(pid)
+        self._pidfd = os.pidfd_open(pid)
         requests.setblocking(False)
+
+    def fileno(self) -> int:
+        """A pidfd, readable once it has ended; -1 after `close`."""
+        return self._pidfd
 
     @property
     def has_ended(self) -> bool:
         """Whether it is no more."""
-        return is_readable(self.pidfd)
+        return is_readable(self._pidfd)
 
     def close(self) -> None:
         """End it, and wait until it has ended. It waits for nobody."""
@@ -69,7 +64,8 @@ class Process:
             # Where SIGCHLD is ignored the kernel has waited for it.
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
 
 
 def fork() -> Process:
@@ -110,7 +106,7 @@ async def start_anew() -> Process:
             process = _spawn(theirs.fileno())
         try:
             with trio.fail_after(_START_SECONDS):
-                await trio.lowlevel.wait_readable(bootstrap)
+                await wait_readable(bootstrap)
             requests = _receive_requests(bootstrap)
             try:
                 _check(requests, process.pid)

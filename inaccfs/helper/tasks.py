@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from inaccfs.errnos import os_error
 from inaccfs.helper import wire
 from inaccfs.helper.pool import Pool, Worker, WorkerGoneError
 
@@ -142,5 +143,5 @@ class Helper(Pool):
             raise
         self.give_back(worker)
         if fd < 0:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise os_error(errno.EMFILE)
         return fd

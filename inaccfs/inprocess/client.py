@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.order import Notice
+    from inaccfs.shim.notifiers import Notice
 
 log = logging.getLogger(__name__)
 

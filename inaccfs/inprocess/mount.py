@@ -74,7 +74,7 @@ class Mount:
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
             ack_seconds=ack_seconds,
             # What may block takes a task.
-            patience=_Evictor() if on_change is None else None,
+            ack_timeouts=_Evictor() if on_change is None else None,
             loop=self.loop,
             on_change=self._change,
         )

@@ -16,7 +16,7 @@ from inaccfs.kvm.uapi import (
 )
 from inaccfs.kvm.vm import VM
 from inaccfs.kvm.vmm import Vmm
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ class Demo:
     def _lose(self) -> None:
         self._title("The host punches pages 2 to 5 and 540 to 549")
         for start, pages in ((2, 4), (540, 10)):
-            mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+            mode = PUNCH
             fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
         self._show("fallocate(2) has returned: KVM was told, and has let go of them")
         self._counted()

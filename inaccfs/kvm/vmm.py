@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def discard_private(
     """Punch the gfns from *start* to *end* out of the slot's file."""
     assert slot.backing is not None
     offset, size = slot.pgoff(start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
-    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    mode = PUNCH
     fallocate(slot.backing.fd, mode, offset, size)
 
 

@@ -20,7 +20,7 @@ from inaccfs.kvm.oracle import Oracle
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
 from inaccfs.kvm.vm import VM
 from inaccfs.kvm.vmm import Vmm
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate
+from inaccfs.syscalls import PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -190,7 +190,7 @@ class World:
     def punch(self, window: Window, index: int, pages: int) -> None:
         """Take pages of the file away. *window* shows it."""
         offset = (window.pgoff + index) << PAGE_SHIFT
-        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        mode = PUNCH
         with self._clearing(window, index, window.private[index : index + pages]):
             fallocate(self.fd, mode, offset, pages << PAGE_SHIFT)
 

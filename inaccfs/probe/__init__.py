@@ -1,9 +1,9 @@
-"""What a file lets userspace do: try each system call that could reach or resize it.
+"""What a file lets userspace do: every system call that could reach or resize it.
 
-`naming` finds what a user has named, `targets` makes files of that kind, and `attempts`
-tries one row on one of them in a child (`children`). The rows are in `sizing`,
-`reading`, `writing`, `mapping`, `asking` and `opening`, by the way in which they go at
-a file; `table` has all, and `report` shows what came of them.
+A row is one such call. `naming` finds the target that a user has named, `targets`
+makes files of its kind, and `attempts` tries a row on one file, in a child process
+(`children`). The rows are in `sizing`, `reading`, `writing`, `mapping`, `asking` and
+`opening`, by kind of access. `table` lists them all; `report` prints the outcomes.
 
-Nothing here knows of inaccfs: a mount of it is probed as any other file system.
+Nothing here knows about inaccfs: its mounts are probed like any other file system.
 """

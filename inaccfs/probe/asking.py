@@ -1,4 +1,4 @@
-"""Rows that ask the kernel about the file, or advise it."""
+"""Rows that query the file, or give the kernel advice about it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _fadvise(advice: int) -> Callable[[Subject], None]:
 
 
 def _set_flags(subject: Subject) -> None:
-    """Set what is set already, so that nothing stays of it."""
+    """Set the flags that are set already, so that nothing changes."""
     flags = bytearray(8)
     with suppress(OSError):
         fcntl.ioctl(subject.fd, _IOCTLS["FS_IOC_GETFLAGS"], flags)
@@ -74,7 +74,7 @@ def _set_flags(subject: Subject) -> None:
 
 def _fiemap(subject: Subject) -> str:
     # struct fiemap: fm_start, fm_length, fm_flags, fm_mapped_extents, fm_extent_count,
-    # reserved. No room for extents: they are only counted.
+    # reserved. There is no room for extents, so they are only counted.
     answer = bytearray(struct.pack("=QQIIII", 0, subject.size, 0, 0, 0, 0))
     fcntl.ioctl(subject.fd, _FS_IOC_FIEMAP, answer)
     _, _, _, extents, _, _ = struct.unpack("=QQIIII", answer)
@@ -91,7 +91,7 @@ def _blocks(subject: Subject) -> str:
 
 
 def _blocks_after_a_punch(subject: Subject) -> str:
-    # What cannot be punched keeps what it has; another row tells of that.
+    # If the punch fails, the file keeps its blocks. Another row shows the error.
     with suppress(OSError):
         syscalls.fallocate(subject.fd, PUNCH, 0, subject.unit)
     return _blocks(subject)

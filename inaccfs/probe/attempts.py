@@ -1,4 +1,4 @@
-"""A row, what it tries its call on, and one attempt at it."""
+"""A row, the file that it is tried on, and one attempt."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ class Subject:
     """The file that a row is tried on."""
 
     target: Target
-    """Which kind of file it is, and how to get another."""
+    """The kind of the file; makes others."""
 
     fd: int
-    """Of the file, for reading and writing; -1 for rows that make their own."""
+    """The file, open for reading and writing; -1 for rows that make their own."""
 
     size: int
-    """Of the file, in bytes; four units unless it could not be brought there."""
+    """The size of the file in bytes: four units, unless it could not be resized."""
 
     unit: int
-    """What sizes and offsets of the file are multiples of: the page, mostly."""
+    """Sizes and offsets of the file are multiples of this: the page size, mostly."""
 
     say: Callable[[str], None]
-    """Tells what has come so far, for the case that what follows kills the process."""
+    """Reports the outcome so far, in case the next call kills the process."""
 
     @property
     def link(self) -> str:
-        """A path that leads to the very file."""
+        """A path of the same file."""
         return f"/proc/self/fd/{self.fd}"
 
 
 class Row(NamedTuple):
-    """One thing to try. Its name is unique among all."""
+    """One call to try. Names are unique among all rows."""
 
     group: str
     name: str
-    # Returns what to say, if not "ok". Raises OSError, or NotHere.
+    # Returns the outcome; None means "ok". Raises OSError or NotHere.
     call: Callable[[Subject], str | None]
     makes_the_file: bool
 
@@ -56,7 +56,7 @@ def rows(
     *,
     make_the_file: bool = False,
 ) -> list[Row]:
-    """The rows of one group, by name."""
+    """The rows of one group; *calls* is by name."""
     return [Row(group, name, call, make_the_file) for name, call in calls.items()]
 
 
@@ -69,7 +69,7 @@ def attempt(target: Target, row: Row) -> str:
     """Try *row* on a file of *target*, in a child; the outcome by name.
 
     Raises:
-        ProbeError: there was not even a file, for whoever should make it hangs.
+        ProbeError: the child that should make the file hangs.
     """
     ending = children.run(lambda say: _try(target, row, say))
     if ending.result is not None:
@@ -88,7 +88,7 @@ def _try(target: Target, row: Row, say: Callable[[str], None]) -> str:
     except OSError as exc:
         return outcomes.not_here(f"no file, {outcomes.errno_name(exc)}")
     except ProbeError as exc:
-        # What the machine had a moment ago, it has no more.
+        # The machine had this kind of file a moment ago, but not any more.
         return outcomes.not_here(str(exc))
     say("")
     before = os.fstat(fd).st_size
@@ -96,5 +96,5 @@ def _try(target: Target, row: Row, say: Callable[[str], None]) -> str:
         lambda: row.call(Subject(target, fd, before, target.unit, say))
     )
     after = os.fstat(fd).st_size
-    # Also where the call has failed: no row resizes a file unseen.
+    # Also after an error: a row that changes the size always says so.
     return outcome if after == before else f"{outcome}, size {after}"

@@ -1,8 +1,8 @@
-"""System calls that nothing but the probe needs, one thin function each.
+"""System calls that only the probe needs, one thin function each.
 
 As in `inaccfs.syscalls` each raises `OSError` with the kernel's errno; offsets, lengths
-and addresses are bytes. What the machine's C library or architecture has no name or
-number for raises `NotHere`.
+and addresses are bytes. A call that the C library or the architecture lacks raises
+`NotHere`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ AT_EMPTY_PATH: Final = 0x1000
 _MREMAP_MAYMOVE: Final = 1
 _MS_SYNC: Final = 4
 
-# The numbers of these are the same on every architecture.
+# These numbers are the same on every architecture.
 _SYS_MEMFD_SECRET: Final = 447
 _SYS_CACHESTAT: Final = 451
 
-# For what is older than Linux 5.0, x86-64 has numbers of its own and the newer
-# architectures share theirs: syscall_64.tbl and scripts/syscall.tbl of the kernel.
+# Calls older than Linux 5.0 have numbers of their own on x86-64; newer architectures
+# share theirs: syscall_64.tbl and scripts/syscall.tbl of the kernel.
 _X86_64: Final = {
     "io_setup": 206,
     "io_getevents": 208,
@@ -65,7 +65,7 @@ _address = ctypes.c_void_p
 def _function(
     name: str, *argtypes: type[_Type], restype: type[_Type] = ctypes.c_int
 ) -> ctypes._NamedFuncPointer:
-    """A function of the C library; one that it lacks raises `NotHere` when called."""
+    """A function of the C library; raises `NotHere` if it lacks it."""
     try:
         function = _libc[name]
     except AttributeError:
@@ -76,7 +76,7 @@ def _function(
 
 
 def checked(result: int) -> int:
-    """The *result* of a call, unless it is negative: then errno is raised."""
+    """Return the *result* of a call; raise errno if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -162,7 +162,7 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def mmap(fd: int, offset: int, length: int, protection: int, flags: int) -> int:
-    """mmap(2); the address. Python's own refuses by itself what is past the end."""
+    """mmap(2); the address. Python's mmap refuses mappings past the end of the file."""
     call = _function(
         "mmap",
         *(_address, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, _offset),
@@ -251,7 +251,7 @@ def ptrace_peek(pid: int, address: int) -> None:
         *(ctypes.c_int, ctypes.c_int, _address, _address),
         restype=ctypes.c_long,
     )
-    # The result is the word, whatever that is: only errno tells.
+    # The result is the word, which may be -1. Only errno shows an error.
     ctypes.set_errno(0)
     call(_PTRACE_PEEKDATA, pid, address, None)
     if ctypes.get_errno():

@@ -1,4 +1,4 @@
-"""Work in a child process: it may die of a signal, run another program, or hang."""
+"""Run work in a child process: it may be killed, run another program, or hang."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     Say = Callable[[str], None]
 
 LIMIT = 5.0
-"""In seconds. All that is tried here takes milliseconds, unless it hangs."""
+"""In seconds. Every attempt takes milliseconds, unless it hangs."""
 
 HANGS: Final = "hangs"
 
-# How long a killed child may take: one that waits for a server of FUSE that has read
-# its request, and does not answer, is killed only by that server's end.
+# How many seconds a killed child may take to end. If a FUSE server has read the child's
+# request and does not answer, the child ends only when that server does.
 _GRACE: Final = 1.0
 
-# A message of the child is one of these, a text, and NUL.
+# A message of the child is one of these characters, a text, and NUL.
 _STAGE: Final = "+"
 _RESULT: Final = "="
 _BUG: Final = "!"
@@ -39,27 +39,27 @@ class Ending(NamedTuple):
     """How a child has ended."""
 
     stages: list[str]
-    """What it said on its way, in order."""
+    """The outcomes that it reported on its way, in order."""
 
     result: str | None
-    """What its work returned, unless something came in between."""
+    """The result of its work; None if it did not return."""
 
     fate: str
-    """What did: a signal, "hangs", or the exit status of a program that it ran."""
+    """How it ended: a signal, "hangs", or an exit status, in words."""
 
 
 class ChildFailedError(RuntimeError):
-    """The work itself has a bug; the message is its traceback."""
+    """The work raised an exception; the message is its traceback."""
 
 
 def run(work: Callable[[Say], str]) -> Ending:
-    """Do *work* in a child, and see to it that nothing is left of it after `LIMIT`.
+    """Run *work* in a child, which is killed after `LIMIT` seconds.
 
-    Work may say how far it has come. What it changes in memory, and opens, is gone
-    with the child.
+    *work* gets a function to report how far it is. Its changes to memory and its fds
+    end with the child.
 
     Raises:
-        ChildFailedError: *work* raised something.
+        ChildFailedError: *work* raised an exception.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -69,25 +69,24 @@ def run(work: Callable[[Say], str]) -> Ending:
     child = os.pidfd_open(pid)
     try:
         deadline = time.monotonic() + LIMIT
-        told = _read_all(reader, deadline)
+        said = _read_all(reader, deadline)
         in_time = _wait(child, deadline)
     finally:
-        # Not by pidfd_send_signal(2): the child is ours and not reaped, so its pid is
-        # nobody else's.
+        # kill(2) is safe here: the child has not been reaped, so its pid is not reused.
         os.kill(pid, signal.SIGKILL)
         gone = _wait(child, time.monotonic() + _GRACE)
         os.close(child)
         os.close(reader)
-        # A zombie of a child that cannot be killed yet goes with this process.
+        # A child that has not ended yet becomes init's when this process ends.
         _, status = os.waitpid(pid, 0 if gone else os.WNOHANG)
-    return _ending(told, status if in_time else None)
+    return _ending(said, status if in_time else None)
 
 
-def _ending(told: bytes, status: int | None) -> Ending:
-    """*status* is as waitpid(2) has it; None if the child had to be killed."""
+def _ending(said: bytes, status: int | None) -> Ending:
+    """*status* is that of waitpid(2); None if the child had to be killed."""
     stages = []
     result = None
-    for message in told.decode(errors="replace").split("\0")[:-1]:
+    for message in said.decode(errors="replace").split("\0")[:-1]:
         kind, text = message[:1], message[1:]
         if kind == _BUG:
             raise ChildFailedError(text)
@@ -104,18 +103,18 @@ def _ending(told: bytes, status: int | None) -> Ending:
 
 
 def _read_all(reader: int, deadline: float) -> bytes:
-    """What the child says until it ends or runs a program, or the time is over."""
-    told = b""
+    """Read the child's messages until it ends, runs a program, or *deadline*."""
+    said = b""
     while _wait(reader, deadline):
         chunk = os.read(reader, 4096)
         if not chunk:
             break
-        told += chunk
-    return told
+        said += chunk
+    return said
 
 
 def _wait(fd: int, deadline: float) -> bool:
-    """Wait for a pipe's data or end, or for the end of a pidfd's process."""
+    """Wait until a pipe has data or ended, or the process of a pidfd has ended."""
     seconds = max(0.0, deadline - time.monotonic())
     readable, _, _ = select.select([fd], [], [], seconds)
     return bool(readable)
@@ -128,7 +127,7 @@ def _be_child(work: Callable[[Say], str], writer: int) -> NoReturn:
     try:
         _settle()
         tell(_RESULT, work(lambda text: tell(_STAGE, text)))
-    # A bug is the parent's to raise: this stack must not unwind into its callers.
+    # The parent raises it: this stack must not unwind into the parent's callers.
     except BaseException:
         tell(_BUG, traceback.format_exc())
     finally:
@@ -136,11 +135,11 @@ def _be_child(work: Callable[[Say], str], writer: int) -> NoReturn:
 
 
 def _settle() -> None:
-    """Die quietly: with the parent, of Ctrl-C, without a traceback or a core file."""
+    """Die with the parent or at Ctrl-C, without a traceback or a core file."""
     syscalls.die_with_parent()
     faulthandler.disable()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # 1 and not 0, which does not bar a program that takes core dumps; see core(5).
+    # Not 0: with a limit of 0 core(5) still pipes the dump to a program.
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (1 if hard else 0, hard))

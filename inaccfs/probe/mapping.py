@@ -24,7 +24,7 @@ from inaccfs.probe.outcomes import NotHere, errno_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # With a mapping's address.
+    # Called with the address of the mapping.
     _Use = Callable[[Subject, int], str | None]
 
 _R: Final = calls.PROT_READ
@@ -70,7 +70,7 @@ def _write(subject: Subject, address: int) -> str:
 
 
 def _touch(protection: int) -> _Use | None:
-    """What a mapping of this protection is tried with."""
+    """What to try on a mapping of this protection."""
     if protection & _W:
         return _write
     return _read if protection & _R else None
@@ -125,7 +125,7 @@ def _write_proc_mem(_subject: Subject, address: int) -> str:
 
 
 def _ptrace(_subject: Subject, address: int) -> None:
-    """Trace a process that has the mapping too."""
+    """Read the mapping of a traced child, which has it too."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -199,7 +199,7 @@ _UFFD_MISSING: Final = 1
 
 
 def _userfaultfd(subject: Subject, address: int) -> str:
-    """Register a mapping, and fill a page behind it, as post-copy migration does."""
+    """Register a mapping and fill a hole of it, as post-copy migration does."""
     flags = os.O_CLOEXEC | _UFFD_USER_MODE_ONLY
     try:
         fd = calls.syscall(calls.number_of("userfaultfd"), flags)
@@ -232,7 +232,7 @@ def _udmabuf(subject: Subject) -> None:
         device = os.open("/dev/udmabuf", os.O_RDWR)
     except OSError as exc:
         raise NotHere(f"no /dev/udmabuf, {errno_name(exc)}") from exc
-    # Without this seal every memfd is EINVAL; what takes none is asked all the same.
+    # A memfd without this seal gets EINVAL. A file that takes no seals is tried anyway.
     with suppress(OSError):
         fcntl.fcntl(subject.fd, _F_ADD_SEALS, _F_SEAL_SHRINK)
     # struct udmabuf_create: memfd, flags, offset, size

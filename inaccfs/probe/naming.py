@@ -1,4 +1,4 @@
-"""The targets as a user names them, and what to say of what cannot be probed."""
+"""Finds the target that a user has named; errors for what cannot be probed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _NAMES: Final = ("memfd", "memfd_secret", "guest_memfd")
 
 
 def find(text: str, *, force: bool = False) -> Target:
-    """The target that a user calls *text*; with *force* a file that has a size is one.
+    """The target called *text*; with *force* it may be a file that is not empty.
 
     Raises:
-        ProbeError: there is none, or none that may be used; says what to do.
+        ProbeError: there is none, or it must not be used. Says what to do.
     """
     kind, _, flags = text.partition(":")
     if kind in _NAMES:
@@ -68,7 +68,7 @@ def _anonymous(text: str, kind: str, flags: str) -> Target:
 
 
 def _ask_child(text: str, question: Callable[[], str]) -> str:
-    """The answer to a *question* that may touch a file system that hangs."""
+    """Answer *question* in a child, as the file system may hang."""
 
     def work(_say: children.Say) -> str:
         try:
@@ -93,7 +93,7 @@ def _trial(target: Target) -> str:
 
 
 def _look_at(path: str) -> str:
-    """Whether *path* may be used, by really opening it; as JSON."""
+    """Open *path*, to see whether it can be used; its properties as JSON."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -119,8 +119,8 @@ def _look_at(path: str) -> str:
         {
             "directory": stat.S_ISDIR(mode),
             "size": found.st_size,
-            # Of a hugetlbfs it is the huge page, and sizes are multiples of that. Not
-            # st_blksize, which is 2 MiB on a tmpfs with huge=always, too.
+            # f_bsize is the huge page size of a hugetlbfs, whose sizes are multiples of
+            # it. st_blksize is 2 MiB also on a tmpfs with huge=always.
             "unit": max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE),
         }
     )

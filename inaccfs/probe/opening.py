@@ -1,4 +1,4 @@
-"""Rows about the file as a whole: open it again, run, seal, lock, sync, change it."""
+"""Rows about the whole file: reopen, execute, seal, lock, sync, set attributes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _open_by_handle(subject: Subject) -> None:
 
 
 def _become_read_only(subject: Subject) -> None:
-    """Give up the fd for writing, which would be answer enough, if that can be done."""
+    """Make the fd read-only if possible: one for writing would be ETXTBSY."""
     with suppress(OSError):
         again = os.open(subject.link, os.O_RDONLY)
         os.dup2(again, subject.fd, inheritable=False)
@@ -64,7 +64,7 @@ def _become_read_only(subject: Subject) -> None:
 
 
 def _run(execute: Callable[[Subject], None]) -> Callable[[Subject], None]:
-    """Try to run the file, when nothing but what it is stands against it."""
+    """Try to execute the file, after everything else that could forbid it is gone."""
 
     def call(subject: Subject) -> None:
         if _content(subject).strip(b"\0"):
@@ -83,7 +83,7 @@ def _run(execute: Callable[[Subject], None]) -> Callable[[Subject], None]:
 
 
 def _content(subject: Subject) -> bytes:
-    """How the file begins; nothing if it cannot be read: nor can it be run, then."""
+    """The first bytes of the file; empty if it cannot be read, nor then executed."""
     try:
         return os.pread(subject.fd, mmap.PAGESIZE, 0)
     except OSError:
@@ -143,7 +143,7 @@ def _io_uring_fsync(subject: Subject) -> None:
 
 
 # --- attributes -----------------------------------------------------------------------
-# Set to what they are: a file that somebody has named keeps them.
+# They are set to their own values: a file that the user has named keeps them.
 
 
 def _chmod(subject: Subject) -> None:

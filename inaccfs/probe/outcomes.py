@@ -1,4 +1,4 @@
-"""What an attempt comes to, by name: "ok", an errno, a signal, or "not here: why"."""
+"""The outcome of an attempt: "ok", an errno, a signal, or "not here: why"."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _NOT_HERE: Final = "not here: "
 
 
 class NotHere(Exception):
-    """The machine, or the kind of file, lacks what a row would try; says what."""
+    """The machine or the kind of file lacks what a row tries. The message says what."""
 
 
 def errno_name(exc: OSError) -> str:
-    """EINVAL and the like."""
+    """The name of the errno, such as EINVAL."""
     number = exc.errno or 0
     return errnos.NAMES.get(number, f"errno {number}")
 
 
 def signal_name(number: int) -> str:
-    """SIGBUS and the like."""
+    """The name of a signal, such as SIGBUS."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -38,17 +38,17 @@ def not_here(reason: str) -> str:
 
 
 def was_tried(outcome: str) -> bool:
-    """Whether an outcome tells of the file, and not of the machine."""
+    """Whether the outcome is about the file, and not about the machine."""
     return not outcome.startswith(_NOT_HERE)
 
 
 def differ(one: str, other: str) -> bool:
-    """Whether two files behave differently; what was not tried tells nothing."""
+    """Whether two outcomes differ. One that was not tried differs from none."""
     return one != other and was_tried(one) and was_tried(other)
 
 
 def of(call: Callable[[], str | None]) -> str:
-    """What *call* returns, or raises, as an outcome."""
+    """The outcome of *call*: what it returns, or the name of what it raises."""
     try:
         return call() or "ok"
     except NotHere as exc:

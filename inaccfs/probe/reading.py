@@ -1,4 +1,4 @@
-"""Rows that would read: positioned or not, into memory, a pipe, a socket or a file."""
+"""Rows that read: positioned or not, into memory, a pipe, a socket or a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BYTES: Final = 4096
-"""How much is read or written at a time."""
+"""How many bytes one call reads or writes."""
 
 RWF_DONTCACHE: Final = 0x80
 
@@ -41,7 +41,7 @@ def _read_direct(subject: Subject) -> str:
         fcntl.fcntl(subject.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError as exc:
         raise NotHere("no O_DIRECT") from exc
-    # The start of a mapping: O_DIRECT wants aligned memory.
+    # A mapping, because O_DIRECT needs aligned memory.
     with mmap.mmap(-1, BYTES) as page:
         return in_bytes(os.readv(subject.fd, [page]))
 
@@ -85,7 +85,7 @@ def io_uring(opcode: int, *, vector: bool = False) -> Callable[[Subject], str]:
         ring = rings.Ring()
         if opcode in (rings.READ_FIXED, rings.WRITE_FIXED):
             ring.register_buffer(address, length)
-        # Kept by its name while the kernel looks at it.
+        # The name keeps the vector alive during the call.
         vectors = ctypes.create_string_buffer(struct.pack("=QQ", address, length), 16)
         if vector:
             address, length = ctypes.addressof(vectors), 1
@@ -102,7 +102,7 @@ def _io_uring_splice(subject: Subject) -> str:
     operation = rings.Operation(
         opcode=rings.SPLICE,
         fd=writer,
-        # No offset at either end.
+        # -1: no offset at either end.
         offset=(1 << 64) - 1,
         address=(1 << 64) - 1,
         length=BYTES,

@@ -1,4 +1,4 @@
-"""What came of all rows, as a table for people or as JSON."""
+"""The outcomes of all rows, as a table for people or as JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from inaccfs.probe.targets import Target
 
 MARK: Final = "!"
-"""Before a row that differs."""
+"""Printed before a row that differs."""
 
 _GAP: Final = "  "
 
-# No column gets narrower than this, however narrow the terminal: a signal or an errno.
+# No column is narrower than this on any terminal: a signal or an errno fits in.
 _LEAST: Final = 12
 
 
@@ -31,7 +31,7 @@ _LEAST: Final = 12
 def table(
     targets: Sequence[Target], results: Sequence[Result], width: int | None
 ) -> str:
-    """A row a line, by groups; cells are folded where a terminal has only *width*."""
+    """One line for each row, in groups; cells are folded to fit into *width*."""
     names = [_printable(target.name) for target in targets]
     cells = [[result.row.name, *result.outcomes] for result in results]
     widths = _widths([["", *names], *cells], width)
@@ -62,16 +62,16 @@ def _summary(results: Sequence[Result]) -> str:
 
 
 def _printable(name: str) -> str:
-    """A path as it can be printed: not all are text."""
+    """The name with escapes for bytes that are not UTF-8."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def _widths(cells: Sequence[Sequence[str]], width: int | None) -> list[int]:
-    """How wide each column is: as its longest cell, unless that is too much."""
+    """The width of each column: that of its longest cell, if all fit into *width*."""
     found = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if width is None:
         return found
-    # The mark and a space, the names, and the outcomes, each behind a gap.
+    # A line is the mark and a space, the name, and the outcomes with a gap before each.
     room = width - 2 - len(_GAP) * (len(found) - 1)
     share = room // (len(found) + 1)
     outcome_widths = [min(one, max(share, _LEAST)) for one in found[1:]]
@@ -82,7 +82,7 @@ def _widths(cells: Sequence[Sequence[str]], width: int | None) -> list[int]:
 
 
 def _fold(mark: str, row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    """The lines of one row; cells that are too long go on below."""
+    """The lines of one row. Long cells continue on the next lines."""
     cells = [
         textwrap.wrap(cell, width) or [""]
         for cell, width in zip(row, widths, strict=True)
@@ -99,16 +99,16 @@ def _fold(mark: str, row: Sequence[str], widths: Sequence[int]) -> Iterator[str]
 
 
 def as_json(targets: Sequence[Target], results: Sequence[Result]) -> str:
-    """One object; docs/probe.md says what is in it."""
+    """One object; docs/probe.md describes it."""
     target, *others = [{"name": one.name, "file": one.origin} for one in targets]
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "kernel": os.uname().release,
         "machine": os.uname().machine,
         "target": target,
         "against": others[0] if others else None,
         "rows": [_row(result) for result in results],
     }
-    return json.dumps(told, indent=2)
+    return json.dumps(report, indent=2)
 
 
 def _row(result: Result) -> dict[str, Any]:

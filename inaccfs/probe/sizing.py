@@ -1,4 +1,4 @@
-"""Rows that would size, allocate or free: truncate, fallocate, and their ioctls."""
+"""Rows that resize, allocate or free: truncate, fallocate, and their ioctls."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FS_IOC_RESVSP64: Final = 0x4030582A
 _FS_IOC_UNRESVSP64: Final = 0x4030582B
 _FS_IOC_ZERO_RANGE: Final = 0x40305839
 
-# Of no page size whatsoever.
+# Not a multiple of any page size.
 _ODD: Final = 100
 
 
 def _first(size: Callable[[int], int]) -> Callable[[Subject], str]:
-    """Give a new file a size, which is a function of the unit."""
+    """Set the first size of a new file, given as a function of the unit."""
 
     def call(subject: Subject) -> str:
         fd = subject.target.first_size(size(subject.unit))
@@ -99,7 +99,7 @@ def _beyond(subject: Subject) -> int:
 
 
 def _ranges(name: str, mode: int) -> dict[str, Callable[[Subject], str | None]]:
-    """One mode of fallocate(2), where it may make a difference."""
+    """Rows for one mode of fallocate(2), at places that may make a difference."""
     return {
         name: _fallocate(mode, _start, _unit),
         f"{name} whole file": _fallocate(mode, _start, _end),
@@ -113,7 +113,7 @@ def _ranges(name: str, mode: int) -> dict[str, Callable[[Subject], str | None]]:
     }
 
 
-# The order matters for a file that cannot be made anew: what is refused comes first.
+# If there is only one file, the order matters: calls that should fail come first.
 ROWS: Final = [
     *rows(
         "first size",
@@ -165,7 +165,7 @@ ROWS: Final = [
                     "a mode bit that nobody knows": _UNKNOWN_MODE,
                 }.items()
             },
-            # The length of what is allocated goes into addr, the mode into len.
+            # IORING_OP_FALLOCATE takes the length in addr and the mode in len.
             "io_uring fallocate KEEP_SIZE": _io_uring(
                 lambda it: rings.Operation(
                     opcode=rings.FALLOCATE, fd=it.fd, address=it.unit, length=KEEP_SIZE

@@ -1,4 +1,4 @@
-"""All rows, in the order in which they are tried and shown, and what comes of them."""
+"""All rows, in the order in which they are tried and printed, and their results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from inaccfs.probe.targets import Target
 
 ROWS: Final[list[Row]] = [
-    # First: a file that cannot be made anew has its first size but once.
+    # First: a file that the user has named gets its first size only once.
     *sizing.ROWS,
     *reading.ROWS,
     *writing.ROWS,
     *mapping.ROWS,
     *asking.ROWS,
     *opening.ROWS,
-    # Last: on such a file a seal stays.
+    # Last: a seal on such a file stays.
     *opening.SEALS,
 ]
 
 
 class Result(NamedTuple):
-    """What came of one row."""
+    """The outcomes of one row."""
 
     row: Row
     outcomes: list[str]
@@ -51,7 +51,7 @@ def try_all(targets: Sequence[Target], rows: Sequence[Row] = ROWS) -> list[Resul
     """Try *rows* on each of one or two targets.
 
     Raises:
-        ProbeError: a target does not even make files any more.
+        ProbeError: a target cannot make files any more.
     """
     # One target after the other: two names may lead to the same file.
     columns = [[attempts.attempt(target, row) for row in rows] for target in targets]

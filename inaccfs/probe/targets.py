@@ -1,7 +1,7 @@
-"""What is probed: files of one kind, made afresh for each row if they can be.
+"""The files to probe, of one kind: a new one for each row, if that is possible.
 
-Every file has the same state when a row begins: its size is four units and the first
-two are allocated, as far as such a file can be sized and allocated.
+Each row begins with a file of four units, the first two of which are allocated, as far
+as a file of that kind can be resized and allocated.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _KVM_CAP_GUEST_MEMFD: Final = 234
 # struct kvm_create_guest_memfd: size, flags, reserved[6]
 _create_guest_memfd = struct.Struct("=QQ48x")
 
-# An ordinary VM has guest_memfd since Linux 6.18, on x86; before that only those
-# with private memory do, KVM_X86_SW_PROTECTED_VM.
+# Types of VMs that may have guest_memfd. On x86 an ordinary VM (0) has it since Linux
+# 6.18; before, only a VM with private memory does, KVM_X86_SW_PROTECTED_VM (1).
 _VM_TYPES: Final = (0, 1)
 
 
 class ProbeError(InaccfsError):
-    """There is nothing that could be probed."""
+    """The target cannot be probed."""
 
 
 def no_answer(name: str, ending: children.Ending) -> ProbeError:
-    """What to raise when a child got no file at all."""
+    """The error for a child that did not get a file."""
     if ending.fate == children.HANGS:
         return ProbeError(
             f"{name} does not answer within {children.LIMIT:g} seconds: its daemon, or "
@@ -70,31 +70,31 @@ class Target(ABC):
 
     @abstractmethod
     def first_size(self, size: int) -> int:
-        """A file that gets its first size; an fd for reading and writing.
+        """Make a file and set its first size; an fd for reading and writing.
 
         Raises:
             OSError: a file of this kind cannot be given this size.
-            NotHere: the one file that there is has a size already.
+            NotHere: there is only one file, and it has a size already.
         """
 
     def make(self) -> int:
-        """A file in the state that rows begin with; an fd for reading and writing.
+        """Make a file in the state that rows begin with; an fd to read and write.
 
         Raises:
             OSError: it cannot be made.
         """
         fd = self.first_size(UNITS * self.unit)
-        # memfd_secret allocates on faults only.
+        # memfd_secret allocates only on faults.
         with suppress(OSError):
             syscalls.fallocate(fd, KEEP_SIZE, 0, ALLOCATED_UNITS * self.unit)
         return fd
 
     def make_another(self) -> int:
-        """A second file, for calls that take two; an fd for reading and writing.
+        """Make a second file, for calls that take two; an fd to read and write.
 
         Raises:
             OSError: it cannot be made.
-            NotHere: there is but one.
+            NotHere: there is only one.
         """
         return self.make()
 
@@ -126,7 +126,7 @@ class MemfdSecret(Target):
 
 
 class GuestMemfd(Target):
-    """KVM_CREATE_GUEST_MEMFD, of a new VM that nothing else is done with."""
+    """KVM_CREATE_GUEST_MEMFD, of a new VM that is used for nothing else."""
 
     def __init__(self, name: str, flags: int) -> None:
         """*flags* are GUEST_MEMFD_FLAG_*."""
@@ -145,7 +145,7 @@ class GuestMemfd(Target):
                 ) from exc
             raise
         finally:
-            # The file keeps its VM.
+            # The file holds a reference to its VM.
             os.close(vm)
 
     def _lacks_flags(self, vm: int) -> bool:
@@ -158,7 +158,7 @@ class GuestMemfd(Target):
     @staticmethod
     def _create(vm: int, size: int, flags: int) -> int:
         request = _create_guest_memfd.pack(size & (1 << 64) - 1, flags)
-        # A bytearray, so that the result is the fd that the call returns.
+        # With a bytearray ioctl() returns the result of the call, which is the fd.
         fd: int = fcntl.ioctl(vm, _KVM_CREATE_GUEST_MEMFD, bytearray(request))
         return fd
 
@@ -177,7 +177,7 @@ class GuestMemfd(Target):
                 except OSError as exc:
                     if exc.errno != errno.EINVAL:
                         raise
-                    # There are no VMs of this type.
+                    # This KVM has no VMs of this type.
                     continue
                 if fcntl.ioctl(vm, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
                     return vm
@@ -188,7 +188,7 @@ class GuestMemfd(Target):
 
 
 class Directory(Target):
-    """Files without a name in a directory."""
+    """Nameless files in a directory."""
 
     def first_size(self, size: int) -> int:
         fd = nameless_file(self.name)
@@ -197,7 +197,7 @@ class Directory(Target):
 
 
 class GivenFile(Target):
-    """One file for all rows, as a user has named it."""
+    """One file for all rows, which the user has named."""
 
     origin = (
         "the same for all rows: truncated to nothing, sized and punched before each, "
@@ -220,7 +220,7 @@ class GivenFile(Target):
         for size in (0, UNITS * self.unit):
             with suppress(OSError):
                 os.ftruncate(fd, size)
-        # A file of inaccfs has kept its size, and what is allocated, until here.
+        # A file of inaccfs keeps its size, so its pages are still allocated here.
         with suppress(OSError):
             syscalls.fallocate(fd, PUNCH, 0, os.fstat(fd).st_size)
         with suppress(OSError):
@@ -235,11 +235,11 @@ class GivenFile(Target):
 
 
 def nameless_file(directory: str) -> int:
-    """A new file that goes with its fd."""
+    """Make a file without a name; its fd."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as exc:
-        # EISDIR: from file systems that have never heard of it.
+        # EISDIR comes from file systems without O_TMPFILE.
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
     fd, path = tempfile.mkstemp(prefix=".inaccfs-probe-", dir=directory)

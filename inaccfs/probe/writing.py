@@ -1,4 +1,4 @@
-"""Rows that would write: positioned or not, from memory, a pipe, a file or a clone."""
+"""Rows that write: positioned or not, from memory, a pipe, a file or a clone."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ compare its name: they do not know which versions there are.
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from inaccfs.errnos import os_error
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 INVALIDATE: Final = "INVALIDATE"
@@ -22,6 +22,7 @@ MEMORY_ERROR: Final = "MEMORY_ERROR"
 
 Size: TypeAlias = Literal["once", "fixed", "free"]
 PastEnd: TypeAlias = Literal["allocated", "refused"]
+OnInterrupt: TypeAlias = Literal["undone", "kept"]
 Calls: TypeAlias = Literal["every fallocate", "punches"]
 Aligned: TypeAlias = Literal["every fallocate", "punches", "nothing"]
 Order: TypeAlias = Literal["before", "after", "bracket"]
@@ -75,6 +76,9 @@ class Semantics:
     keep_size_required: ClassVar[bool]
     # Whether an allocation past the size is "allocated", or "refused" with EINVAL.
     past_end: ClassVar[PastEnd]
+    # What becomes of the pages that an allocation has taken when a signal ends it with
+    # EINTR. "kept" is how kvm_gmem_allocate() does it, page by page.
+    on_interrupt: ClassVar[OnInterrupt]
     # The errno of read(2) and write(2).
     read_errno: ClassVar[int]
     # Whether mmap(2) is "refused"; or maps, and a touch raises "SIGBUS"; or maps the
@@ -187,4 +191,4 @@ class Semantics:
 
 def refused(number: int) -> OSError:
     """The error of a rule, with the kernel's words."""
-    return OSError(number, os.strerror(number))
+    return os_error(number)

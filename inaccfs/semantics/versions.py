@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ListLocked,
         MemoryFailure,
         Mmap,
+        OnInterrupt,
         Order,
         PastEnd,
         References,
@@ -45,6 +46,8 @@ class V8(Semantics):
     aligned: ClassVar[Aligned] = "punches"
     keep_size_required: ClassVar[bool] = False
     past_end: ClassVar[PastEnd] = "allocated"
+    # By shmem_fallocate(), whose memory it is.
+    on_interrupt: ClassVar[OnInterrupt] = "undone"
     read_errno: ClassVar[int] = errno.EINVAL
     mmap: ClassVar[Mmap] = "refused"
 
@@ -137,6 +140,8 @@ class GuestMemfd68(Bind):
     aligned = "every fallocate"
     keep_size_required = True
     past_end = "refused"
+    # kvm_gmem_allocate(): a loop over folios with a look at signal_pending().
+    on_interrupt = "kept"
     reported = "clipped"
     unbound_errno = errno.EIO
     memory_failure = "invalidate"

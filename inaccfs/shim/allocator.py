@@ -4,21 +4,21 @@ A tmpfs that is told to stop gives back what it had taken, which nobody else can
 exactly. But it stops for a fatal signal only: in Linux 6.18 a large fallocate(2)
 takes no notice of others, and what is fatal for a thread is fatal for the daemon. So
 each long allocation has a worker (see `inaccfs.helper`), which is killed when its
-caller loses patience.
+caller loses ack_timeouts.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs.errnos import os_error
 from inaccfs.helper import wire
 from inaccfs.helper.pool import WorkerGoneError
 from inaccfs.shim.headroom import Headroom
-from inaccfs.shim.waiting import first_of
+from inaccfs.shim.loop import first_of
 
 if TYPE_CHECKING:
     from inaccfs.helper.pool import Pool, Worker
@@ -132,11 +132,11 @@ class Allocator:
 
 
 def _interrupted() -> OSError:
-    return OSError(errno.EINTR, os.strerror(errno.EINTR))
+    return os_error(errno.EINTR)
 
 
 def _no_memory() -> OSError:
-    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    return os_error(errno.ENOMEM)
 
 
 async def _wait_or_kill(worker: Worker, interrupted: Event) -> bool:

@@ -56,7 +56,7 @@ class Window(NamedTuple):
 class Buffers:
     """The pinned buffers of one file. Offsets, starts and ends are pages of the file.
 
-    It does not lock. `unpinned` may run beside a change only if the caller guards both.
+    It does not lock. `pinned` may run beside a change only if the caller guards both.
     """
 
     def __init__(
@@ -73,6 +73,10 @@ class Buffers:
     def stays(self) -> bool:
         """Whether a page in a buffer cannot move; mlock(2) lets it."""
         return self._pins.stays
+
+    def pinned(self, start: int, end: int) -> bool:
+        """Whether no page of [start, end) can move."""
+        return self._pins.stays and self.ranges.covers(start, end)
 
     def unpinned(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of [start, end) can move."""

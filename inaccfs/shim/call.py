@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Kind(Enum):
@@ -48,6 +51,12 @@ class Call(NamedTuple):
     def arguments(self) -> tuple[int, int, int]:
         """Those of the system call, after the fd."""
         return self.mode, self.offset, self.length
+
+    def pieces(self, length: int) -> Iterator[Call]:
+        """The same in calls of *length* bytes at most, in order of their offsets."""
+        end = self.offset + self.length
+        for at in range(self.offset, end, length):
+            yield self._replace(offset=at, length=min(length, end - at))
 
     @property
     def kind(self) -> Kind:

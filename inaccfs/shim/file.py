@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
+from inaccfs.shim.allocating import allocate, worker_for
 from inaccfs.shim.call import Begun, Call, Kind, Part
 from inaccfs.shim.notifiers import AT_ONCE, Notifiers
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
@@ -38,9 +39,6 @@ INLINE_BYTES: Final = 4 << 20
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
 LATER: Final = Begun.LATER
-
-SHORT_BYTES: Final = 128 << 20
-"""An allocation up to this is over before anybody could interrupt it."""
 
 
 class InaccessibleFile:
@@ -117,12 +115,12 @@ class InaccessibleFile:
     @property
     def is_plain(self) -> bool:
         """Whether it has no long operation, no notifier, and no fetched page."""
-        return not self.turn.taken and not self.notifiers and self.pages.plain
+        return not self.turn.taken and not self.notifiers and self.pages.nothing_fetched
 
     def update_fast_path(self) -> None:
         """Recompute which calls may take the fast path.
 
-        Call it after every change of `turn`, of `notifiers` and of `pages.plain`.
+        Call it after every change of `turn`, `notifiers` or `pages.nothing_fetched`.
         """
         self._fast_limit = self.inline_bytes if self.is_plain else -1
 
@@ -171,7 +169,7 @@ class InaccessibleFile:
         elif not mode & FALLOC_FL_PUNCH_HOLE and not headroom.allows(length):
             return LATER
         try:
-            syscalls.fallocate_quick(self.fd, mode, offset, length)
+            syscalls.fallocate_now(self.fd, mode, offset, length)
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 return LATER
@@ -228,9 +226,8 @@ class InaccessibleFile:
         part = call.part(self.page_size)
         if not self.pages.are_few(*part.touched) or not self.notifiers.take():
             return LATER
-        assert superblock.patience is not None
         self._count(call.mode)
-        punch = partial(syscalls.fallocate_quick, self.fd, *call.arguments)
+        punch = partial(syscalls.fallocate_now, self.fd, *call.arguments)
 
         def change() -> Changed:
             superblock.on_change(self, call.offset, call.length)
@@ -240,16 +237,18 @@ class InaccessibleFile:
         done = hold()
         if self._trace.listeners:
             done = self._traced(call, done)
-        InlineDrive(steps, self.notifiers, superblock.patience, change, done).go_on()
+        timeouts = superblock.ack_timeouts
+        assert timeouts is not None
+        InlineDrive(steps, self.notifiers, timeouts, change, done).go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:
         """Do all of a call for which `begin` has returned LATER.
 
         *interrupted* is set when the caller wants out: an allocation that takes long
-        then raises EINTR within a tenth of a second and is undone by the backing,
-        which may take longer (see `Turn`). A punch goes on to its end, as it does
-        on a tmpfs; and so does the invalidation, which is a promise.
+        then raises EINTR within a tenth of a second. Where the rules want it undone the
+        backing does that, which may take longer (see `Turn`). A punch goes on to its
+        end, as on a tmpfs; and so does the invalidation, which is a promise.
         """
         try:
             await self._finish(call, interrupted)
@@ -301,27 +300,18 @@ class InaccessibleFile:
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
-        allocator = superblock.allocator if call.allocates else None
-        if (
-            allocator is not None
-            and call.length <= SHORT_BYTES
-            and self._headroom.allows(call.length)
-        ):
-            allocator = None
-        if call.length <= self.inline_bytes and allocator is None:
+        worker = worker_for(superblock, call) if call.allocates else None
+        if call.length <= self.inline_bytes and worker is None:
             change()
             return Changed()
         with self.turn.take():
-            if allocator is not None:
-                self.turn.undoing = await allocator.allocate(
-                    self.fd, *call.arguments, interrupted
-                )
+            if call.allocates:
+                arguments = call, worker, interrupted
+                await allocate(superblock, self.turn, self.fd, *arguments)
             else:
                 await superblock.loop.in_thread(
                     change, limiter=superblock.threads.changes
                 )
-        if self.turn.undoing is not None:
-            raise refused(errno.EINTR)
         return Changed()
 
     async def _punch(self, part: Part, punch: Callable[[], None]) -> Changed:

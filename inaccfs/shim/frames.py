@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import syscalls
 from inaccfs.mmcalls import KEEP_GIL_BYTES
-from inaccfs.shim.frameoptions import HUGE_ORDER
+from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.rangemap import RangeMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Extent(NamedTuple):
@@ -118,6 +118,19 @@ class FrameSource(Protocol):
 
     def close(self) -> None:
         """Free everything. The files must have been closed before."""
+
+
+def in_pieces(extents: Iterable[Extent], most: int, page_size: int) -> Iterator[Extent]:
+    """*extents*, those of more than *most* pages in parts."""
+    per_page = page_size // FRAME_BYTES
+    for extent in extents:
+        offset, pfn, count, order = extent
+        if count <= most:
+            yield extent
+            continue
+        for at in range(0, count, most):
+            pages = min(most, count - at)
+            yield Extent(offset + at, pfn + at * per_page, pages, order)
 
 
 class Table:
@@ -245,7 +258,7 @@ def allocate(fd: int, offset: int, length: int) -> None:
         OSError: ENOSPC. A tmpfs has then freed again what it had allocated.
     """
     quick = length <= KEEP_GIL_BYTES
-    call = syscalls.fallocate_quick if quick else syscalls.fallocate
+    call = syscalls.fallocate_now if quick else syscalls.fallocate
     while True:
         try:
             return call(fd, syscalls.FALLOC_FL_KEEP_SIZE, offset, length)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
+from inaccfs.errnos import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ class Headroom:
         if length <= (spare := self.spare()) or _can_swap():
             return
         if length - _present(fd, offset, length) > spare:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            raise os_error(errno.ENOMEM)
 
     def free(self) -> int:
         """What all limits leave for files. What could be reclaimed counts as used."""

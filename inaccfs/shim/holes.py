@@ -80,7 +80,7 @@ def _is_hole(fd: int, page_size: int, page: int) -> bool:
         raise
     if os.fstat(fd).st_blocks <= before or not _is_blank(fd, offset, page_size):
         return False
-    mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+    mode = syscalls.PUNCH
     syscalls.fallocate(fd, mode, offset, page_size)
     return True
 

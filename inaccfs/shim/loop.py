@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTu
 
 import trio
 
-from inaccfs.shim import patience, waiting
+from inaccfs.shim import acktimeouts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +64,7 @@ class Loop(Protocol):
     async def in_time(self, seconds: float, wait: Wait) -> bool:
         """Await *wait*; give it up after *seconds*, and return whether it came back.
 
-        It may be given up and awaited anew. See `inaccfs.shim.patience.in_time`.
+        It may be given up and awaited anew. See `inaccfs.shim.acktimeouts.in_time`.
         """
 
     async def first_of(self, *waits: Wait) -> None:
@@ -83,6 +83,18 @@ class Loop(Protocol):
         limiter: trio.CapacityLimiter,
     ) -> _T:
         """Call what blocks, and let others go on meanwhile."""
+
+
+async def first_of(*waits: Wait) -> None:
+    """Wait until one of several is over; give up the others."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(one: Wait) -> None:
+            await one()
+            nursery.cancel_scope.cancel()
+
+        for one in waits:
+            nursery.start_soon(wait, one)
 
 
 class _Mutex:
@@ -112,8 +124,8 @@ class _Trio:
     event = trio.Event
     mutex = _Mutex
     parking_lot = trio.lowlevel.ParkingLot
-    first_of = staticmethod(waiting.first_of)
-    in_time = staticmethod(patience.in_time)
+    first_of = staticmethod(first_of)
+    in_time = staticmethod(acktimeouts.in_time)
     in_thread = staticmethod(trio.to_thread.run_sync)
 
     def __init__(self) -> None:

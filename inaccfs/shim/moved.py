@@ -1,46 +1,62 @@
-"""Fetched pages that are elsewhere now: as good as gone for who maps them."""
+"""Fetched pages that have moved: to a peer that maps them they are as good as gone."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.shim.order import Notice
+from inaccfs.shim.call import Kind
+from inaccfs.shim.notifiers import Notice
+from inaccfs.shim.order import drive, no_change
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.semantics import Plan
     from inaccfs.shim.frames import Extent
+    from inaccfs.shim.notifiers import Notifiers
     from inaccfs.shim.order import Steps
+    from inaccfs.shim.superblock import Superblock
 
 
 class Moved:
-    """What has moved of one file, and is still to be told."""
+    """Pages of one file that have moved, and that no event has reported yet."""
 
-    __slots__ = ("_noted", "_plan", "_tells_frames")
+    __slots__ = ("_noted", "_notifiers", "_superblock")
 
-    def __init__(self, plan: Plan, *, tells_frames: bool) -> None:
-        """It is told as a punch is, by *plan*."""
-        self._plan: Final = plan
-        self._tells_frames: Final = tells_frames
+    def __init__(self, superblock: Superblock, notifiers: Notifiers) -> None:
+        self._superblock: Final = superblock
+        self._notifiers: Final = notifiers
         # Where the pages had been.
         self._noted: list[Extent] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._noted)
-
     def note(self, moved: Sequence[Extent]) -> None:
-        """These have moved, from where they were as they are given."""
-        self._noted += moved
+        """Report pages later: *moved* is where they were."""
+        # Where the rules let pages move no event reports it.
+        if self._notifiers and not self._superblock.semantics.movable:
+            self._noted += moved
+
+    async def tell(self, moved: Sequence[Extent]) -> None:
+        """Report pages that have moved: who maps them must drop them, as after a punch.
+
+        If an invalidation is under way it reports them, too, and this does not wait:
+        the caller may be a callback that the invalidation waits for.
+        """
+        self.note(moved)
+        if self._noted and not self._notifiers.running:
+            await tell(self._superblock, self._notifiers, self.steps())
 
     def steps(self) -> Steps:
-        """Tell what has been noted, in ranges as large as they are."""
+        """Events for what has been noted, in ranges as large as possible.
+
+        They are those of a punch.
+        """
+        plan = self._superblock.plans[Kind.PUNCH]
+        tells_frames = self._superblock.semantics.tells_frames
         while self._noted:
             start, end, frames = self._next()
-            told = frames if self._tells_frames else None
+            told = frames if tells_frames else None
             try:
-                for event in (self._plan.before, self._plan.after):
+                for event in (plan.before, plan.after):
                     if event is not None:
                         yield partial(Notice, event, start, end, told)
             except GeneratorExit:
@@ -62,3 +78,13 @@ class Moved:
             taken += 1
         frames, self._noted = self._noted[:taken], self._noted[taken:]
         return start, end, frames
+
+
+async def tell(superblock: Superblock, notifiers: Notifiers, steps: Steps) -> None:
+    """Send events that report no change of the file.
+
+    It goes on to its end even if the task is cancelled, because the peer that began it
+    has gone: others have had a start by then. If they go as well nothing waits.
+    """
+    with superblock.loop.shield():
+        await drive(steps, notifiers, no_change, whole_call=superblock.whole_call)

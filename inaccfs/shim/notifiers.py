@@ -12,22 +12,32 @@ import errno
 import itertools
 from contextlib import asynccontextmanager
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+    from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
-    from inaccfs.shim.order import Notice
     from inaccfs.shim.trace import FileTrace
 
 
 AT_ONCE: Final = 128
 """So many are told in one go: some 2 ms of the trio loop."""
+
+
+class Notice(NamedTuple):
+    """What an event reports, in pages of the file."""
+
+    event: str
+    start: int
+    end: int
+    # The frames that go, where events carry them.
+    frames: Sequence[Extent] | None = None
 
 
 class Notifier(Protocol):

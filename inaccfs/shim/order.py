@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from inaccfs.shim.frames import Punched
+from inaccfs.shim.notifiers import Notice
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
     from inaccfs.semantics import Plan
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
-
-
-class Notice(NamedTuple):
-    """What notifiers are told, in pages of the file."""
-
-    event: str
-    start: int
-    end: int
-    # Those that go, where the semantics tell them.
-    frames: Sequence[Extent] | None = None
 
 
 class Changed(NamedTuple):
@@ -138,7 +129,7 @@ async def _take(
 
 
 class Evictor(Protocol):
-    """Evicts notifiers that do not answer in time where no task waits: `Patience`."""
+    """Evicts notifiers that no task waits for and that are late: `AckTimeouts`."""
 
     # Whether it does so now.
     running: bool
@@ -158,13 +149,13 @@ Done: TypeAlias = "Callable[[Exception | None], None]"
 class InlineDrive:
     """Takes steps without a task: up to the next event, and on when it is answered."""
 
-    __slots__ = ("_change", "_done", "_notifiers", "_patience", "_steps")
+    __slots__ = ("_change", "_done", "_notifiers", "_steps", "_timeouts")
 
     def __init__(
         self,
         steps: Steps,
         notifiers: Notifiers,
-        patience: Evictor,
+        timeouts: Evictor,
         change: Callable[[], Changed],
         done: Done,
     ) -> None:
@@ -174,13 +165,13 @@ class InlineDrive:
         """
         self._steps: Final = steps
         self._notifiers: Final = notifiers
-        self._patience: Final = patience
+        self._timeouts: Final = timeouts
         self._change: Final = change
         self._done: Final = done
 
     def go_on(self) -> None:
         """Take all steps up to the next event that is waited for. Never raises."""
-        self._patience.forget(self._notifiers)
+        self._timeouts.forget(self._notifiers)
         changed: Changed | None = None
         failure: Exception | None
         try:
@@ -191,7 +182,7 @@ class InlineDrive:
                     continue
                 sequence = self._notifiers.begin(step(), self.go_on)
                 if sequence is not None:
-                    self._patience.watch(self._notifiers, sequence)
+                    self._timeouts.watch(self._notifiers, sequence)
                     return
         except StopIteration as stop:
             failure = stop.value

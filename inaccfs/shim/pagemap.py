@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
+from inaccfs.errnos import os_error
 from inaccfs.shim import pins
 from inaccfs.shim.buffers import WINDOW_BYTES, Buffers, spans
 from inaccfs.shim.frameoptions import FRAME_BYTES
@@ -143,9 +144,9 @@ class PagemapFrames:
 
     def known(self, start: int, end: int) -> list[Extent] | None:
         with self._lock:
-            if self._buffers.unpinned(start, end):
-                return None
-            return self._table.look(start, end)
+            if self._buffers.pinned(start, end):
+                return self._table.look(start, end)
+        return None
 
     def free(self, pfn: int, count: int) -> None:
         # The kernel got them back with the punch.
@@ -236,7 +237,7 @@ class PagemapFrames:
                 return found
             # A page is being migrated, even if that must fail. This waits for the end.
             mmcalls.populate(address, (end - start) * self._page_size)
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise os_error(errno.EAGAIN)
 
     # --- punching ----------------------------------------------------------------
 

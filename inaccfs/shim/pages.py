@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import errno
-import os
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.errnos import EHWPOISON
-from inaccfs.semantics import Plan
-from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START, MEMORY_ERROR
+from inaccfs.semantics.rules import MEMORY_ERROR
 from inaccfs.shim.call import Kind
-from inaccfs.shim.frameoptions import FRAME_BYTES
-from inaccfs.shim.frames import Extent, Fetched, Punched, split_folios
-from inaccfs.shim.holes import first_hole
+from inaccfs.shim.fetch import (
+    INLINE_FETCH_BYTES,
+    check_end,
+    fetch,
+    fetch_now,
+    has_memory,
+)
+from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.memory import Memory
-from inaccfs.shim.moved import Moved
-from inaccfs.shim.order import Changed, Notice, drive, in_order, no_change
+from inaccfs.shim.moved import Moved, tell
+from inaccfs.shim.notifiers import Notice
+from inaccfs.shim.order import Changed, in_order
+from inaccfs.shim.poison import POISON_PLAN, Poisoned
 from inaccfs.shim.turns import Turns
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from inaccfs.shim.call import Part
     from inaccfs.shim.memory import Holder
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.trace import FileTrace
     from inaccfs.shim.turn import Turn
-
-QUICK_FETCH_BYTES: Final = 1 << 20
-"""So much can be fetched in the trio loop: memory that is touched first is cleared."""
 
 _PAGES_A_TURN: Final = 1024
 """So many pages can be got at once: each may be an extent."""
@@ -55,7 +55,6 @@ class Pages:
     __slots__ = (
         "_changed",
         "_fd",
-        "_fetching",
         "_locks",
         "_moved",
         "_notifiers",
@@ -76,7 +75,7 @@ class Pages:
         notifiers: Notifiers,
         changed: Callable[[], None],
     ) -> None:
-        """*changed* is called after each change of `plain`."""
+        """*changed* is called after each change of `nothing_fetched`."""
         self._fd = fd
         self._page_size: Final = superblock.page_size
         self._trace: Final = trace
@@ -86,9 +85,7 @@ class Pages:
         self._superblock: Final = superblock
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
-        self._moved: Final = Moved(
-            superblock.plans[Kind.PUNCH], tells_frames=superblock.semantics.tells_frames
-        )
+        self._moved: Final = Moved(superblock, notifiers)
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
@@ -96,12 +93,10 @@ class Pages:
             else None
         )
         # What `poison` was told of.
-        self._poisoned: set[int] = set()
-        # What a thread fetches.
-        self._fetching = range(0)
+        self._poisoned: Final = Poisoned(superblock.page_size, changed)
 
     @property
-    def plain(self) -> bool:
+    def nothing_fetched(self) -> bool:
         """Whether there is nothing that a punch would have to care for."""
         return not self._poisoned and (self.memory is None or not self.memory.pages)
 
@@ -156,77 +151,23 @@ class Pages:
         memory = self._memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
-        with self._turn.take(), self._being_fetched(start, end), claim:
-            extents, moved = await self._fetch(memory, start, end)
+        with self._turn.take(fetches=range(start, end)), claim:
+            extents, moved = await fetch(self._superblock, memory, start, end)
             memory.record(Punched([], moved))
             # Others may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(start, end)) is None:
-                extents = self._split(extents)[:most]
+                extents = self._poisoned.split(extents)[:most]
                 # Nothing can be punched meanwhile; and what has been got is got,
                 # whatever ends this task.
                 turns = Turns(self._superblock.loop)
                 with self._superblock.loop.shield():
-                    for piece in _pieces(extents, self._page_size):
+                    for piece in in_pieces(extents, _PAGES_A_STEP, self._page_size):
                         memory.get(holder, [piece])
                         await turns.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
         return Fetched(extents, moved)
-
-    @contextmanager
-    def _being_fetched(self, start: int, end: int) -> Iterator[None]:
-        self._fetching = range(start, end)
-        try:
-            yield
-        finally:
-            self._fetching = range(0)
-
-    async def _fetch(self, memory: Memory, start: int, end: int) -> Fetched:
-        closed = self._superblock.closed
-        fetch = partial(
-            self._superblock.loop.in_thread,
-            partial(self._fetch_now, memory, start, end),
-            limiter=self._superblock.threads.fetches,
-        )
-        try:
-            await self._allocate_apart(start, end)
-            return await fetch()
-        except OSError as exc:
-            if not await self._superblock.more_space(exc, closed):
-                raise
-        return await fetch()
-
-    async def _allocate_apart(self, start: int, end: int) -> None:
-        """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
-        superblock = self._superblock
-        length = (end - start) * self._page_size
-        if (
-            superblock.allocator is None
-            or not superblock.semantics.allocates
-            or superblock.headroom.allows(length)
-        ):
-            return
-        # As in a thread: what is being undone is nobody else's to look at.
-        with superblock.loop.shield():
-            await superblock.allocator.allocate(
-                self._fd,
-                FALLOC_FL_KEEP_SIZE,
-                start * self._page_size,
-                length,
-                superblock.loop.event(),
-            )
-
-    def _fetch_now(self, memory: Memory, start: int, end: int) -> Fetched:
-        """Allocate, unless the rules forbid it, pin and find pages. Blocks."""
-        if not self._superblock.semantics.allocates:
-            # SGP_NOALLOC of mm/shmem.c.
-            hole = first_hole(
-                self._fd, self._page_size, start, end, memory.frames.known
-            )
-            if hole is not None:
-                raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
-        return memory.frames.fetch(start, end)
 
     def get_now(
         self, holder: Holder, start: int, end: int, most: int | None = None
@@ -246,13 +187,13 @@ class Pages:
         length = (end - start) * self._page_size
         if (
             self._turn.taken
-            or length > QUICK_FETCH_BYTES
+            or length > INLINE_FETCH_BYTES
             or not self._superblock.headroom.allows(length)
         ):
             return None
         memory = self._memory_of(start, end)
         try:
-            extents, moved = self._fetch_now(memory, start, end)
+            extents, moved = fetch_now(self._superblock, memory, start, end)
         except OSError as exc:
             if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
                 return None
@@ -266,7 +207,7 @@ class Pages:
         self, memory: Memory, holder: Holder, extents: list[Extent], most: int | None
     ) -> list[Extent]:
         """Give *holder* references to the first *most* extents, and return these."""
-        extents = self._split(extents)
+        extents = self._poisoned.split(extents)
         if most is not None and len(extents) > most:
             extents = extents[:most]
         memory.get(holder, extents)
@@ -280,12 +221,7 @@ class Pages:
                 rules.unbound_errno,
                 f"nobody is bound to all of the pages {start} to {end}: bind first",
             )
-        if (
-            self._poisoned
-            and (bad := _first_in(self._poisoned, start, end)) is not None
-        ):
-            return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
-        return None
+        return self._poisoned.refusal(start, end)
 
     def _holders(self, start: int, end: int) -> list[Holder]:
         return [] if self.memory is None else self.memory.holders_of(start, end)
@@ -295,18 +231,9 @@ class Pages:
         locks = self._locks
         return nullcontext() if locks is None else locks.locked(start, end)
 
-    def _check_end(self, start: int, end: int) -> None:
-        """Raise `OSError`, EINVAL, if one of these pages lies past the end."""
-        pages = -(-os.fstat(self._fd).st_size // self._page_size)
-        if end > pages:
-            raise OSError(
-                errno.EINVAL,
-                f"offset {max(start, pages)} lies past the end ({pages} pages)",
-            )
-
     def _memory_of(self, start: int, end: int) -> Memory:
         """The memory of the file, if it has the pages from *start* to *end*."""
-        self._check_end(start, end)
+        check_end(self._fd, self._page_size, start, end)
         if self.memory is None:
             if self._superblock.frames is None:
                 raise OSError(errno.EOPNOTSUPP, "this mount has no page frames")
@@ -381,9 +308,9 @@ class Pages:
 
     def _settle(self, gone: tuple[int, int], changed: Changed) -> None:
         """The file has been changed, or not; the pages *gone* were to be punched."""
-        self._note_moved(changed.punched.moved)
+        self._moved.note(changed.punched.moved)
         if changed.refusal is None:
-            self._heal(*gone)
+            self._poisoned.heal(*gone)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
         """What has been fetched of these pages."""
@@ -414,37 +341,15 @@ class Pages:
             # again, which would be taken for what has gone.
             with self._superblock.loop.shield():
                 turns = Turns(self._superblock.loop)
-                for piece in _pieces(punched.removed, self._page_size):
+                for piece in in_pieces(punched.removed, _PAGES_A_STEP, self._page_size):
                     memory.record(Punched([piece], []))
                     await turns.give()
             memory.record(Punched([], punched.moved))
         return Changed(punched)
 
-    async def _drive(self, steps: Steps) -> None:
-        # To the end, though the peer that has begun it may go: the others have been
-        # told of a start. If they go, too, nobody waits for them.
-        with self._superblock.loop.shield():
-            await drive(
-                steps,
-                self._notifiers,
-                no_change,
-                whole_call=self._superblock.whole_call,
-            )
-
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
-        """Tell of pages that are elsewhere now: as good as gone for who maps them.
-
-        Where an invalidation runs it does so, and nobody waits here: the caller may be
-        one of the callbacks that it waits for.
-        """
-        self._note_moved(moved)
-        if self._moved and not self._notifiers.running:
-            await self._drive(self._moved.steps())
-
-    def _note_moved(self, moved: Sequence[Extent]) -> None:
-        # Where pages may move nobody is told: that is the rule.
-        if self._notifiers and not self._superblock.semantics.movable:
-            self._moved.note(moved)
+        """See `Moved.tell`."""
+        await self._moved.tell(moved)
 
     # --- poison --------------------------------------------------------------------
 
@@ -465,77 +370,32 @@ class Pages:
                 "these semantics have no error callback (query-semantics)",
             )
         await self._check_there(page)
-        if page in self._poisoned:
-            # As memory_failure() does of a page that has PG_hwpoison.
-            raise OSError(EHWPOISON, f"page {page} is poisoned already")
+        self._poisoned.add(page)
         assert self.memory is not None
         self.memory.poison(page)
-        self._poisoned.add(page)
-        self._changed()
         if rule == "error":
             await self._notifiers.announce(Notice(MEMORY_ERROR, page, page + 1))
         else:
-            await self._drive(self._poison_steps(page))
+            await tell(self._superblock, self._notifiers, self._poison_steps(page))
 
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
-        while self._turn.taken and page not in self._fetching:
+        while self._turn.taken and page not in self._turn.fetches:
             # It may be about to go, or to come.
             await self._turn.wait()
         memory = self._memory_of(page, page + 1)
-        if page in self._fetching or memory.frames.known(page, page + 1) is not None:
+        if (
+            page in self._turn.fetches
+            or memory.frames.known(page, page + 1) is not None
+        ):
             return
-        hole = partial(first_hole, self._fd, self._page_size, page, page + 1)
-        if self._page_size <= QUICK_FETCH_BYTES:
-            found = hole()
-        else:
-            # Where pages are huge one may have to be allocated to find that out.
-            with self._turn.take():
-                found = await self._superblock.loop.in_thread(
-                    hole, limiter=self._superblock.threads.fetches
-                )
-        if found is not None:
+        if not await has_memory(self._superblock, self._turn, self._fd, page):
             # memory_failure() says so of a frame that is not there.
             raise OSError(
                 errno.ENXIO, f"page {page} is a hole: it has no memory that could fail"
             )
 
     def _poison_steps(self, page: int) -> Steps:
-        plan = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-        yield from in_order(plan, page, page + 1)
+        yield from in_order(POISON_PLAN, page, page + 1)
         yield from self._moved.steps()
         return None
-
-    def _split(self, extents: list[Extent]) -> list[Extent]:
-        """Folios with a poisoned page have been split: memory_failure() begins so.
-
-        Else who gets a page beside it would map all of the folio once more.
-        """
-        if not self._poisoned:
-            return extents
-        per_page = self._page_size // FRAME_BYTES
-        return split_folios(extents, self._poisoned, per_page)
-
-    def _heal(self, start: int, end: int) -> None:
-        """These pages have been punched: what comes in their place is good."""
-        if self._poisoned:
-            self._poisoned -= {page for page in self._poisoned if start <= page < end}
-            self._changed()
-
-
-def _pieces(extents: Iterable[Extent], page_size: int) -> Iterator[Extent]:
-    """*extents*, those of many pages in parts."""
-    per_page = page_size // FRAME_BYTES
-    for extent in extents:
-        offset, pfn, count, order = extent
-        if count <= _PAGES_A_STEP:
-            yield extent
-            continue
-        for at in range(0, count, _PAGES_A_STEP):
-            pages = min(_PAGES_A_STEP, count - at)
-            yield Extent(offset + at, pfn + at * per_page, pages, order)
-
-
-def _first_in(pages: set[int], start: int, end: int) -> int | None:
-    """The first of *pages* from *start* to *end*."""
-    return min((page for page in pages if start <= page < end), default=None)

@@ -78,10 +78,19 @@ class RangeMap(Generic[V]):
             return block.values[place]
         return None
 
-    def since(self, at: int) -> Iterator[tuple[int, int, V]]:
-        """The ranges that do not end before *at*, or there; as they are in the map.
+    def covers(self, start: int, end: int) -> bool:
+        """Whether ranges cover all of [start, end)."""
+        block = self._blocks[bisect_right(self._limits, start)]
+        place = bisect_right(block.ends, start)
+        # Most often one range does, or none has its start.
+        if place < len(block.starts) and block.starts[place] <= start:
+            return block.ends[place] >= end or not self.gaps(start, end)
+        return start >= end
 
-        Must not be gone on with after the map has changed.
+    def since(self, at: int) -> Iterator[tuple[int, int, V]]:
+        """The ranges that end after *at*, not clipped.
+
+        The iterator is of no use any more after the map has changed.
         """
         first = bisect_right(self._limits, at)
         for place in range(first, len(self._blocks)):

@@ -8,9 +8,9 @@ are counted for each page and holder, and those to punched pages are kept apart.
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from inaccfs.errnos import os_error
 from inaccfs.shim.rangemap import RangeMap, add
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class References:
         start, rest = divmod(pfn, self._frames)
         end = start + count
         if held is None or rest or count < 1:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
         if count == 1:
             # What most calls are about.
             one = held.get(start)
@@ -109,7 +109,7 @@ class References:
         else:
             pieces = held.clipped(start, end)
         if sum([stop - first for first, stop, _ in pieces]) != count:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
         gone = []
         for first, stop, lots in pieces:
             if lots[0][2]:
@@ -139,7 +139,7 @@ class References:
         for pfn, count in extents:
             start, rest = divmod(pfn, self._frames)
             if rest:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+                raise os_error(errno.EINVAL)
             for first, stop in _pieces(start, start + count):
                 add(wanted, first, stop, 1)
                 yield []
@@ -163,7 +163,7 @@ class References:
             if sum(lot[0] for lot in lots) >= number
         )
         if enough != end - start:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
 
     def drop(self, holder: Hashable) -> Iterator[list[tuple[int, int]]]:
         """Take all references of *holder*, at once; yield in steps what `put` returns.

@@ -12,6 +12,7 @@ import os
 from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.errnos import os_error
 from inaccfs.shim.buddy import Buddy
 from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.frames import (
@@ -187,7 +188,7 @@ class SimulatedFrames:
                 taken.append(_Folios(first, block[0], folio_order, count))
                 start = low = first + count
             elif order == 0:
-                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                raise os_error(errno.ENOMEM)
             else:
                 ceiling = order - 1
         return ceiling

@@ -74,7 +74,7 @@ class Superblock:
         frames: FrameSource | None = None,
         ack_seconds: float = 10.0,
         frees: PendingFrees | None = None,
-        patience: Evictor | None = None,
+        ack_timeouts: Evictor | None = None,
         loop: Loop = TRIO,
         on_change: Callable[[InaccessibleFile, int, int], object] = _nothing,
     ) -> None:
@@ -104,7 +104,7 @@ class Superblock:
         # An allocation that finds no space waits for these and tries once more.
         self.frees: Final = frees
         # Evicts notifiers that no task waits for. Without it a task waits for each.
-        self.patience: Final = patience
+        self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
         self.guards_pages: Final = (
             semantics.scope == "range" or semantics.references == "locked"
@@ -125,8 +125,8 @@ class Superblock:
         # It then begins with the change, which has nothing to wait for: neither answers
         # to an event, during which others may take the file, nor a locked page.
         return (
-            self.patience is not None
-            and self.patience.running
+            self.ack_timeouts is not None
+            and self.ack_timeouts.running
             and self.plans[Kind.PUNCH].before is None
             and self.semantics.references != "locked"
         )

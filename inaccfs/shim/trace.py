@@ -30,6 +30,12 @@ What: TypeAlias = Literal[
     "allocate",
     "punch",
     "truncate",
+    # System calls that no file allows. A read and a write have their range.
+    "read",
+    "write",
+    "lseek",
+    "ioctl",
+    "copy",
     # A peer has got references to pages, or has put some; in range are their pages, or
     # for "put" their frames.
     "get",
@@ -81,6 +87,14 @@ class Trace:
             yield
         finally:
             self.listeners.remove(listener)
+
+    def tell_refused(
+        self, what: What, file: int, start: int, end: int, who: int, error: int
+    ) -> None:
+        """A system call on inode *file*, which may not be open, has been refused."""
+        happened = Happened(time.monotonic(), what, file, start, end, who, error)
+        for listener in tuple(self.listeners):
+            listener(happened)
 
 
 class FileTrace:

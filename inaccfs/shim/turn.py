@@ -26,7 +26,7 @@ class Turn:
     not fetched meanwhile either, so that nobody gets a page that is about to go.
     """
 
-    __slots__ = ("_all", "_changed", "_idle", "_loop", "undoing")
+    __slots__ = ("_all", "_changed", "_idle", "_loop", "fetches", "undoing")
 
     def __init__(
         self, all_taken: set[Turn], changed: Callable[[], None], loop: Loop
@@ -41,6 +41,8 @@ class Turn:
         # Not set while somebody has the turn.
         self._idle = loop.event()
         self._idle.set()
+        # Pages that are being fetched by whoever has the turn.
+        self.fetches = range(0)
         # Set inside `take` by an interrupted allocation that has not given back its
         # memory. The turn stays taken until it has, and nobody may look at the file.
         self.undoing: Undoing | None = None
@@ -51,12 +53,14 @@ class Turn:
         return self in self._all
 
     @contextmanager
-    def take(self) -> Iterator[None]:
+    def take(self, fetches: range = range(0)) -> Iterator[None]:
         """Have the turn, which must be free, for a with block.
 
-        Where the block leaves something in `undoing`, the turn ends with that.
+        *fetches* are pages that the block fetches, and does not remove. If the block
+        leaves something in `undoing`, the turn ends when that has ended.
         """
         self._idle = self._loop.event()
+        self.fetches = fetches
         self._all.add(self)
         self._changed()
         try:
@@ -66,6 +70,7 @@ class Turn:
                 self._end()
 
     def _end(self) -> None:
+        self.fetches = range(0)
         self._all.discard(self)
         self._changed()
         self._idle.set()

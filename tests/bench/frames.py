@@ -193,7 +193,7 @@ def punches(huge: str) -> Iterator[list[str]]:
         def punch(page: int) -> None:
             def bare() -> None:
                 mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-                syscalls.fallocate_quick(fd, mode, page * PAGE, PAGE)
+                syscalls.fallocate_now(fd, mode, page * PAGE, PAGE)
 
             opened.punch(page, page + 1, bare)
 

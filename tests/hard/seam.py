@@ -54,7 +54,7 @@ CALLS: Final[dict[str, str]] = {
     "inaccfs.syscalls.utimensat": "EACCES EPERM EROFS",
     "inaccfs.syscalls.identity": "ENOMEM EACCES",
     # --- allocation ---
-    "inaccfs.syscalls.fallocate_quick": "ENOSPC EINTR EIO ENOMEM EPERM",
+    "inaccfs.syscalls.fallocate_now": "ENOSPC EINTR EIO ENOMEM EPERM",
     "inaccfs.syscalls.fallocate": "ENOSPC EINTR EIO ENOMEM EPERM",
     "inaccfs.mmcalls.mmap": "ENOMEM EAGAIN ENFILE EPERM",
     "inaccfs.mmcalls.munmap": "ENOMEM",

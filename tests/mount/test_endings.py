@@ -320,7 +320,8 @@ from tests.mount import raw, support
 signal.signal(signal.SIGINT, lambda *_: None)
 with support.opened(sys.argv[1]) as fd:
     print("ready", flush=True)
-    print(support.outcome(raw.fallocate, fd, 0, 0, int(sys.argv[2])), flush=True)
+    length, mode = int(sys.argv[2]), int(sys.argv[3])
+    print(support.outcome(raw.fallocate, fd, mode, 0, length), flush=True)
     found = os.fstat(fd)
     print(found.st_size, found.st_blocks, flush=True)
 """
@@ -333,7 +334,7 @@ def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")
         with subprocess.Popen(
-            [*inaccfs_command()[:1], "-c", INTERRUPTIBLE, str(file), str(4 * GIB)],
+            [*inaccfs_command()[:1], "-c", INTERRUPTIBLE, str(file), str(4 * GIB), "0"],
             stdout=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
@@ -352,6 +353,33 @@ def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
         # Nothing of it sticks: the next one goes to its end.
         run("fallocate", "-l", 64 * MIB, file)
         assert allocated(file) == 64 * MIB
+
+
+@support.needs_root
+def test_an_interrupted_allocation_keeps_its_pages_where_the_rules_say_so() -> None:
+    """kvm_gmem_allocate() returns EINTR and gives nothing back."""
+    support.need_memory(4 * GIB)
+    with support.mounted(size="6g", semantics="guest_memfd") as mount:
+        file = new_file(mount.path / "file")
+        os.truncate(file, 4 * GIB)
+        arguments = [str(file), str(4 * GIB), str(raw.KEEP_SIZE)]
+        with subprocess.Popen(
+            [*inaccfs_command()[:1], "-c", INTERRUPTIBLE, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            ask_until(lambda: used(mount.path) >= 64 * MIB)
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "EINTR\n"
+            size, blocks = map(int, child.stdout.readline().split())
+            assert child.wait(PATIENCE) == 0
+        assert size == 4 * GIB
+        assert 64 * MIB <= blocks * 512 < 4 * GIB
+        # Nothing goes on after the call has returned.
+        assert used(mount.path) == allocated(file) == blocks * 512
 
 
 @support.needs_root

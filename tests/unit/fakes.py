@@ -27,8 +27,8 @@ from inaccfs.fuse.wire import Op
 from inaccfs.semantics import V8
 from inaccfs.shim.allocator import Allocator, Undoing
 from inaccfs.shim.call import Begun, Call
+from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
-from inaccfs.shim.waiting import first_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from inaccfs.semantics import V8, Semantics
-from inaccfs.shim import pages as pages_module
+from inaccfs.shim.acktimeouts import AckTimeouts
+from inaccfs.shim.fetch import INLINE_FETCH_BYTES
 from inaccfs.shim.file import InaccessibleFile
-from inaccfs.shim.patience import Patience
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.control_fakes import BASE, PAGE, FakeFrames, FakeSource
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import pytest
 
     from inaccfs.shim.frames import Extent, Fetched
-    from inaccfs.shim.order import Notice
+    from inaccfs.shim.notifiers import Notice
 
 ACK_SECONDS = 10.0
 KEEP = FALLOC_FL_KEEP_SIZE
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # So many pages are fetched in a thread.
-MANY = pages_module.QUICK_FETCH_BYTES // PAGE + 1
+MANY = INLINE_FETCH_BYTES // PAGE + 1
 SIZE = 4 * MANY
 
 
@@ -105,7 +105,7 @@ class World:
 
     file: InaccessibleFile
     source: FakeSource
-    patience: Patience
+    ack_timeouts: AckTimeouts
     evicted: list[Listener] = field(default_factory=list)
 
     @property
@@ -174,11 +174,15 @@ def world_of(
     if fd is None:
         fd = os.memfd_create("backing")
         os.ftruncate(fd, pages * PAGE)
-    source, patience = HeldSource(), Patience(ACK_SECONDS)
+    source, timeouts = HeldSource(), AckTimeouts(ACK_SECONDS)
     shim = Superblock(
-        semantics, PAGE, frames=source, ack_seconds=ACK_SECONDS, patience=patience
+        semantics,
+        PAGE,
+        frames=source,
+        ack_seconds=ACK_SECONDS,
+        ack_timeouts=timeouts,
     )
-    _worlds.append(World(InaccessibleFile(fd, shim), source, patience))
+    _worlds.append(World(InaccessibleFile(fd, shim), source, timeouts))
     return _worlds[-1]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from tests.unit.fakes import (
     INTERRUPT_IN,
     LSEEK_IN,
     OPEN_IN,
+    READ_IN,
     RENAME2_IN,
     HeldAllocator,
     HeldCall,
@@ -423,6 +426,32 @@ async def test_a_trace_knows_whose_system_call_it_is(world: World) -> None:
     ]
 
 
+async def test_a_trace_has_the_system_calls_that_no_file_allows(world: World) -> None:
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    reading = READ_IN.pack(nodeid, PAGE, 8, 0, 0, 0, 0)
+    requests = (
+        (Op.READ, reading),
+        (Op.WRITE, reading),
+        (Op.READ, bytes(7)),
+        (Op.LSEEK, LSEEK_IN.pack(nodeid, 0, os.SEEK_DATA, 0)),
+        (Op.IOCTL, bytes(32)),
+        (Op.COPY_FILE_RANGE, bytes(56)),
+    )
+    found: list[Happened] = []
+    with world.namespace.trace.listening(found.append):
+        for op, body in requests:
+            await world.kernel.call(op, nodeid, body)
+    assert {(one.file, one.who) for one in found} == {(nodeid, 1)}
+    assert [(one.what, one.start, one.end, one.error) for one in found] == [
+        ("read", PAGE, PAGE + 8, errno.EINVAL),
+        ("write", PAGE, PAGE + 8, errno.EINVAL),
+        ("read", 0, 0, errno.EINVAL),
+        ("lseek", 0, 0, errno.ESPIPE),
+        ("ioctl", 0, 0, errno.ENOTTY),
+        ("copy", 0, 0, errno.EINVAL),
+    ]
+
+
 @pytest.mark.parametrize(("offset", "length"), [(1, PAGE), (0, PAGE + 1), (0, 1)])
 async def test_an_unaligned_punch_changes_nothing(
     world: World, tree: Path, offset: int, length: int
@@ -768,6 +797,67 @@ async def test_no_more_is_asked_of_pyfuse3_than_its_socket_can_answer(
     assert set(batches[:-1]) == {batches[0]}
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENOBUFS, errno.ENOMEM, errno.ECONNRESET, errno.EAGAIN]
+)
+async def test_a_request_that_cannot_be_relayed_fails_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It must not end the mount, nor leave its caller waiting."""
+    relay, really_send = world.channel._relay._connection, socket.socket.send
+
+    def send(self: socket.socket, data: bytes) -> int:
+        if self is relay:
+            raise OSError(number, os.strerror(number))
+        return really_send(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "send", send)
+        for _ in range(2):
+            reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+            assert reply.error == number
+    assert (await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")).error == 0
+
+
+async def test_a_reply_that_cannot_be_received_yet_is_received_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay, really_receive = world.channel._relay._connection, socket.socket.recv_into
+    left = 3
+
+    def recv_into(self: socket.socket, buffer: bytearray) -> int:
+        nonlocal left
+        if self is relay and left:
+            left -= 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return really_receive(self, buffer)
+
+    monkeypatch.setattr(socket.socket, "recv_into", recv_into)
+    reply = await world.kernel.call(Op.SYMLINK, 1, b"name\0target\0")
+    assert (reply.error, left) == (0, 0)
+    assert caplog.text.count("no reply from pyfuse3") == 1
+
+
+async def test_a_request_that_cannot_be_read_costs_itself(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = 3
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal left
+            if left:
+                left -= 1
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(io, "FileIO", Failing)
+    async with serving(backing) as world:
+        assert (await world.kernel.call(Op.GETATTR, 1, bytes(16))).error == 0
+    assert left == 0
+    assert caplog.text.count("a request could not be read") == 1
+
+
 def _message(world: World, unique: int) -> bytes:
     return next(
         message
@@ -958,7 +1048,7 @@ async def test_enosys_is_never_the_answer_to_what_we_know(
             patch.setattr(world.namespace.inodes, name, refuse)
         patch.setattr(world.namespace.opens, "open", refuse)
         patch.setattr(world.namespace.directories, "open", refuse)
-        patch.setattr(syscalls, "fallocate_quick", refuse)
+        patch.setattr(syscalls, "fallocate_now", refuse)
         body = {
             Op.FALLOCATE: FALLOCATE_IN.pack(nodeid, 0, PAGE, 0, 0),
             Op.CREATE: CREATE_IN.pack(os.O_RDWR, 0o100600, 0, 0) + b"x\0",

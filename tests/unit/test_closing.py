@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.backing.root import Backing
+    from inaccfs.shim.file import InaccessibleFile
 
 LARGE = INLINE_BYTES + 4096
 
@@ -134,3 +136,61 @@ def test_without_a_loop_all_is_closed_at_once(backing: Backing) -> None:
     fd = unnamed(backing, LARGE)
     Closer().close(fd, None)
     assert not is_open(fd)
+
+
+async def test_without_a_thread_it_waits_for_one(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    """Threading says RuntimeError at the limit (systemd's TasksMax)."""
+    left = 3
+
+    async def run_sync(
+        function: Callable[[], None], *, limiter: trio.CapacityLimiter
+    ) -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            raise RuntimeError("can't start new thread")
+        function()
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    closer = Closer()
+    async with trio.open_nursery() as nursery:
+        closer.nursery = nursery
+        fd = unnamed(backing, LARGE)
+        closer.close(fd, None)
+        await closer.wait_idle()
+        assert not is_open(fd)
+
+
+class BrokenFile:
+    """Stands in for a file whose pages cannot be let go."""
+
+    def close(self) -> None:
+        raise OSError(errno.ENOMEM, "a test")
+
+
+@pytest.mark.parametrize("length", [4096, LARGE])
+async def test_a_file_is_closed_whatever_fails(
+    backing: Backing,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the background an exception would end the mount."""
+    close = os.close
+
+    def fails(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "a test")
+
+    fd = unnamed(backing, length)
+    closer = Closer()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fails)
+        async with trio.open_nursery() as nursery:
+            closer.nursery = nursery
+            closer.close(fd, cast("InaccessibleFile", BrokenFile()))
+            await closer.wait_idle()
+    assert not is_open(fd)
+    assert "bug in dropping" in caplog.text

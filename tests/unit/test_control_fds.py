@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import tempfile
 import threading
 from contextlib import asynccontextmanager
@@ -310,6 +311,32 @@ async def test_a_connection_that_is_closed_drops_what_was_not_read(
         await control.still_serves()
         while control.server.transport.closings.connections:  # noqa: ASYNC110 - a thread ends
             await trio.sleep(0.001)
+
+
+async def test_a_socket_that_lingers_keeps_only_its_sender_waiting(
+    control: Control,
+) -> None:
+    """The kernel waits where it closes it: for as long as the sender has chosen."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        slow = socket.create_connection(server.getsockname())
+        reader, _ = server.accept()
+    with slow, reader:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+        slow.setblocking(False)
+        try:
+            while True:
+                slow.send(b"x" * 100_000)
+        except BlockingIOError:
+            pass
+        async with control.peer() as peer, control.peer() as gone:
+            for each in (peer, gone):
+                await each.send(query(1), slow.fileno())
+            slow.close()
+            await control.still_serves()
+            await gone.stream.aclose()
+            await control.still_serves()
+            reader.close()
+            assert await answers(peer, 1) == {1: ""}
 
 
 # --- a new connection -----------------------------------------------------------------

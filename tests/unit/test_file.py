@@ -13,13 +13,10 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.semantics import V8
-from inaccfs.shim.file import (
-    INLINE_BYTES,
-    SHORT_BYTES,
-    InaccessibleFile,
-)
+from inaccfs.shim.allocating import PIECE_BYTES, SHORT_BYTES
+from inaccfs.shim.file import INLINE_BYTES, InaccessibleFile
+from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
-from inaccfs.shim.waiting import first_of
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import (
     HeldAllocator,
@@ -163,7 +160,7 @@ async def test_what_need_not_be_interrupted_is_a_threads(
 async def test_without_an_allocator_a_thread_does_it(
     file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inaccfs.shim.file.SHORT_BYTES", 0)
+    monkeypatch.setattr("inaccfs.shim.allocating.SHORT_BYTES", 0)
     plain = InaccessibleFile(file.fd, Superblock(V8(), PAGE))
     await fallocate(plain, 0, 0, PAGE, trio.Event())
     assert pages(plain) == 1
@@ -345,6 +342,77 @@ async def test_a_cancelled_allocation_leaves_no_busy_file(
         nursery.cancel_scope.cancel()
     assert held.cancelled
     assert not file._superblock.busy
+
+
+# --- where an interrupted allocation is kept ----------------------------------------
+
+
+class Keeps(V8):
+    """v8, but an interrupt leaves what was allocated, as in guest_memfd."""
+
+    on_interrupt = "kept"
+
+
+@pytest.fixture
+def keeping(held: HeldAllocator) -> Iterator[InaccessibleFile]:
+    fd = os.memfd_create("backing")
+    yield InaccessibleFile(fd, Superblock(Keeps(), PAGE, allocator=held))
+    os.close(fd)
+
+
+async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
+    keeping: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kvm_gmem_allocate() breaks out of its loop, and gives nothing back."""
+    interrupted = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    real = syscalls.fallocate
+    calls: list[tuple[int, ...]] = []
+
+    def allocate(*arguments: int) -> None:
+        calls.append(arguments)
+        real(*arguments)
+        if len(calls) == 2:
+            trio.from_thread.run_sync(interrupted.set, trio_token=token)
+
+    monkeypatch.setattr("inaccfs.shim.allocating.PIECE_BYTES", 8 * PAGE)
+    monkeypatch.setattr("inaccfs.shim.file.INLINE_BYTES", PAGE)
+    file = InaccessibleFile(keeping.fd, keeping._superblock)
+    monkeypatch.setattr(syscalls, "fallocate", allocate)
+    with refused(errno.EINTR):
+        await fallocate(file, FALLOC_FL_KEEP_SIZE, PAGE, 20 * PAGE, interrupted)
+    mode, length = FALLOC_FL_KEEP_SIZE, 8 * PAGE
+    assert calls == [
+        (file.fd, mode, PAGE, length),
+        (file.fd, mode, PAGE + length, length),
+    ]
+    assert pages(file) == 16
+    assert not file.turn.taken
+    # The rest is allocated when it is asked for again.
+    await fallocate(file, mode, PAGE, 20 * PAGE, trio.Event())
+    assert calls[-1] == (file.fd, mode, 17 * PAGE, 4 * PAGE)
+    assert pages(file) == 20
+
+
+async def test_who_is_interrupted_before_gets_nothing(
+    keeping: InaccessibleFile,
+) -> None:
+    interrupted = trio.Event()
+    interrupted.set()
+    with refused(errno.EINTR):
+        await fallocate(keeping, 0, 0, LONG, interrupted)
+    assert pages(keeping) == 0
+
+
+async def test_near_a_limit_pieces_are_the_allocators(
+    keeping: InaccessibleFile, held: HeldAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The OOM killer ends a worker then, and not the daemon."""
+    monkeypatch.setattr(keeping._headroom, "allows", lambda length: False)
+    held.let_go()
+    await fallocate(keeping, 0, 0, 2 * PIECE_BYTES, trio.Event())
+    assert held.arguments == (keeping.fd, 0, PIECE_BYTES, PIECE_BYTES)
+    assert held.most == 1
 
 
 # --- first_of ---------------------------------------------------------------------

@@ -131,7 +131,7 @@ def test_an_allocation_that_is_interrupted_is_begun_again(
 ) -> None:
     """As a hugetlbfs is when the kernel wants this thread to do something."""
     tried = []
-    call = syscalls.fallocate_quick if length == 4096 else syscalls.fallocate
+    call = syscalls.fallocate_now if length == 4096 else syscalls.fallocate
 
     def interrupted(*arguments: int) -> None:
         tried.append(arguments)

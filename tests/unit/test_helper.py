@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from inaccfs import syscalls
+from inaccfs.helper import wire
 from inaccfs.helper.tasks import Helper
 from tests.unit.fakes import refused
 
@@ -225,3 +226,23 @@ async def test_a_helper_that_was_killed_is_started_anew_unasked(
             while helper.pid == before:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
+
+
+async def test_what_cannot_be_sent_to_a_worker_does_not_wait_for_it(
+    helper: Helper, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EPIPE is a worker that has ended, whatever else one may see of it."""
+    helper.give_back(await helper.lease())
+    really_send = wire.send
+
+    def send(connection: socket.socket, packet: bytes, fd: int | None = None) -> None:
+        if packet.startswith(wire.OPEN_TMPFILE):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        really_send(connection, packet, fd)
+
+    with trio.fail_after(60):
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "send", send)
+            with refused(errno.EIO):
+                await helper.open_tmpfile(str(tmp_path), device)
+        os.close(await helper.open_tmpfile(str(tmp_path), device))

@@ -63,14 +63,14 @@ def before_allocating(
 
     def arrange(happens: Callable[[], None]) -> list[int]:
         calls: list[int] = []
-        real = syscalls.fallocate_quick
+        real = syscalls.fallocate_now
 
         def allocate(fd: int, mode: int, offset: int, length: int) -> None:
             calls.append(offset)
             happens()
             real(fd, mode, offset, length)
 
-        monkeypatch.setattr(syscalls, "fallocate_quick", allocate)
+        monkeypatch.setattr(syscalls, "fallocate_now", allocate)
         return calls
 
     return arrange

@@ -9,8 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.notifiers import Notifiers
-from inaccfs.shim.order import Notice
+from inaccfs.shim.notifiers import Notice, Notifiers
 from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 

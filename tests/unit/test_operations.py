@@ -21,7 +21,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.wire import Setattr
 from inaccfs.semantics import V8
-from inaccfs.shim.file import SHORT_BYTES
+from inaccfs.shim.allocating import SHORT_BYTES
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import DirectoryEntry
 from tests.unit.fakes import fallocate, refused

@@ -17,16 +17,17 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     POPULATE,
 )
+from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.notifiers import Notifiers
 from inaccfs.shim.order import Changed, InlineDrive, drive, in_order
-from inaccfs.shim.patience import Patience
 from inaccfs.shim.trace import FileTrace, Trace
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from inaccfs.shim.order import Notice, Steps
+    from inaccfs.shim.notifiers import Notice
+    from inaccfs.shim.order import Steps
 
 ACK_SECONDS = 10.0
 
@@ -74,7 +75,7 @@ class World:
     """The notifiers of one file, what evicts them, and what has happened."""
 
     notifiers: Notifiers
-    patience: Patience
+    ack_timeouts: AckTimeouts
     log: list[str] = field(default_factory=list)
     # What the change comes to, or fails with.
     changed: Changed | Exception = field(default_factory=Changed)
@@ -105,7 +106,9 @@ class World:
                 over.set()
 
             assert self.notifiers.take()
-            InlineDrive(steps, self.notifiers, self.patience, self.change, done).go_on()
+            InlineDrive(
+                steps, self.notifiers, self.ack_timeouts, self.change, done
+            ).go_on()
             await over.wait()
             await trio.testing.wait_all_tasks_blocked()
             (failure,) = failures
@@ -128,9 +131,9 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    made = World(Notifiers(FileTrace(Trace()), ACK_SECONDS), Patience(ACK_SECONDS))
+    made = World(Notifiers(FileTrace(Trace()), ACK_SECONDS), AckTimeouts(ACK_SECONDS))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.patience.run)
+        nursery.start_soon(made.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
         yield made
         nursery.cancel_scope.cancel()
@@ -226,7 +229,7 @@ async def test_at_once_is_at_once(world: World) -> None:
     InlineDrive(
         in_order(AFTER, 0, 1),
         world.notifiers,
-        world.patience,
+        world.ack_timeouts,
         world.change,
         over.append,
     ).go_on()
@@ -386,7 +389,7 @@ async def test_the_list_is_free_when_done_is_called(world: World) -> None:
         InlineDrive(
             in_order(AFTER, 0, 1),
             world.notifiers,
-            world.patience,
+            world.ack_timeouts,
             world.change,
             again,
         ).go_on()
@@ -408,7 +411,7 @@ async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
 
     assert world.notifiers.take()
     InlineDrive(
-        steps(), world.notifiers, world.patience, world.change, results.append
+        steps(), world.notifiers, world.ack_timeouts, world.change, results.append
     ).go_on()
     assert results == []
     one.answer()

@@ -286,7 +286,7 @@ def test_compaction_moves_no_frame_that_was_fetched() -> None:
         with tempfile.TemporaryFile(dir="/dev/shm") as checkered:
             os.posix_fallocate(checkered.fileno(), 0, 256 * MIB)
             for offset in range(0, 256 * MIB, 2 * PAGE):
-                syscalls.fallocate_quick(checkered.fileno(), PUNCH, offset, PAGE)
+                syscalls.fallocate_now(checkered.fileno(), PUNCH, offset, PAGE)
             with open("/proc/sys/vm/compact_memory", "w", encoding="ascii") as trigger:
                 trigger.write("1")
         now = file.read()

@@ -34,7 +34,7 @@ async def at_once(world: World, start: int, end: int) -> bool:
         over.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.patience.run)
+        nursery.start_soon(world.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
         length = (end - start) * PAGE
         begun = world.file.begin(PUNCH, start * PAGE, length, lambda: done)
@@ -92,7 +92,7 @@ async def test_the_rules_hold_without_a_task() -> None:
     world = world_of(V8())
     await world.listener()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.patience.run)
+        nursery.start_soon(world.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
         with refused(errno.EINVAL):
             quick(world.file, PUNCH, 1, PAGE)
@@ -121,7 +121,7 @@ async def test_who_waits_for_the_list_is_asked_once() -> None:
     world = world_of(semantics)
     await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
-        nursery.start_soon(world.patience.run)
+        nursery.start_soon(world.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
         assert not quick(world.file, PUNCH, 0, PAGE)
         call = Call(PUNCH, 0, PAGE)

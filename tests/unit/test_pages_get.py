@@ -20,7 +20,7 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
     MEMORY_ERROR,
 )
-from inaccfs.shim import pages as pages_module
+from inaccfs.shim import fetch
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock
@@ -223,7 +223,7 @@ async def test_a_poisoned_page_is_not_got_before_it_is_punched(
         await world.bound(0, SIZE)
     await world.get(holder, 0, 8)
     await world.file.pages.poison(3)
-    assert not world.file.pages.plain
+    assert not world.file.pages.nothing_fetched
     for start, end in ((3, 4), (0, 8), (0, MANY)):
         with refused(EHWPOISON):
             await world.get(holder, start, end)
@@ -233,7 +233,7 @@ async def test_a_poisoned_page_is_not_got_before_it_is_punched(
     with refused(EHWPOISON):
         await world.get(holder, 3, 4)
     await world.punch(3, 4)
-    assert world.file.pages.plain
+    assert world.file.pages.nothing_fetched
     await world.get(holder, 0, 8)
 
 
@@ -324,7 +324,7 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
         with refused(errno.ENXIO):
             await world.file.pages.poison(page)
     assert listener.told == []
-    assert world.file.pages.plain
+    assert world.file.pages.nothing_fetched
     assert world.allocated == 1
     # What has been punched is a hole, also if it had been poisoned before.
     await world.file.pages.poison(2)
@@ -351,7 +351,7 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
         with world.file.turn.take():
             nursery.start_soon(poison)
             await trio.testing.wait_all_tasks_blocked()
-            assert world.file.pages.plain
+            assert world.file.pages.nothing_fetched
             syscalls.fallocate(world.file.fd, PUNCH, 0, 4 * PAGE)
     assert refusals == [errno.ENXIO]
 
@@ -359,7 +359,7 @@ async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
 async def test_a_huge_page_is_looked_for_in_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pages_module, "QUICK_FETCH_BYTES", 0)
+    monkeypatch.setattr(fetch, "INLINE_FETCH_BYTES", 0)
     world = world_of(V10())
     world.allocate(3, 4)
     with refused(errno.ENXIO):
@@ -392,7 +392,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
     for page in (4, 100):
         with refused(errno.EINVAL):
             await world.file.pages.poison(page)
-    assert world.file.pages.plain
+    assert world.file.pages.nothing_fetched
 
 
 async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:

@@ -6,7 +6,10 @@ import ctypes
 import errno
 import os
 import resource
+import threading
+import time
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -214,6 +217,60 @@ def test_past_the_limit_of_locked_memory_the_rest_is_not_held(memory: Memory) ->
         made.release([*held[1:], *[token for token in tokens if token is not None]])
         assert pinned() == before
     made.close()
+
+
+@pytest.mark.parametrize("any_pins", ["ring", "lock"], indirect=True)
+def test_what_the_kernel_does_not_let_go_it_is_asked_for_again(
+    any_pins: Pins,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A release never raises, and nothing stays pinned for good."""
+    monkeypatch.setattr(pins, "_TRY_AGAIN_SECONDS", 0.01)
+    held = pinned if isinstance(any_pins, RingPins) else locked
+    before = held()
+    tokens = any_pins.hold(memory.buffers(256 * 1024))
+    assert held() == before + memory.size
+    tried = threading.Semaphore(0)
+
+    def no_memory(*_: object) -> int:
+        tried.release()
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uring, "update_buffers", no_memory)
+        patch.setattr(mmcalls, "munmap", no_memory)
+        for token in tokens:
+            assert token is not None
+            any_pins.release([token])
+        for _ in range(len(tokens) + 2):
+            assert tried.acquire(timeout=60)
+        assert held() == before + memory.size
+    deadline = time.monotonic() + 60
+    while held() != before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert caplog.text.count("pages stay pinned for now") == 1
+    # And what holds them is free again.
+    assert None not in any_pins.hold(memory.buffers(MIB))
+
+
+def test_pins_that_wait_to_be_released_end_with_the_ring(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    try:
+        made = RingPins()
+    except OSError as exc:
+        pytest.skip(f"no io_uring: {exc.strerror}")
+    held = made.hold(memory.buffers(MIB))
+    monkeypatch.setattr(uring, "update_buffers", no_memory)
+    made.release([token for token in held if token is not None])
+    made.close()
+    assert not [one for one in threading.enumerate() if isinstance(one, Timer)]
 
 
 # --- the others -------------------------------------------------------------------

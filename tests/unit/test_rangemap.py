@@ -87,6 +87,7 @@ def test_it_is_a_dict_of_all_its_places(
     assert tested.values(start, end) == [value for _, _, value in overlapping]
     outside = {place: 0 for place in range(start, end) if place not in model}
     assert tested.gaps(start, end) == [one[:2] for one in as_ranges(outside)]
+    assert tested.covers(start, end) == (not outside)
 
 
 @pytest.mark.parametrize("step", [1, -1, 7])

@@ -311,6 +311,12 @@ def test_allocations_past_the_end(name: str) -> None:
 
 
 @versions
+def test_what_an_interrupted_allocation_leaves(name: str) -> None:
+    wanted = "kept" if name in GUEST_MEMFD else "undone"
+    assert load.load(name).on_interrupt == wanted
+
+
+@versions
 def test_nobody_tells_frames(name: str) -> None:
     """Roth's tree did, and no version that was posted."""
     assert not load.load(name).tells_frames

@@ -87,7 +87,7 @@ async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
         await world.listener()
         async with trio.open_nursery() as nursery:
             if inline:
-                nursery.start_soon(world.patience.run)
+                nursery.start_soon(world.ack_timeouts.run)
                 await trio.testing.wait_all_tasks_blocked()
             with told(world) as found:
                 begun = begin(world, PUNCH, 2, 4)

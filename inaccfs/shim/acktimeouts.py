@@ -47,7 +47,7 @@ async def _hear_out() -> None:
         await trio.lowlevel.checkpoint()
 
 
-class Patience:
+class AckTimeouts:
     """Evicts the silent among the notifiers of all files. One task does it.
 
     For those that are waited for without a task. All have the same time, so that those

@@ -8,9 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.notifiers import Notifiers
-from inaccfs.shim.order import Notice
-from inaccfs.shim.patience import Patience, in_time
+from inaccfs.shim.acktimeouts import AckTimeouts, in_time
+from inaccfs.shim.notifiers import Notice, Notifiers
 from inaccfs.shim.trace import FileTrace, Trace
 
 SECONDS = 10.0
@@ -38,7 +37,7 @@ class Silent:
 class File:
     """The notifiers of a file, one of them for a start."""
 
-    patience: Patience
+    ack_timeouts: AckTimeouts
     evictions: list[tuple[str, float]]
     name: str
     notifiers: Notifiers = field(init=False)
@@ -57,10 +56,10 @@ class File:
         assert self.notifiers.take()
         sequence = self.notifiers.begin(Notice("INVALIDATE", 0, 1), self.over)
         assert sequence is not None
-        self.patience.watch(self.notifiers, sequence)
+        self.ack_timeouts.watch(self.notifiers, sequence)
 
     def over(self) -> None:
-        self.patience.forget(self.notifiers)
+        self.ack_timeouts.forget(self.notifiers)
         self.notifiers.release()
 
     def answer(self) -> None:
@@ -68,29 +67,29 @@ class File:
 
 
 class Steps(trio.abc.Instrument):
-    """Counts how often the task of `Patience.run` runs."""
+    """Counts how often the task of `AckTimeouts.run` runs."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.count += "Patience.run" in task.name
+        self.count += "AckTimeouts.run" in task.name
 
 
 @dataclass
 class World:
-    patience: Patience
+    ack_timeouts: AckTimeouts
     nursery: trio.Nursery
     evictions: list[tuple[str, float]] = field(default_factory=list)
 
     async def file(self, name: str = "") -> File:
-        return await File(self.patience, self.evictions, name).registered()
+        return await File(self.ack_timeouts, self.evictions, name).registered()
 
 
 @pytest.fixture
 async def world(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> World:
-    made = World(Patience(SECONDS), nursery)
-    nursery.start_soon(made.patience.run)
+    made = World(AckTimeouts(SECONDS), nursery)
+    nursery.start_soon(made.ack_timeouts.run)
     await trio.testing.wait_all_tasks_blocked()
     return made
 
@@ -99,14 +98,14 @@ async def test_it_runs_from_its_start_to_its_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Else nobody may rely on it."""
-    patience = Patience(SECONDS)
-    assert not patience.running
+    ack_timeouts = AckTimeouts(SECONDS)
+    assert not ack_timeouts.running
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(patience.run)
+        nursery.start_soon(ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert patience.running
+        assert ack_timeouts.running
         nursery.cancel_scope.cancel()
-    assert not patience.running
+    assert not ack_timeouts.running
 
 
 async def test_the_silent_are_evicted_when_their_time_is_over(
@@ -232,14 +231,14 @@ async def test_what_has_been_answered_is_not_kept(
     for _ in range(1000):
         quick.invalidate()
         quick.answer()
-        assert len(world.patience) == 1
+        assert len(world.ack_timeouts) == 1
     for _ in range(1000):
         other = await world.file()
         other.invalidate()
         other.answer()
-    assert len(world.patience) == 1
+    assert len(world.ack_timeouts) == 1
     silent.answer()
-    assert len(world.patience) == 0
+    assert len(world.ack_timeouts) == 0
 
 
 async def test_what_is_over_before_it_is_watched_is_not_kept(
@@ -251,8 +250,8 @@ async def test_what_is_over_before_it_is_watched_is_not_kept(
     sequence = file.notifiers.begin(Notice("INVALIDATE", 0, 1), file.over)
     assert sequence is not None
     file.notifiers.drop(file.notifier)
-    world.patience.watch(file.notifiers, sequence)
-    assert len(world.patience) == 0
+    world.ack_timeouts.watch(file.notifiers, sequence)
+    assert len(world.ack_timeouts) == 0
 
 
 # --- a process that is stopped --------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The types that members have, with what they take and mean."""
+"""The types of members that commands and events have in common."""
 
 from __future__ import annotations
 

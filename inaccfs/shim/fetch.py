@@ -1,0 +1,100 @@
+"""Fetching pages of a file: to allocate, pin and find them, as the rules allow."""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.shim.holes import first_hole
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
+
+if TYPE_CHECKING:
+    from inaccfs.shim.frames import Fetched
+    from inaccfs.shim.memory import Memory
+    from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.turn import Turn
+
+INLINE_FETCH_BYTES: Final = 1 << 20
+"""So much is fetched in the loop: memory that is touched first is cleared."""
+
+
+def check_end(fd: int, page_size: int, start: int, end: int) -> None:
+    """Raise `OSError`, EINVAL, if a page from *start* to *end* lies past the end."""
+    pages = -(-os.fstat(fd).st_size // page_size)
+    if end > pages:
+        raise OSError(
+            errno.EINVAL,
+            f"offset {max(start, pages)} lies past the end ({pages} pages)",
+        )
+
+
+def fetch_now(superblock: Superblock, memory: Memory, start: int, end: int) -> Fetched:
+    """Fetch the pages from *start* to *end*. Blocks.
+
+    Raises:
+        OSError: ENOENT for a hole, where the rules do not let it be filled; and what
+            `Frames.fetch` raises.
+    """
+    frames = memory.frames
+    if not superblock.semantics.allocates:
+        # SGP_NOALLOC of mm/shmem.c.
+        hole = first_hole(frames.fd, superblock.page_size, start, end, frames.known)
+        if hole is not None:
+            raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
+    return frames.fetch(start, end)
+
+
+async def fetch(
+    superblock: Superblock, memory: Memory, start: int, end: int
+) -> Fetched:
+    """As `fetch_now`, in a thread. The caller has the file's turn.
+
+    Where there is no space it waits for memory that is on its way back.
+    """
+    closed = superblock.closed
+
+    in_thread = partial(
+        superblock.loop.in_thread,
+        partial(fetch_now, superblock, memory, start, end),
+        limiter=superblock.threads.fetches,
+    )
+    try:
+        await _allocate_apart(superblock, memory.frames.fd, start, end)
+        return await in_thread()
+    except OSError as exc:
+        if not await superblock.more_space(exc, closed):
+            raise
+    return await in_thread()
+
+
+async def _allocate_apart(
+    superblock: Superblock, fd: int, start: int, end: int
+) -> None:
+    """Near the limit of a memory cgroup, let a worker allocate: see `Headroom`."""
+    offset, length = (pages * superblock.page_size for pages in (start, end - start))
+    if (
+        superblock.allocator is None
+        or not superblock.semantics.allocates
+        or superblock.headroom.allows(length)
+    ):
+        return
+    # As in a thread: nobody else may look at memory that is being given back.
+    with superblock.loop.shield():
+        await superblock.allocator.allocate(
+            fd, FALLOC_FL_KEEP_SIZE, offset, length, superblock.loop.event()
+        )
+
+
+async def has_memory(superblock: Superblock, turn: Turn, fd: int, page: int) -> bool:
+    """Whether a page is no hole. The turn of its file must be free."""
+    hole = partial(first_hole, fd, superblock.page_size, page, page + 1)
+    if superblock.page_size <= INLINE_FETCH_BYTES:
+        return hole() is None
+    # Where pages are huge one may have to be allocated to find that out.
+    with turn.take():
+        found = await superblock.loop.in_thread(
+            hole, limiter=superblock.threads.fetches
+        )
+    return found is None

@@ -1,0 +1,71 @@
+"""The poisoned pages of one file, as memory-failure has reported them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.errnos import EHWPOISON
+from inaccfs.semantics import Plan
+from inaccfs.semantics.rules import INVALIDATE_END, INVALIDATE_START
+from inaccfs.shim.frameoptions import FRAME_BYTES
+from inaccfs.shim.frames import split_folios
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.shim.frames import Extent
+
+
+POISON_PLAN: Final = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
+"""The events of a poisoned page, where the rules have it invalidated."""
+
+
+class Poisoned:
+    """Pages with PG_hwpoison. They stay poisoned until they are punched."""
+
+    __slots__ = ("_changed", "_pages", "_per_page")
+
+    def __init__(self, page_size: int, changed: Callable[[], None]) -> None:
+        """*changed* is called after each change."""
+        self._pages: Final[set[int]] = set()
+        self._per_page: Final = page_size // FRAME_BYTES
+        self._changed: Final = changed
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def add(self, page: int) -> None:
+        """Poison a page.
+
+        Raises:
+            OSError: EHWPOISON, if it is poisoned already, as memory_failure() says.
+        """
+        if page in self._pages:
+            raise OSError(EHWPOISON, f"page {page} is poisoned already")
+        self._pages.add(page)
+        self._changed()
+
+    def refusal(self, start: int, end: int) -> OSError | None:
+        """Why pages from *start* to *end* may not be got, if one is poisoned."""
+        bad = min((page for page in self._pages if start <= page < end), default=None)
+        if bad is None:
+            return None
+        return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+
+    def heal(self, start: int, end: int) -> None:
+        """These pages have been punched: the memory that replaces them is good."""
+        if self._pages:
+            self._pages.difference_update(
+                [page for page in self._pages if start <= page < end]
+            )
+            self._changed()
+
+    def split(self, extents: list[Extent]) -> list[Extent]:
+        """*extents*, with each folio that has a poisoned page in single pages.
+
+        memory_failure() splits it first. Else a peer that gets another page of it would
+        map the whole folio again.
+        """
+        if not self._pages:
+            return extents
+        return split_folios(extents, self._pages, self._per_page)
