@@ -12,7 +12,7 @@ Both faces follow these rules; they differ only in what runs a callback.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.requests import Request
@@ -31,12 +31,12 @@ from inaccfs.control.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; and if that was asked for, the
-    # frames that go.
+    # Takes the first page and the page after the last; and with `with_frames` the
+    # extents that go.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -45,15 +45,26 @@ log = logging.getLogger(__name__)
 _Told: TypeAlias = messages.Answered | messages.MemoryError
 
 
+class Options(TypedDict, total=False):
+    """What `register_notifier` and `bind` take besides *invalidate*."""
+
+    # INVALIDATE_START, INVALIDATE_END, POPULATE and MEMORY_ERROR.
+    invalidate_start: Callback | None
+    invalidate_end: Callback | None
+    populate: Callback | None
+    error: Callback | None
+    # Whether callbacks take a list of the extents that go, too.
+    with_frames: bool
+
+
 class Callbacks(NamedTuple):
-    """What to call for a notifier's events."""
+    """What to call for a notifier's events; members are as in `Options`."""
 
     invalidate: Callback | None = None
     invalidate_start: Callback | None = None
     invalidate_end: Callback | None = None
     populate: Callback | None = None
     error: Callback | None = None
-    # Whether they take the frames that go, too.
     with_frames: bool = False
 
     def check(self) -> Callbacks:
@@ -62,41 +73,47 @@ class Callbacks(NamedTuple):
             raise TypeError("a notifier needs a callback")
         return self
 
-    def of(self, event: _Told) -> Callback | None:
-        """What is to be called for *event*.
+    def of(self, event: str) -> Callback | None:
+        """What is to be called for the event of this name; None for nothing.
 
         Raises:
-            NotImplementedError: nothing is, and the file's user would not hear that
-                pages go.
+            NotImplementedError: there is nothing to call, and so the file's user would
+                not learn that pages go.
         """
         match event:
-            case Invalidate():
+            case Invalidate.name:
                 return self._needed(
                     event, self.invalidate, self.invalidate_start or self.invalidate_end
                 )
-            case InvalidateStart():
+            case InvalidateStart.name:
                 return self._needed(
                     event, self.invalidate_start or self.invalidate, self.invalidate_end
                 )
-            case InvalidateEnd():
+            case InvalidateEnd.name:
                 return self.invalidate_end
-            case Populate():
+            case Populate.name:
                 return self.populate
-            case messages.MemoryError():
+            case messages.MemoryError.name:
                 return self.error
         return None
 
+    def call(
+        self, callback: Callback, start: int, end: int, frames: Iterable[object] | None
+    ) -> object:
+        """Call one of these: with *frames* if they take them, [] where none are."""
+        if self.with_frames:
+            return callback(start, end, list(frames or ()))
+        return callback(start, end)
+
     @staticmethod
     def _needed(
-        event: Invalidate | InvalidateStart,
-        callback: Callback | None,
-        other: Callback | None,
+        event: str, callback: Callback | None, other: Callback | None
     ) -> Callback | None:
-        """*callback*, which must be there for whoever wants to hear of removals."""
+        """*callback*; there must be one if there is the *other* one for removals."""
         if callback is None and other is not None:
             raise NotImplementedError(
-                f"these semantics tell of removals with {event.name}: give the "
-                f"notifier an {event.name.lower()} callback"
+                f"these semantics tell of removals with {event}: give the notifier an "
+                f"{event.lower()} callback"
             )
         return callback
 
@@ -200,10 +217,10 @@ class Due(NamedTuple):
     def call(self) -> object:
         """Call it."""
         event = self.event
-        if not self.registration.callbacks.with_frames:
-            return self.callback(event.start, event.end)
-        told = None if isinstance(event, messages.MemoryError) else event.frames
-        return self.callback(event.start, event.end, told or [])
+        frames = None if isinstance(event, messages.MemoryError) else event.frames
+        return self.registration.callbacks.call(
+            *(self.callback, event.start, event.end, frames or None)
+        )
 
 
 class Notifiers:
@@ -257,7 +274,7 @@ class Notifiers:
         registration = self._registered.get(event.notifier)
         if registration is not None and not registration.leaving:
             try:
-                callback = registration.callbacks.of(event)
+                callback = registration.callbacks.of(event.name)
             except NotImplementedError as exc:
                 log.error("%s: %s", event.name, exc)  # noqa: TRY400 - there is no traceback
                 self._keep(registration, exc)

@@ -28,7 +28,7 @@ from inaccfs.shim.turns import Turns
 if TYPE_CHECKING:
     import socket
 
-    from inaccfs.control.context import Caller
+    from inaccfs.control.caller import Caller
     from inaccfs.control.transport import Transport
 
 log = logging.getLogger(__name__)

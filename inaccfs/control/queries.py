@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
-    from inaccfs.control.pagerefs import PageReferences
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.memory import Memory
+    from inaccfs.shim.memory import Holder, Memory
 
 T = TypeVar("T")
 
@@ -139,7 +138,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
     for ino, (name, memory) in listed:
         if ino != place.ino:
             place = _Place(ino)
-        following = paging.fill(name, _rows(name, memory, place, paging.room))
+        following = paging.fill(name, _rows(context, name, memory, place, paging.room))
         if following is not None:
             break
         await paging.turns.give()
@@ -184,7 +183,7 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 
 
 def _rows(
-    name: str, memory: Memory, place: _Place, room: int
+    context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
     """What there is of one file from *place* on, each with its own; one more than room.
 
@@ -198,7 +197,7 @@ def _rows(
                 _Place(ino, 0, extent.offset),
             )
     # Nobody but the peers of this mount's control socket gets pages.
-    holders = cast("list[PageReferences]", memory.references.holders())
+    holders = cast("list[Holder]", memory.references.holders())
     for holder in sorted(holders, key=attrgetter("who")):
         number = holder.who
         if number < peer:
@@ -215,7 +214,7 @@ def _rows(
                     file=name,
                     ino=ino,
                     peer=number,
-                    pid=holder.caller.pid,
+                    pid=context.callers[number].pid,
                     offset=record.offset,
                     pfn=pfn,
                     count=record.count,

@@ -15,8 +15,9 @@ import trio
 
 from inaccfs import readiness
 from inaccfs.control import messages, qmp
+from inaccfs.control.caller import Caller
 from inaccfs.control.closings import STRANGERS
-from inaccfs.control.context import Actions, Caller, Context
+from inaccfs.control.context import Actions, Context
 from inaccfs.control.limits import Policy
 from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
