@@ -18,6 +18,7 @@ from inaccfs import ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
+from inaccfs.control.context import Actions
 from inaccfs.describe import Describer
 from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
@@ -276,7 +277,7 @@ class _Daemon:
             await self._channel.initialised.wait()
             self._server = server.Server(
                 listener,
-                server.Actions(self._describer.status, lambda: self._end("quit")),
+                Actions(self._describer.status, lambda: self._end("quit")),
                 Files(
                     self._namespace,
                     self._parts.mountpoint,

@@ -8,7 +8,7 @@ log = logging.getLogger(__name__)
 
 
 class Trouble:
-    """Something that is tried again and again, and logged once."""
+    """Something that fails, is tried again and again, and is logged once."""
 
     def __init__(self) -> None:
         self._met = ""
@@ -20,5 +20,5 @@ class Trouble:
         self._met = text
 
     def over(self) -> None:
-        """It has not."""
+        """It has succeeded: log it when it fails again."""
         self._met = ""

@@ -30,6 +30,7 @@ from inaccfs.control.messages import (
     InvalidateDone,
     QmpCapabilities,
 )
+from inaccfs.control.outlet import Outlet
 from inaccfs.errors import InaccfsError, OptionError
 from inaccfs.words import quoted
 
@@ -178,6 +179,7 @@ class Console:
     ) -> None:
         """*events* are printed, and *answers* sent for them without being asked."""
         self._connection: Final = connection
+        self._outlet: Final = Outlet(connection)
         self._conversation: Final = conversation
         self._compact: Final = compact
         self._events: Final = events
@@ -311,7 +313,7 @@ class Console:
         finally:
             if fd is not None:
                 os.close(fd)
-        wire.send_all(self._connection, self._conversation)
+        wire.send_all(self._outlet, self._conversation)
         return call
 
     def _read(self) -> None:
@@ -320,7 +322,7 @@ class Console:
                 self._print({"event": event.name, "data": event}, compact=True)
             if self._answers:
                 self._answer(event)
-        wire.send_all(self._connection, self._conversation)
+        wire.send_all(self._outlet, self._conversation)
 
     def _answer(self, event: Event) -> None:
         if isinstance(event, Answered):

@@ -307,7 +307,7 @@ class File:
     ) -> Notifier:
         """Be called when pages of the file go; use it as a context manager.
 
-        A callback takes the first page and the page behind the last; when it returns,
+        A callback takes the first page and the page after the last; when it returns,
         the daemon is told that the pages are not used here any more. *invalidate* is
         for all semantics: where these bracket a removal it is called at the start,
         unless there is *invalidate_start*. *populate* is called for pages that have

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.client import errors, wire
 from inaccfs.client.errors import ConnectionLostError
+from inaccfs.control.outlet import Outlet
 
 if TYPE_CHECKING:
     from inaccfs.client.requests import Request
@@ -44,6 +45,7 @@ class Commands:
         # What somebody has read who was interrupted then.
         self._inbox: Final[wire.Inbox] = []
         self._connection, self._conversation = wire.dial(path)
+        self._outlet: Final = Outlet(self._connection)
 
     def do(self, request: Request[T]) -> T:
         """Ask, and wait for the answer.
@@ -107,7 +109,7 @@ class Commands:
 
     def _send(self) -> None:
         try:
-            wire.send_all(self._connection, self._conversation)
+            wire.send_all(self._outlet, self._conversation)
         except OSError as exc:
             self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
 

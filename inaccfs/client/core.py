@@ -40,11 +40,12 @@ NEGOTIATE: Final = requests.Request(QmpCapabilities(), lambda _: None)
 class Outgoing(NamedTuple):
     """Bytes to be sent, and an fd to go with the first of them.
 
-    The fd belongs to whoever has this, who closes it when it has been sent.
+    Who takes this owns the fd and closes it when it has been sent; see `Outlet`.
     """
 
     data: bytes
-    fd: int | None
+    # -1 if there is none.
+    fd: int = -1
 
 
 class Call(Generic[T]):
@@ -147,7 +148,7 @@ class Conversation:
             raise OSError(
                 errno.EILSEQ, "the name is no UTF-8: open the file and pass the fd"
             ) from None
-        fd = None if request.fd is None else os.dup(request.fd)
+        fd = -1 if request.fd is None else os.dup(request.fd)
         self._calls[number] = call
         outgoing = Outgoing(data, fd)
         if isinstance(command, CloseFd) and (last := self._last_of(command.fdname)):
@@ -160,7 +161,7 @@ class Conversation:
         """Ask for the next page of what *call* is about."""
         number = next(self._numbers)
         self._calls[number] = call
-        self._outgoing.append(Outgoing(qmp.encode_request(command, number), None))
+        self._outgoing.append(Outgoing(qmp.encode_request(command, number)))
 
     def _last_of(self, file: str) -> Call[Any] | None:
         """The last call whose result will be given back under the name *file*."""
@@ -296,7 +297,7 @@ class Conversation:
         for outgoing in itertools.chain(
             self._outgoing, *(call.after for call in calls)
         ):
-            if outgoing.fd is not None:
+            if outgoing.fd >= 0:
                 os.close(outgoing.fd)
         self._outgoing.clear()
         self._close_fds()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page behind the last; and if that was asked for, the
+    # Takes the first page and the page after the last; and if that was asked for, the
     # frames that go.
     Callback: TypeAlias = Callable[..., object]
 

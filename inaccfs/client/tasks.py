@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import deque
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -14,6 +13,7 @@ import trio
 from inaccfs.client import errors, wire
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, tell
+from inaccfs.control.outlet import Outlet
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from inaccfs.client.core import Call, Conversation, Outgoing
+    from inaccfs.client.core import Call, Conversation
     from inaccfs.client.notifying import Callbacks, Due, Range, Registration
     from inaccfs.client.requests import Request
 
@@ -97,8 +97,8 @@ class Connection:
         self._conversation: Final = conversation
         # Of the reader, the callbacks, and whoever sends what there was no room for.
         self._nursery: Final = nursery
-        # What there was no room for, in order; a task sends it if there is any.
-        self._unsent: Final[deque[Outgoing]] = deque()
+        # What waits in it is sent by a task.
+        self._outlet: Final = Outlet(connection)
 
     async def do(
         self, request: Request[T], undo: Callable[[Call[T]], None] | None = None
@@ -144,7 +144,7 @@ class Connection:
     def end(self) -> None:
         """Nothing more is said; whoever waits gets `ClientClosedError`."""
         self._conversation.end(errors.closed(self.path))
-        wire.close_fds(self._unsent)
+        self._outlet.close()
 
     # --- sending ----------------------------------------------------------------------
 
@@ -154,29 +154,22 @@ class Connection:
         Never cancelled, so that no message is ever cut: what there is no room for is
         sent by another task.
         """
-        waiting = bool(self._unsent)
-        self._unsent.extend(self._conversation.take_outgoing())
-        if self._unsent and not waiting and not self._send_some():
+        waiting = bool(self._outlet)
+        self._outlet.extend(self._conversation.take_outgoing())
+        if self._outlet and not waiting and not self._flush():
             self._nursery.start_soon(self._send_rest)
 
-    def _send_some(self) -> bool:
-        """Send as much as there is room for; tell whether that was all."""
+    def _flush(self) -> bool:
+        """Send as much as there is room for; return whether nothing waits any more."""
         try:
-            while self._unsent:
-                left = wire.send(self._connection, self._unsent[0])
-                if left is None:
-                    self._unsent.popleft()
-                else:
-                    self._unsent[0] = left
-        except BlockingIOError:
-            return False
+            return wire.flush(self._outlet)
         except OSError as exc:
             self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
-            wire.close_fds(self._unsent)
-        return True
+            self._outlet.close()
+            return True
 
     async def _send_rest(self) -> None:
-        while not self._send_some():
+        while not self._flush():
             await trio.lowlevel.wait_writable(self._connection)
 
     # --- receiving --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from inaccfs.client import errors, requests, wire
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Notifiers, Registered, tell
 from inaccfs.control.messages import CloseFd
+from inaccfs.control.outlet import Outlet
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,6 +39,7 @@ class Listener:
         """Take over what callbacks raised from one that was *lost*."""
         self._path: Final = path
         self._connection, self._conversation = wire.dial(path)
+        self._outlet: Final = Outlet(self._connection)
         # Guards the conversation, the notifiers, and what is sent; never held while a
         # callback runs or anybody waits.
         self._lock = threading.Lock()
@@ -108,7 +110,7 @@ class Listener:
     def _send(self) -> None:
         """Send what there is to send; with the lock."""
         try:
-            wire.send_all(self._connection, self._conversation)
+            wire.send_all(self._outlet, self._conversation)
         except BaseException as exc:
             # Of a message that went in part the rest cannot follow.
             interrupted = not isinstance(exc, OSError)

@@ -8,13 +8,13 @@ import os
 import socket
 import stat
 import struct
-from collections import deque
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from inaccfs import launch
-from inaccfs.client.core import NEGOTIATE, Conversation, Outgoing
+from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
+from inaccfs.control.outlet import Outlet
 from inaccfs.errors import NotMountedError
 from inaccfs.fuse import mounting
 
@@ -117,7 +117,7 @@ def _negotiate(
         while not conversation.greeted and conversation.ended is None:
             conversation.feed(*receive(connection))
         call = conversation.start(NEGOTIATE)
-        send_all(connection, conversation)
+        send_all(Outlet(connection), conversation)
         while not call.done:
             conversation.feed(*receive(connection))
     except BlockingIOError:
@@ -172,52 +172,36 @@ def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def send(connection: socket.socket, outgoing: Outgoing) -> Outgoing | None:
-    """Send some of it; return what is left. Its fd goes with the first bytes.
-
-    Whoever has gone gets nothing, and no error: what it said last is still to be read.
+def send_all(outlet: Outlet, conversation: Conversation) -> None:
+    """Send what there is to send through an outlet that blocks.
 
     Raises:
-        BlockingIOError: there is no room, and the socket does not block.
-        OSError: the fd cannot be sent.
+        BlockingIOError: there was no room within `set_deadline`.
+        OSError: an fd cannot be sent.
     """
-    data, fd = outgoing
-    try:
-        if fd is None:
-            sent = connection.send(data)
-        else:
-            sent = socket.send_fds(connection, [data], [fd])
-            os.close(fd)
-    except (BrokenPipeError, ConnectionResetError):
-        sent = len(data)
-        if fd is not None:
-            os.close(fd)
-    return None if sent == len(data) else Outgoing(data[sent:], None)
-
-
-def send_all(connection: socket.socket, conversation: Conversation) -> None:
-    """Send what there is to send; waits for room where the socket blocks."""
     outgoing = conversation.take_outgoing()
     if not outgoing:
         return
-    unsent = deque(outgoing)
     try:
-        while unsent:
-            left = send(connection, unsent[0])
-            if left is None:
-                unsent.popleft()
-            else:
-                unsent[0] = left
+        outlet.extend(outgoing)
+        if not flush(outlet):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     finally:
-        if unsent:
-            close_fds(unsent)
+        if outlet:
+            # What has not gone by now never goes: a message may be cut.
+            outlet.close()
 
 
-def close_fds(unsent: deque[Outgoing]) -> None:
-    """Forget what will not be sent."""
-    while unsent:
-        if (fd := unsent.popleft().fd) is not None:
-            os.close(fd)
+def flush(outlet: Outlet) -> bool:
+    """As `Outlet.flush`, but a daemon that has gone is no error.
+
+    It gets nothing more, and what it said last is still to be read.
+    """
+    try:
+        return outlet.flush()
+    except (BrokenPipeError, ConnectionResetError):
+        outlet.close()
+        return True
 
 
 def shut_down(connection: socket.socket) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.control import qmp
+from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
 from inaccfs.errnos import os_error
 from inaccfs.shim.turns import Turns
@@ -34,24 +34,6 @@ _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
 # So little that others have their turn soon, whatever somebody floods us with.
 _READ_BYTES: Final = 4096
-
-
-class Passed(NamedTuple):
-    """The fd that came with a command, whose carrying out takes or closes it."""
-
-    # Of this mount; -1 if there is none.
-    fd: int = -1
-    # Why there is none, if one came.
-    refusal: OSError | None = None
-
-
-NO_FD: Final = Passed()
-
-
-def close_passed(passed: Passed) -> None:
-    """Close the fd, if there is one: of this mount, whose opens have no FLUSH."""
-    if passed.fd >= 0:
-        os.close(passed.fd)
 
 
 def _busy() -> OSError:

@@ -7,64 +7,88 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.control import messages
-from inaccfs.control.messages import Nothing
+from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.registration import as_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.control.context import Caller, Context, Outbound
+    from inaccfs.control.names import Names
     from inaccfs.control.openfiles import OpenFile
-    from inaccfs.control.session import Session
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.turns import Turns
 
-# So many are told, and made JSON of, in some 2 ms.
+# The most extents of a reply: to find them and make JSON of them takes some 2 ms.
 _EXTENTS: Final = 1000
 
-# So many pages are put at once; more are looked at in slices.
-_QUICK_PAGES: Final = 512
+# The most pages that are put in one go; more are put in slices.
+_PAGES_NOW: Final = 512
 
 
 class PageReferences:
-    """What one peer refers to. Methods raise `OSError`, for the peer."""
+    """The holder of one peer's references. Commands raise `OSError`, for the peer."""
 
-    def __init__(self, session: Session) -> None:
-        """*session* is the holder of them."""
-        self._session: Final = session
-        # Files to whose pages there are references, each kept open by that.
+    def __init__(
+        self, context: Context, caller: Caller, names: Names, outlet: Outbound
+    ) -> None:
+        self._context: Final = context
+        self.caller: Final = caller
+        self._names: Final = names
+        self._outlet: Final = outlet
+        # The files to whose pages there are references: these keep them open.
         self._files: Final[dict[InaccessibleFile, OpenFile]] = {}
-        # How many pages these are, each counted as often as it has been got.
-        self.pages = 0
+        # The sum of `References.total` over these files. It is kept, and not added up,
+        # as every get-pfn asks for it and the files may be many.
+        self.total = 0
 
-    async def drop(self, turns: Turns) -> None:
-        """The peer has gone: drop them all."""
+    def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
+        """What carries out each command."""
+        return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
+        return self.caller.number
+
+    def evict_holder(self) -> None:
+        """Disconnect the peer: others wait for pages that it keeps locked."""
+        self._outlet.evict(
+            "it does not put pages",
+            f"keeps pages locked for more than {self._context.policy.ack_seconds:g} s",
+        )
+
+    async def close(self, turns: Turns) -> None:
+        """The peer has gone: drop its references."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
                 assert file.pages.memory is not None
-                for _ in file.pages.memory.drop(self._session):
+                for _ in file.pages.memory.drop(self):
                     await turns.give()
 
     # --- get-pfn -------------------------------------------------------------------
 
-    def get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
+    def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
         """The reply, or a coroutine that returns it."""
-        session = self._session
+        context = self._context
         count = command.count or 1
-        limit = session.server.policy.limits.pages
-        keeps = session.server.shim.semantics.keeps_references
-        if keeps and self.pages + count > limit:
+        limit = context.policy.limits.pages
+        keeps = context.superblock.semantics.keeps_references
+        if keeps and self.total + count > limit:
             raise OSError(
                 errno.EDQUOT,
-                f"{self.pages} pages are referenced and {count} more would be over "
+                f"{self.total} pages are referenced and {count} more would be over "
                 f"{limit} (--limit pages=N): put some",
             )
-        with session.borrowed(command.file) as opened:
+        with self._names.borrowed(command.file) as opened:
             return self._get(command, opened, count)
 
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
         start = command.offset
-        got = file.pages.get_now(self._session, start, start + count, _EXTENTS)
+        got = file.pages.get_now(self, start, start + count, _EXTENTS)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -79,9 +103,7 @@ class PageReferences:
         with closing(opened):
             pages = opened.file.pages
             start = command.offset
-            extents, moved = await pages.get(
-                self._session, start, start + count, _EXTENTS
-            )
+            extents, moved = await pages.get(self, start, start + count, _EXTENTS)
             frames = self._got(command, opened, extents)
             await pages.tell_moved(moved)
         return frames
@@ -100,25 +122,25 @@ class PageReferences:
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
         if opened.file.pages.keeps_references:
-            self.pages += end - first.offset
+            self.total += end - first.offset
             if opened.file not in self._files:
                 self._files[opened.file] = opened.again()
         if command.count is None:
             return messages.Frames(pfn=first.pfn, order=first.order)
-        told = as_messages(extents)
+        found = as_messages(extents)
         if end < command.offset + command.count:
-            return messages.Frames(extents=told, next=end)
-        return messages.Frames(extents=told)
+            return messages.Frames(extents=found, next=end)
+        return messages.Frames(extents=found)
 
     # --- put-pfn -------------------------------------------------------------------
 
-    def put_pfn(self, command: messages.PutPfn) -> Any:  # noqa: ANN401
+    def _put_pfn(self, command: messages.PutPfn) -> Any:  # noqa: ANN401
         """The reply, or a coroutine that returns it."""
-        with self._session.borrowed(command.file) as opened:
+        with self._names.borrowed(command.file) as opened:
             extents = _to_put(command)
-            if command.extents is None and command.count <= _QUICK_PAGES:
+            if command.extents is None and command.count <= _PAGES_NOW:
                 file = opened.file
-                file.pages.put(self._session, *extents[0])
+                file.pages.put(self, *extents[0])
                 return self._put(file, extents)
             return self._put_later(opened.again(), extents)
 
@@ -126,13 +148,13 @@ class PageReferences:
         self, opened: OpenFile, extents: list[tuple[int, int]]
     ) -> Nothing:
         with closing(opened):
-            await opened.file.pages.put_all(self._session, extents)
+            await opened.file.pages.put_all(self, extents)
             return self._put(opened.file, extents)
 
     def _put(self, file: InaccessibleFile, extents: list[tuple[int, int]]) -> Nothing:
-        self.pages -= sum(count for _, count in extents)
+        self.total -= sum(count for _, count in extents)
         assert file.pages.memory is not None
-        if not file.pages.memory.references.total(self._session):
+        if not file.pages.memory.references.total(self):
             self._files.pop(file).close()
         return Nothing()
 

@@ -13,22 +13,23 @@ import select
 import time
 from collections import deque
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
 from inaccfs.control import qmp
-from inaccfs.control.inbox import NO_FD, Event, Inbox, Passed, close_passed
+from inaccfs.control.inbox import Event, Inbox
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
-from inaccfs.control.outlet import Outlet
+from inaccfs.control.peeroutlet import PeerOutlet
+from inaccfs.control.request import NO_FD, Answer, Passed, Request
 from inaccfs.shim.acktimeouts import in_time
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
-    from inaccfs.control.server import Server
+    from inaccfs.control.context import Caller
+    from inaccfs.control.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -37,94 +38,49 @@ _NOT_YET: Final = object()
 # Commands that wait for their turn; with so many the peer is not read any further.
 _WAITING_COMMANDS: Final = 64
 
-# So long commands are carried out as they are read; then in slices, by a task.
+# For so long commands are carried out as they are read; after that in slices, by a
+# task.
 _TURN_SECONDS: Final = 0.002
 
 # How long to wait where epoll_ctl(2) has no room for one more connection.
 _NO_EPOLL_SECONDS: Final = 0.1
 
 
-class Request:
-    """A command that has been read, with the fd that came with it."""
+class Conversing(Protocol):
+    """What a peer talks to; see session.Session."""
 
-    __slots__ = ("command", "id", "passed")
+    negotiated: bool
 
-    def __init__(
-        self, command: Command, request_id: qmp.RequestId, passed: Passed
-    ) -> None:
-        self.command: Final = command
-        self.id: Final = request_id
-        # Closed once it has been carried out.
-        self.passed = passed
+    def execute(self, request: Request) -> Any:  # noqa: ANN401
+        """Carry out a command: its value or `Answer`, or a coroutine of one."""
 
-    def close(self) -> None:
-        """Let go of what came with it."""
-        close_passed(self.passed)
-        self.passed = NO_FD
-
-
-class Answer:
-    """What a command returns, with an fd to send along; it is closed then."""
-
-    __slots__ = ("fd", "value")
-
-    def __init__(self, value: object, fd: int) -> None:
-        self.value: Final = value
-        self.fd: Final = fd
-
-
-class Page:
-    """What a command returns that returns an array, and where the next page begins."""
-
-    __slots__ = ("next", "value")
-
-    def __init__(self, value: list[Any], next_start: int | None) -> None:
-        self.value: Final = value
-        self.next: Final = next_start
+    def silence(self) -> None:
+        """The peer will say nothing any more."""
 
 
 class Peer:
-    """The transport of one peer. The server carries out what it asks for."""
+    """One connection. `converse` is told who carries out its commands."""
 
     def __init__(
-        self,
-        connection: socket.socket,
-        server: Server,
-        name: str,
-        uid: int,
-        execute: Callable[[Request], Any],
-        silenced: Callable[[], None],
+        self, connection: socket.socket, caller: Caller, transport: Transport
     ) -> None:
-        """Take a non-blocking *connection*.
-
-        *execute* carries a command out: it returns the value, or a coroutine that
-        does. *silenced* is called when the peer will say nothing any more.
-        """
+        """Take a non-blocking *connection*."""
         self._connection: Final = connection
-        self._server: Final = server
-        self._policy: Final = server.policy
-        # For the log.
-        self._name: Final = name
-        self._uid: Final = uid
-        self._readers: Final = server.readers
-        self._execute: Final = execute
-        self._silenced: Final = silenced
-        self._inbox: Final = Inbox(
-            connection,
-            uid,
-            server.policy.limits.message,
-            server.closings,
-            server.receiver,
-            server.device,
-            self._take,
-            lambda reply: self.send(reply),
-        )
-        self._outlet: Final = Outlet(
-            *(connection, server.policy, server.backlog),
+        self._caller: Final = caller
+        self._policy: Final = transport.policy
+        self._readers: Final = transport.readers
+        self._trouble: Final = transport.trouble
+        self.outlet: Final = PeerOutlet(
+            *(connection, transport.policy, transport.backlog),
             *(self._progressed, self.disconnect, self.evict),
         )
-        self.send: Final[Callable[..., None]] = self._outlet.send
-        self.negotiated = False
+        self._inbox: Final = Inbox(
+            *(connection, caller.uid, transport.policy.limits.message),
+            *(transport.closings, transport.receiver, transport.device),
+            *(self._take, self.outlet.send),
+        )
+        # There is one from the beginning of `converse` on.
+        self._session: Conversing
         # Commands that wait for the one before them. The first is being carried out.
         self._requests: deque[Request] = deque()
         # Whoever waits for commands to be carried out or for output to be read.
@@ -138,31 +94,26 @@ class Peer:
         self._until = 0.0
         # Set once it is to be given up; why.
         self.reason = ""
-        # What to do when the next reply has been sent.
-        self._when_answered: Callable[[], None] | None = None
 
     def __str__(self) -> str:
-        return self._name
-
-    def when_answered(self, action: Callable[[], None]) -> None:
-        """Call *action* once the command that is being carried out has its reply."""
-        self._when_answered = action
+        return str(self._caller)
 
     # --- life ----------------------------------------------------------------------
 
-    async def converse(self) -> None:
+    async def converse(self, session: Conversing) -> None:
         """Serve the peer until it hangs up, or is disconnected."""
+        self._session = session
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = self._outlet.nursery = nursery
-                self.send(qmp.greeting())
+                self._nursery = self.outlet.nursery = nursery
+                self.outlet.send(qmp.greeting())
                 await self._begin_reading()
                 try:
                     await self._ended.wait()
                 finally:
                     # Before the commands are waited for that go on to their end: they
                     # may wait for just this peer.
-                    self._silenced()
+                    session.silence()
                 # What it has asked for last, it may still want to read, unless it has
                 # closed its side of that, too.
                 if not self._has_hung_up():
@@ -171,19 +122,18 @@ class Peer:
         finally:
             self._nursery = None
             self._readers.remove(self._connection.fileno())
-            self._outlet.close()
+            self.outlet.close()
             self._inbox.close()
             for request in self._requests:
                 request.close()
 
     async def _begin_reading(self) -> None:
-        trouble = self._server.trouble
         while True:
             try:
                 self._readers.add(self._connection.fileno(), self._readable)
             except OSError as exc:
                 # ENOSPC, ENOMEM of epoll_ctl(2).
-                trouble.met(f"{self} has to wait: {exc.strerror}")
+                self._trouble.met(f"{self} has to wait: {exc.strerror}")
                 await trio.sleep(_NO_EPOLL_SECONDS)
             else:
                 return
@@ -195,7 +145,7 @@ class Peer:
             log.debug("%s: %s", self, reason)
             # What it has still said is not for anybody any more.
             self._readers.remove(self._connection.fileno())
-            self._outlet.close()
+            self.outlet.close()
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
@@ -216,7 +166,7 @@ class Peer:
         return bool(poller.poll(0))
 
     async def _finish(self) -> None:
-        while self._requests or self._outlet:
+        while self._requests or self.outlet:
             await self._progress.park()
 
     # --- input -----------------------------------------------------------------------
@@ -275,7 +225,7 @@ class Peer:
     @property
     def _is_late(self) -> bool:
         """Whether it has said or left unread so much that it is not read for now."""
-        return len(self._requests) >= _WAITING_COMMANDS or self._outlet.is_full
+        return len(self._requests) >= _WAITING_COMMANDS or self.outlet.is_full
 
     def _progressed(self) -> None:
         """Commands have been carried out, or output has been read."""
@@ -291,9 +241,9 @@ class Peer:
         request = Request(command, request_id, passed)
         if self.reason:
             request.close()
-        elif not self.negotiated and type(command) is not QmpCapabilities:
+        elif not self._session.negotiated and type(command) is not QmpCapabilities:
             request.close()
-            self.send(
+            self.outlet.send(
                 qmp.encode_error(
                     "CommandNotFound",
                     "Expecting capabilities negotiation with 'qmp_capabilities'",
@@ -301,7 +251,7 @@ class Peer:
                 )
             )
         elif type(command) is InvalidateDone or not (
-            self._requests or self._outlet.is_full or time.perf_counter() > self._until
+            self._requests or self.outlet.is_full or time.perf_counter() > self._until
         ):
             self._begin(request)
         else:
@@ -310,7 +260,7 @@ class Peer:
     def _begin(self, request: Request) -> None:
         """Carry out a command, now or in a task."""
         try:
-            value = self._execute(request)
+            value = self._session.execute(request)
         except Exception as exc:
             self._finished(request, exc, None)
             return
@@ -320,7 +270,7 @@ class Peer:
             self._finished(request, None, value)
 
     def _wait(self, request: Request, value: object) -> None:
-        """Let a command have its turn, with what `_execute` has begun of it."""
+        """Let a command have its turn, with what `execute` has begun of it."""
         self._requests.append(request)
         if len(self._requests) == 1:
             assert self._nursery is not None
@@ -334,9 +284,9 @@ class Peer:
             try:
                 if value is _NOT_YET:
                     await turns.give()
-                    while self._outlet.is_full:
+                    while self.outlet.is_full:
                         await self._progress.park()
-                    value = self._execute(request)
+                    value = self._session.execute(request)
                 if type(value) is CoroutineType:
                     value = await value
             except Exception as exc:
@@ -353,17 +303,15 @@ class Peer:
         """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""
         if request.passed is not NO_FD:
             request.close()
-        fd = -1
-        next_start = None
+        answer: Answer | None = None
         if isinstance(value, Answer):
-            fd = value.fd
-            value = value.value
-        elif isinstance(value, Page):
-            next_start = value.next
-            value = value.value
+            answer = value
+        fd = -1 if answer is None else answer.fd
         try:
-            if exc is None:
-                reply = qmp.encode_return(value, request.id, next_start)
+            if answer is not None:
+                reply = qmp.encode_return(answer.value, request.id, answer.next)
+            elif exc is None:
+                reply = qmp.encode_return(value, request.id)
             elif isinstance(exc, OSError):
                 reply = qmp.encode_os_error(exc, request.id)
             else:
@@ -374,10 +322,9 @@ class Peer:
             if fd >= 0:
                 os.close(fd)
                 fd = -1
-        self.send(reply, fd)
-        if self._when_answered is not None:
-            action, self._when_answered = self._when_answered, None
-            action()
+        self.outlet.send(reply, fd)
+        if answer is not None and answer.after is not None:
+            answer.after()
 
     def _bug(self, request: Request, exc: Exception) -> bytes:
         log.error("bug in the command %s", request.command.name, exc_info=exc)

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from heapq import nsmallest
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
@@ -15,14 +15,15 @@ import msgspec
 from msgspec import UNSET
 
 from inaccfs.control import messages
-from inaccfs.control.peer import Page
+from inaccfs.control.request import Answer
 from inaccfs.shim.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from inaccfs.control.server import Server
-    from inaccfs.control.session import Session
+    from inaccfs.control.context import Context
+    from inaccfs.control.messages import Command
+    from inaccfs.control.pagerefs import PageReferences
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Memory
@@ -32,6 +33,23 @@ T = TypeVar("T")
 # A page has so many rows at most, and names in them may be as long as paths are.
 _ROWS: Final = 1000
 _NAME_BYTES: Final = 1 << 18
+
+
+def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
+    """What carries out each query that is the same for all peers."""
+    return {
+        messages.QueryVersion: lambda _: messages.version(),
+        messages.QueryCommands: lambda _: [
+            messages.CommandInfo(name) for name in messages.COMMANDS
+        ],
+        messages.QueryQmpSchema: lambda _: schema(),
+        messages.QueryStatus: lambda _: context.actions.status(),
+        messages.QueryFiles: partial(files, context),
+        messages.QueryNotifiers: partial(notifiers, context),
+        messages.QueryPins: partial(pins, context),
+        messages.QueryStats: lambda _: stats(context),
+        messages.QuerySemantics: lambda _: semantics(context.superblock.semantics),
+    }
 
 
 @cache
@@ -63,29 +81,26 @@ def describe(
     )
 
 
-async def files(server: Server, command: messages.QueryFiles) -> Page:
+async def files(context: Context, command: messages.QueryFiles) -> Answer:
     """query-files."""
     paging = _Paging(command.limit)
-    found = ((each[1], each) for each in server.files.all())
+    found = ((each[1], each) for each in context.files.all())
     for ino, each in await paging.first_of(found, command.start):
         if not paging.has_room:
-            return Page(paging.rows, ino)
+            return Answer(paging.rows, next=ino)
         paging.add(each[0], describe(*each))
         await paging.turns.give()
-    return Page(paging.rows, None)
+    return Answer(paging.rows)
 
 
-async def notifiers(server: Server, command: messages.QueryNotifiers) -> Page:
+async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answer:
     """query-notifiers."""
     paging = _Paging(command.limit)
-    found = (
-        (registration.number, registration)
-        for session in list(server.sessions.values())
-        for registration in list(session.notifiers.values())
-    )
+    # A copy: others come and go while this gives others their turns.
+    found = list(context.notifiers.items())
     for number, registration in await paging.first_of(found, command.start):
         if not paging.has_room:
-            return Page(paging.rows, number)
+            return Answer(paging.rows, next=number)
         opened = registration.opened
         bound = opened.file.notifiers.bound(registration)
         name = opened.name
@@ -95,25 +110,25 @@ async def notifiers(server: Server, command: messages.QueryNotifiers) -> Page:
                 notifier=number,
                 file=name,
                 ino=opened.ino,
-                peer=registration.session.number,
-                pid=registration.session.pid,
+                peer=registration.who,
+                pid=registration.caller.pid,
                 start=bound and bound[0],
                 end=bound and bound[1],
-                told=registration.told,
+                told=registration.events_sent,
                 waiting=opened.file.notifiers.waiting(registration),
             ),
         )
         await paging.turns.give()
-    return Page(paging.rows, None)
+    return Answer(paging.rows)
 
 
-async def pins(server: Server, command: messages.QueryPins) -> messages.Pins:
+async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
     """query-pins."""
     paging = _Paging(command.limit)
     place = _Place.parse(command.start)
     found = (
         (ino, (name, file.pages.memory))
-        for name, ino, file, _ in server.files.all()
+        for name, ino, file, _ in context.files.all()
         if file.pages.memory is not None
     )
     listed = await paging.first_of(found, place.ino)
@@ -129,7 +144,7 @@ async def pins(server: Server, command: messages.QueryPins) -> messages.Pins:
         if len(listed) > paging.limit:
             # Of some nothing was left when it was their turn.
             following = _Place(listed[-1][0] + 1)
-    frames = server.shim.frames
+    frames = context.superblock.frames
     return messages.Pins(
         pinning="none" if frames is None else frames.pinning,
         extents=[row for row in paging.rows if isinstance(row, messages.PinnedExtent)],
@@ -179,31 +194,32 @@ def _rows(
                 messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
             )
-    # Nobody but the sessions of this server gets pages.
-    sessions = cast("list[Session]", memory.references.holders())
-    for session in sorted(sessions, key=attrgetter("number")):
-        if session.number < peer:
+    # Nobody but the peers of this mount's control socket gets pages.
+    holders = cast("list[PageReferences]", memory.references.holders())
+    for holder in sorted(holders, key=attrgetter("who")):
+        number = holder.who
+        if number < peer:
             continue
-        since = at if session.number == peer else 0
+        since = at if number == peer else 0
         pfn, lot = -1, 0
-        for record in memory.references.describe(session, since):
+        for record in memory.references.describe(holder, since):
             lot = lot + 1 if record.pfn == pfn else 0
             pfn = record.pfn
-            if session.number == peer and pfn == since and lot < skipped:
+            if number == peer and pfn == since and lot < skipped:
                 continue
             yield (
                 messages.Reference(
                     file=name,
                     ino=ino,
-                    peer=session.number,
-                    pid=session.pid,
+                    peer=number,
+                    pid=holder.caller.pid,
                     offset=record.offset,
                     pfn=pfn,
                     count=record.count,
                     references=record.refs,
                     punched=record.punched,
                 ),
-                _Place(ino, session.number, pfn, lot),
+                _Place(ino, number, pfn, lot),
             )
 
 
@@ -254,20 +270,20 @@ class _Paging:
         return nsmallest(most, first, key=itemgetter(0))
 
 
-async def stats(server: Server) -> messages.Stats:
+async def stats(context: Context) -> messages.Stats:
     """query-stats."""
     turns = Turns()
-    fetched = 0
-    for _, _, file, _ in server.files.all():
-        if file.pages.memory is not None:
-            fetched += file.pages.memory.pages
+    fetched = references = 0
+    for _, _, file, _ in context.files.all():
+        if (memory := file.pages.memory) is not None:
+            fetched += memory.pages
+            references += memory.references_count
         await turns.give()
-    sessions = server.sessions.values()
     return messages.Stats(
-        **asdict(server.shim.trace.counters),
-        peers=len(sessions),
-        notifiers=server.notifiers,
-        references=sum(session.references.pages for session in sessions),
+        **asdict(context.superblock.trace.counters),
+        peers=len(context.callers),
+        notifiers=len(context.notifiers),
+        references=references,
         fetched=fetched,
     )
 
@@ -289,7 +305,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.keeps_references:
+    if rules.references != "none":
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

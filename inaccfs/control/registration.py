@@ -1,4 +1,4 @@
-"""A peer's notifier: what the shim tells it goes out as an event."""
+"""A peer's notifier: sends the peer an event for each notice of the shim."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from inaccfs.control import messages, qmp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from inaccfs.control.context import Caller, Outbound
     from inaccfs.control.openfiles import OpenFile
-    from inaccfs.control.session import Session
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
 
@@ -26,22 +26,33 @@ _ANSWERED: Final = {
 class Registration:
     """A notifier of a peer; see shim.notifiers.Notifier."""
 
-    def __init__(self, session: Session, number: int, opened: OpenFile) -> None:
-        self.session: Final = session
+    def __init__(
+        self,
+        caller: Caller,
+        number: int,
+        opened: OpenFile,
+        outlet: Outbound,
+        ack_seconds: float,
+    ) -> None:
+        """*opened* stays open for as long as the notifier is registered.
+
+        *ack_seconds* is how long the peer may take to answer, for the log.
+        """
+        self.caller: Final = caller
         self.number: Final = number
-        # Open for as long as the notifier is registered.
         self.opened: Final = opened
-        # How many events it has been sent.
-        self.told = 0
+        self._outlet: Final = outlet
+        self._ack_seconds: Final = ack_seconds
+        self.events_sent = 0
 
     @property
     def who(self) -> int:
         """The number of the peer."""
-        return self.session.number
+        return self.caller.number
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
-        self.told += 1
+        self.events_sent += 1
         event, start, end, frames = notice
         message: messages.Event
         if sequence is None:
@@ -55,14 +66,14 @@ class Registration:
                 sequence=sequence,
                 frames=UNSET if frames is None else as_messages(frames),
             )
-        self.session.peer.send(qmp.encode_event(message))
+        self._outlet.send(qmp.encode_event(message))
 
     def evict(self) -> None:
-        """The peer has not answered in time: it is trusted with nothing any more."""
-        self.session.peer.evict(
+        """Disconnect the peer: it has not answered in time."""
+        self._outlet.evict(
             "it does not answer events",
             f"no answer to an event of notifier {self.number} within "
-            f"{self.session.server.policy.ack_seconds:g} s",
+            f"{self._ack_seconds:g} s",
         )
 
 

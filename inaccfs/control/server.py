@@ -9,28 +9,25 @@ import socket
 import stat
 import struct
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from inaccfs import readiness
 from inaccfs.control import messages, qmp
-from inaccfs.control.closings import STRANGERS, Closings
+from inaccfs.control.closings import STRANGERS
+from inaccfs.control.context import Actions, Caller, Context
 from inaccfs.control.limits import Policy
-from inaccfs.control.outlet import Backlog
-from inaccfs.control.readers import Readers
+from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
+from inaccfs.control.transport import Transport
 from inaccfs.errors import MountError
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from inaccfs.control.closings import Receiver
     from inaccfs.control.openfiles import Files
     from inaccfs.shim.superblock import Superblock
-    from inaccfs.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +39,6 @@ _TRY_AGAIN_SECONDS: Final = 0.1
 
 # With more connections that take their time to be closed nobody is let in.
 _CLOSING_CONNECTIONS: Final = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Actions:
-    """What the commands do to the daemon."""
-
-    status: Callable[[], Awaitable[Status]]
-    quit: Callable[[], None]
 
 
 def listen(path: str, *, everybody: bool = False) -> socket.socket:
@@ -107,14 +96,14 @@ def _remove_dead(path: str) -> None:
 
 
 class Server:
-    """Accepts peers; each has a `Session`."""
+    """Accepts connections, and makes a `Peer` and a `Session` for each."""
 
     def __init__(
         self,
         listener: socket.socket,
         actions: Actions,
         files: Files,
-        shim: Superblock,
+        superblock: Superblock,
         policy: Policy | None = None,
         *,
         receiver: Receiver,
@@ -122,40 +111,29 @@ class Server:
     ) -> None:
         """Take a non-blocking *listener*.
 
-        *receiver* takes the fds in that peers send, *device* is the mount's number.
+        *receiver* receives the fds that peers send, *device* is the mount's number.
         """
+        policy = policy or Policy()
         self._listener: Final = listener
-        self.actions: Final = actions
-        self.files: Final = files
-        self.shim: Final = shim
-        self.policy: Final = policy or Policy()
-        self.receiver: Final = receiver
-        self.device: Final = device
-        # Those that are connected, by number.
-        self.sessions: Final[dict[int, Session]] = {}
+        self._policy: Final = policy
+        self.context: Final = Context(superblock, files, actions, policy)
+        self.transport: Final = Transport(policy, receiver, device)
+        # Those that are connected.
+        self.peers: Final[dict[Peer, Session]] = {}
         self._numbers: Final = itertools.count(1)
-        self.notifier_numbers: Final = itertools.count(1)
-        # Of the sessions' connections; there is one as long as `run` runs.
-        self.readers = Readers()
-        self.closings: Final = Closings()
-        self.backlog: Final = Backlog()
-        self.trouble: Final = Trouble()
-
-    @property
-    def notifiers(self) -> int:
-        """How many all peers have."""
-        return sum(len(session.notifiers) for session in self.sessions.values())
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        with closing(self.readers):
+        """Serve until cancelled. Once only: it closes what it has."""
+        transport = self.transport
+        with closing(transport.readers):
             async with trio.open_nursery() as nursery:
-                self.closings.nursery = nursery
-                nursery.start_soon(self.readers.run)
+                transport.closings.nursery = nursery
+                nursery.start_soon(transport.readers.run)
                 await self._accept(nursery)
 
     async def _accept(self, nursery: trio.Nursery) -> None:
         trouble = Trouble()
+        closings = self.transport.closings
         while True:
             try:
                 connection = self._next()
@@ -172,10 +150,10 @@ class Server:
             except Exception as exc:
                 # It costs this peer its connection, whatever it was, and nobody else.
                 trouble.met(f"a new control peer is not let in: {exc}")
-                self.closings.close_soon(connection, STRANGERS)
+                closings.close_soon(connection, STRANGERS)
             else:
                 trouble.over()
-            while self.closings.connections > _CLOSING_CONNECTIONS:
+            while closings.connections > _CLOSING_CONNECTIONS:
                 # Each has an fd, which files need, too.
                 trouble.met("no new control peers: old ones are still being closed")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
@@ -200,12 +178,13 @@ class Server:
             socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
         )
         pid, uid, gid = _ucred.unpack(credentials)
-        if uid not in (0, os.geteuid()) and uid not in self.policy.allowed_uids:
+        closings = self.transport.closings
+        if uid not in (0, os.geteuid()) and uid not in self._policy.allowed_uids:
             log.info("a peer of uid %d (pid %d) was not let in", uid, pid)
-            self.closings.close_soon(connection, STRANGERS)
+            closings.close_soon(connection, STRANGERS)
             return
-        limit = self.policy.limits.peers
-        if len(self.sessions) + self.closings.connections >= limit:
+        limit = self._policy.limits.peers
+        if len(self.peers) + closings.connections >= limit:
             description = (
                 f"EMFILE: {limit} peers are connected already (--limit peers=N)"
             )
@@ -213,30 +192,33 @@ class Server:
             # A new socket has room for so little; if it has hung up, all the better.
             with suppress(OSError):
                 connection.send(reply)
-            self.closings.close_soon(connection, uid)
+            closings.close_soon(connection, uid)
             return
-        number = next(self._numbers)
-        session = Session(self, connection, number, pid, uid, gid)
-        self.sessions[number] = session
-        log.info("%s: connected", session.peer)
-        nursery.start_soon(self._serve, session, connection, uid)
+        caller = Caller(next(self._numbers), pid, uid, gid)
+        peer = Peer(connection, caller, self.transport)
+        session = self.peers[peer] = Session(self.context, caller, peer.outlet)
+        log.info("%s: connected", peer)
+        nursery.start_soon(self._serve, peer, session, connection, uid)
 
     async def _serve(
-        self, session: Session, connection: socket.socket, uid: int
+        self, peer: Peer, session: Session, connection: socket.socket, uid: int
     ) -> None:
         try:
-            await session.run()
+            try:
+                await peer.converse(session)
+            finally:
+                await session.close()
         except Exception:
-            # Else it would end the mount, and with it everybody.
-            log.exception("bug in the conversation with %s", session.peer)
+            # It must not end the mount, and with it everybody's connection.
+            log.exception("bug in the conversation with %s", peer)
         finally:
-            del self.sessions[session.number]
-            log.info("%s: gone%s", session.peer, session.peer.why_gone)
-            self.closings.close_soon(connection, uid)
+            del self.peers[peer]
+            log.info("%s: gone%s", peer, peer.why_gone)
+            self.transport.closings.close_soon(connection, uid)
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""
         event = qmp.encode_event(messages.Shutdown(reason=reason))
-        for session in list(self.sessions.values()):
-            if session.peer.negotiated:
-                session.peer.send(event)
+        for peer, session in list(self.peers.items()):
+            if session.negotiated:
+                peer.outlet.send(event)

@@ -1,8 +1,8 @@
-"""`InaccessibleFile`: the patch, for one file.
+"""`InaccessibleFile`: what mm/memfd_inaccessible.c does for one file.
 
-struct inaccessible_data of the seed holds a lock, the memfd and the notifiers;
-here the memfd is an fd of the backing, opened for writing, and there is also what has
-been fetched of it (pages.py).
+struct inaccessible_data of v8 has a lock, the memfd and the notifiers. Here the memfd
+is an fd of the backing, opened for writing; and there are the pages that have been
+fetched (pages.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INLINE_BYTES: Final = 4 << 20
-"""A range up to this is dealt with in the trio loop: well under a millisecond."""
+"""A range up to this is allocated or punched in the loop, in under a millisecond."""
 
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
@@ -176,7 +176,10 @@ class InaccessibleFile:
             if trace.listeners:
                 self._tell(Call(mode, offset, length, who), exc)
             raise
-        self._count(mode)
+        counters = self._counters
+        counters.fallocates += 1
+        if mode & FALLOC_FL_PUNCH_HOLE:
+            counters.punches += 1
         if trace.listeners:
             self._tell(Call(mode, offset, length, who), None)
         return DONE
@@ -325,7 +328,7 @@ class InaccessibleFile:
     # --- size ----------------------------------------------------------------------
 
     async def set_size(self, size: int, *, by_path: bool = False, who: int = 0) -> None:
-        """inaccessible_setattr() of the seed, with ATTR_SIZE.
+        """inaccessible_setattr() of v8, with ATTR_SIZE.
 
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.

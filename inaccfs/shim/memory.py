@@ -1,6 +1,6 @@
 """A file's memory as KVM sees it: frames, and who has references to them.
 
-inaccessible_get_pfn() and inaccessible_put_pfn() of the seed. Pages that were fetched
+inaccessible_get_pfn() and inaccessible_put_pfn() of v8. Pages that were fetched
 once stay where they are until they are punched or the file has gone; references are
 counted for each holder, and outlive a punch.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Holder(Protocol):
-    """Who gets references. Hashable."""
+    """A peer that gets references. Hashable."""
 
     @property
     def who(self) -> int:
@@ -29,7 +29,7 @@ class Holder(Protocol):
     def __hash__(self) -> int: ...
 
     def evict_holder(self) -> None:
-        """It keeps pages locked that others wait for, and must let go."""
+        """Disconnect it: it has kept pages locked that others wait for."""
 
 
 class Memory:
@@ -46,10 +46,10 @@ class Memory:
         *,
         keeps_references: bool = True,
     ) -> None:
-        """*changed* is called after what changes whether there is anything here.
+        """*changed* is called when pages have been fetched or have gone.
 
-        *put* is called when there are fewer references than there were.
-        Without *keeps_references* nobody has any: `get` only counts.
+        *put* is called when the number of references has fallen. Without
+        *keeps_references* there are none: `get` only counts the pages.
         """
         # The pages themselves; its methods that block may run in a thread.
         self.frames: Final[Frames] = source.open(fd, page_size)
@@ -98,7 +98,7 @@ class Memory:
         return found
 
     def holders_of(self, start: int, end: int) -> list[Holder]:
-        """Who has references to pages from *start* to *end* that are still there."""
+        """The holders of references to those pages that are still in the file."""
         if not self.references:
             return []
         return [

@@ -1,9 +1,10 @@
-"""The notifiers of a file, and invalidation that is waited for.
+"""The notifiers of a file: their list, its lock, and the events that they answer.
 
-struct inaccessible_data of the seed has a list of notifiers and a mutex, and calls one
-after the other under it. Here they are in other processes: all are told at once, and
-the mutex is held until each has answered, has gone, or has been silent for too long.
-restrictedmem_bind() came later: notifiers of a part of the file, found by their range.
+struct inaccessible_data of v8 has a list of notifiers and a mutex, and calls one
+notifier after the other under the mutex. Here notifiers are in other processes: each
+event goes to all of them at once, and the list stays locked until each has answered,
+has gone, or has been silent for too long. restrictedmem_bind() came later: its
+notifiers are bound to a part of the file, and are found by their range.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE: Final = 128
-"""So many are told in one go: some 2 ms of the trio loop."""
+"""An event is sent to so many in one go: that takes some 2 ms of the loop."""
 
 
 class Notice(NamedTuple):
@@ -41,17 +42,17 @@ class Notice(NamedTuple):
 
 
 class Notifier(Protocol):
-    """struct inaccessible_notifier: who is told. Neither method may block or raise."""
+    """struct inaccessible_notifier. Neither method may block or raise."""
 
     @property
     def who(self) -> int:
         """The number of the peer, for traces."""
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Pages are affected; with a *sequence*, `Notifiers.answer` is awaited."""
+        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
 
     def evict(self) -> None:
-        """It has not answered in time, and is no notifier any more."""
+        """It has not answered in time, and has been removed from the list."""
 
 
 class Notifiers:
@@ -69,38 +70,39 @@ class Notifiers:
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
-        *changed* is called after each change of the list. Notifiers are told of pages
-        in *unit* s of their own, and with *clips* only of those that are bound to them.
+        *changed* is called after each change of the list. Events count in *unit* per
+        page; with *clips* each reports only pages that its notifier is bound to.
         """
         self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
-        # In order of registration, each with what it is bound to; None for the file.
-        # Grows and shrinks only under _lock, but for those that have gone: see drop().
+        # In order of registration, each with its range; None for the whole file. It
+        # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # How many are bound to each page that any is bound to.
+        # How many notifiers are bound to a page, for each page that has one.
         self._bound: Final[RangeMap[int]] = RangeMap()
-        # To whom: by page, where nobody else may be; and the others, each by its range.
+        # The bound notifiers themselves: the exclusive ones by page, others by range.
         self._exclusive: Final[RangeMap[Notifier]] = RangeMap()
         self._shared: Final[dict[Notifier, tuple[int, int]]] = {}
-        # How many are not bound: they are told of everything.
+        # How many are not bound: they get every event.
         self._unbound = 0
-        # Held while an invalidation runs and while the list changes, so that all events
-        # of one invalidation go to the same notifiers. Outermost: whoever holds it may
-        # wait for peers, so nobody asks for it who holds anything that they may need.
+        # Locked while events are sent and answered, and while the list changes, so that
+        # each event is waited for from the same notifiers that got it. The outermost
+        # lock: its holder waits for peers, so do not take it while holding anything
+        # that a peer may need.
         self._lock: Final = loop.mutex()
         self._loop: Final = loop
-        # Whether somebody is inside `fixed`, or between `take` and `release`.
+        # Whether the list is locked: in `fixed`, or between `take` and `release`.
         self.running = False
         self._sequences: Final = itertools.count(1)
         # Those that are told and have not answered yet, with what; None until each is.
         self._waiting: dict[Notifier, int | None] = {}
-        # Those whose unregistration waits for the end of an invalidation. They are told
-        # nothing more: who has unregistered in a callback cannot answer.
+        # Notifiers whose unregistration waits for the lock. They get no more events: a
+        # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # To be called when the last of those that are waited for has answered.
+        # Called when the last of those in _waiting has answered or has gone.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -213,11 +215,11 @@ class Notifiers:
         if not self._waiting:
             self._then()
 
-    # --- who tells ------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------
 
     @asynccontextmanager
     async def fixed(self) -> AsyncIterator[None]:
-        """The list stays as it is for the length of an async with block."""
+        """Lock the list for an async with block."""
         async with self._lock:
             self.running = True
             try:
@@ -226,7 +228,7 @@ class Notifiers:
                 self._end()
 
     def take(self) -> bool:
-        """The same until `release`, if nobody else has it."""
+        """Lock the list until `release`; False if it is locked already."""
         if not self._lock.take():
             return False
         self.running = True
@@ -239,16 +241,15 @@ class Notifiers:
 
     def _end(self) -> None:
         self.running = False
-        # Whoever is still here was told of what has failed since, or is being left
-        # alone as the daemon ends. What it answers is too late.
+        # Those left over got an event of a call that has failed since, or the daemon is
+        # shutting down. A late answer of theirs gets EINVAL.
         self._waiting = {}
 
     def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
-        """Tell those whom it concerns; call *then* when all have answered or have gone.
+        """Send an event; call *then* when all who got it have answered or have gone.
 
-        To be called inside `fixed` or after `take`, where there are few. Returns the
-        event's sequence, for `give_up`; None if it concerns nobody, and *then* is not
-        called.
+        The list must be locked, and not longer than `AT_ONCE`. Returns the event's
+        sequence, for `give_up`; None if no notifier gets it: *then* is not called.
         """
         if not (told := self._concerned(notice.start, notice.end)):
             return None
@@ -258,7 +259,7 @@ class Notifiers:
         return sequence
 
     def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
-        """Wait for those who are about to be told; return the event's sequence."""
+        """Await answers of those in *told*; return the sequence of their event."""
         self._trace.counters.invalidations += 1
         self._trace.counters.events += len(told)
         self._then = then
@@ -266,21 +267,24 @@ class Notifiers:
         return next(self._sequences)
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
-        # One that is told may take others with it, which are its peer's, too.
+        # To send to one may end its peer's connection, and drop the peer's others.
         if notifier in self._waiting:
             self._waiting[notifier] = sequence
             self._send(notifier, notice, sequence)
 
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
-            # Before: it may answer at once.
+            # Traced before it is sent: it may be answered at once.
             event, start, end, _ = notice
             number = sequence or 0
             self._trace.tell_pages("event", start, end, notifier.who, event, number)
         notifier.tell(self._for(notifier, notice), sequence)
 
     async def tell(self, notice: Notice) -> None:
-        """The same for any number, and wait; the silent are evicted in the end."""
+        """Send an event to any number of notifiers, and wait for their answers.
+
+        Evicts those that have not answered in time.
+        """
         if not (told := self._concerned(notice.start, notice.end)):
             return
         answered = self._loop.event()
@@ -314,20 +318,20 @@ class Notifiers:
             notifier.evict()
 
     async def announce(self, notice: Notice) -> None:
-        """Tell those whom it concerns of what wants no answer."""
+        """Send an event that needs no answer."""
         told = self._concerned(notice.start, notice.end)
         self._trace.counters.events += len(told)
-        turns = Turns()
+        turns = Turns(self._loop)
         for notifier in told:
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
             await turns.give()
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:
-        """Who is told of these pages.
+        """The notifiers that get an event of pages from *start* to *end*.
 
-        In order of registration; or, where all are bound, in that of their pages, as
-        the xarray of restrictedmem_bind() is walked.
+        In order of registration; or if all are bound, in order of their pages, as
+        restrictedmem_bind() has them in an xarray.
         """
         found: Iterable[Notifier]
         if self._unbound == len(self._registered):
@@ -344,7 +348,7 @@ class Notifiers:
         return [one for one in found if one not in self._leaving]
 
     def _bound_to(self, start: int, end: int) -> dict[Notifier, int]:
-        """Who is bound to one of these pages, in order of the first of them."""
+        """The notifiers bound to one of these pages, each with the first of them."""
         alone = self._exclusive.clipped(start, end)
         found = [(first, one) for first, _, one in alone]
         if self._shared and start < end:
@@ -357,7 +361,7 @@ class Notifiers:
         return {one: first for first, one in found}
 
     def _for(self, notifier: Notifier, notice: Notice) -> Notice:
-        """What *notifier* is told, of its pages and in its units."""
+        """The notice as *notifier* gets it: its own pages, in its units."""
         if self._unit == 1 and not self._clips:
             return notice
         start, end = notice.start, notice.end

@@ -126,14 +126,14 @@ class Pages:
     async def get(
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched:
-        """inaccessible_get_pfn() of the seed for pages from *start* to *end*.
+        """inaccessible_get_pfn() of v8 for pages from *start* to *end*.
 
         Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
         extents of that, and which had moved: `tell_moved` is for those. *holder* gets a
         reference to each page that is returned.
 
         Raises:
-            OSError: EINVAL past the end, where the seed would allocate; ENOSPC, ENOMEM;
+            OSError: EINVAL past the end, where v8 would allocate; ENOSPC, ENOMEM;
                 EOPNOTSUPP where there are no frames to get; EHWPOISON; and as the rules
                 have it ENOENT for a hole, an errno for an unbound page, and EAGAIN for
                 one that is locked.
@@ -254,7 +254,7 @@ class Pages:
         return self._superblock.semantics.keeps_references
 
     def put(self, holder: Holder, pfn: int, count: int) -> None:
-        """inaccessible_put_pfn() of the seed for *count* pages from frame *pfn*.
+        """inaccessible_put_pfn() of v8 for *count* pages from frame *pfn*.
 
         Raises:
             OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
@@ -360,8 +360,8 @@ class Pages:
 
         Raises:
             OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end; ENXIO for a hole; EHWPOISON if it has been told before, and nobody
-                is told again.
+                end; ENXIO for a hole; EHWPOISON if it is poisoned already: no event is
+                sent again.
         """
         rule = self._superblock.semantics.memory_failure
         if rule == "unknown":

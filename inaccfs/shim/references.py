@@ -1,6 +1,6 @@
 """Who holds references to which frames of one file.
 
-inaccessible_get_pfn() of the seed leaves its caller a reference to the folio, which
+inaccessible_get_pfn() of v8 leaves its caller a reference to the folio, which
 outlives a punch: the frame is not free before inaccessible_put_pfn(). Here references
 are counted for each page and holder, and those to punched pages are kept apart.
 """

@@ -72,7 +72,7 @@ class Happened(NamedTuple):
 
 
 class Trace:
-    """What is told of all files of a mount."""
+    """The trace of a mount."""
 
     def __init__(self) -> None:
         self.counters: Final = Counters()
@@ -98,12 +98,12 @@ class Trace:
 
 
 class FileTrace:
-    """What is told of one file."""
+    """The trace of one file, and its part of the mount's counters."""
 
     __slots__ = ("_fd", "_ino", "_page_size", "counters", "listeners")
 
     def __init__(self, trace: Trace, fd: int = -1, page_size: int = 1) -> None:
-        """*fd* is of the file in the backing; it is looked at only when it is told."""
+        """*fd* is of the file in the backing. Only a listener costs a look at it."""
         self.counters: Final = trace.counters
         self.listeners: Final = trace.listeners
         self._page_size: Final = page_size
@@ -122,7 +122,7 @@ class FileTrace:
         who: int = 0,
         exc: BaseException | None = None,
     ) -> None:
-        """Something has happened to a range in bytes; *exc* is why it has failed.
+        """Something has happened to a range in bytes. *exc*: why it has failed.
 
         A bug is EIO, as it is to the caller.
         """

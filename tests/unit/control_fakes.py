@@ -19,6 +19,7 @@ import trio
 
 from inaccfs import __version__, syscalls
 from inaccfs.control import server
+from inaccfs.control.context import Actions
 from inaccfs.fuse.files import Files
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.helper import wire
@@ -312,7 +313,7 @@ class Control:
 
     async def gone(self, peers: int = 0) -> None:
         """Wait until no more than so many peers are there."""
-        while len(self.server.sessions) > peers:
+        while len(self.server.peers) > peers:
             await trio.lowlevel.checkpoint()
 
 
@@ -355,7 +356,7 @@ async def controlling(
     rules = V8() if semantics is None else semantics
     shim = Superblock(rules, backing.page_size, frames=frames, ack_seconds=seconds)
     device, _ = syscalls.identity(backing.root)
-    actions = server.Actions(daemon.status, daemon.quit)
+    actions = Actions(daemon.status, daemon.quit)
     with closing(Namespace(backing, shim)) as namespace, server.listen(path) as socket:
         mountpoint = f"/proc/self/fd/{backing.root}"
         helper = helper or DirectHelper()

@@ -274,7 +274,7 @@ async def test_more_is_sent_than_there_is_room_for(
                 nursery.start_soon(get)
                 cancelled.start_soon(get)
             await wait_all_tasks_blocked()
-            assert shim._connection._unsent
+            assert shim._connection._outlet
             cancelled.cancel_scope.cancel()
         go_on.set()
     assert found == [Pfn(1001, 0)] * 200

@@ -42,7 +42,7 @@ class Talk:
         """What the client has said since: names, arguments, ids."""
         said = []
         for data, fd in self.conversation.take_outgoing():
-            if fd is not None:
+            if fd >= 0:
                 os.close(fd)
             message = json.loads(data)
             said.append((message["execute"], message["arguments"], message["id"]))

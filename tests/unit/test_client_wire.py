@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inaccfs.client import wire
 from inaccfs.client.core import Outgoing
+from inaccfs.control.outlet import Outlet
 from tests.unit.client_fakes import no_fds_leak
 
 if TYPE_CHECKING:
@@ -33,18 +33,19 @@ def test_what_there_is_no_room_for_is_sent_later(
     ours, theirs = pair
     with no_fds_leak():
         data = bytes(range(256)) * 8192
-        fd = os.open("/dev/null", os.O_RDWR) if with_fd else None
+        fd = os.open("/dev/null", os.O_RDWR) if with_fd else -1
         received, came = b"", []
-        left: Outgoing | None = Outgoing(data, fd)
+        outlet = Outlet(ours)
+        outlet.extend([Outgoing(data, fd)])
         rounds = 0
-        while left is not None:
-            left = wire.send(ours, left)
+        while outlet:
+            wire.flush(outlet)
             rounds += 1
             chunk, fds = wire.receive(theirs)
             received += chunk
             came += fds
-            if left is not None:
-                assert left.fd is None
+            if outlet:
+                assert outlet._unsent[0][1] == -1
         while len(received) < len(data):
             chunk, fds = wire.receive(theirs)
             received += chunk
@@ -61,20 +62,16 @@ def test_without_any_room_nothing_is_lost(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, _ = pair
-
-    def fill() -> None:
-        while True:
-            wire.send(ours, Outgoing(b"x" * 65536, None))
-
-    with no_fds_leak(), pytest.raises(BlockingIOError):
-        fill()
+    outlet = Outlet(ours)
+    while wire.flush(outlet):
+        outlet.extend([Outgoing(b"x" * 65536)])
     fd = os.open("/dev/null", os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-        wire.send(ours, Outgoing(b"x", fd))
-    # Whoever has it tries again, or gives up.
+    outlet.extend([Outgoing(b"x", fd)])
+    # It is tried again, or given up.
     with no_fds_leak():
+        assert not wire.flush(outlet)
         os.fstat(fd)
-    wire.close_fds(deque([Outgoing(b"x", fd), Outgoing(b"y", None)]))
+    outlet.close()
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
 
@@ -86,6 +83,9 @@ def test_whoever_has_gone_gets_nothing(
     ours, theirs = pair
     theirs.close()
     with no_fds_leak():
-        fd = os.open("/dev/null", os.O_RDWR) if with_fd else None
-        assert wire.send(ours, Outgoing(b"x", fd)) is None
+        fd = os.open("/dev/null", os.O_RDWR) if with_fd else -1
+        outlet = Outlet(ours)
+        outlet.extend([Outgoing(b"x", fd), Outgoing(b"y")])
+        assert wire.flush(outlet)
+        assert not outlet
         assert wire.receive(ours) == (b"", [])

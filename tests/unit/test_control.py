@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from inaccfs import __version__
 from inaccfs.control import messages, qmp, server
+from inaccfs.control.context import Actions
 from inaccfs.control.limits import Limits
 from inaccfs.errors import MountError
 from inaccfs.semantics import V8
@@ -151,7 +152,7 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     with trio.fail_after(10), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As the daemon ends: all that runs in its nursery is cancelled.
-            actions = server.Actions(Daemon().status, nursery.cancel_scope.cancel)
+            actions = Actions(Daemon().status, nursery.cancel_scope.cancel)
             made = server.Server(
                 *(listener, actions, NoFiles(), Superblock(V8(), PAGE)),
                 receiver=DirectHelper(),

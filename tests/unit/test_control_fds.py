@@ -139,8 +139,8 @@ async def test_one_that_begins_before_does_not(control: Control, fd: int) -> Non
 
 def stopped_reading(control: Control) -> threading.Event:
     """What is sent from now on is read in one go, if it can be, when this is set."""
-    (session,) = control.server.sessions.values()
-    inbox = session.peer._inbox
+    (served,) = control.server.peers
+    inbox = served._inbox
     really_read = inbox.read
     ready = threading.Event()
 
@@ -302,14 +302,14 @@ async def test_a_connection_that_is_closed_drops_what_was_not_read(
     os.ftruncate(memory, 64 << 20)
     syscalls.fallocate(memory, 0, 0, 64 << 20)
     async with control.peer() as peer:
-        (session,) = control.server.sessions.values()
+        (served,) = control.server.peers
         stopped_reading(control)
         await peer.send("x", memory)
         os.close(memory)
-        session.peer.disconnect("a test")
+        served.disconnect("a test")
         await control.gone()
         await control.still_serves()
-        while control.server.closings.connections:  # noqa: ASYNC110 - a thread ends
+        while control.server.transport.closings.connections:  # noqa: ASYNC110 - a thread ends
             await trio.sleep(0.001)
 
 
@@ -386,7 +386,7 @@ async def test_a_full_epoll_makes_a_peer_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """fs.epoll.max_user_watches: others may go."""
-    readers = control.server.readers
+    readers = control.server.transport.readers
     real = readers.add
     failures = 3
 

@@ -60,17 +60,17 @@ async def test_get_pfn_refers_to_what_it_returns_and_to_nothing_else(
 ) -> None:
     apart(control, 2500)
     async with control.peer() as peer:
-        (session,) = control.server.sessions.values()
+        (session,) = control.server.peers.values()
         got = await peer.do("get-pfn", file="/guest", offset=0, count=2500)
         assert len(got["extents"]) == 1000
         assert got["next"] == 1000
-        assert session.references.pages == 1000
+        assert session.references.total == 1000
         assert "EINVAL" in await peer.do("put-pfn", file="/guest", pfn=BASE + 1)
         rest = await peer.do("get-pfn", file="/guest", offset=1000, count=1500)
         last = await peer.do("get-pfn", file="/guest", offset=2000, count=500)
         assert rest["next"] == 2000
         assert "next" not in last
-        assert session.references.pages == 2500
+        assert session.references.total == 2500
         extents = [*got["extents"], *rest["extents"], *last["extents"]]
         assert [one["offset"] for one in extents] == list(range(2500))
         # As they are, and all or none.
@@ -79,7 +79,7 @@ async def test_get_pfn_refers_to_what_it_returns_and_to_nothing_else(
         for at in range(0, 2500, 500):
             part = extents[at : at + 500]
             assert await peer.do("put-pfn", file="/guest", extents=part) == {}
-        assert session.references.pages == 0
+        assert session.references.total == 0
         assert "EINVAL" in await peer.do("put-pfn", file="/guest", extents=extents[:1])
 
 
@@ -443,12 +443,12 @@ async def test_replies_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -> 
                 nursery.start_soon(peer.send, '{"execute": "query-qmp-schema"}\n' * 40)
             await trio.testing.wait_all_tasks_blocked()
             one = len(qmp.encode_return(_schema(), qmp.NO_ID))
-            assert control.server.backlog.bytes <= 200_000 + 9 * one
+            assert control.server.transport.backlog.bytes <= 200_000 + 9 * one
             assert "qemu" in await witness.do("query-version")
             for peer in peers:
                 for _ in range(40):
                     assert "return" in await peer.answer()
-            assert control.server.backlog.bytes == 0
+            assert control.server.transport.backlog.bytes == 0
             nursery.cancel_scope.cancel()
 
 
@@ -474,14 +474,14 @@ async def test_events_beyond_it_cost_the_one_that_reads_least(
         control.peer() as peer,
         control.peer(),
     ):
-        sessions = list(control.server.sessions.values())
+        first, second = control.server.peers
         event = b"x" * 1000 + b"\n"
         for _ in range(1000):
-            sessions[1].peer.send(event)
-            if sessions[1].peer.reason:
+            second.outlet.send(event)
+            if second.reason:
                 break
-        assert sessions[1].peer.reason
-        assert not sessions[0].peer.reason
-        assert control.server.backlog.bytes == 0
+        assert second.reason
+        assert not first.reason
+        assert control.server.transport.backlog.bytes == 0
         assert "qemu" in await peer.do("query-version")
     assert "leave too much unread" in caplog.text

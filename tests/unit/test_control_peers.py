@@ -45,8 +45,8 @@ async def test_a_flood_behind_a_command_that_waits_is_not_read_on(
             nursery.start_soon(peer.send, '{"execute": "query-version"}\n' * count)
             await control.daemon.status_asked.wait()
             await trio.testing.wait_all_tasks_blocked()
-            (session,) = control.server.sessions.values()
-            waiting = len(session.peer._requests)
+            (served,) = control.server.peers
+            waiting = len(served._requests)
             # One read more, at most.
             assert _WAITING_COMMANDS <= waiting < 4 * _WAITING_COMMANDS
             await control.still_serves()
@@ -79,8 +79,8 @@ async def test_a_peer_that_reads_late_gets_everything(
             count = 3000
             nursery.start_soon(peer.send, '{"execute": "query-commands"}\n' * count)
             await trio.testing.wait_all_tasks_blocked()
-            (session,) = control.server.sessions.values()
-            assert 10_000 < session.peer._outlet.waiting < 15_000
+            (served,) = control.server.peers
+            assert 10_000 < served.outlet.waiting < 15_000
             for _ in range(count):
                 assert "return" in await peer.answer()
 
@@ -107,14 +107,14 @@ async def test_events_that_nobody_reads_are_bounded(
     with trio.fail_after(10):
         async with controlling(str(tmp_path / "control"), backing, policy) as control:
             async with control.peer():
-                (session,) = control.server.sessions.values()
+                (served,) = control.server.peers
                 event = b"x" * 5000
                 # What the socket takes, and what waits.
                 for _ in range(1000):
-                    session.peer.send(event)
-                    if session.peer.reason:
+                    served.outlet.send(event)
+                    if served.reason:
                         break
-                assert session.peer._outlet.waiting <= 20_000
+                assert served.outlet.waiting <= 20_000
                 await control.gone()
             await control.still_serves()
     assert "of events unread: disconnected" in caplog.text
@@ -129,16 +129,16 @@ async def test_events_that_wait_are_sent_many_at_a_time(
 
     async def wait_writable(sock: socket.socket) -> None:
         nonlocal waits
-        waits += sock is session.peer._connection
+        waits += sock is served._connection
         await really_wait(sock)
 
     monkeypatch.setattr(trio.lowlevel, "wait_writable", wait_writable)
     count = 5000
     async with control.peer() as peer:
-        (session,) = control.server.sessions.values()
+        (served,) = control.server.peers
         for number in range(count):
-            session.peer.send(b'{"event": "%d"}\n' % number)
-        left = len(session.peer._outlet._unread)
+            served.outlet.send(b'{"event": "%d"}\n' % number)
+        left = len(served.outlet)
         assert left > 1000
         for number in range(count):
             assert await peer.receive() == {"event": str(number)}
@@ -206,7 +206,7 @@ async def test_a_bug_in_a_command_ends_nothing(
     def buggy() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(control.server.files, "all", buggy)
+    monkeypatch.setattr(control.server.context.files, "all", buggy)
     async with control.peer() as peer:
         assert "EIO: a bug" in await peer.do("query-files")
         assert "return" in await peer.ask('{"execute": "query-version"}')
@@ -239,8 +239,8 @@ async def test_a_peer_that_is_not_read_from_and_dies_holds_up_no_punch(
         register = peer.line("register-notifier", file="/guest") + "\n"
         await peer.send(register * (2 * _WAITING_COMMANDS))
         await trio.testing.wait_all_tasks_blocked()
-        (session,) = control.server.sessions.values()
-        assert session.peer._paused
+        (served,) = control.server.peers
+        assert served._paused
     assert not node.file.notifiers
 
 
@@ -266,7 +266,7 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
     space = HeldCloser()
-    object.__setattr__(control.server.shim, "frees", space)
+    object.__setattr__(control.server.context.superblock, "frees", space)
     space.claim()
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)

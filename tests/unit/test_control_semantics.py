@@ -11,11 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.control.inbox import NO_FD
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.messages import QueryStatus
-from inaccfs.control.peer import Answer, Request
 from inaccfs.control.qmp import NO_ID
+from inaccfs.control.request import NO_FD, Answer, Request
 from inaccfs.semantics import (
     V7,
     V8,
@@ -94,9 +93,9 @@ async def test_what_no_message_can_have_is_a_bug_of_one_command(
 async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) -> None:
     fd = os.open("/", os.O_PATH)
     async with control.peer() as peer:
-        (session,) = control.server.sessions.values()
+        (served,) = control.server.peers
         request = Request(QueryStatus(), NO_ID, NO_FD)
-        session.peer._finished(request, None, Answer("\udcff", fd))
+        served._finished(request, None, Answer("\udcff", fd=fd))
         assert "EIO: a bug" in (await peer.answer())["error"]["desc"]
         assert peer.fds == []
     with pytest.raises(OSError, match="Bad file"):
@@ -308,8 +307,7 @@ async def test_who_tells_of_poison_may_go_in_the_middle(
         if how == "hangs up":
             await teller.stream.aclose()
         else:
-            sessions = list(control.server.sessions.values())
-            sessions[-1].peer.disconnect("a test")
+            list(control.server.peers)[-1].disconnect("a test")
         await trio.testing.wait_all_tasks_blocked()
         await other.do("invalidate-done", notifier=start["notifier"], sequence=1)
         end = await other.event()
@@ -331,7 +329,7 @@ async def test_who_is_waited_for_by_its_own_command_may_go(
                 await teller.send(line + "\n")
                 assert (await teller.event())["event"] == "INVALIDATE_START"
                 if how == "breaks":
-                    (session,) = control.server.sessions.values()
-                    session.peer.disconnect("a test")
+                    (served,) = control.server.peers
+                    served.disconnect("a test")
             await control.gone()
     assert "no answer" not in caplog.text

@@ -7,8 +7,6 @@ Offsets, starts, ends and counts are pages of the file's page size, ends exclusi
 sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 """
 
-from __future__ import annotations
-
 from inaccfs.control.messages.commands import (
     COMMANDS,
     MFD_ALLOW_SEALING,
@@ -71,22 +69,6 @@ from inaccfs.control.messages.results import (
     VersionTriple,
     version,
 )
-from inaccfs.control.messages.types import (
-    End,
-    EndPage,
-    FdName,
-    File,
-    FirstPage,
-    Limit,
-    NotifierId,
-    PageCount,
-    Pfn,
-    Pgoff,
-    PinsRow,
-    Row,
-    Sequence,
-    Start,
-)
 
 __all__ = [
     "COMMANDS",
@@ -100,14 +82,9 @@ __all__ = [
     "CloseFd",
     "Command",
     "CommandInfo",
-    "End",
-    "EndPage",
     "Event",
     "Extent",
-    "FdName",
-    "File",
     "FileInfo",
-    "FirstPage",
     "Frames",
     "GetFd",
     "GetMemory",
@@ -116,20 +93,14 @@ __all__ = [
     "InvalidateDone",
     "InvalidateEnd",
     "InvalidateStart",
-    "Limit",
     "MemfdCreate",
     "MemoryError",
     "MemoryFailure",
     "Nothing",
     "Notifier",
-    "NotifierId",
     "NotifierInfo",
-    "PageCount",
-    "Pfn",
-    "Pgoff",
     "PinnedExtent",
     "Pins",
-    "PinsRow",
     "Populate",
     "PutExtent",
     "PutPfn",
@@ -148,11 +119,8 @@ __all__ = [
     "Reference",
     "RegisterNotifier",
     "Result",
-    "Row",
     "Semantics",
-    "Sequence",
     "Shutdown",
-    "Start",
     "Stats",
     "Unbind",
     "UnregisterNotifier",

@@ -1,4 +1,8 @@
-"""The commands, and what they take."""
+"""What can be asked of the daemon.
+
+Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
+of a command there.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,7 @@ from typing import Annotated, Any, ClassVar, Final
 import msgspec
 from msgspec import Meta
 
-from inaccfs.control.messages.results import (
-    CommandInfo,
-    FileInfo,
-    Frames,
-    Nothing,
-    Notifier,
-    NotifierInfo,
-    Pins,
-    Semantics,
-    Stats,
-    VersionInfo,
-)
-from inaccfs.control.messages.types import (
+from inaccfs.control.messages.fields import (
     EndPage,
     FdName,
     File,
@@ -32,6 +24,18 @@ from inaccfs.control.messages.types import (
     PinsRow,
     Row,
     Sequence,
+)
+from inaccfs.control.messages.results import (
+    CommandInfo,
+    FileInfo,
+    Frames,
+    Nothing,
+    Notifier,
+    NotifierInfo,
+    Pins,
+    Semantics,
+    Stats,
+    VersionInfo,
 )
 from inaccfs.status import Status
 

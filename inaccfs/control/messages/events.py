@@ -1,4 +1,4 @@
-"""The events, and which of them want an answer."""
+"""What a peer is sent without asking."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar, Final
 import msgspec
 
 from inaccfs.control.messages.commands import Command, InvalidateDone
+from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
 from inaccfs.control.messages.results import Extent
-from inaccfs.control.messages.types import End, NotifierId, Sequence, Start
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the events: what a peer is told unasked."""
+    """Base of the events: what a peer is sent without asking."""
 
     name: ClassVar[str]
     # The command that answers it.

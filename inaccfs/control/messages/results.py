@@ -1,10 +1,16 @@
-"""What commands return."""
+"""What commands return.
+
+A comment above a member says what it means, in docs/control-protocol.md, too.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from inaccfs._version import __version__
+
+# There can be thousands of rows at once, and they form no cycles: gc=False keeps the
+# collector from looking at them.
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,7 +52,7 @@ class Notifier(Result, frozen=True, kw_only=True):
     notifier: int
 
 
-class Extent(msgspec.Struct, frozen=True):
+class Extent(msgspec.Struct, frozen=True, gc=False):
     """Pages whose frames are contiguous and of folios of one order.
 
     It may begin in the middle of a folio.
@@ -75,7 +81,7 @@ class Frames(Result, frozen=True, kw_only=True):
     next: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
     # A path from the root; "memfd:NAME"; or what is known of one without a name.
@@ -100,7 +106,7 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     opens: int
 
 
-class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
+class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One registered notifier."""
 
     # Its number.
@@ -115,7 +121,7 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     # The first page that it is bound to; null if it is registered for the file.
     start: int | None
-    # The page behind the last.
+    # The page after the last.
     end: int | None
     # How many events it has been sent.
     told: int
@@ -123,7 +129,7 @@ class NotifierInfo(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int | None
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
+class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages that a peer has fetched and not put."""
 
     # As query-files calls it.
@@ -146,7 +152,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     punched: bool
 
 
-class PinnedExtent(msgspec.Struct, frozen=True, kw_only=True):
+class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages of a file that have been fetched and stay where they are."""
 
     # As query-files calls it.

@@ -1,4 +1,4 @@
-"""The types that members have, with what they take and mean."""
+"""The types of members that commands and events have in common."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FdName = Annotated[
 Pgoff = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="a page of the file")]
 FirstPage = Annotated[int, Meta(ge=0, le=_LAST_PAGE, description="the first page")]
 EndPage = Annotated[
-    int, Meta(ge=1, le=_LAST_PAGE + 1, description="the page behind the last")
+    int, Meta(ge=1, le=_LAST_PAGE + 1, description="the page after the last")
 ]
 # In bytes where the semantics have that bug.
 Start = Annotated[int, Meta(ge=0, description="the first page")]
-End = Annotated[int, Meta(ge=0, description="the page behind the last")]
+End = Annotated[int, Meta(ge=0, description="the page after the last")]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
 NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]

@@ -1,0 +1,186 @@
+"""What a peer is sent, and how much of it may wait until the peer reads it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.control.outlet import Outlet
+from inaccfs.readiness import wait_writable
+from inaccfs.shim.acktimeouts import in_time
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    import trio
+
+    from inaccfs.control.limits import Policy
+
+
+class Backlog:
+    """What waits for all peers to read it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        # Those in which something waits.
+        self.outlets: Final[set[PeerOutlet]] = set()
+
+    def largest(self) -> PeerOutlet:
+        """The outlet in which the most waits."""
+        return max(self.outlets, key=lambda outlet: outlet.waiting)
+
+
+class PeerOutlet:
+    """The writing end of the connection to a peer, which is not blocking."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        policy: Policy,
+        backlog: Backlog,
+        progressed: Callable[[], None],
+        disconnect: Callable[[str], None],
+        evict: Callable[[str, str], None],
+    ) -> None:
+        """*progressed* is called when the peer has read something.
+
+        *disconnect* is called when the peer has gone, with the reason, and *evict* when
+        it does not read, with the reason and a text for the log.
+        """
+        self._connection: Final = connection
+        self._outlet: Final = Outlet(connection)
+        self._policy: Final = policy
+        self._backlog: Final = backlog
+        self._progressed: Final = progressed
+        self._disconnect: Final = disconnect
+        self.evict: Final = evict
+        # For the task that writes what waits; None before there is one, and after.
+        self.nursery: trio.Nursery | None = None
+        self._writing = False
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return len(self._outlet)
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait."""
+        return self._outlet.waiting
+
+    @property
+    def lost(self) -> int:
+        """How many messages `offer` has dropped."""
+        return self._outlet.lost
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more commands are to be answered until the peer has read.
+
+        That is so if too much waits for this peer; or too much for all peers together,
+        and something of it for this one.
+        """
+        waiting = self._outlet.waiting
+        if not waiting:
+            return False
+        limits = self._policy.limits
+        return waiting > limits.output or self._backlog.bytes > limits.total_output
+
+    def send(self, data: bytes, fd: int = -1) -> None:
+        """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+        if self._closed:
+            if fd >= 0:
+                os.close(fd)
+            return
+        outlet = self._outlet
+        before = outlet.waiting
+        try:
+            outlet.send(data, fd)
+        except OSError:
+            # The reader will see it, too; but this is sooner.
+            self._disconnect("it hung up")
+            return
+        if outlet.waiting != before:
+            self._count(before)
+            self._check()
+            self._write_later()
+
+    def offer(self, data: bytes) -> bool:
+        """Send *data* if there is room now; else drop it, count it, and return false.
+
+        Never blocks, never raises, and never leads to the peer's eviction.
+        """
+        if self._closed:
+            return False
+        before = self._outlet.waiting
+        try:
+            sent = self._outlet.offer(data)
+        except OSError:
+            self._disconnect("it hung up")
+            return False
+        if self._outlet.waiting != before:
+            self._count(before)
+            self._write_later()
+        return sent
+
+    def close(self) -> None:
+        """Send nothing any more."""
+        self._closed = True
+        self.nursery = None
+        before = self._outlet.waiting
+        self._outlet.close()
+        self._count(before)
+
+    def _count(self, before: int) -> None:
+        """Tell the backlog what waits now, where *before* bytes waited."""
+        waiting = self._outlet.waiting
+        self._backlog.bytes += waiting - before
+        if waiting:
+            self._backlog.outlets.add(self)
+        else:
+            self._backlog.outlets.discard(self)
+
+    def _check(self) -> None:
+        """Evict whoever leaves too much unread."""
+        # Replies wait for output to be read; only events can come to so much. The
+        # first message may be a reply, which is as long as it likes.
+        limits = self._policy.limits
+        events = self._outlet.waiting_after_first
+        if events > limits.output:
+            self.evict("it does not read", f"{events} bytes of events unread")
+        elif self._backlog.bytes > 2 * limits.total_output:
+            # More than the replies can be that were begun before.
+            self._backlog.largest().evict(
+                "it does not read", "peers leave too much unread, and this one the most"
+            )
+
+    def _write_later(self) -> None:
+        if not self._writing and self.nursery is not None:
+            self._writing = True
+            self.nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
+        while self._outlet:
+            waiting = self._outlet.waiting
+            was_in_time = await in_time(
+                self._policy.ack_seconds, partial(wait_writable, self._connection)
+            )
+            # All that there is room for: one punch may send thousands of events.
+            self._flush()
+            if not was_in_time and self._outlet.waiting == waiting:
+                self.evict("it does not read", "reads nothing")
+                return
+            self._progressed()
+        self._writing = False
+        self._progressed()
+
+    def _flush(self) -> None:
+        before = self._outlet.waiting
+        try:
+            self._outlet.flush()
+        except OSError:
+            self._disconnect("it hung up")
+        else:
+            self._count(before)
