@@ -64,7 +64,7 @@ def run(
     oom_score: OomScore,
     holder: Holder | None = None,
 ) -> None:
-    """Mount, serve until unmounted or told to stop, and leave nothing behind.
+    """Mount, serve until unmounted or stopped, and leave nothing behind.
 
     *place* is closed as soon as it is mounted on. *ready* is called once the mount can
     be used, with what the user ought to know. *oom_score* is of this process. The mount
@@ -73,7 +73,7 @@ def run(
     Raises:
         InaccfsError: the mount could not be made.
     """
-    # First of all: else others of the same user could open the backing through /proc.
+    # This comes first: else processes of the same user could open the backing by /proc.
     tracer = ptraced.hide()
     mountpoint = place.path
     control = runtime.control_path(mountpoint, config.control)
@@ -105,7 +105,7 @@ def run(
             movable=config.rules.movable,
         )
         stack.callback(source.close)
-        # The directory that it was started in is not the daemon's to keep busy.
+        # The daemon must not keep the directory busy that it was started in.
         os.chdir("/")
         listener = server.listen(control, everybody=bool(config.policy.allowed_uids))
         stack.callback(_remove, control)
@@ -132,7 +132,7 @@ def run(
 
 def _has_large_folios(config: Config) -> bool:
     """Whether files may have folios of more than a page."""
-    # What a wrapped directory was mounted with is not looked up: yes is safe to say.
+    # Nobody looks up the options of a wrapped tmpfs: True is the safe answer.
     return config.backing is not None or config.tmpfs.huge not in (None, "never")
 
 
@@ -144,11 +144,11 @@ def _remove(path: str) -> None:
 class _StopRequest:
     """SIGINT and its like while no trio loop can receive them.
 
-    Before the loop they are remembered, so that what has been mounted is unmounted
-    again; after it they are of no account, so that it is.
+    Before the loop one is remembered, so that a new mount is unmounted again. After
+    the loop they are ignored, so that nothing interrupts the unmounting.
 
-    What the daemon's parent ignores or blocks, the daemon does not: it would not end
-    when it is told to, and know nothing of its children.
+    The daemon does not inherit the signals that its parent ignores or blocks: it could
+    not be ended, and would not see the ends of its children.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,9 @@ class _StopRequest:
         self.made = True
 
     def ignore(self) -> None:
-        """All is over. The interpreter gives handlers back as it ends, but not this."""
+        """Ignore them from now on. The interpreter resets handlers at its end, but not
+        SIG_IGN.
+        """
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -257,7 +259,7 @@ class _Daemon:
         finally:
             pyfuse3.close(unmount=False)
             self._relay.close()
-            # Its threads cannot be waited for any more.
+            # Nothing can wait for its threads any more.
             self._closer.nursery = None
             self._namespace.close()
 
@@ -293,10 +295,10 @@ class _Daemon:
                 warnings.append(f"mmap: {self._channel.seal}")
             if (tracer := self._parts.tracer) is not None:
                 warnings.append(f"{tracer} traces this daemon: it can reach all")
-            # What has been made so far stays: the collector need not look at it.
+            # Objects made so far live as long as the daemon: the collector may skip them.
             gc.freeze()
             ready(warnings)
-            # Now, when a daemon in the background has its log.
+            # Not before: a daemon in the background has its log only now.
             self._log_what_it_is()
 
     def _log_what_it_is(self) -> None:
@@ -323,7 +325,7 @@ class _Daemon:
 
     async def _run_pyfuse3(self) -> None:
         await pyfuse3.main()
-        # It has no reason to end by itself; callers would wait for it for ever.
+        # It does not end by itself unless it fails; then callers would hang.
         log.error("pyfuse3 has ended: ending")
         self._end("pyfuse3 has ended")
 

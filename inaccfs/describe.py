@@ -1,4 +1,4 @@
-"""What a mount says of itself: `query-status`, and the virtual xattrs of its root."""
+"""The description of a mount: `query-status`, and the virtual xattrs of its root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Describer:
-    """Describes a mount; the methods are for the trio loop."""
+    """Describes a mount. Call its methods in the trio loop."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Describer:
         seal: Callable[[], Seal],
         tracer: Tracer | None,
     ) -> None:
-        """*seal* is called later: it depends on what the kernel offers."""
+        """*seal* is called later, when it is known what the kernel offers."""
         self._config = config
         self._mountpoint = mountpoint
         self._control = control
@@ -49,7 +49,7 @@ class Describer:
 
     @property
     def xattrs(self) -> dict[str, Callable[[], Awaitable[bytes]]]:
-        """By name, what makes the value."""
+        """The function that makes the value of each xattr."""
         return {
             status.MAGIC_XATTR: self._magic,
             status.CONTROL_XATTR: self._control_path,
@@ -94,16 +94,16 @@ class Describer:
         )
 
     async def _totals(self) -> census.Totals:
-        """Files that have a name, and the bytes that all files have."""
+        """The number of files with a name, and the bytes allocated for all files."""
         space = os.fstatvfs(self._backing.root)
-        # Others may use the same file system, or it may have no limit to count from.
+        # Other programs may use the same file system, or it may have no limit.
         if not self._backing.private or not space.f_blocks:
             return await self._census.take()
-        # Counts what is open without a name, too.
+        # This counts open files without a name, too.
         used = (space.f_blocks - space.f_bfree) * space.f_frsize
         return census.Totals(self._namespace.named_files, used)
 
 
 def _printable(path: str) -> str:
-    """*path* as text that JSON can carry; what is no UTF-8 is escaped."""
+    """*path* as text for JSON; bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode(errors="backslashreplace")

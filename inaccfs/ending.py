@@ -1,8 +1,8 @@
 """Ending a mount from another process: `inaccfs umount`.
 
-Nothing here waits for a daemon without limit, nor asks it in this process: one that
-stops in the middle of a question leaves the asker in the kernel, where not even SIGKILL
-ends it.
+No function here waits for a daemon without a limit. A child process asks it: a daemon
+that stops during a question leaves the asker in the kernel, where even SIGKILL does not
+end it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from inaccfs.fuse import mounting, unmounting
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# How long a daemon may take to answer: a connection that is aborted is lost for all.
+# How long a daemon may take to answer. An abort is felt by all
+# users of the mount.
 _ANSWER_SECONDS: Final = 10.0
-# Where nothing is lost by being wrong.
+# The same where a wrong guess does no harm.
 _QUICK_ANSWER_SECONDS: Final = 1.0
 
 _STOP_SECONDS: Final = 60.0
-# How long a daemon usually takes to end, at most; then one looks whether it will.
+# A daemon usually ends within this time. After it we look whether it will end at all.
 _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 2.0
 
@@ -44,13 +45,13 @@ _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> str | None:
-    """Undo a mount and wait for its daemon, so that the memory is back on return.
+    """Undo a mount and wait for its daemon, so that the memory is free on return.
 
-    A daemon that does not answer loses its connection. Not when *lazy*: then the name
-    goes, and whatever is open goes on.
+    If the daemon does not answer, its connection is aborted. With *lazy* it is not: the
+    mount disappears, but open files stay usable.
 
-    Returns what the user ought to know, in a line: that the daemon was dead or did not
-    answer, or that it goes on because the mount has copies.
+    Returns a line for the user: the daemon was dead, did not answer, or goes on because
+    the mount has copies. None if there is nothing to say.
 
     Raises:
         InaccfsError: there is no mount, or it is in use.
@@ -65,18 +66,18 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
         told = _detach_silent(found) if lazy else _end_silent(found)
     else:
         told = _unmount_living(found, control, lazy=lazy)
-    # What a daemon that was killed could not tidy up.
+    # A daemon that was killed leaves these.
     remove_fallbacks(runtime.fallback_name(found.path))
     return told
 
 
 # --- asking -------------------------------------------------------------------
 
-# For a Python of its own, which may be left behind. The answer begins with an errno.
+# The program of the child, which may hang for ever. Its answer begins with an errno.
 _QUESTION: Final = """
 import os, sys
 try:
-    # A user's mount lets in that user only, not even root.
+    # The mount of a user admits that user only, and not even root.
     uid, gid = map(int, sys.argv[2:])
     if os.geteuid() == 0 and uid:
         os.setgroups([])
@@ -90,14 +91,14 @@ os.write(1, answer)
 
 
 def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
-    """Ask the daemon behind a mount for its control socket.
+    """Ask the daemon of a mount for the path of its control socket.
 
-    Returns None where another answer shows that it lives: the mount is a copy of a
-    directory only.
+    Returns None if it answers with an error, which shows that it lives: the mount is a
+    bind mount of a directory, which has no such xattr.
 
     Raises:
-        DeadDaemonError: there is none.
-        NoAnswerError: no answer in time.
+        DeadDaemonError: the daemon is dead.
+        NoAnswerError: it has not answered in time.
     """
     path = mounted.path
     options = dict(part.partition("=")[::2] for part in mounted.options.split(","))
@@ -117,9 +118,9 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
         assert child.stdout is not None
         child.stdout.close()
         with suppress(subprocess.TimeoutExpired):
-            # No longer: it may be unable to end.
+            # A child that hangs in the kernel cannot end.
             child.wait(_QUICK_ANSWER_SECONDS)
-    # Not by its exit status, which is lost where SIGCHLD is ignored.
+    # The exit status is no use: it is lost where SIGCHLD is ignored.
     number, _, control = answer.partition(b" ")
     if number == b"0":
         return control
@@ -132,11 +133,11 @@ class _Daemon:
     """The process at the other end of a control socket."""
 
     def __init__(self, control: str | bytes) -> None:
-        """Raises `OSError` if there is none, or it cannot be seen from here."""
+        """Raises `OSError` if nobody listens, or out of our PID namespaces."""
         self._control = control
         with self._connect() as connection:
-            # Of listen(2), in our numbers; 0 if its process is in none of our
-            # namespaces. Not what the daemon says: it may have other numbers.
+            # The pid of the process that called listen(2), in our PID namespace; 0 if
+            # it has none there. The daemon itself may know another number.
             credentials = connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
             )
@@ -152,7 +153,7 @@ class _Daemon:
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # connect(2) waits as long for a full backlog.
+            # This also limits connect(2), which waits while the backlog is full.
             connection.settimeout(_QUICK_ANSWER_SECONDS)
             connection.connect(self._control)
         except BaseException:
@@ -161,11 +162,11 @@ class _Daemon:
         return connection
 
     def has_ended(self, seconds: float) -> bool:
-        """Wait until it has; False if it stays."""
+        """Wait until the process has ended; False if it has not in time."""
         return wait_readable(self._fd, seconds)
 
     def serves(self) -> bool:
-        """Whether it still takes peers in, as it does not once it ends."""
+        """Whether the daemon still accepts connections. It stops that when it ends."""
         try:
             with self._connect() as connection:
                 return bool(connection.recv(1))
@@ -181,8 +182,8 @@ def _daemon_at(control: str | bytes | None) -> _Daemon | None:
 
 
 def wait_readable(fd: int, seconds: float) -> bool:
-    """Wait until *fd* has something, or its end; False if it has not in time."""
-    # Not select(2), which takes no fd above 1023.
+    """Wait until *fd* has data or is at its end; False if it is not in time."""
+    # select(2) takes no fd above 1023.
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
@@ -205,8 +206,8 @@ def _unmount_living(
         while not daemon.has_ended(_NOTICE_SECONDS):
             if copies := _tell_copies(found, goes_on):
                 return copies
-            # It may be about to notice that the mount has gone. Having taken one in it
-            # has, and does not take in the second.
+            # The daemon may not have noticed yet that the mount has gone. It notices
+            # before it accepts a second connection.
             greetings += daemon.serves()
             if greetings > 1:
                 return (
@@ -238,7 +239,7 @@ def _unmount_dead(found: MountInfo, *, lazy: bool) -> str:
         os.unlink(runtime.control_path(found.path, None))
     log = runtime.log_path(found.path)
     with suppress(OSError):
-        # One that says something is for the user to read.
+        # A log with text in it is for the user to read.
         if os.stat(log).st_size == 0:
             os.unlink(log)
     return f"{found.path} is unmounted; its daemon was dead"
@@ -254,12 +255,15 @@ def _detach_silent(found: MountInfo) -> str:
 
 
 def _end_silent(found: MountInfo) -> str:
-    """Take away the mount of a daemon that does not answer, and what waits for it."""
+    """Unmount, and abort the connection of a daemon that does not answer.
+
+    Calls that wait for it fail then.
+    """
     with suppress(MountError):
-        # Where the daemon has it unless told otherwise; it cannot be asked.
+        # The default path: the daemon does not answer the question for its own.
         daemon = _daemon_at(runtime.control_path(found.path, None))
     aborted = unmounting.abort(found)
-    # MNT_FORCE may have done it already.
+    # MNT_FORCE may have unmounted it already.
     if unmounting.find_own(found) is not None:
         unmounting.unmount(found, lazy=True)
     told = f"{found.path} is unmounted; its daemon did not answer"

@@ -1,7 +1,7 @@
-"""A process that holds a mount: when it ends, so does the mount, whatever ended it.
+"""A process that holds a mount: however it ends, the mount ends with it.
 
-The daemon is handed a pidfd of it. PR_SET_PDEATHSIG would follow the thread that made
-the mount, and a pipe would be kept open by what the process forks.
+The daemon gets a pidfd of the process. PR_SET_PDEATHSIG would follow the thread that
+made the mount, and children of the process would keep a pipe open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Holder:
-    """The daemon's side: a process to watch, and what to tidy up for it."""
+    """The process to watch, and the directory to remove for it, in the daemon."""
 
     def __init__(self, pidfd: int, scratch: str | None) -> None:
         """*scratch* is the directory that the process has made for this mount."""
@@ -33,7 +33,7 @@ class Holder:
         await wait_readable(self._pidfd)
 
     def clean_up(self) -> None:
-        """At the daemon's end: do what the process cannot do any more."""
+        """Remove the directory if the process has ended. Called at the daemon's end."""
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         if self._scratch is not None and poller.poll(0):
@@ -41,9 +41,10 @@ class Holder:
 
 
 def remove_scratch(path: str | Path) -> str | None:
-    """Remove the directory of a mount that has gone; returns what is in the way.
+    """Remove the directory of a mount that has gone.
 
-    That is where something is still mounted: whose ever it is, it must not be emptied.
+    Returns a path below it where something is still mounted, and removes nothing then:
+    that would empty the other mount.
     """
     for place in mountinfo.below(os.path.realpath(path)):
         return place

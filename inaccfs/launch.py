@@ -1,6 +1,6 @@
 """Starting and ending a daemon from another process: `mounted()` and the mount command.
 
-Imports neither trio nor pyfuse3: whoever starts a daemon need not pay for them.
+Imports neither trio nor pyfuse3, which a process that starts a daemon does not need.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ READY: Final = b"ready\n"
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
 
-# How long a daemon may take to notice that its mount has gone; to end when it is told
-# to; and to do so while it is busy all the time.
+# How long a daemon may take to notice that its mount has gone; to end after SIGTERM;
+# and to end if it is busy all the time.
 _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 1.5
 _STOP_SECONDS: Final = 60.0
@@ -80,7 +80,7 @@ def start_daemon(
             fds = {"--ready-fd": ready_write, "--mountpoint-fd": mountpoint.fd}
             options: list[str] = []
             if scratch is not None:
-                # Of the process, not of the thread, and no fork of it counts.
+                # This stands for the process, not for the thread or a fork.
                 fds["--holder-fd"] = os.pidfd_open(os.getpid())
                 handed.callback(os.close, fds["--holder-fd"])
                 options = ["--scratch", scratch]
@@ -88,7 +88,7 @@ def start_daemon(
                 options += [name, str(fd)]
             daemon = subprocess.Popen(
                 [
-                    # -P: what lies in the current directory is not to be imported.
+                    # -P: import nothing from the current directory.
                     *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
                     *options,
                     *words,
@@ -96,7 +96,7 @@ def start_daemon(
                 pass_fds=list(fds.values()),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
-                # A Ctrl-C in the terminal is for what runs there, not for the daemon.
+                # Ctrl-C in the terminal must not reach the daemon.
                 start_new_session=True,
                 env=_environment(),
             )
@@ -104,15 +104,15 @@ def start_daemon(
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
-            # It may be in a file of the user's that does not come to an end: it says
-            # in which line.
+            # If the daemon is in an endless loop of the user's file of rules, SIGINT
+            # makes it report the line.
             daemon.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(_ENDING_SECONDS)
             raise
-        # The end of the pipe is readable too: nothing here waits for a dead daemon.
+        # The end of the pipe is readable, too: we do not wait for a dead daemon.
         if readable and os.read(ready_read, len(READY)) == READY:
-            # It stays.
+            # The daemon stays.
             stack.pop_all()
             os.close(ready_read)
             return daemon
@@ -132,33 +132,33 @@ def start_daemon(
 
 
 def _environment() -> dict[str, str]:
-    """Let the daemon import the very package that starts it."""
+    """The environment in which the daemon imports the same package as we do."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
         "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
     }
-    # Whoever starts a daemon in the background tells its service manager itself.
+    # The process that starts a daemon notifies the service manager itself.
     environment.pop("NOTIFY_SOCKET", None)
     return environment
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that is there for the length of a with block."""
+    """A mount that lasts as long as a with block."""
 
     path: Path
-    # Of the daemon.
+    # The pid of the daemon.
     pid: int
-    # Where its control socket is.
+    # The path of its control socket.
     control: Path
     # The daemon's log, one line an event.
     log: Path
     process: subprocess.Popen[bytes]
 
     def status(self) -> Status:
-        """What the mount says of itself now."""
+        """The present status of the mount."""
         return read_status(str(self.path))
 
 
@@ -171,7 +171,7 @@ def read_status(mountpoint: str) -> Status:
         NoAnswerError: its daemon is stopped, or says what we do not understand.
         NoEntryError: it is another user's, who lets nobody else in.
     """
-    # Here and not above: whoever only mounts does without msgspec.
+    # Not at the top: to mount does not take msgspec.
     from inaccfs import status
 
     path = mounting.find(mountpoint).path
@@ -226,8 +226,8 @@ def mounted(
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.
     Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
     tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
-    "FILE.py:CLASS"; *options* are what goes behind
-    -o, where all others can be told, too ("limit=peers=9", "simulated-order=0"). The
+    "FILE.py:CLASS"; *options* follow -o,
+    which takes all other options, too ("limit=peers=9", "simulated-order=0"). The
     daemon's log is a temporary file for as long as the block lasts.
 
     Raises:
@@ -266,7 +266,7 @@ def mounted(
         log = scratch / "log"
         before = mounting.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
-            # One that was killed as it started may have mounted.
+            # A daemon that was killed during its start may have mounted.
             failed.callback(_unmount_new, str(path), before)
             try:
                 arguments.append(point.path)
@@ -285,7 +285,7 @@ def mounted(
             yield mount
         finally:
             if os.getpid() != me:
-                # A fork that leaves the block, too: the mount is not its own.
+                # A fork leaves the block, too, but the mount is not the fork's.
                 stack.pop_all()
 
 
@@ -306,11 +306,11 @@ def _remove(scratch: Path, *, quiet: bool) -> None:
 
 
 def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
-    """End a mount for good; *quiet* when there is an exception already."""
+    """End a mount; *quiet* if there is an exception already."""
     own.lost = mount.process.poll() is not None
     if not _unmount(own) or not _ends_by_itself(mount.process):
         end(mount.process)
-    # It takes its mount away, unless it is killed.
+    # A daemon unmounts as it ends, unless it is killed.
     own.lost = True
     _unmount(own)
     status = mount.process.returncode
@@ -330,15 +330,15 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
 
 
 def _unmount(own: OwnMount) -> bool:
-    """Take a mount away, unless it is covered; whether all of it has gone."""
-    # None where the block has unmounted it.
+    """Unmount, unless the mount is covered; return whether nothing of it is left."""
+    # None if the block has unmounted it.
     found = own.find()
     if found is None or ownmount.is_covered(found):
         return False
     try:
         unmounting.unmount(found, lazy=False)
     except UnmountError:
-        # Something is open. The daemon ends all the same, and with it the rest.
+        # A file is open. The daemon ends all the same, and the lazy mount with it.
         with suppress(UnmountError):
             unmounting.unmount(found, lazy=True)
         return False
@@ -346,9 +346,9 @@ def _unmount(own: OwnMount) -> bool:
 
 
 def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
-    """Wait a little for a daemon whose mount has gone: it goes on if there are copies.
+    """Wait a little for a daemon whose mount has gone; False if it goes on.
 
-    They are bind mounts, and mounts in other namespaces.
+    It does if the mount has copies: bind mounts, or mounts in other namespaces.
     """
     try:
         daemon.wait(_NOTICE_SECONDS)
@@ -358,9 +358,9 @@ def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
 
 
 def end(daemon: subprocess.Popen[bytes]) -> None:
-    """Tell a daemon to end, and see to it; its `returncode` is None if it cannot."""
+    """End a daemon. Its `returncode` is None if it hangs in the kernel."""
     daemon.terminate()
-    # One that is stopped would not hear of it.
+    # A stopped daemon does not see SIGTERM.
     daemon.send_signal(signal.SIGCONT)
     patience = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
@@ -368,7 +368,7 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
-            # It may be short of CPU, or give much memory back.
+            # It may have little CPU time, or much memory to free.
             if not _is_running(daemon.pid) or time.monotonic() > patience:
                 break
             seconds = 0.1
@@ -380,7 +380,7 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether a process uses a CPU or would if it had one; not when it waits."""
+    """Whether a process is runnable, and does not wait."""
     with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name before it is in parentheses, and may have some. See proc(5).
+        # The name before the state is in parentheses, and may contain them: proc(5).
         return file.read().rpartition(b")")[2].split()[0] == b"R"

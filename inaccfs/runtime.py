@@ -1,4 +1,4 @@
-"""Where a mount keeps what others must find: the control socket and the log."""
+"""The paths of the control socket and the log, by which others find them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def directory() -> str:
     if os.geteuid() == 0 and _is_ours(_ROOTS):
         return _ROOTS
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # In the second, whatever others put there before us is found by make_directory().
-    # The first must be absolute, says its specification, or is not there.
+    # Everybody can write to /tmp: make_directory() refuses a directory of another user.
+    # XDG_RUNTIME_DIR must be absolute, says its specification, or be ignored.
     return (
         f"{runtime}/inaccfs"
         if os.path.isabs(runtime)
@@ -90,7 +90,7 @@ def make_directory() -> str:
 
 
 def control_path(mountpoint: str, chosen: str | None) -> str:
-    """Where the control socket of *mountpoint* is, or shall be.
+    """The path of the control socket of *mountpoint*.
 
     Raises:
         MountError: the path is too long for a socket.
@@ -110,11 +110,11 @@ def control_path(mountpoint: str, chosen: str | None) -> str:
 
 
 def log_path(mountpoint: str) -> str:
-    """Where the log of a daemon in the background is."""
-    # A file's name can have 255 bytes; the end of a path tells more than its start.
+    """The path of the log of a daemon in the background."""
+    # A name can have 255 bytes. The end of a path says more than its start.
     return os.path.join(directory(), f"{escape(mountpoint)[-200:]}.log")
 
 
 def fallback_name(mountpoint: str) -> str:
-    """What the directory is called that stands in for a private tmpfs."""
+    """The name of the directory that stands in for a private tmpfs."""
     return f"inaccfs-{os.geteuid()}-{escape(mountpoint)[-150:]}"

@@ -18,7 +18,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     # What is not UTF-8 is escaped, here and below.
     mountpoint: str
-    # For people: "private tmpfs", or the directory that is wrapped.
+    # For people: "private tmpfs", or the wrapped directory.
     backing: str
     # In bytes: all that the backing can hold, 0 when it has no limit.
     size: int

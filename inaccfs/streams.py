@@ -1,6 +1,6 @@
-"""The standard streams: that there are three, and what of a text may reach a terminal.
+"""The standard streams: open all three, and escape text for a terminal.
 
-Imports next to nothing: it is needed before anything else is imported, or opened.
+This imports almost nothing, for it must run before other imports and before any open().
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import os
 
 
 def fill() -> None:
-    """Give those of the fds 0 to 2 that are closed to /dev/null.
+    """Open /dev/null for each of the fds 0 to 2 that is closed.
 
-    Else a pipe, a socket or a log would get such a number, and be closed, read or
-    printed to as a standard stream, here or in a child.
+    Else a pipe, a socket or a log would get such a number, and this process or a child
+    would take it for a standard stream.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            # It is the lowest that is free. Children are to have it, too.
+            # open(2) returns the lowest free number, *fd*. Children inherit it.
             os.set_inheritable(_open_null(), True)
 
 
@@ -26,15 +26,15 @@ def _open_null() -> int:
     try:
         return os.open(os.devnull, os.O_RDWR)
     except OSError:
-        # There need not be a /dev; this can be neither read nor written.
+        # A system may lack /dev. This fd can be neither read nor written.
         return os.open("/", os.O_RDONLY)
 
 
 def printable(text: str) -> str:
     """*text* in one line in which no character moves, colours or hides another.
 
-    Names of files may have any byte but two; a terminal obeys some of them. A tab, of
-    which tables are made, does nothing that a space does not.
+    Names of files may have any byte but "/" and NUL, and a terminal obeys some of them.
+    A tab stays, for tables: to a terminal it is as harmless as a space.
 
     >>> printable("a\\x1b[2Jb\\n")
     'a\\\\x1b[2Jb\\\\n'
@@ -47,12 +47,12 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a text of several lines, which stay lines."""
+    """Each line of *text* made `printable`; the newlines stay."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _escaped(char: str) -> str:
     if "\udc80" <= char <= "\udcff":
-        # A byte of a name that is no UTF-8. See os.fsdecode().
+        # A byte of a name that is not UTF-8. See os.fsdecode().
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""Numbers and texts of a command line: read, and repeated in what is said of them."""
+"""Numbers and texts of a command line: parse them, and quote them in messages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from typing import Final
 
 _DIGITS: Final = re.compile(r"[0-9]+")
-# 64 bits have no more; Python itself refuses thousands.
+# No number of 64 bits has more. int() itself raises for thousands of digits.
 _MOST_DIGITS: Final = 20
 _SHOWN: Final = 60
 
 
 def natural(text: str) -> int | None:
-    """The number that *text* is in decimal digits; None if it is none, or too long."""
+    """*text* as a decimal number; None if it is not one, or too long."""
     if not _DIGITS.fullmatch(text):
         return None
     digits = text.lstrip("0") or "0"
@@ -20,7 +20,7 @@ def natural(text: str) -> int | None:
 
 
 def quoted(text: str) -> str:
-    """*text* between quotes, and not longer than somebody wants to read."""
+    """*text* between quotes, cut if it is long."""
     if len(text) <= _SHOWN:
         return repr(text)
     return f"{text[:_SHOWN]!r}... ({len(text)} characters)"

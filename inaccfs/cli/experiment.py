@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     found = catalogue.find(args.name)
     for name in args.semantics:
-        # What is wrong with a name is told before anything is mounted.
+        # Check the names before anything is mounted.
         load.load(name)
     if args.plot is not None:
         # Now, and not after minutes of work.

@@ -159,7 +159,7 @@ def _mount(
     from inaccfs.client import connect
 
     if mountpoint is None:
-        # What is wrong with the words is told before a daemon is started for them.
+        # Check the words before a daemon is started for them.
         mountoptions.check(options)
         with launch.mounted(options=options) as own, connect(own.control) as shim:
             yield own, shim
@@ -188,7 +188,7 @@ def _roomy_mount(args: argparse.Namespace, pages: int) -> Iterator[Client]:
     # A directory that is wrapped has what it has.
     wraps = any(word.startswith("backing=") for word in words)
     huge = ["huge=always"] if _has_huge_pages() and not wraps else []
-    # Of what is said twice the last counts.
+    # The last of equal options counts.
     with _mount(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:

@@ -1,4 +1,4 @@
-"""The daemon's log: who writes it, in which form, and where."""
+"""The daemon's log: its format, its level, and its file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 _FLAGS: Final = (
     os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
-    # What somebody else has put there may lead elsewhere, or keep us waiting.
+    # Another user may have put a link or a FIFO there.
     | os.O_NOFOLLOW | os.O_NONBLOCK
 )  # fmt: skip
 
@@ -31,14 +31,14 @@ def start(verbose: int) -> None:
     logging.getLogger().addHandler(handler)
     level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
     logging.getLogger("inaccfs").setLevel(level)
-    # A line that a full disk does not take is lost; a traceback would be, too.
+    # On a full disk a line is lost, without a traceback.
     logging.raiseExceptions = False
-    # What Python cannot survive has a traceback nevertheless.
+    # A crash of the interpreter leaves a traceback, too.
     faulthandler.enable()
 
 
 class _Formatter(logging.Formatter):
-    """A message is one line, and no line has anything that a terminal obeys."""
+    """Keeps each message in a line, and escapes control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
@@ -67,21 +67,21 @@ class LogFile:
                 "character device; name another with --log"
             )
         os.set_blocking(self._fd, True)
-        # Whether what is printed goes there.
+        # Whether standard output and error go there.
         self.is_taken = False
 
     def take_output(self) -> None:
-        """What is printed and logged from now on goes here."""
+        """Send standard output and error here from now on."""
         os.dup2(self._fd, 1)
         os.dup2(self._fd, 2)
         self.is_taken = True
 
     def remove_if_empty(self) -> None:
-        """Nothing happened that anybody would look for."""
+        """Remove the log if we have made it and it is empty."""
         ours = os.fstat(self._fd)
         if not self._made or ours.st_size:
             return
-        # Another daemon may have the place by now, and another log there.
+        # Another daemon may have another log at this path by now.
         with suppress(OSError):
             if os.path.samestat(ours, os.lstat(self._path)):
                 os.unlink(self._path)

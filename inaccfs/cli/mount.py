@@ -154,7 +154,7 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     try:
         launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
-        # It has said why, on our standard error.
+        # The daemon has said why, on our standard error.
         return exc.status
     return 0
 
@@ -162,12 +162,12 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
 def _serve(args: argparse.Namespace, config: Config) -> int:
     """Be the daemon."""
     oom_score = syscalls.OomScore()
-    # Before the imports, which take the most of a start: see `tracing`.
+    # Before the imports, which take the most of a start: see `ptraced`.
     syscalls.set_dumpable(False)
     # Here and not above: only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
-    # A class of the user's is loaded while what is wrong with it can still be told.
+    # Load a user's class while the standard error is still the user's.
     _ = config.rules
     for name in _HANDED:
         fd = getattr(args, f"{name}_fd")
@@ -199,11 +199,11 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
         daemon.run(config, mountpoint, ready, oom_score, holder)
     except BaseException as exc:
         if own_log is not None and own_log.is_taken:
-            # Here and not at the interpreter's end, when an empty log has gone.
+            # Not at the interpreter's end: an empty log is removed before that.
             log_.critical("the daemon ends: this is a bug", exc_info=True)
             return 1
         if isinstance(exc, OptionError):
-            # The words were right, but here they cannot be done.
+            # The options are valid, but not for this machine: status 1.
             raise MountError(str(exc)) from exc
         raise
     finally:
@@ -213,11 +213,11 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 
 
 def _tell_ready(fd: int) -> None:
-    """Tell whoever has started the daemon that the mount can be used."""
+    """Tell the process that has started the daemon that the mount is ready."""
     try:
         os.write(fd, launch.READY)
     except BrokenPipeError:
-        # They were interrupted, and expect no mount.
+        # That process was interrupted, and expects no mount.
         signal.raise_signal(signal.SIGTERM)
     os.close(fd)
 

@@ -33,14 +33,14 @@ _REPEATED: Final = ("limit", "allow-uid")
 NAMES: Final = (*_OURS, *_REPEATED)
 """Options of the daemon, which the kernel and mount(8) do not know."""
 
-# (uid_t) -1 is nobody; see chown(2).
+# (uid_t) -1 means no user; see chown(2).
 _LARGEST_UID: Final = (1 << 32) - 2
 
 PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
 
 
 class Options:
-    """The command line's options, each told once, whichever way it was written."""
+    """The options of a command line, in one form however they were written."""
 
     def __init__(self) -> None:
         self.ours: dict[str, str] = {}
@@ -62,7 +62,7 @@ class Options:
                 self.fuse.append(option)
 
     def check_values(self) -> None:
-        """Raise `OptionError` if an option that has a value is without."""
+        """Raise `OptionError` if an option lacks its value."""
         for name, value in [*self.ours.items(), *self.repeated]:
             if not value:
                 raise OptionError(
@@ -95,7 +95,7 @@ def check(words: Sequence[str]) -> None:
     options = Options()
     options.take(words)
     options.check_values()
-    # The look at the rules runs a file of the user's.
+    # To load the rules may run a file of the user's.
     _ = parse(options).rules
 
 

@@ -33,7 +33,7 @@ commands:
 
 
 class _Help(argparse.Action):
-    """-h with all commands; whoever does not ask does not pay for their import."""
+    """-h with all commands. Only -h imports them."""
 
     def __call__(
         self,
@@ -79,7 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    """What may be said before the command and behind it."""
+    """The options that may stand before and after the command."""
     parser = output.Parser(add_help=False)
     parser.add_argument(
         "--fd",
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
         if word.startswith("-"):
             raise OptionError(f"unknown option {word!r}: see inaccfs qmp -h")
     if words:
-        # What is wrong with the words is told before anybody is asked.
+        # Check the words before we connect.
         console.parse(words)
     names = [_split(word) for word in args.fd]
     connection, conversation = wire.dial(wire.find_socket(args.target))
