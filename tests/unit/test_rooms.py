@@ -34,12 +34,6 @@ CIRCLES = {
     "the loop waits for notifiers, and what they call waits for the loop": [
         *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
     ],
-    "a context lists registrations, and each knows its caller": [
-        *("control.context", "control.registration"),
-    ],
-    "a peer's names answer query-file, and queries describe its references": [
-        *("control.names", "control.pagerefs", "control.queries"),
-    ],
 }
 
 
