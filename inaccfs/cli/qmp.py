@@ -33,7 +33,7 @@ commands:
 
 
 class _Help(argparse.Action):
-    """-h with all commands; whoever does not ask does not pay for their import."""
+    """-h with all commands, which are imported only for that."""
 
     def __call__(
         self,
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
         if word.startswith("-"):
             raise OptionError(f"unknown option {word!r}: see inaccfs qmp -h")
     if words:
-        # What is wrong with the words is told before anybody is asked.
+        # Refuse wrong words before anything is sent.
         console.parse(words)
     names = [_split(word) for word in args.fd]
     connection, conversation = wire.dial(wire.find_socket(args.target))
