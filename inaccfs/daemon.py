@@ -295,7 +295,7 @@ class _Daemon:
                 warnings.append(f"mmap: {self._channel.seal}")
             if (tracer := self._parts.tracer) is not None:
                 warnings.append(f"{tracer} traces this daemon: it can reach all")
-            # What has been made so far lives as long as the daemon: spare the collector.
+            # What there is by now lives as long as the daemon: spare the collector.
             gc.freeze()
             ready(warnings)
             # Not before: a daemon in the background has its log only now.

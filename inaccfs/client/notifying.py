@@ -4,9 +4,9 @@ Both faces follow these rules; they differ only in what runs a callback.
 
 - Each event that wants an answer gets one: when its callback has returned or raised, at
   once where nobody is to be called.
-- Whoever unregisters a notifier while its callback runs, be it the callback itself,
-  lets it return first; what comes meanwhile is answered without a call.
-- What a callback raises is kept until somebody can be told.
+- If a notifier is unregistered while its callback runs, even by the callback itself,
+  that returns first; events that come meanwhile are answered without a call.
+- What a callback raises is kept until it can be raised to the user.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The events of notifiers.
-_Told: TypeAlias = messages.Answered | messages.MemoryError
+_NotifierEvent: TypeAlias = messages.Answered | messages.MemoryError
 
 
 class Options(TypedDict, total=False):
@@ -167,7 +167,7 @@ class Registration:
         return raised
 
     def take_error(self) -> BaseException | None:
-        """What whoever unregisters is to be told: of a callback, or of the daemon."""
+        """What `unregister` is to raise: an error of a callback, or of the daemon."""
         error, self._error = self._error, None
         raised = self.take_raised()
         if raised is not None and error is not None:
@@ -212,7 +212,7 @@ class Due(NamedTuple):
 
     registration: Registration
     callback: Callback
-    event: _Told
+    event: _NotifierEvent
 
     def call(self) -> object:
         """Call it."""
@@ -269,7 +269,7 @@ class Notifiers:
 
     def begin(self, event: Event) -> Due | None:
         """Take an event; return what is to be called for it."""
-        if not isinstance(event, _Told):
+        if not isinstance(event, _NotifierEvent):
             return None
         registration = self._registered.get(event.notifier)
         if registration is not None and not registration.leaving:
@@ -301,11 +301,11 @@ class Notifiers:
         if registration not in self._raised:
             self._raised.append(registration)
 
-    def _answer(self, event: _Told) -> None:
+    def _answer(self, event: _NotifierEvent) -> None:
         if isinstance(event, messages.Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
             # Refused if it comes too late; the daemon has disconnected us by then.
-            self._conversation.start_unheard([answer], quietly=True)
+            self._conversation.start_unawaited([answer], quietly=True)
 
     def leave(self, registration: Registration) -> None:
         """Call back no more, and unregister as soon as no callback is running."""
@@ -319,7 +319,7 @@ class Notifiers:
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
         call = self._conversation.start(Request(command, lambda _: None))
-        # After, so that whoever was interrupted here can ask again.
+        # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 
         def done() -> None:
@@ -360,7 +360,7 @@ class Notifiers:
 def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
     """Raise *raised* at the end of a with block, unless it is left for an exception.
 
-    That one is told what else went wrong; the log has it, too.
+    That exception gets a note of what else went wrong; the log has it, too.
     """
     if raised is None:
         return

@@ -16,7 +16,7 @@ class OpenFile(Protocol):
 
     @property
     def file(self) -> InaccessibleFile:
-        """The shim of it."""
+        """What the shim has of it."""
 
     @property
     def ino(self) -> int:
@@ -24,20 +24,20 @@ class OpenFile(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its path from the mount's root, or a label if it has none."""
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, this one included."""
+        """How many opens of it there are, including this one."""
 
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
 
     def again(self) -> OpenFile:
-        """The same file, to be closed for itself."""
+        """Open the same file once more, to be closed by itself."""
 
     def close(self) -> None:
-        """Let it go."""
+        """Close it."""
 
 
 class Files(Protocol):
