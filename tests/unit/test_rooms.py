@@ -34,9 +34,11 @@ CIRCLES = {
     "the loop waits for notifiers, and what they call waits for the loop": [
         *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
     ],
-    "the server has sessions, which ask it for what they share": [
-        *("control.pagerefs", "control.peer", "control.queries"),
-        *("control.registration", "control.server", "control.session"),
+    "what sessions share has their registrations, which take the ack timeout of it": [
+        *("control.context", "control.registration"),
+    ],
+    "query-pins reads the page references, which find files by name, as query-file": [
+        *("control.names", "control.pagerefs", "control.queries"),
     ],
 }
 
