@@ -162,9 +162,7 @@ class _StopRequest:
         self.made = True
 
     def ignore(self) -> None:
-        """Ignore them from now on. The interpreter resets handlers at its end, but not
-        SIG_IGN.
-        """
+        """Ignore them. Unlike handlers, this lasts until the interpreter ends."""
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -295,7 +293,7 @@ class _Daemon:
                 warnings.append(f"mmap: {self._channel.seal}")
             if (tracer := self._parts.tracer) is not None:
                 warnings.append(f"{tracer} traces this daemon: it can reach all")
-            # What there is by now lives as long as the daemon: spare the collector.
+            # These objects live as long as the daemon: the collector may skip them.
             gc.freeze()
             ready(warnings)
             # Not before: a daemon in the background has its log only now.
