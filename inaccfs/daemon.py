@@ -293,7 +293,7 @@ class _Daemon:
                 warnings.append(f"mmap: {self._channel.seal}")
             if (tracer := self._parts.tracer) is not None:
                 warnings.append(f"{tracer} traces this daemon: it can reach all")
-            # These objects live as long as the daemon: the collector may skip them.
+            # What there is by now lives as long as the daemon: spare the collector.
             gc.freeze()
             ready(warnings)
             # Not before: a daemon in the background has its log only now.

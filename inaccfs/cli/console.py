@@ -304,7 +304,7 @@ class Console:
                     command,
                     lambda returned: returned,
                     fd,
-                    # Whoever sets a limit wants a page.
+                    # With a limit only that one page is wanted.
                     whole=getattr(command, "limit", None) is None,
                 )
             )
@@ -327,7 +327,7 @@ class Console:
     def _answer(self, event: Event) -> None:
         if isinstance(event, Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
-            self._conversation.start_unheard([answer], quietly=False)
+            self._conversation.start_unawaited([answer], quietly=False)
 
     # --- output -----------------------------------------------------------------------
 

@@ -25,9 +25,9 @@ from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
-    from typing import Self
+    from typing import Self, Unpack
 
-    from inaccfs.client.notifying import Callback
+    from inaccfs.client.notifying import Callback, Options
     from inaccfs.client.requests import Pfn
     from inaccfs.client.tasks import Connection
     from inaccfs.control.messages import (
@@ -213,14 +213,7 @@ class File:
         await self._client._do(requests.memory_failure(self._open_name, offset))
 
     async def register_notifier(
-        self,
-        invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        populate: Callback | None = None,
-        error: Callback | None = None,
-        with_frames: bool = False,
+        self, invalidate: Callback | None = None, **options: Unpack[Options]
     ) -> Notifier:
         """Be called when pages of the file go; `async with await` it.
 
@@ -233,13 +226,7 @@ class File:
         callbacks, which need that thread. `trio.to_thread.run_sync(punch)` is fine, but
         not within a callback for the same file.
         """
-        callbacks = Callbacks(
-            *(invalidate, invalidate_start, invalidate_end, populate, error),
-            with_frames,
-        )
-        return await self._client._connection.register(
-            self._open_name, callbacks.check(), None
-        )
+        return await self._register(Callbacks(invalidate, **options), None)
 
     async def bind(
         self,
@@ -248,20 +235,16 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        populate: Callback | None = None,
-        error: Callback | None = None,
-        with_frames: bool = False,
+        **options: Unpack[Options],
     ) -> Notifier:
         """The same for the pages from *start* to *end*, in semantics that bind."""
-        callbacks = Callbacks(
-            *(invalidate, invalidate_start, invalidate_end, populate, error),
-            with_frames,
-        )
-        return await self._client._connection.register(
-            self._open_name, callbacks.check(), Range(start, end, exclusive)
-        )
+        callbacks = Callbacks(invalidate, **options)
+        return await self._register(callbacks, Range(start, end, exclusive))
+
+    async def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
+        name = self._open_name
+        connection = self._client._connection
+        return await connection.register(name, callbacks.check(), bound)
 
     async def close(self) -> None:
         """Let the daemon forget an fd that was passed; harmless when done before."""

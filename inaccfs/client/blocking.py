@@ -22,9 +22,9 @@ from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
-    from inaccfs.client.notifying import Callback
+    from inaccfs.client.notifying import Callback, Options
     from inaccfs.client.requests import Pfn
     from inaccfs.control.messages import (
         Command,
@@ -296,24 +296,17 @@ class File:
         self._client._do(requests.memory_failure(self._open_name, offset))
 
     def register_notifier(
-        self,
-        invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        populate: Callback | None = None,
-        error: Callback | None = None,
-        with_frames: bool = False,
+        self, invalidate: Callback | None = None, **options: Unpack[Options]
     ) -> Notifier:
         """Be called when pages of the file go; use it as a context manager.
 
         A callback takes the first page and the page after the last; when it returns,
         the daemon is told that the pages are not used here any more. *invalidate* is
         for all semantics: where these bracket a removal it is called at the start,
-        unless there is *invalidate_start*. *populate* is called for pages that have
-        been allocated, *error* for poisoned ones, in semantics that tell of them.
-        Callbacks *with_frames* take a list of extents, too: what goes of the fetched
-        pages, where the semantics tell it.
+        unless there is *invalidate_start*; *invalidate_end* is called at the end.
+        *populate* is called for pages that have been allocated, *error* for poisoned
+        ones, in semantics that have such events. Callbacks *with_frames* take a list of
+        extents as well: the fetched pages that go, where the semantics tell them.
 
         Callbacks run in a thread of the client, one at a time. They may use the client,
         whose commands wait for those of other threads, and may unregister notifiers; to
@@ -326,11 +319,7 @@ class File:
         A callback that raises is logged and counts as having returned; `unregister`,
         or else `Client.close`, raises the exception, the first if there are more.
         """
-        callbacks = Callbacks(
-            *(invalidate, invalidate_start, invalidate_end, populate, error),
-            with_frames,
-        )
-        return self._register(callbacks, None)
+        return self._register(Callbacks(invalidate, **options), None)
 
     def bind(
         self,
@@ -339,21 +328,14 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        populate: Callback | None = None,
-        error: Callback | None = None,
-        with_frames: bool = False,
+        **options: Unpack[Options],
     ) -> Notifier:
         """The same for the pages from *start* to *end*, in semantics that bind.
 
         EINVAL if that overlaps another range, and one of the two is *exclusive*, as all
         are where the semantics say so; EOPNOTSUPP where notifiers are for files.
         """
-        callbacks = Callbacks(
-            *(invalidate, invalidate_start, invalidate_end, populate, error),
-            with_frames,
-        )
+        callbacks = Callbacks(invalidate, **options)
         return self._register(callbacks, Range(start, end, exclusive))
 
     def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:

@@ -1,7 +1,7 @@
-"""The connection of the blocking face that commands have.
+"""The connection of the blocking face on which commands travel.
 
-They are sent and awaited by the thread that asks, so that no thread is switched to on
-the way.
+The thread that asks sends the command and reads the answer itself: no other thread has
+to be woken on the way.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# How many answers that nobody waits for may be unread. So few that their commands and
-# they themselves fit into the socket, and that the daemon, which queues 64 commands of
-# a peer, has no reason to stop reading.
-UNHEARD: Final = 32
+# How many answers that nobody awaits may be unread. They and their commands must fit
+# into the socket, and be fewer than the 64 commands after which the daemon stops
+# reading from a peer.
+UNAWAITED: Final = 32
 
 # How long close() waits for the next of them.
-UNHEARD_SECONDS: Final = 1.0
+UNAWAITED_SECONDS: Final = 1.0
 
 
 class Commands:
@@ -40,9 +40,10 @@ class Commands:
         self._closed = False
         # Guards the rest, for as long as it takes to get an answer.
         self._lock = threading.Lock()
-        # Whether whoever has the lock only waits: then an exception harms nothing.
+        # Whether the thread that has the lock only waits: an exception does no harm
+        # then.
         self._waits = False
-        # What somebody has read who was interrupted then.
+        # What a thread had read when it was interrupted.
         self._inbox: Final[wire.Inbox] = []
         self._connection, self._conversation = wire.dial(path)
         self._outlet: Final = Outlet(self._connection)
@@ -60,16 +61,16 @@ class Commands:
                 while not call.done:
                     self._hear()
             except BaseException:
-                # Ctrl-C. The answer is read by whoever asks next, if it can be.
+                # Ctrl-C. The next thread that asks reads this answer, too, if it can.
                 self._break_off()
                 self._conversation.abandon(call)
                 raise
         return call.result()
 
     def tell(self, request: Request[None]) -> None:
-        """Ask, and do not wait: whoever asks next reads the answer, or `close` does.
+        """Ask, and do not wait: the next thread that asks reads the answer, or `close`.
 
-        What was refused is logged then. Waits only where too many answers are unread.
+        A refusal is logged then. Waits only if too many answers are unread.
 
         Raises:
             OSError: EILSEQ as for `do`; `ControlError` when the daemon is known to have
@@ -77,10 +78,10 @@ class Commands:
         """
         conversation = self._conversation
         with self._lock:
-            conversation.start_unheard([request.command], quietly=False)
+            conversation.start_unawaited([request.command], quietly=False)
             try:
                 self._send()
-                while conversation.unheard > UNHEARD:
+                while conversation.unawaited > UNAWAITED:
                     self._hear()
             except BaseException:
                 self._break_off()
@@ -114,17 +115,17 @@ class Commands:
             self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
 
     def close(self) -> None:
-        """End it; whoever waits for an answer gets `ClientClosedError`."""
+        """End it. Threads that wait for an answer get `ClientClosedError`."""
         self._closed = True
         try:
-            # Whoever has the lock hears what there is to hear.
+            # Else the thread that has the lock reads what there is to read.
             if self._lock.acquire(blocking=False):
                 try:
                     self._hear_out()
                 finally:
                     self._lock.release()
         finally:
-            # Before the lock: whoever holds it may be waiting for the daemon.
+            # Before the lock: the thread that has it may be waiting for the daemon.
             wire.shut_down(self._connection)
             with self._lock:
                 self._conversation.end(errors.closed(self.path))
@@ -133,21 +134,21 @@ class Commands:
     def _hear_out(self) -> None:
         """Read the answers that nobody waits for: to log what was refused."""
         conversation = self._conversation
-        if not conversation.unheard:
+        if not conversation.unawaited:
             return
-        wire.set_deadline(self._connection, UNHEARD_SECONDS)
+        wire.set_deadline(self._connection, UNAWAITED_SECONDS)
         try:
-            while conversation.unheard:
+            while conversation.unawaited:
                 self._hear()
         except BlockingIOError:
             log.warning(
                 "%s: closed, with answers outstanding: %d",
-                *(self.path, conversation.unheard),
+                *(self.path, conversation.unawaited),
             )
 
     def after_fork(self) -> None:
         """In the child: let go of what is the parent's, and say nothing on it."""
-        # Whoever held the old one has not come along.
+        # The thread that held the old one is not in the child.
         self._lock = threading.Lock()
         self._conversation.disown(errors.parents(self.path))
         self._connection.close()

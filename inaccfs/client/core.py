@@ -109,7 +109,7 @@ class Conversation:
         self._fds: Final[deque[int]] = deque()
         self._outgoing: list[Outgoing] = []
         # How many answers are outstanding that nobody waits for.
-        self.unheard = 0
+        self.unawaited = 0
         # Whether the daemon has said hello.
         self.greeted = False
         # Why the daemon has ended, when it has said so.
@@ -171,16 +171,16 @@ class Conversation:
                 found = call
         return found
 
-    def start_unheard(self, commands: Iterable[Command], *, quietly: bool) -> None:
+    def start_unawaited(self, commands: Iterable[Command], *, quietly: bool) -> None:
         """Ask, and only log what is refused; *quietly* if that is to be expected."""
         for command in commands:
             call = self.start(requests.Request(command, lambda _: None))
             if not call.done:
-                self.unheard += 1
+                self.unawaited += 1
                 call.on_done = lambda call=call: self._overhear(call, quietly)
 
     def _overhear(self, call: Call[Any], quietly: bool) -> None:
-        self.unheard -= 1
+        self.unawaited -= 1
         _log_failure(call, quietly)
 
     def abandon(self, call: Call[Any]) -> None:
@@ -194,7 +194,7 @@ class Conversation:
     def _give_back(self, command: Command, value: Any) -> None:  # noqa: ANN401 - of any command
         if command.gives_fd:
             os.close(value)
-        self.start_unheard(requests.undo(command, value), quietly=False)
+        self.start_unawaited(requests.undo(command, value), quietly=False)
 
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> list[Event]:
         """Take what was received; empty *data* is the end of the connection.
@@ -288,7 +288,7 @@ class Conversation:
             call.settle(None, NotControlSocketError(f"{self._where}: {exc}"))
 
     def end(self, error: ControlError) -> None:
-        """Nothing more is said: whoever waits, or asks later, gets *error*."""
+        """Nothing more is said: all that wait, or ask later, get *error*."""
         if self.ended is not None:
             return
         self.ended = error
@@ -309,7 +309,7 @@ class Conversation:
     def disown(self, error: ControlError) -> None:
         """After a fork, in the child: `end` without calling who is not here."""
         self._calls.clear()
-        self.unheard = 0
+        self.unawaited = 0
         self.on_end = None
         self.end(error)
 

@@ -4,15 +4,15 @@ Both faces follow these rules; they differ only in what runs a callback.
 
 - Each event that wants an answer gets one: when its callback has returned or raised, at
   once where nobody is to be called.
-- Whoever unregisters a notifier while its callback runs, be it the callback itself,
-  lets it return first; what comes meanwhile is answered without a call.
-- What a callback raises is kept until somebody can be told.
+- If a notifier is unregistered while its callback runs, even by the callback itself,
+  that returns first; events that come meanwhile are answered without a call.
+- What a callback raises is kept until it can be raised to the user.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.requests import Request
@@ -31,29 +31,40 @@ from inaccfs.control.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; and if that was asked for, the
-    # frames that go.
+    # Takes the first page and the page after the last; and with `with_frames` the
+    # extents that go.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
 
 # The events of notifiers.
-_Told: TypeAlias = messages.Answered | messages.MemoryError
+_NotifierEvent: TypeAlias = messages.Answered | messages.MemoryError
+
+
+class Options(TypedDict, total=False):
+    """What `register_notifier` and `bind` take besides *invalidate*."""
+
+    # INVALIDATE_START, INVALIDATE_END, POPULATE and MEMORY_ERROR.
+    invalidate_start: Callback | None
+    invalidate_end: Callback | None
+    populate: Callback | None
+    error: Callback | None
+    # Whether callbacks take a list of the extents that go, too.
+    with_frames: bool
 
 
 class Callbacks(NamedTuple):
-    """What to call for a notifier's events."""
+    """What to call for a notifier's events; members are as in `Options`."""
 
     invalidate: Callback | None = None
     invalidate_start: Callback | None = None
     invalidate_end: Callback | None = None
     populate: Callback | None = None
     error: Callback | None = None
-    # Whether they take the frames that go, too.
     with_frames: bool = False
 
     def check(self) -> Callbacks:
@@ -62,41 +73,47 @@ class Callbacks(NamedTuple):
             raise TypeError("a notifier needs a callback")
         return self
 
-    def of(self, event: _Told) -> Callback | None:
-        """What is to be called for *event*.
+    def of(self, event: str) -> Callback | None:
+        """What is to be called for the event of this name; None for nothing.
 
         Raises:
-            NotImplementedError: nothing is, and the file's user would not hear that
-                pages go.
+            NotImplementedError: there is nothing to call, and so the file's user would
+                not learn that pages go.
         """
         match event:
-            case Invalidate():
+            case Invalidate.name:
                 return self._needed(
                     event, self.invalidate, self.invalidate_start or self.invalidate_end
                 )
-            case InvalidateStart():
+            case InvalidateStart.name:
                 return self._needed(
                     event, self.invalidate_start or self.invalidate, self.invalidate_end
                 )
-            case InvalidateEnd():
+            case InvalidateEnd.name:
                 return self.invalidate_end
-            case Populate():
+            case Populate.name:
                 return self.populate
-            case messages.MemoryError():
+            case messages.MemoryError.name:
                 return self.error
         return None
 
+    def call(
+        self, callback: Callback, start: int, end: int, frames: Iterable[object] | None
+    ) -> object:
+        """Call one of these: with *frames* if they take them, [] where none are."""
+        if self.with_frames:
+            return callback(start, end, list(frames or ()))
+        return callback(start, end)
+
     @staticmethod
     def _needed(
-        event: Invalidate | InvalidateStart,
-        callback: Callback | None,
-        other: Callback | None,
+        event: str, callback: Callback | None, other: Callback | None
     ) -> Callback | None:
-        """*callback*, which must be there for whoever wants to hear of removals."""
+        """*callback*; there must be one if there is the *other* one for removals."""
         if callback is None and other is not None:
             raise NotImplementedError(
-                f"these semantics tell of removals with {event.name}: give the "
-                f"notifier an {event.name.lower()} callback"
+                f"these semantics tell of removals with {event}: give the notifier an "
+                f"{event.lower()} callback"
             )
         return callback
 
@@ -150,7 +167,7 @@ class Registration:
         return raised
 
     def take_error(self) -> BaseException | None:
-        """What whoever unregisters is to be told: of a callback, or of the daemon."""
+        """What `unregister` is to raise: an error of a callback, or of the daemon."""
         error, self._error = self._error, None
         raised = self.take_raised()
         if raised is not None and error is not None:
@@ -195,15 +212,15 @@ class Due(NamedTuple):
 
     registration: Registration
     callback: Callback
-    event: _Told
+    event: _NotifierEvent
 
     def call(self) -> object:
         """Call it."""
         event = self.event
-        if not self.registration.callbacks.with_frames:
-            return self.callback(event.start, event.end)
-        told = None if isinstance(event, messages.MemoryError) else event.frames
-        return self.callback(event.start, event.end, told or [])
+        frames = None if isinstance(event, messages.MemoryError) else event.frames
+        return self.registration.callbacks.call(
+            *(self.callback, event.start, event.end, frames or None)
+        )
 
 
 class Notifiers:
@@ -252,12 +269,12 @@ class Notifiers:
 
     def begin(self, event: Event) -> Due | None:
         """Take an event; return what is to be called for it."""
-        if not isinstance(event, _Told):
+        if not isinstance(event, _NotifierEvent):
             return None
         registration = self._registered.get(event.notifier)
         if registration is not None and not registration.leaving:
             try:
-                callback = registration.callbacks.of(event)
+                callback = registration.callbacks.of(event.name)
             except NotImplementedError as exc:
                 log.error("%s: %s", event.name, exc)  # noqa: TRY400 - there is no traceback
                 self._keep(registration, exc)
@@ -284,11 +301,11 @@ class Notifiers:
         if registration not in self._raised:
             self._raised.append(registration)
 
-    def _answer(self, event: _Told) -> None:
+    def _answer(self, event: _NotifierEvent) -> None:
         if isinstance(event, messages.Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
             # Refused if it comes too late; the daemon has disconnected us by then.
-            self._conversation.start_unheard([answer], quietly=True)
+            self._conversation.start_unawaited([answer], quietly=True)
 
     def leave(self, registration: Registration) -> None:
         """Call back no more, and unregister as soon as no callback is running."""
@@ -302,7 +319,7 @@ class Notifiers:
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
         call = self._conversation.start(Request(command, lambda _: None))
-        # After, so that whoever was interrupted here can ask again.
+        # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 
         def done() -> None:
@@ -343,7 +360,7 @@ class Notifiers:
 def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
     """Raise *raised* at the end of a with block, unless it is left for an exception.
 
-    That one is told what else went wrong; the log has it, too.
+    That exception gets a note of what else went wrong; the log has it, too.
     """
     if raised is None:
         return

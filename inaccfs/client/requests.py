@@ -231,7 +231,7 @@ def put_pfn(file: str, pfn: int, count: int) -> Request[None]:
 
 # --- the mount ------------------------------------------------------------------------
 
-# Whoever asks for these needs no arguments, so that each is one object.
+# These take no arguments, so that each is one object.
 QUERY_VERSION: Final[Request[VersionInfo]] = Request(QueryVersion(), _itself)
 QUERY_STATUS: Final[Request[Status]] = Request(QueryStatus(), _itself)
 QUERY_SEMANTICS: Final[Request[Semantics]] = Request(QuerySemantics(), _itself)

@@ -95,7 +95,7 @@ class Connection:
         self.notifiers: Final = Notifiers(conversation)
         self._connection: Final = connection
         self._conversation: Final = conversation
-        # Of the reader, the callbacks, and whoever sends what there was no room for.
+        # For the reader, the callbacks, and the task that sends what waits.
         self._nursery: Final = nursery
         # What waits in it is sent by a task.
         self._outlet: Final = Outlet(connection)
@@ -142,7 +142,7 @@ class Connection:
         self._send()
 
     def end(self) -> None:
-        """Nothing more is said; whoever waits gets `ClientClosedError`."""
+        """Nothing more is said; tasks that wait get `ClientClosedError`."""
         self._conversation.end(errors.closed(self.path))
         self._outlet.close()
 
@@ -216,7 +216,7 @@ class Notifier(Registered):
 
         In a callback, or a task that one has started, it returns at once: no more
         callbacks are called, and the daemon is told when those that run have returned.
-        That is so, too, for whoever is cancelled while waiting here. Raises what the
+        The same holds if the task is cancelled while it waits here. Raises what the
         blocking face's does.
         """
         tell(await self._unregister(), None)

@@ -88,7 +88,7 @@ class Listener:
             )
             if named is not None:
                 # The notifier itself keeps the file open.
-                self._conversation.start_unheard([CloseFd(fdname=file)], quietly=True)
+                self._conversation.start_unawaited([CloseFd(fdname=file)], quietly=True)
             self._send()
         try:
             answered.wait()

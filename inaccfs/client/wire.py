@@ -205,6 +205,6 @@ def flush(outlet: Outlet) -> bool:
 
 
 def shut_down(connection: socket.socket) -> None:
-    """Wake whoever waits in a system call on it, in any thread."""
+    """Wake the threads that wait in a system call on it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

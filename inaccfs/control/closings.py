@@ -1,10 +1,10 @@
-"""Closing what may take for ever: fds that peers have sent, and connections with some.
+"""Closing what may never be closed: fds that peers send, and connections with some.
 
-close(2) of an fd asks the file system behind it, by FLUSH, and nobody need answer. So
-no fd is ever taken in that could be of another mount: a helper process does that, and
-what it closes is counted here. What the kernel drops unread it drops without a FLUSH,
-but a socket that lingers, or memory of gigabytes, takes its time: that is done in
-threads, of which each user has few.
+close(2) of an fd sends FLUSH to the fd's file system, whose daemon may not answer. So
+the daemon never receives an fd that could be of another mount: a helper process does,
+and the fds that it is closing are counted here. The kernel drops fds that nobody has
+received without a FLUSH. But if one is a socket that lingers, or the last fd of
+gigabytes of memory, that takes long: threads do it, of which each user has few.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of each user: fds of other file systems that are being closed, and threads that drop.
+# For each user: how many fds of other file systems may be in the course of being
+# closed, and how many threads may drop what is unread.
 _FOREIGN: Final = 4
 _THREADS: Final = 2
 
-# How long to wait where there is no thread to be had.
+# How long to wait where no thread can be started.
 _NO_THREAD_SECONDS: Final = 0.1
 
 STRANGERS: Final = -1
@@ -58,11 +59,11 @@ class Received(Protocol):
 
     @property
     def foreign(self) -> bool:
-        """Whether an fd came that is none of this mount: we have not got it."""
+        """Whether an fd came that is not of this mount. The helper keeps it."""
 
     @property
     def closing(self) -> Closing | None:
-        """Its close, while that has not ended."""
+        """The closing of that fd; None if it has ended."""
 
 
 class Receiver(Protocol):
@@ -87,7 +88,7 @@ class _User:
 
     def __init__(self) -> None:
         self.foreign = 0
-        # Each fd that is received may be a foreign one: one at a time.
+        # Each fd that is received may turn out to be foreign: receive one at a time.
         self.receiving: Final = trio.Lock()
         self.threads: Final = trio.CapacityLimiter(_THREADS)
 
@@ -96,7 +97,7 @@ class Closings:
     """What is being closed, by user. Nothing here raises, but `Cancelled`."""
 
     def __init__(self) -> None:
-        # Of the server, so that what is being closed counts when its peer has gone.
+        # The server's: a closing counts even after its peer has gone.
         self.nursery: trio.Nursery | None = None
         self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
         # Connections that wait for a thread, or are being closed by one.
@@ -109,7 +110,7 @@ class Closings:
     async def receiving(self, uid: int) -> AsyncIterator[bool]:
         """Whether an fd of this user may be received in an async with block.
 
-        It may turn out to be of another mount, and that is to be counted.
+        If it turns out to be of another mount, tell `count` before the block ends.
         """
         user = self._users[uid]
         async with user.receiving:
@@ -135,7 +136,7 @@ class Closings:
     # --- what the kernel drops ----------------------------------------------------
 
     async def drop(self, connection: socket.socket, uid: int, size: int) -> None:
-        """Read *size* bytes, which have been looked at, and no fds."""
+        """Read *size* bytes that a MSG_PEEK has seen, and drop their fds."""
 
         def read() -> None:
             left = size
@@ -146,7 +147,7 @@ class Closings:
         await self._in_thread(read, uid)
 
     async def close(self, connection: socket.socket, uid: int) -> None:
-        """Close a connection, of whose bytes not all need have been read."""
+        """Close a connection. There may be bytes and fds that have not been read."""
         if not _has_fds(connection):
             connection.close()
             return
@@ -165,7 +166,10 @@ class Closings:
         self.nursery.start_soon(self.close, connection, uid)
 
     async def _in_thread(self, work: Callable[[], None], uid: int) -> None:
-        """Do what may hang in one of the user's threads, of which nobody waits for."""
+        """Do what may take for ever in one of the user's threads.
+
+        A thread that hangs is abandoned when the caller is cancelled.
+        """
         limiter = self._users[uid].threads
         while True:
             try:
@@ -181,7 +185,7 @@ class Closings:
 
 
 def _has_fds(connection: socket.socket) -> bool:
-    """Whether fds have been sent that nobody has received. Nothing comes after this."""
+    """Whether there are fds that nobody has received. Shuts the connection down."""
     try:
         with suppress(OSError):
             # Else the peer may send some between this look and the close.
@@ -195,6 +199,6 @@ def _has_fds(connection: socket.socket) -> bool:
             size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT
         )
     except OSError:
-        # It cannot be told.
+        # Assume that there are.
         return True
     return bool(flags & socket.MSG_CTRUNC)

@@ -1,9 +1,9 @@
 """What a peer sends: its bytes as commands, and the fds that go with some.
 
-The kernel tells by MSG_CTRUNC that fds are there when one looks (MSG_PEEK) without
-room for them. So what is to be read is known before it is read: fds that no command
-wants are left to the kernel, which drops them without asking anybody; and one that is
-wanted is received by the helper process, which hands on what is of this mount.
+A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are
+some. So we know what comes before we read it. Fds that no command takes we leave to the
+kernel, which drops them without sending FLUSH. One that a command takes is received by
+the helper process, which hands it on if it is of this mount.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # The peer has hung up.
 _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
-# So little that others have their turn soon, whatever somebody floods us with.
+# So little that one who floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
 
@@ -45,12 +45,12 @@ def _busy() -> OSError:
 
 
 class Event(Enum):
-    """What has come of a look at the connection."""
+    """The result of a read."""
 
-    # Some of it has been read, and there may be more.
+    # Something has been read, and there may be more.
     READ = auto()
     NOTHING = auto()
-    # The end of the connection, or of what can be made sense of.
+    # The connection has ended, or nothing more in it can be understood.
     END = auto()
     # There are fds: `read_with_fds` is to be called, and `read` only after it.
     FDS = auto()
@@ -84,13 +84,13 @@ class Inbox:
         self._take: Final = take
         self._refuse: Final = refuse
         self._stream: Final = Stream(limit)
-        # What came for the object that has begun, and is to be the first to take one.
+        # The fd for the object that has begun, if that takes one.
         self._early = NO_FD
         # Whether a foreign fd of this peer is being closed.
         self._is_closing = False
 
     def read(self) -> Event:
-        """Look at what is there, and deal with it if that can be done at once."""
+        """Read what is there, unless fds come with it, and deal with it."""
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
@@ -118,11 +118,11 @@ class Inbox:
         return Event.READ
 
     async def read_with_fds(self) -> Event:
-        """Read what `read` has looked at, and the fds that are there."""
+        """Read what `read` has seen, with the fds that come with it."""
         connection = self._connection
         try:
-            # So much that it reaches to the end of the message that has them: behind
-            # that the kernel does not look on. See unix(7).
+            # Enough to reach the end of the message that has the fds: the kernel looks
+            # no further than that. See unix(7).
             data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
             all_found = list(self._stream.feed(data))
             begins = [
@@ -130,7 +130,7 @@ class Inbox:
                 for found in all_found
                 if type(found) is Asked and found.command.takes_fd and found.begin >= 0
             ]
-            # What is not whole yet may turn out to take one.
+            # An object that is not whole yet may turn out to take an fd.
             begun = len(data) - self._stream.begun
             if 0 <= begun < len(data):
                 begins.append(begun)
@@ -203,12 +203,12 @@ class Inbox:
         self._is_closing = False
 
     def close(self) -> None:
-        """Let go of what was received for a command that has not come."""
+        """Close the fd that was received for a command that has not come."""
         close_passed(self._early)
         self._early = NO_FD
 
     def _deal(self, found: Found, passed: Passed = NO_FD) -> bool:
-        """Hand something on; false if nothing can be made of what follows it."""
+        """Hand something on; return false if nothing after it can be understood."""
         if found.begin < 0:
             passed, self._early = self._early, NO_FD
         if type(found) is Asked:

@@ -10,7 +10,7 @@ from inaccfs.words import natural, quoted
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each can be set by `--limit NAME=N`, and is told in the error that it causes."""
+    """Each can be set by `--limit NAME=N`, and is named in the error that it causes."""
 
     # Bytes of a message that a peer may send.
     message: int = 65536
@@ -27,7 +27,7 @@ class Limits:
     total_notifiers: int = 1 << 16
 
     def changed(self, text: str) -> Limits:
-        """These limits but for one, written as NAME=N.
+        """These limits with one changed, written as NAME=N.
 
         Raises:
             OptionError: there is no such limit, or N is no positive number.
@@ -55,5 +55,5 @@ class Policy:
     allowed_uids: frozenset[int] = frozenset()
     # Whether get-memory gives the backing memory away.
     guest_access: bool = True
-    # How long a peer may leave an event, or what it is sent, unheeded.
+    # How long a peer may leave an event unanswered, or what it is sent unread.
     ack_seconds: float = 10.0

@@ -13,7 +13,8 @@ from inaccfs.control.request import Answer, Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.context import Caller, Context
+    from inaccfs.control.caller import Caller
+    from inaccfs.control.context import Context
     from inaccfs.control.openfiles import OpenFile
 
 

@@ -12,7 +12,8 @@ from inaccfs.control.registration import Registration
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from inaccfs.control.context import Caller, Context, Outbound
+    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.context import Context
     from inaccfs.control.names import Names
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.turns import Turns

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from inaccfs.shim.file import InaccessibleFile
 
@@ -15,7 +16,7 @@ class OpenFile(Protocol):
 
     @property
     def file(self) -> InaccessibleFile:
-        """The shim of it."""
+        """What the shim has of it."""
 
     @property
     def ino(self) -> int:
@@ -23,20 +24,20 @@ class OpenFile(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Its path from the mount's root, or a label if it has none."""
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, this one included."""
+        """How many opens of it there are, including this one."""
 
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
 
     def again(self) -> OpenFile:
-        """The same file, to be closed for itself."""
+        """Open the same file once more, to be closed by itself."""
 
     def close(self) -> None:
-        """Let it go."""
+        """Close it."""
 
 
 class Files(Protocol):
@@ -56,5 +57,11 @@ class Files(Protocol):
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         """Name, inode number, file and number of opens of each.
 
-        Files may come and go meanwhile.
+        Files may come and go meanwhile. A file may be used only until the next one is
+        asked for.
         """
+
+    def at(
+        self, ino: int
+    ) -> AbstractContextManager[tuple[str, int, InaccessibleFile, int] | None]:
+        """The same of inode *ino*, for a with block; None if it is not there."""

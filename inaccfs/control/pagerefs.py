@@ -13,7 +13,8 @@ from inaccfs.control.registration import as_messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.context import Caller, Context, Outbound
+    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.context import Context
     from inaccfs.control.names import Names
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.shim.file import InaccessibleFile
@@ -34,7 +35,8 @@ class PageReferences:
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
     ) -> None:
         self._context: Final = context
-        self.caller: Final = caller
+        # For traces.
+        self.who: Final = caller.number
         self._names: Final = names
         self._outlet: Final = outlet
         # The files to whose pages there are references: these keep them open.
@@ -46,11 +48,6 @@ class PageReferences:
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
         """What carries out each command."""
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
-
-    @property
-    def who(self) -> int:
-        """The number of the peer, for traces."""
-        return self.caller.number
 
     def evict_holder(self) -> None:
         """Disconnect the peer: others wait for pages that it keeps locked."""

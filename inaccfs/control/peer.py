@@ -1,8 +1,8 @@
-"""One connection of the control socket: which command has its turn, and its reply.
+"""One connection of the control socket: the order of commands, and their replies.
 
-Messages are read as they come. What can be answered at once is; what has to wait makes
-the later commands of the same peer wait too, so that replies come in order, but for
-invalidate-done: the wait may be for that.
+Messages are read as they come, and commands that need not wait are answered at once. If
+a command waits, the later commands of the same peer wait, too, so that replies come in
+order. An invalidate-done does not: the command may be waiting for just that.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from inaccfs.shim.turns import Turns
 if TYPE_CHECKING:
     import socket
 
-    from inaccfs.control.context import Caller
+    from inaccfs.control.caller import Caller
     from inaccfs.control.transport import Transport
 
 log = logging.getLogger(__name__)
 
 _NOT_YET: Final = object()
 
-# Commands that wait for their turn; with so many the peer is not read any further.
+# How many commands may wait for their turn before the peer is read no further.
 _WAITING_COMMANDS: Final = 64
 
 # For so long commands are carried out as they are read; after that in slices, by a
@@ -59,7 +59,7 @@ class Conversing(Protocol):
 
 
 class Peer:
-    """One connection. `converse` is told who carries out its commands."""
+    """One connection. `converse` takes the session that carries out its commands."""
 
     def __init__(
         self, connection: socket.socket, caller: Caller, transport: Transport
@@ -79,20 +79,20 @@ class Peer:
             *(transport.closings, transport.receiver, transport.device),
             *(self._take, self.outlet.send),
         )
-        # There is one from the beginning of `converse` on.
+        # Set by `converse`.
         self._session: Conversing
         # Commands that wait for the one before them. The first is being carried out.
         self._requests: deque[Request] = deque()
-        # Whoever waits for commands to be carried out or for output to be read.
+        # Tasks that wait for commands to be carried out or for output to be read.
         self._progress: Final = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
-        # Set when nothing more is read from it.
+        # Set when nothing more will be read from it.
         self._ended: Final = trio.Event()
-        # Whether it is not read from until it has caught up.
+        # Whether reading has stopped until it has caught up.
         self._paused = False
         # Until when commands are carried out as they are read.
         self._until = 0.0
-        # Set once it is to be given up; why.
+        # Why it is being disconnected; empty if it is not.
         self.reason = ""
 
     def __str__(self) -> str:
@@ -111,11 +111,11 @@ class Peer:
                 try:
                     await self._ended.wait()
                 finally:
-                    # Before the commands are waited for that go on to their end: they
-                    # may wait for just this peer.
+                    # Before we wait for commands that are not cancelled: they may be
+                    # waiting for an answer of this very peer.
                     session.silence()
-                # What it has asked for last, it may still want to read, unless it has
-                # closed its side of that, too.
+                # It may still want the last replies, unless it has closed its reading
+                # side, too.
                 if not self._has_hung_up():
                     await in_time(self._policy.ack_seconds, self._finish)
                 nursery.cancel_scope.cancel()
@@ -139,11 +139,11 @@ class Peer:
                 return
 
     def disconnect(self, reason: str) -> None:
-        """End the conversation soon; *reason* is for who looks closely at the log."""
+        """End the conversation soon; *reason* is for the log."""
         if not self.reason:
             self.reason = reason
             log.debug("%s: %s", self, reason)
-            # What it has still said is not for anybody any more.
+            # Nobody needs what it has sent since.
             self._readers.remove(self._connection.fileno())
             self.outlet.close()
         if self._nursery is not None:
@@ -155,7 +155,7 @@ class Peer:
         return f", given up: {self.reason}" if self.reason else ""
 
     def evict(self, reason: str, text: str) -> None:
-        """Disconnect it, and tell the log why; once, whatever else it does not do."""
+        """Disconnect it, and log why: the first reason only."""
         if not self.reason:
             log.error("%s: %s: disconnected", self, text)
         self.disconnect(reason)
@@ -172,7 +172,7 @@ class Peer:
     # --- input -----------------------------------------------------------------------
 
     def _readable(self, times: int) -> bool:
-        """Read, some *times* at most, and deal with it; whether to read on then."""
+        """Read at most *times*, and deal with it; return whether to read on."""
         if self._paused:
             self.disconnect("it hung up")
             return False
@@ -192,7 +192,7 @@ class Peer:
         return True
 
     def _goes_on(self, event: Event) -> bool:
-        """Whether to read on at once after this has come of a read."""
+        """Deal with the result of a read; return whether to read on at once."""
         if event is Event.END or self.reason:
             self._end()
         elif event is Event.FDS:
@@ -224,7 +224,7 @@ class Peer:
 
     @property
     def _is_late(self) -> bool:
-        """Whether it has said or left unread so much that it is not read for now."""
+        """Whether too many of its commands wait, or it has left too much unread."""
         return len(self._requests) >= _WAITING_COMMANDS or self.outlet.is_full
 
     def _progressed(self) -> None:
@@ -270,14 +270,14 @@ class Peer:
             self._finished(request, None, value)
 
     def _wait(self, request: Request, value: object) -> None:
-        """Let a command have its turn, with what `execute` has begun of it."""
+        """Let a command wait for its turn; *value* is what `execute` has returned."""
         self._requests.append(request)
         if len(self._requests) == 1:
             assert self._nursery is not None
             self._nursery.start_soon(self._work, value)
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
-        """Carry out what waits, in its order, until nothing does."""
+        """Carry out the commands that wait, in order, until none is left."""
         turns = Turns()
         while True:
             request = self._requests[0]
@@ -317,7 +317,7 @@ class Peer:
             else:
                 reply = self._bug(request, exc)
         except Exception as bug:
-            # There is a value or an error, and no message can have it.
+            # The value, or the text of the error, cannot be encoded.
             reply = self._bug(request, bug)
             if fd >= 0:
                 os.close(fd)

@@ -143,7 +143,7 @@ class PeerOutlet:
             self._backlog.outlets.discard(self)
 
     def _check(self) -> None:
-        """Evict whoever leaves too much unread."""
+        """Evict a peer that leaves too much unread: this one, or the worst of all."""
         # Replies wait for output to be read; only events can come to so much. The
         # first message may be a reply, which is as long as it likes.
         limits = self._policy.limits

@@ -87,7 +87,7 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class BadRequestError(Exception):
-    """A message cannot be carried out; `reply` is what its sender is told."""
+    """A message cannot be carried out; `reply` is the answer to its sender."""
 
     def __init__(self, kind: str, description: str, request_id: RequestId) -> None:
         super().__init__(description)

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
-    from inaccfs.control.pagerefs import PageReferences
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.memory import Memory
+    from inaccfs.shim.memory import Holder, Memory
 
 T = TypeVar("T")
 
@@ -84,11 +83,14 @@ def describe(
 async def files(context: Context, command: messages.QueryFiles) -> Answer:
     """query-files."""
     paging = _Paging(command.limit)
-    found = ((each[1], each) for each in context.files.all())
-    for ino, each in await paging.first_of(found, command.start):
+    found = ((ino, None) for _, ino, _, _ in context.files.all())
+    for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=ino)
-        paging.add(each[0], describe(*each))
+        # It may have been closed since, or its fd.
+        with context.files.at(ino) as each:
+            if each is not None:
+                paging.add(each[0], describe(*each))
         await paging.turns.give()
     return Answer(paging.rows)
 
@@ -136,7 +138,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
     for ino, (name, memory) in listed:
         if ino != place.ino:
             place = _Place(ino)
-        following = paging.fill(name, _rows(name, memory, place, paging.room))
+        following = paging.fill(name, _rows(context, name, memory, place, paging.room))
         if following is not None:
             break
         await paging.turns.give()
@@ -181,7 +183,7 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 
 
 def _rows(
-    name: str, memory: Memory, place: _Place, room: int
+    context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
     """What there is of one file from *place* on, each with its own; one more than room.
 
@@ -195,7 +197,7 @@ def _rows(
                 _Place(ino, 0, extent.offset),
             )
     # Nobody but the peers of this mount's control socket gets pages.
-    holders = cast("list[PageReferences]", memory.references.holders())
+    holders = cast("list[Holder]", memory.references.holders())
     for holder in sorted(holders, key=attrgetter("who")):
         number = holder.who
         if number < peer:
@@ -212,7 +214,7 @@ def _rows(
                     file=name,
                     ino=ino,
                     peer=number,
-                    pid=holder.caller.pid,
+                    pid=context.callers[number].pid,
                     offset=record.offset,
                     pfn=pfn,
                     count=record.count,

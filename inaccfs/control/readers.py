@@ -1,8 +1,8 @@
-"""One epoll(7) for all peers: what a crowd says at once is read in one go.
+"""One epoll(7) for all peers: what many send at the same time is read in one go.
 
-A task for each peer would cost each message a turn of the trio loop and an
-epoll_ctl(2), more than most messages cost themselves; and after a punch all peers
-answer at once.
+With a task for each peer, each message would cost a turn of the trio loop and an
+epoll_ctl(2), which is more than most messages cost themselves. After a punch all peers
+answer at the same time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# Once, for an epoll that has told of an fd seems to have more to tell until it has been
-# asked again; and it would be, in a turn of the trio loop for nothing.
+# EPOLLONESHOT: otherwise the epoll fd stays readable after its events have been taken,
+# until it is asked again, and costs a useless turn of the trio loop.
 _EVENTS: Final = select.EPOLLIN | select.EPOLLONESHOT
 
-
-# Nor do others wait longer than for this and for one peer.
+# Other tasks wait for this long at most, and for one peer.
 _TURN_SECONDS: Final = 0.002
 
 # After so many reads in a row other tasks get a turn.
@@ -32,49 +31,52 @@ _READS_IN_A_ROW: Final = 16
 
 
 class Readers:
-    """Calls those that have something to read."""
+    """Calls back for each connection that can be read."""
 
     def __init__(self) -> None:
         self._epoll: Final = select.epoll()
         self._callbacks: Final[dict[int, Callable[[int], bool]]] = {}
 
     def close(self) -> None:
-        """End. Nobody must be left."""
+        """Close the epoll fd. All connections must have been removed."""
         self._epoll.close()
 
     def add(self, fd: int, callback: Callable[[int], bool]) -> None:
-        """Call *callback* when *fd* can be read, and again if it has returned true.
+        """Call *callback* when *fd* can be read, until it returns false.
 
-        It may read so many times as it is told, and must not raise.
+        Its argument is how many times it may read. It must not raise.
+
+        Raises:
+            OSError: ENOSPC, ENOMEM of epoll_ctl(2).
         """
         self._callbacks[fd] = callback
         self._epoll.register(fd, _EVENTS)
 
     def remove(self, fd: int) -> None:
-        """Forget *fd*, which is still open."""
+        """Call back for *fd* no more. It must still be open."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def pause(self, fd: int) -> None:
-        """Call for *fd* only when it has been hung up on. epoll_ctl(2), EPOLLHUP."""
+        """Call back for *fd* only if its peer hangs up: EPOLLHUP of epoll_ctl(2)."""
         self._epoll.modify(fd, select.EPOLLONESHOT)
 
     def resume(self, fd: int) -> None:
-        """Call for *fd* again."""
+        """Call back for *fd* when it can be read, after `pause` or a false return."""
         self._epoll.modify(fd, _EVENTS)
 
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:
-            # A turn of the loop for each round, whoever has said how much.
+            # Each round costs one turn of the loop, however many have sent something.
             await wait_readable(self._epoll)
             ready = self._epoll.poll(0)
-            # A reply has just woken a peer, which on one CPU runs there and then: look
-            # again at once, as for the kernel's requests. In a crowd it is in vain.
+            # A reply wakes its peer, which on one CPU runs at once: look again, as for
+            # the kernel's requests. With several peers another look finds nothing.
             times = _READS_IN_A_ROW if len(ready) == 1 else 1
             until = time.perf_counter() + _TURN_SECONDS
             for fd, _ in ready:
-                # An earlier one of this round may have removed it.
+                # An earlier callback of this round may have removed it.
                 callback = self._callbacks.get(fd)
                 if callback is not None and callback(times):
                     self._epoll.modify(fd, _EVENTS)

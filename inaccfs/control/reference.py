@@ -4,8 +4,8 @@ usage: python -m inaccfs.control.reference [FILE]
 
 Prints it; or puts it into FILE, between the two lines that mark where it goes.
 
-What a member means is told by its type (msgspec.Meta), or else by the comment above it
-in the source. Docstrings are taken as they are, and the errnos that they name are the
+What a member means is in its type (msgspec.Meta), or else in the comment above it in
+the source. Docstrings are taken as they are, and the errnos that they name are the
 errors in the tables.
 """
 

@@ -11,7 +11,7 @@ from inaccfs.control import messages, qmp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.control.context import Caller, Outbound
+    from inaccfs.control.caller import Caller, Outbound
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice

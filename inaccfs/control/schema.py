@@ -1,6 +1,6 @@
 """`query-qmp-schema`: the types of all commands and events, in QEMU's own format.
 
-Made from the message types, so that it tells what the server decodes and encodes. The
+Made from the message types, and so it is what the server decodes and encodes. The
 format is SchemaInfo of QEMU's qapi/introspect.json, and names of arrays and builtin
 types are spelt as its scripts/qapi/introspect.py does.
 
@@ -8,7 +8,7 @@ Object types have the names of their classes. QEMU has numbers there, lest clien
 rely on names. Tools follow names from command to type and take any string, so
 libvirt's and QEMU's own need no numbers; people who ask in qmp-shell need names.
 
-Imported by whoever asks for it only: the daemon has to start fast and stay small.
+Imported only when a peer asks: the daemon has to start fast and stay small.
 """
 
 from __future__ import annotations

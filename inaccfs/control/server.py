@@ -15,8 +15,9 @@ import trio
 
 from inaccfs import readiness
 from inaccfs.control import messages, qmp
+from inaccfs.control.caller import Caller
 from inaccfs.control.closings import STRANGERS
-from inaccfs.control.context import Actions, Caller, Context
+from inaccfs.control.context import Actions, Context
 from inaccfs.control.limits import Policy
 from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
@@ -44,7 +45,7 @@ _CLOSING_CONNECTIONS: Final = 128
 def listen(path: str, *, everybody: bool = False) -> socket.socket:
     """Bind the control socket at *path*; a dead one there is replaced.
 
-    Its mode is 0600, or 0666 for *everybody*, who are asked for their uid later.
+    Its mode is 0600, or 0666 for *everybody*; uids are checked for each connection.
 
     Raises:
         MountError: it cannot be bound, or a live daemon has it.
@@ -52,7 +53,7 @@ def listen(path: str, *, everybody: bool = False) -> socket.socket:
     _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
-    # The mode of a socket is that of its creation: nobody may slip in before a chmod.
+    # By umask, not by a later chmod(2): nobody may connect in between.
     umask = os.umask(0o111 if everybody else 0o177)
     try:
         listener.bind(path)
@@ -69,18 +70,18 @@ def listen(path: str, *, everybody: bool = False) -> socket.socket:
 
 
 def _remove_dead(path: str) -> None:
-    """Make room where a daemon that was killed has left its socket."""
+    """Remove the socket that a killed daemon has left at *path*."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        # There is none; or bind(2) will say what is wrong with the path.
+        # Nothing is there; or bind(2) will fail and say what is wrong with the path.
         return
     if not stat.S_ISSOCK(mode):
         raise MountError(
             f"control socket {path}: a file is there; name another with --control"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # Else it would wait for a daemon that is stopped to let others in: EAGAIN.
+        # connect(2) would wait for a stopped daemon; this way it is EAGAIN.
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -88,7 +89,7 @@ def _remove_dead(path: str) -> None:
             os.unlink(path)
             return
         except OSError:
-            # A socket of another kind, or one that we may not connect to, or not yet.
+            # A socket of another type, one that refuses us, or a full backlog.
             pass
     raise MountError(
         f"control socket {path} is another daemon's: name another with --control"
@@ -141,14 +142,14 @@ class Server:
                     await readiness.wait_readable(self._listener)
                     continue
             except OSError as exc:
-                # Peers that are there already go on, and may make room.
+                # The peers that are connected go on; when one leaves there is room.
                 trouble.met(f"no new control peer: {exc.strerror}")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
                 continue
             try:
                 self._welcome(connection, nursery)
             except Exception as exc:
-                # It costs this peer its connection, whatever it was, and nobody else.
+                # Whatever it was: this peer loses its connection, and no other does.
                 trouble.met(f"a new control peer is not let in: {exc}")
                 closings.close_soon(connection, STRANGERS)
             else:
@@ -170,8 +171,8 @@ class Server:
 
     def _welcome(self, connection: socket.socket, nursery: trio.Nursery) -> None:
         connection.setblocking(False)
-        # What is sent out of band is in the stream, like all else: else the kernel
-        # would throw it away as it is passed, and fds with it. See unix(7).
+        # Keep what is sent out of band in the stream. Otherwise the kernel would drop
+        # it when we read past it, and the fds that came with it. See unix(7).
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
         credentials = connection.getsockopt(
@@ -189,7 +190,7 @@ class Server:
                 f"EMFILE: {limit} peers are connected already (--limit peers=N)"
             )
             reply = qmp.encode_error("GenericError", description, qmp.NO_ID)
-            # A new socket has room for so little; if it has hung up, all the better.
+            # A new socket has room for this, unless its peer has hung up already.
             with suppress(OSError):
                 connection.send(reply)
             closings.close_soon(connection, uid)

@@ -18,7 +18,8 @@ from inaccfs.shim.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inaccfs.control.context import Caller, Context, Outbound
+    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.context import Context
 
 
 class Session:

@@ -1,8 +1,8 @@
 """A stream of bytes as commands: JSON objects one after the other, as QEMU reads it.
 
 Line ends do not matter: an object may take several lines, and a line may have several
-objects. What cannot become an object is refused as soon as that is seen, and reading
-goes on after the next line end. See QEMU's qobject/json-streamer.c.
+objects. Bytes that cannot become an object are refused as soon as that is certain, and
+reading goes on after the next line end. See QEMU's qobject/json-streamer.c.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Asked(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """What is no command, and what its sender is told."""
+    """Bytes that are not a command, and the reply to them."""
 
     reply: bytes
     begin: int
 
 
 class TooLong(NamedTuple):
-    """It is longer than the limit: nothing can be made of what follows."""
+    """An object is longer than the limit: the rest of the stream is given up."""
 
     begin: int
 
@@ -48,7 +48,7 @@ Found: TypeAlias = Asked | Refused | TooLong
 
 
 class Stream:
-    """Takes what one peer sends apart."""
+    """Takes apart what one peer sends."""
 
     def __init__(self, limit: int) -> None:
         """*limit* is how many bytes an object, or what is skipped, may have."""
@@ -61,7 +61,7 @@ class Stream:
 
     @property
     def is_between(self) -> bool:
-        """Whether the next byte is the first of something new."""
+        """Whether the next byte begins an object."""
         return not self._text and self._skipped is None
 
     @property
@@ -70,7 +70,7 @@ class Stream:
         return len(self._text)
 
     def feed(self, data: bytes) -> Iterator[Found]:
-        """Add what has been received, and take what is whole. To be exhausted."""
+        """Add what has been received; yield what is whole. Must be exhausted."""
         at = 0
         found: Found | None
         while at < len(data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -171,13 +172,26 @@ class Files:
             ) from None
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of what is open or fetched."""
+        """Name, inode number, file and number of opens of what is open or fetched.
+
+        A file may be used only until the next one is asked for: see `at`.
+        """
         # A copy: the caller may let other tasks run in between.
-        for node in list(self._inodes.nodes.values()):
-            if node.file is not None:
-                yield name_of(node), node.ino, node.file, node.opens
-            elif node.opens:
-                # Its fd was closed, for want of fds.
-                opens = node.opens
-                with self._opens.hold(node) as file:
-                    yield name_of(node), node.ino, file, opens
+        for ino in list(self._inodes.nodes):
+            with self.at(ino) as found:
+                if found is not None:
+                    yield found
+
+    @contextmanager
+    def at(self, ino: int) -> Iterator[tuple[str, int, InaccessibleFile, int] | None]:
+        """The same of one inode, for a with block; None if it is neither."""
+        node = self._inodes.nodes.get(ino)
+        if node is None or (node.file is None and not node.opens):
+            yield None
+        elif node.file is not None:
+            yield name_of(node), ino, node.file, node.opens
+        else:
+            # Its fd was closed, for want of fds. It is open during the block.
+            opens = node.opens
+            with self._opens.hold(node) as file:
+                yield name_of(node), ino, file, opens

@@ -1,4 +1,4 @@
-"""The messages of the FUSE protocol that the channel reads and writes itself.
+"""The messages of the FUSE protocol that our own handlers read and write.
 
 Layouts and numbers are those of include/uapi/linux/fuse.h, protocol 7.40; every
 message is in the host's byte order. All functions are pure.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.errnos import os_error
+
+if TYPE_CHECKING:
+    import os
 
 ROOT_ID: Final = 1
 
 
 class Op(enum.IntEnum):
-    """enum fuse_opcode: those that inaccfs has an answer for."""
+    """enum fuse_opcode: the opcodes that inaccfs knows."""
 
     LOOKUP = 1
     FORGET = 2
@@ -146,7 +150,7 @@ def name_at(request: bytearray, start: int, size: int) -> bytes:
     """
     name = _text_at(request, start, size)
     if name in DOTS or b"/" in name:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     return name
 
 

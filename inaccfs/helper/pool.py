@@ -169,6 +169,7 @@ class Pool:
         Raises:
             OSError: no process is to be had (EAGAIN, ENOMEM).
         """
+        self._bury()
         while self._idle:
             worker = self._idle.pop()
             if not worker.has_ended:
@@ -197,12 +198,13 @@ class Pool:
     def let_die(self, worker: Worker) -> None:
         """Kill a worker that may have memory to give back; `close` waits for that."""
         worker.kill()
-        for other in [other for other in self._dying if other.has_ended]:
-            self.dismiss(other)
-        if worker.has_ended:
-            worker.close()
-        else:
-            self._dying.add(worker)
+        self._dying.add(worker)
+        self._bury()
+
+    def _bury(self) -> None:
+        """Let go of workers that were dying and are dead."""
+        for worker in [worker for worker in self._dying if worker.has_ended]:
+            self.dismiss(worker)
 
     def let_undo(self, worker: Worker) -> None:
         """Let a killed worker give memory back, until somebody dismisses it."""

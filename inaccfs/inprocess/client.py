@@ -12,16 +12,13 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.semantics.rules import (
-    INVALIDATE,
-    INVALIDATE_END,
-    INVALIDATE_START,
-    MEMORY_ERROR,
-)
+from inaccfs.client.notifying import Callbacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from typing import Unpack
 
+    from inaccfs.client.notifying import Callback, Options
     from inaccfs.inprocess.mount import Mount
     from inaccfs.semantics import Semantics
     from inaccfs.semantics.rules import Scope
@@ -29,30 +26,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
 
-    # Takes the first page and the page after the last.
-    Callback: TypeAlias = Callable[[int, int], object]
-
 log = logging.getLogger(__name__)
-
-
-class Callbacks(NamedTuple):
-    """What to call for a notifier's events."""
-
-    invalidate: Callback | None
-    invalidate_start: Callback | None
-    invalidate_end: Callback | None
-    error: Callback | None
-
-    def of(self, event: str) -> Callback | None:
-        """What is to be called for *event*; as `inaccfs.client` has it."""
-        if event == INVALIDATE:
-            return self.invalidate
-        if event == INVALIDATE_START:
-            return self.invalidate_start or self.invalidate
-        if event == INVALIDATE_END:
-            return self.invalidate_end
-        # POPULATE is of no use to a KVM.
-        return self.error if event == MEMORY_ERROR else None
 
 
 class Due(NamedTuple):
@@ -129,7 +103,7 @@ class Notifier:
             self._running.append(self._loop.me())
         try:
             if (callback := self.callbacks.of(notice.event)) is not None:
-                callback(notice.start, notice.end)
+                self.callbacks.call(callback, notice.start, notice.end, notice.frames)
         except BaseException as exc:
             log.exception("a callback for %s raised", notice.event)
             self._raised = self._raised or exc
@@ -257,15 +231,10 @@ class File:
         self.client.mount.loop.run(self._use().pages.poison(offset))
 
     def register_notifier(
-        self,
-        invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        error: Callback | None = None,
+        self, invalidate: Callback | None = None, **options: Unpack[Options]
     ) -> Notifier:
         """See `inaccfs.client.File.register_notifier`."""
-        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        callbacks = Callbacks(invalidate, **options).check()
         notifiers = self._use().notifiers
         self._check_scope("file")
         made = Notifier(self, callbacks, self.client.deliver)
@@ -277,13 +246,10 @@ class File:
         start: int,
         end: int,
         invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        error: Callback | None = None,
+        **options: Unpack[Options],
     ) -> Notifier:
         """See `inaccfs.client.File.bind`."""
-        callbacks = Callbacks(invalidate, invalidate_start, invalidate_end, error)
+        callbacks = Callbacks(invalidate, **options).check()
         inode = self._use()
         self._check_scope("range")
         if start >= end or inode.ends_before(end * inode.page_size):

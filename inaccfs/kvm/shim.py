@@ -6,10 +6,14 @@ size; a pfn is the number of a frame of 4 KiB.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Unpack
+
+    # Takes the first page and the page after the last.
+    Callback: TypeAlias = Callable[[int, int], object]
 
 
 class ShimFrame(Protocol):
@@ -70,6 +74,14 @@ class ShimNotifier(Protocol):
     def unregister(self) -> None: ...
 
 
+class ShimCallbacks(TypedDict, total=False):
+    """Those that a KVM gives besides the one for INVALIDATE."""
+
+    invalidate_start: Callback | None
+    invalidate_end: Callback | None
+    error: Callback | None
+
+
 class ShimFile(Protocol):
     """A file of the mount."""
 
@@ -80,22 +92,14 @@ class ShimFile(Protocol):
     def query(self) -> ShimFileInfo: ...
     def close(self) -> None: ...
     def register_notifier(
-        self,
-        invalidate: Callable[[int, int], object] | None = None,
-        *,
-        invalidate_start: Callable[[int, int], object] | None = None,
-        invalidate_end: Callable[[int, int], object] | None = None,
-        error: Callable[[int, int], object] | None = None,
+        self, invalidate: Callback | None = None, **callbacks: Unpack[ShimCallbacks]
     ) -> ShimNotifier: ...
     def bind(
         self,
         start: int,
         end: int,
-        invalidate: Callable[[int, int], object] | None = None,
-        *,
-        invalidate_start: Callable[[int, int], object] | None = None,
-        invalidate_end: Callable[[int, int], object] | None = None,
-        error: Callable[[int, int], object] | None = None,
+        invalidate: Callback | None = None,
+        **callbacks: Unpack[ShimCallbacks],
     ) -> ShimNotifier: ...
 
 

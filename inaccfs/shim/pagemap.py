@@ -212,7 +212,7 @@ class PagemapFrames:
             raise
         moved: list[Extent] = []
         with self._lock:
-            can_move = self.unpinned or not buffers.stays
+            can_move = not buffers.stays or self.unpinned
             for start, end, extents in found:
                 if can_move:
                     old = self._table.look(start, end)
@@ -244,10 +244,11 @@ class PagemapFrames:
     def punch(self, start: int, end: int, punch: Callable[[], None]) -> Punched:
         low, high = self._whole_folios(start, end)
         removed = self._table.look(start, end)
-        first, stop = self._unpin(low, high)
-        if not removed and (first, stop) == (start, end):
+        if not removed and low == start and high == end:
+            # So no buffer has a page of it, either.
             punch()
             return Punched([], [])
+        first, stop = self._unpin(low, high)
         moved: list[Extent] = []
         try:
             punch()
@@ -267,6 +268,7 @@ class PagemapFrames:
             # Those that could not be read again may be anywhere: forget their places.
             for one in self._movable(first, stop):
                 moved.append(one)
+                self._unpin(one.offset, one.offset + one.count)
                 self._table.record(one.offset, one.offset + one.count, [])
         return Punched(removed, moved)
 

@@ -2,7 +2,7 @@
 
 `python -m tests.hard.faulty_daemon mount --foreground ...`, with the path of the seam
 in the environment. Only calls that inaccfs itself makes pass through the seam, not
-those of trio or the interpreter.
+those of trio or the interpreter, but where `_is_ours` says so.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import pkgutil
+import select
 import sys
 from functools import wraps
 from typing import Any, Final
@@ -18,14 +19,16 @@ from typing import Any, Final
 import inaccfs
 from tests.hard.seam import NAMES, Seam
 
+_EPOLL: Final = select.epoll
+
 VARIABLE: Final = "INACCFS_HARD_SEAM"
 
 
 def _is_ours(name: str) -> bool:
     """Whether inaccfs has made the call, or a worker thread of trio for it."""
     caller = str(sys._getframe(2).f_globals.get("__name__", ""))
-    if name == "threading.Thread.start":
-        return caller.startswith("trio.")
+    if name in ("threading.Thread.start", "select.epoll.register"):
+        return caller.startswith(("trio.", "inaccfs."))
     # trio's other calls are its own matter, but what its threads are given is ours.
     return caller.startswith(("inaccfs.", "trio._threads", "outcome."))
 
@@ -54,6 +57,21 @@ def _wrapped(seam: Seam, which: int, function: Any) -> Any:
     return call
 
 
+class Epoll:
+    """A `select.epoll` whose methods can be replaced."""
+
+    def __init__(self) -> None:
+        self._epoll = _EPOLL()
+        self.fileno = self._epoll.fileno
+        self.modify = self._epoll.modify
+        self.unregister = self._epoll.unregister
+        self.poll = self._epoll.poll
+        self.close = self._epoll.close
+
+    def register(self, *arguments: Any) -> None:
+        self._epoll.register(*arguments)
+
+
 def install(seam: Seam) -> None:
     """Put the seam into every call, also where a module has imported it by name."""
     # Not `__main__` modules: they run.
@@ -62,6 +80,8 @@ def install(seam: Seam) -> None:
             importlib.import_module(module.name)
     # Methods of a built-in class cannot be replaced, those of a subclass can.
     setattr(io, "FileIO", type("FileIO", (io.FileIO,), {}))  # noqa: B010
+    # Of that one there can be no subclass.
+    setattr(select, "epoll", Epoll)  # noqa: B010
     replaced = {}
     for which, name in enumerate(NAMES):
         owner_name, _, attribute = name.rpartition(".")

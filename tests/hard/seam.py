@@ -61,6 +61,10 @@ CALLS: Final[dict[str, str]] = {
     "inaccfs.mmcalls.populate": "ENOMEM EFAULT EHWPOISON EAGAIN",
     "inaccfs.mmcalls.pages_there": "EOPNOTSUPP ENOMEM",
     "inaccfs.uring.update_buffers": "ENOMEM EFAULT EINTR",
+    # --- waiting ---
+    # Of trio and of ours. EPOLL_CTL_ADD only: to change what is there the kernel needs
+    # neither room nor memory (fs/eventpoll.c), and trio could not live without.
+    "select.epoll.register": "ENOSPC ENOMEM",
     # --- processes and threads ---
     "os.fork": "EAGAIN ENOMEM",
     "os.pidfd_open": "EMFILE ENFILE ENOMEM",

@@ -32,7 +32,7 @@ from inaccfs.client import (
     aio,
     wire,
 )
-from inaccfs.client.commands import UNHEARD
+from inaccfs.client.commands import UNAWAITED
 from inaccfs.errors import DeadDaemonError, NoAnswerError, NotMountedError
 from tests.mount import support
 from tests.mount.support import MIB, PAGE, PATIENCE
@@ -166,7 +166,7 @@ def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
     mount: inaccfs.Mount, shim: Client, memory: File
 ) -> None:
     """So many are sent, and no more are kept here or there."""
-    count = 3 * UNHEARD
+    count = 3 * UNAWAITED
     pfns = [memory.get_pfn(page).pfn for page in range(count)]
     told: list[int] = []
 
@@ -179,7 +179,7 @@ def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
     try:
         with ThreadPoolExecutor(1) as pool:
             putting = pool.submit(put)
-            support.ask_until(lambda: len(told) > UNHEARD)
+            support.ask_until(lambda: len(told) > UNAWAITED)
             os.kill(mount.pid, signal.SIGCONT)
             putting.result(PATIENCE)
     finally:

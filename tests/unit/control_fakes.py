@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import socket
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,10 @@ class NoFiles:
 
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         yield from ()
+
+    @contextmanager
+    def at(self, ino: int) -> Iterator[None]:
+        yield None
 
 
 BASE = 0x1000

@@ -16,10 +16,12 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Unpack
 
     from inaccfs.inprocess import Client, File, Notifier
     from inaccfs.inprocess.client import FileInfo, Pins
     from inaccfs.kvm.memory import WritableBuffer
+    from inaccfs.kvm.shim import ShimCallbacks
     from inaccfs.kvm.uapi import Hook
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
@@ -168,42 +170,31 @@ class FaultyFile:
         return found
 
     def register_notifier(
-        self,
-        invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        error: Callback | None = None,
+        self, invalidate: Callback | None = None, **callbacks: Unpack[ShimCallbacks]
     ) -> FaultyNotifier:
-        return FaultyNotifier(
-            self._memfd,
-            self._file.register_notifier(
-                self._heard(invalidate),
-                invalidate_start=self._heard(invalidate_start),
-                invalidate_end=self._heard(invalidate_end),
-                error=self._heard(error),
-            ),
+        made = self._file.register_notifier(
+            self._heard(invalidate), **self._all_heard(callbacks)
         )
+        return FaultyNotifier(self._memfd, made)
 
     def bind(
         self,
         start: int,
         end: int,
         invalidate: Callback | None = None,
-        *,
-        invalidate_start: Callback | None = None,
-        invalidate_end: Callback | None = None,
-        error: Callback | None = None,
+        **callbacks: Unpack[ShimCallbacks],
     ) -> FaultyNotifier:
-        return FaultyNotifier(
-            self._memfd,
-            self._file.bind(
-                *(start, end, self._heard(invalidate)),
-                invalidate_start=self._heard(invalidate_start),
-                invalidate_end=self._heard(invalidate_end),
-                error=self._heard(error),
-            ),
+        made = self._file.bind(
+            *(start, end, self._heard(invalidate)), **self._all_heard(callbacks)
         )
+        return FaultyNotifier(self._memfd, made)
+
+    def _all_heard(self, callbacks: ShimCallbacks) -> ShimCallbacks:
+        return {
+            "invalidate_start": self._heard(callbacks.get("invalidate_start")),
+            "invalidate_end": self._heard(callbacks.get("invalidate_end")),
+            "error": self._heard(callbacks.get("error")),
+        }
 
     def _heard(self, callback: Callback | None) -> Callback | None:
         if callback is None:

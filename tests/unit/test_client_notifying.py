@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
 import msgspec
 import pytest
 
+from inaccfs.client import aio, blocking
 from inaccfs.client.core import Conversation
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
-from inaccfs.client.notifying import Callbacks, Notifiers, Registration, tell
+from inaccfs.client.notifying import (
+    Callbacks,
+    Notifiers,
+    Options,
+    Registration,
+    tell,
+)
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import (
     Invalidate,
@@ -381,3 +389,28 @@ def test_a_callback_may_outlive_the_connection(talk: Talk) -> None:
     talk.notifiers.finish(due, None)
     assert talk.said() == []
     assert talk.left == [7]
+
+
+# --- what a face takes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("face", [blocking.File, aio.File], ids=["blocking", "trio"])
+def test_the_help_of_a_face_names_each_callback(
+    face: type[blocking.File | aio.File],
+) -> None:
+    """The signature has them as `Options`."""
+    doc = blocking.File.register_notifier.__doc__
+    assert doc is not None
+    for name in ("invalidate", *Options.__annotations__):
+        assert f"*{name}*" in doc
+    for method in (face.register_notifier, face.bind):
+        assert "Unpack[Options]" in str(inspect.signature(method))
+
+
+def test_a_callback_of_a_wrong_name_is_a_mistake() -> None:
+    """For mypy, which the comment proves, and as the program runs."""
+    file = blocking.File.__new__(blocking.File)
+    with pytest.raises(TypeError, match="invalidates"):
+        file.register_notifier(invalidates=nothing)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="invalidates"):
+        file.bind(0, 1, invalidates=nothing)  # type: ignore[call-arg]

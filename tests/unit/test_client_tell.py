@@ -11,7 +11,7 @@ import pytest
 
 import inaccfs
 from inaccfs.client import ClientClosedError, ConnectionLostError, Pfn, wire
-from inaccfs.client.commands import UNHEARD
+from inaccfs.client.commands import UNAWAITED
 from inaccfs.control import messages
 from inaccfs.control.messages import GetPfn, PutPfn
 from tests.unit.client_fakes import PATIENCE, FakeDaemon, Hold, Peer, hold, no_fds_leak
@@ -124,15 +124,15 @@ def test_so_many_answers_are_outstanding_and_no_more(
         return Hold
 
     daemon.handlers[PutPfn] = hold
-    with putting(memory, 5 * UNHEARD) as teller:
-        for _ in range(UNHEARD + 1):
+    with putting(memory, 5 * UNAWAITED) as teller:
+        for _ in range(UNAWAITED + 1):
             peer.next(PutPfn)
-        for _ in range(4 * UNHEARD - 1):
+        for _ in range(4 * UNAWAITED - 1):
             peer.release()
             peer.next(PutPfn)
         peer.release()
         teller.result(PATIENCE)
-    assert max(held) == UNHEARD + 1
+    assert max(held) == UNAWAITED + 1
     while peer.held:
         peer.release()
 
@@ -141,8 +141,8 @@ def test_to_close_wakes_who_waits_for_room(
     daemon: FakeDaemon, memory: File, shim: Client, peer: Peer
 ) -> None:
     daemon.handlers[PutPfn] = hold
-    with putting(memory, 2 * UNHEARD) as teller:
-        for _ in range(UNHEARD + 1):
+    with putting(memory, 2 * UNAWAITED) as teller:
+        for _ in range(UNAWAITED + 1):
             peer.next(PutPfn)
         shim.close()
         with pytest.raises(ClientClosedError):
@@ -153,7 +153,7 @@ def test_a_daemon_that_has_gone_is_told_soon(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
     daemon.handlers[PutPfn] = lambda peer, _: peer.hang_up()
-    for count in (UNHEARD + 1, 1):
+    for count in (UNAWAITED + 1, 1):
         with pytest.raises(ConnectionLostError, match="hung up"):
             put(memory, count)
 
@@ -165,7 +165,7 @@ def test_to_close_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("inaccfs.client.commands.UNHEARD_SECONDS", 0.05)
+    monkeypatch.setattr("inaccfs.client.commands.UNAWAITED_SECONDS", 0.05)
     daemon.handlers[PutPfn] = hold
     put(memory, 3)
     shim.close()
@@ -182,7 +182,7 @@ def test_to_close_does_not_wait_for_what_was_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """After a Ctrl-C in a get-pfn the reference goes with the client."""
-    monkeypatch.setattr("inaccfs.client.commands.UNHEARD_SECONDS", 0.05)
+    monkeypatch.setattr("inaccfs.client.commands.UNAWAITED_SECONDS", 0.05)
     daemon.handlers[GetPfn] = hold
     with monkeypatch.context() as patch:
         patch.setattr(wire, "read", interrupt)
@@ -203,8 +203,8 @@ def test_ctrl_c_while_waiting_for_room_harms_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(wire, "read", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            put(memory, 2 * UNHEARD)
-    for _ in range(UNHEARD + 1):
+            put(memory, 2 * UNAWAITED)
+    for _ in range(UNAWAITED + 1):
         peer.next(PutPfn)
         peer.release()
     assert shim.query_version() == messages.version()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import tempfile
@@ -15,6 +16,8 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
+from inaccfs.fuse.nodes import let_go
+from inaccfs.shim.turns import Turns
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
@@ -640,6 +643,40 @@ async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
         control.namespace.inodes.forget(node.ino, 1)
         assert control.frames.opened[0].closed
         assert await peer.do("query-files") == []
+
+
+async def test_files_without_an_fd_are_listed_and_stay_without(
+    control: Control,
+) -> None:
+    """Their fds were closed, for want of fds: they are opened for a moment."""
+    nodes = [control.make(f"f{number}", number) for number in range(3)]
+    for node in nodes:
+        control.namespace.opens.open(node, os.O_RDWR)
+        let_go(node)
+    async with control.peer() as peer:
+        found = await peer.do("query-files")
+    listed = {one["name"]: (one["size"], one["opens"]) for one in found}
+    assert listed == {f"/f{number}": (number * PAGE, 2) for number in range(3)}
+    assert {node.fd for node in nodes} == {-1}
+
+
+async def test_a_file_that_is_closed_while_files_are_listed_is_not_listed(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two files of a long list, the loop has its turn."""
+    nodes = [control.make(f"f{number}") for number in range(2)]
+    kept, closed = sorted(nodes, key=lambda node: node.ino)
+    turns = itertools.count()
+
+    async def give(_: Turns) -> None:
+        # Both have been seen, and the first has been described.
+        if next(turns) == len(nodes):
+            control.namespace.opens.release(closed)
+
+    monkeypatch.setattr(Turns, "give", give)
+    async with control.peer() as peer:
+        (info,) = await peer.do("query-files")
+    assert info["ino"] == kept.ino
 
 
 async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:

@@ -16,7 +16,8 @@ import trio.testing
 
 from inaccfs import syscalls
 from inaccfs.control import messages, qmp
-from inaccfs.control.context import Actions, Caller, Context
+from inaccfs.control.caller import Caller
+from inaccfs.control.context import Actions, Context
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.request import Answer, Passed, Request
 from inaccfs.control.session import Session

@@ -246,3 +246,14 @@ async def test_what_cannot_be_sent_to_a_worker_does_not_wait_for_it(
             with refused(errno.EIO):
                 await helper.open_tmpfile(str(tmp_path), device)
         os.close(await helper.open_tmpfile(str(tmp_path), device))
+
+
+async def test_of_a_worker_that_was_killed_nothing_stays(helper: Helper) -> None:
+    helper.give_back(await helper.lease())
+    fds = len(os.listdir("/proc/self/fd"))
+    worker = await helper.lease()
+    helper.let_die(worker)
+    worker.wait_ended()
+    # Not only when the next one is killed.
+    helper.give_back(await helper.lease())
+    assert len(os.listdir("/proc/self/fd")) == fds

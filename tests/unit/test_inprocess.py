@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from inaccfs.client import ConnectionLostError
+from inaccfs.client.notifying import Options
 from inaccfs.inprocess import Mount
 from inaccfs.semantics import V7, V8, V9, V10, Bind, GuestMemfd, Semantics
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -21,6 +22,7 @@ from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
     from inaccfs.shim.file import InaccessibleFile
 
@@ -37,14 +39,24 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield made
 
 
-def events(seen: list[tuple[str, int, int]]) -> dict[str, Callable[[int, int], None]]:
+class Events(Options, total=False):
+    """All that `register_notifier` takes."""
+
+    invalidate: Callback
+
+
+def events(seen: list[tuple[str, int, int]]) -> Events:
     """A callback for each event, which notes it."""
 
     def note(name: str) -> Callable[[int, int], None]:
         return lambda start, end: seen.append((name, start, end))
 
-    names = ("invalidate", "invalidate_start", "invalidate_end", "error")
-    return {name: note(name) for name in names}
+    return {
+        "invalidate": note("invalidate"),
+        "invalidate_start": note("invalidate_start"),
+        "invalidate_end": note("invalidate_end"),
+        "error": note("error"),
+    }
 
 
 def punch(mount: Mount, fd: int, start: int, end: int) -> None:

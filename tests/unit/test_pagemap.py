@@ -734,6 +734,29 @@ def test_a_source_leaves_nothing_open() -> None:
     assert len(os.listdir("/proc/self/fd")) == fds
 
 
+def test_pages_that_cannot_be_found_after_a_punch_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are told to have moved, and no lock on them is left."""
+
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(uring, "setup", refuse)
+    with open_file() as file:
+        before = by_page(file.fetch(0, HUGE))
+
+        def punch() -> None:
+            file.bare_punch(100, 200)
+            monkeypatch.setattr(mmcalls, "populate", refuse)
+
+        punched = file.frames.punch(100, 200, punch)
+        assert by_page(punched.removed) | by_page(punched.moved) == before
+        assert by_page(punched.removed).keys() == set(range(100, 200))
+        assert file.frames.extents() == []
+        assert not file.frames._buffers.ranges
+
+
 # --- any history ------------------------------------------------------------------
 
 

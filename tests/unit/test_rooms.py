@@ -34,12 +34,6 @@ CIRCLES = {
     "the loop waits for notifiers, and what they call waits for the loop": [
         *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
     ],
-    "what sessions share has their registrations, which take the ack timeout of it": [
-        *("control.context", "control.registration"),
-    ],
-    "query-pins reads the page references, which find files by name, as query-file": [
-        *("control.names", "control.pagerefs", "control.queries"),
-    ],
 }
 
 

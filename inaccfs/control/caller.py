@@ -1,0 +1,35 @@
+"""Who has connected, and the way to them, as sessions know it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who has connected: a number of ours, and SO_PEERCRED of unix(7)."""
+
+    number: int
+    pid: int
+    uid: int
+    gid: int
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether it is root or the mount's owner, which is the daemon's user."""
+        return self.uid in (0, os.geteuid())
+
+    def __str__(self) -> str:
+        return f"peer {self.number} (pid {self.pid}, uid {self.uid})"
+
+
+class Outbound(Protocol):
+    """What a session needs of a connection; see peeroutlet.PeerOutlet."""
+
+    def send(self, data: bytes, fd: int = -1) -> None:
+        """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+
+    def evict(self, reason: str, text: str) -> None:
+        """Disconnect the peer. *reason* says why; *text* tells the log more."""
