@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from inaccfs._version import __version__
 from inaccfs.cli import (
     experiment,
+    explore,
     fstab,
     kvm,
     mount,
@@ -74,7 +75,17 @@ def _parser() -> output.Parser:
     )
     parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (mount, umount, status, semantics, qmp, kvm, probe, experiment):
+    for module in (
+        mount,
+        umount,
+        status,
+        semantics,
+        qmp,
+        kvm,
+        probe,
+        experiment,
+        explore,
+    ):
         module.add_parser(commands)
     return parser
 

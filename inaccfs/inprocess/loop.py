@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from inaccfs.shim.loop import Wait
+    from inaccfs.shim.loop import Event, Mutex, ParkingLot, Wait
 
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
@@ -66,13 +66,13 @@ class BlockingLoop(ABC):
 
     # --- what the shim asks for -------------------------------------------------------
 
-    def event(self) -> _Event:
+    def event(self) -> Event:
         return _Event(self)
 
-    def mutex(self) -> _Mutex:
+    def mutex(self) -> Mutex:
         return _Mutex(self)
 
-    def parking_lot(self) -> _ParkingLot:
+    def parking_lot(self) -> ParkingLot:
         return _ParkingLot(self)
 
     def shield(self) -> AbstractContextManager[object]:

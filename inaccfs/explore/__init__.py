@@ -1,0 +1,10 @@
+"""All schedules of the real shim and the real simulated KVM: see docs/exploring.md.
+
+from inaccfs.explore import Scenario
+"""
+
+from __future__ import annotations
+
+from inaccfs.explore.scenario import Scenario
+
+__all__ = ["Scenario"]

@@ -1,0 +1,310 @@
+"""A client whose calls are points, and whose callbacks an actor calls."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.explore import seen
+from inaccfs.explore.carriers import Ended
+from inaccfs.explore.names import frame
+from inaccfs.explore.sync import LOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Unpack
+
+    from inaccfs.explore.memory import Frames
+    from inaccfs.explore.schedule import Key, Schedule
+    from inaccfs.explore.sync import Loop
+    from inaccfs.inprocess import Client, Due, File, Mount, Notifier
+    from inaccfs.kvm.shim import (
+        Callback,
+        ShimCallbacks,
+        ShimFileInfo,
+        ShimPins,
+        ShimSemantics,
+    )
+    from inaccfs.shim.frames import Extent
+
+
+class Registered:
+    """A notifier of a VM. See `inaccfs.kvm.shim.ShimNotifier`."""
+
+    def __init__(self, client: ExploredClient, notifier: Notifier) -> None:
+        self._client: Final = client
+        self._notifier: Final = notifier
+
+    @property
+    def registered(self) -> bool:
+        """See `ShimNotifier`."""
+        self._client.connected()
+        return self._notifier.registered
+
+    def unregister(self) -> None:
+        """See `ShimNotifier`."""
+        schedule = self._client.schedule
+        if not self._client.unregisters:
+            return
+        schedule.point("unregisters")
+        self._client.connected(write=True)
+        self._client.running()
+        self._notifier.unregister()
+        self._client.running()
+
+
+class ExploredClient:
+    """See `inaccfs.kvm.shim.Shim`."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        mount: Mount,
+        loop: Loop,
+        name: str,
+        numbers: dict[int, int],
+        frames: Frames,
+        *,
+        puts_late: bool = False,
+    ) -> None:
+        """*numbers* has a number for each file, by st_ino.
+
+        With *puts_late* references are put by an actor of their own, as a client sends
+        a put-pfn and goes on.
+        """
+        self.schedule: Final = schedule
+        self.name: Final = name
+        self.loop: Final = loop
+        self.numbers: Final = numbers
+        self.frames: Final = frames
+        self.client: Final[Client] = mount.connect(self._deliver)
+        # Events that no callback has been called for, and puts that have been sent.
+        self._events: Final[list[Due]] = []
+        self.puts: Final[list[Callable[[], None]]] = []
+        self.puts_late: Final = puts_late
+        # What a weaker KVM does: see `inaccfs.explore.weaker`.
+        self.puts_each = 1
+        self.unregisters = True
+        self.listen: Callable[[ExploredClient, Due], None] | None = None
+        # Each VM listens in a thread of its own.
+        schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
+        if puts_late:
+            schedule.spawn(f"{name}.puts", self._put, daemon=True)
+
+    def connected(self, *, write: bool = False) -> None:
+        """This step looks whether it is connected, and its notifiers are registered."""
+        if self.schedule.runs:
+            self.schedule.touch(("connected", self.name), write)
+
+    def running(self, *, write: bool = False) -> None:
+        """This step looks which of its callbacks run."""
+        if self.schedule.runs:
+            self.schedule.touch(("running", self.name), write)
+
+    def _deliver(self, due: Due) -> None:
+        if not self.schedule.runs:
+            due.call()
+            due.answer()
+            return
+        self.schedule.touch(("events", self.name))
+        self._events.append(due)
+
+    def _listen(self) -> None:
+        schedule = self.schedule
+        while True:
+            schedule.point("is called", lambda: bool(self._events))
+            schedule.touch(("events", self.name))
+            due = self._events.pop(0)
+            event, start, end, _ = due.notice
+            schedule.note(f"{event} [{start}, {end})")
+            if self.listen is None:
+                self.call(due)
+                self.answer(due)
+            else:
+                self.listen(self, due)
+
+    def call(self, due: Due) -> None:
+        """Call the callback."""
+        self.connected()
+        self.running(write=True)
+        due.call()
+        self.running(write=True)
+
+    def answer(self, due: Due) -> None:
+        """Answer the event."""
+        self.schedule.point("answers")
+        self.connected()
+        due.answer()
+
+    def die(self) -> None:
+        """The process of the VM is killed."""
+        self.schedule.point("is killed")
+        for _, file in self.client.mount.files():
+            memory = file.pages.memory
+            for extent in [] if memory is None else memory.extents():
+                self.schedule.touch(seen.references_key(extent.pfn))
+        self.connected(write=True)
+        self.schedule.touch(("events", self.name))
+        self._events.clear()
+        self.client.disconnect("killed")
+
+    def _put(self) -> None:
+        while True:
+            self.schedule.point("sends its puts", lambda: bool(self.puts))
+            self.schedule.touch(("puts", self.name))
+            self.puts.pop(0)()
+
+    def file(self, file: int, /) -> ExploredFile:
+        """See `inaccfs.kvm.shim.Shim`."""
+        return ExploredFile(self, self.client.file(file))
+
+    def query_semantics(self) -> ShimSemantics:
+        """See `inaccfs.kvm.shim.Shim`."""
+        return self.client.query_semantics()
+
+    def query_pins(self) -> ShimPins:
+        """See `inaccfs.kvm.shim.Shim`."""
+        return self.client.query_pins()
+
+
+class ExploredFile:
+    """See `inaccfs.kvm.shim.ShimFile`."""
+
+    def __init__(self, client: ExploredClient, file: File) -> None:
+        self._client: Final = client
+        self._file: Final = file
+        self._schedule: Final = client.schedule
+        self._number: Final = client.numbers[file.ino]
+        self._locked: Final = file.client.mount.semantics.references == "locked"
+        # The page that a frame was got for.
+        self._pages: Final[dict[int, int]] = {}
+
+    def _known(self, page: int) -> list[Extent] | None:
+        memory = self._file.inode.pages.memory
+        return None if memory is None else memory.frames.known(page, page + 1)
+
+    def _page(self, page: int) -> Key:
+        return seen.page_key(self._number, page)
+
+    def get_pfn(self, offset: int) -> Extent:
+        """See `ShimFile`."""
+        schedule, loop = self._schedule, self._client.loop
+        schedule.point(f"get-pfn of page {offset}")
+        self._client.connected()
+        new = self._known(offset) is None
+        if schedule.runs:
+            schedule.touch(self._page(offset), new)
+            if self._locked:
+                schedule.touch(LOT)
+        unparked = loop.unparked
+        try:
+            found = self._file.get_pfn(offset)
+        except OSError as exc:
+            schedule.note(f"is refused: {exc.strerror}")
+            if exc.errno == errno.EAGAIN:
+                # To ask at once again would spin.
+                schedule.point(
+                    "waits for a page lock", lambda: loop.unparked > unparked
+                )
+                schedule.touch(LOT)
+            raise
+        if schedule.runs:
+            schedule.touch(seen.references_key(found.pfn), False)
+        self._pages[found.pfn] = offset
+        schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
+        return found
+
+    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+        """See `ShimFile`."""
+        return [self.get_pfn(page) for page in range(offset, offset + count)]
+
+    def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
+        """See `ShimFile`."""
+        client, schedule = self._client, self._schedule
+        if client.puts_late and not wait and schedule.runs:
+            schedule.touch(("puts", client.name))
+            client.puts.append(lambda: self._put(pfn, count))
+            return
+        for _ in range(client.puts_each):
+            schedule.point("put-pfn")
+            self._put(pfn, count)
+
+    def _put(self, pfn: int, count: int) -> None:
+        schedule = self._schedule
+        if not schedule.runs:
+            self._file.put_pfn(pfn, count)
+            return
+        page = self._pages[pfn]
+        schedule.touch(self._page(page), False)
+        known = self._known(page)
+        gone = not known or known[0].pfn != pfn
+        # Those to a page that is there are only counted; the last one to a page that
+        # has gone frees its frame.
+        schedule.touch(seen.references_key(pfn), gone)
+        if self._locked:
+            schedule.touch(LOT)
+        schedule.note(f"puts frame {frame(pfn)}")
+        if self._file.client.lost is not None:
+            return
+        try:
+            self._file.put_pfn(pfn, count)
+        except OSError:
+            schedule.violate(
+                "refused-put",
+                f"{self._client.name} puts frame {frame(pfn)}, and has no reference",
+            )
+
+    def get_memory(self) -> int:
+        """See `ShimFile`."""
+        return self._file.get_memory()
+
+    def query(self) -> ShimFileInfo:
+        """See `ShimFile`."""
+        return self._file.query()
+
+    def close(self) -> None:
+        """See `ShimFile`."""
+        self._file.close()
+
+    def register_notifier(
+        self, invalidate: Callback | None = None, **callbacks: Unpack[ShimCallbacks]
+    ) -> Registered:
+        """See `ShimFile`."""
+        made = self._file.register_notifier(_until_ended(invalidate), **_all(callbacks))
+        return self._registered(made)
+
+    def bind(
+        self,
+        start: int,
+        end: int,
+        invalidate: Callback | None = None,
+        **callbacks: Unpack[ShimCallbacks],
+    ) -> Registered:
+        """See `ShimFile`."""
+        made = self._file.bind(start, end, _until_ended(invalidate), **_all(callbacks))
+        return self._registered(made)
+
+    def _registered(self, notifier: Notifier) -> Registered:
+        self._schedule.note("is registered")
+        return Registered(self._client, notifier)
+
+
+def _until_ended(callback: Callback | None) -> Callback | None:
+    """The client logs what a callback raises; that a schedule has ended is no error."""
+    if callback is None:
+        return None
+
+    def call(start: int, end: int) -> None:
+        with suppress(Ended):
+            callback(start, end)
+
+    return call
+
+
+def _all(callbacks: ShimCallbacks) -> ShimCallbacks:
+    return {
+        "invalidate_start": _until_ended(callbacks.get("invalidate_start")),
+        "invalidate_end": _until_ended(callbacks.get("invalidate_end")),
+        "error": _until_ended(callbacks.get("error")),
+    }

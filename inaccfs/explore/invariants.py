@@ -1,0 +1,97 @@
+"""What may not happen, by name, and who finds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.invalidation import Invalidation
+
+if TYPE_CHECKING:
+    from inaccfs.explore.seen import Sight
+
+KINDS: Final = {
+    "use-after-free": "a guest uses a frame that has been freed",
+    "stale-mapping": "a punch has returned, and a mapping of its page is left",
+    "unpaired": "an end without its begin, or a begin without its end",
+    "leaked-reference": "a reference to a page is left when all is over",
+    "leaked-notifier": "a notifier is left when its VM has been closed",
+    "leaked-frame": "a frame is not given back when its file has gone",
+    "refused-put": "a reference is put that there is not",
+    "unexplained-read": "a guest reads what no order of the calls explains",
+    "deadlock": "actors wait for each other",
+    "waits-for-ever": "an actor waits for what never comes",
+    "always": "what a scenario says holds always does not",
+}
+"""Each kind of a violation, and what it means."""
+
+
+class CountedInvalidation(Invalidation):
+    """KVM's own protocol, tracked. It counts below zero as the kernel of v10 did."""
+
+    __slots__ = ("_in_progress", "_seq", "_sight", "_who")
+
+    def __init__(self, sight: Sight, who: str) -> None:
+        self._sight: Final = sight
+        self._who: Final = who
+        self._in_progress = 0
+        self._seq = 0
+        super().__init__()
+
+    @property
+    def seq(self) -> int:
+        """See `Invalidation`."""
+        self._sight.read("invalidation")
+        return self._seq
+
+    @seq.setter
+    def seq(self, value: int) -> None:
+        self._sight.write("invalidation")
+        self._seq = value
+
+    @property
+    def in_progress(self) -> int:
+        """See `Invalidation`."""
+        self._sight.read("invalidation")
+        return self._in_progress
+
+    @in_progress.setter
+    def in_progress(self, value: int) -> None:
+        self._sight.write("invalidation")
+        self._in_progress = value
+
+    def begin(self, start: int, end: int) -> None:
+        """See `Invalidation.begin`."""
+        super().begin(start, end)
+        self._note(f"invalidation begins, in progress {self._in_progress}")
+
+    def end(self) -> None:
+        """See `Invalidation.end`."""
+        if self._in_progress > 0:
+            super().end()
+        else:
+            self._sight.schedule.violate(
+                "unpaired",
+                f"{self._who} is told of an end, and of no begin before it",
+            )
+            self.seq += 1
+            self.in_progress -= 1
+        self._note(f"invalidation ends, in progress {self._in_progress}")
+
+    def retry(self, seq: int, start: int, end: int) -> bool:
+        """See `Invalidation.retry`."""
+        answer = super().retry(seq, start, end)
+        self._note("the fault is dropped: retry" if answer else "the fault is good")
+        return answer
+
+    def _note(self, text: str) -> None:
+        self._sight.schedule.note(text)
+
+
+class NoRetry(CountedInvalidation):
+    """A fault never asks whether to retry."""
+
+    __slots__ = ()
+
+    def retry(self, seq: int, start: int, end: int) -> bool:
+        """See `Invalidation.retry`."""
+        return False

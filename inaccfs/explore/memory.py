@@ -1,0 +1,85 @@
+"""Guest memory whose bytes are those of frames, as in hardware; and who has a frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.explore import seen
+from inaccfs.explore.names import STAMP, frame, shown
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.shim.simulated import FIRST_PFN
+
+if TYPE_CHECKING:
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.sequence import Cells
+    from inaccfs.kvm.memory import Place
+
+
+class Frames:
+    """Which frames are in use, and what is in them."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.used: Final[set[int]] = set()
+        self.contents: Final[dict[int, bytes]] = {}
+        self._schedule: Final = schedule
+
+    def watch(self, taken: bool, start: int, count: int) -> None:
+        """See `inaccfs.shim.buddy.Buddy`."""
+        schedule = self._schedule
+        frames = range(FIRST_PFN + start, FIRST_PFN + start + count)
+        if schedule.runs:
+            # Which frame is given next depends on the order of all of this.
+            schedule.touch("frames")
+            for pfn in frames:
+                schedule.touch(("frame", pfn))
+        if taken:
+            self.used.update(frames)
+            for pfn in frames:
+                self.contents.pop(pfn, None)
+            return
+        self.used.difference_update(frames)
+        for pfn in frames:
+            schedule.note(f"frame {frame(pfn)} is FREE")
+
+
+class GuestBytes:
+    """The guest memory of one VM. See `inaccfs.kvm.memory.GuestMemory`."""
+
+    def __init__(
+        self, schedule: Schedule, sight: seen.Sight, frames: Frames, cells: Cells
+    ) -> None:
+        self._schedule: Final = schedule
+        self._sight: Final = sight
+        self._frames: Final = frames
+        self._cells: Final = cells
+
+    def read(self, place: Place, size: int) -> bytes:
+        """See `inaccfs.kvm.memory.GuestMemory`."""
+        file, page = self._reach(place, write=False)
+        value = self._frames.contents.get(place.pfn, bytes(STAMP))[:size]
+        self._schedule.note(f"reads {shown(value)} from frame {frame(place.pfn)}")
+        self._cells.read(file, page, value)
+        return value
+
+    def write(self, place: Place, data: memoryview) -> None:
+        """See `inaccfs.kvm.memory.GuestMemory`."""
+        file, page = self._reach(place, write=True)
+        value = bytes(data)
+        self._frames.contents[place.pfn] = value
+        self._schedule.note(f"writes {shown(value)} to frame {frame(place.pfn)}")
+        self._cells.write(file, page, value)
+
+    def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
+        schedule = self._schedule
+        file, page = self._sight.windows[id(place.window)], place.position // PAGE_SIZE
+        if schedule.runs:
+            schedule.touch(("frame", place.pfn), write)
+            schedule.touch(seen.page_key(file, page), write)
+        if place.pfn not in self._frames.used:
+            who = "the setup" if schedule.current is None else schedule.current.name
+            schedule.violate(
+                "use-after-free",
+                f"{who} uses page {page} through frame {frame(place.pfn)}, which is "
+                "free",
+            )
+        return file, page

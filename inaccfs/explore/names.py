@@ -1,0 +1,21 @@
+"""Names of frames and of contents, for people; and what a guest reads and writes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inaccfs.shim.simulated import FIRST_PFN
+
+STAMP: Final = 8
+"""So many bytes of a page are read and written."""
+
+
+def frame(pfn: int) -> str:
+    """A frame, for people."""
+    return f"#{pfn - FIRST_PFN}"
+
+
+def shown(value: bytes) -> str:
+    """What is in a page, for people."""
+    text = value.rstrip(b"\0")
+    return repr(text.decode(errors="replace")) if text else "zeros"

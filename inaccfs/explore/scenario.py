@@ -1,0 +1,171 @@
+"""What a scenario is: things, actors, and what holds always."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from inaccfs.explore.names import STAMP
+from inaccfs.explore.seen import UntrackedError
+from inaccfs.explore.weaker import KVMS
+from inaccfs.kvm import MemoryFaultExit, MmioExit
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Self
+
+    from inaccfs.explore.client import ExploredFile
+    from inaccfs.explore.world import ExploredVM, World
+    from inaccfs.kvm import Vcpu
+
+
+class Scenario:
+    """Derive from it: `setup`, a method `actor_NAME` for each actor, maybe `always`.
+
+    The docstring says what the scenario asks. `setup` makes files, VMs and slots, and
+    runs before all actors. What it sets on self the actors read; they set nothing.
+    Numbers are pages.
+    """
+
+    name: ClassVar[str] = ""
+    """The word of the command line; that of the class if there is none."""
+
+    evicts: ClassVar[bool] = False
+    """Whether an answer may come too late at any time."""
+
+    twins: ClassVar[tuple[str, ...]] = ()
+    """Names of actors that do the same to the same: which is which does not matter."""
+
+    _world: World
+    _closed = False
+
+    def setup(self) -> None:
+        """Make what the actors use."""
+        raise NotImplementedError(f"{type(self).__name__} has no setup()")
+
+    always: ClassVar[Callable[[Self], object] | None] = None
+    """Called after each step, if there is one. It asserts, and waits for nobody."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self._closed:
+            raise UntrackedError(
+                f"an actor sets self.{name}, which the explorer does not track: set it "
+                "in setup()"
+            )
+        object.__setattr__(self, name, value)
+
+    def actors(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """The methods whose names begin with actor_, in order of the class."""
+        for each in dict.fromkeys(
+            name for kind in reversed(type(self).__mro__) for name in vars(kind)
+        ):
+            if each.startswith("actor_"):
+                yield each.removeprefix("actor_"), getattr(self, each)
+
+    # --- for `setup` ------------------------------------------------------------------
+
+    def file(self, pages: int) -> int:
+        """A file of the mount: its fd."""
+        return self._world.file(pages)
+
+    def vm(
+        self, name: str = "vm", retries: bool | None = None, *, puts_late: bool = False
+    ) -> ExploredVM:
+        """A VM. Unless it is said whether it *retries* it is what --kvm says.
+
+        With *puts_late* references are put by an actor of their own.
+        """
+        world = self._world
+        kvm = world.kvm
+        if retries is not None:
+            kvm = KVMS["kvm" if retries else "no-retry"]
+        return world.vm(name, kvm, puts_late=puts_late)
+
+    def unmap(self, vm: ExploredVM, first: int, end: int) -> None:
+        """Zap gfns, and leave the file's pages."""
+        for private in (False, True):
+            vm.set_memory_attributes(
+                first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
+            )
+
+    # --- for actors, too --------------------------------------------------------------
+
+    def slot(
+        self,
+        vm: ExploredVM,
+        file: int,
+        page: int = 0,
+        pages: int = 1,
+        *,
+        number: int = 0,
+        gfn: int = 0,
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION: *pages* of *file* from *page* on, at *gfn*."""
+        self._world.slot(vm, file, page, pages, number, gfn)
+
+    def delete_slot(self, vm: ExploredVM, number: int = 0) -> None:
+        """KVM_SET_USER_MEMORY_REGION with no bytes."""
+        vm.set_user_memory_region(number, 0, 0)
+
+    def read(self, vcpu: Vcpu, gfn: int) -> None:
+        """A guest reads a page."""
+        self._access(lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
+
+    def write(self, vcpu: Vcpu, gfn: int, text: str) -> None:
+        """A guest writes up to 8 characters to a page."""
+        data = text.encode()
+        if len(data) > STAMP:
+            raise ValueError(f"{text!r} is longer than {STAMP} bytes")
+        self._access(lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0")))
+
+    def _access(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except (MemoryFaultExit, MmioExit) as exc:
+            self._world.schedule.note(f"exits: {exc}")
+        except ConnectionError:
+            self._world.schedule.note("its daemon has disconnected it")
+
+    def punch(self, file: int, first: int, end: int) -> None:
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
+        self._world.fallocate(file, PUNCH, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
+
+    def allocate(self, file: int, first: int, end: int) -> None:
+        """fallocate(2) that allocates, and keeps the size."""
+        try:
+            self._world.fallocate(
+                *(file, FALLOC_FL_KEEP_SIZE, first * PAGE_SIZE),
+                (end - first) * PAGE_SIZE,
+            )
+        except OSError as exc:
+            self._world.schedule.note(f"is refused: {exc.strerror}")
+
+    def truncate(self, file: int, pages: int) -> None:
+        """ftruncate(2)."""
+        try:
+            self._world.ftruncate(file, pages)
+        except OSError as exc:
+            self._world.schedule.note(f"is refused: {exc.strerror}")
+
+    def convert(self, vm: ExploredVM, first: int, end: int, *, private: bool) -> None:
+        """What a VMM does on an exit: attributes, and a punch of the other half."""
+        vm.vmm.convert(first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private)
+
+    def kill(self, vm: ExploredVM) -> None:
+        """The VM's process dies."""
+        vm.client.die()
+
+    def get_and_put(self, file: ExploredFile, page: int) -> None:
+        """get-pfn and put-pfn of a page by a client that has no VM."""
+        try:
+            found = file.get_pfn(page)
+        except OSError as exc:
+            self._world.schedule.note(f"is refused: {exc.strerror}")
+            return
+        if self._world.semantics.keeps_references:
+            file.put_pfn(found.pfn)
+
+    def memory_failure(self, vm: ExploredVM, file: int, page: int) -> None:
+        """memory-failure of a page, which a VM's client asks for."""
+        self._world.memory_failure(vm, file, page)

@@ -1,0 +1,263 @@
+"""The scenarios that come with the command."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inaccfs.explore.scenario import Scenario
+
+
+class _OnePage(Scenario):
+    """A VM with one page of a file, which is written and may be mapped."""
+
+    mapped = False
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=1)
+        self.slot(self.one, self.memory)
+        self.vcpu = self.one.create_vcpu()
+        self.write(self.vcpu, 0, "old")
+        if not self.mapped:
+            self.unmap(self.one, 0, 1)
+
+
+class Punch(_OnePage):
+    """Does a vCPU that writes and reads a page keep it after one punch?"""
+
+    def actor_vcpu(self) -> None:
+        """Two accesses."""
+        self.write(self.vcpu, 0, "new")
+        self.read(self.vcpu, 0)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class Mapped(_OnePage):
+    """Does a vCPU keep a page that it has mapped already when that is punched?"""
+
+    mapped = True
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class LateSlot(Scenario):
+    """What does a second VM hear that makes its slot while both pages are punched?"""
+
+    name = "late-slot"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.first, self.late = self.vm("first"), self.vm("late")
+        self.memory = self.file(pages=2)
+        self.slot(self.first, self.memory, page=0)
+        self.vcpu = self.late.create_vcpu()
+        self.write(self.first.create_vcpu(), 0, "old")
+
+    def actor_punch(self) -> None:
+        """Both pages go."""
+        self.punch(self.memory, 0, 2)
+
+    def actor_late(self) -> None:
+        """A slot, and an access."""
+        self.slot(self.late, self.memory, page=1)
+        self.read(self.vcpu, 0)
+
+
+class Convert(_OnePage):
+    """Is a page that is converted to shared mapped by a fault that looked before?"""
+
+    def actor_vcpu(self) -> None:
+        """A private fault."""
+        self.write(self.vcpu, 0, "new")
+
+    def actor_convert(self) -> None:
+        """Attributes, and a punch."""
+        self.convert(self.one, 0, 1, private=False)
+
+
+class DeleteSlot(_OnePage):
+    """May a slot be deleted while its page is punched?"""
+
+    name = "delete-slot"
+    mapped = True
+
+    def actor_delete(self) -> None:
+        """The slot goes."""
+        self.delete_slot(self.one)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class DeleteSlotVcpu(_OnePage):
+    """May a slot be deleted while its page is punched and a vCPU reads it?"""
+
+    name = "delete-slot-vcpu"
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+    actor_delete = DeleteSlot.actor_delete
+    actor_punch = DeleteSlot.actor_punch
+
+
+class TwoVcpus(Scenario):
+    """Do two vCPUs that read one page keep it when it is punched?"""
+
+    name = "two-vcpus"
+    twins = ("vcpu0", "vcpu1")
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=1)
+        self.slot(self.one, self.memory)
+        self.vcpus = [self.one.create_vcpu() for _ in range(2)]
+        self.write(self.vcpus[0], 0, "old")
+        self.unmap(self.one, 0, 1)
+
+    def actor_vcpu0(self) -> None:
+        """One access."""
+        self.read(self.vcpus[0], 0)
+
+    def actor_vcpu1(self) -> None:
+        """One access."""
+        self.read(self.vcpus[1], 0)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class _TwoVMs(Scenario):
+    """Two VMs with pages of one file."""
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.first, self.second = self.vm("first"), self.vm("second")
+        self.memory = self.file(pages=2)
+        self.slot(self.first, self.memory, page=0)
+        self.slot(self.second, self.memory, page=1)
+        self.vcpu = self.first.create_vcpu()
+        self.write(self.vcpu, 0, "old")
+        self.write(self.second.create_vcpu(), 0, "other")
+
+
+class TwoVMs(_TwoVMs):
+    """Is the one VM safe while a punch takes pages of both?"""
+
+    name = "two-vms"
+
+    def actor_punch(self) -> None:
+        """Both pages go."""
+        self.punch(self.memory, 0, 2)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+
+class PeerDies(TwoVMs):
+    """Does a punch come to its end when a VM dies at any of its steps?"""
+
+    name = "peer-dies"
+
+    def actor_death(self) -> None:
+        """Of the other VM."""
+        self.kill(self.second)
+
+
+class PeerSilent(_OnePage):
+    """What becomes of a VM that answers too late, and is disconnected?"""
+
+    name = "peer-silent"
+    mapped = True
+    evicts = True
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+
+class PutLate(Scenario):
+    """Is a reference safe that is put when the fault has gone on?"""
+
+    name = "put-late"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm(puts_late=True)
+        self.memory = self.file(pages=1)
+        self.slot(self.one, self.memory)
+        self.vcpu = self.one.create_vcpu()
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.write(self.vcpu, 0, "new")
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class Grow(Scenario):
+    """Is a file that gets its size right against who allocates and gets pages of it?"""
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.memory = self.file(pages=0)
+        self.user = self.vm("user").client.file(self.memory)
+
+    def actor_truncate(self) -> None:
+        """Once."""
+        self.truncate(self.memory, 2)
+
+    def actor_allocate(self) -> None:
+        """Of a page."""
+        self.allocate(self.memory, 0, 1)
+
+    def actor_user(self) -> None:
+        """get-pfn and put-pfn."""
+        self.get_and_put(self.user, 1)
+
+
+class Poison(_OnePage):
+    """Is a page that is poisoned safe against a fault and a punch?"""
+
+    def actor_poison(self) -> None:
+        """memory-failure."""
+        self.memory_failure(self.one, self.memory, 0)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+SCENARIOS: Final[dict[str, type[Scenario]]] = {
+    one.name or one.__name__.lower(): one
+    for one in (
+        *(Punch, Mapped, TwoVcpus, LateSlot, Convert, DeleteSlot, DeleteSlotVcpu),
+        *(TwoVMs, PeerDies, PeerSilent, PutLate, Grow, Poison),
+    )
+}
+"""By the words of the command line."""

@@ -1,0 +1,230 @@
+"""Running schedules of a scenario, and what has come of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.errors import InaccfsError
+from inaccfs.explore.causes import cone, switches
+from inaccfs.explore.choosers import All, Bounded, Chance, Replay, UnstableError
+from inaccfs.explore.schedule import Schedule
+from inaccfs.explore.weaker import KVMS
+from inaccfs.explore.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.explore.scenario import Scenario
+    from inaccfs.explore.schedule import Step
+    from inaccfs.semantics import Semantics
+
+_BY_CHANCE: Final = 30
+"""So many random schedules come first."""
+
+
+class ScenarioError(InaccfsError):
+    """The scenario itself is wrong."""
+
+
+class Case(NamedTuple):
+    """What is explored."""
+
+    scenario: type[Scenario]
+    semantics: Semantics
+    kvm: str = "kvm"
+
+
+class Limits(NamedTuple):
+    """When a search ends before its end. None is no limit."""
+
+    # Of CPU.
+    seconds: float | None = 20.0
+    # Of schedules; None is dynamic partial order reduction.
+    preemptions: int | None = None
+    schedules: int | None = None
+
+
+class Found(NamedTuple):
+    """The shortest schedule that shows a kind of violation."""
+
+    kind: str
+    text: str
+    # Which actor takes each step, up to the violation.
+    choices: list[int]
+    # How many steps there are in its cone, and how many switches.
+    size: tuple[int, int]
+    # By how many schedules, and CPU seconds, it was found for the first time.
+    schedules: int
+    seconds: float
+
+
+class Outcome:
+    """What a search has found."""
+
+    def __init__(self, case: Case, limits: Limits) -> None:
+        self.case: Final = case
+        self.limits: Final = limits
+        self.schedules = 0
+        self.pruned = 0
+        self.steps = 0
+        self.longest = 0
+        self.complete = False
+        self.interrupted = False
+        self.seconds = 0.0
+        self.found: Final[dict[str, Found]] = {}
+
+    @property
+    def kinds(self) -> list[str]:
+        """What has happened that may not."""
+        return sorted(self.found)
+
+    @property
+    def shortest(self) -> Found | None:
+        """The counterexample that is shown."""
+        return min(self.found.values(), key=lambda one: one.size, default=None)
+
+
+def execute(
+    case: Case,
+    chooser: Chance | All | Bounded,
+    *,
+    by_lock: bool = False,
+    notes: bool = False,
+) -> Schedule:
+    """One schedule from its beginning. Raises `ScenarioError`."""
+    chooser.begin()
+    schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
+    scenario = case.scenario()
+    world = World(schedule, case.semantics, KVMS[case.kvm], evicts=case.scenario.evicts)
+    try:
+        scenario._world = world
+        scenario.setup()
+        for name, act in scenario.actors():
+            schedule.spawn(name, act)
+        _check_twins(scenario, schedule)
+        if type(scenario).always is not None:
+            schedule.after = scenario.always
+        scenario._closed = True
+        schedule.run()
+        if schedule.error is not None:
+            raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+        if schedule.ended == "done":
+            world.finish()
+    except (ScenarioError, UnstableError, KeyboardInterrupt):
+        raise
+    except Exception as exc:
+        who = "" if schedule.failed is None else f"{schedule.failed}: "
+        raise ScenarioError(
+            f"{case.scenario.__name__}: {who}{type(exc).__name__}: {exc}"
+        ) from exc
+    finally:
+        world.discard()
+    return schedule
+
+
+def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
+    names = {actor.name for actor in schedule.actors}
+    if missing := [name for name in scenario.twins if name not in names]:
+        raise ScenarioError(f"twins: there is no actor {missing[0]!r}")
+    if not any(not actor.daemon for actor in schedule.actors):
+        raise ScenarioError("there is no method actor_NAME")
+
+
+def twins_of(case: Case) -> list[frozenset[int]]:
+    """The indices of actors that are alike."""
+    if not case.scenario.twins:
+        return []
+    schedule = execute(case, Replay([]))
+    return [
+        frozenset(
+            actor.index
+            for actor in schedule.actors
+            if actor.name in case.scenario.twins
+        )
+    ]
+
+
+def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+    """Search. Raises `ScenarioError`; Ctrl-C ends it, and is in the outcome."""
+    outcome = Outcome(case, limits)
+    begin = time.process_time()
+    with _no_garbage():
+        try:
+            _search(outcome, Chance(), begin, _BY_CHANCE)
+            if limits.preemptions is None:
+                chooser: All | Bounded = All(twins_of(case))
+            else:
+                chooser = Bounded(limits.preemptions)
+            outcome.complete = _search(outcome, chooser, begin, limits.schedules)
+        except UnstableError as exc:
+            raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+    outcome.seconds = time.process_time() - begin
+    return outcome
+
+
+def _search(
+    outcome: Outcome, chooser: Chance | All | Bounded, begin: float, most: int | None
+) -> bool:
+    """Run schedules; return whether these were all."""
+    limit = outcome.limits.seconds
+    number = 0
+    while most is None or number < most:
+        number += 1
+        schedule = execute(outcome.case, chooser)
+        seconds = time.process_time() - begin
+        _note(outcome, schedule, chooser.steps, seconds)
+        if not chooser.advance():
+            return True
+        if limit is not None and seconds > limit:
+            return False
+    return False
+
+
+def _note(
+    outcome: Outcome, schedule: Schedule, steps: list[Step], seconds: float
+) -> None:
+    if schedule.ended == "pruned":
+        outcome.pruned += 1
+    else:
+        outcome.schedules += 1
+    outcome.steps += schedule.step + 1
+    outcome.longest = max(outcome.longest, schedule.step + 1)
+    seen = set()
+    for kind, text, at in schedule.violations:
+        if kind in seen:
+            continue
+        seen.add(kind)
+        last = min(at, len(steps) - 1)
+        old = outcome.found.get(kind)
+        if old is not None and outcome.schedules > old.schedules + 2000:
+            # It has been shortened long enough.
+            continue
+        wanted = cone(steps, last)
+        size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
+        if old is None or size < old.size:
+            first = (
+                (outcome.schedules + outcome.pruned, seconds)
+                if old is None
+                else (old.schedules, old.seconds)
+            )
+            choices = [step.actor for step in steps[: last + 1]]
+            outcome.found[kind] = Found(kind, text, choices, size, *first)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collect garbage seldom: a schedule leaves circles, and most of the rest stays."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

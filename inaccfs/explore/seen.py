@@ -1,0 +1,304 @@
+"""What steps touch: shared state of the KVM and the shim, by keys.
+
+An object whose state actors share becomes one of a class that tracks it. A VM has all
+of that once it is `watch`ed. Whatever is set of it and is not tracked raises: a search
+that does not see a conflict would say "complete", and would be wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.kvm.attributes import MemoryAttributes
+from inaccfs.kvm.backing import BackingFile
+from inaccfs.kvm.memslots import MemorySlot, MemorySlots
+from inaccfs.kvm.mmu import Mmu
+from inaccfs.kvm.pagetable import PageTable
+from inaccfs.shim.notifiers import Notifiers
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable, Mapping
+
+    from inaccfs.explore.schedule import Key, Schedule
+    from inaccfs.kvm import VM
+    from inaccfs.kvm.pagetable import ByLevel
+    from inaccfs.kvm.uapi import Spte
+    from inaccfs.shim.notifiers import Notice, Notifier
+
+
+class UntrackedError(Exception):
+    """Shared state has been changed that the explorer does not track."""
+
+
+_MOST_PAGES: Final = 512
+"""So many gfns of a range are looked at one by one."""
+
+
+class Sight:
+    """Where the state of one VM, or of one file, is tracked."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        number: int,
+        frame: Callable[[int], str],
+        files: Mapping[int, int],
+    ) -> None:
+        """*frame* names a pfn for people; *files* are numbers of files, by st_ino."""
+        self.schedule: Final = schedule
+        self.number: Final = number
+        self.frame: Final = frame
+        # Which file each window into one shows, and which file an inode number is.
+        self.windows: Final[dict[int, int]] = {}
+        self.files: Final = files
+
+    def read(self, kind: str, place: int = 0) -> None:
+        """It is looked at."""
+        if self.schedule.runs:
+            self.schedule.touch((kind, self.number, place), False)
+
+    def write(self, kind: str, place: int = 0) -> None:
+        """It is changed."""
+        if self.schedule.runs:
+            self.schedule.touch((kind, self.number, place))
+
+
+def _become(one: object, kind: type, sight: Sight) -> None:
+    one.__dict__["_sight"] = sight
+    object.__setattr__(one, "__class__", kind)
+
+
+def _refuse(one: object, name: str) -> None:
+    raise UntrackedError(
+        f"{type(one).__bases__[0].__name__}.{name} is shared, and the explorer does "
+        "not track it: see inaccfs/explore/seen.py"
+    )
+
+
+class Table(PageTable):
+    """By gfn."""
+
+    _sight: Sight
+
+    def __setattr__(self, name: str, value: object) -> None:
+        _refuse(self, name)
+
+    def walk(self, gfn: int) -> Spte | None:
+        """See `PageTable.walk`."""
+        self._sight.read("spte", gfn)
+        return super().walk(gfn)
+
+    def map_huge(self, gfn: int, pfn: int, level: int) -> None:
+        """See `PageTable.map_huge`."""
+        _refuse(self, "map_huge")
+
+    def map_pages(self, gfn: int, pfn: int, count: int) -> int:
+        """See `PageTable.map_pages`."""
+        sight = self._sight
+        for index in range(count):
+            sight.write("spte", gfn + index)
+            frame = sight.frame(pfn + index)
+            sight.schedule.note(f"installs gfn {gfn + index} -> frame {frame}")
+        return super().map_pages(gfn, pfn, count)
+
+    def zap(self, start: int, end: int) -> ByLevel:
+        """See `PageTable.zap`."""
+        sight = self._sight
+        if end - start > _MOST_PAGES:
+            _refuse(self, f"zap of {end - start} pages")
+        for gfn in range(start, end):
+            if (spte := super().walk(gfn)) is None:
+                sight.read("spte", gfn)
+            else:
+                sight.write("spte", gfn)
+                sight.schedule.note(f"zaps gfn {gfn} -> frame {sight.frame(spte.pfn)}")
+        return super().zap(start, end)
+
+
+class Attributes(MemoryAttributes):
+    """All at once."""
+
+    _sight: Sight
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "_bounds":
+            _refuse(self, name)
+        self._sight.write("attributes")
+        self.__dict__[name] = value
+
+    def is_private(self, gfn: int) -> bool:
+        """See `MemoryAttributes.is_private`."""
+        self._sight.read("attributes")
+        return super().is_private(gfn)
+
+    def run(self, gfn: int, limit: int) -> tuple[bool, int]:
+        """See `MemoryAttributes.run`."""
+        self._sight.read("attributes")
+        return super().run(gfn, limit)
+
+    def set(self, start: int, end: int, *, private: bool) -> bool:
+        """See `MemoryAttributes.set`."""
+        self._sight.read("attributes")
+        changed = super().set(start, end, private=private)
+        if changed:
+            word = "private" if private else "shared"
+            self._sight.schedule.note(f"gfns [{start}, {end}) are {word} now")
+        return changed
+
+    def mixed(self, start: int, end: int) -> bool:
+        """See `MemoryAttributes.mixed`."""
+        self._sight.read("attributes")
+        return super().mixed(start, end)
+
+
+class Slot(MemorySlot):
+    """Its users count up and down; whoever waits for none is woken by a condition."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Under mmu_lock, and the last one wakes who waits: that is what conflicts.
+        if name != "users":
+            _refuse(self, name)
+        object.__setattr__(self, name, value)
+
+
+class Backing(BackingFile):
+    """Its window is read without a lock; `slots` and the memory have a lock each."""
+
+    _sight: Sight
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("slots", "_memory", "window"):
+            _refuse(self, name)
+        object.__setattr__(self, name, value)
+
+    @property
+    def window(self) -> mmap.mmap | None:
+        """See `BackingFile`."""
+        self._sight.read("window", self._sight.files[self.ino])
+        found: mmap.mmap | None = self.__dict__["window"]
+        return found
+
+    @window.setter
+    def window(self, value: mmap.mmap | None) -> None:
+        sight = self._sight
+        if value is not self.__dict__["window"]:
+            sight.write("window", sight.files[self.ino])
+        sight.windows[id(value)] = sight.files[self.ino]
+        self.__dict__["window"] = value
+
+
+class TrackedMmu(Mmu):
+    """Its slots are read without a lock."""
+
+    _sight: Sight
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "slots":
+            _refuse(self, name)
+        object.__setattr__(self, name, value)
+
+    @property
+    def slots(self) -> MemorySlots:
+        """See `Mmu`."""
+        self._sight.read("slots")
+        found: MemorySlots = self.__dict__["slots"]
+        return found
+
+    @slots.setter
+    def slots(self, value: MemorySlots) -> None:
+        self._sight.write("slots")
+        for slot in value.slots:
+            object.__setattr__(slot, "__class__", Slot)
+            backing = slot.backing
+            if backing is not None and not isinstance(backing, Backing):
+                _become(backing, Backing, self._sight)
+        self.__dict__["slots"] = value
+
+
+class List(Notifiers):
+    """The list of notifiers of a file, and who has not answered."""
+
+    _sight: Sight
+
+    def __len__(self) -> int:
+        self._sight.read("list")
+        return super().__len__()
+
+    def _concerned(self, start: int, end: int) -> list[Notifier]:
+        self._sight.read("list")
+        return super()._concerned(start, end)
+
+    def cover(self, start: int, end: int) -> bool:
+        """See `Notifiers.cover`."""
+        self._sight.read("list")
+        return super().cover(start, end)
+
+    async def register(self, notifier: Notifier) -> None:
+        """See `Notifiers.register`."""
+        await super().register(notifier)
+        self._sight.write("list")
+
+    async def bind(
+        self, notifier: Notifier, start: int, end: int, *, exclusive: bool
+    ) -> None:
+        """See `Notifiers.bind`."""
+        await super().bind(notifier, start, end, exclusive=exclusive)
+        self._sight.write("list")
+
+    def drop(self, notifier: Notifier) -> None:
+        """See `Notifiers.drop`."""
+        self._sight.write("list")
+        self._sight.write("answers")
+        super().drop(notifier)
+
+    def silence(self, notifier: Notifier) -> None:
+        """See `Notifiers.silence`."""
+        self._sight.write("list")
+        self._sight.write("answers")
+        super().silence(notifier)
+
+    def waiting(self, notifier: Notifier) -> int | None:
+        """See `Notifiers.waiting`."""
+        self._sight.write("answers")
+        return super().waiting(notifier)
+
+    def answer(self, notifier: Notifier, sequence: int) -> None:
+        """See `Notifiers.answer`."""
+        self._sight.write("answers")
+        super().answer(notifier, sequence)
+
+    def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
+        self._sight.write("answers")
+        return super()._expect(told, then)
+
+    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
+        self._sight.schedule.note(
+            f"sends {notice.event} [{notice.start}, {notice.end})"
+        )
+        super()._send(notifier, notice, sequence)
+
+
+def watch_vm(vm: VM, sight: Sight) -> None:
+    """Track what the threads of a VM share. It has no slots yet."""
+    mmu = vm._mmu
+    _become(mmu.table, Table, sight)
+    _become(mmu.attributes, Attributes, sight)
+    _become(mmu, TrackedMmu, sight)
+
+
+def watch_notifiers(notifiers: Notifiers, sight: Sight) -> None:
+    """Track the list of notifiers of a file."""
+    _become(notifiers, List, sight)
+
+
+def page_key(file: int, page: int) -> Key:
+    """Of a page of a file, and of which frame it has."""
+    return "page", file, page
+
+
+def references_key(pfn: int) -> Key:
+    """Of the references to a frame."""
+    return "references", pfn

@@ -1,0 +1,253 @@
+"""How the simulated KVM and the shim wait when an explorer decides who goes on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from inaccfs.explore.schedule import Mutex, Schedule
+from inaccfs.inprocess import BlockingLoop
+from inaccfs.kvm.sync import THREADS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Hashable
+    from types import TracebackType
+
+    from inaccfs.kvm import sync
+    from inaccfs.shim.loop import Wait
+
+_T = TypeVar("_T")
+
+# Whose contents are tracked; sections of all other locks conflict with each other.
+_TRACKED: Final = ("mmu_lock", "guest_mode")
+
+
+class Lock(Mutex):
+    """See `inaccfs.kvm.sync.Lock`."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> bool:
+        self.acquire()
+        return True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        self.release()
+
+
+class Condition:
+    """See `inaccfs.kvm.sync.Condition`."""
+
+    def __init__(self, schedule: Schedule, lock: Lock) -> None:
+        self._schedule: Final = schedule
+        self._lock: Final = lock
+        self._key: Final = schedule.number("condition")
+        # Of each who waits whether it has been notified.
+        self._waiters: list[list[bool]] = []
+
+    def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
+        """See `threading.Condition.wait_for`; a timeout only when all others wait."""
+        schedule, lock = self._schedule, self._lock
+        if schedule.runs:
+            schedule.touch(self._key, False)
+        while not (result := predicate()):
+            self._waiters.append(notified := [False])
+            if schedule.runs:
+                schedule.touch(self._key)
+            lock.release()
+            in_time = schedule.point(
+                "waits for changed",
+                partial(self._may_go_on, notified),
+                lates="" if timeout is None else "last",
+            )
+            lock.take()
+            schedule.touch(self._key)
+            if not in_time:
+                self._waiters.remove(notified)
+                return predicate()
+        return result
+
+    def _may_go_on(self, notified: list[bool]) -> bool:
+        return notified[0] and self._lock.free
+
+    def notify_all(self) -> None:
+        """See `threading.Condition.notify_all`."""
+        if self._schedule.runs:
+            self._schedule.touch(self._key, bool(self._waiters))
+        for notified in self._waiters:
+            notified[0] = True
+        self._waiters = []
+
+
+class Sync:
+    """The locks of a VM. See `inaccfs.kvm.sync.Sync`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule: Final = schedule
+
+    def lock(self, name: str) -> Lock:
+        """See `inaccfs.kvm.sync.Sync`."""
+        return Lock(self._schedule, name, always=name not in _TRACKED)
+
+    def condition(self, lock: sync.Lock) -> Condition:
+        """See `inaccfs.kvm.sync.Sync`."""
+        assert isinstance(lock, Lock)
+        return Condition(self._schedule, lock)
+
+    def drive(self, steps: Generator[sync.Step, Any, _T]) -> _T:
+        """See `inaccfs.kvm.sync.Sync`: what is a point is said by what steps call."""
+        return THREADS.drive(steps)
+
+
+class _TooLateError(Exception):
+    """Of `in_time`."""
+
+
+class _Event:
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Final = loop
+        self._key: Final = loop.schedule.number("event")
+        self._set = False
+
+    def set(self) -> None:
+        if self._loop.schedule.runs:
+            self._loop.schedule.touch(self._key)
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+    async def wait(self) -> None:
+        if not self._set:
+            self._loop.wait_for(self.is_set, "answers")
+        if self._loop.schedule.runs:
+            self._loop.schedule.touch(self._key, False)
+
+
+class _Mutex(Mutex):
+    __slots__ = ()
+
+    async def __aenter__(self) -> None:
+        self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    def take_if_free(self) -> bool:
+        if self.owner is not None:
+            if self._schedule.runs:
+                self._schedule.touch(self.key)
+            return False
+        self.take()
+        return True
+
+
+class _ListLock:
+    """See `inaccfs.shim.loop.Mutex`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._mutex: Final = _Mutex(schedule, "list_lock")
+
+    async def __aenter__(self) -> None:
+        self._mutex.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._mutex.release()
+
+    def take(self) -> bool:
+        return self._mutex.take_if_free()
+
+    def release(self) -> None:
+        self._mutex.release()
+
+
+class _ParkingLot:
+    def __init__(self, loop: Loop) -> None:
+        self._loop: Final = loop
+
+    async def park(self) -> None:
+        loop = self._loop
+        rounds = loop.unparked
+        if loop.schedule.runs:
+            loop.schedule.touch(LOT)
+        loop.wait_for(lambda: loop.unparked > rounds, "page locks")
+        if loop.schedule.runs:
+            loop.schedule.touch(LOT)
+
+    def unpark_all(self) -> None:
+        if self._loop.schedule.runs:
+            self._loop.schedule.touch(LOT)
+        self._loop.unparked += 1
+
+
+LOT: Final = "page locks"
+"""The key of all page locks; v7 has them."""
+
+
+class Loop(BlockingLoop):
+    """The loop of the shim. What runs in it between two points runs alone."""
+
+    def __init__(self, schedule: Schedule, *, evicts: bool = False) -> None:
+        """With *evicts* an answer may be late at any time."""
+        self.schedule: Final = schedule
+        # How often those who wait for page locks have been let go on.
+        self.unparked = 0
+        self._inside: Final[AbstractContextManager[object]] = nullcontext()
+        self._evicts: Final = evicts
+        # Who waits in `in_time`.
+        self._hurried: Final[set[Hashable]] = set()
+
+    def wait_for(self, ready: Callable[[], bool], why: str) -> None:
+        """See `BlockingLoop`."""
+        lates = ""
+        if self.me() in self._hurried:
+            lates = "any" if self._evicts else "last"
+        if not self.schedule.point(f"waits for {why}", ready, lates=lates):
+            raise _TooLateError(why)
+
+    def changed(self) -> None:
+        """See `BlockingLoop`: who waits looks by itself."""
+
+    def inside(self) -> AbstractContextManager[object]:
+        """See `BlockingLoop`."""
+        return self._inside
+
+    def outside(self) -> AbstractContextManager[object]:
+        """See `BlockingLoop`."""
+        return self._inside
+
+    def me(self) -> Hashable:
+        """See `BlockingLoop`."""
+        current = self.schedule.current
+        return -1 if current is None else current.index
+
+    async def in_time(self, seconds: float, wait: Wait) -> bool:
+        """See `BlockingLoop`."""
+        me = self.me()
+        self._hurried.add(me)
+        try:
+            await wait()
+        except _TooLateError:
+            return False
+        finally:
+            self._hurried.discard(me)
+        return True
+
+    def event(self) -> _Event:
+        """See `BlockingLoop`."""
+        return _Event(self)
+
+    def mutex(self) -> _ListLock:
+        """See `BlockingLoop`."""
+        return _ListLock(self.schedule)
+
+    def parking_lot(self) -> _ParkingLot:
+        """See `BlockingLoop`."""
+        return _ParkingLot(self)

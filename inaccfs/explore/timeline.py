@@ -1,0 +1,118 @@
+"""A schedule for people: what led to a violation, and nothing else."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from inaccfs.explore.causes import cone
+from inaccfs.explore.choosers import Replay, UnstableError
+from inaccfs.explore.search import ScenarioError, execute
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.explore.schedule import Violation
+    from inaccfs.explore.search import Case
+
+
+class Line(NamedTuple):
+    """A step."""
+
+    actor: str
+    text: str
+    # The violation happens in it.
+    guilty: bool
+
+
+class Timeline(NamedTuple):
+    """The steps of a schedule that lead to a violation, or all if there is none."""
+
+    lines: list[Line]
+    violation: Violation | None
+
+
+def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Timeline:
+    """Run a schedule again. *kind* is the violation that is shown.
+
+    Raises:
+        ScenarioError: the scenario did not do the same again.
+    """
+    replay = Replay(choices)
+    try:
+        schedule = execute(case, replay, notes=True)
+    except UnstableError as exc:
+        raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
+    found = [each for each in schedule.violations if kind in (None, each.kind)]
+    if kind is not None and not found:
+        raise ScenarioError(
+            f"{case.scenario.__name__}: {kind} does not come again by the same "
+            "schedule: the scenario does not do the same each time"
+        )
+    steps = replay.steps
+    last = min(found[0].step, len(steps) - 1) if found else len(steps) - 1
+    wanted = cone(steps, last) if found else set(range(last + 1))
+    names = [actor.name for actor in schedule.actors]
+    lines = [
+        Line(names[actor], "; ".join(texts), bool(found) and index == last)
+        for index, (actor, texts) in enumerate(schedule.log)
+        if index in wanted
+    ]
+    return Timeline(lines, found[0] if found else None)
+
+
+def as_list(timeline: Timeline) -> str:
+    """A line a step; the actor is named where another goes on."""
+    width = max((len(line.actor) for line in timeline.lines), default=0)
+    last = ""
+    made = []
+    for number, line in enumerate(timeline.lines, 1):
+        actor = line.actor if line.actor != last else ""
+        mark = "*" if line.guilty else " "
+        made.append(f"{mark}{number:3}  {actor:<{width}}  {line.text}")
+        last = line.actor
+    return "\n".join(made)
+
+
+def as_columns(timeline: Timeline, width: int) -> str:
+    """A column an actor; a list where the terminal is too narrow."""
+    actors = list(dict.fromkeys(line.actor for line in timeline.lines))
+    column = (width - 5) // max(len(actors), 1) - 2
+    if column < 18:
+        return as_list(timeline)
+    made = ["     " + "  ".join(f"{each:<{column}}" for each in actors).rstrip()]
+    for number, line in enumerate(timeline.lines, 1):
+        at = 5 + actors.index(line.actor) * (column + 2)
+        mark = "*" if line.guilty else " "
+        for index, part in enumerate(textwrap.wrap(line.text, column)):
+            head = f"{mark}{number:3} " if not index else ""
+            made.append(f"{head:<{at}}{part}")
+    return "\n".join(made)
+
+
+def as_trace(timeline: Timeline) -> dict[str, Any]:
+    """For chrome://tracing and ui.perfetto.dev: a step is a microsecond."""
+    actors = list(dict.fromkeys(line.actor for line in timeline.lines))
+    events: list[dict[str, Any]] = [
+        {
+            "name": "thread_name",
+            "ph": "M",
+            "pid": 1,
+            "tid": number,
+            "args": {"name": actor},
+        }
+        for number, actor in enumerate(actors, 1)
+    ]
+    for index, line in enumerate(timeline.lines):
+        events.append(
+            {
+                "name": line.text,
+                "ph": "X",
+                "ts": index,
+                "dur": 1,
+                "pid": 1,
+                "tid": actors.index(line.actor) + 1,
+                "cat": "violation" if line.guilty else "step",
+            }
+        )
+    return {"traceEvents": events, "displayTimeUnit": "ns"}

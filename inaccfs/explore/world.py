@@ -1,0 +1,287 @@
+"""All that one execution of a scenario has: files, VMs, and what may not happen."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.explore import seen
+from inaccfs.explore.client import ExploredClient
+from inaccfs.explore.memory import Frames, GuestBytes
+from inaccfs.explore.names import frame
+from inaccfs.explore.sequence import Cells
+from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.inprocess import Mount
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.shim.frameoptions import SimulatedMemory
+from inaccfs.syscalls import PUNCH
+
+if TYPE_CHECKING:
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.weaker import Kvm
+    from inaccfs.semantics import Semantics
+    from inaccfs.shim.file import InaccessibleFile
+
+_MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
+
+
+class ExploredVM(VM):
+    """A VM of a scenario."""
+
+    name: str
+    client: ExploredClient
+    vmm: Vmm
+
+    @property
+    def in_progress(self) -> int:
+        """mmu_invalidate_in_progress."""
+        return self._mmu.invalidation.in_progress
+
+
+class World:
+    """What a scenario is made of. Numbers are pages."""
+
+    def __init__(
+        self, schedule: Schedule, semantics: Semantics, kvm: Kvm, *, evicts: bool
+    ) -> None:
+        """VMs are made as *kvm* says. With *evicts* an answer may come too late."""
+        self.schedule: Final = schedule
+        self.semantics: Final = semantics
+        self.kvm: Final = kvm
+        self.frames: Final = Frames(schedule)
+        self.loop: Final = Loop(schedule, evicts=evicts)
+        self.mount: Final = Mount(
+            semantics,
+            memory=_MEMORY,
+            on_change=self._on_change,
+            on_frames=self.frames.watch,
+            loop=self.loop,
+        )
+        self.vms: Final[list[ExploredVM]] = []
+        self.cells: Final = Cells(schedule)
+        # The number of each file, by its st_ino; and each one's fd and size in pages.
+        self._numbers: Final[dict[int, int]] = {}
+        self._fds: Final[list[int]] = []
+        self._pages: Final[list[int]] = []
+        # How many calls that punch are under way; and who makes them.
+        self._punching = 0
+        self._punchers: Final[set[int]] = set()
+
+    # --- things -----------------------------------------------------------------------
+
+    def file(self, pages: int) -> int:
+        """A file's fd; 0 *pages* is one without a size."""
+        fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
+        number = len(self._fds)
+        self._numbers[os.fstat(fd).st_ino] = number
+        self._fds.append(fd)
+        self._pages.append(pages)
+        seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
+        return fd
+
+    def _sight(self, number: int) -> seen.Sight:
+        return seen.Sight(self.schedule, number, frame, self._numbers)
+
+    def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
+        """A VM, and an actor that its callbacks run in."""
+        schedule = self.schedule
+        client = ExploredClient(
+            *(schedule, self.mount, self.loop, name, self._numbers, self.frames),
+            puts_late=puts_late,
+        )
+        sight = self._sight(len(self.vms))
+        made = ExploredVM(
+            client,
+            hooks=self._hook,
+            invalidation=kvm.invalidation(sight, name),
+            memory=GuestBytes(schedule, sight, self.frames, self.cells),
+            sync=Sync(schedule),
+        )
+        made.name, made.client = name, client
+        made.vmm = Vmm(made, fallocate=self.fallocate)
+        seen.watch_vm(made, sight)
+        client.listen = kvm.listen
+        if kvm.spoil is not None:
+            kvm.spoil(made, client)
+        self.vms.append(made)
+        return made
+
+    def _hook(self, point: str, start: int, end: int) -> None:
+        if point == "looks_up":
+            self.schedule.point("looks its slot up")
+        elif point == "access":
+            self.schedule.point("copies")
+        else:
+            self.schedule.note(point)
+
+    def slot(
+        self, vm: VM, fd: int, page: int, pages: int, number: int, gfn: int
+    ) -> None:
+        """Give a VM pages of a file."""
+        vm.set_user_memory_region(
+            *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
+            private_fd=fd,
+            private_offset=page * PAGE_SIZE,
+            flags=KVM_MEM_PRIVATE,
+        )
+
+    # --- calls ------------------------------------------------------------------------
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2), in bytes."""
+        schedule = self.schedule
+        first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        punches = mode == PUNCH
+        schedule.point(
+            f"fallocate {'punches' if punches else 'allocates'} [{first}, {end})"
+        )
+        number = self._numbers[os.fstat(fd).st_ino]
+        self._look(fd, number, max(end, self._pages[number]))
+        me = self.loop.me()
+        if not punches or not schedule.runs:
+            self.mount.fallocate(fd, mode, offset, length)
+            return
+        assert isinstance(me, int)
+        self._punching += 1
+        self._punchers.add(me)
+        try:
+            self.mount.fallocate(fd, mode, offset, length)
+        finally:
+            self._punching -= 1
+            self._punchers.discard(me)
+        for page in range(first, end):
+            schedule.touch(seen.page_key(number, page))
+            self.cells.punch_ends(number, page)
+        schedule.note("fallocate returns")
+        schedule.touch(("punching", number))
+        if not self._punching:
+            self.check_mappings(fd, first, end, "the punch has returned")
+
+    def _look(self, fd: int, number: int, pages: int) -> None:
+        """A call asks whether there is anything to be told, or to be removed."""
+        schedule = self.schedule
+        len(self.mount.inode(fd).notifiers)
+        if schedule.runs:
+            schedule.touch(("punching", number))
+            for page in range(pages):
+                schedule.touch(seen.page_key(number, page), False)
+            if self.semantics.references == "locked":
+                schedule.touch(LOT)
+
+    def ftruncate(self, fd: int, pages: int) -> None:
+        """ftruncate(2), in pages."""
+        self.schedule.point(f"ftruncate to {pages} pages")
+        number = self._numbers[os.fstat(fd).st_ino]
+        if self.schedule.runs:
+            for page in range(max(pages, self._pages[number])):
+                self.schedule.touch(seen.page_key(number, page))
+        self.mount.ftruncate(fd, pages * PAGE_SIZE)
+
+    def memory_failure(self, vm: ExploredVM, fd: int, page: int) -> None:
+        """memory-failure; notes what it is refused with."""
+        schedule = self.schedule
+        schedule.point(f"memory-failure of page {page}")
+        number = self._numbers[os.fstat(fd).st_ino]
+        for each in range(self._pages[number]):
+            schedule.touch(seen.page_key(number, each))
+        try:
+            vm.client.client.file(fd).memory_failure(page)
+        except OSError as exc:
+            schedule.note(f"is refused: {exc.strerror}")
+
+    def _on_change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+        """The pages are about to go or to come."""
+        schedule = self.schedule
+        if not schedule.runs:
+            return
+        removes = self.loop.me() in self._punchers
+        schedule.point("removes the pages" if removes else "allocates the pages")
+        number = self._numbers[os.fstat(file.fd).st_ino]
+        first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        memory = file.pages.memory
+        for page in range(first, end):
+            schedule.touch(seen.page_key(number, page))
+            if removes:
+                self.cells.punch_begins(number, page)
+        if removes and memory is not None:
+            for extent in memory.extents_in(first, end):
+                for at in range(extent.count):
+                    pfn = extent.pfn + at
+                    schedule.touch(seen.references_key(pfn))
+                    schedule.note(f"page {extent.offset + at} goes, frame {frame(pfn)}")
+
+    # --- what has to hold -------------------------------------------------------------
+
+    def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
+        """No VM maps a frame that its page does not have."""
+        memory = self.mount.inode(fd).pages.memory
+        ino = os.fstat(fd).st_ino
+        for vm in self.vms:
+            if vm.client.client.lost is not None:
+                continue
+            for slot in vm.slots:
+                if slot.backing is None or slot.backing.ino != ino:
+                    continue
+                for gfn in range(slot.base_gfn, slot.end_gfn):
+                    page = slot.pgoff(gfn)
+                    if not first <= page < end or (spte := vm.spte(gfn)) is None:
+                        continue
+                    known = memory and memory.frames.known(page, page + 1)
+                    now = known[0].pfn if known else None
+                    if now != spte.pfn:
+                        has = "none" if now is None else frame(now)
+                        self.schedule.violate(
+                            "stale-mapping",
+                            f"{when}, and gfn {gfn} of {vm.name} is mapped to frame "
+                            f"{frame(spte.pfn)}; page {page} has {has}",
+                        )
+
+    def finish(self) -> None:
+        """Check what has to hold when all is over, and take all apart."""
+        schedule = self.schedule
+        found = {violation.kind for violation in schedule.violations}
+        alive = [vm for vm in self.vms if vm.client.client.lost is None]
+        for vm in alive:
+            if (left := vm.in_progress) and "unpaired" not in found:
+                schedule.violate(
+                    "unpaired",
+                    f"{vm.name} counts {left} invalidations in progress of none",
+                )
+        if "stale-mapping" not in found:
+            for fd, pages in zip(self._fds, self._pages, strict=True):
+                self.check_mappings(fd, 0, pages, "all is over")
+        for _, file in self.mount.files():
+            memory = file.pages.memory
+            if memory is not None and memory.references_count:
+                schedule.violate(
+                    "leaked-reference", f"{memory.references_count} are left"
+                )
+        for vm in self.vms:
+            with suppress(ConnectionError):
+                vm.close()
+        for _, file in self.mount.files():
+            if count := len(file.notifiers):
+                schedule.violate("leaked-notifier", f"{count} are left")
+        self.mount.close()
+        if self.frames.used:
+            names = ", ".join(map(frame, sorted(self.frames.used)))
+            if "leaked-reference" not in {each.kind for each in schedule.violations}:
+                schedule.violate("leaked-frame", f"{names} never came back")
+
+    def discard(self) -> None:
+        """Close what is open, whatever has become of it."""
+        with ExitStack() as stack:
+            for fd in self._fds:
+                stack.callback(os.close, fd)
+            stack.callback(self.mount.close)
+            for vm in self.vms:
+                for backing in list(vm._files._files.values()):
+                    stack.callback(_close, backing)
+                vm._files._files.clear()
+
+
+def _close(backing: object) -> None:
+    with suppress(OSError, BufferError):
+        backing.close()  # type: ignore[attr-defined]

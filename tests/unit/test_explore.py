@@ -1,0 +1,102 @@
+"""`inaccfs explore`: what is known of each version comes out, and nothing is missed."""
+
+from __future__ import annotations
+
+import pytest
+
+from inaccfs.explore.checking import check
+from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.search import Case, Limits, Outcome, explore
+from inaccfs.semantics import V7, V8, V10, Bind, GuestMemfd, Semantics
+
+UAF, STALE, UNPAIRED = "use-after-free", "stale-mapping", "unpaired"
+READ = "unexplained-read"
+
+
+class Before(V8):
+    """Tells before the removal, and not after it."""
+
+    order = "before"
+
+
+def explored(name: str, rules: Semantics, kvm: str = "kvm") -> Outcome:
+    outcome = explore(Case(SCENARIOS[name], rules, kvm), Limits(seconds=None))
+    assert outcome.complete
+    return outcome
+
+
+# --- what is known --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "kinds"),
+    [
+        ("punch", V7(), []),
+        ("punch", V8(), [UAF]),
+        ("punch", Before(), [STALE, READ, UAF]),
+        ("punch", V10(), []),
+        ("punch", Bind(), []),
+        ("mapped", V8(), [UAF]),
+        ("mapped", Before(), [STALE, READ, UAF]),
+        ("mapped", GuestMemfd(), []),
+        ("convert", V8(), []),
+        ("convert", V10(), []),
+        ("late-slot", V8(), [UAF]),
+        ("delete-slot", V8(), []),
+        ("delete-slot", V10(), []),
+        ("delete-slot", Bind(), []),
+    ],
+)
+def test_what_is_known_comes_out(name: str, rules: Semantics, kinds: list[str]) -> None:
+    assert explored(name, rules).kinds == sorted(kinds)
+
+
+@pytest.mark.parametrize("rules", [V10(), Bind()], ids=lambda rules: rules.name)
+def test_a_bracket_is_no_use_to_a_kvm_that_does_not_retry(rules: Semantics) -> None:
+    assert explored("mapped", rules, "no-retry").kinds == [STALE, READ, UAF]
+
+
+def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
+    found = explored("late-slot", V10())
+    assert found.kinds == [STALE, UNPAIRED, UAF]
+    assert found.found[UNPAIRED].size[0] <= 15
+
+
+def test_guest_memfd_is_clean_in_all_schedules_of_the_late_slot() -> None:
+    assert explored("late-slot", GuestMemfd()).kinds == []
+
+
+# --- is it to be believed? ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "kvm"),
+    [
+        ("mapped", V8(), "kvm"),
+        ("mapped", V10(), "kvm"),
+        ("punch", V8(), "kvm"),
+        ("punch", V7(), "kvm"),
+        ("punch", Before(), "no-retry"),
+        ("convert", V10(), "no-retry"),
+        ("delete-slot", Bind(), "kvm"),
+        ("late-slot", V8(), "no-retry"),
+    ],
+)
+def test_what_chance_finds_the_search_has_found(
+    name: str, rules: Semantics, kvm: str
+) -> None:
+    found = check(Case(SCENARIOS[name], rules, kvm), 300)
+    assert found.missed == []
+    assert found.hit > 3
+    assert found.kinds_by_chance <= found.kinds
+
+
+@pytest.mark.parametrize("rules", [V8(), V10()], ids=lambda rules: rules.name)
+def test_conflicts_of_locks_find_the_same_as_conflicts_of_data(
+    rules: Semantics,
+) -> None:
+    case = Case(SCENARIOS["mapped"], rules, "no-retry")
+    by_data, by_lock = check(case, 100), check(case, 100, by_lock=True)
+    assert by_lock.missed == []
+    assert by_data.kinds == by_lock.kinds
+    assert by_data.classes <= by_lock.classes
