@@ -269,29 +269,31 @@ class All(_Tree):
             if step.released:
                 mine.difference_update(step.released)
             if index >= self._fresh:
-                node.clock = self._race(actor, step.touched, clocks.get(actor), by_key)
+                before = clocks.get(actor, {})
+                node.clock = self._race(index, actor, step.touched, before, by_key)
                 node.clock[actor] = index
             clocks[actor] = node.clock
             for key, write in step.touched.items():
                 by_key.setdefault(key, []).append((index, write))
         for actor, wanted in self._pending:
             # What it would have done next conflicts, too.
-            self._race(actor, {wanted: True}, clocks.get(actor), by_key)
+            before = clocks.get(actor, {})
+            self._race(len(self.stack), actor, {wanted: True}, before, by_key)
         self._fresh = len(self.stack)
 
     def _race(
         self,
+        here: int,
         actor: int,
         touched: dict[Key, bool],
-        before: Clock | None,
+        before: Clock,
         by_key: dict[Key, list[tuple[int, bool]]],
     ) -> Clock:
-        """Find with which earlier steps this one could change places.
+        """Find with which earlier steps step *here* could change places.
 
         *before* is the clock of the actor's last step. Returns that of this one.
         """
         stack = self.stack
-        before = before or {}
         clock = dict(before)
         seen = {
             index
@@ -303,20 +305,52 @@ class All(_Tree):
             for other, last in stack[index].clock.items():
                 if clock.get(other, -1) < last:
                     clock[other] = last
+        # What happens before this step by way of another one that it conflicts with:
+        # to change places with that comes first.
+        covered = dict(before)
         for index in sorted(seen, reverse=True):
             node = stack[index]
-            if node.chosen == actor or before.get(node.chosen, -1) >= index:
+            if node.chosen == actor or covered.get(node.chosen, -1) >= index:
                 continue
             if node.holds and not node.holds.isdisjoint(touched):
                 # It has a lock that this one wants: they are never enabled together.
                 continue
-            if actor in node.enabled:
-                node.backtrack.add(actor)
-                break
-            # Not itself, but what it had to wait for.
-            ways = {each for each in node.enabled if before.get(each, -1) > index}
-            if not ways:
-                node.backtrack.update(node.enabled)
-            elif not ways & node.backtrack:
-                node.backtrack.add(min(ways))
+            for other, last in node.clock.items():
+                if covered.get(other, -1) < last:
+                    covered[other] = last
+            self._reverse(index, here, actor, clock)
         return clock
+
+    def _reverse(self, index: int, here: int, actor: int, clock: Clock) -> None:
+        """Step *here* of *actor*, whose *clock* it is, is to come before step *index*.
+
+        What has to come before that step comes first, so one of those is chosen there
+        that can be the first. (Not *actor* in any case: with sleep sets that would miss
+        some. They are the source sets of Abdulla and others, POPL 2014.)
+        """
+        stack = self.stack
+        node = stack[index]
+        passed = node.chosen
+        # The first step of each actor after *index* that does not depend on it.
+        first: dict[int, int] = {}
+        ways: set[int] = set()
+        for at in range(index + 1, here):
+            one = stack[at]
+            if one.clock.get(passed, -1) >= index or one.chosen in first:
+                continue
+            if self._may_be_first(one.clock, one.chosen, first):
+                ways.add(one.chosen)
+            first[one.chosen] = at
+        if actor not in first and self._may_be_first(clock, actor, first):
+            ways.add(actor)
+        ways &= set(node.enabled)
+        if not ways:
+            node.backtrack.update(node.enabled)
+        elif not ways & node.backtrack:
+            node.backtrack.add(actor if actor in ways else min(ways))
+
+    @staticmethod
+    def _may_be_first(clock: Clock, actor: int, first: dict[int, int]) -> bool:
+        return all(
+            clock.get(other, -1) < at for other, at in first.items() if other != actor
+        )

@@ -40,23 +40,23 @@ class CountedInvalidation(Invalidation):
     @property
     def seq(self) -> int:
         """See `Invalidation`."""
-        self._sight.read("invalidation")
+        self._sight.read("seq")
         return self._seq
 
     @seq.setter
     def seq(self, value: int) -> None:
-        self._sight.write("invalidation")
+        self._sight.write("seq")
         self._seq = value
 
     @property
     def in_progress(self) -> int:
         """See `Invalidation`."""
-        self._sight.read("invalidation")
+        self._sight.read("in progress")
         return self._in_progress
 
     @in_progress.setter
     def in_progress(self, value: int) -> None:
-        self._sight.write("invalidation")
+        self._sight.write("in progress")
         self._in_progress = value
 
     def begin(self, start: int, end: int) -> None:

@@ -74,7 +74,7 @@ class GuestBytes:
         file, page = self._sight.windows[id(place.window)], place.position // PAGE_SIZE
         if schedule.runs:
             schedule.touch(("frame", place.pfn), write)
-            schedule.touch(seen.page_key(file, page), write)
+            schedule.touch(seen.cell_key(file, page), write)
         if place.pfn not in self._frames.used:
             who = "the setup" if schedule.current is None else schedule.current.name
             schedule.violate(

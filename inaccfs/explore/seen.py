@@ -299,6 +299,11 @@ def page_key(file: int, page: int) -> Key:
     return "page", file, page
 
 
+def cell_key(file: int, page: int) -> Key:
+    """Of what is in a page of a file, as guests see it."""
+    return "cell", file, page
+
+
 def references_key(pfn: int) -> Key:
     """Of the references to a frame."""
     return "references", pfn

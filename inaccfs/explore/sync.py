@@ -125,10 +125,13 @@ class _Event:
         return self._set
 
     async def wait(self) -> None:
-        if not self._set:
-            self._loop.wait_for(self.is_set, "answers")
-        if self._loop.schedule.runs:
-            self._loop.schedule.touch(self._key, False)
+        try:
+            if not self._set:
+                self._loop.wait_for(self.is_set, "answers")
+        finally:
+            # Also if it was too late: that depends on who was first.
+            if self._loop.schedule.runs:
+                self._loop.schedule.touch(self._key, False)
 
 
 class _Mutex(Mutex):

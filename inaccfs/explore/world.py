@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
+# So many pages of a file are looked at that has no size yet.
+_UNSIZED: Final = 4
+
 
 class ExploredVM(VM):
     """A VM of a scenario."""
@@ -65,6 +68,8 @@ class World:
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
         self._pages: Final[list[int]] = []
+        # How many frames have failed, and never come back.
+        self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
         self._punchers: Final[set[int]] = set()
@@ -77,7 +82,7 @@ class World:
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
-        self._pages.append(pages)
+        self._pages.append(pages or _UNSIZED)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
@@ -152,7 +157,8 @@ class World:
             self._punching -= 1
             self._punchers.discard(me)
         for page in range(first, end):
-            schedule.touch(seen.page_key(number, page))
+            schedule.touch(seen.page_key(number, page), False)
+            schedule.touch(seen.cell_key(number, page))
             self.cells.punch_ends(number, page)
         schedule.note("fallocate returns")
         schedule.touch(("punching", number))
@@ -162,10 +168,10 @@ class World:
     def _look(self, fd: int, number: int, pages: int) -> None:
         """A call asks whether there is anything to be told, or to be removed."""
         schedule = self.schedule
-        len(self.mount.inode(fd).notifiers)
+        told = len(self.mount.inode(fd).notifiers)
         if schedule.runs:
             schedule.touch(("punching", number))
-            for page in range(pages):
+            for page in range(0 if told else pages):
                 schedule.touch(seen.page_key(number, page), False)
             if self.semantics.references == "locked":
                 schedule.touch(LOT)
@@ -188,6 +194,7 @@ class World:
             schedule.touch(seen.page_key(number, each))
         try:
             vm.client.client.file(fd).memory_failure(page)
+            self._poisoned += 1
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
 
@@ -204,6 +211,7 @@ class World:
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
             if removes:
+                schedule.touch(seen.cell_key(number, page))
                 self.cells.punch_begins(number, page)
         if removes and memory is not None:
             for extent in memory.extents_in(first, end):
@@ -265,7 +273,7 @@ class World:
             if count := len(file.notifiers):
                 schedule.violate("leaked-notifier", f"{count} are left")
         self.mount.close()
-        if self.frames.used:
+        if len(self.frames.used) > self._poisoned:
             names = ", ".join(map(frame, sorted(self.frames.used)))
             if "leaked-reference" not in {each.kind for each in schedule.violations}:
                 schedule.violate("leaked-frame", f"{names} never came back")
