@@ -10,15 +10,15 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
 from inaccfs.explore.sync import LOT
+from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from inaccfs.explore.memory import Frames
     from inaccfs.explore.schedule import Key, Schedule
     from inaccfs.explore.sync import Loop
-    from inaccfs.inprocess import Client, Due, File, Mount, Notifier
+    from inaccfs.inprocess import Due, File, Mount, Notifier
     from inaccfs.kvm.shim import (
         Callback,
         ShimCallbacks,
@@ -54,6 +54,25 @@ class Registered:
         self._client.running()
 
 
+class _Client(Client):
+    """Tracks that it is disconnected, whoever does that."""
+
+    explored: ExploredClient
+
+    def disconnect(self, why: str) -> None:
+        """See `Client.disconnect`."""
+        explored = self.explored
+        explored.connected(write=True)
+        schedule = explored.schedule
+        for _, file in self.mount.files():
+            memory = file.pages.memory
+            for extent in [] if memory is None else memory.extents():
+                if schedule.runs:
+                    schedule.touch(seen.references_key(extent.pfn))
+        schedule.note(f"{explored.name} is disconnected")
+        super().disconnect(why)
+
+
 class ExploredClient:
     """See `inaccfs.kvm.shim.Shim`."""
 
@@ -64,11 +83,11 @@ class ExploredClient:
         loop: Loop,
         name: str,
         numbers: dict[int, int],
-        frames: Frames,
+        who: int,
         *,
         puts_late: bool = False,
     ) -> None:
-        """*numbers* has a number for each file, by st_ino.
+        """*numbers* has a number for each file, by st_ino; *who* is its own.
 
         With *puts_late* references are put by an actor of their own, as a client sends
         a put-pfn and goes on.
@@ -77,8 +96,8 @@ class ExploredClient:
         self.name: Final = name
         self.loop: Final = loop
         self.numbers: Final = numbers
-        self.frames: Final = frames
-        self.client: Final[Client] = mount.connect(self._deliver)
+        self.client: Final = _Client(mount, self._deliver, who)
+        self.client.explored = self
         # Events that no callback has been called for, and puts that have been sent.
         self._events: Final[list[Due]] = []
         self.puts: Final[list[Callable[[], None]]] = []
@@ -140,11 +159,6 @@ class ExploredClient:
     def die(self) -> None:
         """The process of the VM is killed."""
         self.schedule.point("is killed")
-        for _, file in self.client.mount.files():
-            memory = file.pages.memory
-            for extent in [] if memory is None else memory.extents():
-                self.schedule.touch(seen.references_key(extent.pfn))
-        self.connected(write=True)
         self.schedule.touch(("events", self.name))
         self._events.clear()
         self.client.disconnect("killed")

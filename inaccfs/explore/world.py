@@ -93,7 +93,8 @@ class World:
         """A VM, and an actor that its callbacks run in."""
         schedule = self.schedule
         client = ExploredClient(
-            *(schedule, self.mount, self.loop, name, self._numbers, self.frames),
+            *(schedule, self.mount, self.loop, name, self._numbers),
+            len(self.vms) + 1,
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
