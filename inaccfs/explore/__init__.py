@@ -5,6 +5,7 @@ from inaccfs.explore import Scenario
 
 from __future__ import annotations
 
+from inaccfs.explore.pytesting import assert_clean
 from inaccfs.explore.scenario import Scenario
 
-__all__ = ["Scenario"]
+__all__ = ["Scenario", "assert_clean"]

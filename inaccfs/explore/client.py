@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
+from inaccfs.explore.schedule import SpinError
 from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
@@ -240,7 +240,8 @@ class ExploredFile:
             schedule.touch(("puts", client.name))
             client.puts.append(lambda: self._put(pfn, count))
             return
-        for _ in range(client.puts_each):
+        # What is broken is so when actors run: the setup is to come to its end.
+        for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
             self._put(pfn, count)
 
@@ -285,7 +286,9 @@ class ExploredFile:
         self, invalidate: Callback | None = None, **callbacks: Unpack[ShimCallbacks]
     ) -> Registered:
         """See `ShimFile`."""
-        made = self._file.register_notifier(_until_ended(invalidate), **_all(callbacks))
+        made = self._file.register_notifier(
+            self._until_ended(invalidate), **self._all(callbacks)
+        )
         return self._registered(made)
 
     def bind(
@@ -296,29 +299,33 @@ class ExploredFile:
         **callbacks: Unpack[ShimCallbacks],
     ) -> Registered:
         """See `ShimFile`."""
-        made = self._file.bind(start, end, _until_ended(invalidate), **_all(callbacks))
+        made = self._file.bind(
+            start, end, self._until_ended(invalidate), **self._all(callbacks)
+        )
         return self._registered(made)
 
     def _registered(self, notifier: Notifier) -> Registered:
         self._schedule.note("is registered")
         return Registered(self._client, notifier)
 
+    def _until_ended(self, callback: Callback | None) -> Callback | None:
+        """The client logs what a callback raises; these are no errors of a callback."""
+        if callback is None:
+            return None
 
-def _until_ended(callback: Callback | None) -> Callback | None:
-    """The client logs what a callback raises; that a schedule has ended is no error."""
-    if callback is None:
-        return None
+        def call(start: int, end: int) -> None:
+            try:
+                callback(start, end)
+            except Ended:
+                pass
+            except (KeyboardInterrupt, SpinError) as exc:
+                self._schedule.fail(exc)
 
-    def call(start: int, end: int) -> None:
-        with suppress(Ended):
-            callback(start, end)
+        return call
 
-    return call
-
-
-def _all(callbacks: ShimCallbacks) -> ShimCallbacks:
-    return {
-        "invalidate_start": _until_ended(callbacks.get("invalidate_start")),
-        "invalidate_end": _until_ended(callbacks.get("invalidate_end")),
-        "error": _until_ended(callbacks.get("error")),
-    }
+    def _all(self, callbacks: ShimCallbacks) -> ShimCallbacks:
+        return {
+            "invalidate_start": self._until_ended(callbacks.get("invalidate_start")),
+            "invalidate_end": self._until_ended(callbacks.get("invalidate_end")),
+            "error": self._until_ended(callbacks.get("error")),
+        }

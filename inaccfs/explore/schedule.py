@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
 
+_MOST_LATE: Final = 20
+"""If all wait so often until one is late, nobody gets on."""
+
+
+class SpinError(Exception):
+    """An actor takes steps without an end."""
+
 
 class Step(NamedTuple):
     """What a step has done. A key is touched with True by who changes it."""
@@ -123,6 +130,8 @@ class Schedule:
         self._released: list[Key] = []
         self._dead = False
         self._starting = False
+        # How often somebody had to be late.
+        self._lates = 0
         self._next: Actor | None = None
         self._carrier: Final = carrier()
         self._numbers: Final[dict[str, int]] = {}
@@ -234,8 +243,10 @@ class Schedule:
             self.violate("always", str(exc) or "an assertion of always() fails")
 
     def _choose(self) -> Actor | None:
+        if self.ended:
+            return None
         if self.step >= MOST_STEPS:
-            self._stop("waits-for-ever", f"no end after {MOST_STEPS} steps")
+            self.fail(SpinError(f"no end after {MOST_STEPS} steps"))
             return None
         enabled = [
             actor.index
@@ -260,7 +271,9 @@ class Schedule:
         if not (busy := [actor for actor in left if not actor.daemon]):
             self.ended = "done"
             return []
-        if late := [actor.index for actor in left if actor.lates]:
+        late = [actor.index for actor in left if actor.lates]
+        self._lates += bool(late)
+        if late and self._lates <= _MOST_LATE:
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)
         holding = any(actor.wants is not None for actor in busy)
@@ -288,11 +301,11 @@ class Schedule:
                 actor.act()
         except Ended:
             return
+        except (KeyboardInterrupt, SpinError) as exc:
+            self.fail(exc)
         except BaseException as exc:
-            if self._dead:
-                return
-            self.error, self.failed = exc, actor.name
-            self.ended = "error"
+            if not self._dead:
+                self.fail(exc)
         if self._dead:
             return
         actor.done = True
@@ -300,6 +313,11 @@ class Schedule:
             return
         self._finish()
         self._next = None if self.ended else self._choose()
+
+    def fail(self, exc: BaseException) -> None:
+        """The actor that runs has raised, and that is the end."""
+        self.error, self.ended = exc, "error"
+        self.failed = None if self.current is None else self.current.name
 
     def run(self) -> None:
         """Run all actors to their ends."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs.errors import InaccfsError
 from inaccfs.explore.causes import cone, switches
 from inaccfs.explore.choosers import All, Bounded, Chance, Replay, UnstableError
-from inaccfs.explore.schedule import Schedule
+from inaccfs.explore.schedule import Schedule, SpinError
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _BY_CHANCE: Final = 30
 """So many random schedules come first."""
+
+_STEP_SECONDS: Final = 10
+"""No schedule takes longer, on however slow a machine."""
 
 
 class ScenarioError(InaccfsError):
@@ -96,6 +101,7 @@ def execute(
 ) -> Schedule:
     """One schedule from its beginning. Raises `ScenarioError`."""
     chooser.begin()
+    threads = threading.active_count()
     schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
     scenario = case.scenario()
     world = World(schedule, case.semantics, KVMS[case.kvm], evicts=case.scenario.evicts)
@@ -111,6 +117,7 @@ def execute(
         schedule.run()
         if schedule.error is not None:
             raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+        _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
     except (ScenarioError, UnstableError, KeyboardInterrupt):
@@ -123,6 +130,11 @@ def execute(
     finally:
         world.discard()
     return schedule
+
+
+def _check_threads(before: int) -> None:
+    if threading.active_count() > before:
+        raise ScenarioError("it starts threads, of which the explorer knows nothing")
 
 
 def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
@@ -151,7 +163,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
     """Search. Raises `ScenarioError`; Ctrl-C ends it, and is in the outcome."""
     outcome = Outcome(case, limits)
     begin = time.process_time()
-    with _no_garbage():
+    with _no_garbage(), _watched(outcome):
         try:
             _search(outcome, Chance(), begin, _BY_CHANCE)
             if limits.preemptions is None:
@@ -214,6 +226,29 @@ def _note(
             )
             choices = [step.actor for step in steps[: last + 1]]
             outcome.found[kind] = Found(kind, text, choices, size, *first)
+
+
+@contextmanager
+def _watched(outcome: Outcome) -> Iterator[None]:
+    """End a step that does not end: a scenario that spins, or waits for the world."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -1
+
+    def look(*_: object) -> None:
+        nonlocal last
+        if outcome.steps == last:
+            raise SpinError(f"a schedule takes more than {_STEP_SECONDS} seconds")
+        last = outcome.steps
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _STEP_SECONDS, _STEP_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
