@@ -18,7 +18,7 @@ from inaccfs.control import qmp
 from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
 from inaccfs.errnos import os_error
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ class Inbox:
             if exc.errno not in _GONE:
                 log.error("no fd can be received: %s", exc.strerror)  # noqa: TRY400
             return Event.END
-        turns = Turns()
+        slices = Slices()
         try:
             for found in all_found:
                 its, passed = (
@@ -147,7 +147,7 @@ class Inbox:
                 )
                 if not self._deal(found, its):
                     return Event.END
-                await turns.give()
+                await slices.give()
             if owner == begun:
                 self._early, passed = passed, NO_FD
         finally:

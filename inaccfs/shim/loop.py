@@ -74,7 +74,7 @@ class Loop(Protocol):
         """A block that runs to its end, also in a task that is cancelled."""
 
     async def checkpoint(self) -> None:
-        """Let others go on, in the middle of long work. See `inaccfs.shim.turns`."""
+        """Let other tasks run between slices of long work: `inaccfs.shim.slices`."""
 
     async def in_thread(
         self,
@@ -132,8 +132,8 @@ class _Trio:
         self._gate: Final = trio.Lock()
 
     async def checkpoint(self) -> None:
-        # Of all long work one slice is done in a turn of the loop: what comes from the
-        # kernel waits for one slice, and not for as many as there are peers.
+        # One slice of all long work in each round of the loop: a request of the kernel
+        # waits for one slice, and not for as many as there are peers.
         async with self._gate:
             await trio.lowlevel.checkpoint()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.rangemap import RangeMap, add
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -289,15 +289,15 @@ class Notifiers:
             return
         answered = self._loop.event()
         sequence = self._expect(told, answered.set)
-        turns = Turns(self._loop)
+        slices = Slices(self._loop)
         for notifier in told:
             self._tell(notifier, notice, sequence)
-            await turns.give()
+            await slices.give()
         if await self._loop.in_time(self._ack_seconds, answered.wait):
             return
         for notifier in told:
             self._give_up(notifier, sequence)
-            await turns.give()
+            await slices.give()
 
     def awaits(self, sequence: int) -> bool:
         """Whether somebody has not answered event *sequence*."""
@@ -321,11 +321,11 @@ class Notifiers:
         """Send an event that needs no answer."""
         told = self._concerned(notice.start, notice.end)
         self._trace.counters.events += len(told)
-        turns = Turns(self._loop)
+        slices = Slices(self._loop)
         for notifier in told:
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
-            await turns.give()
+            await slices.give()
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         """The notifiers that get an event of pages from *start* to *end*.

@@ -23,7 +23,7 @@ from inaccfs.shim.moved import Moved, tell
 from inaccfs.shim.notifiers import Notice
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import POISON_PLAN, Poisoned
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,11 +159,11 @@ class Pages:
                 extents = self._poisoned.split(extents)[:most]
                 # Nothing can be punched meanwhile; and what has been got is got,
                 # whatever ends this task.
-                turns = Turns(self._superblock.loop)
+                slices = Slices(self._superblock.loop)
                 with self._superblock.loop.shield():
                     for piece in in_pieces(extents, _PAGES_A_STEP, self._page_size):
                         memory.get(holder, [piece])
-                        await turns.give()
+                        await slices.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
@@ -268,9 +268,9 @@ class Pages:
         Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
         is put.
         """
-        turns = Turns(self._superblock.loop)
+        slices = Slices(self._superblock.loop)
         for _ in self._putting().put_all(holder, extents):
-            await turns.give()
+            await slices.give()
 
     def _putting(self) -> Memory:
         """What is to be put to."""
@@ -340,10 +340,10 @@ class Pages:
             # All of it, whatever ends this task; and before anything can be fetched
             # again, which would be taken for what has gone.
             with self._superblock.loop.shield():
-                turns = Turns(self._superblock.loop)
+                slices = Slices(self._superblock.loop)
                 for piece in in_pieces(punched.removed, _PAGES_A_STEP, self._page_size):
                     memory.record(Punched([piece], []))
-                    await turns.give()
+                    await slices.give()
             memory.record(Punched([], punched.moved))
         return Changed(punched)
 

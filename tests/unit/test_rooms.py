@@ -32,7 +32,7 @@ CIRCLES = {
         *("shim.superblock",),
     ],
     "the loop waits for notifiers, and what they call waits for the loop": [
-        *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
+        *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.slices"),
     ],
 }
 
