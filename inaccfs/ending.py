@@ -25,7 +25,7 @@ from inaccfs.errors import (
     NoAnswerError,
     UnmountError,
 )
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, unmounting
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -56,7 +56,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
     Raises:
         InaccfsError: there is no mount, or it is in use.
     """
-    found = mounting.find(mountpoint)
+    found = finding.find(mountpoint)
     told: str | None
     try:
         control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else _ANSWER_SECONDS)
@@ -124,7 +124,7 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
     number, _, control = answer.partition(b" ")
     if number == b"0":
         return control
-    if number and mounting.means_dead(OSError(int(number), "")):
+    if number and finding.means_dead(OSError(int(number), "")):
         raise DeadDaemonError(f"{path}: its daemon is dead")
     return None
 
@@ -224,7 +224,7 @@ def _unmount_living(
 
 
 def _tell_copies(found: MountInfo, goes_on: str) -> str | None:
-    copies = [mount.path for mount in mounting.mounts() if mount.device == found.device]
+    copies = [mount.path for mount in finding.mounts() if mount.device == found.device]
     if not copies:
         return None
     return (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs import launch
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.status import encode
 from inaccfs.streams import printable
 
@@ -74,12 +74,12 @@ def _is_failed(answer: Status | _Silent) -> bool:
 
 def _ask_all() -> Iterator[Status | _Silent]:
     """All mounts that there are, but for those that go away meanwhile."""
-    asked = {mounted.path: mounted for mounted in mounting.mounts()}
+    asked = {mounted.path: mounted for mounted in finding.mounts()}
     for path, mounted in asked.items():
         try:
             yield launch.read_status(path)
         except InaccfsError as exc:
-            if mounted not in mounting.mounts():
+            if mounted not in finding.mounts():
                 continue
             if isinstance(exc, NoEntryError):
                 reason = str(exc)

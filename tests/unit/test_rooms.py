@@ -21,9 +21,6 @@ PAGE = PACKAGE.parent / "docs" / "architecture.md"
 
 # Groups of modules that may import each other, and why. They do so for types only.
 CIRCLES = {
-    "mount() takes a Mountpoint, which looks up what is mounted": [
-        *("fuse.mounting", "fuse.mountpoint"),
-    ],
     "a mount makes its clients, and they use its files": [
         *("inprocess.client", "inprocess.mount"),
     ],
