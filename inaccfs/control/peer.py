@@ -22,7 +22,7 @@ from inaccfs.control.inbox import Event, Inbox
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 from inaccfs.control.peeroutlet import PeerOutlet
 from inaccfs.control.request import NO_FD, Answer, Passed, Request
-from inaccfs.shim.acktimeouts import in_time
+from inaccfs.shim.deadlines import in_time
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:

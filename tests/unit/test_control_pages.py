@@ -395,7 +395,7 @@ async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> Non
     assert node.file is not None
     async with control.peer() as peer:
         number = (await peer.do("register-notifier", file="/guest"))["notifier"]
-        node.file.notifiers._waiting = dict.fromkeys(node.file.notifiers)
+        node.file.notifiers._awaited = dict.fromkeys(node.file.notifiers, False)
         for sequence in (0, 1):
             assert "EINVAL" in await peer.do(
                 "invalidate-done", notifier=number, sequence=sequence

@@ -28,9 +28,6 @@ CIRCLES = {
         *("shim.allocating", "shim.fetch", "shim.file", "shim.moved", "shim.pages"),
         *("shim.superblock",),
     ],
-    "the loop waits for notifiers, and what they call waits for the loop": [
-        *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.slices"),
-    ],
 }
 
 
