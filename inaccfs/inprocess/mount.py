@@ -54,15 +54,16 @@ class Mount:
         memory: SimulatedMemory | None = None,
         guest_access: bool = True,
         ack_seconds: float = 10.0,
-        on_change: Callable[[InaccessibleFile, int, int], object] | None = None,
+        on_change: Callable[[int, int, int], object] | None = None,
         on_frames: Watch | None = None,
         loop: BlockingLoop | None = None,
     ) -> None:
         """*semantics* are v8's, unless others are given; *memory* has their frames.
 
-        Without *guest_access* get-memory is EPERM. *on_change* is called before pages
-        come or go of which notifiers are told, with the file, an offset and a length in
-        bytes; it may block. *on_frames* is called as `Buddy` has it, and must not.
+        Without *guest_access* get-memory is EPERM. *on_change* is called before the
+        backing adds or removes pages that events report, with the fd of the file, an
+        offset and a length in bytes; it may block. *on_frames* is called as `Buddy` has
+        it, and must not block.
         """
         self.semantics: Final[Semantics] = V8() if semantics is None else semantics
         self.loop: Final = ThreadLoop() if loop is None else loop
@@ -134,10 +135,10 @@ class Mount:
         """ftruncate(2), to *size* bytes."""
         self.loop.run(self.inode(fd).set_size(size))
 
-    def _change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _change(self, fd: int, offset: int, length: int) -> None:
         if self._on_change is not None:
             with self.loop.outside():
-                self._on_change(file, offset, length)
+                self._on_change(fd, offset, length)
 
     # --- the end ----------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from inaccfs.semantics import Plan, Semantics
     from inaccfs.shim.allocator import Allocator
-    from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.order import Evictor
@@ -40,8 +39,8 @@ class PendingFrees(Protocol):
         """Wait until all of it is back."""
 
 
-def _nothing(file: InaccessibleFile, offset: int, length: int) -> None:
-    """Nobody wants to know."""
+def _nothing(fd: int, offset: int, length: int) -> None:
+    """Ignore a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,13 @@ class Superblock:
         frees: PendingFrees | None = None,
         ack_timeouts: Evictor | None = None,
         loop: Loop = TRIO,
-        on_change: Callable[[InaccessibleFile, int, int], object] = _nothing,
+        on_change: Callable[[int, int, int], object] = _nothing,
     ) -> None:
         """*page_size* is in bytes; see `Backing.page_size`.
 
         *on_change* is called before the backing removes or adds pages that events
-        report; with the file, and a range in bytes. If the events include a start, it
-        has been answered by then.
+        report, with the fd of the file, and a range in bytes. If the events include a
+        start, it has been answered by then.
         """
         self.semantics: Final = semantics
         self.page_size: Final = page_size

@@ -237,7 +237,7 @@ class FaultyShim:
         self.fallocate: Final = self.mount.fallocate
         self._files: Final[list[Memfd]] = []
 
-    def _pass_gate(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _pass_gate(self, fd: int, offset: int, length: int) -> None:
         if self.gate is not None:
             self.gate()
 

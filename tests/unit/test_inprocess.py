@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
-    from inaccfs.shim.file import InaccessibleFile
 
 PAGE = 4096
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -145,7 +144,8 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
     class Free(type(semantics)):  # type: ignore[misc] # as a test's table has it
         size = "free"
 
-    def on_change(file: InaccessibleFile, offset: int, length: int) -> None:
+    def on_change(_: int, offset: int, length: int) -> None:
+        ((_, file),) = mount.files()
         assert file.pages.memory is not None
         changes.append((offset, length, len(seen), file.pages.memory.pages))
 

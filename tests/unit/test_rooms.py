@@ -24,10 +24,6 @@ CIRCLES = {
     "a mount makes its clients, and they use its files": [
         *("inprocess.client", "inprocess.mount"),
     ],
-    "the superblock keeps what files share, and a list of the files": [
-        *("shim.allocating", "shim.fetch", "shim.file", "shim.moved", "shim.pages"),
-        *("shim.superblock",),
-    ],
 }
 
 
