@@ -339,4 +339,5 @@ class Client:
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
             if file.pages.memory is not None:
-                file.pages.memory.drop(self)
+                for _ in file.pages.memory.drop(self):
+                    pass

@@ -135,6 +135,31 @@ def test_frames_that_are_taken_and_freed_are_heard_of() -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("end", ["close", "disconnect"])
+def test_frames_are_freed_when_the_last_client_that_refers_to_them_ends(
+    end: str,
+) -> None:
+    freed: list[int] = []
+
+    def watch(is_taken: bool, frame: int, _: int) -> None:
+        if not is_taken:
+            freed.append(frame)
+
+    with Mount(memory=SMALL, on_frames=watch) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client = mount.connect()
+        client.file(fd).get_pfn(3)
+        punch(mount, fd, 0, 16)
+        assert freed == []
+        if end == "close":
+            client.close()
+        else:
+            with mount.loop.inside():
+                client.disconnect("a test")
+        assert len(freed) == 1
+        os.close(fd)
+
+
 @pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
 @pytest.mark.parametrize("how", ["punch", "truncate"])
 def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) -> None:
