@@ -201,7 +201,7 @@ def _unmount_living(
         return None if lazy else _tell_copies(found, "its daemon goes on")
     with daemon:
         goes_on = f"its daemon {daemon.pid} goes on"
-        patience = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _STOP_SECONDS
         greetings = 0
         while not daemon.has_ended(_NOTICE_SECONDS):
             if copies := _tell_copies(found, goes_on):
@@ -215,7 +215,7 @@ def _unmount_living(
                     "copies in another mount namespace (a container?), or was "
                     "unmounted lazily elsewhere"
                 )
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise UnmountError(
                     f"{found.path} is unmounted, but its daemon {daemon.pid} is still "
                     f"there after {_STOP_SECONDS:.0f} s: see its log"

@@ -43,7 +43,7 @@ class NoEntryError(InaccfsError):
 
 
 class DeadDaemonError(NotMountedError):
-    """There is a mount, and nobody behind it."""
+    """There is a mount, but its daemon is dead."""
 
 
 class DaemonFailedError(MountError):

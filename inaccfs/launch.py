@@ -362,14 +362,14 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.terminate()
     # A stopped daemon does not see SIGTERM.
     daemon.send_signal(signal.SIGCONT)
-    patience = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
     while True:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            if not _is_running(daemon.pid) or time.monotonic() > patience:
+            if not _is_running(daemon.pid) or time.monotonic() > deadline:
                 break
             seconds = 0.1
         else:

@@ -34,7 +34,7 @@ class ControlError(InaccfsError, ConnectionError):
 
 
 class CannotConnectError(ControlError):
-    """Nobody is behind the socket, or it is not for us."""
+    """Nobody listens on the socket, or this user may not connect to it."""
 
     number = errno.ECONNREFUSED
 

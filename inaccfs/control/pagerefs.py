@@ -118,7 +118,7 @@ class PageReferences:
         """Note the references, and make the reply."""
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
-        if opened.file.pages.keeps_references:
+        if self._context.superblock.semantics.keeps_references:
             self.total += end - first.offset
             if opened.file not in self._files:
                 self._files[opened.file] = opened.again()

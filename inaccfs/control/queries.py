@@ -72,7 +72,7 @@ def describe(
         size=attributes.st_size,
         page_size=file.page_size,
         allocated=attributes.st_blocks * 512 // file.page_size,
-        fetched=0 if memory is None else memory.pages,
+        fetched=0 if memory is None else memory.frames.pages,
         referenced=0 if memory is None else memory.references_count,
         poisoned=file.pages.poisoned_count,
         notifiers=len(file.notifiers),
@@ -191,7 +191,7 @@ def _rows(
     """
     ino, peer, at, skipped = place
     if not peer:
-        for extent in memory.extents_since(at, room + 1):
+        for extent in memory.frames.extents_since(at, room + 1):
             yield (
                 messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
@@ -278,7 +278,7 @@ async def stats(context: Context) -> messages.Stats:
     fetched = references = 0
     for _, _, file, _ in context.files.all():
         if (memory := file.pages.memory) is not None:
-            fetched += memory.pages
+            fetched += memory.frames.pages
             references += memory.references_count
         await slices.give()
     return messages.Stats(
@@ -307,7 +307,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

@@ -26,7 +26,7 @@ _RACES: Final = 16
 
 
 class OnFault(V8):
-    """The seed, as posted: get-pfn allocates, as SGP_WRITE does."""
+    """v8, as posted: get-pfn allocates, as SGP_WRITE does."""
 
     allocates = True
 

@@ -27,7 +27,7 @@ _FILES: Final = 4
 _PAGES: Final = 1024
 _MAPPED: Final = _FILES * _PAGES
 
-# So many pages at a time are the guest's, and so many behind them are not.
+# So many pages at a time are the guest's, and so many after them are not.
 _CHUNK: Final = 16
 _GAP: Final = 48
 
@@ -80,7 +80,7 @@ class _Guest:
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
-        self._puts: Final = self._shim.query_semantics().references != "none"
+        self._puts: Final = self._shim.query_semantics().keeps_references
         size = _PAGES * PAGE_SIZE
         self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
         # Work for the compactor: holes beside all pages, for others to move into.

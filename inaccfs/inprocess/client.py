@@ -308,7 +308,7 @@ class Client:
                     Pin(ino, *extent)
                     for ino, file in self.mount.files()
                     if file.pages.memory is not None
-                    for extent in file.pages.memory.extents()
+                    for extent in file.pages.memory.frames.extents()
                 ]
             )
 

@@ -74,7 +74,7 @@ class World:
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
         # Whoever punches a page that it has locked waits for itself.
-        self._punches_faults: Final = semantics.references != "locked"
+        self._punches_faults: Final = not semantics.locks_pages
         # When the frame of a page that goes is not its frame any more, and so may be
         # that of the next one. Where the callback comes before all, not at all.
         self._forgets_at: Final = {

@@ -41,14 +41,14 @@ class PageLocks:
         self._waiting: Final = loop.parking_lot()
 
     def unlocked(self) -> None:
-        """Somebody has put or lost references."""
+        """References have been put, or dropped with their holder."""
         self._waiting.unpark_all()
 
     def check(self, start: int, end: int) -> None:
-        """Raise `OSError`, EAGAIN, if one of these pages is somebody's.
+        """Raise `OSError`, EAGAIN, if one of these pages is locked.
 
-        The kernel would wait, in lock_page(). A peer cannot: what it has to put in the
-        meantime would wait behind it.
+        The kernel would wait, in lock_page(). A peer cannot: its own
+        put-pfn, which comes after this, would wait for it.
         """
         if self._is_claimed(start, end) or self._holders(start, end):
             raise OSError(

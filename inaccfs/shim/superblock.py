@@ -105,9 +105,7 @@ class Superblock:
         # Evicts notifiers that no task waits for. Without it a task waits for each.
         self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
-        self.guards_pages: Final = (
-            semantics.scope == "range" or semantics.references == "locked"
-        )
+        self.guards_pages: Final = semantics.scope == "range" or semantics.locks_pages
         # The events of each kind of operation. The rules are asked once a mount.
         self.plans: Final[Mapping[Kind, Plan]] = {
             kind: semantics.plan(punches=kind is Kind.PUNCH) for kind in Kind
@@ -127,7 +125,7 @@ class Superblock:
             self.ack_timeouts is not None
             and self.ack_timeouts.running
             and self.plans[Kind.PUNCH].before is None
-            and self.semantics.references != "locked"
+            and not self.semantics.locks_pages
         )
 
     @property

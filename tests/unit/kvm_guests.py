@@ -113,7 +113,7 @@ class Memfd:
         memory = self._inode.pages.memory
         return {
             extent.offset + at: extent.pfn + at
-            for extent in ([] if memory is None else memory.extents())
+            for extent in ([] if memory is None else memory.frames.extents())
             for at in range(extent.count)
         }
 

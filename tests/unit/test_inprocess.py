@@ -172,7 +172,7 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
     def on_change(_: int, offset: int, length: int) -> None:
         ((_, file),) = mount.files()
         assert file.pages.memory is not None
-        changes.append((offset, length, len(seen), file.pages.memory.pages))
+        changes.append((offset, length, len(seen), file.pages.memory.frames.pages))
 
     with Mount(Free(), memory=SMALL, on_change=on_change) as mount:
         fd = mount.memfd_create("file", 16 * PAGE)

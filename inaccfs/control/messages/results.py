@@ -272,6 +272,11 @@ class Semantics(Result, frozen=True, omit_defaults=False):
         """Whether there is anything to put of what has been got."""
         return self.references != "none"
 
+    @property
+    def locks_pages(self) -> bool:
+        """Whether get-pfn leaves a page locked until put-pfn."""
+        return self.references == "locked"
+
 
 def version() -> VersionInfo:
     """What query-version returns, and the greeting."""
