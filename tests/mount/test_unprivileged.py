@@ -280,7 +280,7 @@ print(json.dumps({
 def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
     nobody: Nobody,
 ) -> None:
-    """architecture.md, decision 2; pread and lseek are then those of the seed."""
+    """architecture.md, decision 2; pread and lseek are then those of v8."""
     with nobody.mounted():
         told = run(*nobody.python("-c", PROBE, nobody.point / "file"))
     assert json.loads(told.stdout) == {

@@ -239,7 +239,7 @@ async def notified(
 async def test_every_fallocate_invalidates_after_the_backing_in_pages(
     control: Control, mode: int, pages: tuple[int, int]
 ) -> None:
-    """inaccessible_fallocate() of the seed, with pgoff_t taken at its word."""
+    """inaccessible_fallocate() of v8, with pgoff_t taken at its word."""
     async with (
         notified(control) as (node, [(peer, number)]),
         trio.open_nursery() as nursery,
