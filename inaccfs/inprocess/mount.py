@@ -69,7 +69,7 @@ class Mount:
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Superblock(
+        self.superblock: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -108,7 +108,7 @@ class Mount:
             fd = os.memfd_create(name)
             undo.callback(os.close, fd)
             with self.loop.inside():
-                file = InaccessibleFile(fd, self.shim)
+                file = InaccessibleFile(fd, self.superblock)
             if size:
                 self.loop.run(file.set_size(size))
             made = os.dup(fd)
