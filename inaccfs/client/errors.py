@@ -34,7 +34,7 @@ class ControlError(InaccfsError, ConnectionError):
 
 
 class CannotConnectError(ControlError):
-    """Nobody listens on the socket, or this user may not connect to it."""
+    """No daemon listens on the socket, or it does not let us in."""
 
     number = errno.ECONNREFUSED
 
