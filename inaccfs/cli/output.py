@@ -126,7 +126,7 @@ def mention(text: str, *, end: str = "\n") -> None:
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
-    # Whoever reads has had enough, and knows.
+    # The reader has closed the pipe on purpose.
     if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
         complain(f"cannot write to the standard output: {cause.strerror}")
 

@@ -125,7 +125,7 @@ def _allocate(fd: int, page: int, count: int) -> None:
 
 
 def _compact(_bench: Bench, _guest: _Guest) -> str:
-    """As kcompactd does for whoever wants a huge page; but now, and all memory."""
+    """As kcompactd does to make huge pages; but now, and in all memory."""
     for _ in range(_ROUNDS):
         _COMPACT.write_text("1")
     return "ok"
@@ -176,7 +176,7 @@ def _run(lab: Lab) -> None:
         raise InaccfsError("compaction: needs root, and a kernel that can compact")
     rows: list[tuple[object, ...]] = []
     for semantics in lab.semantics:
-        # Huge pages only for who asks for them, as MADV_COLLAPSE does.
+        # Huge pages only on request, as by MADV_COLLAPSE.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
             held = bench.shim.query_status().pinning.split(" ")[0]

@@ -43,7 +43,7 @@ class PageLock(V10):
 
 
 class _World:
-    """A file, and a neighbour who gets the frames that are freed."""
+    """A file, and a neighbour that gets the frames that are freed."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._stack: Final = stack
@@ -58,10 +58,10 @@ class _World:
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
 
     def user(self) -> File:
-        """Who listens for all pages, with a connection of its own."""
+        """A client with a notifier for all pages, and a connection of its own."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
-        # Until its connection ends: who has lost that cannot unregister.
+        # Until its connection ends: without one it cannot unregister.
         parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
         return file
 

@@ -132,7 +132,7 @@ class Notifier:
             lost = client.lost
             self._leaving = True
             if loop.me() in self._running:
-                # Whoever waits for the end of this invalidation is this thread.
+                # This thread is in the invalidation, and cannot wait for its end.
                 notifiers.drop(self)
             else:
                 loop.wait_for(lambda: not self._running, "a callback to return")

@@ -70,7 +70,7 @@ class InaccessibleFile:
         self, fd: int, superblock: Superblock, *, writable: bool = True
     ) -> None:
         """Take an *fd* of the backing."""
-        # An fd of the backing file. Closed by whoever opened it.
+        # An fd of the backing file. The caller of `__init__` closes it.
         self.fd = fd
         # Whether fd is open for writing; else it is good for fstat(2) only.
         self.writable = writable
