@@ -19,7 +19,7 @@ from inaccfs.backing.root import open_to_read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# While so many calls wait for a walk, others get what the last one has found. A call may
+# While so many calls wait for a walk, others get the result of the last one. A call may
 # be a request of the kernel's, and the kernel has only so many under way.
 _MOST_WAITING: Final = 8
 
