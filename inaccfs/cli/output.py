@@ -118,7 +118,7 @@ def complain(text: str) -> None:
 
 def mention(text: str, *, end: str = "\n") -> None:
     """Print *text* as it is on the standard error, if that takes it."""
-    # What cannot be told changes neither what was done nor the exit status.
+    # If it does not, neither what was done changes nor the exit status.
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr, flush=True)
 

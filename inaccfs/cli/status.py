@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Silent:
-    """A mount that cannot be told of."""
+    """A mount whose status is not known."""
 
     mountpoint: str
     reason: str
@@ -121,7 +121,7 @@ def _frames(status: Status) -> str:
 
 
 def _bytes(count: int) -> str:
-    """A size for people: exact if it can be told in a few digits."""
+    """A size for people: exact if a few digits are enough."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

@@ -47,8 +47,8 @@ class Due(NamedTuple):
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) when a notifier is told; sees to it
-that `Due.call` and then `Due.answer` are called, outside of it, now or later.
+"""Called inside the shim (`BlockingLoop.inside`) with an event for a notifier. It must
+have `Due.call` and then `Due.answer` called outside of the shim, now or later.
 """
 
 

@@ -119,7 +119,7 @@ class Mount:
         return made
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2). Returns when the notifiers that are told have answered."""
+        """fallocate(2). Returns when the notifiers that get an event have answered."""
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():

@@ -35,7 +35,7 @@ _pfn: Final = attrgetter("pfn")
 
 
 class BackingFile:
-    """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
+    """A file, as one VM uses it. Numbers are pages of 4 KiB unless said otherwise."""
 
     def __init__(
         self,

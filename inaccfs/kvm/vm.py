@@ -56,7 +56,7 @@ class VM:
     `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
-    - `invalidate:end`: it has been zapped, and the daemon will be told next;
+    - `invalidate:end`: it has been zapped, and the answer goes to the daemon next;
     - `fault:begin`: seq is taken, get-pfn comes next;
     - `fault:before_install`: the frame is known, mmu_lock comes next;
     - `looks_up`: a vCPU is in guest mode, and for a private access has walked the page

@@ -138,7 +138,7 @@ class InaccessibleFile:
         hold: Callable[[], Done],
         who: int = 0,
     ) -> Begun:
-        """inaccessible_fallocate() of v8: ask the rules, and do at once what is quick.
+        """inaccessible_fallocate() of v8: ask the rules, and do at once what is short.
 
         Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
         *hold* has been called then, and what it returned is called when the last has

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from inaccfs.semantics import Plan, Semantics
-    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.order import Evictor
-    from inaccfs.shim.turn import Turn
+    from inaccfs.shim.turn import Turn, Undoing
 
 
 class PendingFrees(Protocol):
@@ -37,6 +36,15 @@ class PendingFrees(Protocol):
 
     async def wait_idle(self) -> None:
         """Wait until all of it is back."""
+
+
+class LongAllocator(Protocol):
+    """Makes allocations that can be interrupted: `inaccfs.shim.allocator`."""
+
+    async def allocate(
+        self, fd: int, mode: int, offset: int, length: int, interrupted: Event
+    ) -> Undoing | None:
+        """fallocate(2), until it is done or *interrupted* is set."""
 
 
 def _nothing(fd: int, offset: int, length: int) -> None:
@@ -68,7 +76,7 @@ class Superblock:
         semantics: Semantics,
         page_size: int,
         *,
-        allocator: Allocator | None = None,
+        allocator: LongAllocator | None = None,
         headroom: Headroom | None = None,
         frames: FrameSource | None = None,
         ack_seconds: float = 10.0,
@@ -118,7 +126,7 @@ class Superblock:
 
     @property
     def punches_inline(self) -> bool:
-        """Whether a quick punch needs no task: see `InaccessibleFile.begin`."""
+        """Whether a short punch needs no task: see `InaccessibleFile.begin`."""
         # It then begins with the change, which has nothing to wait for: neither answers
         # to an event, during which others may take the file, nor a locked page.
         return (

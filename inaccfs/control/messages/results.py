@@ -192,7 +192,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How often notifiers of a file have been told something.
+    # How many events have gone to notifiers, each counted once for all of a file's.
     invalidations: int
     # The events sent for that.
     events: int
