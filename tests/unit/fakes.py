@@ -444,7 +444,7 @@ class HeldAllocator:
 # --- fallocate(2) -----------------------------------------------------------------
 
 
-def quick(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
+def fallocated_now(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
     """Begin a fallocate(2); whether that is all. Nothing more is done of it."""
 
     def hold() -> NoReturn:
