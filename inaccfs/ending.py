@@ -120,7 +120,7 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
         with suppress(subprocess.TimeoutExpired):
             # A child that hangs in the kernel cannot end.
             child.wait(_QUICK_ANSWER_SECONDS)
-    # The exit status is no use: it is lost where SIGCHLD is ignored.
+    # Do not use the exit status: it is lost where SIGCHLD is ignored.
     number, _, control = answer.partition(b" ")
     if number == b"0":
         return control

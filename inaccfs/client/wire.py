@@ -191,7 +191,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
 
 
 def flush(outlet: Outlet) -> bool:
-    """As `Outlet.flush`, but a daemon that has gone is no error.
+    """As `Outlet.flush`, but a daemon that has gone is not an error.
 
     It gets nothing more, and what it said last is still to be read.
     """

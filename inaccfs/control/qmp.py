@@ -109,7 +109,7 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
 
     Raises:
         MalformedError: it is none, or more than one.
-        BadRequestError: it is no command that there is.
+        BadRequestError: there is no such command.
     """
     try:
         envelope = _envelope_decoder.decode(line)
@@ -243,7 +243,7 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     """Read what a server has sent; None is an event that we do not know.
 
     Raises:
-        NotQmpError: it is no message of QMP.
+        NotQmpError: it is not a message of QMP.
     """
     try:
         found = _incoming_decoder.decode(line)

@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who is told, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="poison",
-    question="When a page is poisoned, who is told, and when is it dropped?",
+    question="When a page is poisoned, who gets an event, and when is it dropped?",
     run=_run,
     semantics=("v8", "v10", "bind", "guest_memfd"),
 )

@@ -49,7 +49,7 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether it has ended."""
         return is_readable(self._pidfd)
 
     @property

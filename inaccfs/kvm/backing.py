@@ -46,7 +46,7 @@ class BackingFile:
         *,
         puts: bool = True,
     ) -> None:
-        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount.
+        """Takes a duplicate of *fd*. EINVAL if it is not a file of the mount.
 
         Without *puts* the shim gives no references that could be put.
         """

@@ -180,7 +180,7 @@ class Faults:
         try:
             mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
             if mapped:
-                # So that the first access is no fault. It has its own complaint.
+                # So that the first access causes no fault. It raises what fails here.
                 with suppress(PermissionError):
                     yield Reach(backing, slot.pgoff(end))
         finally:
