@@ -155,7 +155,7 @@ class Faults:
         while gfn < end:
             stop = yield from self._populate(gfn, min(end, gfn + size))
             if stop == gfn:
-                # Halve the chunk at each retry, so that a busy puncher cannot starve us.
+                # Halve the chunk at each retry: a busy puncher must not starve us.
                 size = max(size >> 1, 1)
                 yield Wait(self._mmu, gfn, gfn + size)
             else:
