@@ -180,6 +180,19 @@ def test_a_dead_daemon_is_told(point: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("uid", [0, 1000], ids=["mount(2)", "fusermount3"])
+def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
+    point: Path, monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    with support.doomed(point) as mount:
+        found = finding.find(str(point))
+        support.kill(mount)
+        syscalls.umount(str(point), syscalls.MNT_DETACH)
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        unmounting.unmount(found, lazy=False)
+        monkeypatch.undo()
+
+
 def test_a_question_that_hangs_is_left_behind(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
