@@ -186,8 +186,8 @@ class File:
         """Give back a reference to each of *count* pages from frame *pfn* on.
 
         Done also if the caller is cancelled already, so that `finally` may await it.
-        There is no `wait`: whoever does not want to starts it in a nursery, which hears
-        of refusals.
+        There is no `wait`: to go on without waiting, start it in a nursery, where a
+        refusal is raised.
         """
         request = requests.put_pfn(self._open_name, pfn, count)
         await self._client._connection.do_even_if_cancelled(request)

@@ -171,7 +171,7 @@ class Client:
     def close(self) -> None:
         """Give back references and notifiers, and end the connection.
 
-        Whoever is in a command gets `ClientClosedError`. Waits for a callback that is
+        Threads in a command get `ClientClosedError`. Waits for a callback that is
         running, ten seconds at most, unless it is the callback that closes.
 
         Raises:

@@ -34,7 +34,7 @@ class ControlError(InaccfsError, ConnectionError):
 
 
 class CannotConnectError(ControlError):
-    """Nobody is behind the socket, or it is not for us."""
+    """No daemon listens on the socket, or it does not let us in."""
 
     number = errno.ECONNREFUSED
 
