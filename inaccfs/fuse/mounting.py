@@ -131,7 +131,12 @@ def resolve(path: str) -> str:
 
     Never accesses a mountpoint itself, and what is above it only if necessary: either
     may belong to a dead daemon, or to the calling one.
+
+    Raises:
+        OptionError: *path* is empty, which a script's unset variable makes it.
     """
+    if not path:
+        raise OptionError("the path of the mountpoint is empty: name a directory")
     wanted = os.path.abspath(path)
     if mountinfo.topmost(wanted) is not None:
         # Do not resolve it further: it may be in a mount whose daemon hangs.
