@@ -184,7 +184,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="allocation",
-    question="Who allocates a page, and how many pages are there twice?",
+    question="What allocates a page, and how many pages are allocated twice?",
     run=_run,
     semantics=(f"{__file__}:OnFault", f"{__file__}:NoAlloc"),
 )

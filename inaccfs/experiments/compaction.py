@@ -194,7 +194,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="compaction",
-    question="Who sees a page after put-pfn, and is told when the kernel moves it?",
+    question="After put-pfn the kernel may move a page: does KVM learn of that?",
     run=_run,
     semantics=("v8", "v8-as-posted", "v9", "v10"),
     exact=False,

@@ -194,7 +194,7 @@ def _judge(
 
 EXPERIMENT: Final = Experiment(
     name="content",
-    question="What is in a page after a conversion, and who may count on it?",
+    question="What does a page contain after a conversion, and can clients rely on it?",
     run=_run,
     semantics=("v8", "guest_memfd"),
 )

@@ -208,7 +208,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="folios",
-    question="What does the punch of a page do to the huge page that it was part of?",
+    question="What does punching a page do to the huge page that it was part of?",
     run=_run,
     semantics=("v8", "v9"),
 )

@@ -146,7 +146,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="lock",
-    question="What is a notifier told that is registered while a punch is under way?",
+    question="Which events does a notifier get that is registered during a punch?",
     run=_run,
     semantics=("v8", "v9", "v10", "bind", "guest_memfd"),
 )

@@ -170,7 +170,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="order",
-    question="When must a user be told, so that it never uses a page that was freed?",
+    question="When must an event come, so that a guest never uses a freed page?",
     run=_run,
     semantics=("v8", f"{__file__}:Before", "v7", "v10", "bind", "guest_memfd"),
 )

@@ -221,7 +221,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="payload",
-    question="What must an invalidation carry, so that a user can undo what it did?",
+    question="What must an event carry, so that a user can undo changes to frames?",
     run=_run,
     semantics=("v8", "v10", f"{__file__}:FramesLate", f"{__file__}:Frames"),
 )

@@ -195,7 +195,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="poison",
-    question="When a page is poisoned, who is told, and when is it dropped?",
+    question="When a page is poisoned, which events are sent, and when is it dropped?",
     run=_run,
     semantics=("v8", "v10", "bind", "guest_memfd"),
 )

@@ -213,7 +213,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="references",
-    question="What may get-pfn leave its caller: a reference, nothing, or a lock?",
+    question="What should get-pfn give its caller: a reference, a lock, or nothing?",
     run=_run,
     semantics=tuple(
         f"{__file__}:{name}" for name in ("Reference", "Revoke", "PageLock")
