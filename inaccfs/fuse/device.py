@@ -102,7 +102,7 @@ class Device:
                 try:
                     write(reply)
                 except OSError as exc:
-                    self._refused(unique, answer, exc)
+                    self._refused(unique, reply, exc)
             in_a_row += 1
             if in_a_row >= _REQUESTS_IN_A_ROW:
                 in_a_row = 0
@@ -116,13 +116,26 @@ class Device:
         try:
             os.writev(self._fd, (header, payload))
         except OSError as exc:
-            self._refused(unique, number, exc)
+            self._refused(unique, header + bytes(payload), exc)
 
-    def _refused(self, unique: int, answer: bytes | int, exc: OSError) -> None:
-        """The kernel did not take a reply: nobody waits for it, or it was wrong."""
-        if exc.errno in _NOBODY_WAITS:
-            return
-        log.error("the kernel refused a reply: %s", exc.strerror)
-        if answer != errno.EIO:
+    def _refused(self, unique: int, reply: bytes, exc: OSError) -> None:
+        """The kernel did not take a reply: nobody waits for it, or it was wrong.
+
+        Or there was no memory to read it: then it is sent once more, because the call
+        has been carried out.
+        """
+        others = [reply] if exc.errno == errno.ENOMEM else []
+        instead = wire.pack_reply(wire.OUT_HEADER_SIZE, -errno.EIO, unique)
+        if reply != instead:
             # The caller must not wait for ever.
-            self.send(unique, errno.EIO, b"")
+            others.append(instead)
+        while exc.errno not in _NOBODY_WAITS:
+            log.error("the kernel refused a reply: %s", exc.strerror)
+            if not others:
+                return
+            try:
+                os.writev(self._fd, (others.pop(0),))
+            except OSError as again:
+                exc = again
+            else:
+                return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs import mmcalls
 from inaccfs.shim import pins
 from inaccfs.shim.rangemap import RangeMap
+from inaccfs.shim.releasing import Releasing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,6 +29,15 @@ WINDOW_BYTES: Final = 32 << 20
 # A buffer of at most this many pages is replaced when a page beside it is pinned. It is
 # as much as the kernel maps around a fault: fault_around_bytes, in pages of 4 KiB.
 _FEW: Final = 16
+
+
+def _unmap(mappings: list[tuple[int, int]], at: int) -> int:
+    mmcalls.munmap(*mappings[at])
+    return 1
+
+
+# Of this process, by address and length. One that stays keeps the memory of its file.
+_mappings: Final = Releasing(_unmap)
 
 
 class Piece(NamedTuple):
@@ -158,7 +168,7 @@ class Buffers:
                 mmcalls.populate(base + start * size, (end - start) * size)
             yield Window(pieces, fd, base)
         finally:
-            mmcalls.munmap(address, (stop - first) * size)
+            _mappings.release([(address, (stop - first) * size)])
 
     def pin(self, window: Window) -> list[int | None]:
         """Pin what is mapped: a token for each piece that needs and gets a buffer."""

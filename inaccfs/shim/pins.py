@@ -13,17 +13,15 @@ import os
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from heapq import heappop, heappush
-from threading import Lock, Timer
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs import mmcalls, uring
 from inaccfs.errnos import os_error
-from inaccfs.trouble import Trouble
+from inaccfs.shim.releasing import Releasing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-_TRY_AGAIN_SECONDS: Final = 1.0
+    from collections.abc import Iterable
 
 # A process may have some 65,000 mappings (vm.max_map_count), and needs other ones.
 _MAX_MAPPINGS: Final = 16384
@@ -85,78 +83,6 @@ def choose() -> Pins:
         return NoPins(f"{refused}; mlock: {exc.strerror}")
 
 
-class _Releasing:
-    """Lets go of tokens; those that the kernel refuses, again and again.
-
-    It has no reason to refuse but want of memory (ENOMEM). Memory that stays pinned
-    would be lost to everybody, so it is asked again every second, by a thread that
-    there is only meanwhile.
-    """
-
-    def __init__(self, let_go: Callable[[list[int], int], int]) -> None:
-        """*let_go* lets tokens of a list go, from an index on; returns how many.
-
-        It may raise `OSError`, and is called by one thread at a time for a token.
-        """
-        self._let_go: Final = let_go
-        self._trouble: Final = Trouble()
-        self._lock: Final = Lock()
-        self._refused: list[int] = []
-        # Tries those again. Of a thread that could not be started nothing is left: the
-        # next release starts one.
-        self._timer: Timer | None = None
-        self._closed = False
-
-    def release(self, tokens: list[int]) -> None:
-        """Let go of *tokens*, now or later."""
-        refused = self._try(tokens)
-        if refused or self._refused:
-            self._try_later(refused)
-
-    def close(self) -> None:
-        """Try no more."""
-        with self._lock:
-            self._closed = True
-            timer = self._timer
-        if timer is not None:
-            timer.cancel()
-            timer.join()
-
-    def _try(self, tokens: list[int]) -> list[int]:
-        """Those that have not been let go."""
-        at = 0
-        try:
-            while at < len(tokens):
-                at += self._let_go(tokens, at)
-        except OSError as exc:
-            self._trouble.met(f"pages stay pinned for now: {exc.strerror}")
-        return tokens[at:]
-
-    def _try_later(self, tokens: list[int]) -> None:
-        with self._lock:
-            self._refused += tokens
-            if self._closed or self._timer is not None:
-                return
-            timer = Timer(_TRY_AGAIN_SECONDS, self._try_again)
-            # Python does not wait for it at its end.
-            timer.daemon = True
-            with suppress(RuntimeError):
-                timer.start()
-                self._timer = timer
-
-    def _try_again(self) -> None:
-        with self._lock:
-            tokens, self._refused = sorted(self._refused), []
-        refused = self._try(tokens)
-        # Only now: until then `close` waits for this thread.
-        with self._lock:
-            self._timer = None
-        if refused or self._refused:
-            self._try_later(refused)
-        else:
-            self._trouble.over()
-
-
 class RingPins:
     """Long-term pins: each takes a slot of a ring. There are as many rings as needed.
 
@@ -180,7 +106,7 @@ class RingPins:
         self._free: list[int] = []
         self._unused = 0
         self._lock: Final = Lock()
-        self._releasing: Final = _Releasing(self._empty)
+        self._releasing: Final = Releasing(self._empty)
         self._add_ring()
 
     def _add_ring(self) -> None:
@@ -276,7 +202,7 @@ class LockPins:
         self._mappings: dict[int, tuple[int, int]] = {}
         self._last = 0
         self._lock: Final = Lock()
-        self._releasing: Final = _Releasing(self._unmap)
+        self._releasing: Final = Releasing(self._unmap)
         probe = create_string_buffer(1)
         mmcalls.mlock(addressof(probe), 1)
         mmcalls.munlock(addressof(probe), 1)
@@ -296,15 +222,16 @@ class LockPins:
             raise os_error(errno.ENOMEM)
         # The caller unmaps its own mapping soon, which would unlock it.
         address = mmcalls.mmap(buffer.fd, buffer.offset, buffer.length)
+        with self._lock:
+            self._last += 1
+            token = self._last
+            self._mappings[token] = (address, buffer.length)
         try:
             mmcalls.mlock(address, buffer.length)
         except OSError:
-            mmcalls.munmap(address, buffer.length)
+            self.release([token])
             raise
-        with self._lock:
-            self._last += 1
-            self._mappings[self._last] = (address, buffer.length)
-            return self._last
+        return token
 
     def release(self, tokens: Iterable[int]) -> None:
         self._releasing.release(list(tokens))

@@ -170,13 +170,18 @@ def _furnish(theirs: Path) -> None:
     (theirs / "setgid").chmod(0o2777)
 
 
-def outcomes(root: Path, uid: int) -> dict[str, object]:
-    """The outcome of every call on the file system at *root*, made as user *uid*.
+def names() -> list[str]:
+    """Of all calls."""
+    _load()
+    return list(CALLS)
+
+
+def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
+    """The outcomes of calls on the file system at *root*, made as user *uid*.
 
     *root* is a directory that *uid* may enter; the caller is root.
     """
-    _load()
-    for number in range(len(CALLS)):
+    for number in range(len(chosen)):
         own = root / str(number) / "own"
         own.mkdir(parents=True)
         os.chown(own, uid, uid)
@@ -185,6 +190,7 @@ def outcomes(root: Path, uid: int) -> dict[str, object]:
         [sys.executable, "-m", "tests.hard.calls", str(root), str(uid)],
         env=ENVIRONMENT,
         cwd=TOP,
+        input=json.dumps(chosen).encode(),
         stdout=subprocess.PIPE,
         timeout=5 * PATIENCE,
         check=True,
@@ -207,10 +213,10 @@ def _main(root: str, uid: int) -> None:
     os.setuid(uid)
     os.umask(0o022)
     found: dict[str, object] = {}
-    for number, (name, function) in enumerate(CALLS.items()):
+    for number, name in enumerate(json.load(sys.stdin)):
         place = Place(f"{root}/{number}/own", f"{root}/{number}/theirs")
         try:
-            found[name] = function(place)
+            found[name] = CALLS[name](place)
         except OSError as exc:
             found[name] = outcome(_raise, exc)
     json.dump(found, sys.stdout)

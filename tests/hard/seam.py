@@ -34,7 +34,6 @@ CALLS: Final[dict[str, str]] = {
     "os.ftruncate": "EIO EPERM EFBIG",
     "os.posix_fallocate": "ENOSPC EIO EFBIG",
     "os.pread": "EIO",
-    "os.write": "ENOSPC EIO",
     # --- names ---
     "os.mkdir": "ENOSPC EDQUOT ENOMEM EROFS",
     "os.mknod": "ENOSPC EDQUOT ENOMEM EPERM",
@@ -68,14 +67,13 @@ CALLS: Final[dict[str, str]] = {
     # --- processes and threads ---
     "os.fork": "EAGAIN ENOMEM",
     "os.pidfd_open": "EMFILE ENFILE ENOMEM",
-    "os.waitpid": "ECHILD",
     "threading.Thread.start": "EAGAIN",
     # --- the device and sockets ---
     "io.FileIO.readinto": "ENOENT",
     "io.FileIO.write": "ENOMEM",
+    "os.writev": "ENOMEM",
     "socket.socketpair": "EMFILE ENFILE ENOMEM",
     "socket.send_fds": "ENOBUFS ENOMEM ETOOMANYREFS EPIPE",
-    "socket.recv_fds": "ENOMEM",
     "socket.socket.accept": "EMFILE ENFILE ENOBUFS ENOMEM ECONNABORTED EPERM",
     "socket.socket.setblocking": "ENOMEM",
     "socket.socket.getsockopt": "ENOBUFS ENOMEM",

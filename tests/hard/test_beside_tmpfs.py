@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.hard import calls
+from tests.hard.budget import some
 from tests.mount import support
 from tests.mount.support import NOBODY
 
@@ -70,14 +71,17 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
 ) -> None:
     rules = BY_RULE | (OF_ANOTHER_USER if uid else {})
     listed = {name: told for told, names in rules.values() for name in names}
+    # All that differ, and of the others as many as there is time for.
+    alike = [name for name in calls.names() if name not in listed]
+    chosen = [*listed, *some(alike, 300)]
     options = "size=64m,mode=1777,nosuid,nodev,noexec"
     with (
         support.tmpfs(ground.path / "tmpfs", options) as beside,
         support.mounted(allow_other=True, mode=0o1777, size="64m") as mount,
     ):
         os.chmod(mount.path.parent, 0o755)
-        wanted = calls.outcomes(beside, uid)
-        found = calls.outcomes(mount.path, uid)
+        wanted = calls.outcomes(beside, uid, chosen)
+        found = calls.outcomes(mount.path, uid, chosen)
     (ground.path / "tmpfs").rmdir()
 
     assert len(wanted) >= 250

@@ -1017,7 +1017,17 @@ async def test_who_waits_for_a_reply_that_is_refused_gets_eio(world: World) -> N
 async def test_a_refused_reply_is_not_repeated_for_ever(
     world: World, number: int, error: int
 ) -> None:
-    world.channel._device._refused(7, number, OSError(error, os.strerror(error)))
+    reply = wire.pack_reply(wire.OUT_HEADER_SIZE, -number, 7)
+    world.channel._device._refused(7, reply, OSError(error, os.strerror(error)))
+    assert world.kernel.is_silent()
+
+
+async def test_a_reply_that_there_was_no_memory_for_is_sent_again(world: World) -> None:
+    """The call has been carried out: EIO would leave a name that the kernel denies."""
+    reply = wire.pack_reply(wire.OUT_HEADER_SIZE + 4, 0, 7) + b"done"
+    refusal = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    world.channel._device._refused(7, reply, refusal)
+    assert await world.kernel.receive() == (7, 0, b"done")
     assert world.kernel.is_silent()
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from inaccfs import mmcalls, uring
-from inaccfs.shim import pins
+from inaccfs.shim import pins, releasing
+from inaccfs.shim.buffers import Buffers, Piece
 from inaccfs.shim.pins import Buffer, LockPins, NoPins, RingPins
 from tests.unit.fakes import refused
 
@@ -227,7 +228,7 @@ def test_what_the_kernel_does_not_let_go_it_is_asked_for_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A release never raises, and nothing stays pinned for good."""
-    monkeypatch.setattr(pins, "_TRY_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(releasing, "_TRY_AGAIN_SECONDS", 0.01)
     held = pinned if isinstance(any_pins, RingPins) else locked
     before = held()
     tokens = any_pins.hold(memory.buffers(256 * 1024))
@@ -251,9 +252,37 @@ def test_what_the_kernel_does_not_let_go_it_is_asked_for_again(
     while held() != before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert caplog.text.count("pages stay pinned for now") == 1
+    assert caplog.text.count("pages stay in use for now") == 1
     # And what holds them is free again.
     assert None not in any_pins.hold(memory.buffers(MIB))
+
+
+def test_what_cannot_be_unmapped_is_unmapped_later(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping that stays would keep the memory of its file."""
+    monkeypatch.setattr(releasing, "_TRY_AGAIN_SECONDS", 0.01)
+    before = maps()
+    left = 3
+    really_unmap = mmcalls.munmap
+
+    def munmap(address: int, length: int) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        really_unmap(address, length)
+
+    monkeypatch.setattr(mmcalls, "munmap", munmap)
+    buffers = Buffers(NoPins("a test"), PAGE, MIB)
+    piece = Piece(0, 1, 0, 1, [], pinned=False)
+    with buffers.mapped(memory.fd, [piece]):
+        assert maps() == before + 1
+    deadline = time.monotonic() + 60
+    while maps() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert left < 0
 
 
 def test_pins_that_wait_to_be_released_end_with_the_ring(
