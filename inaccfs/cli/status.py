@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs import launch
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.status import encode
 from inaccfs.streams import printable
 
@@ -79,7 +79,7 @@ def _ask_all() -> Iterator[Status | _Silent]:
         try:
             yield launch.read_status(path)
         except InaccfsError as exc:
-            if mounted not in mounting.mounts():
+            if mounted not in finding.mounts():
                 continue
             if isinstance(exc, NoEntryError):
                 reason = str(exc)

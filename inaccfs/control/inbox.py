@@ -18,7 +18,7 @@ from inaccfs.control import qmp
 from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
 from inaccfs.errnos import os_error
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,11 +120,15 @@ class Inbox:
     async def read_with_fds(self) -> Event:
         """Read what `read` has seen, with the fds that come with it."""
         connection = self._connection
+        slices = Slices()
         try:
             # Enough to reach the end of the message that has the fds: the kernel looks
             # no further than that. See unix(7).
             data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
-            all_found = list(self._stream.feed(data))
+            all_found = []
+            for found in self._stream.feed(data):
+                all_found.append(found)
+                await slices.give()
             begins = [
                 found.begin
                 for found in all_found
@@ -139,7 +143,6 @@ class Inbox:
             if exc.errno not in _GONE:
                 log.error("no fd can be received: %s", exc.strerror)  # noqa: TRY400
             return Event.END
-        turns = Turns()
         try:
             for found in all_found:
                 its, passed = (
@@ -147,7 +150,7 @@ class Inbox:
                 )
                 if not self._deal(found, its):
                     return Event.END
-                await turns.give()
+                await slices.give()
             if owner == begun:
                 self._early, passed = passed, NO_FD
         finally:

@@ -80,7 +80,7 @@ class _Guest:
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
-        self._puts: Final = self._shim.query_semantics().references != "none"
+        self._puts: Final = self._shim.query_semantics().keeps_references
         size = _PAGES * PAGE_SIZE
         self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
         # Give the compactor work: holes beside all pages, which pages can move into.

@@ -103,7 +103,7 @@ def _get_locked(to: _Subject) -> None:
 
 def _put(to: _Subject) -> None:
     pfn = _get_pfn(to, 1)
-    if to.rules.references != "none":
+    if to.rules.keeps_references:
         to.file.put_pfn(pfn)
     to.file.put_pfn(pfn)
 

@@ -74,7 +74,7 @@ class _User:
             self.put(found)
 
     def put(self, found: Iterable[Extent]) -> None:
-        for extent in found if self.rules.references != "none" else ():
+        for extent in found if self.rules.keeps_references else ():
             self.file.put_pfn(extent.pfn, extent.count)
 
     def mark(self, page: int, frame: int) -> None:

@@ -51,8 +51,8 @@ class _World:
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
         self._scope: Final = rules.scope
-        self.locks: Final = rules.references == "locked"
-        self.puts: Final = rules.references != "none"
+        self.locks: Final = rules.locks_pages
+        self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))

@@ -54,7 +54,7 @@ class Mount:
         memory: SimulatedMemory | None = None,
         guest_access: bool = True,
         ack_seconds: float = 10.0,
-        on_change: Callable[[InaccessibleFile, int, int], object] | None = None,
+        on_change: Callable[[int, int, int], object] | None = None,
         on_frames: Watch | None = None,
         loop: BlockingLoop | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class Mount:
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Superblock(
+        self.superblock: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -107,7 +107,7 @@ class Mount:
             fd = os.memfd_create(name)
             undo.callback(os.close, fd)
             with self.loop.inside():
-                file = InaccessibleFile(fd, self.shim)
+                file = InaccessibleFile(fd, self.superblock)
             if size:
                 self.loop.run(file.set_size(size))
             made = os.dup(fd)
@@ -134,10 +134,10 @@ class Mount:
         """ftruncate(2), to *size* bytes."""
         self.loop.run(self.inode(fd).set_size(size))
 
-    def _change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _change(self, fd: int, offset: int, length: int) -> None:
         if self._on_change is not None:
             with self.loop.outside():
-                self._on_change(file, offset, length)
+                self._on_change(fd, offset, length)
 
     # --- the end ----------------------------------------------------------------------
 
