@@ -1,8 +1,7 @@
 """System calls that the standard library lacks, one thin function each.
 
-A test can put another function in place of one and see what happens when the kernel
-says no. Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are
-bytes.
+A test can replace one of them, to see what happens when the kernel refuses the call.
+Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are bytes.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ _now_length = ctypes.c_int64()
 
 
 def fallocate_now(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) for a range so small that nobody minds waiting."""
+    """fallocate(2) for a range so small that it takes microseconds."""
     if mode == 0:
         # The same call without the cost of ctypes, a third of it. It would fall back
         # to writing where fallocate is not supported; every backing supports this.

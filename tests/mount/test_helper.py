@@ -120,7 +120,7 @@ def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> No
             os.posix_fallocate(guest.fileno(), 0, 130 * MIB)
             punch(guest.fileno(), 130 * MIB)
     told = mount.log.read_text()
-    assert told.count("the helper was killed: started anew") == 2, told
+    assert told.count("the helper was killed: started a new one") == 2, told
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:

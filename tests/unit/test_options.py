@@ -142,7 +142,7 @@ def test_what_is_not_ours_goes_to_fuse() -> None:
         (("--simulated-order", "3"), "--simulated-order is for --pfn-source sim"),
         (("-o", "pfn-source=simulated,simulated-memory=x"), "is not a size"),
         (("-o", "pfn-source=simulated,simulated-order=x"), "is not a number"),
-        (("--ack-timeout", "0"), "ack-timeout '0' is no number of seconds"),
+        (("--ack-timeout", "0"), "ack-timeout '0' is not a number of seconds"),
         (("--ack-timeout", "nan"), "ack-timeout"),
         (("--ack-timeout", "soon"), "ack-timeout"),
         (("--allow-uid", "root"), "allow-uid 'root' is not a number"),
