@@ -358,6 +358,14 @@ async def test_much_that_comes_with_an_fd_keeps_nobody_waiting(
             assert "return" in await peer.ask(peer.line("query-stats"))
 
 
+async def test_who_reads_late_gets_all_refusals(control: Control) -> None:
+    async with control.peer() as peer:
+        await peer.send("x\n" * 22_000, 0)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(22_000):
+            assert "error" in await peer.receive()
+
+
 async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
     slices_done: list[int] = []
     busy = [True]
