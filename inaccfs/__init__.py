@@ -49,8 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Whoever only mounts does not pay for what a client imports; nor does the command,
-    # which must see to signals and streams before it imports anything that takes time.
+    # A program that only mounts does not import the client; nor does the command, which
+    # must set up signals and streams before it imports anything that takes time.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("Mount", "mounted"):

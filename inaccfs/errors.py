@@ -43,11 +43,11 @@ class NoEntryError(InaccfsError):
 
 
 class DeadDaemonError(NotMountedError):
-    """There is a mount, and nobody behind it."""
+    """There is a mount, but its daemon is dead."""
 
 
 class DaemonFailedError(MountError):
-    """The daemon has not come up, and has told why on its standard error."""
+    """The daemon has not come up, and has written the reason to its standard error."""
 
     def __init__(self, status: int) -> None:
         super().__init__("the daemon did not start: see what it says")

@@ -1,9 +1,9 @@
 """Waiting for fds in the trio loop, also where epoll(7) takes no more of them.
 
-Who waits for an fd for the first time makes trio add it to its epoll. That fails where
+The first wait for an fd makes trio add it to its epoll. That fails where
 the user has as many there as the kernel allows (ENOSPC; fs.epoll.max_user_watches) and
 for want of memory (ENOMEM). Then the fd is looked at again and again until it can be
-added: slower, but nobody fails for it.
+added: slower, but the wait does not fail.
 
 All tasks of the daemon wait for fds with these functions: an `OSError` out of
 `trio.lowlevel.wait_readable` would end the mount.

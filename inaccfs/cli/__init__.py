@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.fill()
     if argv is not None:
         return _run(argv)
-    # Ignored by whoever has started us, children would vanish, and their status with
-    # them. See wait(2).
+    # If our parent ignores SIGCHLD so do we, and the exit status of children is lost.
+    # See wait(2).
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _interrupts(signal.default_int_handler, _leave)
     try:

@@ -133,7 +133,7 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
                     f"{what}: {quoted(text)} is no whole number"
                 ) from None
     if text.partition("-")[0].isdecimal() and "-" in text:
-        # Where a page of query-pins begins, which is no number.
+        # Where a page of query-pins begins, which is not a number.
         return text
     try:
         return msgspec.json.decode(text)

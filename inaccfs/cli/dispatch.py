@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; return the exit status.
 
-    Only what the user can put right is caught here and told in one line: with status 2
-    where the words are wrong, and with 1 where they could not be done. Anything else is
+    Only what the user can put right is caught here and reported in one line: status 2
+    where the words are wrong, 1 where they could not be done. Anything else is
     a bug and keeps its traceback.
     """
     output.prepare()

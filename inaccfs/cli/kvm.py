@@ -92,7 +92,7 @@ def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
         "convert, allocate, and make and delete slots. What was read, what is mapped, "
         "references, notifiers and counts are checked. Status 1 if anything is wrong.",
     )
-    for name, metavar, kind, default, told in (
+    for name, metavar, kind, default, text in (
         ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
         ("--vcpus", "M", _number(1, _MOST_THREADS), 4, "default 4"),
         (
@@ -105,7 +105,7 @@ def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
         ("--seed", "S", _number(0), None, "what each thread does; default: any"),
     ):
         parser.add_argument(
-            name, metavar=metavar, type=kind, default=default, help=told
+            name, metavar=metavar, type=kind, default=default, help=text
         )
     _add_options(parser)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")

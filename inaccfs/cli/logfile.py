@@ -51,10 +51,10 @@ class LogFile:
     """The file that takes standard output and error: a daemon has no terminal."""
 
     def __init__(self, path: str) -> None:
-        """Raises `MountError` if *path* cannot be written, or is no place for a log."""
+        """Raises `MountError` if *path* cannot be written, or must not be a log."""
         self._path = path
         try:
-            # A log that is there already, or is no file, is the user's.
+            # A log that is there already, or is not a file, is the user's.
             self._made = not os.path.lexists(path)
             self._fd = os.open(path, _FLAGS, 0o600)
         except OSError as exc:

@@ -14,7 +14,7 @@ from inaccfs import launch, runtime, syscalls
 from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
 
@@ -179,7 +179,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
     else:
-        path = mounting.resolve(args.mountpoint)
+        path = finding.resolve(args.mountpoint)
         mountpoint = Mountpoint(path, args.mountpoint_fd)
     holder = None if args.holder_fd is None else Holder(args.holder_fd, args.scratch)
     logfile.start(args.verbose)

@@ -118,7 +118,7 @@ def complain(text: str) -> None:
 
 def mention(text: str, *, end: str = "\n") -> None:
     """Print *text* as it is on the standard error, if that takes it."""
-    # What cannot be told changes neither what was done nor the exit status.
+    # If it does not, neither what was done changes nor the exit status.
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr, flush=True)
 
@@ -126,7 +126,7 @@ def mention(text: str, *, end: str = "\n") -> None:
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
-    # Whoever reads has had enough, and knows.
+    # The reader has closed the pipe on purpose.
     if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
         complain(f"cannot write to the standard output: {cause.strerror}")
 

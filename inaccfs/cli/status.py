@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs import launch
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.status import encode
 from inaccfs.streams import printable
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Silent:
-    """A mount that cannot be told of."""
+    """A mount whose status is not known."""
 
     mountpoint: str
     reason: str
@@ -74,12 +74,12 @@ def _is_failed(answer: Status | _Silent) -> bool:
 
 def _ask_all() -> Iterator[Status | _Silent]:
     """All mounts that there are, but for those that go away meanwhile."""
-    asked = {mounted.path: mounted for mounted in mounting.mounts()}
+    asked = {mounted.path: mounted for mounted in finding.mounts()}
     for path, mounted in asked.items():
         try:
             yield launch.read_status(path)
         except InaccfsError as exc:
-            if mounted not in mounting.mounts():
+            if mounted not in finding.mounts():
                 continue
             if isinstance(exc, NoEntryError):
                 reason = str(exc)
@@ -121,7 +121,7 @@ def _frames(status: Status) -> str:
 
 
 def _bytes(count: int) -> str:
-    """A size for people: exact if it can be told in a few digits."""
+    """A size for people: exact if a few digits are enough."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

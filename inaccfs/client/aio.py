@@ -50,8 +50,8 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
     """A client of the mount at *target*, a mountpoint or the path of a control socket.
 
     Callbacks that still run at the end of the block are cancelled. What a callback
-    raised, and no unregister() has told, is raised then; if the block is left for an
-    exception, that one gets a note.
+    raised, and no unregister() has raised again, is raised then; if the block is left
+    for an exception, that one gets a note.
 
     Raises:
         NotMountedError: *target* is neither, or its daemon is dead.

@@ -175,7 +175,7 @@ class Client:
         running, ten seconds at most, unless it is the callback that closes.
 
         Raises:
-            BaseException: what a callback raised, if no unregister() has told it.
+            BaseException: what a callback raised, if no unregister() has raised it.
         """
         tell(self._close(), None)
 

@@ -40,7 +40,7 @@ NEGOTIATE: Final = requests.Request(QmpCapabilities(), lambda _: None)
 class Outgoing(NamedTuple):
     """Bytes to be sent, and an fd to go with the first of them.
 
-    Who takes this owns the fd and closes it when it has been sent; see `Outlet`.
+    What takes this owns the fd, and closes it after sending it; see `Outlet`.
     """
 
     data: bytes
@@ -307,7 +307,7 @@ class Conversation:
             self.on_end()
 
     def disown(self, error: ControlError) -> None:
-        """After a fork, in the child: `end` without calling who is not here."""
+        """As `end` in a child after fork(2), where no caller waits for its call."""
         self._calls.clear()
         self.unawaited = 0
         self.on_end = None

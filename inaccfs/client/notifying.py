@@ -348,7 +348,7 @@ class Notifiers:
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
-        """What callbacks raised and nobody was told yet; the rest is in its notes."""
+        """What callbacks raised and no call has raised again; notes have the rest."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
         told = [error for error in errors if error is not None]

@@ -124,7 +124,7 @@ class Listener:
                 raise
 
     def take_raised(self) -> BaseException | None:
-        """What callbacks raised and nobody was told yet."""
+        """What callbacks raised and no call has raised again."""
         with self._lock:
             raised = self._notifiers.take_raised()
         return raised or (self._lost.take_raised() if self._lost else None)

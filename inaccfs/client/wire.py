@@ -16,7 +16,7 @@ from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
 from inaccfs.control.outlet import Outlet
 from inaccfs.errors import NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 
 ANSWER_SECONDS: Final = 10.0
 
@@ -52,7 +52,7 @@ def find_socket(target: str | os.PathLike[str]) -> str:
     """
     path = os.fspath(target)
     try:
-        control = launch.read_status(mounting.find(path).path).control
+        control = launch.read_status(finding.find(path).path).control
     except NotMountedError as exc:
         # A dead daemon's mount is "not mounted", too, and says what to do.
         if type(exc) is not NotMountedError:
@@ -71,9 +71,7 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 def _is_socket(path: str) -> bool:
     # It may lie in a mount whose daemon is stopped.
     try:
-        return mounting.ask(
-            lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS
-        )
+        return finding.ask(lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS)
     except OSError:
         return False
 
@@ -193,7 +191,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
 
 
 def flush(outlet: Outlet) -> bool:
-    """As `Outlet.flush`, but a daemon that has gone is no error.
+    """As `Outlet.flush`, but a daemon that has gone is not an error.
 
     It gets nothing more, and what it said last is still to be read.
     """

@@ -18,7 +18,7 @@ from inaccfs.control import qmp
 from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
 from inaccfs.errnos import os_error
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -123,7 +123,7 @@ class Inbox:
     async def read_with_fds(self) -> Event:
         """Read what `read` has seen, with the fds that come with it."""
         connection = self._connection
-        turns = Turns()
+        slices = Slices()
         try:
             # Enough to reach the end of the message that has the fds: the kernel looks
             # no further than that. See unix(7).
@@ -131,7 +131,7 @@ class Inbox:
             all_found = []
             for found in self._stream.feed(data):
                 all_found.append(found)
-                await turns.give()
+                await slices.give()
             begins = [
                 found.begin
                 for found in all_found
@@ -153,7 +153,7 @@ class Inbox:
                 )
                 if not self._deal(found, its):
                     return Event.END
-                await turns.give()
+                await slices.give()
                 await self._wait_room()
             if owner == begun:
                 self._early, passed = passed, NO_FD

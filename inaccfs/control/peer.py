@@ -22,8 +22,8 @@ from inaccfs.control.inbox import Event, Inbox
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 from inaccfs.control.peeroutlet import PeerOutlet
 from inaccfs.control.request import NO_FD, Answer, Passed, Request
-from inaccfs.shim.acktimeouts import in_time
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.deadlines import in_time
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     import socket
@@ -278,12 +278,12 @@ class Peer:
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
         """Carry out the commands that wait, in order, until none is left."""
-        turns = Turns()
+        slices = Slices()
         while True:
             request = self._requests[0]
             try:
                 if value is _NOT_YET:
-                    await turns.give()
+                    await slices.give()
                     await self._wait_room()
                     value = self._session.execute(request)
                 if type(value) is CoroutineType:

@@ -26,7 +26,7 @@ _RACES: Final = 16
 
 
 class OnFault(V8):
-    """The seed, as posted: get-pfn allocates, as SGP_WRITE does."""
+    """v8, as posted: get-pfn allocates, as SGP_WRITE does."""
 
     allocates = True
 
@@ -107,7 +107,7 @@ class _Guest:
 
     def race(self, page: int) -> None:
         self._overtaken = True
-        # To who does not allocate: the page has gone.
+        # Where get-pfn does not allocate, the page has gone.
         with suppress(FileNotFoundError):
             self.vm.pre_fault_memory(page * PAGE_SIZE, PAGE_SIZE)
 
@@ -168,7 +168,7 @@ def _run(lab: Lab) -> None:
     races: list[list[object]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, size="4m", huge="never") as bench:
-            # Who is served by a fault gets no such exit.
+            # A fault that allocates causes no such exit.
             exits = [] if bench.shim.query_semantics().allocates else ["on exit"]
             for allocates in ("never", *exits, "at start"):
                 for punches in (True, False):

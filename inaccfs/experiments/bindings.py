@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _NUMBERS: Final = (1, 10, 100, 1000, 10_000)
-# So many notifiers are told in all, at most, of the punches of one row.
+# How many events the punches of one row send in all, at most.
 _EVENTS: Final = 20_000
 _PATIENCE: Final = 30.0
 _LIMITS: Final = ("limit=notifiers=20000", "limit=output=64000000")
 
 
 class _Taken(NamedTuple):
-    """By a punch: median, in µs; and how many were told."""
+    """By a punch: median, in µs; and how many notifiers got it."""
 
     time: float
     told: float
@@ -41,12 +41,12 @@ class _Taken(NamedTuple):
 
 
 class Tree(V8):
-    """The seed, but who is told is found by page, as with restrictedmem_bind()."""
+    """v8, but notifiers are found by page, as with restrictedmem_bind()."""
 
     scope = "range"
 
 
-# --- who is told ----------------------------------------------------------------------
+# --- which notifiers ------------------------------------------------------------------
 
 _EVENT: Final = re.compile(rb'"notifier":(\d+).*"sequence":(\d+)')
 _ANSWER: Final = (

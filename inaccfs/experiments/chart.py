@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 520, 20, 360
 
 # Colours of Okabe and Ito, which are told apart by everybody and on both grounds; and
-# dashes, for who has no colours.
+# dashes, for readers without colours.
 _CURVES: Final = (
     ("#0072b2", "#56b4e9", "none"),
     ("#d55e00", "#e69f00", "7 4"),

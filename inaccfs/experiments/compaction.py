@@ -27,7 +27,7 @@ _FILES: Final = 4
 _PAGES: Final = 1024
 _MAPPED: Final = _FILES * _PAGES
 
-# So many pages at a time are the guest's, and so many behind them are not.
+# So many pages at a time are the guest's, and so many after them are not.
 _CHUNK: Final = 16
 _GAP: Final = 48
 
@@ -80,7 +80,7 @@ class _Guest:
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
-        self._puts: Final = self._shim.query_semantics().references != "none"
+        self._puts: Final = self._shim.query_semantics().keeps_references
         size = _PAGES * PAGE_SIZE
         self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
         # Work for the compactor: holes beside all pages, for others to move into.
@@ -125,7 +125,7 @@ def _allocate(fd: int, page: int, count: int) -> None:
 
 
 def _compact(_bench: Bench, _guest: _Guest) -> str:
-    """As kcompactd does for whoever wants a huge page; but now, and all memory."""
+    """As kcompactd does to make huge pages; but now, and in all memory."""
     for _ in range(_ROUNDS):
         _COMPACT.write_text("1")
     return "ok"
@@ -176,7 +176,7 @@ def _run(lab: Lab) -> None:
         raise InaccfsError("compaction: needs root, and a kernel that can compact")
     rows: list[tuple[object, ...]] = []
     for semantics in lab.semantics:
-        # Huge pages only for who asks for them, as MADV_COLLAPSE does.
+        # Huge pages only on request, as by MADV_COLLAPSE.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
             held = bench.shim.query_status().pinning.split(" ")[0]

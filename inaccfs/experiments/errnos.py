@@ -58,7 +58,7 @@ class _Subject(NamedTuple):
     def claim(
         self, end: int = _PAGES, start: int = 0, exclusive: bool | None = None
     ) -> None:
-        """Be who is told of these pages, as the rules have it."""
+        """Have a notifier for these pages, registered or bound as the rules have it."""
         if self.rules.scope == "range":
             notifier = self.file.bind(start, end, _ignore, exclusive=exclusive)
         else:
@@ -103,7 +103,7 @@ def _get_locked(to: _Subject) -> None:
 
 def _put(to: _Subject) -> None:
     pfn = _get_pfn(to, 1)
-    if to.rules.references != "none":
+    if to.rules.keeps_references:
         to.file.put_pfn(pfn)
     to.file.put_pfn(pfn)
 

@@ -33,7 +33,7 @@ class _Guest:
         self._shim: Final = bench.shim
         rules = self._shim.query_semantics()
         self.allocates: Final = rules.allocates
-        self._puts: Final = rules.references != "none"
+        self._puts: Final = rules.keeps_references
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
         # What KVM has been told of since somebody has looked.
         self._told: list[str] = []

@@ -24,7 +24,7 @@ _SECRET: Final = b"secret"
 
 
 class Before(V8):
-    """The seed with two lines exchanged, as it was proposed at first."""
+    """v8 with two lines exchanged, as it was proposed at first."""
 
     order = "before"
 
@@ -41,13 +41,13 @@ class _Found(NamedTuple):
 
 
 class _Guest:
-    """A guest of one page. The page behind it is the gate's."""
+    """A guest of one page. The page after it is the gate's."""
 
     def __init__(self, stack: ExitStack, bench: Bench, *, asks: bool) -> None:
         """Its KVM *asks* whether to retry, or does not."""
         shim, rules = bench.shim, bench.shim.query_semantics()
         # Then a punch waits for a fault that has its page, and cannot come between.
-        self._locks: Final = rules.references == "locked"
+        self._locks: Final = rules.locks_pages
         self._fd: Final = parts.new_file(stack, shim, "guest", 2)
         self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
         self._watched: Final = parts.Watched(asks=asks)

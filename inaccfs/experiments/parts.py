@@ -165,7 +165,7 @@ class Watched(Invalidation):
     def __init__(self, *, asks: bool = True) -> None:
         super().__init__()
         self._asks: Final = asks
-        # Since `forget`: "begun" for each fault, and behind it what became of it.
+        # Since `forget`: "begun" for each fault, and after it what became of it.
         self.seen: list[str] = []
 
     @property

@@ -74,7 +74,7 @@ class _User:
             self.put(found)
 
     def put(self, found: Iterable[Extent]) -> None:
-        for extent in found if self.rules.references != "none" else ():
+        for extent in found if self.rules.keeps_references else ():
             self.file.put_pfn(extent.pfn, extent.count)
 
     def mark(self, page: int, frame: int) -> None:
@@ -156,7 +156,7 @@ class _Tables(_User):
             vcpu.read(page * PAGE_SIZE, 1)
         for page, spte in self.vm.sptes():
             self.mark(page, spte.pfn)
-        # It has not waited for its puts; behind this they are done.
+        # It has not waited for its puts; after this they are done.
         self.file.query()
 
     def zap(self) -> None:

@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who is told, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Guest:
 
     def __init__(self, bench: Bench, other: Client, stack: ExitStack) -> None:
         size = _PAGES * _PAGE
-        self._references: Final = bench.shim.query_semantics().references
+        self._puts: Final = bench.shim.query_semantics().keeps_references
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
         fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
@@ -118,7 +118,7 @@ class _Guest:
 
         def get() -> str:
             pfn, order = self.other.get_pfn(page)
-            if self._references != "none":
+            if self._puts:
                 self.other.put_pfn(pfn)
             return f"order {order}"
 
@@ -195,7 +195,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="poison",
-    question="When a page is poisoned, who is told, and when is it dropped?",
+    question="When a page is poisoned, who gets an event, and when is it dropped?",
     run=_run,
     semantics=("v8", "v10", "bind", "guest_memfd"),
 )

@@ -25,7 +25,7 @@ _PAGES: Final = 8
 
 
 class Reference(V10):
-    """The seed, and guest_memfd: the count of struct page."""
+    """v8, and guest_memfd: the count of struct page."""
 
     references = "counted"
 
@@ -43,7 +43,7 @@ class PageLock(V10):
 
 
 class _World:
-    """A file, and a neighbour who gets the frames that are freed."""
+    """A file, and a neighbour that gets the frames that are freed."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._stack: Final = stack
@@ -51,17 +51,17 @@ class _World:
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
         self._scope: Final = rules.scope
-        self.locks: Final = rules.references == "locked"
-        self.puts: Final = rules.references != "none"
+        self.locks: Final = rules.locks_pages
+        self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
 
     def user(self) -> File:
-        """Who listens for all pages, with a connection of its own."""
+        """A client with a notifier for all pages, and a connection of its own."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
-        # Until its connection ends: who has lost that cannot unregister.
+        # Until its connection ends: without one it cannot unregister.
         parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
         return file
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 
 
 class Mountpoint:
@@ -39,7 +39,7 @@ class Mountpoint:
         Raises:
             MountError: nothing can be mounted on it; the message says why.
         """
-        wanted = mounting.resolve(path)
+        wanted = finding.resolve(path)
         _refuse_mounted(wanted)
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
         try:
@@ -80,7 +80,7 @@ class Mountpoint:
             MountError: it is not at the path, or not on the directory itself.
         """
         on = syscalls.mount_number(self.fd)
-        for mount in reversed(mounting.mounts()):
+        for mount in reversed(finding.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
                 # On the directory itself, and not on another mount.
                 if on in (mount.parent, None):
@@ -102,9 +102,9 @@ def _replaced(path: str) -> str:
 
 def _refuse_mounted(path: str) -> None:
     topmost = mountinfo.topmost(path)
-    if topmost is None or topmost.fstype != mounting.FSTYPE:
+    if topmost is None or topmost.fstype != finding.FSTYPE:
         return
-    if mounting.is_dead(path):
+    if finding.is_dead(path):
         raise MountError(
             f"mountpoint {path} is left from a daemon that died: inaccfs umount {path}"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import mountinfo
 from inaccfs.errors import UnmountError
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, unmounting
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -30,7 +30,7 @@ class OwnMount:
         if mount is None:
             return None
         # The numbers of a mount are reused after it is unmounted. Ours would be dead.
-        if self.lost and not is_covered(mount) and not mounting.is_dead(mount.path):
+        if self.lost and not is_covered(mount) and not finding.is_dead(mount.path):
             return None
         return mount
 

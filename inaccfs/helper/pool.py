@@ -49,7 +49,7 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether it has ended."""
         return is_readable(self._pidfd)
 
     @property
@@ -116,13 +116,13 @@ class Worker:
 
 
 class Pool:
-    """The helper's workers, for whoever has something to do for them."""
+    """The helper's workers, to be leased."""
 
     def __init__(self) -> None:
         """Start the helper. Call it before threads, secrets and mounts are made."""
         self._process: Process = starting.fork()
         self._starting: Final = trio.Lock()
-        # Who may wait until the helper takes a request.
+        # Its owner may wait until the helper takes a request.
         self._asking: Final = trio.Lock()
         self._idle: Final[list[Worker]] = []
         # Those that were killed and may still give memory back: nobody else waits for
@@ -213,8 +213,8 @@ class Pool:
     async def lost_helper(self) -> bool:
         """Whether the helper has ended, so that its workers were killed with it.
 
-        For who has lost the connection to it, or a worker: the process may end a
-        moment after its sockets.
+        To be called when the connection to it or to a worker is lost: the process may
+        end a moment after its sockets.
         """
         process = self._process
         for _ in range(50):

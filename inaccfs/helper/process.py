@@ -130,7 +130,7 @@ def _answer(
     connection: socket.socket, answer: Answer, fd: int | None = None, text: str = ""
 ) -> None:
     packet = answer.packed() + text.encode()[-wire.TEXT_BYTES :]
-    # Whoever has asked may not want to know any more.
+    # The daemon may have closed the connection meanwhile.
     with suppress(ConnectionError):
         wire.send(connection, packet, fd)
 

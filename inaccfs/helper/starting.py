@@ -52,7 +52,7 @@ class Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether it has ended."""
         return is_readable(self._pidfd)
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def unpack_answer(packet: bytes) -> tuple[Answer, str]:
 
 
 def pack_request(kind: bytes, *fields: int | str | bytes) -> bytes:
-    """One packet. A path may be told as bytes; no field has a NUL."""
+    """One packet. A path may be sent as bytes; no field has a NUL."""
     texts = (at if isinstance(at, bytes) else str(at).encode() for at in fields)
     return b"\0".join((kind, *texts))
 

@@ -47,8 +47,8 @@ class Due(NamedTuple):
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) when a notifier is told; sees to it
-that `Due.call` and then `Due.answer` are called, outside of it, now or later.
+"""Called inside the shim (`BlockingLoop.inside`) with an event for a notifier. It must
+have `Due.call` and then `Due.answer` called outside of the shim, now or later.
 """
 
 
@@ -132,7 +132,7 @@ class Notifier:
             lost = client.lost
             self._leaving = True
             if loop.me() in self._running:
-                # Whoever waits for the end of this invalidation is this thread.
+                # This thread is in the invalidation, and cannot wait for its end.
                 notifiers.drop(self)
             else:
                 loop.wait_for(lambda: not self._running, "a callback to return")
@@ -308,7 +308,7 @@ class Client:
                     Pin(ino, *extent)
                     for ino, file in self.mount.files()
                     if file.pages.memory is not None
-                    for extent in file.pages.memory.extents()
+                    for extent in file.pages.memory.frames.extents()
                 ]
             )
 
@@ -339,4 +339,5 @@ class Client:
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
             if file.pages.memory is not None:
-                file.pages.memory.drop(self)
+                for _ in file.pages.memory.drop(self):
+                    pass

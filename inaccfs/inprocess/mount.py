@@ -54,21 +54,22 @@ class Mount:
         memory: SimulatedMemory | None = None,
         guest_access: bool = True,
         ack_seconds: float = 10.0,
-        on_change: Callable[[InaccessibleFile, int, int], object] | None = None,
+        on_change: Callable[[int, int, int], object] | None = None,
         on_frames: Watch | None = None,
         loop: BlockingLoop | None = None,
     ) -> None:
         """*semantics* are v8's, unless others are given; *memory* has their frames.
 
-        Without *guest_access* get-memory is EPERM. *on_change* is called before pages
-        come or go of which notifiers are told, with the file, an offset and a length in
-        bytes; it may block. *on_frames* is called as `Buddy` has it, and must not.
+        Without *guest_access* get-memory is EPERM. *on_change* is called before the
+        backing adds or removes pages that events report, with the fd of the file, an
+        offset and a length in bytes; it may block. *on_frames* is called as `Buddy` has
+        it, and must not block.
         """
         self.semantics: Final[Semantics] = V8() if semantics is None else semantics
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Superblock(
+        self.superblock: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -107,7 +108,7 @@ class Mount:
             fd = os.memfd_create(name)
             undo.callback(os.close, fd)
             with self.loop.inside():
-                file = InaccessibleFile(fd, self.shim)
+                file = InaccessibleFile(fd, self.superblock)
             if size:
                 self.loop.run(file.set_size(size))
             made = os.dup(fd)
@@ -118,7 +119,7 @@ class Mount:
         return made
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2). Returns when the notifiers that are told have answered."""
+        """fallocate(2). Returns when the notifiers that get an event have answered."""
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
@@ -134,10 +135,10 @@ class Mount:
         """ftruncate(2), to *size* bytes."""
         self.loop.run(self.inode(fd).set_size(size))
 
-    def _change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _change(self, fd: int, offset: int, length: int) -> None:
         if self._on_change is not None:
             with self.loop.outside():
-                self._on_change(file, offset, length)
+                self._on_change(fd, offset, length)
 
     # --- the end ----------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class MemoryAttributes:
     def __init__(self, *, default_private: bool = True) -> None:
         self._default: Final = default_private
         # Sorted. Even ones begin a run that is not as the default, odd ones end it.
-        # Replaced and never changed: whoever reads without the lock has one state.
+        # Replaced and never changed: a reader without the lock sees one state.
         self._bounds: list[int] = []
 
     def is_private(self, gfn: int) -> bool:

@@ -30,7 +30,7 @@ class StaleSpte(NamedTuple):
 class _Fetched:
     """Where the pages of files are that have been fetched and not been punched since.
 
-    The daemon keeps those in their frames, so whoever maps another is wrong.
+    The daemon keeps those in their frames, so a map to another frame is wrong.
     """
 
     def __init__(self, shim: Shim, shifts: dict[int, int]) -> None:

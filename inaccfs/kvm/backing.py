@@ -35,7 +35,7 @@ _pfn: Final = attrgetter("pfn")
 
 
 class BackingFile:
-    """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
+    """A file, as one VM uses it. Numbers are pages of 4 KiB unless said otherwise."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class BackingFile:
         *,
         puts: bool = True,
     ) -> None:
-        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount.
+        """Takes a duplicate of *fd*. EINVAL if it is not a file of the mount.
 
         Without *puts* the shim gives no references that could be put.
         """

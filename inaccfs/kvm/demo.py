@@ -134,7 +134,7 @@ class Demo:
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
-    """Tell the story on a new file of the mount behind *shim*.
+    """Tell the story on a new file of the mount of *shim*.
 
     Raises:
         OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses

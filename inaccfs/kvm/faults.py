@@ -155,8 +155,7 @@ class Faults:
         while gfn < end:
             stop = yield from self._populate(gfn, min(end, gfn + size))
             if stop == gfn:
-                # Halved at each retry, so that whoever punches all the time does not
-                # keep this from getting on.
+                # Halve the chunk at each retry: a busy puncher must not starve us.
                 size = max(size >> 1, 1)
                 yield Wait(self._mmu, gfn, gfn + size)
             else:
@@ -180,7 +179,7 @@ class Faults:
         try:
             mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
             if mapped:
-                # So that the first access is no fault. It has its own complaint.
+                # So that the first access causes no fault. It raises EPERM itself.
                 with suppress(PermissionError):
                     yield Reach(backing, slot.pgoff(end))
         finally:

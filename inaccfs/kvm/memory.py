@@ -1,4 +1,4 @@
-"""The memory behind the pages, as this process sees it.
+"""The memory of the pages, as this process sees it.
 
 A guest's access to a frame is simulated by one to the file's page at that place: this
 process has no access to frames. So through a stale entry a guest reaches the page that
@@ -56,7 +56,7 @@ def _error() -> OSError:
 def _map(fd: int, size: int) -> mmap.mmap:
     """Map the first *size* bytes of a file, and the rest of the last page.
 
-    That belongs to the guest, too; but mmap.mmap() maps nothing behind the end.
+    That belongs to the guest, too; but mmap.mmap() maps nothing past the end.
     """
     if size % PAGE_SIZE == 0:
         return mmap.mmap(fd, size)

@@ -1,4 +1,4 @@
-"""Memslots: which guest memory there is, and what is behind it.
+"""Memslots: which guest memory there is, and what backs it.
 
 Patches 2/8 and 8/8, and __kvm_set_memory_region() of virt/kvm/kvm_main.c. A slot has
 two halves: shared memory, which the VMM has mapped, and private memory, which is in a
@@ -83,7 +83,7 @@ class MemorySlot:
 
     @property
     def end_gfn(self) -> int:
-        """The gfn behind the last."""
+        """The gfn after the last."""
         return self.base_gfn + self.npages
 
     @property

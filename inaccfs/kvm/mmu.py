@@ -6,8 +6,8 @@ Locks, from the outside in:
 2. mmu_lock: the page table, the retry protocol, the attributes, the counters, which
    slots there are, and who uses one. Never held over a client call: the daemon may be
    waiting for a callback that wants it.
-3. a vCPU's guest_mode: held while it walks and copies. Whoever has it takes no other
-   lock (but the cipher's, which is held for nothing else), and asks nobody.
+3. a vCPU's guest_mode: held while it walks and copies. Its holder takes no other
+   lock (but the cipher's, which is held for nothing else), and calls no client.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Mmu:
                 self.leave(slot)
 
     def leave(self, slot: MemorySlot) -> None:
-        """One user less: whoever has added one to `MemorySlot.users` calls it."""
+        """Subtract one from `MemorySlot.users`. Called once for each that was added."""
         with self.lock:
             slot.users -= 1
             if not slot.users:

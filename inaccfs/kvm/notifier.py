@@ -49,7 +49,7 @@ class SlotNotifier:
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
         if "INVALIDATE_START" not in semantics.events:
             return register(self._invalidate, error=error)
-        # And what comes once: a punch may be told so where only poison is bracketed.
+        # And the event that comes once: where only poison is bracketed, for punches.
         return register(
             self._invalidate,
             invalidate_start=self._start,
@@ -105,7 +105,7 @@ class SlotNotifier:
             self._mmu.counters.invalidations += 1
 
     def close(self) -> None:
-        """Unregister. What has begun and will not be told to have ended ends here.
+        """Unregister. An invalidation whose end will not be sent any more ends here.
 
         Raises:
             BaseException: what a callback, so a hook, has raised.

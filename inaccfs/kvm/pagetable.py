@@ -4,7 +4,7 @@ A dict by GiB, in it dicts by 2 MiB, in them arrays of 512 entries: like the tab
 the hardware, so that to zap a range drops whole tables and copies runs. An entry is
 as in hardware, the frame's address and a present bit.
 
-mmu_lock is held by whoever changes it. `walk` needs no lock: each of its steps is
+Changes need mmu_lock. `walk` needs no lock: each of its steps is
 atomic, and what it may see of a table that has just been dropped is what `Mmu.flush`
 waits for.
 """
@@ -169,7 +169,7 @@ class PageTable:
         return ByLevel(*counts)
 
     def copy(self) -> PageTable:
-        """The same for whoever wants to take his time."""
+        """A copy that does not change, to be read without mmu_lock."""
         made = PageTable()
         for key, top in self._top.items():
             made._top[key] = (

@@ -90,7 +90,7 @@ def run(
     progress: Callable[[float, Counter[str]], object],
     interrupted: Callable[[], bool] = _never,
 ) -> Report:
-    """Do as *plan* says, on a new file of the mount behind *shim*.
+    """Do as *plan* says, on a new file of the mount of *shim*.
 
     *progress* is called ten times a second, with the seconds that have gone and what
     has been counted; *interrupted* as often, and all is checked early once it says yes.

@@ -130,13 +130,13 @@ class Vcpu:
         # A folio may reach out of the file, and there it has no memory to be accessed.
         if window is None or position >= len(window):
             return 0
-        behind = (gfn | pages_of_level(spte.level) - 1) + 1
+        folio_end = (gfn | pages_of_level(spte.level) - 1) + 1
         stop = min(
-            *(end, min(behind, slot.end_gfn) << PAGE_SHIFT),
+            *(end, min(folio_end, slot.end_gfn) << PAGE_SHIFT),
             gpa + len(window) - position,
         )
         if self.hook is not no_hook:
-            self.hook("access", gfn, behind)
+            self.hook("access", gfn, folio_end)
         transfer.private(Place(window, position, gpa, spte.pfn), stop - gpa)
         return stop
 

@@ -56,16 +56,16 @@ class VM:
     `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
-    - `invalidate:end`: it has been zapped, and the daemon will be told next;
+    - `invalidate:end`: it has been zapped, and the answer goes to the daemon next;
     - `fault:begin`: seq is taken, get-pfn comes next;
     - `fault:before_install`: the frame is known, mmu_lock comes next;
     - `looks_up`: a vCPU is in guest mode, and for a private access has walked the page
       table; the slots come next, which it reads without a lock;
     - `access`: a vCPU is in guest mode, and will copy next.
 
-    Whoever zaps waits for a vCPU in guest mode, so these two must not wait for anybody.
-    No lock is held at the others, and they may block. But whoever deletes a slot waits
-    for those of its faults and its notifier, with slots_lock in hand.
+    A zap waits for vCPUs in guest mode, so hooks at these two must not wait for
+    anything. No lock is held at the others, and hooks may block there. But the deletion
+    of a slot waits, with slots_lock held, for hooks of its faults and of its notifier.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ class VM:
     def hold(self, slot: MemorySlot) -> AbstractContextManager[bool]:
         """Keep a slot of `slots` from being freed in a with block.
 
-        It gives False if the slot has been deleted already. Whoever deletes it waits
-        for the end of the block, as for a fault.
+        It gives False if the slot has been deleted already. A deletion waits for
+        the end of the block, as for a fault.
         """
         return self._mmu.hold(slot)
 

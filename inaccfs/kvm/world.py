@@ -73,10 +73,10 @@ class World:
         # How much of the file the slot of it has: where ranges are exclusive, the other
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
-        # Whoever punches a page that it has locked waits for itself.
-        self._punches_faults: Final = semantics.references != "locked"
-        # When the frame of a page that goes is not its frame any more, and so may be
-        # that of the next one. Where the callback comes before all, not at all.
+        # A punch of a page that the same thread has locked would wait for itself.
+        self._punches_faults: Final = not semantics.locks_pages
+        # The hook at which the frame of a punched page may be reused by another page.
+        # None where the callback comes before the removal.
         self._forgets_at: Final = {
             "after": "invalidate:end",
             "bracket": "invalidate:begin",
@@ -85,7 +85,7 @@ class World:
         self.vmm: Final = Vmm(self.vm)
         self.oracle: Final = Oracle()
         self.file: Final = self.oracle.cells("file page", FILE_PAGES)
-        # As a VMM has one: whoever changes slots or converts.
+        # Taken to change slots and to convert, as in a VMM.
         self._lock: Final = threading.Lock()
         # Replaced as a whole, under _lock.
         self.windows: tuple[Window, ...] = ()
@@ -168,7 +168,7 @@ class World:
         return window
 
     def remove_window(self, window: Window) -> None:
-        """Delete a slot under whoever uses it."""
+        """Delete a slot, even while vCPUs use it."""
         with self._lock:
             self.windows = tuple(each for each in self.windows if each is not window)
             self.vm.set_user_memory_region(window.slot, 0, 0)

@@ -178,6 +178,11 @@ class Semantics:
         return self.references != "none"
 
     @property
+    def locks_pages(self) -> bool:
+        """Whether get-pfn leaves a page locked until put-pfn."""
+        return self.references == "locked"
+
+    @property
     def events(self) -> list[str]:
         """The events that notifiers get."""
         plans = self.plan(punches=True), self.plan(punches=False)

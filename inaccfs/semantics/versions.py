@@ -35,7 +35,7 @@ ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 
 class V8(Semantics):
-    """memfd_inaccessible: the seed, as it was meant."""
+    """memfd_inaccessible, as it was meant."""
 
     name: ClassVar[str] = "v8"
     source: ClassVar[str] = "v8 1/8, 15 September 2022, mm/memfd_inaccessible.c"
@@ -66,7 +66,7 @@ class V8(Semantics):
     allocates: ClassVar[bool] = True
     references: ClassVar[References] = "counted"
     unbound_errno: ClassVar[int] = errno.EINVAL
-    # The seed promises it, and does not keep it; here it is kept.
+    # v8 promises it, and does not keep it; here it is kept.
     movable: ClassVar[bool] = False
     memory_failure: ClassVar[MemoryFailure] = "unknown"
 
@@ -90,7 +90,7 @@ class V7(V8):
 
 
 class V8AsPosted(V8):
-    """The seed with its bugs: bytes for pages, and pages that move."""
+    """v8 with its bugs: bytes for pages, and pages that move."""
 
     name = "v8-as-posted"
     unit = "bytes"

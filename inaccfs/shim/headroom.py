@@ -5,7 +5,8 @@ process of the cgroup, and the daemon is one. So what would exceed the limit is 
 with ENOMEM. Whether it would is not certain: others take memory meanwhile, and what can
 be swapped out counts as used. So near the limit memory is allocated by a worker, which
 the OOM killer takes first, and whose end is ENOMEM to the caller. (Memory of a tmpfs is
-charged to who allocates it, see cgroup-v2.rst, and a worker is where the daemon is.)
+charged to the process that allocates it, see cgroup-v2.rst, and a worker is in the same
+cgroups as the daemon.)
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from inaccfs.client import requests
 from inaccfs.client.core import Conversation
 from inaccfs.control import messages, qmp
 from inaccfs.control.limits import Limits, Policy
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 from tests.unit.fakes import fallocate
 
@@ -371,12 +371,12 @@ async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
     busy = [True]
 
     async def work(number: int) -> None:
-        turns = Turns()
+        slices = Slices()
         for _ in range(4):
             until = time.perf_counter() + 0.003
             while time.perf_counter() < until:
                 pass
-            await turns.give()
+            await slices.give()
             slices_done.append(number)
         busy[0] = number < 3
 
@@ -422,7 +422,7 @@ async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> Non
     assert node.file is not None
     async with control.peer() as peer:
         number = (await peer.do("register-notifier", file="/guest"))["notifier"]
-        node.file.notifiers._waiting = dict.fromkeys(node.file.notifiers)
+        node.file.notifiers._awaited = dict.fromkeys(node.file.notifiers, False)
         for sequence in (0, 1):
             assert "EINVAL" in await peer.do(
                 "invalidate-done", notifier=number, sequence=sequence

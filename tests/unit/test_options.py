@@ -28,8 +28,9 @@ from inaccfs.errors import (
     NotMountedError,
     OptionError,
 )
-from inaccfs.fuse import mounting
-from inaccfs.fuse.mounting import FSTYPE, FuseOptions
+from inaccfs.fuse import finding
+from inaccfs.fuse.finding import FSTYPE
+from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.mountinfo import MountInfo
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -381,7 +382,7 @@ def _mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_mountinfo")
 def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
-    assert mounting.mounts() == [
+    assert finding.mounts() == [
         MountInfo("0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"),
         MountInfo("0:42", "/mnt/tab\tnl\nbs\\", FSTYPE, 41, 22, "rw"),
         MountInfo("0:44", "/mnt/covered", FSTYPE, 43, 22, "rw"),
@@ -393,13 +394,13 @@ def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
 
 @pytest.mark.usefixtures("_mountinfo")
 def test_a_mount_is_found_by_its_path_and_on_top() -> None:
-    assert mounting.find("/mnt/with space") == MountInfo(
+    assert finding.find("/mnt/with space") == MountInfo(
         "0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"
     )
-    assert mounting.find("/mnt/./twice/").device == "0:47"
+    assert finding.find("/mnt/./twice/").device == "0:47"
     for path in ("/mnt/covered", "/mnt/other", "/mnt/nothing", "/"):
         with pytest.raises(NotMountedError):
-            mounting.find(path)
+            finding.find(path)
 
 
 @pytest.mark.usefixtures("_mountinfo")
@@ -433,7 +434,7 @@ def test_what_is_mounted_below_a_path_is_found() -> None:
 @pytest.mark.usefixtures("_mountinfo")
 def test_a_mount_that_is_covered_is_told_apart() -> None:
     with pytest.raises(NotMountedError, match="that a tmpfs covers: umount /mnt/cov"):
-        mounting.find("/mnt/covered")
+        finding.find("/mnt/covered")
 
 
 @pytest.mark.parametrize(
@@ -505,7 +506,7 @@ def ask(
             raise answer
         return answer
 
-    monkeypatch.setattr(mounting, "mounts", lambda: list(there))
+    monkeypatch.setattr(finding, "mounts", lambda: list(there))
     monkeypatch.setattr(launch, "read_status", read)
     return cli.main(["status", *words])
 
