@@ -21,7 +21,7 @@ from inaccfs.errnos import os_error
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from inaccfs.control.closings import Closings, Received, Receiver
     from inaccfs.control.messages import Command
@@ -69,6 +69,7 @@ class Inbox:
         device: str,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
+        wait_room: Callable[[], Awaitable[None]],
     ) -> None:
         """*limit* is how many bytes a message may have.
 
@@ -83,6 +84,8 @@ class Inbox:
         self._device: Final = device
         self._take: Final = take
         self._refuse: Final = refuse
+        # Waits until the peer has read enough of what it was sent.
+        self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
         # The fd for the object that has begun, if that takes one.
         self._early = NO_FD
@@ -151,6 +154,7 @@ class Inbox:
                 if not self._deal(found, its):
                     return Event.END
                 await slices.give()
+                await self._wait_room()
             if owner == begun:
                 self._early, passed = passed, NO_FD
         finally:

@@ -77,7 +77,7 @@ class Peer:
         self._inbox: Final = Inbox(
             *(connection, caller.uid, transport.policy.limits.message),
             *(transport.closings, transport.receiver, transport.device),
-            *(self._take, self.outlet.send),
+            *(self._take, self.outlet.send, self._wait_room),
         )
         # Set by `converse`.
         self._session: Conversing
@@ -284,8 +284,7 @@ class Peer:
             try:
                 if value is _NOT_YET:
                     await slices.give()
-                    while self.outlet.is_full:
-                        await self._progress.park()
+                    await self._wait_room()
                     value = self._session.execute(request)
                 if type(value) is CoroutineType:
                     value = await value
@@ -298,6 +297,11 @@ class Peer:
             if not self._requests:
                 return
             value = _NOT_YET
+
+    async def _wait_room(self) -> None:
+        """Wait until the peer has read enough for another reply."""
+        while self.outlet.is_full:
+            await self._progress.park()
 
     def _finished(self, request: Request, exc: Exception | None, value: object) -> None:
         """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""

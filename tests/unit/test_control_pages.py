@@ -341,16 +341,29 @@ async def test_what_many_ask_for_keeps_nobody_waiting(control: Control) -> None:
 
 @pytest.mark.parametrize("text", ["{}", "x\n"])
 async def test_much_that_comes_with_an_fd_keeps_nobody_waiting(
-    control: Control, text: str
+    tmp_path: Path, backing: Backing, text: str
 ) -> None:
     """All of it is looked at before any of it is carried out."""
-    data = text * (22_000) + "\n"
+    # Room for all replies: who is slow to read them is not what this is about.
+    policy = Policy(Limits(output=16 << 20), ack_seconds=60)
+    with trio.fail_after(60):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+        ):
+            async with slices():
+                await peer.send(text * 22_000 + "\n", 0)
+                for _ in range(22_000):
+                    await peer.receive()
+            assert "return" in await peer.ask(peer.line("query-stats"))
+
+
+async def test_who_reads_late_gets_all_refusals(control: Control) -> None:
     async with control.peer() as peer:
-        async with slices():
-            await peer.send(data, 0)
-            for _ in range(22_000):
-                await peer.receive()
-        assert "return" in await peer.ask(peer.line("query-stats"))
+        await peer.send("x\n" * 22_000, 0)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(22_000):
+            assert "error" in await peer.receive()
 
 
 async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
