@@ -120,11 +120,15 @@ class Inbox:
     async def read_with_fds(self) -> Event:
         """Read what `read` has seen, with the fds that come with it."""
         connection = self._connection
+        slices = Slices()
         try:
             # Enough to reach the end of the message that has the fds: the kernel looks
             # no further than that. See unix(7).
             data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
-            all_found = list(self._stream.feed(data))
+            all_found = []
+            for found in self._stream.feed(data):
+                all_found.append(found)
+                await slices.give()
             begins = [
                 found.begin
                 for found in all_found
@@ -139,7 +143,6 @@ class Inbox:
             if exc.errno not in _GONE:
                 log.error("no fd can be received: %s", exc.strerror)  # noqa: TRY400
             return Event.END
-        slices = Slices()
         try:
             for found in all_found:
                 its, passed = (

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
-from inaccfs.errors import NotMountedError
+from inaccfs.errors import NotMountedError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,12 @@ def resolve(path: str) -> str:
 
     Never accesses a mountpoint itself, and what is above it only if necessary: either
     may belong to a dead daemon, or to the calling one.
+
+    Raises:
+        OptionError: *path* is empty, which a script's unset variable makes it.
     """
+    if not path:
+        raise OptionError("the path of the mountpoint is empty: name a directory")
     wanted = os.path.abspath(path)
     if mountinfo.topmost(wanted) is not None:
         # Do not resolve it further: it may be in a mount whose daemon hangs.

@@ -6,6 +6,7 @@ path is resolved once, and everything after that uses the fd.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final, Self
 
@@ -51,6 +52,9 @@ class Mountpoint:
         except NotADirectoryError as exc:
             if not os.path.isdir(os.path.dirname(wanted)):
                 raise MountError(f"mountpoint {wanted}: {exc.strerror}") from None
+            if _is_loop(wanted):
+                told = os.strerror(errno.ELOOP)
+                raise MountError(f"mountpoint {wanted}: {told}") from None
             if os.path.islink(wanted):
                 raise MountError(_replaced(wanted)) from None
             raise MountError(
@@ -91,6 +95,14 @@ class Mountpoint:
     def _check_place(self) -> None:
         if os.readlink(self.link) != self.path:
             raise MountError(_replaced(self.path))
+
+
+def _is_loop(path: str) -> bool:
+    try:
+        os.path.realpath(path, strict=True)
+    except OSError as exc:
+        return exc.errno == errno.ELOOP
+    return False
 
 
 def _replaced(path: str) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Evictor:
-    """Of nobody: events that are delivered at once are answered at once."""
+    """Evicts nobody: events that are delivered at once are answered at once."""
 
     running = True
 
@@ -42,7 +42,7 @@ class _Evictor:
 
 
 class Mount:
-    """What a daemon has. Close it after its clients, or use it as a context manager.
+    """The state of a daemon. Close it after its clients, or use a with block.
 
     Threads may share it. Methods raise `OSError`, as the system calls do.
     """
@@ -58,12 +58,11 @@ class Mount:
         on_frames: Watch | None = None,
         loop: BlockingLoop | None = None,
     ) -> None:
-        """*semantics* are v8's, unless others are given; *memory* has their frames.
+        """*semantics* defaults to v8; the frames are those of *memory*.
 
-        Without *guest_access* get-memory is EPERM. *on_change* is called before the
-        backing adds or removes pages that events report, with the fd of the file, an
-        offset and a length in bytes; it may block. *on_frames* is called as `Buddy` has
-        it, and must not block.
+        Without *guest_access* get-memory is EPERM. *on_change* is called before pages
+        are added or removed with events, with the file, an offset and a length in
+        bytes; it may block. *on_frames* is called as `Buddy` says, and must not block.
         """
         self.semantics: Final[Semantics] = V8() if semantics is None else semantics
         self.loop: Final = ThreadLoop() if loop is None else loop
@@ -79,13 +78,13 @@ class Mount:
             loop=self.loop,
             on_change=self._change,
         )
-        # Of clients.
+        # The numbers of clients.
         self._numbers: Final = itertools.count(1)
-        # By st_dev and st_ino, each with the fd that is its own.
+        # By st_dev and st_ino: each file with the mount's own fd of it.
         self._files: Final[dict[tuple[int, int], InaccessibleFile]] = {}
 
     def connect(self, deliver: Deliver = call_at_once) -> Client:
-        """A client. *deliver* is called with each event; see `Due`."""
+        """A new client. *deliver* is called with each event; see `Due`."""
         return Client(self, deliver, next(self._numbers))
 
     def files(self) -> Iterator[tuple[int, InaccessibleFile]]:
@@ -93,7 +92,7 @@ class Mount:
         return ((ino, file) for (_, ino), file in self._files.items())
 
     def inode(self, fd: int) -> InaccessibleFile:
-        """What the daemon has of an open file. EINVAL if it is none of this mount."""
+        """The inode of an open file. EINVAL if it is not of this mount."""
         found = os.fstat(fd)
         file = self._files.get((found.st_dev, found.st_ino))
         if file is None:
@@ -119,7 +118,7 @@ class Mount:
         return made
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2). Returns when the notifiers that get an event have answered."""
+        """fallocate(2). Returns when all notifiers have answered its events."""
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
@@ -143,7 +142,7 @@ class Mount:
     # --- the end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Forget all files. Their fds are of no use any more."""
+        """Drop all files. Their fds cannot be used here any more."""
         while self._files:
             _, file = self._files.popitem()
             file.close()

@@ -75,6 +75,15 @@ class Headroom:
         if length - _present(fd, offset, length) > spare:
             raise os_error(errno.ENOMEM)
 
+    def take(self, length: int) -> None:
+        """Count *length* bytes that the daemon is about to take for its own use.
+
+        Raises:
+            OSError: ENOMEM, that would exceed a limit.
+        """
+        if not (self.allows(length) or length <= self.spare() or _can_swap()):
+            raise os_error(errno.ENOMEM)
+
     def free(self) -> int:
         """What all limits leave for files. What could be reclaimed counts as used."""
         return min((free for _, free in self._levels()), default=_UNLIMITED)

@@ -15,7 +15,7 @@ import pytest
 import inaccfs
 from inaccfs import ending, launch, mountinfo, syscalls
 from inaccfs.fuse import finding, mounting, unmounting
-from inaccfs.fuse.ownmount import OwnMount
+from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
 from tests.mount.namespaces import private_namespace, quoted
 from tests.mount.support import (
@@ -336,6 +336,34 @@ def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
         other = block.__enter__()
     assert other.status().pid == other.pid
     block.__exit__(None, None, None)
+
+
+def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
+    """Also while the daemon is there, and if the other mount is dead or covered."""
+    with support.mounted() as mount:
+        found = finding.find(str(mount.path))
+        own = OwnMount(found)
+        assert own.find() == found
+        with support.mounted() as other:
+            where = finding.find(str(other.path))
+            stale = OwnMount(where)
+        # As if `found` had been given them.
+        stale._mount = found  # type: ignore[misc]
+        assert stale.find() is None
+        run("mount", "-t", "tmpfs", "none", mount.path)
+        assert stale.find() is None
+        assert own.find() == found
+        run("umount", mount.path)
+
+
+def test_a_mount_that_has_gone_meanwhile_is_not_covered() -> None:
+    with support.mounted() as mount:
+        found = finding.find(str(mount.path))
+        assert not is_covered(found)
+        run("mount", "-t", "tmpfs", "none", mount.path)
+        assert is_covered(found)
+        run("umount", mount.path)
+    assert not is_covered(found)
 
 
 def test_mounted_ends_a_daemon_that_is_stopped() -> None:

@@ -339,6 +339,20 @@ async def test_what_many_ask_for_keeps_nobody_waiting(control: Control) -> None:
         await control.gone()
 
 
+@pytest.mark.parametrize("text", ["{}", "x\n"])
+async def test_much_that_comes_with_an_fd_keeps_nobody_waiting(
+    control: Control, text: str
+) -> None:
+    """All of it is looked at before any of it is carried out."""
+    data = text * (22_000) + "\n"
+    async with control.peer() as peer:
+        async with slices():
+            await peer.send(data, 0)
+            for _ in range(22_000):
+                await peer.receive()
+        assert "return" in await peer.ask(peer.line("query-stats"))
+
+
 async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
     slices_done: list[int] = []
     busy = [True]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+import inaccfs
 from inaccfs import cli, launch, mountinfo, runtime, status
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
@@ -141,7 +142,7 @@ def test_what_is_not_ours_goes_to_fuse() -> None:
         (("--simulated-order", "3"), "--simulated-order is for --pfn-source sim"),
         (("-o", "pfn-source=simulated,simulated-memory=x"), "is not a size"),
         (("-o", "pfn-source=simulated,simulated-order=x"), "is not a number"),
-        (("--ack-timeout", "0"), "ack-timeout '0' is no number of seconds"),
+        (("--ack-timeout", "0"), "ack-timeout '0' is not a number of seconds"),
         (("--ack-timeout", "nan"), "ack-timeout"),
         (("--ack-timeout", "soon"), "ack-timeout"),
         (("--allow-uid", "root"), "allow-uid 'root' is not a number"),
@@ -446,6 +447,27 @@ def test_what_cannot_be_mounted_on_is_told(
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match=reason):
         Mountpoint.open(str(tmp_path / name))
+
+
+def test_an_empty_path_is_not_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What `inaccfs mount "$unset"` gives."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["mount"], ["umount"], ["status"]):
+        assert cli.main([*words, ""]) == 2
+        assert "mountpoint is empty: name a directory" in capsys.readouterr().err
+    assert cli.main(["qmp", "", "query-version"]) == 2
+    with pytest.raises(OptionError, match="empty"), inaccfs.mounted(""):
+        pass
+
+
+def test_a_link_that_leads_in_circles_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MountError, match=r"loop: Too many levels of symbolic links$"):
+        Mountpoint.open(str(tmp_path / "loop"))
 
 
 def test_a_mountpoint_is_resolved(tmp_path: Path) -> None:
