@@ -235,13 +235,15 @@ def _mount_as_user(
             )
         except OSError as exc:
             raise MountError(_why_no_helper(mountpoint.path, exc)) from None
-        undo.callback(_remove_strays, before)
+        devices: set[str | None] = set()
+        undo.callback(_remove_strays, before, devices)
         helpers.close()
         _, fds, _, _ = socket.recv_fds(ours, 4, 1)
         # Closing it ends the connection: after that _remove_strays() finds it dead.
         for fd in fds:
             undo.callback(os.close, fd)
         _, complaint = helper.communicate()
+        devices |= {_device_of(fd) for fd in fds} - {None}
     if helper.returncode == 0 and fds:
         return fds[0]
     last = complaint.strip().splitlines()[-1:] or ["fusermount3 failed"]
@@ -259,12 +261,14 @@ def _why_no_helper(path: str, exc: OSError) -> str:
     return f"cannot mount on {path}: {exc.strerror}"
 
 
-def _remove_strays(before: list[MountInfo]) -> None:
+def _remove_strays(before: list[MountInfo], devices: set[str | None]) -> None:
     """Unmount what fusermount3 has mounted since *before*, wherever it is.
 
-    Our connection has been closed, so a mount of ours is dead.
+    Our connection has been closed, so a mount of ours is dead. If *devices* is empty
+    nothing else is known of it; else a dead mount with another number is not ours.
     """
     for mount in mounts():
-        if mount not in before and is_dead(mount.path):
+        ours = mount.device in devices or not devices
+        if ours and mount not in before and is_dead(mount.path):
             with suppress(UnmountError):
                 unmounting.unmount(mount, lazy=True)

@@ -14,7 +14,7 @@ import pytest
 
 import inaccfs
 from inaccfs import ending, launch, mountinfo, syscalls
-from inaccfs.fuse import finding, unmounting
+from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
 from tests.mount.namespaces import private_namespace, quoted
@@ -178,6 +178,13 @@ def test_a_dead_daemon_is_told(point: Path) -> None:
             assert umount(*words) == (
                 f"inaccfs: {point} is unmounted; its daemon was dead\n"
             )
+
+
+def test_a_mount_that_fails_leaves_the_dead_mounts_of_others(point: Path) -> None:
+    with support.doomed(point) as mount:
+        support.kill(mount)
+        mounting._remove_strays([], {"0:0"})
+        assert finding.find(str(point)).path == str(point)
 
 
 @pytest.mark.parametrize("uid", [0, 1000], ids=["mount(2)", "fusermount3"])
