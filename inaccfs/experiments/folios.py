@@ -103,8 +103,7 @@ class _Guest:
         return self.allocated, self.folio(), level
 
 
-# --- a page is punched
-# ----------------------------------------------------------------------
+# --- a page is punched ----------------------------------------------------------------
 
 _STEPS: Final[tuple[tuple[str, Callable[[_Guest], str | None]], ...]] = (
     (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),

@@ -47,7 +47,7 @@ class _Guest:
         """With *asks* its KVM checks whether to retry."""
         shim, rules = bench.shim, bench.shim.query_semantics()
         # If get-pfn locks pages, a punch waits for a fault that has the page.
-        self._locks: Final = rules.references == "locked"
+        self._locks: Final = rules.locks_pages
         self._fd: Final = parts.new_file(stack, shim, "guest", 2)
         self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
         self._watched: Final = parts.Watched(asks=asks)
@@ -124,8 +124,7 @@ class _Guest:
         if not self._locks:
             self._pending[-1].result(parts.PATIENCE)
 
-    # --- points where windows are held open
-    # ---------------------------------------------------
+    # --- points where windows are held open -------------------------------------------
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         self._watched.hook(point)

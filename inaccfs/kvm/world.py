@@ -74,7 +74,7 @@ class World:
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
         # A thread that punched a page that it had locked would wait for itself.
-        self._punches_faults: Final = semantics.references != "locked"
+        self._punches_faults: Final = not semantics.locks_pages
         # The point from which the frame of a removed page may be another page's. With
         # events before the removal there is none.
         self._forgets_at: Final = {
