@@ -266,12 +266,14 @@ class Conversation:
                 call.returned = requests.Rows(call.returned)
                 call.returned.next = reply.next
             if call.request.whole:
-                call.pages.append(call.returned)
                 more = requests.following(command, call.returned)
+                if more is not None or call.pages:
+                    call.pages.append(call.returned)
                 if more is not None and not call.abandoned:
                     self._ask(call, more)
                     return
-                call.returned = requests.joined(call.pages)
+                if call.pages:
+                    call.returned = requests.joined(call.pages)
             if command.gives_fd:
                 if not self._fds:
                     # The kernel drops what the table of fds has no room for.

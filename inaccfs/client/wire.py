@@ -24,6 +24,9 @@ _READ_BYTES: Final = 1 << 16
 # A daemon sends one a reply; more than one if several replies are read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
 # For one call, through map().
+# What send(2) raises once the other end has closed the connection.
+_GONE: Final = (BrokenPipeError, ConnectionResetError)
+
 _RECVMSG_ARGUMENTS: Final = (
     (_READ_BYTES,),
     (_FDS_SPACE,),
@@ -180,8 +183,17 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
     outgoing = conversation.take_outgoing()
     if not outgoing:
         return
-    try:
+    # Nothing waits in the outlet: what is not sent here is dropped below.
+    if len(outgoing) == 1:
+        try:
+            outlet.send(*outgoing[0])
+        except _GONE:
+            return
+        if not outlet.waiting:
+            return
+    else:
         outlet.extend(outgoing)
+    try:
         if not flush(outlet):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     finally:
@@ -197,7 +209,7 @@ def flush(outlet: Outlet) -> bool:
     """
     try:
         return outlet.flush()
-    except (BrokenPipeError, ConnectionResetError):
+    except _GONE:
         outlet.close()
         return True
 
