@@ -1,7 +1,7 @@
 """inaccfs: memory that userspace can size, allocate and punch, but never read,
 write or map.
 
-docs/architecture.md has the rooms of the package, and which imports which.
+docs/architecture.md lists the parts of the package, and what each may import.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Whoever only mounts does not pay for what a client imports; nor does the command,
-    # which must see to signals and streams before it imports anything that takes time.
+    # Import the client only when it is used: a program that only mounts does not need
+    # it, and the command must set up signals and streams before any slow import.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("Mount", "mounted"):

@@ -39,15 +39,14 @@ class Config:
     def rules(self) -> Semantics:
         """The semantics themselves.
 
-        The file of a class of the user's is run by the first look at this, and only by
-        that.
+        The first access runs the file of a user's class; later ones do not.
 
         Raises:
             OptionError: a rule is wrong.
         """
         if self.semantics is None:
             return V8()
-        # Here and not above: what checks rules would slow down every start.
+        # Imported here because the check of rules would slow down every start.
         from inaccfs.semantics import load
 
         return load.load(self.semantics)

@@ -132,7 +132,7 @@ def run(
 
 def _has_large_folios(config: Config) -> bool:
     """Whether files may have folios of more than a page."""
-    # Nobody looks up the options of a wrapped tmpfs: True is the safe answer.
+    # The options of a wrapped tmpfs are not looked up: True is the safe answer.
     return config.backing is not None or config.tmpfs.huge not in (None, "never")
 
 

@@ -35,7 +35,7 @@ class Describer:
         seal: Callable[[], Seal],
         tracer: Tracer | None,
     ) -> None:
-        """*seal* is called later, when it is known what the kernel offers."""
+        """*seal* is called later, once it is known what the kernel offers."""
         self._config = config
         self._mountpoint = mountpoint
         self._control = control

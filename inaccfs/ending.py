@@ -25,7 +25,7 @@ from inaccfs.errors import (
     NoAnswerError,
     UnmountError,
 )
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, unmounting
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -56,7 +56,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
     Raises:
         InaccfsError: there is no mount, or it is in use.
     """
-    found = mounting.find(mountpoint)
+    found = finding.find(mountpoint)
     told: str | None
     try:
         control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else _ANSWER_SECONDS)
@@ -120,11 +120,11 @@ def _ask(mounted: MountInfo, seconds: float) -> bytes | None:
         with suppress(subprocess.TimeoutExpired):
             # A child that hangs in the kernel cannot end.
             child.wait(_QUICK_ANSWER_SECONDS)
-    # The exit status is no use: it is lost where SIGCHLD is ignored.
+    # Do not use the exit status: it is lost where SIGCHLD is ignored.
     number, _, control = answer.partition(b" ")
     if number == b"0":
         return control
-    if number and mounting.means_dead(OSError(int(number), "")):
+    if number and finding.means_dead(OSError(int(number), "")):
         raise DeadDaemonError(f"{path}: its daemon is dead")
     return None
 
@@ -201,7 +201,7 @@ def _unmount_living(
         return None if lazy else _tell_copies(found, "its daemon goes on")
     with daemon:
         goes_on = f"its daemon {daemon.pid} goes on"
-        patience = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _STOP_SECONDS
         greetings = 0
         while not daemon.has_ended(_NOTICE_SECONDS):
             if copies := _tell_copies(found, goes_on):
@@ -215,7 +215,7 @@ def _unmount_living(
                     "copies in another mount namespace (a container?), or was "
                     "unmounted lazily elsewhere"
                 )
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise UnmountError(
                     f"{found.path} is unmounted, but its daemon {daemon.pid} is still "
                     f"there after {_STOP_SECONDS:.0f} s: see its log"
@@ -224,7 +224,7 @@ def _unmount_living(
 
 
 def _tell_copies(found: MountInfo, goes_on: str) -> str | None:
-    copies = [mount.path for mount in mounting.mounts() if mount.device == found.device]
+    copies = [mount.path for mount in finding.mounts() if mount.device == found.device]
     if not copies:
         return None
     return (

@@ -1,8 +1,8 @@
-"""What can go wrong, by kind; one root, translated once at each edge.
+"""The errors, by kind; one root, translated once at each edge.
 
-`InaccfsError` is what a user can put right: the command line prints it in one
-line. Rules of the shim refuse with a plain `OSError`, because an errno is what
-the caller of a system call gets; a bug stays whatever Python raised.
+`InaccfsError` is a problem that the user can fix: the command line prints it in one
+line. Rules of the shim refuse with a plain `OSError`, as callers of a system call get
+an errno. A bug keeps the exception that Python raised.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 
 class InaccfsError(Exception):
-    """Something the user can put right; the message says what to do, in one line."""
+    """A problem that the user can fix; the message says how, in one line."""
 
 
 class MountError(InaccfsError):
@@ -39,15 +39,15 @@ class NoAnswerError(InaccfsError):
 
 
 class NoEntryError(InaccfsError):
-    """There is a mount, and the kernel keeps this user from looking at it."""
+    """There is a mount, but the kernel denies this user access to it."""
 
 
 class DeadDaemonError(NotMountedError):
-    """There is a mount, and nobody behind it."""
+    """There is a mount, but its daemon is dead."""
 
 
 class DaemonFailedError(MountError):
-    """The daemon has not come up, and has told why on its standard error."""
+    """The daemon did not start; its standard error has the reason."""
 
     def __init__(self, status: int) -> None:
         super().__init__("the daemon did not start: see what it says")

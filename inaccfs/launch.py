@@ -29,7 +29,7 @@ from inaccfs.errors import (
     NotMountedError,
     UnmountError,
 )
-from inaccfs.fuse import mounting, ownmount, unmounting
+from inaccfs.fuse import finding, ownmount, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.holder import remove_scratch
@@ -174,9 +174,9 @@ def read_status(mountpoint: str) -> Status:
     # Not at the top: to mount does not take msgspec.
     from inaccfs import status
 
-    path = mounting.find(mountpoint).path
+    path = finding.find(mountpoint).path
     try:
-        found = mounting.ask(
+        found = finding.ask(
             lambda: os.getxattr(path, status.STATUS_XATTR), _ANSWER_SECONDS
         )
     except TimeoutError:
@@ -185,7 +185,7 @@ def read_status(mountpoint: str) -> Status:
             "takes the mount away"
         ) from None
     except OSError as exc:
-        if mounting.means_dead(exc):
+        if finding.means_dead(exc):
             raise DeadDaemonError(
                 f"{path}: its daemon is dead; inaccfs umount {path} cleans up"
             ) from None
@@ -264,7 +264,7 @@ def mounted(
         for option in [options] if isinstance(options, str) else options:
             arguments += ["-o", option]
         log = scratch / "log"
-        before = mounting.mounts()
+        before = finding.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
             # A daemon that was killed during its start may have mounted.
             failed.callback(_unmount_new, str(path), before)
@@ -279,7 +279,7 @@ def mounted(
                 raise MountError(told.removeprefix("inaccfs: ")) from None
             failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
-        own = OwnMount(mounting.find(str(path)))
+        own = OwnMount(finding.find(str(path)))
         stack.push(lambda kind, *_: _take_down(mount, own, quiet=kind is not None))
         try:
             yield mount
@@ -291,8 +291,8 @@ def mounted(
 
 def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
     with suppress(NotMountedError, UnmountError):
-        found = mounting.find(path)
-        if found not in before and mounting.is_dead(path):
+        found = finding.find(path)
+        if found not in before and finding.is_dead(path):
             unmounting.unmount(found, lazy=True)
 
 
@@ -362,14 +362,14 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.terminate()
     # A stopped daemon does not see SIGTERM.
     daemon.send_signal(signal.SIGCONT)
-    patience = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
     while True:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            if not _is_running(daemon.pid) or time.monotonic() > patience:
+            if not _is_running(daemon.pid) or time.monotonic() > deadline:
                 break
             seconds = 0.1
         else:

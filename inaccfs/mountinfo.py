@@ -1,4 +1,4 @@
-"""What is mounted where, from /proc/self/mountinfo: it asks no file system anything."""
+"""All mounts, from /proc/self/mountinfo, without a request to any file system."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def read() -> list[MountInfo]:
 
 
 def topmost(path: str) -> MountInfo | None:
-    """What is mounted at the very *path*, on top of all else there."""
+    """The mount exactly at *path* that covers all others there."""
     found = [mount for mount in read() if mount.path == path]
     return found[-1] if found else None
 
 
 def below(path: str) -> list[str]:
-    """Where something is mounted at *path* or below it, by whatever mount."""
+    """The mountpoints at *path* or below it, of all mounts."""
     prefix = path.rstrip("/") + "/"
     return [
         mount.path

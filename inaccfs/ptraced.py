@@ -1,8 +1,8 @@
-"""Keeping other processes of the same user out of the daemon, and knowing who is in.
+"""Keeps other processes of the same user out of the daemon, and finds its tracer.
 
-An undumpable process is closed to ptrace(2) and so are its files in /proc, but to who
-has CAP_SYS_PTRACE. Who traces it already goes on; see ptrace(2), "Ptrace access mode
-checking", and PR_SET_DUMPABLE in prctl(2).
+Only a process with CAP_SYS_PTRACE can ptrace(2) an undumpable process or open its files
+in /proc. But a tracer that is attached already stays attached. See ptrace(2), "Ptrace
+access mode checking", and PR_SET_DUMPABLE in prctl(2).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Tracer(NamedTuple):
 
 
 def hide() -> Tracer | None:
-    """Be undumpable from now on; who traces this process all the same.
+    """Make this process undumpable; return the tracer that is attached, if any.
 
     Raises:
         MountError: it is traced by another user.
     """
     syscalls.set_dumpable(False)
-    # After that nobody comes in whom this would not see.
+    # From here on no tracer can attach that this would miss.
     found = tracer()
     if found is not None and found.is_foreign:
         whose = "an unknown user" if found.uids is None else f"user {min(found.uids)}"
@@ -53,7 +53,7 @@ def hide() -> Tracer | None:
 
 
 def tracer(proc: Path = _PROC) -> Tracer | None:
-    """Who traces this process, as far as *proc* shows it."""
+    """The tracer of this process, as far as *proc* shows it."""
     while pid := int(_fields(proc / "self")["TracerPid"]):
         try:
             fields = _fields(proc / str(pid))

@@ -1,9 +1,8 @@
 """Waiting for fds in the trio loop, also where epoll(7) takes no more of them.
 
-Who waits for an fd for the first time makes trio add it to its epoll. That fails where
-the user has as many there as the kernel allows (ENOSPC; fs.epoll.max_user_watches) and
-for want of memory (ENOMEM). Then the fd is looked at again and again until it can be
-added: slower, but nobody fails for it.
+The first wait for an fd makes trio add it to its epoll. That fails when the user has as
+many fds there as the kernel allows (ENOSPC; fs.epoll.max_user_watches), or without
+memory (ENOMEM). The fd is then polled until it can be added: slower, but no wait fails.
 
 All tasks of the daemon wait for fds with these functions: an `OSError` out of
 `trio.lowlevel.wait_readable` would end the mount.
@@ -37,16 +36,16 @@ async def wait_readable(fd: int | HasFileno) -> None:
     """Wait until *fd* has something to read, or its end.
 
     Raises:
-        trio.ClosedResourceError: it is closed, or was meanwhile.
+        trio.ClosedResourceError: *fd* is closed, or was closed meanwhile.
     """
     await _wait(trio.lowlevel.wait_readable, fd, select.POLLIN)
 
 
 async def wait_writable(fd: int | HasFileno) -> None:
-    """Wait until *fd* has room, or nobody reads from it any more.
+    """Wait until *fd* has room, or its other end is closed.
 
     Raises:
-        trio.ClosedResourceError: it is closed, or was meanwhile.
+        trio.ClosedResourceError: *fd* is closed, or was closed meanwhile.
     """
     await _wait(trio.lowlevel.wait_writable, fd, select.POLLOUT)
 

@@ -1,4 +1,4 @@
-"""What a mount says of itself: one typed message, made by the daemon, read by all.
+"""The status of a mount: one typed message, which the daemon makes.
 
 It travels in the virtual xattr `user.inaccfs.status` of the mount's root, so that a
 mountpoint is all that a reader needs.
@@ -26,7 +26,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     page_size: int
     # Regular files that have a name, or are open.
     files: int
-    # Pages that there is memory for.
+    # The number of allocated pages.
     allocated_pages: int
     # The rules: a version's name, or FILE.py:CLASS.
     semantics: str
@@ -39,13 +39,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # What keeps fetched pages where they are: "io_uring", "mlock (...)", "none (...)",
     # or "simulated".
     pinning: str
-    # Of the daemon.
+    # The pid of the daemon.
     pid: int
     # The control socket's path; null when the mount has none.
     control: str | None
     # Where the daemon writes its log; null for its standard error.
     log: str | None
-    # Of inaccfs.
+    # The version of inaccfs.
     version: str
     # Who traced the daemon as it started, "strace (pid 12)", and may have reached what
     # it holds; left out when nobody did.

@@ -1,13 +1,13 @@
 """System calls that the standard library lacks, one thin function each.
 
-A test can put another function in place of one and see what happens when the kernel
-says no. Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are
-bytes.
+A test can replace one of them, to see what happens when the kernel refuses the call.
+Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are bytes.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -106,7 +106,7 @@ _now_length = ctypes.c_int64()
 
 
 def fallocate_now(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2) for a range so small that nobody minds waiting."""
+    """fallocate(2) for a range so small that it takes microseconds."""
     if mode == 0:
         # The same call without the cost of ctypes, a third of it. It would fall back
         # to writing where fallocate is not supported; every backing supports this.
@@ -130,6 +130,7 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_INO: Final = 0x100
 _STATX_MNT_ID: Final = 0x1000
+_STATX_MNT_ID_UNIQUE: Final = 0x4000
 # struct statx: stx_ino is at 32, stx_dev_major and stx_dev_minor at 136.
 _statx_buffer = ctypes.create_string_buffer(256)
 _statx_ino = struct.Struct("=32xQ96xII")
@@ -167,12 +168,43 @@ def mount_number(fd: int) -> int | None:
 
     None before Linux 5.8. Asks no file system. See statx(2), STATX_MNT_ID.
     """
+    return _mount_number(fd, b"", _STATX_MNT_ID)
+
+
+def unique_mount_number(path: str) -> int | None:
+    """A number of the topmost mount at *path*, given to no other mount until a reboot.
+
+    None before Linux 6.8. Asks no file system. See statx(2), STATX_MNT_ID_UNIQUE.
+    """
+    return _mount_number(AT_FDCWD, os.fsencode(path), _STATX_MNT_ID_UNIQUE)
+
+
+def _mount_number(fd: int, path: bytes, wanted: int) -> int | None:
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(fd, b"", flags, _STATX_MNT_ID, buffer):
+    if _libc.statx(fd, path, flags, wanted, buffer):
         raise _error()
     mask, number = _statx_mount.unpack_from(buffer)
-    return number if mask & _STATX_MNT_ID else None
+    return number if mask & wanted else None
+
+
+_STATMOUNT: Final = 457
+_statmount_request = struct.Struct("=IIQQ")  # size, spare, mnt_id, param
+
+
+def is_mount_gone(unique: int) -> bool | None:
+    """Whether this mount namespace has no mount of that unique number any more.
+
+    None where statmount(2) (Linux 6.8) is not to be had. Asks no file system.
+    """
+    size = _statmount_request.size
+    request = ctypes.create_string_buffer(_statmount_request.pack(size, 0, unique, 0))
+    buffer = ctypes.create_string_buffer(512)
+    number = ctypes.c_long(_STATMOUNT)
+    length = ctypes.c_size_t(len(buffer))
+    if _libc.syscall(number, request, buffer, length, ctypes.c_uint(0)) == 0:
+        return False
+    return True if ctypes.get_errno() == errno.ENOENT else None
 
 
 # --- names ------------------------------------------------------------------

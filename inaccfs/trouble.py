@@ -1,4 +1,4 @@
-"""What goes wrong again and again, and is to be logged once."""
+"""Logs a repeated failure once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ log = logging.getLogger(__name__)
 
 
 class Trouble:
-    """Something that fails, is tried again and again, and is logged once."""
+    """Something that may fail many times in a row, and is logged once."""
 
     def __init__(self) -> None:
         self._met = ""
 
     def met(self, text: str) -> None:
-        """It has failed."""
+        """It has failed: log *text*, unless that was logged last."""
         if text != self._met:
             log.error("%s", text)
         self._met = text

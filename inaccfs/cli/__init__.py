@@ -1,7 +1,7 @@
 """The command line: one module a subcommand.
 
-Here is only what must be right before these are imported, which takes a tenth of a
-second: the standard streams, and what Ctrl-C does meanwhile.
+This module only sets up what must be right before the others are imported, which takes
+a tenth of a second: the standard streams, and the effect of Ctrl-C meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.
 
-    Without *argv* it is the process's own command, and its signals are the command's.
+    Without *argv* it runs the process's own command, and sets up signals for it.
     """
     streams.fill()
     if argv is not None:
         return _run(argv)
-    # Ignored by whoever has started us, children would vanish, and their status with
-    # them. See wait(2).
+    # If our parent process ignored SIGCHLD, the kernel would discard the status of our
+    # children. See wait(2).
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _interrupts(signal.default_int_handler, _leave)
     try:
@@ -44,12 +44,12 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _interrupts(before: object, now: signal._HANDLER) -> None:
-    """Handle SIGINT by *now* if it was handled by *before*, and not ignored, say."""
+    """Set the handler of SIGINT to *now* if it is *before*, and not SIG_IGN, say."""
     if signal.getsignal(signal.SIGINT) == before:
         signal.signal(signal.SIGINT, now)
 
 
 def _leave(_number: int, _frame: object) -> NoReturn:
-    # An exception would be raised in the middle of an import, or of the interpreter's
-    # end, and be printed by somebody who cannot handle it.
+    # An exception would be raised within an import, or as the interpreter ends, where
+    # nothing can handle it and a traceback would be printed.
     os._exit(INTERRUPTED)

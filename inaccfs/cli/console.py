@@ -1,7 +1,7 @@
-"""Commands as people type them: `get-pfn file=/guest0 offset=0x10`, and what they get.
+"""Commands as people type them, `get-pfn file=/guest0 offset=0x10`, and their results.
 
-Values are read as the command's argument wants them: a number may be 0x10, a text is
-taken as it is.
+Each value is parsed by the type of its argument: a number may be 0x10, and a text is
+taken literally.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-# So many may be on their way; the daemon reads on while its replies are read.
+# The limit of commands without a reply yet. The daemon reads on while we read replies.
 _AT_A_TIME: Final = 32
 _READ_BYTES: Final = 1 << 16
-# More than any command that a daemon takes.
+# More than the longest command that a daemon accepts.
 _LINE_BYTES: Final = 1 << 20
 
-# The negotiation is over when somebody can type.
+# The negotiation is over before a user can type.
 _TYPED: Final = {
     name: kind for name, kind in COMMANDS.items() if kind is not QmpCapabilities
 }
@@ -58,10 +58,10 @@ _PROMPT: Final = "inaccfs> "
 
 
 def parse(words: Sequence[str]) -> tuple[Command, str | None]:
-    """A command from its name and NAME=VALUE words, and what to open and send with it.
+    """Make a command of its name and NAME=VALUE words; and the path of a file to send.
 
     Raises:
-        OptionError: there is no such command, or it takes no such arguments.
+        OptionError: there is no such command, or it has no such argument.
     """
     name, *rest = words
     kind = _TYPED.get(name)
@@ -130,15 +130,15 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
                 return int(text, 0)
             except ValueError:
                 raise OptionError(
-                    f"{what}: {quoted(text)} is no whole number"
+                    f"{what}: {quoted(text)} is not a whole number"
                 ) from None
     if text.partition("-")[0].isdecimal() and "-" in text:
-        # Where a page of query-pins begins, which is no number.
+        # The start of a page of query-pins, which is not a number.
         return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as exc:
-        raise OptionError(f"{what}: {quoted(text)} is no JSON: {exc}") from None
+        raise OptionError(f"{what}: {quoted(text)} is not JSON: {exc}") from None
 
 
 def usage(kind: type[Command]) -> str:
@@ -162,11 +162,11 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-# --- carrying them out ----------------------------------------------------------------
+# --- execution ----------------------------------------------------------------
 
 
 class Console:
-    """Sends what is typed, and prints what comes."""
+    """Sends commands, and prints replies and events."""
 
     def __init__(
         self,
@@ -177,22 +177,22 @@ class Console:
         events: bool = True,
         answers: bool = False,
     ) -> None:
-        """*events* are printed, and *answers* sent for them without being asked."""
+        """With *events* it prints events; with *answers* it answers them itself."""
         self._connection: Final = connection
         self._outlet: Final = Outlet(connection)
         self._conversation: Final = conversation
         self._compact: Final = compact
         self._events: Final = events
         self._answers: Final = answers
-        # How many commands are on their way.
+        # The number of commands without a reply yet.
         self._waiting = 0
-        # Fds that were given; they live as long as the console.
+        # The fds to send; they stay open as long as the console.
         self._fds: list[int] = []
-        # Whether something was refused.
+        # Whether any command was refused.
         self.failed = False
 
     def close(self) -> None:
-        """Close what was given."""
+        """Close the fds."""
         for fd in self._fds:
             os.close(fd)
 
@@ -222,7 +222,7 @@ class Console:
         """Print events until the daemon ends.
 
         Raises:
-            ControlError: it has hung up.
+            ControlError: the daemon has hung up.
         """
         conversation = self._conversation
         while conversation.ended is None:
@@ -231,9 +231,9 @@ class Console:
             raise conversation.ended
 
     def interact(self) -> None:
-        """Carry out what comes from the standard input, one command a line.
+        """Carry out commands from the standard input, one a line.
 
-        Returns at its end, when all is answered; what is wrong is printed.
+        Returns at its end, once all replies have come. Errors are printed.
 
         Raises:
             ControlError: the daemon has hung up.
@@ -258,7 +258,7 @@ class Console:
                 for line in lines:
                     self._take(line.decode(errors="surrogateescape"))
                 if len(pending) > _LINE_BYTES:
-                    # Such as /dev/zero, which has neither lines nor an end.
+                    # /dev/zero, for example, has neither lines nor an end.
                     raise InaccfsError(
                         f"the standard input has a line of over {_LINE_BYTES} bytes"
                     )
@@ -304,7 +304,7 @@ class Console:
                     command,
                     lambda returned: returned,
                     fd,
-                    # With a limit only that one page is wanted.
+                    # With a limit the user wants one page only.
                     whole=getattr(command, "limit", None) is None,
                 )
             )
@@ -355,7 +355,7 @@ def _read_input() -> bytes:
 
 
 def _describe(error: OSError) -> str:
-    """As the daemon has said it: the errno's name, and why."""
+    """The daemon's error: the errno's name, and the reason."""
     if isinstance(error, ControlError):
         return str(error)
     return f"{errnos.NAMES.get(error.errno or 0, 'EIO')}: {error.strerror}"

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str] | None) -> int:
     """Run one command; return the exit status.
 
-    Only what the user can put right is caught here and told in one line: with status 2
-    where the words are wrong, and with 1 where they could not be done. Anything else is
-    a bug and keeps its traceback.
+    Errors that the user can correct are caught here and printed in one line. The status
+    is 2 for wrong arguments, and 1 for a command that failed. Any other exception is a
+    bug and keeps its traceback.
     """
     output.prepare()
     try:
         found = _run(argv)
     except SystemExit as exc:
-        # argparse has printed help, or what is wrong.
+        # argparse has printed help, or an error.
         raise SystemExit(output.finish(int(exc.code or 0))) from None
     return output.finish(found)
 
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str] | None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
         words = fstab.translated(words) or words
         args = _parser().parse_args(words)
-        # Those of the command; `mount` hands them to a daemon.
+        # The command's own words; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
     except OptionError as exc:
@@ -91,7 +91,7 @@ def _parser() -> output.Parser:
 
 
 def _has_working_directory() -> bool:
-    """Whether a path that is not absolute means anything."""
+    """Whether relative paths can be resolved."""
     try:
         os.getcwd()
     except FileNotFoundError:

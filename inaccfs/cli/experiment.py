@@ -25,16 +25,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="what to run it on, in place of what it is about; may be repeated",
+        help="semantics to run it on, in place of its own; may be repeated",
     )
     parser.add_argument(
-        "--plot", metavar="FILE.svg", help="where to draw it, if it draws anything"
+        "--plot", metavar="FILE.svg", help="file for the chart, if there is one"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Run the experiment."""
     from inaccfs.experiments import catalogue
     from inaccfs.experiments.lab import Lab
     from inaccfs.semantics import load
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         # Check the names before anything is mounted.
         load.load(name)
     if args.plot is not None:
-        # Now, and not after minutes of work.
+        # Check this now, and not after minutes of work.
         try:
             open(args.plot, "ab").close()
         except OSError as exc:

@@ -1,8 +1,8 @@
-"""What mount(8) and fstab want of the command for the type fuse.inaccfs.
+"""The interface to mount(8) and fstab, for the type fuse.inaccfs.
 
-mount.fuse3(8) calls a program named for the type, `inaccfs SPEC DIR -o OPTIONS`, where
-there is no mount.fuse.inaccfs. That leads to mountscripts/mount.inaccfs, which leaves a
-remount to this module.
+Without a mount.fuse.inaccfs, mount.fuse3(8) calls the program that the type names:
+`inaccfs SPEC DIR -o OPTIONS`. A mount.fuse.inaccfs is a link to
+mountscripts/mount.inaccfs, which leaves a remount to this module.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from inaccfs.fuse.mounting import FuseOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What mount.fuse3 adds of itself, and what a mount is in any case.
+# Options that mount.fuse3 adds itself, and those that every mount has anyway.
 _IMPLIED: Final = ("dev", "suid", "exec", "nodev", "nosuid", "noexec")
-# Of mount(8), which FuseOptions leaves out because they are how a new mount is.
+# Options of mount(8) that FuseOptions drops because a new mount has them by default.
 _DEFAULTS: Final = ("rw", "async", "atime", "diratime", "nolazytime")
 
 
 def translated(argv: Sequence[str]) -> list[str] | None:
-    """The words of `inaccfs mount` for those of mount.fuse3; None if they are none.
+    """Translate the words of mount.fuse3 to `inaccfs mount`; None for other words.
 
     Raises:
-        OptionError: SPEC is nothing that can be mounted.
+        OptionError: SPEC cannot be mounted.
     """
     # mount(8) makes the path of the directory an absolute one.
     if len(argv) != 4 or argv[2] != "-o" or not argv[1].startswith("/"):
@@ -35,13 +35,13 @@ def translated(argv: Sequence[str]) -> list[str] | None:
     spec, directory, _, words = argv
     options = [word for word in words.split(",") if word and word not in _IMPLIED]
     if "remount" in options:
-        # The source is whatever fsname= was.
+        # The source is the value of fsname=.
         _remount(directory, options)
     if not _is_spec(spec):
         return None
     if spec.startswith("/"):
         if "," in spec:
-            raise OptionError(f"{spec}: a name with a comma cannot be told to mount")
+            raise OptionError(f"{spec}: a name with a comma cannot be passed to mount")
         options.append(f"backing={spec}")
     if not any(option.startswith("fsname=") for option in options):
         options.append(f"fsname={spec}")
@@ -54,7 +54,7 @@ def _is_spec(word: str) -> bool:
 
 
 def _remount(directory: str, options: list[str]) -> None:
-    """Let mount(8) do it: only flags can be changed, and those the kernel keeps."""
+    """Remount by mount(8): only the kernel's own flags can be changed."""
     kept = [option for option in options if _is_flag(option)]
     for option in options:
         if option.partition("=")[0] in mountoptions.NAMES:

@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 _BAR: Final = 24
 
-# Of each kind: more only wait for each other.
+# The limit of threads of each kind: more would only wait for each other.
 _MOST_THREADS: Final = 256
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the subcommand, and its own."""
+    """Add the subcommand, and its subcommands."""
     parser = commands.add_parser(
         "kvm",
         help="a simulated VM: run a script with one, see one, put one under stress",
         description="The simulated KVM as a client of a mount. Without a mount to use "
-        "it makes a private one for itself, which goes with it.",
+        "it makes a private one, which it removes at its end.",
     )
     own = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(own)
     demo = own.add_parser(
         "demo",
         help="show a guest fault in, convert, and lose memory",
-        description="Boots nothing, but shows a guest fault its memory in, convert a "
-        "page, lose some to a punch and fault it in again, with maps of its pages.",
+        description="Show a guest fault its memory in, convert a page, lose pages to a "
+        "punch and fault them in again, with maps of its pages. No guest is booted.",
     )
     _add_options(demo)
     demo.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
@@ -92,7 +92,7 @@ def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
         "convert, allocate, and make and delete slots. What was read, what is mapped, "
         "references, notifiers and counts are checked. Status 1 if anything is wrong.",
     )
-    for name, metavar, kind, default, told in (
+    for name, metavar, kind, default, text in (
         ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
         ("--vcpus", "M", _number(1, _MOST_THREADS), 4, "default 4"),
         (
@@ -105,7 +105,7 @@ def _add_stress(commands: argparse._SubParsersAction[Any]) -> None:
         ("--seed", "S", _number(0), None, "what each thread does; default: any"),
     ):
         parser.add_argument(
-            name, metavar=metavar, type=kind, default=default, help=told
+            name, metavar=metavar, type=kind, default=default, help=text
         )
     _add_options(parser)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
@@ -118,7 +118,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number of seconds")
     return value
 
 
@@ -139,7 +139,7 @@ def _number(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A mount that was there before: an `inaccfs.Mount` without the process."""
+    """An existing mount: like an `inaccfs.Mount`, but without its process."""
 
     path: Path
     pid: int
@@ -147,7 +147,7 @@ class _Given:
     log: Path | None
 
     def status(self) -> Status:
-        """What the mount says of itself now."""
+        """The present status of the mount."""
         return launch.read_status(str(self.path))
 
 
@@ -159,7 +159,7 @@ def _mount(
     from inaccfs.client import connect
 
     if mountpoint is None:
-        # Check the words before a daemon is started for them.
+        # Check the options before a daemon is started with them.
         mountoptions.check(options)
         with launch.mounted(options=options) as own, connect(own.control) as shim:
             yield own, shim
@@ -179,22 +179,20 @@ def _mount(
 
 @contextmanager
 def _roomy_mount(args: argparse.Namespace, pages: int) -> Iterator[Client]:
-    """A client of a mount that has room for *pages* of 4 KiB, and shows them.
+    """A client of a mount that has room for *pages* of 4 KiB, and allows get-memory.
 
-    A private one has huge pages, where the kernel gives any and nobody says otherwise.
+    A private mount has huge pages if the kernel has them and the options do not differ.
     """
     _check_options(args, args.mountpoint, "MOUNTPOINT")
     words = ",".join(args.options).split(",")
-    # A directory that is wrapped has what it has.
+    # A wrapped directory has the size that it has.
     wraps = any(word.startswith("backing=") for word in words)
     huge = ["huge=always"] if _has_huge_pages() and not wraps else []
     # The last of equal options counts.
     with _mount(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:
-            raise MountError(
-                f"{mount.path} has not the {pages >> 8} MiB that this needs"
-            )
+            raise MountError(f"{mount.path} lacks the {pages >> 8} MiB that this needs")
         fd = shim.memfd_create("kvm-probe", size=found.f_frsize)
         try:
             with shim.file(fd) as file:
@@ -239,7 +237,7 @@ def _run(args: argparse.Namespace) -> int:
 def _execute(
     script: str, source: bytes, names: dict[str, object], arguments: list[str]
 ) -> int:
-    """Run *source* as Python runs the script that it is of."""
+    """Run *source* as Python would run the script."""
     module = types.ModuleType("__main__")
     vars(module).update(names, __file__=script, __builtins__=__builtins__)
     before = sys.argv, sys.path, sys.modules["__main__"]
@@ -254,7 +252,7 @@ def _execute(
     except output.OutputError:
         raise
     except Exception as exc:
-        # From the script on: how it got there is of no use to its author.
+        # Begin the traceback at the script: our own frames are of no use to its author.
         own = exc.__traceback__.tb_next if exc.__traceback__ else None
         told = "".join(traceback.format_exception(exc.with_traceback(own)))
         output.mention(printable_lines(told), end="")
@@ -265,7 +263,7 @@ def _execute(
 
 
 def _status(code: object) -> int:
-    """What `sys.exit(code)` means."""
+    """The exit status of `sys.exit(code)`."""
     if code is None or isinstance(code, int):
         return code or 0
     output.mention(str(code))
@@ -294,7 +292,7 @@ def _stress(args: argparse.Namespace) -> int:
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     plan = stress.Plan(args.seconds, args.vcpus, args.punchers, seed)
     try:
-        # From here on, so that there is a report, however early it is.
+        # Set from here on, so that even an early Ctrl-C gives a report.
         with (
             _interruptible() as interrupted,
             _roomy_mount(args, world.FILE_PAGES) as shim,
@@ -315,7 +313,7 @@ def _stress(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second is an exception, as ever."""
+    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
     event = threading.Event()
 
     def first(_number: int, _frame: object) -> None:
@@ -323,7 +321,7 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
     before = signal.getsignal(signal.SIGINT)
-    # It may be ignored, or somebody else's.
+    # SIGINT may be ignored, or have another handler.
     ours = before is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, first)
@@ -354,7 +352,7 @@ class _Progress:
         output.mention(f"\r{text[: columns - 1]}\x1b[K", end="")
 
     def clear(self) -> None:
-        """Leave the line as if nothing had been there."""
+        """Erase the bar."""
         if self._shown:
             output.mention("\r\x1b[K", end="")
 
@@ -386,9 +384,7 @@ def _summary(report: Report) -> str:
             f"mapped {stats.installed.pages_4k:,} x 4 KiB, "
             f"{stats.installed.pages_2m:,} x 2 MiB"
         )
-    race = (
-        "the semantics' own race" if report.order == "after" else "not to be expected"
-    )
+    race = "the semantics' own race" if report.order == "after" else "not expected"
     lines += [
         f"semantics  {report.semantics}: invalidates {report.order} removal",
         f"stale uses in the window: {report.stale_uses:,} seen ({race})",

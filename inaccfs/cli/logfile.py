@@ -14,7 +14,7 @@ from inaccfs.streams import printable, printable_lines
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-# By the number of -v: what goes wrong, what happens, and each refusal, too.
+# By the number of -v: problems; also what happens; also each refusal.
 _LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 _FLAGS: Final = (
@@ -25,7 +25,7 @@ _FLAGS: Final = (
 
 
 def start(verbose: int) -> None:
-    """Log to the standard error from now on, wherever that leads to."""
+    """Log to the standard error from now on."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(_FORMAT))
     logging.getLogger().addHandler(handler)
@@ -33,12 +33,12 @@ def start(verbose: int) -> None:
     logging.getLogger("inaccfs").setLevel(level)
     # On a full disk a line is lost, without a traceback.
     logging.raiseExceptions = False
-    # A crash of the interpreter leaves a traceback, too.
+    # Let a crash of the interpreter leave a traceback, too.
     faulthandler.enable()
 
 
 class _Formatter(logging.Formatter):
-    """Keeps each message in a line, and escapes control characters."""
+    """Keeps each message on one line, and escapes control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
@@ -48,13 +48,13 @@ class _Formatter(logging.Formatter):
 
 
 class LogFile:
-    """The file that takes standard output and error: a daemon has no terminal."""
+    """The file for standard output and error of a daemon, which has no terminal."""
 
     def __init__(self, path: str) -> None:
-        """Raises `MountError` if *path* cannot be written, or is no place for a log."""
+        """Raises `MountError` if *path* cannot be written, or is unsuitable."""
         self._path = path
         try:
-            # A log that is there already, or is no file, is the user's.
+            # A log that exists already, or is not a file, belongs to the user.
             self._made = not os.path.lexists(path)
             self._fd = os.open(path, _FLAGS, 0o600)
         except OSError as exc:
@@ -67,7 +67,7 @@ class LogFile:
                 "character device; name another with --log"
             )
         os.set_blocking(self._fd, True)
-        # Whether standard output and error go there.
+        # Whether standard output and error go to the file.
         self.is_taken = False
 
     def take_output(self) -> None:
@@ -81,7 +81,7 @@ class LogFile:
         ours = os.fstat(self._fd)
         if not self._made or ours.st_size:
             return
-        # Another daemon may have another log at this path by now.
+        # By now another daemon may have put its log at this path.
         with suppress(OSError):
             if os.path.samestat(ours, os.lstat(self._path)):
                 os.unlink(self._path)

@@ -14,7 +14,7 @@ from inaccfs import launch, runtime, syscalls
 from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.holder import Holder
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log_ = logging.getLogger(__name__)
 
 _HANDED: Final = ("ready", "mountpoint", "holder")
-"""What each --NAME-fd is called that `launch.start_daemon` gives the daemon."""
+"""The NAMEs of the options --NAME-fd, by which `launch.start_daemon` passes fds."""
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--uid", help="owner of the root")
     parser.add_argument("--gid", help="group of the root")
     parser.add_argument(
-        "--allow-other", action="store_true", help="let other users in, too"
+        "--allow-other", action="store_true", help="allow other users access, too"
     )
     parser.add_argument(
         "-o",
@@ -134,7 +134,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Mount; stay if asked to."""
+    """Mount; with --foreground, be the daemon."""
     config = mountoptions.parse(mountoptions.gather(args))
     if args.foreground:
         return _serve(args, config)
@@ -154,7 +154,7 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     try:
         launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
-        # The daemon has said why, on our standard error.
+        # The daemon has printed the reason on our standard error.
         return exc.status
     return 0
 
@@ -162,9 +162,9 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
 def _serve(args: argparse.Namespace, config: Config) -> int:
     """Be the daemon."""
     oom_score = syscalls.OomScore()
-    # Before the imports, which take the most of a start: see `ptraced`.
+    # Before the imports, which take most of the time of a start: see `ptraced`.
     syscalls.set_dumpable(False)
-    # Here and not above: only the daemon needs trio and pyfuse3.
+    # Imported here because only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
     # Load a user's class while the standard error is still the user's.
@@ -179,7 +179,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
     else:
-        path = mounting.resolve(args.mountpoint)
+        path = finding.resolve(args.mountpoint)
         mountpoint = Mountpoint(path, args.mountpoint_fd)
     holder = None if args.holder_fd is None else Holder(args.holder_fd, args.scratch)
     logfile.start(args.verbose)
@@ -199,11 +199,12 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
         daemon.run(config, mountpoint, ready, oom_score, holder)
     except BaseException as exc:
         if own_log is not None and own_log.is_taken:
-            # Not at the interpreter's end: an empty log is removed before that.
+            # Log it here: at the interpreter's end the empty log would be removed
+            # already.
             log_.critical("the daemon ends: this is a bug", exc_info=True)
             return 1
         if isinstance(exc, OptionError):
-            # The options are valid, but not for this machine: status 1.
+            # The options are valid, but this machine lacks something: status 1.
             raise MountError(str(exc)) from exc
         raise
     finally:
@@ -217,7 +218,7 @@ def _tell_ready(fd: int) -> None:
     try:
         os.write(fd, launch.READY)
     except BrokenPipeError:
-        # That process was interrupted, and expects no mount.
+        # That process was interrupted, and does not want the mount any more.
         signal.raise_signal(signal.SIGTERM)
     os.close(fd)
 

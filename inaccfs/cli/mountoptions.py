@@ -1,4 +1,4 @@
-"""From the words of `inaccfs mount` to its `Config`."""
+"""Parses the words of `inaccfs mount` into a `Config`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OURS: Final = (
     *("pfn-source", *_SIMULATED),
     *("ack-timeout", "semantics"),
 )
-# These may be given again and again.
+# These options may be repeated.
 _REPEATED: Final = ("limit", "allow-uid")
 NAMES: Final = (*_OURS, *_REPEATED)
 """Options of the daemon, which the kernel and mount(8) do not know."""
@@ -40,7 +40,7 @@ PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
 
 
 class Options:
-    """The options of a command line, in one form however they were written."""
+    """The options of a command line, in one form whether given by -o or by --."""
 
     def __init__(self) -> None:
         self.ours: dict[str, str] = {}
@@ -49,7 +49,7 @@ class Options:
         self.fuse: list[str] = []
 
     def take(self, words: Sequence[str]) -> None:
-        """Add what follows each -o."""
+        """Add the options after each -o."""
         for option in filter(None, ",".join(words).split(",")):
             name, equals, value = option.partition("=")
             if equals and name in _OURS:
@@ -87,15 +87,15 @@ def gather(args: argparse.Namespace) -> Options:
 
 
 def check(words: Sequence[str]) -> None:
-    """Check what follows -o, for a mount that is to be made with it later.
+    """Check the options after -o, for a mount that will be made with them later.
 
     Raises:
-        OptionError: something of it is wrong.
+        OptionError: one is wrong.
     """
     options = Options()
     options.take(words)
     options.check_values()
-    # To load the rules may run a file of the user's.
+    # Loading the semantics may run a file of the user's.
     _ = parse(options).rules
 
 
@@ -160,7 +160,7 @@ def parse(options: Options) -> Config:
 def _semantics(ours: dict[str, str]) -> str | None:
     wanted = ours.get("semantics")
     if wanted is not None:
-        # Here and not above: what checks rules would slow down every start.
+        # Imported here because the check of rules would slow down every start.
         from inaccfs.semantics import load
 
         load.check_name(wanted)
@@ -203,5 +203,5 @@ def _policy(options: Options) -> Policy:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise OptionError(f"ack-timeout {quoted(text)} is no number of seconds")
+        raise OptionError(f"ack-timeout {quoted(text)} is not a number of seconds")
     return replace(policy, ack_seconds=seconds)

@@ -1,7 +1,7 @@
-"""What the commands print, and what becomes of it when nobody takes it.
+"""The output of commands, and the handling of output that fails.
 
-All that a command says goes through here: names of files, and whatever a daemon tells,
-may have characters that a terminal obeys.
+All that a command prints goes through here: names of files and texts from a daemon may
+contain characters that control a terminal.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
-# Of the lines that a terminal has had to break, the longest.
+# The length of the longest line that the terminal had to wrap.
 _too_wide = 0
 
 
 class OutputError(Exception):
-    """The standard output does not take what is said; the cause is why."""
+    """Writing to the standard output failed; the cause has the reason."""
 
 
 class Parser(argparse.ArgumentParser):
-    """One that repeats words that were wrong as a terminal may have them."""
+    """A parser whose messages are safe to print on a terminal."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the words; status 2."""
+        """Print the error; exit with status 2."""
         super().error(printable(message))
 
     def _print_message(self, message: str, file: object = None) -> None:
-        """What all that it prints goes through."""
+        """Print a message; argparse calls this for all its output."""
         if file is sys.stdout:
             show(message, end="")
         else:
@@ -49,13 +49,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def prepare() -> None:
-    """Give the process all three streams, which can write any text."""
+    """Make sure that all three standard streams are open, and can write any text."""
     global _too_wide
     _too_wide = 0
     for name, fd, mode in _STREAMS:
         stream: IO[str] | None = getattr(sys, name)
         if stream is None:
-            # It was closed, and streams.fill() has opened it.
+            # It was closed, and streams.fill() has opened the fd since.
             stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
         if mode == "w" and isinstance(stream, io.TextIOWrapper):
@@ -63,10 +63,10 @@ def prepare() -> None:
 
 
 def say(text: str) -> None:
-    """Print what a command was asked for, whose lines stay lines.
+    """Print the result of a command; control characters but newlines are escaped.
 
     Raises:
-        OutputError: the standard output does not take it.
+        OutputError: writing failed.
     """
     text = printable_lines(text)
     _measure(text)
@@ -74,24 +74,24 @@ def say(text: str) -> None:
 
 
 def say_coloured(text: str) -> None:
-    """Print lines of ours that may have colours, and no names of somebody's.
+    """Print our own lines, which may have colours but no foreign names.
 
     Raises:
-        OutputError: the standard output does not take it.
+        OutputError: writing failed.
     """
     _measure(_COLOUR.sub("", text))
     show(text)
 
 
 def say_json(data: bytes) -> None:
-    """Print JSON for programs, which may lie on a terminal all the same.
+    """Print JSON for programs, safe for a terminal as well.
 
     Raises:
-        OutputError: the standard output does not take it.
+        OutputError: writing failed.
     """
     text = data.decode()
     if not text.isprintable():
-        # Such characters are in texts only, where JSON has another way to write them.
+        # Control characters are only in strings, where JSON can escape them.
         text = "".join(
             char if char.isprintable() or char == "\n" else _json_escape(char)
             for char in text
@@ -100,10 +100,10 @@ def say_json(data: bytes) -> None:
 
 
 def show(text: str, *, end: str = "\n") -> None:
-    """Print *text* as it is, colours and all, at once: somebody may be waiting for it.
+    """Print *text* unchanged, with colours, and flush: a user may be waiting for it.
 
     Raises:
-        OutputError: the standard output does not take it.
+        OutputError: writing failed.
     """
     try:
         print(text, end=end, flush=True)
@@ -112,13 +112,13 @@ def show(text: str, *, end: str = "\n") -> None:
 
 
 def complain(text: str) -> None:
-    """Say in one line what went wrong, if there is anybody to hear it."""
+    """Print an error in one line on the standard error, if that is possible."""
     mention(f"inaccfs: {printable(text)}")
 
 
 def mention(text: str, *, end: str = "\n") -> None:
-    """Print *text* as it is on the standard error, if that takes it."""
-    # What cannot be told changes neither what was done nor the exit status.
+    """Print *text* unchanged on the standard error, if that is possible."""
+    # A failure to print changes neither the result nor the exit status.
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr, flush=True)
 
@@ -126,13 +126,13 @@ def mention(text: str, *, end: str = "\n") -> None:
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
-    # Whoever reads has had enough, and knows.
+    # The reader has closed the pipe, and needs no message.
     if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
         complain(f"cannot write to the standard output: {cause.strerror}")
 
 
 class _Watched(io.TextIOWrapper):
-    """A standard output that remembers why it did not take something."""
+    """A standard output that remembers the error of a failed write."""
 
     failure: OSError | None = None
 
@@ -146,10 +146,10 @@ class _Watched(io.TextIOWrapper):
 
 @contextmanager
 def lent() -> Iterator[None]:
-    """Let somebody else's code print.
+    """Let the user's own code print.
 
     Raises:
-        OutputError: what it raised is only that the standard output took no more.
+        OutputError: the code raised only because writing to the output failed.
     """
     plain = sys.stdout
     if type(plain) is not io.TextIOWrapper:
@@ -173,7 +173,7 @@ def lent() -> Iterator[None]:
     finally:
         if sys.stdout is watched:
             sys.stdout = plain
-        # What fails now fails again for the other, at the end.
+        # If flushing fails now, it fails again at the end, and is reported there.
         with suppress(OSError, ValueError):
             watched.detach()
 
@@ -187,7 +187,7 @@ def _measure(text: str) -> None:
 
 
 def finish(status: int) -> int:
-    """The exit status of a command that would end with *status*, all written."""
+    """Flush all output; return *status*, or another exit status if that fails."""
     if _too_wide:
         complain(f"lines have up to {_too_wide} columns: pipe them through less -S")
     for stream in (sys.stdout, sys.stderr):
@@ -196,10 +196,10 @@ def finish(status: int) -> int:
         try:
             stream.flush()
         except ValueError:
-            # A script has closed it.
+            # A script has closed the stream.
             continue
         except OSError as exc:
-            # Else Python complains at its end of what is still not written.
+            # Otherwise Python complains at its end about data that is still buffered.
             _drop(stream)
             if stream is sys.stdout and status == 0:
                 error = OutputError()

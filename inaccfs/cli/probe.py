@@ -63,7 +63,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Probe; status 1 if there are differences, 2 if it could not be done."""
-    # Here and not above: other subcommands need none of it.
+    # Imported here because no other subcommand needs it.
     from inaccfs.probe import naming, table
 
     names = [args.target, *([args.against] if args.against is not None else [])]
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         found: list[Target] = [naming.find(name, force=args.force) for name in names]
         results = table.try_all(found)
     except InaccfsError as exc:
-        # Not the 1 of all other commands, which says here that there are differences.
+        # Other commands fail with status 1, but here that means differences.
         output.complain(str(exc))
         return 2
     try:
@@ -90,6 +90,6 @@ def _show(
     if args.json:
         output.say_json(report.as_json(found, results).encode())
     else:
-        # What is piped stays one row a line.
+        # In a pipe each row stays on one line.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         output.say(report.table(found, results, width))

@@ -67,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "target", metavar="MOUNTPOINT", help="of a mount, or the path of its socket"
     )
-    # Not "?" and "*", which match nothing at all where an option comes in between.
+    # Not "?" and "*", which would match nothing if an option comes in between.
     parser.add_argument(
         "words",
         metavar="COMMAND",
@@ -94,7 +94,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="--answer, and stay until Ctrl-C or the daemon's end",
+        help="as --answer, and stay until Ctrl-C or the daemon's end",
     )
     parser.add_argument(
         "--compact", action="store_true", help="print each return in one line"
@@ -103,7 +103,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
-    """Carry out what was asked for; status 1 if something was refused."""
+    """Carry out the commands; status 1 if one was refused."""
     from inaccfs.cli import console
     from inaccfs.client import wire
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
         if word.startswith("-"):
             raise OptionError(f"unknown option {word!r}: see inaccfs qmp -h")
     if words:
-        # Check the words before we connect.
+        # Check the command before connecting.
         console.parse(words)
     names = [_split(word) for word in args.fd]
     connection, conversation = wire.dial(wire.find_socket(args.target))

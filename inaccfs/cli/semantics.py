@@ -72,7 +72,7 @@ def _as_dict(
 
 
 class _Row(NamedTuple):
-    """What a rule is in each of the semantics."""
+    """A rule, and its value in each of the semantics."""
 
     label: str
     cells: list[str]
@@ -84,7 +84,7 @@ def _row(rule: str, shown: Sequence[Semantics]) -> _Row:
 
 
 def _code_rows(code: Sequence[dict[str, object]]) -> Iterator[_Row]:
-    """The methods that are somebody's own, which no value of a rule tells of."""
+    """The rows of methods that users' classes define, which no rule shows."""
     for method in dict.fromkeys(name for own in code for name in own):
         cells = ["its own code" if method in own else "by the rules" for own in code]
         yield _Row(_marked(method, {own.get(method) for own in code}), cells)
@@ -95,7 +95,7 @@ def _marked(name: str, values: set[Any]) -> str:
 
 
 def _tables(names: Sequence[str], rows: Sequence[_Row], width: int) -> Iterator[str]:
-    """As many tables as the *width* takes; one, if there is none."""
+    """The table, split into as many as fit the *width*; without *width* one."""
     labels = ["", *(row.label for row in rows)]
     first = _widest(labels)
     columns = [
@@ -125,7 +125,7 @@ def _widest(column: Sequence[str]) -> int:
 
 
 def _cell(rule: str, value: object) -> str:
-    """A value for people."""
+    """A value as people read it."""
     if rule == "events":
         assert isinstance(value, list)
         return ", ".join(event.removeprefix("INVALIDATE_") for event in value)

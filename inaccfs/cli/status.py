@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inaccfs import launch
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 from inaccfs.status import encode
 from inaccfs.streams import printable
 
@@ -25,8 +25,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "status",
         help="show mounts",
         description="Show one mount, or all: backing, size, files, allocated pages, "
-        "the rules, whether mmap is sealed, the daemon and its control socket. Of a "
-        "mount that is another user's there is a line that says so.",
+        "the rules, whether mmap is sealed, the daemon and its control socket. A mount "
+        "of another user is shown as one line that says so.",
         epilog="exit status: 0; 1 if the daemon of a mount is dead or does not answer",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what there is; status 1 if the daemon of some mount did not answer."""
+    """Show mounts; status 1 if the daemon of one did not answer."""
     if args.mountpoint is not None:
         found = launch.read_status(args.mountpoint)
         if args.json:
@@ -60,11 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Silent:
-    """A mount that cannot be told of."""
+    """A mount whose status is not available."""
 
     mountpoint: str
     reason: str
-    # Whether it is for the user to do something about it.
+    # Whether the user should do something about it.
     failed: bool
 
 
@@ -73,13 +73,13 @@ def _is_failed(answer: Status | _Silent) -> bool:
 
 
 def _ask_all() -> Iterator[Status | _Silent]:
-    """All mounts that there are, but for those that go away meanwhile."""
-    asked = {mounted.path: mounted for mounted in mounting.mounts()}
+    """All mounts, save for those that go away meanwhile."""
+    asked = {mounted.path: mounted for mounted in finding.mounts()}
     for path, mounted in asked.items():
         try:
             yield launch.read_status(path)
         except InaccfsError as exc:
-            if mounted not in mounting.mounts():
+            if mounted not in finding.mounts():
                 continue
             if isinstance(exc, NoEntryError):
                 reason = str(exc)
@@ -93,7 +93,7 @@ def _ask_all() -> Iterator[Status | _Silent]:
 
 def _describe(status: Status | _Silent) -> str:
     if isinstance(status, _Silent):
-        # It begins with the path.
+        # The message begins with the path.
         return printable(status.reason)
     size = _bytes(status.size) if status.size else "no limit"
     lines = {
@@ -121,7 +121,7 @@ def _frames(status: Status) -> str:
 
 
 def _bytes(count: int) -> str:
-    """A size for people: exact if it can be told in a few digits."""
+    """A size for people: exact if a few digits suffice."""
     size = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 USAGE: Final = 2
-"""Something is wrong with the words, as argparse has it."""
+"""The arguments are wrong, as in argparse."""
 
 INTERRUPTED: Final = 130
 """After Ctrl-C: 128 and SIGINT, as in a shell."""

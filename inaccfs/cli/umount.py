@@ -17,15 +17,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "umount",
         help="undo a mount, also that of a daemon that died",
         description="Undo a mount and wait until its daemon has given the memory back. "
-        "A daemon that does not answer loses its connection, and the mountpoint of one "
-        "that died is cleaned up; either is told. A mount that is in use stays.",
+        "The connection of a daemon that does not answer is aborted, and the "
+        "mountpoint of a dead one is cleaned up; both print a line. A mount in use "
+        "stays.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(
         "-l",
         "--lazy",
         action="store_true",
-        help="take the name away now; the daemon ends with the last close",
+        help="detach the mountpoint now; the daemon ends with the last close",
     )
     parser.set_defaults(run=run)
 

@@ -1,6 +1,6 @@
-"""Clients of the control socket: one core without I/O (core, notifying), two faces.
+"""Clients of the control socket: a core without I/O (core, notifying) and two faces.
 
-`blocking` is what `inaccfs.connect` gives; `aio` is for trio, and is imported by name.
+`inaccfs.connect` returns a client of `blocking`; import `aio` by name for trio.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
             async with await memory.register_notifier(callback):
                 pfn, order = await memory.get_pfn(3)
 
-Names, units and errors are those of the blocking face, whose docstrings tell them.
+Names, units and errors are those of the blocking face, whose docstrings explain them.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ __all__ = ["Client", "File", "Notifier", "connect"]
 async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
     """A client of the mount at *target*, a mountpoint or the path of a control socket.
 
-    Callbacks that still run at the end of the block are cancelled. What a callback
-    raised, and no unregister() has told, is raised then; if the block is left for an
-    exception, that one gets a note.
+    Callbacks that still run at the end of the block are cancelled. An exception of a
+    callback that no unregister() has raised is raised then; if the block itself raised,
+    that exception gets a note instead.
 
     Raises:
         NotMountedError: *target* is neither, or its daemon is dead.
-        ControlError: the daemon is stopped, or does not let this user in.
+        ControlError: the daemon is stopped, or does not admit this user.
         InaccfsError: the root of these; the message says what to do, in one line.
     """
     error: Exception | None = None
@@ -73,10 +73,10 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
 class Client:
     """A connection to a daemon. Tasks may share it; their commands are pipelined.
 
-    The daemon carries them out in the order in which they were begun. A command that is
-    cancelled has been sent or not at all; what it gets later is given back.
+    The daemon carries commands out in the order in which they were begun. A cancelled
+    command was sent as a whole or not at all; if it takes references, these are put.
 
-    Not for a child after fork(2), as trio is not.
+    A child after fork(2) cannot use it, nor trio itself.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -89,7 +89,7 @@ class Client:
         return f"<Client of {self._connection.path}>"
 
     async def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
-        """Carry out any command; return what it returns, or the fd that it gives."""
+        """Carry out any command; return its result, or the fd that it sends."""
         return await self._do(requests.execute(command, fd))
 
     # --- files ------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Client:
         return await self._do(requests.QUERY_PINS)
 
     async def query_stats(self) -> Stats:
-        """Counters."""
+        """The daemon's counters."""
         return await self._do(requests.QUERY_STATS)
 
     async def query_semantics(self) -> Semantics:
@@ -146,7 +146,7 @@ class Client:
         return await self._do(requests.QUERY_STATUS)
 
     async def query_version(self) -> VersionInfo:
-        """Which inaccfs the daemon is."""
+        """The version of the daemon."""
         return await self._do(requests.QUERY_VERSION)
 
     async def quit(self) -> None:
@@ -161,7 +161,7 @@ class File:
         """Use `Client.file`."""
         self._client: Final = client
         self._name: Final = name
-        # Whether the daemon has it open under that name.
+        # Whether the daemon has an fd of it under this name.
         self._passed = passed
         self._closed = False
 
@@ -175,25 +175,24 @@ class File:
         return self._name
 
     async def get_pfn(self, offset: int) -> Pfn:
-        """Where a page is, and a reference to it; put back if this is cancelled."""
+        """The frame of a page, with a reference, which is put if this is cancelled."""
         return await self._client._do(requests.get_pfn(self._open_name, offset))
 
     async def get_pfns(self, offset: int, count: int) -> list[Extent]:
-        """Where *count* pages are, in as few extents as the frames allow."""
+        """The frames of *count* pages, in as few extents as possible."""
         return await self._client._do(requests.get_pfns(self._open_name, offset, count))
 
     async def put_pfn(self, pfn: int, count: int = 1) -> None:
-        """Give back a reference to each of *count* pages from frame *pfn* on.
+        """Put a reference to each of *count* pages from frame *pfn* on.
 
-        Done also if the caller is cancelled already, so that `finally` may await it.
-        There is no `wait`: to go on without waiting, start it in a nursery, where a
-        refusal is raised.
+        It works even in a cancelled task, so that `finally` may await it. There is no
+        `wait` argument: start it in a nursery instead, which then gets its errors.
         """
         request = requests.put_pfn(self._open_name, pfn, count)
         await self._client._connection.do_even_if_cancelled(request)
 
     async def put_pfns(self, extents: Iterable[Extent]) -> None:
-        """Give back a reference to each page of *extents*; done as `put_pfn` is."""
+        """Put a reference to each page of *extents*, even in a cancelled task."""
         connection = self._client._connection
         with trio.CancelScope(shield=True):
             for command in requests.put_pfns(self._open_name, extents):
@@ -201,7 +200,7 @@ class File:
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def get_memory(self) -> int:
-        """An fd of the memory itself, as the guest has it; the caller's to close."""
+        """An fd of the memory itself, as the guest uses it. The caller closes it."""
         return await self._client._do(requests.get_memory(self._open_name))
 
     async def query(self) -> FileInfo:
@@ -209,22 +208,23 @@ class File:
         return await self._client._do(requests.query_file(self._open_name))
 
     async def memory_failure(self, offset: int) -> None:
-        """Say that a page is poisoned. EOPNOTSUPP where semantics know no errors."""
+        """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""
         await self._client._do(requests.memory_failure(self._open_name, offset))
 
     async def register_notifier(
         self, invalidate: Callback | None = None, **options: Unpack[Options]
     ) -> Notifier:
-        """Be called when pages of the file go; `async with await` it.
+        """Register callbacks for events of the file; `async with await` it.
 
-        Callbacks are as in the blocking face, and may be async. Each event's is a task
-        of its own, so that a slow one holds nobody up; a synchronous one is called in
-        trio's thread. It may use the client, and may register and unregister notifiers,
-        but to register one of the same file waits for the callback itself.
+        Callbacks are as in the blocking face, and may be async. Each event runs its
+        callback in a task of its own, so a slow one delays no other; a synchronous one
+        is called in trio's thread. A callback may use the client, and may register and
+        unregister notifiers, but registering one of the same file would wait for the
+        callback itself.
 
-        Nobody may punch the file in trio's thread: it would wait in the kernel for the
-        callbacks, which need that thread. `trio.to_thread.run_sync(punch)` is fine, but
-        not within a callback for the same file.
+        Do not punch the file in trio's thread: that would wait in the kernel for the
+        callbacks, which need the same thread. `trio.to_thread.run_sync(punch)` works,
+        but not within a callback for the same file.
         """
         return await self._register(Callbacks(invalidate, **options), None)
 
@@ -237,7 +237,7 @@ class File:
         exclusive: bool | None = None,
         **options: Unpack[Options],
     ) -> Notifier:
-        """The same for the pages from *start* to *end*, in semantics that bind."""
+        """As `register_notifier`, for a range of pages, in semantics that bind."""
         callbacks = Callbacks(invalidate, **options)
         return await self._register(callbacks, Range(start, end, exclusive))
 
@@ -247,14 +247,14 @@ class File:
         return await connection.register(name, callbacks.check(), bound)
 
     async def close(self) -> None:
-        """Let the daemon forget an fd that was passed; harmless when done before."""
+        """Have the daemon close an fd that was passed; harmless if done already."""
         if self._closed or not self._passed:
             self._closed = True
             await trio.lowlevel.checkpoint()
             return
         self._closed = True
         request = requests.close_fd(self._name)
-        # If the connection has gone, the name has gone with it.
+        # If the connection is lost, so is the name.
         with suppress(ControlError):
             await self._client._connection.do_even_if_cancelled(request)
 

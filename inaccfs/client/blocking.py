@@ -44,7 +44,7 @@ def connect(target: str | os.PathLike[str]) -> Client:
 
     Raises:
         NotMountedError: *target* is neither, or its daemon is dead.
-        ControlError: the daemon is stopped, or does not let this user in.
+        ControlError: the daemon is stopped, or does not admit this user.
         InaccfsError: the root of these; the message says what to do, in one line.
     """
     return Client(Commands(wire.find_socket(target)))
@@ -54,14 +54,15 @@ class Client:
     """A connection to a daemon; use it as a context manager, or close it.
 
     Threads may share it; commands are carried out one after the other. Each method
-    raises `OSError` with the errno of the daemon's refusal (ENOSYS where it does not
-    know the command), and `ControlError`, an `OSError` too, when it has gone. After a
-    Ctrl-C in a command that waits the client goes on, and what the command gets later
-    is given back; in the microseconds around that a Ctrl-C ends the connection.
+    raises `OSError` with the errno of the daemon's refusal (ENOSYS if the daemon does
+    not know the command), or `ControlError`, also an `OSError`, if the daemon is gone.
+    The client survives a Ctrl-C while a command waits: if the command then succeeds,
+    its references are put. A Ctrl-C while a message is being sent or read, which takes
+    microseconds, ends the connection.
 
-    References and notifiers belong to the client and go with it, so also with its
-    process. They do not pass on to a child: after fork(2) the child's copy is closed,
-    and its methods raise `ClientClosedError`; the parent's goes on.
+    References and notifiers belong to the client and end with it, or with its process.
+    A child does not inherit them: after fork(2) the child's copy is closed, and its
+    methods raise `ClientClosedError`; the parent's client works on.
     """
 
     def __init__(self, commands: Commands) -> None:
@@ -83,10 +84,10 @@ class Client:
         return f"<Client of {self._commands.path}{', closed' if self._closed else ''}>"
 
     def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
-        """Carry out any command; return what it returns, or the fd that it gives.
+        """Carry out any command; return its result, or the fd that it sends.
 
-        *fd* goes with a command that takes one. `TypeError` for register-notifier
-        and bind: `File.register_notifier` and `File.bind` answer the events, too.
+        *fd* is sent with a command that takes one. register-notifier and bind raise
+        `TypeError`: use `File.register_notifier` and `File.bind`, which answer events.
         """
         return self._do(requests.execute(command, fd))
 
@@ -97,7 +98,7 @@ class Client:
 
         The fd must be open for writing. It is passed to the daemon and stays the
         caller's; a duplicate of it lives as long as the `File` does. Paths are for root
-        and the mount's owner; that there is such a file is found when it is used.
+        and the mount's owner; a path without a file fails only when the file is used.
         """
         if not isinstance(file, int):
             return File(self, requests.check_path(os.fspath(file)), None)
@@ -124,7 +125,7 @@ class Client:
         fdname = f"memfd{next(self._names)}"
         fd = self._do(requests.memfd_create(name, flags, size, fdname))
         try:
-            # The file is to live as long as its fds, as with memfd_create(2).
+            # The file must live as long as its fds, as with memfd_create(2).
             self._do(requests.close_fd(fdname))
             os.set_inheritable(fd, not flags & MFD_CLOEXEC)
         except BaseException:
@@ -147,7 +148,7 @@ class Client:
         return self._do(requests.QUERY_PINS)
 
     def query_stats(self) -> Stats:
-        """Counters."""
+        """The daemon's counters."""
         return self._do(requests.QUERY_STATS)
 
     def query_semantics(self) -> Semantics:
@@ -159,7 +160,7 @@ class Client:
         return self._do(requests.QUERY_STATUS)
 
     def query_version(self) -> VersionInfo:
-        """Which inaccfs the daemon is."""
+        """The version of the daemon."""
         return self._do(requests.QUERY_VERSION)
 
     def quit(self) -> None:
@@ -169,18 +170,18 @@ class Client:
     # --- the end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give back references and notifiers, and end the connection.
+        """Drop references and notifiers, and end the connection.
 
-        Threads in a command get `ClientClosedError`. Waits for a callback that is
-        running, ten seconds at most, unless it is the callback that closes.
+        Commands in progress raise `ClientClosedError`. This waits for a running
+        callback, at most ten seconds, unless the callback itself calls it.
 
         Raises:
-            BaseException: what a callback raised, if no unregister() has told it.
+            BaseException: an exception of a callback that no unregister() has raised.
         """
         tell(self._close(), None)
 
     def _close(self) -> BaseException | None:
-        """Close; return what is to be told."""
+        """Close; return the exception to raise, if any."""
         with self._lock:
             self._closed = True
             listener = self._listener
@@ -226,14 +227,15 @@ class File:
     """A file of the mount. Offsets and counts are pages of the file's page size.
 
     Close it, or use it as a context manager: until then a file that was passed by fd is
-    open here and in the daemon, and its mount busy. References and notifiers stay.
+    open here and in the daemon, and its mount is busy. Closing it does not drop
+    references and notifiers.
     """
 
     def __init__(self, client: Client, name: str, fd: int | None) -> None:
         """Use `Client.file`."""
         self._client: Final = client
         self._name: Final = name
-        # Ours, for the connection of the notifiers; None for a path.
+        # Our own fd, for the connection of the notifiers; None for a path.
         self._fd = fd
         self._closed = False
         client._files.add(self)
@@ -248,40 +250,40 @@ class File:
         return self._name
 
     def get_pfn(self, offset: int) -> Pfn:
-        """Where a page is, and a reference to it: the page stays there until put.
+        """The frame of a page, with a reference: the page stays there until put.
 
         Allocates the page if there is none. EINVAL past the end.
         """
         return self._client._do(requests.get_pfn(self._open_name, offset))
 
     def get_pfns(self, offset: int, count: int) -> list[Extent]:
-        """Where *count* pages are, in as few extents as the frames allow.
+        """The frames of *count* pages, in as few extents as possible.
 
-        A reference to each page, as with `get_pfn`.
+        It takes a reference to each page, as `get_pfn` does.
         """
         return self._client._do(requests.get_pfns(self._open_name, offset, count))
 
     def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
-        """Give back a reference to each of *count* pages from frame *pfn* on.
+        """Put a reference to each of *count* pages from frame *pfn* on.
 
-        EINVAL, and nothing is put, if one of them was not got by this client. Without
-        *wait* it is sent and not waited for: what is refused is only logged, when the
+        EINVAL, and nothing is put, if this client lacks a reference to one of them.
+        Without *wait* it does not wait for the reply: an error is only logged, when the
         client is used next or closed.
         """
         do = self._client._do if wait else self._client._tell
         do(requests.put_pfn(self._open_name, pfn, count))
 
     def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
-        """Give back a reference to each page of *extents*, as `get_pfns` returns them.
+        """Put a reference to each page of *extents*, as `get_pfns` returns them.
 
-        EINVAL for those of which one was not got; others may have been put.
+        EINVAL if this client lacks a reference to one; others may have been put.
         """
         do = self._client._do if wait else self._client._tell
         for command in requests.put_pfns(self._open_name, extents):
             do(requests.Request(command, lambda _: None))
 
     def get_memory(self) -> int:
-        """An fd of the memory itself, as the guest has it; the caller's to close.
+        """An fd of the memory itself, as the guest uses it. The caller closes it.
 
         For root and the mount's owner; EPERM on a mount with --no-guest-access.
         """
@@ -292,32 +294,32 @@ class File:
         return self._client._do(requests.query_file(self._open_name))
 
     def memory_failure(self, offset: int) -> None:
-        """Say that a page is poisoned. EOPNOTSUPP where semantics know no errors."""
+        """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""
         self._client._do(requests.memory_failure(self._open_name, offset))
 
     def register_notifier(
         self, invalidate: Callback | None = None, **options: Unpack[Options]
     ) -> Notifier:
-        """Be called when pages of the file go; use it as a context manager.
+        """Register callbacks for events of the file; use it as a context manager.
 
-        A callback takes the first page and the page after the last; when it returns,
-        the daemon is told that the pages are not used here any more. *invalidate* is
-        for all semantics: where these bracket a removal it is called at the start,
-        unless there is *invalidate_start*; *invalidate_end* is called at the end.
-        *populate* is called for pages that have been allocated, *error* for poisoned
-        ones, in semantics that have such events. Callbacks *with_frames* take a list of
-        extents as well: the fetched pages that go, where the semantics tell them.
+        A callback gets the first page and the page after the last. Its return tells the
+        daemon that this client no longer uses the pages. *invalidate* works with all
+        semantics: if these bracket a removal, it is called at the start, unless there
+        is *invalidate_start*; *invalidate_end* is called at the end. *populate* is
+        called for allocated pages and *error* for poisoned ones, in semantics with such
+        events. With *with_frames* callbacks also get a list of extents: the fetched
+        pages that are removed, in semantics whose events carry them.
 
-        Callbacks run in a thread of the client, one at a time. They may use the client,
-        whose commands wait for those of other threads, and may unregister notifiers; to
-        register one in a callback is EDEADLK. A callback must not change the same file
-        through the mount (fallocate(2), truncate(2)): it would wait in the kernel for
-        the very call that waits for it, until the daemon's --ack-timeout disconnects
-        this client's notifiers. Nor may the thread that punches keep what the callback
-        needs, the interpreter included: `ctypes.PyDLL` calls do.
+        Callbacks run in a thread of the client, one at a time. They may use the client
+        (commands wait for those of other threads) and unregister notifiers; registering
+        one in a callback is EDEADLK. A callback must not change the same file through
+        the mount (fallocate(2), truncate(2)): it would wait in the kernel for the very
+        call that waits for it, until the daemon's --ack-timeout disconnects this
+        client's notifiers. Nor may the thread that punches hold anything that the
+        callback needs, such as the GIL, which `ctypes.PyDLL` calls keep.
 
-        A callback that raises is logged and counts as having returned; `unregister`,
-        or else `Client.close`, raises the exception, the first if there are more.
+        If a callback raises, that is logged and counts as a return; `unregister`, or
+        else `Client.close`, raises the first such exception.
         """
         return self._register(Callbacks(invalidate, **options), None)
 
@@ -330,10 +332,11 @@ class File:
         exclusive: bool | None = None,
         **options: Unpack[Options],
     ) -> Notifier:
-        """The same for the pages from *start* to *end*, in semantics that bind.
+        """As `register_notifier`, for pages *start* to *end*, in semantics that bind.
 
-        EINVAL if that overlaps another range, and one of the two is *exclusive*, as all
-        are where the semantics say so; EOPNOTSUPP where notifiers are for files.
+        EINVAL if the range overlaps another and one of the two is *exclusive*, which
+        all are in some semantics; EOPNOTSUPP in semantics whose notifiers are for
+        files.
         """
         callbacks = Callbacks(invalidate, **options)
         return self._register(callbacks, Range(start, end, exclusive))
@@ -345,18 +348,18 @@ class File:
         return Notifier(listener, *listener.register(name, self._fd, callbacks, bound))
 
     def close(self) -> None:
-        """Let the daemon forget an fd that was passed; harmless when done before."""
+        """Have the daemon close an fd that was passed; harmless if done already."""
         if self._closed:
             return
         self._closed = True
         if not self._close_fd():
             return
-        # If the connection has gone, the name has gone with it.
+        # If the connection is lost, so is the name.
         with suppress(ControlError):
             self._client._do(requests.close_fd(self._name))
 
     def _close_fd(self) -> bool:
-        """Close our own; False if there is none, or none any more."""
+        """Close our own fd; False if there is none, or it is closed already."""
         self._client._files.discard(self)
         fd, self._fd = self._fd, None
         if fd is not None:

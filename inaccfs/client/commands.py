@@ -1,7 +1,7 @@
 """The connection of the blocking face on which commands travel.
 
-The thread that asks sends the command and reads the answer itself: no other thread has
-to be woken on the way.
+The calling thread sends the command and reads the answer itself, so no other thread has
+to be woken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# How many answers that nobody awaits may be unread. They and their commands must fit
+# The limit of unread answers that no thread awaits. They and their commands must fit
 # into the socket, and be fewer than the 64 commands after which the daemon stops
 # reading from a peer.
 UNAWAITED: Final = 32
@@ -36,23 +36,23 @@ class Commands:
     def __init__(self, path: str) -> None:
         """Raises `ControlError`."""
         self.path: Final = path
-        # Set before the connection is shut down, to tell why it was.
+        # The reason, set before the connection is shut down.
         self._closed = False
-        # Guards the rest, for as long as it takes to get an answer.
+        # Guards the rest. Held until the answer has come.
         self._lock = threading.Lock()
         # Whether the thread that has the lock only waits: an exception does no harm
         # then.
         self._waits = False
-        # What a thread had read when it was interrupted.
+        # Data that an interrupted thread had read.
         self._inbox: Final[wire.Inbox] = []
         self._connection, self._conversation = wire.dial(path)
         self._outlet: Final = Outlet(self._connection)
 
     def do(self, request: Request[T]) -> T:
-        """Ask, and wait for the answer.
+        """Send a command, and wait for the answer.
 
         Raises:
-            OSError: what the daemon refused with; `ControlError` when it has gone.
+            OSError: the daemon's refusal; `ControlError` if the daemon is gone.
         """
         with self._lock:
             call = self._conversation.start(request)
@@ -68,12 +68,13 @@ class Commands:
         return call.result()
 
     def tell(self, request: Request[None]) -> None:
-        """Ask, and do not wait: the next thread that asks reads the answer, or `close`.
+        """Send a command without waiting: the next command, or `close`, reads the
+        answer.
 
-        A refusal is logged then. Waits only if too many answers are unread.
+        A refusal is logged then. This waits only if too many answers are unread.
 
         Raises:
-            OSError: EILSEQ as for `do`; `ControlError` when the daemon is known to have
+            OSError: EILSEQ as for `do`; `ControlError` if the daemon is known to be
                 gone.
         """
         conversation = self._conversation
@@ -90,7 +91,7 @@ class Commands:
                 raise conversation.ended.again()
 
     def _hear(self) -> None:
-        """Wait for what the daemon says next. With the lock."""
+        """Wait for the next data from the daemon. With the lock."""
         if not self._inbox:
             self._waits = True
             wire.read(self._connection, self._inbox)
@@ -102,9 +103,9 @@ class Commands:
         self._send()
 
     def _break_off(self) -> None:
-        """An exception has come between. With the lock."""
+        """Handle an exception in the middle of an exchange. With the lock."""
         if not self._waits:
-            # Nobody knows which bytes have been sent or read.
+            # It is unknown which bytes have been sent or read.
             self._conversation.end(errors.interrupted(self.path))
         self._waits = False
 
@@ -115,24 +116,25 @@ class Commands:
             self._conversation.end(ConnectionLostError(f"{self.path}: {exc}"))
 
     def close(self) -> None:
-        """End it. Threads that wait for an answer get `ClientClosedError`."""
+        """End the connection. Waiting threads get `ClientClosedError`."""
         self._closed = True
         try:
-            # Else the thread that has the lock reads what there is to read.
+            # Otherwise the thread that has the lock reads the rest.
             if self._lock.acquire(blocking=False):
                 try:
                     self._hear_out()
                 finally:
                     self._lock.release()
         finally:
-            # Before the lock: the thread that has it may be waiting for the daemon.
+            # Before taking the lock: the thread that has it may be waiting for the
+            # daemon.
             wire.shut_down(self._connection)
             with self._lock:
                 self._conversation.end(errors.closed(self.path))
                 self._connection.close()
 
     def _hear_out(self) -> None:
-        """Read the answers that nobody waits for: to log what was refused."""
+        """Read the answers that no thread awaits, to log refusals."""
         conversation = self._conversation
         if not conversation.unawaited:
             return
@@ -147,8 +149,8 @@ class Commands:
             )
 
     def after_fork(self) -> None:
-        """In the child: let go of what is the parent's, and say nothing on it."""
-        # The thread that held the old one is not in the child.
+        """In the child: close the parent's connection without sending anything."""
+        # The thread that held the old lock does not exist in the child.
         self._lock = threading.Lock()
         self._conversation.disown(errors.parents(self.path))
         self._connection.close()

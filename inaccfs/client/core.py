@@ -1,6 +1,6 @@
-"""What is said on one connection, whichever face speaks: no I/O here.
+"""The protocol of one connection, for both faces, without I/O.
 
-A face calls a method, sends what `take_outgoing` then has, and feeds what it receives.
+A face calls a method, sends what `take_outgoing` returns, and feeds what it receives.
 Nothing here blocks or awaits; a face with threads calls it under a lock.
 """
 
@@ -40,7 +40,7 @@ NEGOTIATE: Final = requests.Request(QmpCapabilities(), lambda _: None)
 class Outgoing(NamedTuple):
     """Bytes to be sent, and an fd to go with the first of them.
 
-    Who takes this owns the fd and closes it when it has been sent; see `Outlet`.
+    The taker owns the fd and closes it once it has been sent; see `Outlet`.
     """
 
     data: bytes
@@ -49,7 +49,7 @@ class Outgoing(NamedTuple):
 
 
 class Call(Generic[T]):
-    """A command on its way, and later what came of it."""
+    """A command that was sent, and later its outcome."""
 
     __slots__ = (
         *("_error", "_value", "abandoned", "after", "done"),
@@ -62,7 +62,7 @@ class Call(Generic[T]):
         self.request = request
         self.on_done = on_done
         self.done = False
-        # Nobody waits for it any more: what it brings is to be given back.
+        # The caller was cancelled: references that it gets are to be put.
         self.abandoned = False
         # What waits until that has been done.
         self.after: list[Outgoing] = []
@@ -74,21 +74,21 @@ class Call(Generic[T]):
 
     @property
     def error(self) -> OSError | None:
-        """Why it failed, if it did."""
+        """The error, if it failed."""
         return self._error
 
     def result(self) -> T:
-        """What it returned.
+        """The result.
 
         Raises:
-            OSError: what it failed with.
+            OSError: it failed.
         """
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value] # done, and not failed
 
     def settle(self, value: T | None, error: OSError | None) -> None:
-        """It is over."""
+        """Set the outcome."""
         self._value, self._error = value, error
         self.done = True
         if self.on_done is not None:
@@ -96,33 +96,33 @@ class Call(Generic[T]):
 
 
 class Conversation:
-    """One connection to a daemon: what was asked, and what has come of it."""
+    """One connection to a daemon: the calls in progress, and their outcomes."""
 
     def __init__(self, where: str) -> None:
         # For the messages of errors.
         self._where: Final = where
         self._framing: Final = qmp.Framing()
         self._numbers: Final = itertools.count(1)
-        # Asked and not answered, by number, in the order of asking.
+        # Commands without an answer, by number, in the order of sending.
         self._calls: Final[dict[int, Call[Any]]] = {}
         # Received, and the return that they belong to not yet read.
         self._fds: Final[deque[int]] = deque()
         self._outgoing: list[Outgoing] = []
-        # How many answers are outstanding that nobody waits for.
+        # The number of outstanding answers that no caller awaits.
         self.unawaited = 0
-        # Whether the daemon has said hello.
+        # Whether the daemon's greeting has come.
         self.greeted = False
         # Why the daemon has ended, when it has said so.
         self.shutdown: str | None = None
-        # The last that it said of the connection itself.
+        # The daemon's last error about the connection itself.
         self._complaint: str | None = None
-        # Why nothing can be asked any more.
+        # Why the connection has ended; None while it works.
         self.ended: ControlError | None = None
         # Called once, when `ended` is set.
         self.on_end: Callable[[], object] | None = None
 
     def take_outgoing(self) -> list[Outgoing]:
-        """What is to be sent now, in this order."""
+        """Take the messages to be sent now, in order."""
         outgoing = self._outgoing
         if outgoing:
             self._outgoing = []
@@ -131,10 +131,10 @@ class Conversation:
     def start(
         self, request: Request[T], on_done: Callable[[], object] | None = None
     ) -> Call[T]:
-        """Ask; *on_done* is called when the answer is there, maybe at once.
+        """Send a command; *on_done* is called when the answer is there, maybe at once.
 
         Raises:
-            OSError: EILSEQ if a name is no UTF-8; EBADF.
+            OSError: EILSEQ if a name is not UTF-8; EBADF.
         """
         call = Call(request, on_done)
         if self.ended is not None:
@@ -146,7 +146,7 @@ class Conversation:
             data = qmp.encode_request(command, number)
         except UnicodeEncodeError:
             raise OSError(
-                errno.EILSEQ, "the name is no UTF-8: open the file and pass the fd"
+                errno.EILSEQ, "the name is not UTF-8: open the file and pass the fd"
             ) from None
         fd = -1 if request.fd is None else os.dup(request.fd)
         self._calls[number] = call
@@ -158,7 +158,7 @@ class Conversation:
         return call
 
     def _ask(self, call: Call[Any], command: Command) -> None:
-        """Ask for the next page of what *call* is about."""
+        """Send the command for the next page of *call*'s result."""
         number = next(self._numbers)
         self._calls[number] = call
         self._outgoing.append(Outgoing(qmp.encode_request(command, number)))
@@ -172,7 +172,7 @@ class Conversation:
         return found
 
     def start_unawaited(self, commands: Iterable[Command], *, quietly: bool) -> None:
-        """Ask, and only log what is refused; *quietly* if that is to be expected."""
+        """Send commands and only log refusals; *quietly* if these are expected."""
         for command in commands:
             call = self.start(requests.Request(command, lambda _: None))
             if not call.done:
@@ -184,7 +184,7 @@ class Conversation:
         _log_failure(call, quietly)
 
     def abandon(self, call: Call[Any]) -> None:
-        """Nobody wants what *call* gets, or has got: it is given back."""
+        """Undo *call*, whose caller is gone, now or once its answer has come."""
         call.on_done = None
         if not call.done:
             call.abandoned = True
@@ -199,7 +199,7 @@ class Conversation:
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> list[Event]:
         """Take what was received; empty *data* is the end of the connection.
 
-        Settles calls, and returns the events that there were.
+        Settles calls, and returns the events.
         """
         self._fds.extend(fds)
         events: list[Event] = []
@@ -235,19 +235,19 @@ class Conversation:
             return f"{self._where}: the daemon has hung up: {self._complaint}"
         if not self.greeted:
             return (
-                f"{self._where}: the daemon lets nobody in but root, the mount's owner "
-                "and --allow-uid, nor more peers than its limit"
+                f"{self._where}: the daemon admits only root, the mount's owner and "
+                "--allow-uid, and no more peers than its limit"
             )
         return f"{self._where}: the daemon has hung up; its log says why"
 
     def _take_reply(self, reply: Reply) -> None:
         if reply.number is None and reply.error is not None:
-            # Of no command: it could not make out what it got.
+            # An error of no command: the daemon could not parse what it got.
             self._complaint = reply.error.desc
             return
         call = self._calls.pop(reply.number or 0, None)
         if call is None:
-            raise qmp.NotQmpError(f"a reply to nothing that was asked: {reply.number}")
+            raise qmp.NotQmpError(f"a reply to no command: {reply.number}")
         if reply.error is not None:
             if call.pages:
                 self._give_back(call.request.command, requests.joined(call.pages))
@@ -266,12 +266,14 @@ class Conversation:
                 call.returned = requests.Rows(call.returned)
                 call.returned.next = reply.next
             if call.request.whole:
-                call.pages.append(call.returned)
                 more = requests.following(command, call.returned)
+                if more is not None or call.pages:
+                    call.pages.append(call.returned)
                 if more is not None and not call.abandoned:
                     self._ask(call, more)
                     return
-                call.returned = requests.joined(call.pages)
+                if call.pages:
+                    call.returned = requests.joined(call.pages)
             if command.gives_fd:
                 if not self._fds:
                     # The kernel drops what the table of fds has no room for.
@@ -288,7 +290,7 @@ class Conversation:
             call.settle(None, NotControlSocketError(f"{self._where}: {exc}"))
 
     def end(self, error: ControlError) -> None:
-        """Nothing more is said: all that wait, or ask later, get *error*."""
+        """End the conversation: present and future callers get *error*."""
         if self.ended is not None:
             return
         self.ended = error
@@ -307,7 +309,7 @@ class Conversation:
             self.on_end()
 
     def disown(self, error: ControlError) -> None:
-        """After a fork, in the child: `end` without calling who is not here."""
+        """After a fork, in the child: `end`, without calling the parent's callers."""
         self._calls.clear()
         self.unawaited = 0
         self.on_end = None

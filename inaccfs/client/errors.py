@@ -1,6 +1,6 @@
-"""What can go wrong between a client and a daemon, besides what a command refuses.
+"""Errors between a client and a daemon, besides refused commands.
 
-What the daemon refuses is a plain `OSError` with the errno that it tells.
+A refused command is a plain `OSError` with the errno that the daemon sends.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class ControlError(InaccfsError, ConnectionError):
     number: int = errno.ECONNRESET
 
     def __init__(self, text: str) -> None:
-        # An OSError with an errno and a strerror, as those of commands are.
+        # Give it an errno and a strerror, as the errors of commands have.
         super().__init__(self.number, text)
 
     def __str__(self) -> str:
         return str(self.strerror)
 
     def again(self) -> ControlError:
-        """The same for one more caller: one that was raised keeps its frames."""
+        """A copy for another caller: an exception that was raised keeps its frames."""
         return type(self)(str(self))
 
 
 class CannotConnectError(ControlError):
-    """No daemon listens on the socket, or it does not let us in."""
+    """No daemon listens on the socket, or it does not admit us."""
 
     number = errno.ECONNREFUSED
 
@@ -56,32 +56,32 @@ class ClientClosedError(ControlError):
 
 
 def closed(path: str) -> ClientClosedError:
-    """Of a client that was closed."""
+    """The error of a client that was closed."""
     return ClientClosedError(f"{path}: the client is closed: connect anew")
 
 
 def interrupted(path: str) -> ClientClosedError:
-    """Of one whose connection somebody has left in the middle of a message."""
+    """The error of a client that was interrupted in the middle of a message."""
     return ClientClosedError(f"{path}: interrupted in a command: connect anew")
 
 
 def parents(path: str) -> ClientClosedError:
-    """Of one that belongs to the process that has forked."""
+    """The error of a client that belongs to the parent process."""
     return ClientClosedError(
         f"{path}: the client is the parent process's: connect anew"
     )
 
 
-# A command that does not exist is a system call that does not exist; EOPNOTSUPP is
-# what a command says of itself.
+# An unknown command is like an unknown system call, ENOSYS. EOPNOTSUPP comes from the
+# command itself.
 _BY_CLASS: Final = {"CommandNotFound": errno.ENOSYS}
 
 
 def refusal(error: ErrorInfo) -> OSError:
-    """What the caller of a refused command gets: `OSError`, or its subclass."""
+    """The exception for a refused command: `OSError`, or a subclass."""
     name, text = qmp.errno_name(error.desc)
     number = None if name is None else errnos.NUMBERS.get(name)
     if number is None:
-        # Another program's error; all of its text is worth to be told.
+        # The error of another program, such as QEMU: show all of its text.
         return OSError(_BY_CLASS.get(error.kind, errno.EIO), error.desc)
     return OSError(number, text)

@@ -1,12 +1,13 @@
-"""Notifiers as a client has them: which callback an event is for, and its answer.
+"""The client's side of notifiers: the callback for an event, and its answer.
 
 Both faces follow these rules; they differ only in what runs a callback.
 
-- Each event that wants an answer gets one: when its callback has returned or raised, at
-  once where nobody is to be called.
+- Each event that needs an answer gets one: when its callback has returned or raised, or
+  at once if there is no callback to call.
 - If a notifier is unregistered while its callback runs, even by the callback itself,
-  that returns first; events that come meanwhile are answered without a call.
-- What a callback raises is kept until it can be raised to the user.
+the
+  callback returns first; events that come meanwhile are answered without a call.
+- The exception of a callback is kept until it can be raised to the user.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _NotifierEvent: TypeAlias = messages.Answered | messages.MemoryError
 
 
 class Options(TypedDict, total=False):
-    """What `register_notifier` and `bind` take besides *invalidate*."""
+    """The arguments of `register_notifier` and `bind` besides *invalidate*."""
 
     # INVALIDATE_START, INVALIDATE_END, POPULATE and MEMORY_ERROR.
     invalidate_start: Callback | None
@@ -58,7 +59,7 @@ class Options(TypedDict, total=False):
 
 
 class Callbacks(NamedTuple):
-    """What to call for a notifier's events; members are as in `Options`."""
+    """The callbacks of a notifier; members are as in `Options`."""
 
     invalidate: Callback | None = None
     invalidate_start: Callback | None = None
@@ -74,11 +75,11 @@ class Callbacks(NamedTuple):
         return self
 
     def of(self, event: str) -> Callback | None:
-        """What is to be called for the event of this name; None for nothing.
+        """The callback for the event of this name; None if it needs none.
 
         Raises:
-            NotImplementedError: there is nothing to call, and so the file's user would
-                not learn that pages go.
+            NotImplementedError: there is no callback, so the user would not learn that
+                pages are removed.
         """
         match event:
             case Invalidate.name:
@@ -112,7 +113,7 @@ class Callbacks(NamedTuple):
         """*callback*; there must be one if there is the *other* one for removals."""
         if callback is None and other is not None:
             raise NotImplementedError(
-                f"these semantics tell of removals with {event}: give the notifier an "
+                f"these semantics announce removals by {event}: give the notifier an "
                 f"{event.lower()} callback"
             )
         return callback
@@ -130,10 +131,10 @@ class Registration:
         bound: bool,
     ) -> None:
         self.number: Final = number
-        # Whether to a range.
+        # Whether it is bound to a range.
         self.bound: Final = bound
         self.callbacks: Final = callbacks
-        # How many callbacks have been called and have not returned.
+        # The number of running callbacks.
         self.running = 0
         # No callback is called any more.
         self.leaving = False
@@ -149,14 +150,14 @@ class Registration:
         self._more = 0
 
     def keep(self, raised: BaseException) -> None:
-        """A callback has raised."""
+        """Record an exception of a callback."""
         if self._raised is None:
             self._raised = raised
         else:
             self._more += 1
 
     def take_raised(self) -> BaseException | None:
-        """The first that its callbacks raised since this was asked last."""
+        """The first exception of its callbacks since the last call."""
         raised, self._raised = self._raised, None
         if raised is not None:
             if self._more:
@@ -167,7 +168,7 @@ class Registration:
         return raised
 
     def take_error(self) -> BaseException | None:
-        """What `unregister` is to raise: an error of a callback, or of the daemon."""
+        """The exception for `unregister`: of a callback, or of the daemon."""
         error, self._error = self._error, None
         raised = self.take_raised()
         if raised is not None and error is not None:
@@ -175,7 +176,7 @@ class Registration:
         return raised or error
 
     def settle(self, error: OSError | None) -> None:
-        """It is registered no more."""
+        """Mark it as not registered any more."""
         if not self.left:
             self.leaving = self.left = True
             self._error = error
@@ -183,14 +184,14 @@ class Registration:
 
 
 class Registered:
-    """What both faces tell of a registered notifier."""
+    """The properties of a registered notifier in both faces."""
 
     def __init__(self, registration: Registration) -> None:
         self._registration: Final = registration
 
     @property
     def number(self) -> int:
-        """What the daemon calls it, as in `query_notifiers`."""
+        """Its number at the daemon, as in `query_notifiers`."""
         return self._registration.number
 
     @property
@@ -200,7 +201,7 @@ class Registered:
 
 
 class Range(NamedTuple):
-    """What a notifier is bound to, in pages."""
+    """The range that a notifier is bound to, in pages."""
 
     start: int
     end: int
@@ -229,7 +230,7 @@ class Notifiers:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation: Final = conversation
         self._registered: Final[dict[int, Registration]] = {}
-        # Those whose callbacks have raised, until that has been told.
+        # Those whose callbacks raised exceptions that the user has not got yet.
         self._raised: Final[list[Registration]] = []
         conversation.on_end = self._end
 
@@ -243,7 +244,7 @@ class Notifiers:
         on_left: Callable[[], object],
         bound: Range | None = None,
     ) -> Request[Registration]:
-        """What registers one; *on_left* is called when it is registered no more."""
+        """The request that registers one; *on_left* is called once it has left."""
 
         def interpret(returned: messages.Notifier) -> Registration:
             # At once, and not when the caller gets to run: the next bytes that are read
@@ -261,14 +262,14 @@ class Notifiers:
         return Request(command, interpret)
 
     def abandon(self, call: Call[Registration]) -> None:
-        """Nobody waits for a registration any more: undo it, now or when it is done."""
+        """Undo a registration whose caller is gone, now or once it is done."""
         if call.done and call.error is None:
             self.leave(call.result())
         else:
             self._conversation.abandon(call)
 
     def begin(self, event: Event) -> Due | None:
-        """Take an event; return what is to be called for it."""
+        """Take an event; return the callback that is due, if any."""
         if not isinstance(event, _NotifierEvent):
             return None
         registration = self._registered.get(event.notifier)
@@ -286,7 +287,7 @@ class Notifiers:
         return None
 
     def finish(self, due: Due, raised: BaseException | None) -> None:
-        """A callback has returned, or *raised*."""
+        """Take note that a callback has returned, or *raised*; answer its event."""
         registration = due.registration
         registration.running -= 1
         if raised is not None:
@@ -308,7 +309,7 @@ class Notifiers:
             self._conversation.start_unawaited([answer], quietly=True)
 
     def leave(self, registration: Registration) -> None:
-        """Call back no more, and unregister as soon as no callback is running."""
+        """Call no more callbacks, and unregister as soon as none is running."""
         registration.leaving = True
         if not registration.running:
             self._unregister(registration)
@@ -348,7 +349,7 @@ class Notifiers:
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
-        """What callbacks raised and nobody was told yet; the rest is in its notes."""
+        """The first exception that no caller has got; its notes tell of the others."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
         told = [error for error in errors if error is not None]
@@ -358,9 +359,9 @@ class Notifiers:
 
 
 def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
-    """Raise *raised* at the end of a with block, unless it is left for an exception.
+    """Raise *raised* at the end of a with block, unless the block itself raised.
 
-    That exception gets a note of what else went wrong; the log has it, too.
+    In that case the block's exception gets a note; the log has *raised*, too.
     """
     if raised is None:
         return

@@ -1,6 +1,6 @@
-"""What can be asked of a daemon, described once: a command, and what its return means.
+"""The requests to a daemon, for both faces: a command, and how to read its result.
 
-The faces (blocking, aio) send these and hand on the results.
+The faces (blocking, aio) send these and return the results.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# So many that a message is well below the limit of most daemons.
+# So few that a message is well below the limit of most daemons.
 _EXTENTS_A_COMMAND: Final = 256
 
 
 class Pfn(NamedTuple):
-    """Where a page is."""
+    """The frame of a page."""
 
     # The number of a page frame, of 4 KiB frames.
     pfn: int
@@ -65,19 +65,19 @@ class Pfn(NamedTuple):
 
 
 class Request(NamedTuple, Generic[T]):
-    """A command, and what to make of what it returns."""
+    """A command, and a function that converts its result."""
 
     command: Command
     # Takes the return as its type; of a command that gives an fd, the fd.
     interpret: Callable[[Any], T]
-    # Goes with the command. The caller's: it is duplicated.
+    # The fd to send. The caller keeps it: it is duplicated.
     fd: int | None = None
-    # Whether to go on for as long as the daemon says that there is more.
+    # Whether to ask for more pages until the daemon says that there are none.
     whole: bool = False
 
 
 class Rows(list[T]):
-    """A page of what a command lists."""
+    """A page of a command's list."""
 
     # Where the next begins, for `start` of the same command; None if there is none.
     next: int | None = None
@@ -92,7 +92,7 @@ def _itself(returned: Any) -> Any:  # noqa: ANN401 - whatever a command returns
 
 
 def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as above
-    """What takes back a command whose caller has gone before it was carried out."""
+    """The commands that undo a command whose caller has gone."""
     match command:
         case GetFd() | MemfdCreate():
             return [CloseFd(fdname=command.fdname)]
@@ -111,7 +111,7 @@ def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as
 
 
 def following(command: Command, returned: Any) -> Command | None:  # noqa: ANN401 - as above
-    """What asks for the page after *returned*, which *command* began; None if all."""
+    """The command for the page after *returned*; None if that was the last."""
     start = getattr(returned, "next", None) or None
     if start is None:
         return None
@@ -123,7 +123,7 @@ def following(command: Command, returned: Any) -> Command | None:  # noqa: ANN40
 
 
 def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
-    """*pages*, of which there is one at least, as one."""
+    """Join *pages*, at least one, into one result."""
     first = pages[0]
     match first:
         case _ if len(pages) == 1:
@@ -145,7 +145,7 @@ def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
 
 
 def execute(command: Command, fd: int | None) -> Request[Any]:
-    """Any command but those that register, for somebody must answer the events."""
+    """Any command but those that register notifiers, whose events need answers."""
     if isinstance(command, RegisterNotifier):
         raise TypeError("register-notifier: use register_notifier() of a file")
     if isinstance(command, Bind):
@@ -161,7 +161,7 @@ def execute(command: Command, fd: int | None) -> Request[Any]:
 
 
 def check_path(path: str) -> str:
-    """Tell a path from an fdname, before the daemon takes it for one."""
+    """Refuse a path that the daemon would take for an fdname."""
     if not path.startswith("/"):
         raise ValueError(f"{path!r}: a path begins with /, the root of the mount")
     return path
@@ -217,7 +217,7 @@ def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
 
 
 def put_pfns(file: str, extents: Iterable[Extent]) -> list[Command]:
-    """What gives back a reference to each page of *extents*, some at a time."""
+    """The commands that put a reference to each page of *extents*, some at a time."""
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [
         PutPfn(file=file, extents=parts[at : at + _EXTENTS_A_COMMAND])

@@ -1,4 +1,4 @@
-"""The connection of the trio face: one, that tasks share, and a task that reads it."""
+"""The connection of the trio face: tasks share it, and one task reads it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _calling_back: Final[ContextVar[Connection | None]] = ContextVar(
 
 @asynccontextmanager
 async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]:
-    """A connection to the daemon of *target* for the length of a with block."""
+    """A connection to the daemon of *target* for a with block."""
     path, connected, conversation = await _Dialing(target).dial()
     connected.setblocking(False)
     with connected:
@@ -51,7 +51,7 @@ async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]
 
 
 class _Dialing:
-    """Connecting in a thread, because it may wait; nothing is left if cancelled."""
+    """Connects in a thread, as that may block; leaves nothing if cancelled."""
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._target: Final = target
@@ -82,7 +82,7 @@ class _Dialing:
 
 
 class Connection:
-    """What tasks ask on, and events come by."""
+    """The connection for commands and events."""
 
     def __init__(
         self,
@@ -103,12 +103,12 @@ class Connection:
     async def do(
         self, request: Request[T], undo: Callable[[Call[T]], None] | None = None
     ) -> T:
-        """Ask, and wait for the answer; not sent if cancelled before.
+        """Send a command, unless cancelled already, and wait for the answer.
 
-        What a cancelled caller gets later is given back, by *undo* if there is one.
+        If the caller is cancelled, the command is undone later, by *undo* if given.
 
         Raises:
-            OSError: what the daemon refused with; `ControlError` when it has gone.
+            OSError: the daemon's refusal; `ControlError` if the daemon is gone.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self.do_even_if_cancelled(request, undo)
@@ -142,17 +142,17 @@ class Connection:
         self._send()
 
     def end(self) -> None:
-        """Nothing more is said; tasks that wait get `ClientClosedError`."""
+        """End the connection; tasks that wait get `ClientClosedError`."""
         self._conversation.end(errors.closed(self.path))
         self._outlet.close()
 
     # --- sending ----------------------------------------------------------------------
 
     def _send(self) -> None:
-        """Send what there is to send.
+        """Send all messages.
 
-        Never cancelled, so that no message is ever cut: what there is no room for is
-        sent by another task.
+        It is never cancelled, so that no message is cut: if the socket is full, another
+        task sends the rest.
         """
         waiting = bool(self._outlet)
         self._outlet.extend(self._conversation.take_outgoing())
@@ -160,7 +160,7 @@ class Connection:
             self._nursery.start_soon(self._send_rest)
 
     def _flush(self) -> bool:
-        """Send as much as there is room for; return whether nothing waits any more."""
+        """Send as much as the socket takes; return whether that was all."""
         try:
             return wire.flush(self._outlet)
         except OSError as exc:
@@ -175,7 +175,7 @@ class Connection:
     # --- receiving --------------------------------------------------------------------
 
     async def read(self) -> None:
-        """Take what the daemon says, until it hangs up."""
+        """Read from the daemon until it hangs up."""
         while self._conversation.ended is None:
             await trio.lowlevel.wait_readable(self._connection)
             try:
@@ -214,10 +214,10 @@ class Notifier(Registered):
     async def unregister(self) -> None:
         """Return when no callback runs, and none will.
 
-        In a callback, or a task that one has started, it returns at once: no more
-        callbacks are called, and the daemon is told when those that run have returned.
-        The same holds if the task is cancelled while it waits here. Raises what the
-        blocking face's does.
+        In a callback, or in a task that a callback started, it returns at once: no more
+        callbacks are called, and the notifier is unregistered when the running ones
+        have returned. So it is if the task is cancelled while it waits here. It raises
+        the same as in the blocking face.
         """
         tell(await self._unregister(), None)
 

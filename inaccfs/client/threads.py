@@ -1,7 +1,7 @@
-"""The connection of the blocking face that notifiers have, and its thread.
+"""The connection of the blocking face for notifiers, and its thread.
 
-The thread reads and runs the callbacks, one at a time: nobody is woken between an event
-and its answer. Commands have another connection: see commands.py.
+The thread reads and runs the callbacks, one at a time: no other thread is woken between
+an event and its answer. Commands have another connection: see commands.py.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Listener:
     """One connection, its notifiers, and their thread."""
 
     def __init__(self, path: str, lost: Listener | None) -> None:
-        """Take over what callbacks raised from one that was *lost*."""
+        """Take over exceptions of callbacks from a *lost* connection."""
         self._path: Final = path
         self._connection, self._conversation = wire.dial(path)
         self._outlet: Final = Outlet(self._connection)
         # Guards the conversation, the notifiers, and what is sent; never held while a
-        # callback runs or anybody waits.
+        # callback runs or any thread waits.
         self._lock = threading.Lock()
         self._notifiers: Final = Notifiers(self._conversation)
         self._lost: Final = lost
         self._names = itertools.count()
-        # A daemon thread: an interpreter may end with a client that nobody has closed.
+        # A daemon thread: the interpreter may exit while a client is still open.
         self._thread: Final = threading.Thread(
             target=self._run, name="inaccfs notifiers", daemon=True
         )
@@ -54,7 +54,7 @@ class Listener:
 
     @property
     def over(self) -> bool:
-        """Nothing can be registered any more."""
+        """Whether nothing can be registered any more."""
         return self._conversation.ended is not None
 
     def is_here(self) -> bool:
@@ -66,10 +66,10 @@ class Listener:
     def register(
         self, file: str, fd: int | None, callbacks: Callbacks, bound: Range | None
     ) -> tuple[Registration, threading.Event]:
-        """Register a notifier; the event is set when it is registered no more.
+        """Register a notifier; the event is set once it is unregistered.
 
-        *file* is a path; or else *fd* is an fd of the file. It is for a range of it if
-        it is *bound*.
+        *file* is a path, unless *fd* is an fd of the file. With *bound* the notifier is
+        for that range.
         """
         if self.is_here():
             raise OSError(
@@ -108,11 +108,11 @@ class Listener:
             self._send()
 
     def _send(self) -> None:
-        """Send what there is to send; with the lock."""
+        """Send all messages; with the lock."""
         try:
             wire.send_all(self._outlet, self._conversation)
         except BaseException as exc:
-            # Of a message that went in part the rest cannot follow.
+            # The rest of a message that was sent in part cannot follow.
             interrupted = not isinstance(exc, OSError)
             self._conversation.end(
                 errors.interrupted(self._path)
@@ -124,7 +124,7 @@ class Listener:
                 raise
 
     def take_raised(self) -> BaseException | None:
-        """What callbacks raised and nobody was told yet."""
+        """The first exception of callbacks that no caller has got."""
         with self._lock:
             raised = self._notifiers.take_raised()
         return raised or (self._lost.take_raised() if self._lost else None)
@@ -140,10 +140,10 @@ class Listener:
             return
         self._thread.join(CALLBACK_SECONDS)
         if self._thread.is_alive():
-            log.error("a callback has not returned: the client was closed all the same")
+            log.error("a callback has not returned: the client was closed anyway")
 
     def after_fork(self) -> None:
-        """In the child, which has no such thread: let go of what is the parent's."""
+        """In the child, which has no such thread: close the parent's connection."""
         self._lock = threading.Lock()
         self._conversation.disown(errors.parents(self._path))
         self._connection.close()
@@ -161,7 +161,7 @@ class Listener:
                     self._take(event)
         finally:
             with self._lock:
-                # Where it has not ended yet this is a bug, whose traceback follows.
+                # If it has not ended yet, this is a bug, whose traceback follows.
                 lost = ConnectionLostError(f"{self._path}: the client has failed")
                 self._conversation.end(lost)
                 self._connection.close()
@@ -200,8 +200,8 @@ class Notifier(Registered):
         is told when the running one has returned.
 
         Raises:
-            BaseException: what one of its callbacks has raised, the first of them.
-            ConnectionLostError: the daemon had hung up, and pages may have gone untold.
+            BaseException: the first exception of its callbacks.
+            ConnectionLostError: the daemon had hung up, so events may have been missed.
         """
         tell(self._unregister(), None)
 

@@ -16,7 +16,7 @@ from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
 from inaccfs.control.outlet import Outlet
 from inaccfs.errors import NotMountedError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 
 ANSWER_SECONDS: Final = 10.0
 
@@ -24,6 +24,9 @@ _READ_BYTES: Final = 1 << 16
 # A daemon sends one a reply; more than one if several replies are read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
 # For one call, through map().
+# What send(2) raises once the other end has closed the connection.
+_GONE: Final = (BrokenPipeError, ConnectionResetError)
+
 _RECVMSG_ARGUMENTS: Final = (
     (_READ_BYTES,),
     (_FDS_SPACE,),
@@ -39,12 +42,12 @@ _WHAT_TO_DO: Final = {
     errno.ECONNREFUSED: "its daemon is dead; inaccfs status lists the mounts",
     errno.ENOENT: "the socket has been removed; inaccfs status lists the mounts",
     errno.EACCES: "only root and the mount's owner reach it",
-    errno.EAGAIN: f"its daemon took nobody in for {ANSWER_SECONDS:.0f} s (stopped?)",
+    errno.EAGAIN: f"its daemon accepted nobody for {ANSWER_SECONDS:.0f} s (stopped?)",
 }
 
 
 def find_socket(target: str | os.PathLike[str]) -> str:
-    """The control socket of the mount at *target*, or that which *target* is itself.
+    """The control socket of the mount at *target*, or *target* if it is a socket.
 
     Raises:
         NotMountedError: it is neither.
@@ -52,7 +55,7 @@ def find_socket(target: str | os.PathLike[str]) -> str:
     """
     path = os.fspath(target)
     try:
-        control = launch.read_status(mounting.find(path).path).control
+        control = launch.read_status(finding.find(path).path).control
     except NotMountedError as exc:
         # A dead daemon's mount is "not mounted", too, and says what to do.
         if type(exc) is not NotMountedError:
@@ -71,9 +74,7 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 def _is_socket(path: str) -> bool:
     # It may lie in a mount whose daemon is stopped.
     try:
-        return mounting.ask(
-            lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS
-        )
+        return finding.ask(lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS)
     except OSError:
         return False
 
@@ -82,7 +83,7 @@ def dial(path: str) -> tuple[socket.socket, Conversation]:
     """Connect to the control socket at *path* and negotiate.
 
     Raises:
-        ControlError: nobody answers there, lets us in, or speaks the protocol.
+        ControlError: no daemon answers, admits us, or speaks the protocol.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -122,21 +123,21 @@ def _negotiate(
             conversation.feed(*receive(connection))
     except BlockingIOError:
         raise CannotConnectError(
-            f"{path}: nobody said hello within {ANSWER_SECONDS:.0f} s; is it an "
+            f"{path}: no greeting came within {ANSWER_SECONDS:.0f} s; is it an "
             "inaccfs daemon's control socket, and is the daemon running?"
         ) from None
     call.result()
 
 
 def set_deadline(connection: socket.socket, seconds: float) -> None:
-    """How long its system calls may wait; 0 for as long as it takes."""
+    """Limit how long its system calls may wait; 0 means no limit."""
     value = _timeval.pack(int(seconds), int(seconds % 1 * 1_000_000))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """Read what there is, and the fds that came with it; no bytes at the end.
+    """Read the available bytes and their fds; no bytes at the end.
 
     Raises:
         BlockingIOError: there is nothing, and the socket does not block.
@@ -147,19 +148,19 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def read(connection: socket.socket, inbox: Inbox) -> None:
-    """As `receive`, but what was read is in *inbox* also if this is interrupted."""
+    """As `receive`, but the data is in *inbox* even if this is interrupted."""
     try:
         # No Python between the two: a signal's handler runs before or after them.
         inbox.extend(map(connection.recvmsg, *_RECVMSG_ARGUMENTS))
     except BlockingIOError:
         raise
     except OSError:
-        # Reset, or shut down under us: either way it is over.
+        # It was reset, or another thread has shut it down: both are the end.
         inbox.append((b"", [], 0, None))
 
 
 def take(inbox: Inbox) -> tuple[bytes, list[int]]:
-    """What was read first, and its fds."""
+    """Take the data that was read first, and its fds."""
     data, ancillary, _, _ = inbox.pop(0)
     return data, _fds_in(ancillary) if ancillary else []
 
@@ -173,7 +174,7 @@ def _fds_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def send_all(outlet: Outlet, conversation: Conversation) -> None:
-    """Send what there is to send through an outlet that blocks.
+    """Send all messages through an outlet that blocks.
 
     Raises:
         BlockingIOError: there was no room within `set_deadline`.
@@ -182,24 +183,33 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
     outgoing = conversation.take_outgoing()
     if not outgoing:
         return
-    try:
+    # Nothing waits in the outlet: what is not sent here is dropped below.
+    if len(outgoing) == 1:
+        try:
+            outlet.send(*outgoing[0])
+        except _GONE:
+            return
+        if not outlet.waiting:
+            return
+    else:
         outlet.extend(outgoing)
+    try:
         if not flush(outlet):
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     finally:
         if outlet:
-            # What has not gone by now never goes: a message may be cut.
+            # What is not sent by now never will be: a message may be cut.
             outlet.close()
 
 
 def flush(outlet: Outlet) -> bool:
-    """As `Outlet.flush`, but a daemon that has gone is no error.
+    """As `Outlet.flush`, but it is no error if the daemon has gone.
 
-    It gets nothing more, and what it said last is still to be read.
+    Its last messages are still to be read.
     """
     try:
         return outlet.flush()
-    except (BrokenPipeError, ConnectionResetError):
+    except _GONE:
         outlet.close()
         return True
 

@@ -18,10 +18,10 @@ from inaccfs.control import qmp
 from inaccfs.control.request import NO_FD, Passed, close_passed
 from inaccfs.control.stream import Asked, Refused, Stream, TooLong
 from inaccfs.errnos import os_error
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from inaccfs.control.closings import Closings, Received, Receiver
     from inaccfs.control.messages import Command
@@ -69,6 +69,7 @@ class Inbox:
         device: str,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
+        wait_room: Callable[[], Awaitable[None]],
     ) -> None:
         """*limit* is how many bytes a message may have.
 
@@ -83,6 +84,8 @@ class Inbox:
         self._device: Final = device
         self._take: Final = take
         self._refuse: Final = refuse
+        # Waits until the peer has read enough of what it was sent.
+        self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
         # The fd for the object that has begun, if that takes one.
         self._early = NO_FD
@@ -120,11 +123,15 @@ class Inbox:
     async def read_with_fds(self) -> Event:
         """Read what `read` has seen, with the fds that come with it."""
         connection = self._connection
+        slices = Slices()
         try:
             # Enough to reach the end of the message that has the fds: the kernel looks
             # no further than that. See unix(7).
             data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
-            all_found = list(self._stream.feed(data))
+            all_found = []
+            for found in self._stream.feed(data):
+                all_found.append(found)
+                await slices.give()
             begins = [
                 found.begin
                 for found in all_found
@@ -139,7 +146,6 @@ class Inbox:
             if exc.errno not in _GONE:
                 log.error("no fd can be received: %s", exc.strerror)  # noqa: TRY400
             return Event.END
-        turns = Turns()
         try:
             for found in all_found:
                 its, passed = (
@@ -147,7 +153,8 @@ class Inbox:
                 )
                 if not self._deal(found, its):
                     return Event.END
-                await turns.give()
+                await slices.give()
+                await self._wait_room()
             if owner == begun:
                 self._early, passed = passed, NO_FD
         finally:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inaccfs.control.context import Context
     from inaccfs.control.names import Names
     from inaccfs.semantics.rules import Scope
-    from inaccfs.shim.turns import Turns
+    from inaccfs.shim.slices import Slices
 
 
 class Notifying:
@@ -50,14 +50,14 @@ class Notifying:
         for registration in self._registered.values():
             registration.opened.file.notifiers.silence(registration)
 
-    async def close(self, turns: Turns) -> None:
+    async def close(self, slices: Slices) -> None:
         """The peer has gone: unregister what it has registered."""
         while self._registered:
             registration = next(iter(self._registered.values()))
             self._forget(registration)
             registration.opened.file.notifiers.drop(registration)
             registration.opened.close()
-            await turns.give()
+            await slices.give()
 
     def _forget(self, registration: Registration) -> bool:
         """Take it out of both tables; false if it has been taken out before."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.turns import Turns
+    from inaccfs.shim.slices import Slices
 
 # The most extents of a reply: to find them and make JSON of them takes some 2 ms.
 _EXTENTS: Final = 1000
@@ -56,14 +56,14 @@ class PageReferences:
             f"keeps pages locked for more than {self._context.policy.ack_seconds:g} s",
         )
 
-    async def close(self, turns: Turns) -> None:
+    async def close(self, slices: Slices) -> None:
         """The peer has gone: drop its references."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
                 assert file.pages.memory is not None
                 for _ in file.pages.memory.drop(self):
-                    await turns.give()
+                    await slices.give()
 
     # --- get-pfn -------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class PageReferences:
         """Note the references, and make the reply."""
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
-        if opened.file.pages.keeps_references:
+        if self._context.superblock.semantics.keeps_references:
             self.total += end - first.offset
             if opened.file not in self._files:
                 self._files[opened.file] = opened.again()

@@ -22,8 +22,8 @@ from inaccfs.control.inbox import Event, Inbox
 from inaccfs.control.messages import Command, InvalidateDone, QmpCapabilities
 from inaccfs.control.peeroutlet import PeerOutlet
 from inaccfs.control.request import NO_FD, Answer, Passed, Request
-from inaccfs.shim.acktimeouts import in_time
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.deadlines import in_time
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     import socket
@@ -77,7 +77,7 @@ class Peer:
         self._inbox: Final = Inbox(
             *(connection, caller.uid, transport.policy.limits.message),
             *(transport.closings, transport.receiver, transport.device),
-            *(self._take, self.outlet.send),
+            *(self._take, self.outlet.send, self._wait_room),
         )
         # Set by `converse`.
         self._session: Conversing
@@ -278,14 +278,13 @@ class Peer:
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
         """Carry out the commands that wait, in order, until none is left."""
-        turns = Turns()
+        slices = Slices()
         while True:
             request = self._requests[0]
             try:
                 if value is _NOT_YET:
-                    await turns.give()
-                    while self.outlet.is_full:
-                        await self._progress.park()
+                    await slices.give()
+                    await self._wait_room()
                     value = self._session.execute(request)
                 if type(value) is CoroutineType:
                     value = await value
@@ -298,6 +297,11 @@ class Peer:
             if not self._requests:
                 return
             value = _NOT_YET
+
+    async def _wait_room(self) -> None:
+        """Wait until the peer has read enough for another reply."""
+        while self.outlet.is_full:
+            await self._progress.park()
 
     def _finished(self, request: Request, exc: Exception | None, value: object) -> None:
         """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""

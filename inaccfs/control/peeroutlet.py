@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.control.outlet import Outlet
 from inaccfs.readiness import wait_writable
-from inaccfs.shim.acktimeouts import in_time
+from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     import socket

@@ -21,7 +21,7 @@ from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Whatever JSON the peer has chosen, told back to the letter; empty if it has none.
+# Any JSON that the peer has chosen, repeated to the letter; empty if it has none.
 RequestId = msgspec.Raw
 NO_ID: Final = msgspec.Raw(b"")
 
@@ -66,7 +66,7 @@ class Framing:
 
 
 def _is_whole(data: bytearray) -> bool:
-    """Whether *data* is JSON, or so deep that it cannot be told: it is refused then."""
+    """Whether *data* is JSON, or too deep to tell: it is refused then."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
@@ -109,7 +109,7 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
 
     Raises:
         MalformedError: it is none, or more than one.
-        BadRequestError: it is no command that there is.
+        BadRequestError: there is no such command.
     """
     try:
         envelope = _envelope_decoder.decode(line)
@@ -243,7 +243,7 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     """Read what a server has sent; None is an event that we do not know.
 
     Raises:
-        NotQmpError: it is no message of QMP.
+        NotQmpError: it is not a message of QMP.
     """
     try:
         found = _incoming_decoder.decode(line)

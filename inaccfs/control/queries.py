@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.request import Answer
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +72,7 @@ def describe(
         size=attributes.st_size,
         page_size=file.page_size,
         allocated=attributes.st_blocks * 512 // file.page_size,
-        fetched=0 if memory is None else memory.pages,
+        fetched=0 if memory is None else memory.frames.pages,
         referenced=0 if memory is None else memory.references_count,
         poisoned=file.pages.poisoned_count,
         notifiers=len(file.notifiers),
@@ -91,14 +91,14 @@ async def files(context: Context, command: messages.QueryFiles) -> Answer:
         with context.files.at(ino) as each:
             if each is not None:
                 paging.add(each[0], describe(*each))
-        await paging.turns.give()
+        await paging.slices.give()
     return Answer(paging.rows)
 
 
 async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answer:
     """query-notifiers."""
     paging = _Paging(command.limit)
-    # A copy: others come and go while this gives others their turns.
+    # A copy: notifiers come and go while other tasks run between the slices.
     found = list(context.notifiers.items())
     for number, registration in await paging.first_of(found, command.start):
         if not paging.has_room:
@@ -120,7 +120,7 @@ async def notifiers(context: Context, command: messages.QueryNotifiers) -> Answe
                 waiting=opened.file.notifiers.waiting(registration),
             ),
         )
-        await paging.turns.give()
+        await paging.slices.give()
     return Answer(paging.rows)
 
 
@@ -141,7 +141,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
         following = paging.fill(name, _rows(context, name, memory, place, paging.room))
         if following is not None:
             break
-        await paging.turns.give()
+        await paging.slices.give()
     else:
         if len(listed) > paging.limit:
             # Of some nothing was left when it was their turn.
@@ -191,7 +191,7 @@ def _rows(
     """
     ino, peer, at, skipped = place
     if not peer:
-        for extent in memory.extents_since(at, room + 1):
+        for extent in memory.frames.extents_since(at, room + 1):
             yield (
                 messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
@@ -230,7 +230,7 @@ class _Paging:
 
     def __init__(self, limit: int | None) -> None:
         self.limit: Final = min(limit or _ROWS, _ROWS)
-        self.turns: Final = Turns()
+        self.slices: Final = Slices()
         self.rows: Final[list[Any]] = []
         self._bytes = 0
 
@@ -268,19 +268,19 @@ class _Paging:
                 first.append(each)
                 if len(first) >= 4 * most:
                     first = nsmallest(most, first, key=itemgetter(0))
-            await self.turns.give()
+            await self.slices.give()
         return nsmallest(most, first, key=itemgetter(0))
 
 
 async def stats(context: Context) -> messages.Stats:
     """query-stats."""
-    turns = Turns()
+    slices = Slices()
     fetched = references = 0
     for _, _, file, _ in context.files.all():
         if (memory := file.pages.memory) is not None:
-            fetched += memory.pages
+            fetched += memory.frames.pages
             references += memory.references_count
-        await turns.give()
+        await slices.give()
     return messages.Stats(
         **asdict(context.superblock.trace.counters),
         peers=len(context.callers),
@@ -307,7 +307,7 @@ def _commands(rules: Semantics) -> list[str]:
         if rules.scope == "range"
         else ["register-notifier", "unregister-notifier"]
     )
-    if rules.references != "none":
+    if rules.keeps_references:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")

@@ -108,7 +108,7 @@ def _command(command: type[Command]) -> Iterator[str]:
 
 
 def _errors(command: type[Command]) -> list[str]:
-    """The errnos that a command names, in its order; and that of who may not."""
+    """The errnos that a command names, in its order; and EPERM where that may be."""
     found = [
         name
         for name in _ERRNO.findall(inspect.getdoc(command) or "")

@@ -13,7 +13,7 @@ from inaccfs.control.names import Names
 from inaccfs.control.notifying import Notifying
 from inaccfs.control.pagerefs import PageReferences
 from inaccfs.control.request import Answer, Request
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,12 +66,12 @@ class Session:
     async def close(self) -> None:
         """The peer has gone: take back all that it has."""
         self.silence()
-        turns = Turns()
+        slices = Slices()
         # To the end even if the daemon ends: what is open has to be closed.
         with trio.CancelScope(shield=True):
             self._names.close()
-            await self._notifying.close(turns)
-            await self.references.close(turns)
+            await self._notifying.close(slices)
+            await self.references.close(slices)
         del self._context.callers[self._number]
 
     def _negotiate(self, command: messages.QmpCapabilities) -> Nothing:

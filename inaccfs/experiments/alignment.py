@@ -1,4 +1,4 @@
-"""Row 9, too: which huge pages a slot can have, by where it lies in guest and file."""
+"""Row 9, too: which huge pages a slot can have, by its place in guest and file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _K, _M, _G = 1 << 10, 1 << 20, 1 << 30
 
 
 class _Place(NamedTuple):
-    """Where a slot is in the guest and in the file, and how large. In bytes."""
+    """The offsets of a slot in the guest and in the file, and its size, in bytes."""
 
     name: str
     gpa: int
@@ -54,17 +54,17 @@ def _fitting(size: int) -> int:
     return max(level for level in _LEVELS if _bytes(level) <= size)
 
 
-# --- who lets it be a slot ------------------------------------------------------------
+# --- which rules accept it ------------------------------------------------------------
 
 
 def _congruent(place: _Place) -> bool:
-    """As it was in the tree of January 2023: as aligned as the gfn."""
+    """The rule in the tree of January 2023: as aligned as the gfn."""
     gfn = place.gpa | 1 << 63
     return place.offset % (gfn & -gfn) == 0
 
 
 def _aligned(place: _Place) -> bool:
-    """As Sean Christopherson had it: to the largest page that the size allows."""
+    """The rule of Sean Christopherson: aligned to the largest page that fits in."""
     return place.offset % _bytes(_fitting(place.size)) == 0
 
 
@@ -76,7 +76,7 @@ def _told(accepted: bool) -> str:
 
 
 def _allowed(slot: MemorySlot) -> int:
-    """The largest page that kvm_lpage_info has for any of its gfns."""
+    """The largest page that kvm_lpage_info allows for any of its gfns."""
     private = MemoryAttributes(default_private=True)
     return max(
         level
@@ -88,7 +88,7 @@ def _allowed(slot: MemorySlot) -> int:
 
 def _row(bench: Bench, place: _Place) -> list[object]:
     with ExitStack() as stack:
-        # Sparse: a huge page is all that is touched.
+        # The file is sparse: only one huge page is touched.
         fd = bench.shim.memfd_create("guest", size=place.offset + place.size)
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(bench.shim))

@@ -1,4 +1,4 @@
-"""Row 7: who allocates a page, and how many are there twice, in both halves."""
+"""Row 7: what allocates a page, and how many pages both halves have at once."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _RACES: Final = 16
 
 
 class OnFault(V8):
-    """The seed, as posted: get-pfn allocates, as SGP_WRITE does."""
+    """v8, as posted: get-pfn allocates, as with SGP_WRITE."""
 
     allocates = True
 
 
 class NoAlloc(V8):
-    """The variant that Michael Roth asked for: only fallocate(2) does."""
+    """The variant that Michael Roth asked for: only fallocate(2) allocates."""
 
     allocates = False
 
 
 class _Guest:
-    """A guest, and a VMM with a policy."""
+    """A guest, and a VMM with a policy of allocation."""
 
     def __init__(
         self, stack: ExitStack, bench: Bench, allocates: str, *, punches: bool
     ) -> None:
-        """The VMM *allocates* "never", "at start" or "on exit"."""
+        """*allocates* is when the VMM does: "never", "at start" or "on exit"."""
         self._allocates: Final = allocates
         self._fd: Final = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, self._fd)
@@ -59,9 +59,9 @@ class _Guest:
         self._vcpu: Final = self.vm.create_vcpu()
         self.conversions = 0
         self.enoents = 0
-        # The most pages that there have been at a time.
+        # The largest number of pages so far.
         self.peak = 0
-        # Whether the next pre-fault is overtaken by a conversion.
+        # Whether a conversion comes in the middle of the next pre-fault.
         self._overtaken = False
         if allocates == "at start":
             self.allocate(0, _PAGES)
@@ -72,10 +72,10 @@ class _Guest:
     # --- what the guest does ----------------------------------------------------------
 
     def touch(self, pages: Iterable[int], *, private: bool) -> None:
-        """Write to each; the VMM does what it can about exits.
+        """Write to each page; the VMM handles exits.
 
         Raises:
-            MemoryFaultExit: it cannot do anything.
+            MemoryFaultExit: the VMM cannot handle it.
         """
         for page in pages:
             while True:
@@ -99,15 +99,15 @@ class _Guest:
         self.allocate(page)
 
     def host_reads(self) -> None:
-        """The VMM looks at its half, where there is something and where not."""
+        """The VMM reads all of the shared half, allocated or not."""
         for page in range(_PAGES):
             self._shared[page * PAGE_SIZE]
 
-    # --- a page is pre-faulted and converted at once ----------------------------------
+    # --- a page is pre-faulted while it is converted ----------------------------------
 
     def race(self, page: int) -> None:
         self._overtaken = True
-        # To who does not allocate: the page has gone.
+        # If get-pfn does not allocate, it finds no page.
         with suppress(FileNotFoundError):
             self.vm.pre_fault_memory(page * PAGE_SIZE, PAGE_SIZE)
 
@@ -120,7 +120,7 @@ class _Guest:
     # --- what there is ----------------------------------------------------------------
 
     def count(self) -> tuple[int, int, int]:
-        """Pages in the file, in the shared half, and those that are in both."""
+        """Count the pages in the file, in the shared half, and in both."""
         private = os.fstat(self._fd).st_blocks * 512 // PAGE_SIZE
         shared = sum(byte & 1 for byte in resident(self._shared, 0, _PAGES))
         self.peak = max(self.peak, private + shared)
@@ -168,7 +168,7 @@ def _run(lab: Lab) -> None:
     races: list[list[object]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, size="4m", huge="never") as bench:
-            # Who is served by a fault gets no such exit.
+            # A guest whose faults allocate gets no such exit.
             exits = [] if bench.shim.query_semantics().allocates else ["on exit"]
             for allocates in ("never", *exits, "at start"):
                 for punches in (True, False):
@@ -184,7 +184,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="allocation",
-    question="Who allocates a page, and how many pages are there twice?",
+    question="What allocates a page, and how many pages are allocated twice?",
     run=_run,
     semantics=(f"{__file__}:OnFault", f"{__file__}:NoAlloc"),
 )

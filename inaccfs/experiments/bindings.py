@@ -1,4 +1,4 @@
-"""Row 10: what a punch costs with many notifiers, in a list or found by their range."""
+"""Row 10: what a punch costs with many notifiers, in a list or found by range."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _NUMBERS: Final = (1, 10, 100, 1000, 10_000)
-# So many notifiers are told in all, at most, of the punches of one row.
+# The punches of one row send at most so many events in all.
 _EVENTS: Final = 20_000
 _PATIENCE: Final = 30.0
 _LIMITS: Final = ("limit=notifiers=20000", "limit=output=64000000")
 
 
 class _Taken(NamedTuple):
-    """By a punch: median, in µs; and how many were told."""
+    """The median time of a punch, in µs, and how many notifiers it reached."""
 
     time: float
     told: float
@@ -41,12 +41,12 @@ class _Taken(NamedTuple):
 
 
 class Tree(V8):
-    """The seed, but who is told is found by page, as with restrictedmem_bind()."""
+    """v8, but notifiers are found by page, as with restrictedmem_bind()."""
 
     scope = "range"
 
 
-# --- who is told ----------------------------------------------------------------------
+# --- notifiers ----------------------------------------------------------------------
 
 _EVENT: Final = re.compile(rb'"notifier":(\d+).*"sequence":(\d+)')
 _ANSWER: Final = (
@@ -60,19 +60,19 @@ class _Peer:
     def __init__(self, bench: Bench, path: str, *, binds: bool, aliases: bool) -> None:
         self._path: Final = path
         self._binds: Final = binds
-        # Whether all are bound to one page.
+        # Whether all notifiers are bound to one page.
         self._aliases: Final = aliases
         self._socket: Final = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(bench.mount.control))
         self._notifiers = 0
-        # One for each that has been registered.
+        # One item for each registered notifier.
         self._registered: Final = Semaphore(0)
         self._thread: Final = Thread(target=self._serve)
         self._thread.start()
         self._socket.sendall(b'{"execute":"qmp_capabilities"}\n')
 
     def register(self, notifiers: int) -> None:
-        """Have so many."""
+        """Register notifiers until there are so many."""
         new = range(self._notifiers, notifiers)
         self._socket.sendall(b"".join(map(self._request, new)))
         for _ in new:
@@ -108,7 +108,7 @@ class _Peer:
 
 
 def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken]:
-    """Punches of a page that one is bound to, or all, where they are bound to pages."""
+    """Time punches of a page that one notifier is bound to, or all with *aliases*."""
     path = f"/{'aliases' if aliases else 'notifiers'}"
     fd = os.open(f"{bench.mount.path}{path}", os.O_RDWR | os.O_CREAT)
     found = []
@@ -120,7 +120,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
         for number in _NUMBERS:
             peer.register(number)
             concerned = number if aliases or not binds else 1
-            # The first is not counted.
+            # The first punch is not counted.
             times = 1 + max(min(_EVENTS // concerned, 100), 3)
             events = bench.shim.query_stats().events
             samples = [_punch(fd) for _ in range(times)]
@@ -130,7 +130,7 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
 
 
 def _punch(fd: int) -> float:
-    """What it takes, in µs. There is no memory that would have to be given back."""
+    """The time of a punch in µs. The page is a hole, so no memory is freed."""
     start = time.perf_counter_ns()
     fallocate(fd, PUNCH, 0, _PAGE)
     return (time.perf_counter_ns() - start) / 1e3

@@ -1,4 +1,4 @@
-"""The experiments there are."""
+"""The list of all experiments."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _WIDTH, _HEIGHT = 720, 420
-# Of the axes; to the right there is room for the names of the curves.
+# The bounds of the axes; the names of the curves are to their right.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 520, 20, 360
 
-# Colours of Okabe and Ito, which are told apart by everybody and on both grounds; and
-# dashes, for who has no colours.
+# Colours of Okabe and Ito, which everybody can distinguish on light and on dark; and
+# dashes, for readers without colours.
 _CURVES: Final = (
     ("#0072b2", "#56b4e9", "none"),
     ("#d55e00", "#e69f00", "7 4"),
@@ -22,7 +22,7 @@ _CURVES: Final = (
     ("#a4508b", "#cc79a7", "9 3 2 3"),
 )
 
-# An image has no page to take its colours from, but knows what its reader prefers.
+# An image inherits no colours from its page, but can query what the reader prefers.
 _STYLE: Final = """
 text { font: 13px sans-serif; fill: #24292f; }
 .grid { stroke: #8b949e; stroke-opacity: 0.35; }
@@ -55,7 +55,7 @@ class _Axis:
 def log_log(
     curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str
 ) -> str:
-    """An SVG of *curves*, by name; *across* and *up* are what the axes are.
+    """An SVG of *curves*, by name; *across* and *up* are the labels of the axes.
 
     All numbers are at least 1.
     """
@@ -102,7 +102,7 @@ def _axes(x: _Axis, y: _Axis, across: str, up: str) -> Iterator[str]:
 def _drawn(
     curves: Mapping[str, Sequence[tuple[float, float]]], x: _Axis, y: _Axis
 ) -> Iterator[str]:
-    # Names of curves that end at one place are not to cover each other.
+    # Shift names of curves with the same end, so that they do not overlap.
     taken: list[float] = []
     for number, (name, curve) in enumerate(curves.items()):
         style = number % len(_CURVES)

@@ -1,4 +1,4 @@
-"""Row 4: who sees a page after put-pfn: the kernel, which may want to move it."""
+"""Row 4: after put-pfn the kernel may migrate a page that KVM still maps."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
 
 _FILES: Final = 4
-# Of each file: two huge pages' worth.
+# Pages of each file: as many as in two huge pages.
 _PAGES: Final = 1024
 _MAPPED: Final = _FILES * _PAGES
 
-# So many pages at a time are the guest's, and so many behind them are not.
+# The guest has runs of so many pages, each followed by as many that it does not have.
 _CHUNK: Final = 16
 _GAP: Final = 48
 
-# How often memory is compacted: each time the kernel may give up half way.
+# How often memory is compacted: the kernel may give up half way each time.
 _ROUNDS: Final = 3
 
-# How many guests are tried before it is found that pages that may move do not.
+# How many guests are tried before we conclude that movable pages do not move.
 _TRIES: Final = 5
 
-# How many pages somebody else allocates when all is over.
+# How many pages another file allocates in the end.
 _OTHERS: Final = 16384
 
 _COMPACT: Final = Path("/proc/sys/vm/compact_memory")
-# What was freed is on a list of a CPU's first, where the compactor does not see it. The
-# larger this is, the shorter are the lists; 0 is the kernel's own choice.
+# Freed pages first go to per-CPU lists, which the compactor does not see. The larger
+# this is, the shorter are the lists; 0 is the kernel's default.
 _LISTS: Final = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 _SHORT: Final = "99991"
 
@@ -52,7 +52,7 @@ _MADV_COLLAPSE: Final = 25
 
 @contextmanager
 def _fragmented() -> Iterator[None]:
-    """Have no holes but a guest's: in smaller ones the compactor gets stuck."""
+    """Fill all holes but the guest's: the compactor gets stuck in smaller ones."""
     before = _LISTS.read_text().strip()
     _LISTS.write_text(_SHORT)
     scraps = os.memfd_create("scraps")
@@ -76,14 +76,14 @@ def _scraps() -> int:
 
 
 class _Guest:
-    """A VM with all pages of some files mapped, and nothing but put references."""
+    """A VM that maps all pages of some files, and has put all references."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
-        self._puts: Final = self._shim.query_semantics().references != "none"
+        self._puts: Final = self._shim.query_semantics().keeps_references
         size = _PAGES * PAGE_SIZE
         self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
-        # Work for the compactor: holes beside all pages, for others to move into.
+        # Give the compactor work: holes beside all pages, which pages can move into.
         with ExitStack() as gaps:
             gap = self._file(gaps, _MAPPED * _GAP // _CHUNK * PAGE_SIZE)
             at = 0
@@ -105,9 +105,10 @@ class _Guest:
         return fd
 
     def stale(self) -> set[int]:
-        """Which frames it has mapped that its pages have not any more.
+        """The mapped frames that are no longer those of their pages.
 
-        The shim does not know before it is asked: so somebody gets all pages anew.
+        The shim learns of a move only by get-pfn: so another client gets all pages
+        anew.
         """
         for fd in self.fds:
             with self._shim.file(fd) as file:
@@ -121,11 +122,11 @@ def _allocate(fd: int, page: int, count: int) -> None:
     fallocate(fd, FALLOC_FL_KEEP_SIZE, page * PAGE_SIZE, count * PAGE_SIZE)
 
 
-# --- who moves pages ----------------------------------------------------------------
+# --- what moves pages ----------------------------------------------------------------
 
 
 def _compact(_bench: Bench, _guest: _Guest) -> str:
-    """As kcompactd does for whoever wants a huge page; but now, and all memory."""
+    """Compact all memory now, as kcompactd does when huge pages are wanted."""
     for _ in range(_ROUNDS):
         _COMPACT.write_text("1")
     return "ok"
@@ -157,7 +158,7 @@ _MOVERS: Final[tuple[tuple[str, Callable[[Bench, _Guest], str]], ...]] = (
 
 
 def _watch(bench: Bench, mover: Callable[[Bench, _Guest], str]) -> list[object]:
-    """What becomes of a guest: the last five columns."""
+    """Move pages and watch the guest; the last five columns."""
     with _fragmented(), ExitStack() as stack:
         guest = _Guest(stack, bench)
         events = bench.shim.query_stats().events
@@ -176,7 +177,7 @@ def _run(lab: Lab) -> None:
         raise InaccfsError("compaction: needs root, and a kernel that can compact")
     rows: list[tuple[object, ...]] = []
     for semantics in lab.semantics:
-        # Huge pages only for who asks for them, as MADV_COLLAPSE does.
+        # Huge pages only on request, which MADV_COLLAPSE is.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
             held = bench.shim.query_status().pinning.split(" ")[0]
@@ -193,7 +194,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="compaction",
-    question="Who sees a page after put-pfn, and is told when the kernel moves it?",
+    question="After put-pfn the kernel may move a page: does KVM learn of that?",
     run=_run,
     semantics=("v8", "v8-as-posted", "v9", "v10"),
     exact=False,

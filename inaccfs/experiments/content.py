@@ -1,4 +1,4 @@
-"""Row 6: what is in a page after a conversion, and who was wrong about it."""
+"""Row 6: what a page contains after a conversion, and which assumptions fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 
-# What is written; and what is read, as people call it.
+# The data that is written, and the names of what is read.
 _PUBLIC: Final = b"public".ljust(_PAGE, b".")
 _SECRET: Final = b"secret".ljust(_PAGE, b"!")
 _NAMES: Final = {_PUBLIC: "public", _SECRET: "secret", bytes(_PAGE): "zeros"}
@@ -28,7 +28,7 @@ _MODES: Final = ("plain", "encrypted")
 
 
 class _Guest(NamedTuple):
-    """A guest of one page, and the fd that its VMM has."""
+    """A guest of one page, and its VMM's fd."""
 
     vm: VM
     fd: int
@@ -45,7 +45,7 @@ def _name(data: bytes) -> str:
 
 
 def _discard(guest: _Guest, private: bool) -> None:
-    """As QEMU does: give back the half that is left."""
+    """Discard the half that is no longer used, as QEMU does."""
     Vmm(guest.vm).convert(0, _PAGE, private=private)
 
 
@@ -54,13 +54,13 @@ def _keep(guest: _Guest, private: bool) -> None:
 
 
 def _punch(guest: _Guest, private: bool) -> None:
-    """Where there are no halves: the page itself is given back."""
+    """Punch the page itself, where there is only one copy."""
     guest.vm.set_memory_attributes(0, _PAGE, private=private)
     fallocate(guest.fd, PUNCH, 0, _PAGE)
 
 
-# "in place" is as guest_memfd with INIT_SHARED has it: the VMM has mapped the very
-# memory that is the guest's private memory.
+# "in place" is like guest_memfd with INIT_SHARED: the VMM maps the same memory that is
+# the guest's private memory.
 _POLICIES: Final = (
     ("two halves", "punch", _discard),
     ("two halves", "keep", _keep),
@@ -70,15 +70,15 @@ _POLICIES: Final = (
 
 
 class _Seen(NamedTuple):
-    """Read after each of three conversions."""
+    """The data that is read after each of three conversions."""
 
-    # By the guest, after the VMM had written `public`.
+    # Read by the guest, after the VMM wrote `public`.
     private: str
-    # By both, after the guest had written `secret`.
+    # Read by both, after the guest wrote `secret`.
     shared: str
-    # By root in the file, at the same time.
+    # Read by root from the file, at the same time.
     file: str
-    # By the guest, when nobody had written meanwhile.
+    # Read by the guest, after conversion back without any write.
     back: str
 
 
@@ -92,7 +92,7 @@ def _watch(
     *,
     encryption: bool,
 ) -> _Seen | None:
-    """To private, to shared, and back; None without what encrypts."""
+    """Convert to private, to shared, and back; None if cryptography is missing."""
     allocates = bench.shim.query_semantics().allocates
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("guest", size=_PAGE)
@@ -130,7 +130,7 @@ def _watch(
         return _Seen(private, both, found, guest.read(private=True))
 
 
-# What a client counts on; it is wrong if anything else is read.
+# What a client may assume; it is wrong if it reads anything else.
 _CLIENTS: Final[tuple[tuple[str, str, Callable[[_Seen], str]], ...]] = (
     ("zero, to private", "zeros", lambda seen: seen.private),
     ("zero, to shared", "zeros", lambda seen: seen.shared),
@@ -185,7 +185,7 @@ def _show(lab: Lab, semantics: str, seen: list[list[_Seen | None]]) -> None:
 def _judge(
     expected: str, read: Callable[[_Seen], str], seen: list[_Seen | None]
 ) -> tuple[str, str]:
-    """Under how many policies a client is right, and what it reads under the others."""
+    """How many policies prove a client right, and what it reads under the others."""
     got = [read(each) for each in seen if each is not None]
     wrong = sorted(Counter(what for what in got if what != expected).items())
     told = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)
@@ -194,7 +194,7 @@ def _judge(
 
 EXPERIMENT: Final = Experiment(
     name="content",
-    question="What is in a page after a conversion, and who may count on it?",
+    question="What does a page contain after a conversion, and can clients rely on it?",
     run=_run,
     semantics=("v8", "guest_memfd"),
 )

@@ -1,4 +1,4 @@
-"""Row 17: which errno says what, version by version, and how to choose others."""
+"""Row 17: the errno of each error, version by version, and how to choose others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ZERO_RANGE: Final = 0x10  # include/uapi/linux/falloc.h
 
 
 class Policy(Bind):
-    """Too late is EBUSY, and each refusal says which of the rules it was."""
+    """Resizing a sized file is EBUSY, and each rule has an errno of its own."""
 
     read_errno = errno.EACCES
     unbound_errno = errno.EFAULT
@@ -43,11 +43,11 @@ class Policy(Bind):
 
 
 class _AbsentError(Exception):
-    """These rules have nothing of the kind."""
+    """The semantics have no such call."""
 
 
 class _Subject(NamedTuple):
-    """A file of four pages, page 1 allocated, that nobody has registered for."""
+    """A file of four pages, page 1 allocated, without notifiers."""
 
     fd: int
     file: File
@@ -58,7 +58,7 @@ class _Subject(NamedTuple):
     def claim(
         self, end: int = _PAGES, start: int = 0, exclusive: bool | None = None
     ) -> None:
-        """Be who is told of these pages, as the rules have it."""
+        """Register or bind a notifier for these pages, as the semantics require."""
         if self.rules.scope == "range":
             notifier = self.file.bind(start, end, _ignore, exclusive=exclusive)
         else:
@@ -70,7 +70,7 @@ _Step: TypeAlias = "Callable[[_Subject], object]"
 
 
 def _ignore(start: int, end: int) -> None:
-    """Keeps nothing that would have to be given up."""
+    """A callback that has nothing to unmap."""
 
 
 def _fallocate(mode: int, offset: int, length: int) -> _Step:
@@ -103,7 +103,7 @@ def _get_locked(to: _Subject) -> None:
 
 def _put(to: _Subject) -> None:
     pfn = _get_pfn(to, 1)
-    if to.rules.references != "none":
+    if to.rules.keeps_references:
         to.file.put_pfn(pfn)
     to.file.put_pfn(pfn)
 
@@ -120,7 +120,7 @@ def _bind_twice(to: _Subject) -> None:
 
 
 def _where(rule: str, values: str, step: _Step) -> _Step:
-    """The step; nothing where a rule has none of these values."""
+    """The step, but absent where the rule has none of these values."""
 
     def checked(to: _Subject) -> None:
         if getattr(to.rules, rule) not in values.split():
@@ -176,7 +176,7 @@ def _run(lab: Lab) -> None:
 
 
 def _outcome(shim: Client, step: _Step) -> str:
-    """What comes of a step on a file of its own."""
+    """The outcome of a step on a new file."""
     with ExitStack() as undo:
         fd = shim.memfd_create("subject", size=_SIZE)
         undo.callback(os.close, fd)

@@ -1,4 +1,4 @@
-"""Row 9: what a punch of a page does to the huge page around it, and for how long."""
+"""Row 9: what punching a page does to its huge page, and for how long."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 _HUGE: Final = pages_of_level(PG_LEVEL_2M)
 _SIZE: Final = _HUGE * PAGE_SIZE
 
-# The page that goes, and what the guest has there and in the page before it.
+# The page that is punched, and the guest's data there and in the page before it.
 _GONE: Final = 100
 _SECRET: Final = b"secret"
 
 
 class _Guest:
-    """A VM of one huge page, which has been allocated as a whole."""
+    """A VM of one huge page, which is allocated as a whole."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
         rules = self._shim.query_semantics()
         self.allocates: Final = rules.allocates
-        self._puts: Final = rules.references != "none"
+        self._puts: Final = rules.keeps_references
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
-        # What KVM has been told of since somebody has looked.
+        # The ranges of the events to KVM since they were last shown.
         self._told: list[str] = []
         self.vm: Final = stack.enter_context(VM(self._shim, hooks=self._hook))
         add_slot(self.vm, self._fd, 0, _HUGE)
@@ -47,7 +47,7 @@ class _Guest:
         if point == "invalidate:begin":
             self._told.append(f"{start}" if end == start + 1 else f"{start}-{end - 1}")
 
-    # --- what is done -----------------------------------------------------------------
+    # --- actions -----------------------------------------------------------------
 
     def allocate(self, start: int, count: int) -> None:
         fallocate(self._fd, FALLOC_FL_KEEP_SIZE, start * PAGE_SIZE, count * PAGE_SIZE)
@@ -65,7 +65,7 @@ class _Guest:
             self.read(page)
 
     def touch_anew(self) -> None:
-        """KVM zaps all, without a word of the file; then all is touched."""
+        """KVM zaps all pages, without any event; then the guest touches all."""
         for private in (False, True):
             self.vm.set_memory_attributes(0, _SIZE, private=private)
         self.touch()
@@ -73,16 +73,16 @@ class _Guest:
     def collapse(self) -> str:
         return collapse(self._shim, self._fd)
 
-    # --- what is seen -----------------------------------------------------------------
+    # --- observations -----------------------------------------------------------------
 
     @property
     def allocated(self) -> int:
         return os.fstat(self._fd).st_blocks * 512 // PAGE_SIZE
 
     def folio(self) -> str:
-        """Of what size page 0 is part, and nothing of the holes.
+        """The size of page 0's folio, not counting holes.
 
-        Asks for the pages once more: the daemon does not know what has moved.
+        It calls get-pfn anew, as the daemon does not know which pages have moved.
         """
         if not self.allocated:
             return "-"
@@ -97,13 +97,13 @@ class _Guest:
         return ", ".join(told) or "-"
 
     def there(self) -> tuple[int, str, str]:
-        """How much is allocated, and of page 0 the folio and the level."""
+        """The allocated memory, page 0's folio, and the level of its mapping."""
         spte = self.vm.spte(0)
         level = "-" if spte is None else "2M" if spte.level == PG_LEVEL_2M else "4K"
         return self.allocated, self.folio(), level
 
 
-# --- a page goes ----------------------------------------------------------------------
+# --- a page is punched ----------------------------------------------------------------
 
 _STEPS: Final[tuple[tuple[str, Callable[[_Guest], str | None]], ...]] = (
     (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),
@@ -136,7 +136,7 @@ def _punched(bench: Bench) -> Iterator[list[object]]:
 
 
 class _Deferring:
-    """Punches a huge page when all of it may go: Roth's bitmap, kept by the VMM."""
+    """Punches a huge page once all of it is shared: Roth's bitmap, kept by the VMM."""
 
     def __init__(self, guest: _Guest) -> None:
         self._guest: Final = guest
@@ -176,10 +176,10 @@ def _converted_all(bench: Bench) -> Iterator[list[object]]:
 def _undisturbed(
     bench: Bench, part: Callable[[Bench], Iterator[list[object]]]
 ) -> list[list[object]]:
-    """The rows of a part, when they are twice the same.
+    """The rows of a part, once two runs give the same.
 
-    If somebody compacts memory just then, pages move, also those of which a punch has
-    the pins off for a moment; that is told, and what is being moved cannot be split.
+    If memory is compacted meanwhile, pages migrate, even those whose pins a punch drops
+    for a moment. That sends events, and a folio under migration cannot be split.
     """
     rows = list(part(bench))
     for _ in range(5):
@@ -207,7 +207,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="folios",
-    question="What does the punch of a page do to the huge page that it was part of?",
+    question="What does punching a page do to the huge page that it was part of?",
     run=_run,
     semantics=("v8", "v9"),
 )

@@ -1,4 +1,4 @@
-"""What an experiment works with: mounts, and a place to show things."""
+"""What an experiment uses: mounts, and output."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _GAP: Final = "  "
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A question, and what answers it."""
+    """A question, and the function that answers it."""
 
-    # As `inaccfs experiment` calls it, and its module and page are called.
+    # The name for `inaccfs experiment`, and of its module and page.
     name: str
     # One sentence.
     question: str
     run: Callable[[Lab], None]
-    # What it is about unless --semantics says otherwise.
+    # The semantics that it runs on without --semantics.
     semantics: tuple[str, ...]
-    # Whether its output has the same numbers each time.
+    # Whether its output is the same each time.
     exact: bool = True
 
 
@@ -59,13 +59,13 @@ class Lab:
 
     @staticmethod
     def label(semantics: str) -> str:
-        """What people call it: of FILE.py:CLASS the class."""
+        """A short name: of FILE.py:CLASS the class."""
         parts = load.split(semantics)
         return semantics if parts is None else parts[1]
 
     @contextmanager
     def bench(self, semantics: str, **options: Any) -> Iterator[Bench]:  # noqa: ANN401 - mounted()'s
-        """A mount for the length of a with block; *options* are those of `mounted`."""
+        """A mount for a with block; *options* are those of `mounted`."""
         with (
             launch.mounted(semantics=semantics, **options) as mount,
             connect(mount.path) as shim,
@@ -77,7 +77,7 @@ class Lab:
         self._show(text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table; numbers stand to the right."""
+        """Show a table, with numbers aligned right."""
         cells = [list(map(str, row)) for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
         right = [

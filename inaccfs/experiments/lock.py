@@ -1,4 +1,4 @@
-"""Row 2: what a notifier is told that comes while a punch is under way."""
+"""Row 2: the events that a notifier gets if it registers during a punch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class _Unchecked(parts.Watched):
-    """KVM of that time, for which a count may be negative.
+    """The KVM of that time, whose count in_progress may become negative.
 
-    kvm_mmu_invalidate_end() has its KVM_BUG_ON() since 2023; that of the simulated KVM
-    has it, too.
+    kvm_mmu_invalidate_end() has had a KVM_BUG_ON() for this since 2023, and so has the
+    simulated KVM.
     """
 
     __slots__ = ("_told",)
@@ -41,12 +41,12 @@ class _Unchecked(parts.Watched):
         self._told.append("end")
 
     def covers(self, start: int, end: int) -> bool:
-        """As in C, where whatever is not 0 is true."""
+        """As in C, where any number but 0 is true."""
         there = start < self.range_end and self.range_start < end
         return self.in_progress != 0 and there
 
     def since(self) -> tuple[str, int]:
-        """What it was told since this was asked last, and the count now."""
+        """The calls since the last `since`, and in_progress now."""
         told, self._told = self._told, []
         return " ".join(told) or "nothing", self.in_progress
 
@@ -64,7 +64,7 @@ class _Guest:
             VM(shim, hooks=self._hook, invalidation=self.invalidation)
         )
         self._vcpu: Final = self.vm.create_vcpu()
-        # To be done before its next callback returns.
+        # Called once, by the next callback before it zaps.
         self.act: Callable[[], object] | None = None
 
     def add_slot(self) -> None:
@@ -81,7 +81,7 @@ class _Guest:
 
 
 class _World:
-    """Two guests of one file. The second comes late."""
+    """Two guests of one file. The second registers late."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._shim: Final = bench.shim
@@ -100,14 +100,14 @@ class _World:
             each.result(parts.PATIENCE)
 
     def join(self) -> Future[Any]:
-        """Let the second make its slot, and wait until it waits for the list."""
+        """Let the second guest add its slot; return once it waits for the list lock."""
         joining = self._pool.submit(self.late.add_slot)
-        # A notifier counts from when it is asked for.
+        # query-stats counts a notifier as soon as it is asked for.
         parts.until(lambda: self._shim.query_stats().notifiers == 2)
         return joining
 
     def touch(self) -> Future[Any]:
-        """Let the second touch its page, when it has answered."""
+        """Let the second guest touch its page, once it has answered."""
         parts.until_last(self._shim)
         self.late.invalidation.forget()
         reading = self._pool.submit(self.late.read)
@@ -146,7 +146,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="lock",
-    question="What is a notifier told that is registered while a punch is under way?",
+    question="Which events does a notifier get that is registered during a punch?",
     run=_run,
     semantics=("v8", "v9", "v10", "bind", "guest_memfd"),
 )

@@ -1,4 +1,4 @@
-"""Row 1: what a guest uses when its KVM is told too late, too early, or in time."""
+"""Row 1: what a guest accesses if the event comes too late, too early, or in time."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _SECRET: Final = b"secret"
 
 
 class Before(V8):
-    """The seed with two lines exchanged, as it was proposed at first."""
+    """v8 with two lines exchanged, as it was proposed at first."""
 
     order = "before"
 
 
 class _Found(NamedTuple):
-    """Of all rounds of one window."""
+    """The counts of all rounds of one window."""
 
-    # Accesses that went to a frame which another file had by then.
+    # Accesses to a frame that belonged to another file by then.
     used: int
-    # Entries, after the punch, of frames that the page has not.
+    # Mappings, after the punch, of frames that the page does not have.
     stale: int
     # Rounds in which the fault was dropped.
     retried: int
 
 
 class _Guest:
-    """A guest of one page. The page behind it is the gate's."""
+    """A guest of one page. The next page belongs to the gate, a second notifier."""
 
     def __init__(self, stack: ExitStack, bench: Bench, *, asks: bool) -> None:
-        """Its KVM *asks* whether to retry, or does not."""
+        """With *asks* its KVM checks whether to retry."""
         shim, rules = bench.shim, bench.shim.query_semantics()
-        # Then a punch waits for a fault that has its page, and cannot come between.
-        self._locks: Final = rules.references == "locked"
+        # If get-pfn locks pages, a punch waits for a fault that has the page.
+        self._locks: Final = rules.locks_pages
         self._fd: Final = parts.new_file(stack, shim, "guest", 2)
         self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
         self._watched: Final = parts.Watched(asks=asks)
@@ -61,14 +61,14 @@ class _Guest:
         file = stack.enter_context(self._other.file(self._fd))
         stack.enter_context(parts.listen(file, 1, 2, rules.scope, self._gate))
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(2))
-        # What is to be done at which point, once.
+        # The action for each point of the hooks; it happens once.
         self._acts: Final[dict[str, Callable[[], object]]] = {}
-        # What is under way beyond that.
+        # Calls in other threads that may still run.
         self._pending: Final[list[Future[Any]]] = []
         self._used = 0
 
     def count(self, point: str, act: Callable[[], object]) -> _Found:
-        """All rounds of a window, which *act* holds open at *point*."""
+        """Run all rounds of a window, which *act* holds open at *point*."""
         self._used = stale = retried = 0
         for _ in range(_ROUNDS):
             parts.allocate(self._fd, 2)
@@ -77,7 +77,7 @@ class _Guest:
             self._watched.forget()
             self._acts[point] = act
             if point == "fault:before_install":
-                # The act punches, when this has got its page.
+                # The act punches once this fault has its frame.
                 self._unmap()
                 self._read()
             else:
@@ -91,24 +91,24 @@ class _Guest:
         return _Found(self._used, stale, retried)
 
     def _unmap(self) -> None:
-        """Zap the guest's page; its file is none the wiser."""
+        """Zap the guest's page; the file does not change."""
         for private in (False, True):
             self._vm.set_memory_attributes(0, PAGE_SIZE, private=private)
 
     def _read(self) -> bytes:
         return parts.read(self._vcpu, 0, len(_SECRET))
 
-    # --- what is done in the windows ------------------------------------------------
+    # --- actions in the windows ------------------------------------------------
 
     def use(self) -> None:
-        """Read the page, and count it if that went to a frame of the neighbour's."""
+        """Read the page, and count reads of a frame that the neighbour has."""
         self._neighbour.take()
         self._watched.forget()
         spte = self._vm.spte(0)
         found = self._pool.submit(self._read).result(parts.PATIENCE)
         faulted = bool(self._watched.seen)
         if spte is not None and not faulted and spte.pfn in self._neighbour.frames:
-            # What the guest had written is gone, too.
+            # The guest's data is gone, too.
             self._used += found != _SECRET
 
     def fault(self) -> None:
@@ -119,12 +119,12 @@ class _Guest:
         self._watched.follow(reading)
 
     def punch(self) -> None:
-        """A whole punch, while a fault has its frame and has not installed it."""
+        """Punch while a fault has its frame but has not installed it."""
         self._pending.append(self._pool.submit(parts.punch, self._fd, 2))
         if not self._locks:
             self._pending[-1].result(parts.PATIENCE)
 
-    # --- where they are held open ---------------------------------------------------
+    # --- points where windows are held open -------------------------------------------
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         self._watched.hook(point)
@@ -132,7 +132,7 @@ class _Guest:
             act()
 
     def _gate(self, _start: int, _end: int) -> None:
-        """The last to answer: by now KVM has let go, and the daemon waits for this."""
+        """The last notifier to answer: KVM has zapped, and the daemon waits."""
         if (act := self._acts.pop("gate", None)) is not None:
             parts.until_last(self._other)
             act()
@@ -169,7 +169,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="order",
-    question="When must a user be told, so that it never uses a page that was freed?",
+    question="When must an event come, so that a guest never uses a freed page?",
     run=_run,
     semantics=("v8", f"{__file__}:Before", "v7", "v10", "bind", "guest_memfd"),
 )

@@ -1,4 +1,4 @@
-"""What the experiments on races and references share."""
+"""Helpers of the experiments on races and references."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from inaccfs.kvm import VM, Vcpu
     from inaccfs.launch import Mount
 
-# How long anything may take before it is taken for a hang.
+# Anything that takes longer counts as a hang.
 PATIENCE: Final = 30.0
 
-# Of a mount: frames that are made up, for these come back in a known order. Whoever
-# asks next after one was freed gets that one.
+# Options of a mount with simulated frames, which are reused in a known order: the next
+# allocation gets the frame that was freed last.
 SIMULATED: Final[dict[str, Any]] = {
     "size": "4m",
     "pfn_source": "simulated",
@@ -46,18 +46,18 @@ with inaccfs.connect(sys.argv[1]) as shim:
 
 
 def allocate(fd: int, pages: int) -> None:
-    """Have memory for the first pages of a file."""
+    """Allocate the first pages of a file."""
     fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, pages << PAGE_SHIFT)
 
 
 def punch(fd: int, pages: int) -> None:
-    """Punch the first pages of a file; returns when all have answered."""
+    """Punch the first pages of a file; returns when all notifiers have answered."""
     mode = PUNCH
     fallocate(fd, mode, 0, pages << PAGE_SHIFT)
 
 
 def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
-    """A file without a name, with all its memory; its fd lasts as long as *stack*."""
+    """Make a nameless file and allocate it; *stack* closes its fd."""
     fd = shim.memfd_create(name, size=pages << PAGE_SHIFT)
     stack.callback(os.close, fd)
     allocate(fd, pages)
@@ -65,7 +65,7 @@ def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:
 
 
 def add_slot(vm: VM, fd: int, page: int, pages: int) -> None:
-    """Let a guest's memory be these pages of a file."""
+    """Add a slot whose private half is these pages of a file."""
     vm.set_user_memory_region(
         *(0, 0, pages << PAGE_SHIFT),
         private_fd=fd,
@@ -75,7 +75,7 @@ def add_slot(vm: VM, fd: int, page: int, pages: int) -> None:
 
 
 def read(vcpu: Vcpu, gpa: int, size: int) -> bytes:
-    """What a guest reads; nothing if it exits for a hole that get-pfn does not fill."""
+    """What a guest reads; empty if it exits for a hole that get-pfn does not fill."""
     try:
         return vcpu.read(gpa, size)
     except MemoryFaultExit as exc:
@@ -93,7 +93,7 @@ def listen(
     *,
     with_frames: bool = False,
 ) -> Notifier:
-    """Be told of pages, whether notifiers are for files or for ranges."""
+    """Register a notifier for pages, by file or by range as the semantics require."""
     if scope == "range":
         return file.bind(start, end, callback, with_frames=with_frames)
     return file.register_notifier(callback, with_frames=with_frames)
@@ -101,7 +101,7 @@ def listen(
 
 @contextmanager
 def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
-    """A process that has got the first pages of a file; killed at the block's end."""
+    """Run a process that gets the first pages of a file; kill it after the block."""
     words = (str(word) for word in (mount.path, fd, pages))
     with subprocess.Popen(
         [sys.executable, "-c", _VICTIM, *words],
@@ -123,11 +123,11 @@ def frames(extents: Iterable[Extent]) -> list[int]:
 
 
 def until(ready: Callable[[], object]) -> None:
-    """Ask until it is so: what has come to wait in the daemon sends no message."""
+    """Poll until *ready*: the daemon sends no message when a call begins to wait."""
     deadline = time.monotonic() + PATIENCE
     while not ready():
         if time.monotonic() > deadline:
-            raise TimeoutError("the daemon has not come to what was waited for")
+            raise TimeoutError("the daemon did not reach the expected state")
         time.sleep(0.001)
 
 
@@ -137,7 +137,7 @@ def until_last(shim: Client) -> None:
 
 
 class Neighbour:
-    """The user of another file, whose pages get what frames are free."""
+    """The user of another file, whose pages get the free frames."""
 
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
@@ -145,11 +145,11 @@ class Neighbour:
         scope = shim.query_semantics().scope
         stack.enter_context(listen(self._file, 0, pages, scope, lambda *_: None))
         self._pages = 0
-        # The frames that are this file's by now.
+        # The frames of this file so far.
         self.frames: Final[set[int]] = set()
 
     def take(self, pages: int = 1) -> None:
-        """Get some more."""
+        """Get more pages."""
         self.frames.update(frames(self._file.get_pfns(self._pages, pages)))
         self._pages += pages
 
@@ -165,32 +165,33 @@ class Watched(Invalidation):
     def __init__(self, *, asks: bool = True) -> None:
         super().__init__()
         self._asks: Final = asks
-        # Since `forget`: "begun" for each fault, and behind it what became of it.
+        # Since `forget`: "begun" for each fault, each followed by the fault's outcome.
         self.seen: list[str] = []
 
     @property
     def dropped(self) -> bool:
-        """Whether the first fault was dropped; later ones are as chance has it."""
+        """Whether the first fault was dropped; later ones depend on timing."""
         return self.seen[1:2] == ["dropped"]
 
     def retry(self, seq: int, start: int, end: int) -> bool:
-        """Asked under mmu_lock, which is held until the fault is installed."""
+        """Called under mmu_lock, which is held until the fault is installed."""
         dropped = self._asks and super().retry(seq, start, end)
         self.seen.append("dropped" if dropped else "installed")
         return dropped
 
     def hook(self, point: str) -> None:
-        """To be called by the VM's."""
+        """The VM's hook must call this."""
         if point == "fault:begin":
             self.seen.append("begun")
 
     def forget(self) -> None:
-        """What has been is of no interest any more."""
+        """Forget the faults so far."""
         self.seen = []
 
     def follow(self, access: Future[bytes]) -> None:
         """Wait until an access is over, or its first fault was dropped or refused."""
-        # Refused is EAGAIN of get-pfn: the second is another "begun".
+        # After EAGAIN of get-pfn the fault begins again: the second entry is "begun",
+        # too.
         until(lambda: access.done() or len(self.seen) > 1)
         if access.done() or self.seen[1] == "installed":
             access.result(PATIENCE)

@@ -1,4 +1,4 @@
-"""Row 8: what a user can undo of what it has done to frames, from what it is told."""
+"""Row 8: which changes to frames a user can undo, given what an event says."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from inaccfs.control.messages import Extent
     from inaccfs.experiments.lab import Bench, Lab
 
-# Half of them are punched, and of these the second half was zapped before.
+# The first half is punched; the second half of that was zapped before.
 _PAGES: Final = 32
 _PUNCHED: Final = _PAGES // 2
 _ZAPPED: Final = range(_PUNCHED // 2, _PUNCHED)
 
 
 class FramesLate(V8):
-    """Tells which frames have gone."""
+    """Its events list the frames that were removed."""
 
     tells_frames = True
 
@@ -42,19 +42,19 @@ class Frames(V10):
 class _User:
     """Marks each frame that it gets as its guest's, as SNP does in its RMP.
 
-    A mark has to come off before the frame is anybody else's. This user keeps nothing,
-    and goes by what the event tells.
+    A mark must be removed before another file gets the frame. This user keeps no map of
+    its own, and relies on the frames in the event.
     """
 
     name: ClassVar[str] = "frames of the event"
 
     shim: Client
     fd: int
-    # Gets what frames are free.
+    # Gets the free frames.
     neighbour: parts.Neighbour
-    # Frames.
+    # The frames that are marked.
     marked: set[int] = field(default_factory=set)
-    # How many marks came off before the frame was another's, and after.
+    # How many marks were removed before another file had the frame, and after.
     in_time: int = 0
     late: int = 0
 
@@ -74,21 +74,21 @@ class _User:
             self.put(found)
 
     def put(self, found: Iterable[Extent]) -> None:
-        for extent in found if self.rules.references != "none" else ():
+        for extent in found if self.rules.keeps_references else ():
             self.file.put_pfn(extent.pfn, extent.count)
 
     def mark(self, page: int, frame: int) -> None:
         self.marked.add(frame)
 
     def zap(self) -> None:
-        """Use some pages no more, which stay where they are."""
+        """Zap some pages, which stay allocated."""
 
     def _invalidate(self, start: int, end: int, frames: Sequence[Extent]) -> None:
         unit = PAGE_SIZE if self.rules.unit == "bytes" else 1
         self.unmark(start // unit, end // unit, frames)
 
     def unmark(self, start: int, end: int, frames: Sequence[Extent]) -> None:
-        """These pages go, or have gone."""
+        """The callback: these pages will be, or were, removed."""
         self.neighbour.take(_PUNCHED)
         found = self.marked.intersection(self.find(start, end, frames))
         self.marked -= found
@@ -97,11 +97,11 @@ class _User:
         self.in_time += len(found) - late
 
     def find(self, start: int, end: int, frames: Sequence[Extent]) -> Iterable[int]:
-        """The frames of pages, as far as this user can know them."""
+        """The frames of pages, as far as this user can find them."""
         return parts.frames(frames)
 
     def end(self) -> int:
-        """Unmark what can be found, and unregister; return how many that were."""
+        """Unmark the frames that can be found, and unregister; return their number."""
         found = self.marked.intersection(self.find(0, _PAGES, ()))
         self.marked -= found
         self.close()
@@ -113,7 +113,7 @@ class _User:
 
 @dataclass(eq=False)
 class _Mapping(_User):
-    """Keeps where each page is, for as long as the mark is there."""
+    """Remembers the frame of each page while it is marked."""
 
     name = "range, own map"
 
@@ -129,7 +129,7 @@ class _Mapping(_User):
 
 
 class _Asking(_User):
-    """Asks where the pages are."""
+    """Calls get-pfn for the pages."""
 
     name = "range, get-pfn"
 
@@ -137,14 +137,14 @@ class _Asking(_User):
         try:
             found = self.file.get_pfns(start, end - start)
         except OSError:
-            # Locked by the punch, or a hole by now.
+            # The punch has it locked, or it is a hole by now.
             return ()
         self.put(found)
         return parts.frames(found)
 
 
 class _Tables(_User):
-    """KVM, whose only map is its page table: what it has zapped is not in there."""
+    """KVM, whose only map is its page table, which lacks pages that were zapped."""
 
     name = "range, page table"
 
@@ -156,7 +156,7 @@ class _Tables(_User):
             vcpu.read(page * PAGE_SIZE, 1)
         for page, spte in self.vm.sptes():
             self.mark(page, spte.pfn)
-        # It has not waited for its puts; behind this they are done.
+        # KVM's puts do not wait; after this query they are done.
         self.file.query()
 
     def zap(self) -> None:
@@ -182,7 +182,7 @@ _USERS: Final = (_User, _Mapping, _Asking, _Tables)
 
 def _row(bench: Bench, make: type[_User]) -> tuple[object, ...]:
     with ExitStack() as stack:
-        # Connections of their own: what they have got goes with these.
+        # A connection for each: its references end with it.
         one, other = (stack.enter_context(connect(bench.mount.path)) for _ in "ab")
         neighbour = parts.Neighbour(stack, other, 8 * _PAGES)
         with ExitStack() as life:
@@ -197,7 +197,7 @@ def _row(bench: Bench, make: type[_User]) -> tuple[object, ...]:
             refilled = user.file.query().allocated - (_PAGES - _PUNCHED)
             neighbour.take(_PUNCHED)
             by_itself = user.end()
-        # The kernel tells the daemon of the last close when it gets to it.
+        # The kernel sends RELEASE for the last close asynchronously.
         parts.until(lambda: len(bench.shim.query_files()) == 1)
         neighbour.take(4 * _PAGES)
     parts.until(lambda: not bench.shim.query_files())
@@ -221,7 +221,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="payload",
-    question="What must an invalidation carry, so that a user can undo what it did?",
+    question="What must an event carry, so that a user can undo changes to frames?",
     run=_run,
     semantics=("v8", "v10", f"{__file__}:FramesLate", f"{__file__}:Frames"),
 )

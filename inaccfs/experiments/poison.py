@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who is told, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
 
 _PAGE: Final = 4096
-# Two folios of 2 MiB: the guest has touched the one, and not the other.
+# Two folios of 2 MiB: the guest has touched only one of them.
 _PAGES: Final = 1024
 _POISONED: Final = 3
 _NEIGHBOUR: Final = 5
@@ -45,7 +45,7 @@ def _outcome(call: Callable[[], object]) -> str:
 
 
 def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
-    """Report a page; the reply, what a listener hears, and whether it must answer."""
+    """Report a page as poisoned: the reply, the events, whether the report waits."""
     heard: list[str] = []
     waiting: list[int | None] = []
     last = Event()
@@ -72,7 +72,7 @@ def _listen(bench: Bench, other: Client) -> tuple[str, list[str], bool]:
         stack.callback(notifier.unregister)
         reply = _outcome(lambda: file.memory_failure(_POISONED))
         if reply == "ok":
-            # An error is told, and not waited for.
+            # MEMORY_ERROR is sent without waiting for an answer.
             last.wait(_PATIENCE)
     return reply, heard, any(one is not None for one in waiting)
 
@@ -82,7 +82,7 @@ class _Guest:
 
     def __init__(self, bench: Bench, other: Client, stack: ExitStack) -> None:
         size = _PAGES * _PAGE
-        self._references: Final = bench.shim.query_semantics().references
+        self._puts: Final = bench.shim.query_semantics().keeps_references
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
         fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
@@ -114,11 +114,11 @@ class _Guest:
         return _LEVELS[None if spte is None else spte.level]
 
     def get_pfn(self, page: int) -> str:
-        """By the other client, who gives it back."""
+        """Get and put a page by the other client; the outcome."""
 
         def get() -> str:
             pfn, order = self.other.get_pfn(page)
-            if self._references != "none":
+            if self._puts:
                 self.other.put_pfn(pfn)
             return f"order {order}"
 
@@ -129,7 +129,7 @@ class _Guest:
         fallocate(self.fd, mode, page * _PAGE, _PAGE)
 
     def report(self, page: int) -> str:
-        """A memory failure, to its end; and how often KVM has heard of it."""
+        """Report a memory failure; the outcome, and the number of events to KVM."""
         before = self.vm.stats.invalidations
         self.zapped.clear()
         reply = _outcome(lambda: self.other.memory_failure(page))
@@ -171,7 +171,7 @@ def _column(bench: Bench) -> list[tuple[str, str]]:
 
 
 def _read_in_window(guest: _Guest) -> str:
-    """What a vCPU reads when KVM has been told, if it is, and has not zapped yet."""
+    """What a vCPU reads after KVM has got the event, if any, and before it zaps."""
     with ThreadPoolExecutor() as pool:
         report = pool.submit(guest.report, _POISONED)
         report.add_done_callback(lambda _: guest.told.set())
@@ -195,7 +195,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="poison",
-    question="When a page is poisoned, who is told, and when is it dropped?",
+    question="When a page is poisoned, which events are sent, and when is it dropped?",
     run=_run,
     semantics=("v8", "v10", "bind", "guest_memfd"),
 )

@@ -1,4 +1,4 @@
-"""Row 3: what get-pfn may leave its caller: a reference, nothing, or a locked page."""
+"""Row 3: what get-pfn gives its caller: a reference, nothing, or a locked page."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _PAGES: Final = 8
 
 
 class Reference(V10):
-    """The seed, and guest_memfd: the count of struct page."""
+    """v8 and guest_memfd: a reference, counted in struct page."""
 
     references = "counted"
 
 
 class Revoke(V10):
-    """Griffoul's provider: a frame is good until revoke() has returned."""
+    """Griffoul's provider: a frame is valid until revoke() has returned."""
 
     references = "none"
 
@@ -43,7 +43,7 @@ class PageLock(V10):
 
 
 class _World:
-    """A file, and a neighbour who gets the frames that are freed."""
+    """A file, and a neighbour that gets the frames that are freed."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._stack: Final = stack
@@ -51,17 +51,17 @@ class _World:
         self.shim: Final = bench.shim
         rules = self.shim.query_semantics()
         self._scope: Final = rules.scope
-        self.locks: Final = rules.references == "locked"
-        self.puts: Final = rules.references != "none"
+        self.locks: Final = rules.locks_pages
+        self.puts: Final = rules.keeps_references
         self.fd: Final = parts.new_file(stack, self.shim, "file", _PAGES)
         self.neighbour: Final = parts.Neighbour(stack, self.shim, _PAGES)
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
 
     def user(self) -> File:
-        """Who listens for all pages, with a connection of its own."""
+        """A user with a notifier for all pages, on a connection of its own."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
-        # Until its connection ends: who has lost that cannot unregister.
+        # It is never unregistered: a user that was disconnected could not.
         parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
         return file
 
@@ -69,7 +69,7 @@ class _World:
         parts.punch(self.fd, _PAGES)
 
     def punching(self) -> Future[Any]:
-        """A punch that the daemon has begun with: where it has to wait, it waits."""
+        """Start a punch; return when the daemon has begun it, or waits in it."""
         punches = self.shim.query_stats().punches
         future = self._pool.submit(self.punch)
         parts.until(lambda: self.shim.query_stats().punches > punches)
@@ -77,7 +77,7 @@ class _World:
 
 
 def _lives(user: File) -> bool:
-    """Whether the daemon has not hung up on it, to get at its pages."""
+    """Whether its connection lives: the daemon may end it to free its pages."""
     try:
         user.query()
     except ControlError:
@@ -85,11 +85,11 @@ def _lives(user: File) -> bool:
     return True
 
 
-# --- the workload, in parts: each gives some rows -----------------------------------
+# --- the workload, in parts: each returns some rows -----------------------------------
 
 
 def _share(world: _World) -> dict[str, object]:
-    """Pages in use are wanted by another user, and then punched."""
+    """Another user gets pages in use, which then are punched."""
     user = world.user()
     frames = parts.frames(user.get_pfns(0, _PAGES))
     refused = 0
@@ -108,7 +108,7 @@ def _share(world: _World) -> dict[str, object]:
         punching.result(parts.PATIENCE)
     for frame in frames if world.puts else ():
         if not punching.done():
-            # Nor has it told anybody.
+            # Nor has it sent an event.
             assert world.shim.query_stats().events == told
             puts += 1
         user.put_pfn(frame)
@@ -121,7 +121,7 @@ def _share(world: _World) -> dict[str, object]:
 
 
 def _fault(world: _World) -> dict[str, object]:
-    """KVM's faults, each with a punch between get-pfn and the entry."""
+    """KVM's faults, each with a punch between get-pfn and the mapping."""
     waited = dropped = 0
     under_way: list[Future[Any]] = []
     watched = parts.Watched()
@@ -154,7 +154,7 @@ def _fault(world: _World) -> dict[str, object]:
 
 
 def _forget(world: _World) -> dict[str, object]:
-    """A user never puts; its pages are punched, and others look for frames."""
+    """A user never puts; its pages are punched, and another file needs frames."""
     user = world.user()
     frames = parts.frames(user.get_pfns(0, _PAGES))
     world.punch()
@@ -171,8 +171,8 @@ def _forget(world: _World) -> dict[str, object]:
 
 
 def _kill(world: _World) -> dict[str, object]:
-    """A user is killed with all pages in hand."""
-    # Where somebody has to be bound to pages, somebody is.
+    """A user is killed while it has references to all pages."""
+    # Bind a notifier where get-pfn requires one.
     world.user()
     with world.shim.file(world.fd) as file:
         with parts.victim(world.bench.mount, world.fd, _PAGES):
@@ -183,7 +183,7 @@ def _kill(world: _World) -> dict[str, object]:
 
 
 def _punch_own(world: _World) -> dict[str, object]:
-    """A user punches what it has got, in the thread that would have to put it."""
+    """A user punches pages that it has got, in the thread that would put them."""
     user = world.user()
     user.get_pfns(0, _PAGES)
     world.punch()
@@ -191,7 +191,7 @@ def _punch_own(world: _World) -> dict[str, object]:
     return {"who punches what it has got itself": outcome}
 
 
-# And how long a locked page may keep a punch waiting: for ever, in the kernel.
+# How long a locked page may delay a punch; in the kernel there is no limit.
 _PARTS: Final = ((10.0, (_share, _fault, _kill)), (1.0, (_forget, _punch_own)))
 
 
@@ -213,7 +213,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="references",
-    question="What may get-pfn leave its caller: a reference, nothing, or a lock?",
+    question="What should get-pfn give its caller: a reference, a lock, or nothing?",
     run=_run,
     semantics=tuple(
         f"{__file__}:{name}" for name in ("Reference", "Revoke", "PageLock")

@@ -20,16 +20,16 @@ _PAGE: Final = 4096
 
 
 class Growable(V8):
-    """What memory hotplug would have: more at any time, and never less."""
+    """A rule for memory hotplug: a file may grow at any time, and never shrink."""
 
     def check_size(self, current: int, new: int, page_size: int) -> None:
         if new < current:
             raise refused(errno.EPERM)
-        # As if it had none yet.
+        # As if the file had no size yet.
         super().check_size(0, new, page_size)
 
 
-# On a file of so many bytes, this is done, and then its size is looked up.
+# Steps: a name, the initial size in bytes, and the call that is made.
 _STEPS: Final[tuple[tuple[str, int, Callable[[int], None]], ...]] = (
     ("truncate 0 -> 0", 0, lambda fd: os.ftruncate(fd, 0)),
     ("truncate 0 -> 1 byte", 0, lambda fd: os.ftruncate(fd, 1)),
@@ -56,7 +56,7 @@ def _run(lab: Lab) -> None:
 
 
 def _column(lab: Lab, semantics: str) -> list[str]:
-    """The outcome of each step, and the size afterwards where it has changed."""
+    """The outcome of each step, and the new size where that has changed."""
     found = []
     with lab.bench(semantics, size="1m") as bench:
         for number, (_, size, step) in enumerate(_STEPS):

@@ -33,7 +33,7 @@ class OpenFile:
         self._opens: Final = opens
         self._node: Final = node
         self.file: Final[InaccessibleFile] = opens.open(node, os.O_RDWR)
-        node.held += 1
+        node.borrowed += 1
 
     @property
     def ino(self) -> int:
@@ -62,7 +62,7 @@ class OpenFile:
 
     def close(self) -> None:
         """Release it. This frees its memory if it has no name and no other open."""
-        self._node.held -= 1
+        self._node.borrowed -= 1
         self._opens.release(self._node)
 
 

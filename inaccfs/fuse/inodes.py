@@ -184,7 +184,7 @@ class Inodes:
         return node
 
     def _forsake(self, node: Node) -> None:
-        node.lookups = node.opens = node.held = node.children = 0
+        node.lookups = node.opens = node.borrowed = node.children = 0
         if node.file is not None:
             # Otherwise the pages fetched of it would keep it.
             node.file.close()

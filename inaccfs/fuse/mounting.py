@@ -1,34 +1,26 @@
-"""Mounting, with and without root; finding mounts, and whether their daemons live."""
+"""Mounting, with and without root."""
 
 from __future__ import annotations
 
 import errno
 import os
-import queue
 import socket
 import stat
 import subprocess
-import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import mountinfo, syscalls
-from inaccfs.errors import MountError, NotMountedError, OptionError, UnmountError
+from inaccfs import syscalls
+from inaccfs.errors import MountError, OptionError, UnmountError
 from inaccfs.fuse import unmounting
+from inaccfs.fuse.finding import FSTYPE, is_dead, mounts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from inaccfs.fuse.mountpoint import Mountpoint
     from inaccfs.mountinfo import MountInfo
 
-T = TypeVar("T")
-
 DEVICE: Final = "/dev/fuse"
-FSTYPE: Final = "fuse.inaccfs"
-
-_ANSWER_SECONDS: Final = 5.0
 
 _FLAGS: Final = {
     "ro": syscalls.MS_RDONLY,
@@ -119,91 +111,6 @@ class FuseOptions:
         """The options that go to the kernel by name, root or not."""
         allow_other = ["allow_other"] if self.allow_other else []
         return ["default_permissions", *allow_other, *self.passed]
-
-
-def mounts() -> list[MountInfo]:
-    """All inaccfs mounts that this process can see, oldest first."""
-    return [mount for mount in mountinfo.read() if mount.fstype == FSTYPE]
-
-
-def resolve(path: str) -> str:
-    """An absolute path without links, as mountinfo has it.
-
-    Never accesses a mountpoint itself, and what is above it only if necessary: either
-    may belong to a dead daemon, or to the calling one.
-    """
-    wanted = os.path.abspath(path)
-    if mountinfo.topmost(wanted) is not None:
-        # Do not resolve it further: it may be in a mount whose daemon hangs.
-        return wanted
-    parent, name = os.path.split(wanted)
-    resolved = os.path.join(os.path.realpath(parent), name)
-    if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
-        return os.path.realpath(resolved)
-    return resolved
-
-
-def find(path: str) -> MountInfo:
-    """The inaccfs mount at *path*.
-
-    Raises:
-        NotMountedError: there is none.
-    """
-    wanted = resolve(path)
-    here = [mount for mount in mountinfo.read() if mount.path == wanted]
-    if here and here[-1].fstype == FSTYPE:
-        return here[-1]
-    if any(mount.fstype == FSTYPE for mount in here):
-        raise NotMountedError(
-            f"{wanted} is an inaccfs mount that a {here[-1].fstype} covers: umount "
-            f"{wanted} first"
-        )
-    raise NotMountedError(
-        f"{wanted} is not an inaccfs mount (inaccfs status lists them)"
-    )
-
-
-def ask(question: Callable[[], T], seconds: float) -> T:
-    """Call *question*, which waits for the daemon of a mount, for at most *seconds*.
-
-    Raises:
-        TimeoutError: no answer in time: the daemon is stopped.
-        OSError: *question* raised it.
-    """
-    answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put(question())
-        except OSError as exc:
-            answers.put(exc)
-
-    # A thread that waits for a stopped daemon cannot be ended, only abandoned.
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
-
-
-def means_dead(exc: OSError) -> bool:
-    """Whether an error shows that the daemon of a mount is gone."""
-    return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-
-
-def is_dead(path: str) -> bool:
-    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
-
-    Asks for statvfs, because the kernel may answer stat from its cache.
-    """
-    try:
-        ask(lambda: os.statvfs(path), _ANSWER_SECONDS)
-    except OSError as exc:
-        return means_dead(exc)
-    return False
 
 
 def _check_device() -> None:
@@ -328,13 +235,15 @@ def _mount_as_user(
             )
         except OSError as exc:
             raise MountError(_why_no_helper(mountpoint.path, exc)) from None
-        undo.callback(_remove_strays, before)
+        devices: set[str | None] = set()
+        undo.callback(_remove_strays, before, devices)
         helpers.close()
         _, fds, _, _ = socket.recv_fds(ours, 4, 1)
         # Closing it ends the connection: after that _remove_strays() finds it dead.
         for fd in fds:
             undo.callback(os.close, fd)
         _, complaint = helper.communicate()
+        devices |= {_device_of(fd) for fd in fds} - {None}
     if helper.returncode == 0 and fds:
         return fds[0]
     last = complaint.strip().splitlines()[-1:] or ["fusermount3 failed"]
@@ -352,12 +261,14 @@ def _why_no_helper(path: str, exc: OSError) -> str:
     return f"cannot mount on {path}: {exc.strerror}"
 
 
-def _remove_strays(before: list[MountInfo]) -> None:
+def _remove_strays(before: list[MountInfo], devices: set[str | None]) -> None:
     """Unmount what fusermount3 has mounted since *before*, wherever it is.
 
-    Our connection has been closed, so a mount of ours is dead.
+    Our connection has been closed, so a mount of ours is dead. If *devices* is empty
+    nothing else is known of it; else a dead mount with another number is not ours.
     """
     for mount in mounts():
-        if mount not in before and is_dead(mount.path):
+        ours = mount.device in devices or not devices
+        if ours and mount not in before and is_dead(mount.path):
             with suppress(UnmountError):
                 unmounting.unmount(mount, lazy=True)

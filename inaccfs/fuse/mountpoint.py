@@ -6,12 +6,13 @@ path is resolved once, and everything after that uses the fd.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final, Self
 
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError
-from inaccfs.fuse import mounting
+from inaccfs.fuse import finding
 
 
 class Mountpoint:
@@ -39,7 +40,7 @@ class Mountpoint:
         Raises:
             MountError: nothing can be mounted on it; the message says why.
         """
-        wanted = mounting.resolve(path)
+        wanted = finding.resolve(path)
         _refuse_mounted(wanted)
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
         try:
@@ -51,6 +52,9 @@ class Mountpoint:
         except NotADirectoryError as exc:
             if not os.path.isdir(os.path.dirname(wanted)):
                 raise MountError(f"mountpoint {wanted}: {exc.strerror}") from None
+            if _is_loop(wanted):
+                told = os.strerror(errno.ELOOP)
+                raise MountError(f"mountpoint {wanted}: {told}") from None
             if os.path.islink(wanted):
                 raise MountError(_replaced(wanted)) from None
             raise MountError(
@@ -80,7 +84,7 @@ class Mountpoint:
             MountError: it is not at the path, or not on the directory itself.
         """
         on = syscalls.mount_number(self.fd)
-        for mount in reversed(mounting.mounts()):
+        for mount in reversed(finding.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
                 # On the directory itself, and not on another mount.
                 if on in (mount.parent, None):
@@ -93,6 +97,14 @@ class Mountpoint:
             raise MountError(_replaced(self.path))
 
 
+def _is_loop(path: str) -> bool:
+    try:
+        os.path.realpath(path, strict=True)
+    except OSError as exc:
+        return exc.errno == errno.ELOOP
+    return False
+
+
 def _replaced(path: str) -> str:
     return (
         f"mountpoint {path} was replaced while it was to be mounted on: try once more, "
@@ -102,9 +114,9 @@ def _replaced(path: str) -> str:
 
 def _refuse_mounted(path: str) -> None:
     topmost = mountinfo.topmost(path)
-    if topmost is None or topmost.fstype != mounting.FSTYPE:
+    if topmost is None or topmost.fstype != finding.FSTYPE:
         return
-    if mounting.is_dead(path):
+    if finding.is_dead(path):
         raise MountError(
             f"mountpoint {path} is left from a daemon that died: inaccfs umount {path}"
         )

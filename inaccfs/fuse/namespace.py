@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
     from inaccfs.syscalls import Time
 
+# More than the kernel and the daemon keep of one name and its inode.
+_NAME_BYTES: Final = 4096
+
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -54,6 +57,8 @@ class Namespace:
         self.trace: Final = superblock.trace
         # The turns of files whose backing inode is locked by a long operation.
         self._busy: Final = superblock.busy
+        # Of the memory cgroups; names and attributes take of it, too.
+        self.headroom: Final = superblock.headroom
         # How many regular files have a name; true where only the mount changes names.
         self.named_files = 0
 
@@ -151,6 +156,7 @@ class Namespace:
                 no name is made.
         """
         refuse_direct(flags)
+        self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         try:
             fd = os.open(name, _CREATE_FLAGS, stat.S_IMODE(mode), dir_fd=dir_fd)
@@ -171,6 +177,7 @@ class Namespace:
     def tmpfile(self, parent: Node, flags: int, mode: int, uid: int, gid: int) -> Entry:
         """TMPFILE: make a file without a name and open it: O_TMPFILE of open(2)."""
         refuse_direct(flags)
+        self.headroom.take(_NAME_BYTES)
         fd = os.open(
             f"/proc/self/fd/{self.inodes.dir_fd(parent)}",
             os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (flags & os.O_EXCL),
@@ -224,6 +231,7 @@ class Namespace:
         self, parent: Node, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Entry:
         """MKNOD."""
+        self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.mknod(name, mode, rdev, dir_fd=dir_fd)
         with _undone(os.unlink, name, dir_fd):
@@ -233,6 +241,7 @@ class Namespace:
 
     def mkdir(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """MKDIR."""
+        self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
         with _undone(os.rmdir, name, dir_fd):
@@ -242,6 +251,7 @@ class Namespace:
         self, parent: Node, name: bytes, target: bytes, uid: int, gid: int
     ) -> Entry:
         """SYMLINK."""
+        self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.symlink(target, name, dir_fd=dir_fd)
         with _undone(os.unlink, name, dir_fd):
@@ -249,6 +259,7 @@ class Namespace:
 
     def link(self, node: Node, parent: Node, name: bytes) -> Entry:
         """LINK."""
+        self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         with self.inodes.magic_path(node) as path:
             os.link(path, name, dst_dir_fd=dir_fd, follow_symlinks=True)

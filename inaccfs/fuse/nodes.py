@@ -36,11 +36,11 @@ class Node:
     """One inode. Only `Inodes`, `Opens` and `OpenFile` change its fields."""
 
     __slots__ = (
+        "borrowed",
         "children",
         "fd",
         "file",
         "generation",
-        "held",
         "ino",
         "is_dir",
         "links",
@@ -68,8 +68,8 @@ class Node:
         self.fd = -1
         # How many opens there are, and how many of them need `file` to stay as it is.
         self.opens = 0
-        self.held = 0
-        # Set while the node is open or pinned. A node that is open but not held may
+        self.borrowed = 0
+        # Set while the node is open or pinned. A node that is open but not borrowed may
         # lack it when fds are short: see Inodes.make_room().
         self.file: InaccessibleFile | None = None
 
@@ -85,7 +85,7 @@ def can_be_let_go(node: Node) -> bool:
     return (
         file is not None
         and node.opens > 0
-        and not node.held
+        and not node.borrowed
         and node.parent is not None
         and file.is_plain
     )

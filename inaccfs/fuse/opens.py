@@ -106,11 +106,11 @@ class Opens:
         """The node's file, open for the length of a with block."""
         was_let_go = node.opens > 0 and node.file is None
         file = self._open(node, writing=True, of_a_caller=False)
-        node.held += 1
+        node.borrowed += 1
         try:
             yield file
         finally:
-            node.held -= 1
+            node.borrowed -= 1
             self.release(node)
             if was_let_go and can_be_let_go(node):
                 let_go(node)

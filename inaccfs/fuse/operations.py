@@ -245,6 +245,7 @@ class Operations(pyfuse3.Operations):
         if name.startswith(_REFUSED_XATTRS):
             raise os_error(errno.EOPNOTSUPP)
         await self._namespace.wait_idle(self._inodes[inode])
+        self._namespace.headroom.take(len(value))
         with self._inodes.magic_path(self._inodes[inode]) as path:
             os.setxattr(path, name, value)
 

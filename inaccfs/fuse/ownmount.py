@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mountinfo
+from inaccfs import mountinfo, syscalls
 from inaccfs.errors import UnmountError
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, unmounting
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -20,6 +21,7 @@ class OwnMount:
 
     def __init__(self, mount: MountInfo) -> None:
         self._mount: Final = mount
+        self._unique: Final = _unique_number(mount.path)
         # In the daemon: whether the kernel has ended the connection, after an unmount
         # or an abort.
         self.lost = False
@@ -29,10 +31,14 @@ class OwnMount:
         mount = unmounting.find_own(self._mount)
         if mount is None:
             return None
-        # The numbers of a mount are reused after it is unmounted. Ours would be dead.
-        if self.lost and not is_covered(mount) and not mounting.is_dead(mount.path):
-            return None
-        return mount
+        # The numbers of a mount are reused after it is unmounted.
+        gone = None if self._unique is None else syscalls.is_mount_gone(self._unique)
+        if gone is None:
+            # Before Linux 6.8. Ours would be dead.
+            gone = (
+                self.lost and not is_covered(mount) and not finding.is_dead(mount.path)
+            )
+        return None if gone else mount
 
     def unmount(self) -> None:
         """In the daemon, after the loop has ended: unmount.
@@ -51,9 +57,19 @@ class OwnMount:
             log.error("%s", exc)  # noqa: TRY400
 
 
+def _unique_number(path: str) -> int | None:
+    with suppress(OSError):
+        return syscalls.unique_mount_number(path)
+    return None
+
+
 def is_covered(mount: MountInfo) -> bool:
-    """Whether something else is mounted on top, which would be unmounted instead."""
-    return mountinfo.topmost(mount.path) != mount
+    """Whether something else is mounted on top, which would be unmounted instead.
+
+    A mount that has gone meanwhile is not covered.
+    """
+    topmost = mountinfo.topmost(mount.path)
+    return topmost is not None and topmost.number != mount.number
 
 
 def why_covered(mount: MountInfo) -> str:

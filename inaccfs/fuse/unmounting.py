@@ -21,7 +21,7 @@ _HELPER_SECONDS: Final = 20.0
 def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """Unmount; *lazy* detaches the mount now and ends it after the last close.
 
-    Does not wait for the daemon.
+    Does not wait for the daemon. It is not an error if the mount has gone meanwhile.
 
     Raises:
         UnmountError: it is in use, or belongs to another user.
@@ -34,6 +34,9 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         except OSError as exc:
             if exc.errno == errno.EBUSY:
                 raise UnmountError(_busy(mounted)) from exc
+            if find_own(mounted) is None:
+                # Another process, or the daemon itself, has unmounted it just now.
+                return
             raise UnmountError(f"cannot unmount {path}: {exc.strerror}") from exc
         return
     try:
@@ -52,7 +55,8 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     except subprocess.TimeoutExpired:
         raise UnmountError(f"cannot unmount {path}: fusermount3 hangs") from None
     # If SIGCHLD is ignored the exit status is lost, so check the mount as well.
-    if helper.returncode or mounted in mountinfo.read():
+    left = find_own(mounted)
+    if left is not None and (helper.returncode or left == mounted):
         if "busy" in helper.stderr.lower():
             raise UnmountError(_busy(mounted))
         last = helper.stderr.strip().splitlines()[-1:] or ["fusermount3 failed"]

@@ -1,4 +1,4 @@
-"""The daemon's side of the helper: it gets workers, and starts a new one if need be."""
+"""The daemon's side of the helper: gets workers, and restarts a killed helper."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Workers that wait for the next request. A fork takes some half a millisecond.
+# Workers that wait for the next request. A fork takes about half a millisecond.
 _IDLE_WORKERS: Final = 1
 
-# A helper that cannot live is not started anew all the time.
+# The pause between starts, so that a helper that keeps dying costs little.
 _PAUSE_SECONDS: Final = 1.0
 
 
@@ -44,39 +44,39 @@ class Worker:
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has let go of it yet."""
+        """False after `close`."""
         return self._connection.fileno() >= 0
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether the process has ended."""
         return is_readable(self._pidfd)
 
     @property
     def has_answered(self) -> bool:
-        """Whether there is an answer, or never will be."""
+        """Whether an answer has come, or none can come any more."""
         return is_readable(self._connection.fileno())
 
     def kill(self) -> None:
-        """End it. What it had allocated for an unfinished request is given back."""
+        """Kill it. The kernel frees what an unfinished request had allocated."""
         self.killed = True
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of it. If it waits for a request, it ends."""
+        """Close its socket and pidfd. If it waits for a request, it ends."""
         if self.is_open:
             self._connection.close()
             os.close(self._pidfd)
 
     def wait_ended(self) -> None:
-        """Block until it has ended."""
+        """Block until the process has ended."""
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         poller.poll()
 
     def ask(self, request: bytes, fd: int | None = None) -> None:
-        """Send a request. The answer comes when it comes.
+        """Send a request, without waiting for the answer.
 
         Raises:
             OSError: sendmsg(2) failed.
@@ -88,15 +88,15 @@ class Worker:
             raise WorkerGoneError from None
 
     async def wait_answer(self) -> None:
-        """Wait until there is an answer, or there never will be."""
+        """Wait until an answer has come, or none can come any more."""
         await wait_readable(self._connection)
 
     def take_answer(self) -> tuple[Answer, int]:
-        """The answer that is there, and the fd that came with it, or -1.
+        """Take the answer that has come, and the fd that came with it, or -1.
 
         Raises:
             OSError: what the worker's system call failed with.
-            WorkerGoneError: there is none, and never will be.
+            WorkerGoneError: the worker ended without an answer.
         """
         try:
             packet, fd = wire.receive(self._connection)
@@ -107,7 +107,7 @@ class Worker:
         answer, text = wire.unpack_answer(packet)
         if answer.number == wire.A_BUG:
             log.error("bug in a worker of the helper: %s", text)
-            # It ends after this.
+            # A worker ends after such an answer.
             self.killed = True
             raise OSError(errno.EIO, "a bug; see the daemon's log")
         if answer.number:
@@ -116,27 +116,27 @@ class Worker:
 
 
 class Pool:
-    """The helper's workers, for whoever has something to do for them."""
+    """Gives the helper's workers to tasks of the daemon."""
 
     def __init__(self) -> None:
         """Start the helper. Call it before threads, secrets and mounts are made."""
         self._process: Process = starting.fork()
         self._starting: Final = trio.Lock()
-        # Who may wait until the helper takes a request.
+        # Held while a task sends a request to the helper.
         self._asking: Final = trio.Lock()
         self._idle: Final[list[Worker]] = []
-        # Those that were killed and may still give memory back: nobody else waits for
-        # the former, and somebody for the latter.
+        # Killed workers, whose memory the kernel may still be freeing. No task waits
+        # for those in _dying; one does for each of _undoing.
         self._dying: Final[set[Worker]] = set()
         self._undoing: Final[set[Worker]] = set()
 
     @property
     def pid(self) -> int:
-        """Of the helper."""
+        """The pid of the helper."""
         return self._process.pid
 
     def close(self) -> None:
-        """End the helper, and wait until what was killed has given memory back."""
+        """End the helper, and wait until the memory of killed workers is freed."""
         for worker in self._idle:
             worker.close()
         self._process.close()
@@ -145,7 +145,7 @@ class Pool:
             worker.close()
 
     async def run(self) -> None:
-        """Keep a helper, and a worker for the next request; until cancelled."""
+        """Until cancelled, keep a helper running and a worker idle."""
         trouble = Trouble()
         while True:
             begun = trio.current_time()
@@ -154,20 +154,20 @@ class Pool:
             except OSError as exc:
                 trouble.met(f"no helper process: {exc}")
             except Exception:
-                # The mount goes on without, and the next try may do.
+                # The mount works on without a helper, and the next attempt may succeed.
                 log.exception("bug in starting a helper process")
             else:
                 trouble.over()
-                # Another task may start the next one, and close this, while we wait.
+                # While we wait, another task may close this process and start the next.
                 with suppress(trio.ClosedResourceError):
                     await wait_readable(self._process)
             await trio.sleep_until(begun + _PAUSE_SECONDS)
 
     async def lease(self) -> Worker:
-        """A worker, for its caller alone until `give_back` or `dismiss`.
+        """A worker, for the caller's sole use until `give_back` or `dismiss`.
 
         Raises:
-            OSError: no process is to be had (EAGAIN, ENOMEM).
+            OSError: no process can be started (EAGAIN, ENOMEM).
         """
         self._bury()
         while self._idle:
@@ -182,39 +182,39 @@ class Pool:
             await self.lost_helper()
 
     def give_back(self, worker: Worker) -> None:
-        """Let others have a worker that has done what it was asked for."""
+        """Return a worker that has finished its request, for other tasks to use."""
         if worker.killed or len(self._idle) >= _IDLE_WORKERS:
             self.dismiss(worker)
         else:
             self._idle.append(worker)
 
     def dismiss(self, worker: Worker) -> None:
-        """Kill a worker and let go of it."""
+        """Kill and close a worker."""
         worker.kill()
         worker.close()
         self._dying.discard(worker)
         self._undoing.discard(worker)
 
     def let_die(self, worker: Worker) -> None:
-        """Kill a worker that may have memory to give back; `close` waits for that."""
+        """Kill a worker whose memory may take time to free; `close` waits for that."""
         worker.kill()
         self._dying.add(worker)
         self._bury()
 
     def _bury(self) -> None:
-        """Let go of workers that were dying and are dead."""
+        """Close dying workers that have ended."""
         for worker in [worker for worker in self._dying if worker.has_ended]:
             self.dismiss(worker)
 
     def let_undo(self, worker: Worker) -> None:
-        """Let a killed worker give memory back, until somebody dismisses it."""
+        """Keep a killed worker while its memory is freed, until a task dismisses it."""
         self._undoing.add(worker)
 
     async def lost_helper(self) -> bool:
         """Whether the helper has ended, so that its workers were killed with it.
 
-        For who has lost the connection to it, or a worker: the process may end a
-        moment after its sockets.
+        Call it after a connection to the helper or a worker has closed: the process may
+        end a moment after its sockets.
         """
         process = self._process
         for _ in range(50):
@@ -232,7 +232,7 @@ class Pool:
             try:
                 with theirs:
                     await self._send(theirs.fileno())
-                # If this is cancelled, the worker finds that nobody wants it.
+                # If this is cancelled, the worker finds its connection closed.
                 await wait_readable(ours)
                 packet, pidfd = wire.receive(ours)
             except (ConnectionError, trio.ClosedResourceError):
@@ -240,7 +240,7 @@ class Pool:
             if not packet:
                 return None
             if pidfd < 0:
-                # Where fork(2) worked, there is no fd left here.
+                # fork(2) has failed; or it worked, but this process has no fd left.
                 number = wire.unpack_answer(packet)[0].number or errno.EMFILE
                 raise OSError(number, os.strerror(number))
             stack.pop_all()
@@ -259,7 +259,7 @@ class Pool:
                     return
 
     async def _revive(self) -> None:
-        """Start a helper if there is none any more. Raises `OSError`."""
+        """Start a new helper if the last one has ended. Raises `OSError`."""
         async with self._starting:
             if not self._process.has_ended:
                 return
@@ -268,4 +268,4 @@ class Pool:
                 trio.lowlevel.notify_closing(fd)
             self._process.close()
             self._process = process
-            log.warning("the helper was killed: started anew")
+            log.warning("the helper was killed: started a new one")

@@ -1,6 +1,6 @@
 """The helper's process and its workers: one thread each, no trio.
 
-Imports little, for the helper may be an interpreter of its own: see `starting`.
+It imports little, as the helper may be an interpreter of its own: see `starting`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OOM_SCORE_ADJ: Final = 1000
-"""So that the OOM killer takes what allocates, and neither the daemon nor its user."""
+"""Makes the OOM killer choose the allocating worker, not the daemon or its user."""
 
-# More than the helper has mapped of files; what else it has, its workers have, too.
+# More than the helper's file mappings; its other memory its workers have, too.
 _STANDING_OUT_BYTES: Final = 32 << 20
 
 
 def run_child(work: Callable[[], None], parent: int) -> NoReturn:
-    """Be a child of *parent*: do its work, die with it, and never return."""
+    """Run *work* as a child of *parent*, which dies with it. Never returns."""
     try:
         syscalls.die_with_parent()
         if os.getppid() == parent:
@@ -44,14 +44,14 @@ def serve(requests: socket.socket) -> None:
 
     Keeps no fd but *requests*. Its workers die with it.
     """
-    # Ctrl-C in a terminal is for the daemon, which ends its helper.
+    # Ignore Ctrl-C in a terminal: the daemon handles it, and ends its helper.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # The kernel forgets workers that have ended; nobody waits for them here.
+    # Let the kernel reap workers: nothing waits for them here.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # The directory that the daemon was started in is not ours to keep busy.
+    # Do not keep the daemon's working directory busy.
     os.chdir("/")
-    # Whoever waits for the end of the daemon's output does not wait for ours.
+    # Readers of the daemon's output must not wait for the helper to close it.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
@@ -61,7 +61,7 @@ def serve(requests: socket.socket) -> None:
         packet, fd = wire.receive(requests)
         if not packet:
             return
-        # Without an fd left here, the daemon finds its connection closed.
+        # With no fd left here, the daemon finds its connection closed.
         if fd < 0:
             continue
         with socket.socket(fileno=fd) as connection:
@@ -75,7 +75,7 @@ def serve(requests: socket.socket) -> None:
 
 def run_alone(bootstrap: int, parent: int) -> None:
     """Be a helper of *parent* in an interpreter of its own: see `starting`."""
-    # Its parent does that, too, but may come too late for an undumpable one.
+    # The parent raises the score, too, but not once this process is undumpable.
     with syscalls.OomScore().raised(OOM_SCORE_ADJ):
         syscalls.set_dumpable(False)
         run_child(partial(_introduce, bootstrap), parent)
@@ -99,7 +99,7 @@ def _keep_only(fd: int) -> None:
 
 def _work(connection: socket.socket) -> None:
     """Be a worker: do what is asked, until the daemon closes the connection."""
-    # First of all the means to kill us.
+    # First of all send a pidfd, so that the daemon can kill this worker.
     pidfd = os.pidfd_open(os.getpid())
     _answer(connection, Answer(), pidfd)
     os.close(pidfd)
@@ -130,7 +130,7 @@ def _answer(
     connection: socket.socket, answer: Answer, fd: int | None = None, text: str = ""
 ) -> None:
     packet = answer.packed() + text.encode()[-wire.TEXT_BYTES :]
-    # Whoever has asked may not want to know any more.
+    # The daemon may have closed the connection meanwhile.
     with suppress(ConnectionError):
         wire.send(connection, packet, fd)
 
@@ -148,10 +148,11 @@ def _allocate(
 
 @contextmanager
 def _standing_out() -> Iterator[None]:
-    """In a with block the OOM killer takes this process, and not the helper.
+    """During a with block the OOM killer chooses this process, not the helper.
 
-    It compares how much processes have mapped, and what is allocated in a file is not.
-    So something is mapped that costs no memory: the interpreter, a few times.
+    It compares the memory that processes have mapped, and memory allocated in a file is
+    not mapped. So this maps something that costs no memory: the interpreter's file, a
+    few times.
     """
     with ExitStack() as stack:
         with open("/proc/self/exe", "rb") as file:
@@ -169,7 +170,7 @@ def _standing_out() -> Iterator[None]:
 
 
 def _open_tmpfile(connection: socket.socket, path: bytes, device: str) -> None:
-    """Open a file through the mount: the kernel asks the daemon for it."""
+    """Open a file through the mount: the kernel sends requests to the daemon."""
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     ours = _device(fd) == device
@@ -177,7 +178,7 @@ def _open_tmpfile(connection: socket.socket, path: bytes, device: str) -> None:
         _answer(connection, Answer(), fd)
     else:
         _answer(connection, Answer(errno.ESTALE))
-    # Of the mount's own files this asks nobody: see FOPEN_NOFLUSH in fuse/handlers.
+    # Closing a file of the mount sends no request: see FOPEN_NOFLUSH in fuse/handlers.
     os.close(fd)
 
 
@@ -193,7 +194,7 @@ def _receive(connection: socket.socket, peer: int, size: int, device: str) -> No
         os.close(fd)
         return
     _answer(connection, Answer(size=len(data), foreign=True))
-    # Its file system may never return from this, and then no signal ends us.
+    # If the foreign file system never replies, this hangs, and no signal ends it.
     with suppress(OSError):
         os.close(fd)
     _answer(connection, Answer())
@@ -203,5 +204,5 @@ def _device(fd: int) -> str:
     try:
         return syscalls.identity(fd)[0]
     except OSError:
-        # Whatever it is, it is none of ours: those can always be asked.
+        # This call always succeeds for a file of the mount, so this is a foreign one.
         return ""

@@ -1,8 +1,8 @@
-"""Starting the helper: a fork as the daemon begins, an interpreter of its own later.
+"""Starting the helper: first as a fork of the daemon, later as a new interpreter.
 
-Once the daemon has a mount, threads and pinned memory, a fork of it would keep all that
-alive for as long as the helper lives. So a helper that was killed is followed by one
-that starts from nothing.
+Once the daemon has a mount, threads and pinned memory, a fork would keep all these
+alive as long as the helper lives. So a helper that replaces a killed one is a new
+interpreter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 from inaccfs.readiness import is_readable, wait_readable
 
-# On a machine that is busy with nothing else this takes a tenth of a second.
+# On an idle machine a start takes a tenth of a second.
 _START_SECONDS: Final = 30.0
 
 _ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
@@ -52,16 +52,16 @@ class Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether the process has ended."""
         return is_readable(self._pidfd)
 
     def close(self) -> None:
-        """End it, and wait until it has ended. It waits for nobody."""
+        """Kill it, and wait until it has ended, which does not take long."""
         self.requests.close()
         if self._process is not None:
             self._process.wait()
         else:
-            # Where SIGCHLD is ignored the kernel has waited for it.
+            # If SIGCHLD is ignored, the kernel has reaped it already.
             with suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
         os.close(self._pidfd)
@@ -71,8 +71,8 @@ class Process:
 def fork() -> Process:
     """Start a helper. Call it before threads, secrets and mounts are made."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # What has been made so far is shared with the helper as long as the collector
-    # does not write to it.
+    # The helper shares the objects made so far, as long as the garbage collector does
+    # not write to them.
     gc.freeze()
     parent = os.getpid()
     pid = os.fork()
@@ -93,11 +93,11 @@ process.run_alone(int(sys.argv[2]), int(sys.argv[3]))
 async def start_anew() -> Process:
     """Start a helper from nothing. From the main thread: it dies with that.
 
-    Until it has made itself undumpable, others of the same user could take over what
-    it has, so it makes the socket for requests itself, after that.
+    Until it has made itself undumpable, other processes of the same user could take its
+    fds. So it makes the socket for requests itself, after that.
 
     Raises:
-        OSError: no process is to be had, or it did not become what it should.
+        OSError: no process can be started, or it failed to become the helper.
     """
     bootstrap, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     bootstrap.setblocking(False)
@@ -125,7 +125,7 @@ async def start_anew() -> Process:
 def _spawn(bootstrap: int) -> subprocess.Popen[bytes]:
     top = str(Path(__file__).resolve().parent.parent.parent)
     process = subprocess.Popen(
-        # Of the environment and of installed packages it needs nothing.
+        # It needs neither the environment nor installed packages.
         [
             *(sys.executable, "-I", "-S", "-c", _CODE, top),
             *(str(bootstrap), str(os.getpid())),
@@ -148,7 +148,7 @@ def _receive_requests(bootstrap: socket.socket) -> socket.socket:
     except ConnectionError:
         fd = -1
     if fd < 0:
-        raise ConnectionAbortedError("it ended as it started")
+        raise ConnectionAbortedError("it ended while it started")
     return socket.socket(fileno=fd)
 
 
@@ -158,7 +158,7 @@ def _check(requests: socket.socket, pid: int) -> None:
         socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
     )
     if _ucred.unpack(credentials)[0] != pid or _is_traced(pid):
-        raise PermissionError("somebody traces it or answers in its place")
+        raise PermissionError("another process traces it or answers in its place")
 
 
 def _is_traced(pid: int) -> bool:

@@ -1,6 +1,6 @@
-"""`Helper`: what the daemon has done by workers, but for long allocations.
+"""`Helper`: the work that the daemon gives to workers.
 
-Those are in `inaccfs.shim.allocator`.
+Long allocations are in `inaccfs.shim.allocator`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLOSE_SECONDS: Final = 0.01
 
 
 class Closing:
-    """A worker that closes what a peer has sent, which may take for ever."""
+    """A worker that closes an fd that a peer has sent, which may take for ever."""
 
     def __init__(self, helper: Helper, worker: Worker) -> None:
         self._helper: Final = helper
@@ -32,13 +32,13 @@ class Closing:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is being closed any more."""
+        """Whether the close has ended."""
         if self._worker is not None and self._worker.has_answered:
             self._end(self._worker)
         return self._worker is None
 
     async def wait(self) -> None:
-        """Wait until it has ended. Any number of tasks may."""
+        """Wait until it has ended. Any number of tasks may wait."""
         async with self._lock:
             if self._worker is not None:
                 await self._worker.wait_answer()
@@ -55,36 +55,36 @@ class Closing:
 
 
 class Received(NamedTuple):
-    """What a worker has read from a peer's connection."""
+    """The data that a worker has read from a peer's connection."""
 
-    # How many bytes; 0 at the end of the stream.
+    # The number of bytes; 0 at the end of the stream.
     size: int
     # An fd of the mount, now the caller's to close; or -1.
     fd: int
-    # Whether an fd came that is not of the mount. It is kept out of the daemon.
+    # Whether a foreign fd came; the daemon does not receive it.
     foreign: bool
-    # Closes the foreign fd; None when that has ended.
+    # The close of the foreign fd; None if that has ended.
     closing: Closing | None
 
 
 class Helper(Pool):
-    """Does for the daemon what must go through the mount, or may hang."""
+    """Does work for the daemon that must go through the mount, or may hang."""
 
     async def receive_fd(
         self, connection: socket.socket, wanted: int, device: str
     ) -> Received:
         """Read up to *wanted* bytes of a peer's socket, with at most one fd.
 
-        An fd of the mount *device* ("major:minor") is returned. Another one never
+        An fd of the mount *device* ("major:minor") is returned. A foreign fd never
         reaches the daemon: close(2) of a file of a FUSE file system may take for ever,
-        and a thread in it could not be killed. What the bytes are is known to whoever
-        has looked at them with MSG_PEEK. All fds but one of a message are dropped.
+        and a thread in it could not be killed. The bytes are not returned: the caller
+        has read them with MSG_PEEK. All fds of a message but one are dropped.
 
         Raises:
             BlockingIOError: there is nothing to read.
             OSError: recvmsg(2) failed; EIO, when the worker was killed: some bytes may
                 be lost, so the connection is of no use any more; EAGAIN and the like,
-                when no process is to be had.
+                when no process can be started.
         """
         request = wire.pack_request(wire.RECEIVE, wanted, device)
         worker = await self.lease()
@@ -138,7 +138,8 @@ class Helper(Pool):
             self.give_back(worker)
             raise
         except BaseException:
-            # It waits perhaps for what never answers: nobody waits for its end.
+            # It may wait for a reply that never comes, so this does not wait for its
+            # end.
             self.dismiss(worker)
             raise
         self.give_back(worker)

@@ -1,4 +1,4 @@
-"""What the daemon and its workers say to each other, over SOCK_SEQPACKET sockets.
+"""The packets between the daemon and its workers, on SOCK_SEQPACKET sockets.
 
 A request is a packet of fields with NUL between them; the first says what to do. An
 answer is `Answer`, and text after it where there is a bug to log. Each packet can have
@@ -27,8 +27,8 @@ Where `Answer.foreign` is set, a second answer follows when the fd has been clos
 WORKER: Final = b"worker"
 """To the helper: fork a worker. With the worker's end of a socket.
 
-Its first packet is an `Answer` with a pidfd of the worker; or, when no process is to be
-had, one with the errno of fork(2) and without a pidfd.
+The first packet on that socket is an `Answer` with a pidfd of the worker; or, if
+fork(2) failed, with its errno and without a pidfd.
 """
 
 READY: Final = b"ready"
@@ -48,7 +48,7 @@ A_BUG: Final = -1
 
 
 class Answer(NamedTuple):
-    """What became of a request."""
+    """The outcome of a request."""
 
     # The errno of a call that failed, `A_BUG`, or 0.
     number: int = 0
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     foreign: bool = False
 
     def packed(self) -> bytes:
-        """As it travels."""
+        """The bytes of the packet."""
         return _answer.pack(*self)
 
 
@@ -69,7 +69,7 @@ def unpack_answer(packet: bytes) -> tuple[Answer, str]:
 
 
 def pack_request(kind: bytes, *fields: int | str | bytes) -> bytes:
-    """One packet. A path may be told as bytes; no field has a NUL."""
+    """One packet. A path may be sent as bytes; no field has a NUL."""
     texts = (at if isinstance(at, bytes) else str(at).encode() for at in fields)
     return b"\0".join((kind, *texts))
 

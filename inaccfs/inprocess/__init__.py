@@ -11,8 +11,8 @@
             mount.fallocate(fd, PUNCH, 0, 4096)
 
 Rules, notifiers, frames and references are those of the daemon, over a memfd and
-simulated frames. What the kernel and the control socket do is left out. For tests, and
-for whoever wants each run to be the same as the last.
+simulated frames. FUSE and the control socket are left out. It serves tests, and
+programs that need every run to be the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a client of the control socket is to the simulated KVM, without the socket.
+"""A client of the shim for the simulated KVM, without a control socket.
 
-`inaccfs.kvm.shim` says what that has to be; what the daemon says in control/session is
-said here.
+It implements the protocols of `inaccfs.kvm.shim`, and does here what the daemon does in
+control/session.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ log = logging.getLogger(__name__)
 
 
 class Due(NamedTuple):
-    """An event that a notifier is to be called for."""
+    """An event whose callback is due."""
 
     notifier: Notifier
     notice: Notice
-    # None where no answer is awaited.
+    # None for events without an answer.
     sequence: int | None
 
     def call(self) -> None:
-        """Call the callback; what it raises is kept for `Notifier.unregister`."""
+        """Call the callback; `Notifier.unregister` raises its exception."""
         self.notifier._call(self.notice)
 
     def answer(self) -> None:
-        """The callback has returned."""
+        """Answer the event. Call this after `call`."""
         self.notifier._answer(self.sequence)
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) when a notifier is told; sees to it
-that `Due.call` and then `Due.answer` are called, outside of it, now or later.
+"""Called inside the shim (`BlockingLoop.inside`) for each event of a notifier. It must
+have `Due.call` and then `Due.answer` called outside of the shim, now or later.
 """
 
 
 def call_at_once(due: Due) -> None:
-    """In the thread that changes the file, before it goes on."""
+    """Call the callback in the thread that changes the file, and answer."""
     with due.notifier.file.client.mount.loop.outside():
         due.call()
         due.answer()
 
 
 class Notifier:
-    """A notifier, as the shim has it and as the client has it."""
+    """A notifier, with the shim's interface and the client's."""
 
     def __init__(self, file: File, callbacks: Callbacks, deliver: Deliver) -> None:
         self.file: Final = file
         self.callbacks: Final = callbacks
         self._deliver: Final = deliver
         self._loop: Final = file.client.mount.loop
-        # The threads whose calls of callbacks have not returned.
+        # The threads that are in a callback.
         self._running: Final[list[Hashable]] = []
         # No callback is called any more.
         self._leaving = False
@@ -115,16 +115,16 @@ class Notifier:
     def _answer(self, sequence: int | None) -> None:
         notifiers = self.file.inode.notifiers
         with self._loop.inside():
-            # One that has been unregistered in the meantime has answered by that.
+            # If it was unregistered meanwhile, that was its answer.
             if sequence is not None and notifiers.waiting(self) == sequence:
                 notifiers.answer(self, sequence)
 
     def unregister(self) -> None:
-        """Call back no more. Waits for callbacks that are running, but for its own one.
+        """Stop callbacks. Waits for running ones, save for one that is calling this.
 
         Raises:
             ConnectionLostError: the client has been disconnected.
-            BaseException: what a callback has raised first.
+            BaseException: the first exception of a callback.
         """
         loop, notifiers = self._loop, self.file.inode.notifiers
         client = self.file.client
@@ -132,7 +132,7 @@ class Notifier:
             lost = client.lost
             self._leaving = True
             if loop.me() in self._running:
-                # Whoever waits for the end of this invalidation is this thread.
+                # This thread is in the invalidation, and cannot wait for its end.
                 notifiers.drop(self)
             else:
                 loop.wait_for(lambda: not self._running, "a callback to return")
@@ -175,7 +175,7 @@ class FileInfo(NamedTuple):
 
 
 class File:
-    """What `inaccfs.client.File` is to the client. Numbers are pages."""
+    """As `inaccfs.client.File`. Offsets and counts are pages."""
 
     def __init__(self, client: Client, fd: int) -> None:
         """Use `Client.file`."""
@@ -186,7 +186,7 @@ class File:
 
     @property
     def inode(self) -> InaccessibleFile:
-        """What the daemon has of it."""
+        """The shim's inode."""
         return self._inode
 
     def _use(self) -> InaccessibleFile:
@@ -223,7 +223,7 @@ class File:
         return os.dup(self._use().fd)
 
     def query(self) -> FileInfo:
-        """What it is."""
+        """The inode number, size and so on."""
         return FileInfo(self.ino, self._use().page_size)
 
     def memory_failure(self, offset: int) -> None:
@@ -271,36 +271,36 @@ class File:
             )
 
     def close(self) -> None:
-        """Notifiers and references stay with the client."""
+        """Close the file. The client keeps its notifiers and references."""
         self.client.files.discard(self)
 
 
 class Client:
-    """What `inaccfs.client.Client` is to a VM. It holds the references that it gets."""
+    """As `inaccfs.client.Client` for a VM. It holds the references that it takes."""
 
     def __init__(self, mount: Mount, deliver: Deliver, who: int) -> None:
         """Use `Mount.connect`."""
         self.mount: Final = mount
-        # Its number, for traces.
+        # The client's number, for traces.
         self.who: Final = who
         self.deliver: Final = deliver
-        # Those that have not been closed, and those that are registered.
+        # The open files, and the registered notifiers.
         self.files: Final[set[File]] = set()
         self.notifiers: Final[set[Notifier]] = set()
-        # Why it can be used no more.
+        # Why the client cannot be used any more; None if it can.
         self.lost: ConnectionLostError | None = None
 
     def file(self, file: int, /) -> File:
-        """The file of an fd. EINVAL if it is none of the mount."""
+        """The file of an fd. EINVAL if it is not of this mount."""
         self.check()
         return File(self, file)
 
     def query_semantics(self) -> Semantics:
-        """The rules."""
+        """The rules of the mount."""
         return self.mount.semantics
 
     def query_pins(self) -> Pins:
-        """Which pages have been fetched, of all files."""
+        """The fetched pages of all files."""
         self.check()
         with self.mount.loop.inside():
             return Pins(
@@ -308,7 +308,7 @@ class Client:
                     Pin(ino, *extent)
                     for ino, file in self.mount.files()
                     if file.pages.memory is not None
-                    for extent in file.pages.memory.extents()
+                    for extent in file.pages.memory.frames.extents()
                 ]
             )
 
@@ -322,7 +322,7 @@ class Client:
         self.disconnect("it keeps pages locked")
 
     def disconnect(self, why: str) -> None:
-        """Inside the shim: what it has goes, as with a connection."""
+        """Inside the shim: drop all that it holds, as when a connection ends."""
         if self.lost is None:
             self.lost = ConnectionLostError(f"the daemon has hung up: {why}")
             for notifier in list(self.notifiers):
@@ -330,7 +330,7 @@ class Client:
             self._drop_references()
 
     def close(self) -> None:
-        """Give all back that it has."""
+        """Drop its notifiers and references."""
         for notifier in list(self.notifiers):
             notifier.unregister()
         with self.mount.loop.inside():
@@ -339,4 +339,5 @@ class Client:
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
             if file.pages.memory is not None:
-                file.pages.memory.drop(self)
+                for _ in file.pages.memory.drop(self):
+                    pass

@@ -1,8 +1,8 @@
-"""A loop for the shim where there is none: a call waits in the thread that makes it.
+"""A loop for the shim without an event loop: a call waits in the thread that makes it.
 
-What the shim awaits blocks the thread, and nothing is left of a coroutine but a call.
-As in a trio loop only one thread at a time is inside the shim, and others go on when
-it waits.
+An await of the shim blocks the thread, so a coroutine runs like a plain call. Only one
+thread at a time is inside the shim, as only one task runs in a trio loop; when it
+waits, others may enter.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ _Args = TypeVarTuple("_Args")
 
 
 class BlockingLoop(ABC):
-    """Whatever waits does so in `wait_for`. See `inaccfs.shim.loop.Loop`.
+    """All waiting is in `wait_for`. See `inaccfs.shim.loop.Loop`.
 
-    Those who decide which thread goes next implement the abstract methods.
+    A subclass implements the abstract methods, and so can schedule the threads.
     """
 
     @abstractmethod
     def wait_for(self, ready: Callable[[], bool], why: str) -> None:
-        """Inside, let others in until *ready*. *why* is for people."""
+        """Inside: let other threads in until *ready*. *why* is for people."""
 
     @abstractmethod
     def changed(self) -> None:
-        """Inside, what others wait for may be ready."""
+        """Inside: have waiting threads check again whether they are ready."""
 
     @abstractmethod
     def inside(self) -> AbstractContextManager[object]:
-        """Be inside the shim in a with block."""
+        """Enter the shim for a with block."""
 
     @abstractmethod
     def outside(self) -> AbstractContextManager[object]:
-        """Inside, let others in for a with block."""
+        """Inside: leave the shim for a with block, so that others may enter."""
 
     @abstractmethod
     def me(self) -> Hashable:
-        """Which thread this is."""
+        """An identity of the calling thread."""
 
     @abstractmethod
     async def in_time(self, seconds: float, wait: Wait) -> bool:
         """See `Loop.in_time`."""
 
     def run(self, call: Coroutine[object, None, _T]) -> _T:
-        """Go inside, and do what a task of the daemon does."""
+        """Run a coroutine of the shim, inside, to its end."""
         with self.inside():
             try:
                 call.send(None)
             except StopIteration as stop:
                 result: _T = stop.value
                 return result
-        raise RuntimeError("something of another loop was awaited")
+        raise RuntimeError("the shim awaited something of another loop")
 
-    # --- what the shim asks for -------------------------------------------------------
+    # --- the shim's interface -------------------------------------------------------
 
     def event(self) -> Event:
         return _Event(self)
@@ -76,16 +76,16 @@ class BlockingLoop(ABC):
         return _ParkingLot(self)
 
     def shield(self) -> AbstractContextManager[object]:
-        """Nothing cancels a call."""
+        """Calls here are never cancelled, so this does nothing."""
         return nullcontext()
 
     async def checkpoint(self) -> None:
-        """Let others in."""
+        """Let other threads in."""
         with self.outside():
             pass
 
     async def first_of(self, *waits: Wait) -> None:
-        """The first of *waits*: the others are for interrupts, and here are none."""
+        """Wait for the first of *waits*; the others are for interrupts, unused here."""
         await waits[0]()
 
     async def in_thread(
@@ -94,7 +94,7 @@ class BlockingLoop(ABC):
         *args: *_Args,
         limiter: trio.CapacityLimiter,
     ) -> _T:
-        """In this thread, and others are let in."""
+        """Call it in this thread, and let others in meanwhile."""
         with self.outside():
             return call(*args)
 
@@ -141,7 +141,7 @@ class _Mutex:
 class _ParkingLot:
     def __init__(self, loop: BlockingLoop) -> None:
         self._loop: Final = loop
-        # How often all have been unparked.
+        # How often all waiters have been unparked.
         self._round = 0
 
     async def park(self) -> None:
@@ -154,11 +154,11 @@ class _ParkingLot:
 
 
 class _TooLateError(Exception):
-    """Of `in_time`."""
+    """Raised in `in_time` when the time is over."""
 
 
 class ThreadLoop(BlockingLoop):
-    """Of Python's own threads."""
+    """A `BlockingLoop` of Python's threads."""
 
     def __init__(self) -> None:
         # Held by the thread that is inside.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Evictor:
-    """Of nobody: events that are delivered at once are answered at once."""
+    """Evicts nobody: events that are delivered at once are answered at once."""
 
     running = True
 
@@ -42,7 +42,7 @@ class _Evictor:
 
 
 class Mount:
-    """What a daemon has. Close it after its clients, or use it as a context manager.
+    """The state of a daemon. Close it after its clients, or use a with block.
 
     Threads may share it. Methods raise `OSError`, as the system calls do.
     """
@@ -54,21 +54,21 @@ class Mount:
         memory: SimulatedMemory | None = None,
         guest_access: bool = True,
         ack_seconds: float = 10.0,
-        on_change: Callable[[InaccessibleFile, int, int], object] | None = None,
+        on_change: Callable[[int, int, int], object] | None = None,
         on_frames: Watch | None = None,
         loop: BlockingLoop | None = None,
     ) -> None:
-        """*semantics* are v8's, unless others are given; *memory* has their frames.
+        """*semantics* defaults to v8; the frames are those of *memory*.
 
         Without *guest_access* get-memory is EPERM. *on_change* is called before pages
-        come or go of which notifiers are told, with the file, an offset and a length in
-        bytes; it may block. *on_frames* is called as `Buddy` has it, and must not.
+        are added or removed with events, with the file, an offset and a length in
+        bytes; it may block. *on_frames* is called as `Buddy` says, and must not block.
         """
         self.semantics: Final[Semantics] = V8() if semantics is None else semantics
         self.loop: Final = ThreadLoop() if loop is None else loop
         self.guest_access: Final = guest_access
         self._on_change: Final = on_change
-        self.shim: Final = Superblock(
+        self.superblock: Final = Superblock(
             self.semantics,
             FRAME_BYTES,
             frames=SimulatedSource(memory or SimulatedMemory(), on_frames),
@@ -78,13 +78,13 @@ class Mount:
             loop=self.loop,
             on_change=self._change,
         )
-        # Of clients.
+        # The numbers of clients.
         self._numbers: Final = itertools.count(1)
-        # By st_dev and st_ino, each with the fd that is its own.
+        # By st_dev and st_ino: each file with the mount's own fd of it.
         self._files: Final[dict[tuple[int, int], InaccessibleFile]] = {}
 
     def connect(self, deliver: Deliver = call_at_once) -> Client:
-        """A client. *deliver* is called with each event; see `Due`."""
+        """A new client. *deliver* is called with each event; see `Due`."""
         return Client(self, deliver, next(self._numbers))
 
     def files(self) -> Iterator[tuple[int, InaccessibleFile]]:
@@ -92,7 +92,7 @@ class Mount:
         return ((ino, file) for (_, ino), file in self._files.items())
 
     def inode(self, fd: int) -> InaccessibleFile:
-        """What the daemon has of an open file. EINVAL if it is none of this mount."""
+        """The inode of an open file. EINVAL if it is not of this mount."""
         found = os.fstat(fd)
         file = self._files.get((found.st_dev, found.st_ino))
         if file is None:
@@ -107,7 +107,7 @@ class Mount:
             fd = os.memfd_create(name)
             undo.callback(os.close, fd)
             with self.loop.inside():
-                file = InaccessibleFile(fd, self.shim)
+                file = InaccessibleFile(fd, self.superblock)
             if size:
                 self.loop.run(file.set_size(size))
             made = os.dup(fd)
@@ -118,7 +118,7 @@ class Mount:
         return made
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        """fallocate(2). Returns when the notifiers that are told have answered."""
+        """fallocate(2). Returns when all notifiers have answered its events."""
         file, loop = self.inode(fd), self.loop
         done: list[Exception | None] = []
         with loop.inside():
@@ -134,15 +134,15 @@ class Mount:
         """ftruncate(2), to *size* bytes."""
         self.loop.run(self.inode(fd).set_size(size))
 
-    def _change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _change(self, fd: int, offset: int, length: int) -> None:
         if self._on_change is not None:
             with self.loop.outside():
-                self._on_change(file, offset, length)
+                self._on_change(fd, offset, length)
 
     # --- the end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Forget all files. Their fds are of no use any more."""
+        """Drop all files. Their fds cannot be used here any more."""
         while self._files:
             _, file = self._files.popitem()
             file.close()

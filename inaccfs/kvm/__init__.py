@@ -1,7 +1,7 @@
 """A simulated KVM, after patches 2 to 8 of the series: the shim's consumer.
 
 An ordinary client of the control socket. `VM` is the way in; docs/simulated-kvm.md
-tells what is faithful and what is simplified.
+says what is faithful and what is simplified.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which gfns are private and which are shared; patch 5/8.
 
-The kernel has an xarray with an entry for each gfn that is not as the default says.
-Here it is the list of the gfns at which that changes.
+The kernel has an xarray with an entry for each gfn that differs from the default.
+Here a sorted list holds the gfns at which private and shared alternate.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 class MemoryAttributes:
     """Changed under mmu_lock; read with and without it.
 
-    In v8 what nobody has converted is private. Since v10 it is shared.
+    A gfn that nobody has converted is private in v8, and shared since v10.
     """
 
     def __init__(self, *, default_private: bool = True) -> None:
         self._default: Final = default_private
-        # Sorted. Even ones begin a run that is not as the default, odd ones end it.
-        # Replaced and never changed: whoever reads without the lock has one state.
+        # Sorted. Items at even indexes begin a run that differs from the default, those
+        # at odd ones end it. The list is replaced, never changed in place: so a reader
+        # without the lock sees one consistent state.
         self._bounds: list[int] = []
 
     def is_private(self, gfn: int) -> bool:
-        """Whether the VMM holds *gfn* for private."""
+        """Whether *gfn* has the private attribute."""
         return self._default != bool(bisect_right(self._bounds, gfn) & 1)
 
     def run(self, gfn: int, limit: int) -> tuple[bool, int]:
@@ -37,7 +38,7 @@ class MemoryAttributes:
         return self._default != bool(index & 1), end
 
     def set(self, start: int, end: int, *, private: bool) -> bool:
-        """Make the gfns from *start* to *end* so; False if they were already."""
+        """Set the attribute of the gfns *start* to *end*; False if nothing changed."""
         bounds = self._bounds
         other = private != self._default
         first, last = bisect_left(bounds, start), bisect_right(bounds, end)
@@ -54,8 +55,8 @@ class MemoryAttributes:
     def mixed(self, start: int, end: int) -> bool:
         """Whether the gfns from *start* to *end* are partly private, partly shared.
 
-        The kernel keeps the answer for each huge page and updates the first and last
-        of a range that is changed (patch 6/8). To ask the list costs as little, and
+        The kernel caches the answer for each huge page, and updates the first and last
+        one of a changed range (patch 6/8). Searching the list costs as little, and
         cannot be out of date.
         """
         bounds = self._bounds

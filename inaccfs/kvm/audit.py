@@ -1,4 +1,4 @@
-"""Looks at a VM from outside: what is stale, and what is there twice."""
+"""Audits a VM from outside: stale mappings, and pages that are allocated twice."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 
 class StaleSpte(NamedTuple):
-    """A mapping of a frame that is not the page's frame, or not any more."""
+    """A mapping of a frame that its page does not have, or no longer has."""
 
     gfn: int
-    # What it maps, and what the page has now: None if it has gone.
+    # The frame that is mapped, and the page's frame now; None if the page is gone.
     pfn: int
     level: int
     now: int | None
 
 
 class _Fetched:
-    """Where the pages of files are that have been fetched and not been punched since.
+    """The frames of the pages that were fetched and not punched since.
 
-    The daemon keeps those in their frames, so whoever maps another is wrong.
+    The daemon keeps those pages in their frames, so a mapping of any other frame is
+    stale.
     """
 
     def __init__(self, shim: Shim, shifts: dict[int, int]) -> None:
@@ -44,7 +45,7 @@ class _Fetched:
         self._extents: Final = {ino: sorted(each) for ino, each in found.items()}
 
     def between(self, ino: int, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """What there is of a file's pages *start* to *end*: first page, pfn, pages."""
+        """The fetched pages from *start* to *end* of a file: first page, pfn, pages."""
         extents = self._extents[ino]
         index = max(bisect_right(extents, (start, 1 << 64, 0)) - 1, 0)
         while index < len(extents) and extents[index][0] < end:
@@ -58,10 +59,10 @@ class _Fetched:
 def stale_sptes(
     shim: Shim, slots: Iterable[MemorySlot], runs: Iterable[Run]
 ) -> list[StaleSpte]:
-    """Which of *runs* map what their files do not have there.
+    """The parts of *runs* that map other frames than their files have there.
 
-    Of a huge mapping one page suffices to have been fetched; of the others only what
-    is known is compared.
+    A mapping without any fetched page is stale. In a huge mapping with fetched pages,
+    only those pages are compared.
     """
     private = [(slot, slot.backing) for slot in slots if slot.backing is not None]
     fetched = _Fetched(shim, {file.ino: file.shift for _, file in private})
@@ -100,16 +101,16 @@ def _wanted(
     end: int,
     step: int,
 ) -> Iterator[tuple[int, int | None, int]]:
-    """What is at the gfns from *start* to *end*: first gfn, pfn or None, pages.
+    """What the gfns *start* to *end* should map: first gfn, pfn or None, pages.
 
-    Mappings have *step* pages; one that has no fetched page at all is None.
+    Mappings have *step* pages; the pfn is None where a mapping has no fetched page.
     """
     gfn = start
     for first, pfn, pages in fetched.between(
         file.ino, slot.pgoff(start), slot.pgoff(end)
     ):
         known = slot.base_gfn + first - slot.private_pgoff
-        # As many whole mappings as lie before what is known, if any.
+        # The whole mappings before this extent have no fetched page.
         if (known & -step) > gfn:
             yield gfn, None, (known & -step) - gfn
         yield known, pfn, pages
@@ -119,7 +120,7 @@ def _wanted(
 
 
 def double_allocated(slots: Iterable[MemorySlot]) -> int:
-    """How many pages of 4 KiB are there in a slot's file and in its shared half.
+    """Count the 4 KiB pages that both a slot's file and its shared half have.
 
     Raises:
         OSError: EPERM where the mount refuses get-memory; `ControlError`.

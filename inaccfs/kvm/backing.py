@@ -1,6 +1,6 @@
 """The files that are the private halves of a VM's slots.
 
-A file is opened once a VM, however many slots have it, and its memory is mapped once.
+Each VM opens a file once and maps its memory once, however many slots use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _pfn: Final = attrgetter("pfn")
 
 
 class BackingFile:
-    """A file, as one VM uses it. Numbers are pages of 4 KiB unless told otherwise."""
+    """A file, as one VM uses it. Units are 4 KiB pages unless said otherwise."""
 
     def __init__(
         self,
@@ -46,14 +46,14 @@ class BackingFile:
         *,
         puts: bool = True,
     ) -> None:
-        """Takes a duplicate of *fd*. EINVAL if it is no file of the mount.
+        """Keep a duplicate of *fd*. EINVAL if it is not a file of the mount.
 
-        Without *puts* the shim gives no references that could be put.
+        *puts* is False where the semantics give no references to put.
         """
         self._puts: Final = puts
         self.key: Final = key
         with ExitStack() as undo:
-            # For the VMM, which punches what it converts.
+            # The VMM uses it to punch the pages that it converts.
             self.fd: Final = os.dup(fd)
             undo.callback(os.close, self.fd)
             self.file: Final[ShimFile] = shim.file(fd)
@@ -61,26 +61,26 @@ class BackingFile:
             info = self.file.query()
             undo.pop_all()
         self.ino: Final = info.ino
-        # log2 of how many pages of 4 KiB the file's page has: 9 on a hugetlbfs.
+        # log2 of the number of 4 KiB pages in a page of the file: 9 on a hugetlbfs.
         self.shift: Final = (info.page_size >> PAGE_SHIFT).bit_length() - 1
-        # How many slots have it. Guarded by slots_lock.
+        # The number of slots that use it. Guarded by slots_lock.
         self.slots = 0
-        # Guards the next two, over the call that asks for the memory.
+        # Guards the next two. Held across the get-memory call.
         self._memory_lock: Final = sync.lock("memory_lock")
         self._memory: FileMemory | None = None
-        # What a vCPU copies from and to, which reads it without the lock. Replaced by
-        # a longer one only.
+        # The mapping that vCPUs copy from and to. They read this without the lock; it
+        # is only ever replaced by a longer one.
         self.window: mmap.mmap | None = None
 
     def get(self, pgoff: int, pages: int) -> list[Frames]:
-        """Where pages are, and a reference to each of the file's pages.
+        """Return the frames of pages, with a reference to each page of the file.
 
-        There may be more at both ends, on a hugetlbfs.
+        On a hugetlbfs they may begin earlier and end later than asked for.
         """
         shift = self.shift
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
         if first == last:
-            # What nearly every fault asks for, and cheaper.
+            # Nearly every fault asks for one page, and get-pfn of one is cheaper.
             found = self.file.get_pfn(first)
             return [Frames(first << shift, found.pfn, 1 << shift, found.order)]
         return [
@@ -91,13 +91,13 @@ class BackingFile:
         ]
 
     def put(self, frames: Sequence[Frames]) -> None:
-        """Give back what `get` has given, and do not wait."""
+        """Put the references that `get` took, without waiting for the reply."""
         if len(frames) == 1:
             _, pfn, pages, _ = frames[0]
             self._put(pfn, pfn + pages)
             return
-        # By frame, and not by place in the file: fewer calls, as what the kernel has
-        # allocated one after the other is often contiguous, but in falling order.
+        # Sorted by frame and not by pgoff, which makes fewer calls: frames that the
+        # kernel allocates one after the other are often contiguous in falling order.
         start = end = 0
         for each in sorted(frames, key=_pfn):
             if each.pfn != end:
@@ -111,7 +111,7 @@ class BackingFile:
             self.file.put_pfn(start, (end - start) >> self.shift, wait=False)
 
     def reach(self, end: int) -> None:
-        """Have the memory of the pages up to *end* in the window, if the file has it.
+        """Make `window` map the pages up to *end*, as far as the file has them.
 
         Raises:
             OSError: EPERM where the mount refuses get-memory.
@@ -125,7 +125,7 @@ class BackingFile:
             self.window = self._memory.reach(size)
 
     def close(self) -> None:
-        """Nobody uses it any more."""
+        """Close the file. Call it once nobody uses it any more."""
         self.window = None
         if self._memory is not None:
             self._memory.close()
@@ -143,11 +143,11 @@ class BackingFiles:
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
 
     def open(self, fd: int) -> BackingFile:
-        """The file of *fd*, for one more slot.
+        """Return the file of *fd*, which one more slot uses from now on.
 
         Raises:
-            OSError: EINVAL if *fd* is none of this mount, as v8 tells of fget(); the
-                cause is what it really was.
+            OSError: EINVAL if *fd* is not of this mount, as in v8 after a failed
+                fget(); the error's cause is the actual failure.
         """
         try:
             found = os.fstat(fd)
@@ -165,7 +165,7 @@ class BackingFiles:
         return file
 
     def release(self, file: BackingFile) -> None:
-        """A slot has it no more."""
+        """Drop one slot's use of it."""
         file.slots -= 1
         if not file.slots:
             del self._files[file.key]

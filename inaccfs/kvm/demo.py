@@ -1,4 +1,4 @@
-"""`inaccfs kvm demo`: boots nothing, but shows a guest's memory come, change and go."""
+"""`inaccfs kvm demo`: a guest's memory is faulted in, converted and punched."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from inaccfs.client import Client
     from inaccfs.kvm.stats import Stats
 
-# A huge page, and some that cannot be one.
+# One huge page, and a rest that is too small for another.
 PAGES: Final = 640
 _SECRET: Final = b"a guest's secret"
 
 
 class Demo:
-    """A VM of 2.5 MiB, and the story of its memory."""
+    """A VM of 2.5 MiB, whose memory is shown step by step."""
 
     def __init__(
         self, vm: VM, fd: int, show: Callable[[str], object], *, colour: bool
     ) -> None:
-        """*show* gets one line, or several, at a time."""
+        """*show* is called with one or more lines at a time."""
         self._vm: Final = vm
         self._fd: Final = fd
         self._vmm: Final = Vmm(vm)
@@ -45,7 +45,7 @@ class Demo:
         self._before: Stats = vm.stats
 
     def tell(self) -> None:
-        """Go through all of it."""
+        """Run all steps."""
         self._title("A slot: 640 pages of guest memory, and nothing is there yet")
         self._map()
         self._fault_in()
@@ -112,7 +112,7 @@ class Demo:
         self._show(f"\n\x1b[1m== {text}\x1b[0m" if self._colour else f"\n== {text}")
 
     def _counted(self) -> None:
-        """What KVM has counted since it was asked last."""
+        """What KVM has counted since the last call."""
         before, now = self._before, self._vm.stats
         self._before = now
         told = {
@@ -134,7 +134,7 @@ class Demo:
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
-    """Tell the story on a new file of the mount behind *shim*.
+    """Tell the story on a new file of the mount of *shim*.
 
     Raises:
         OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses

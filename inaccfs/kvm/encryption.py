@@ -4,7 +4,7 @@ AES-XTS with a page as the unit, and the page's gfn as the tweak. XTS encrypts e
 block of 16 bytes by itself once the tweak is known, so a write changes the blocks that
 it touches and no others. Only those are read, changed and written.
 
-A page that nobody has written decrypts to noise, as on hardware.
+A page that was never written decrypts to noise, as on hardware.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _BLOCK: Final = 16
 
 
 class EncryptionUnavailableError(InaccfsError, ImportError):
-    """The package cryptography is not there."""
+    """The package cryptography is not installed."""
 
 
 class EncryptedMemory:
-    """As `inaccfs.kvm.memory.PlainMemory`, but what is in the memory is ciphertext."""
+    """As `inaccfs.kvm.memory.PlainMemory`, but the file's memory has ciphertext."""
 
     def __init__(self) -> None:
         """Raises `EncryptionUnavailableError`."""
@@ -44,7 +44,7 @@ class EncryptedMemory:
         self._ciphers: Final[Any] = ciphers
         # AES-256: XTS has two keys.
         self._key: Final = ciphers.algorithms.AES(os.urandom(64))
-        # To write a part of a block is to read and write all of it; in hardware the
+        # A write of part of a block reads and writes the whole block; in hardware the
         # memory controller does that for one cache line at a time.
         self._lock: Final = threading.Lock()
 
@@ -72,7 +72,7 @@ class EncryptedMemory:
     ) -> bytes:
         """Bytes *first* to *last* of the page that begins at *page* in the memory."""
         start, end = _blocks(first, last)
-        # What stands before has no effect but to bring the cipher to the right block.
+        # These zeros only advance the cipher to the right block.
         secret = bytes(start) + memory[page + start : page + end]
         plain: bytes = self._cipher(gfn).decryptor().update(secret)
         return plain[first:last]
@@ -96,12 +96,12 @@ class EncryptedMemory:
 
 
 def _blocks(first: int, last: int) -> tuple[int, int]:
-    """The bounds of the blocks that have these bytes."""
+    """The bounds of the cipher blocks that contain these bytes."""
     return first // _BLOCK * _BLOCK, -(-last // _BLOCK) * _BLOCK
 
 
 def _pages(position: int, gpa: int, size: int) -> list[tuple[int, int, int, int]]:
-    """For each page: where it begins in the file, its gfn, and bytes of it."""
+    """For each page: its position in the file, its gfn, and a range of its bytes."""
     found = []
     while size:
         first = gpa % PAGE_SIZE

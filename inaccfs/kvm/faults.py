@@ -1,11 +1,12 @@
-"""Private page faults, of one page that was touched and of many at once. Patch 7/8.
+"""Private page faults, of one touched page or of many pages at once. Patch 7/8.
 
-In both the order is: take seq; look up; get the frames, which waits for the daemon;
-take mmu_lock; ask whether to retry; map; let go; put the references. KVM keeps no
-reference to what is mapped: it relies on being told.
+In both the order is: read seq; look up; get the frames, which waits for the daemon;
+take mmu_lock; check whether to retry; map; drop mmu_lock; put the references. KVM keeps
+no reference to a page that it maps: it relies on invalidations.
 
-The order is written down once, as generators of steps. A step is what waits for others,
-or lets others in: no lock is held when one is yielded. `Sync.drive` takes them.
+The order is written once, as generators of steps. A step is an operation that may wait
+for other threads, or lets them run: no lock is held when one is yielded. `Sync.drive`
+performs the steps.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
-# Pages of one pre-fault: its reply is to stay in proportion, and a punch meanwhile is
-# to cost no more than that.
+# Pages of one pre-fault. This bounds the reply, and the work that is lost when a punch
+# comes meanwhile.
 _CHUNK: Final = 1 << 16
 
 
@@ -50,7 +51,7 @@ class Point(NamedTuple):
 
 
 class Get(NamedTuple):
-    """Ask the daemon where pages are; to be sent the frames, with references to them.
+    """Ask the daemon for the frames of pages; the result is frames with references.
 
     Numbers are pages of 4 KiB.
     """
@@ -74,7 +75,7 @@ class Put(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """Have the file's memory up to a page mapped, for the accesses that come next."""
+    """Map the file's memory up to a page, for the accesses that come next."""
 
     backing: BackingFile
     pgoff: int
@@ -95,7 +96,7 @@ class Wait(NamedTuple):
 
 
 Step: TypeAlias = Point | Get | Put | Reach | Wait
-"""Called, it does what it says, and returns what the generator is to be sent."""
+"""Calling a step performs it, and returns the value to send to the generator."""
 
 
 class Faults:
@@ -107,7 +108,7 @@ class Faults:
         self._sync: Final = sync
 
     def resolve(self, gfn: int) -> None:
-        """Handle one private fault; the guest will try again, whatever came of it.
+        """Handle one private fault. The guest retries its access, whatever the result.
 
         Raises:
             MemoryFaultExit: there is no private memory, or the gfn is shared; or, with
@@ -118,11 +119,11 @@ class Faults:
         self._sync.drive(self.fault(gfn))
 
     def pre_fault(self, gfn: int, end: int) -> None:
-        """Map what is private of the gfns from *gfn* to *end*.
+        """Map the private ones of the gfns from *gfn* to *end*.
 
         Raises:
-            OSError: ENOENT at the first gfn without private memory, with what is before
-                it mapped; what get-pfn fails with.
+            OSError: ENOENT at the first gfn without private memory (the gfns before it
+                are mapped by then); the error of get-pfn.
         """
         self._sync.drive(self.populate(gfn, end))
 
@@ -142,7 +143,7 @@ class Faults:
                 slot, backing, gfn, gfn + 1, seq, touched=True
             )
             if mapped:
-                # While the slot is sure to be there, and not in guest mode: it asks.
+                # While the slot is held, and out of guest mode: it asks the daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)
@@ -155,15 +156,15 @@ class Faults:
         while gfn < end:
             stop = yield from self._populate(gfn, min(end, gfn + size))
             if stop == gfn:
-                # Halved at each retry, so that whoever punches all the time does not
-                # keep this from getting on.
+                # Halved at each retry, so that constant punching elsewhere in the range
+                # does not keep this from making progress.
                 size = max(size >> 1, 1)
                 yield Wait(self._mmu, gfn, gfn + size)
             else:
                 gfn, size = stop, _CHUNK
 
     def _populate(self, gfn: int, end: int) -> Generator[Step, Any, int]:
-        """Do some; return where to go on, *gfn* itself if it is to be retried."""
+        """Map some gfns; return the next gfn to map, *gfn* itself for a retry."""
         mmu = self._mmu
         with mmu.lock:
             seq = mmu.invalidation.seq
@@ -180,7 +181,7 @@ class Faults:
         try:
             mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
             if mapped:
-                # So that the first access is no fault. It has its own complaint.
+                # So that the first access needs no fault; that reports a failure.
                 with suppress(PermissionError):
                     yield Reach(backing, slot.pgoff(end))
         finally:
@@ -197,9 +198,9 @@ class Faults:
         *,
         touched: bool,
     ) -> Generator[Step, Any, bool]:
-        """Map private gfns of one slot; return whether they are, or are to be retried.
+        """Map private gfns of one slot; return True if mapped, False to retry.
 
-        If a vCPU has *touched* them, it exits where they cannot be had.
+        If a vCPU has *touched* them, it exits where get-pfn fails.
         """
         mmu, hook = self._mmu, self._hook
         pgoff = slot.pgoff(gfn)
@@ -208,7 +209,7 @@ class Faults:
         try:
             found: Sequence[Frames] = yield Get(backing, pgoff, end - gfn)
         except ConnectionError:
-            # Of the control socket, so of no page.
+            # An error of the control socket is not about a page.
             raise
         except OSError as exc:
             return self._refused(exc, gfn, touched=touched)
@@ -238,9 +239,9 @@ class Faults:
         return slot, slot.backing
 
     def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
-        """get-pfn has failed; False if that is to be retried.
+        """Handle an error of get-pfn: return False to retry, or raise.
 
-        Its errors are exits, as in mainline; in v8 the vCPU faults for ever.
+        Errors become exits, as in mainline; in v8 the vCPU faults for ever.
         """
         with self._mmu.lock:
             # Another vCPU has the page locked, in semantics that lock pages.
@@ -256,20 +257,20 @@ class Faults:
 def _install(
     mmu: Mmu, slot: MemorySlot, frames: Frames, shift: int, gfn: int, end: int
 ) -> None:
-    """Map *frames*, whose gfns are *shift* more than their pages of the file."""
+    """Map *frames*; a page's gfn is its pgoff plus *shift*."""
     pgoff, pfn, pages, order = frames
     first = pgoff + shift
-    # On a hugetlbfs there is more than was asked for.
+    # On a hugetlbfs the frames may cover more than was asked for.
     start, stop = max(first, gfn), min(first + pages, end)
     mmu.install_locked(slot, start, pfn + start - first, stop - start, order)
 
 
 def _check_told(slot: MemorySlot) -> None:
-    """Of pages that go. KVM cannot lose its notifier, a client can."""
+    """Fail if the slot has lost its notifier, which KVM's own cannot."""
     if slot.untold:
         raise ConnectionLostError(
             f"slot {slot.id}: the daemon has disconnected its notifier, and its pages "
-            "may go untold: delete it, or make the VM anew"
+            "may go without an invalidation: delete the slot, or make the VM anew"
         )
 
 

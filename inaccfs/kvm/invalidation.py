@@ -1,4 +1,4 @@
-"""The retry protocol: a fault that has met an invalidation begins anew.
+"""The retry protocol: a fault that raced with an invalidation starts over.
 
 Patch 4/8: the range is of gfns, where KVM had host addresses.
 """
@@ -9,26 +9,26 @@ from __future__ import annotations
 class Invalidation:
     """in_progress, seq and range. All of it is guarded by mmu_lock.
 
-    A fault takes `seq` before it looks anything up, and asks `retry` under mmu_lock
-    just before it installs what it has found.
+    A fault reads `seq` before it looks anything up, and calls `retry` under mmu_lock
+    just before it installs the frames that it found.
     """
 
     __slots__ = ("in_progress", "range_end", "range_start", "seq")
 
     def __init__(self) -> None:
-        # How many have begun and not ended.
+        # How many invalidations have begun and not ended.
         self.in_progress = 0
-        # How many have ended.
+        # How many invalidations have ended.
         self.seq = 0
-        # gfns; of no meaning while none is in progress.
+        # gfns; meaningless while no invalidation is in progress.
         self.range_start = 0
         self.range_end = 0
 
     def begin(self, start: int, end: int) -> None:
-        """Pages of the gfns from *start* to *end* are about to go, or have gone.
+        """Begin an invalidation of the gfns from *start* to *end*.
 
-        Of several at once the range is the hull, and it is not made narrower before
-        the last has ended: that only makes faults retry which would not need to.
+        While several are in progress the range is their hull, and it stays so until the
+        last one has ended: this can only cause needless retries.
         """
         self.in_progress += 1
         if self.in_progress == 1:
@@ -38,15 +38,15 @@ class Invalidation:
             self.range_end = max(self.range_end, end)
 
     def end(self) -> None:
-        """What the last unended `begin` has announced is over."""
+        """End one invalidation."""
         assert self.in_progress > 0, "an end without its begin"
-        # In this order, as in the kernel, where a reader without the lock that sees
-        # in_progress at 0 must see the new seq, too.
+        # The kernel needs this order: a reader without the lock that sees in_progress
+        # at 0 must also see the new seq.
         self.seq += 1
         self.in_progress -= 1
 
     def covers(self, start: int, end: int) -> bool:
-        """Whether one in progress may concern the gfns from *start* to *end*."""
+        """Whether an invalidation in progress may concern the gfns *start* to *end*."""
         return (
             self.in_progress > 0 and start < self.range_end and self.range_start < end
         )

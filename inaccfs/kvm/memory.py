@@ -1,8 +1,9 @@
-"""The memory behind the pages, as this process sees it.
+"""The contents of the guest's pages, as this process can access them.
 
-A guest's access to a frame is simulated by one to the file's page at that place: this
-process has no access to frames. So through a stale entry a guest reaches the page that
-the file has there now, and not, as in hardware, whoever has got the frame since.
+This process cannot access frames, so a guest's access to a frame is simulated by an
+access to the file's page. So through a stale entry a guest reaches the page that the
+file has there now; on hardware it would reach the frame, which may be another owner's
+by then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from inaccfs.kvm.uapi import PAGE_SIZE
 
-# What the shared half of a slot can be.
+# The types that the shared half of a slot can have.
 WritableBuffer: TypeAlias = bytearray | memoryview | mmap.mmap
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -32,14 +33,14 @@ _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def address_of(buffer: WritableBuffer) -> int:
-    """Where a writable buffer begins."""
+    """The address of a writable buffer."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def resident(buffer: WritableBuffer, first: int, pages: int) -> bytes:
-    """mincore(2): a byte for each page of *buffer* from *first* on, odd if it is there.
+    """mincore(2): a byte for each page of *buffer* from *first* on, odd if resident.
 
-    A page of a buffer that is not aligned to pages is that in which it begins.
+    If the buffer is not page-aligned, its pages count from the one that it begins in.
     """
     start = address_of(buffer) // PAGE_SIZE * PAGE_SIZE + first * PAGE_SIZE
     found = ctypes.create_string_buffer(pages)
@@ -56,14 +57,15 @@ def _error() -> OSError:
 def _map(fd: int, size: int) -> mmap.mmap:
     """Map the first *size* bytes of a file, and the rest of the last page.
 
-    That belongs to the guest, too; but mmap.mmap() maps nothing behind the end.
+    The rest of the last page is the guest's, too, but mmap.mmap() maps nothing past
+    the end of the file.
     """
     if size % PAGE_SIZE == 0:
         return mmap.mmap(fd, size)
     whole = -(-size // PAGE_SIZE) * PAGE_SIZE
     made = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    # In its place.
+    # MAP_FIXED replaces the anonymous mapping.
     flags, address = mmap.MAP_SHARED | _MAP_FIXED, address_of(made)
     if _libc.mmap(address, whole, protection, flags, fd, 0) == _MAP_FAILED:
         raise _error()
@@ -71,18 +73,18 @@ def _map(fd: int, size: int) -> mmap.mmap:
 
 
 class FileMemory:
-    """A file's memory, mapped once and shared by all slots of a VM that have the file.
+    """A file's memory, mapped once for all slots of a VM that use the file.
 
-    Takes over the fd.
+    It takes over the fd.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd: Final = fd
-        # All of them: the file's size may grow, and an access be under way in the old.
+        # Every mapping so far: the file may grow while an access uses an older mapping.
         self._maps: Final[list[mmap.mmap]] = []
 
     def reach(self, size: int) -> mmap.mmap | None:
-        """The mapping; it has the first *size* bytes, if the file has such pages."""
+        """Return a mapping of at least *size* bytes, or of as much as the file has."""
         newest = self._maps[-1] if self._maps else None
         if newest is None or len(newest) < size:
             available = os.fstat(self._fd).st_size
@@ -91,35 +93,35 @@ class FileMemory:
         return self._maps[-1] if self._maps else None
 
     def close(self) -> None:
-        """Nobody may be in an access any more."""
+        """Unmap and close. No access may be in progress any more."""
         for each in self._maps:
             each.close()
         os.close(self._fd)
 
 
 class Place(NamedTuple):
-    """Where a vCPU copies from or to. One mapping has all of it."""
+    """The target of one vCPU access. It lies within one mapping."""
 
-    # The file's memory, and where in it, in bytes.
+    # The file's memory, and the access's offset in it, in bytes.
     window: mmap.mmap
     position: int
-    # Where the guest has it, in bytes.
+    # The guest physical address, in bytes.
     gpa: int
     # The frame that the page at gpa is mapped to.
     pfn: int
 
 
 class GuestMemory(Protocol):
-    """What the guest's bytes are; the argument *memory* of a VM.
+    """Reads and writes the guest's bytes; the argument *memory* of a VM.
 
-    Both methods are called in guest mode: they must not wait for anybody.
+    Both methods are called in guest mode, so they must not block.
     """
 
     def read(self, place: Place, size: int) -> bytes:
-        """Copy *size* bytes out."""
+        """Read *size* bytes."""
 
     def write(self, place: Place, data: memoryview) -> None:
-        """Copy *data* there."""
+        """Write *data*."""
 
 
 class PlainMemory:

@@ -1,4 +1,4 @@
-"""Memslots: which guest memory there is, and what is behind it.
+"""Memslots: the ranges of guest memory, and the memory that backs them.
 
 Patches 2/8 and 8/8, and __kvm_set_memory_region() of virt/kvm/kvm_main.c. A slot has
 two halves: shared memory, which the VMM has mapped, and private memory, which is in a
@@ -45,11 +45,11 @@ class Region(NamedTuple):
 
 
 class Notifier(Protocol):
-    """What a slot hears from that pages of its file go; see kvm/notifier.py."""
+    """What a slot needs of its notifier; see kvm/notifier.py."""
 
     @property
     def lost(self) -> bool:
-        """Whether it hears nothing any more."""
+        """Whether the daemon sends it no events any more."""
 
     def close(self) -> None:
         """Unregister."""
@@ -66,46 +66,46 @@ class MemorySlot:
     npages: int
     # In bytes.
     private_offset: int
-    # The shared half; None where the VMM has given none.
+    # The shared half; None if the VMM gave none.
     shared: memoryview | None = field(repr=False)
-    # The private half, where there is KVM_MEM_PRIVATE.
+    # The private half; None without KVM_MEM_PRIVATE.
     backing: BackingFile | None = field(default=None, repr=False)
-    # Of the private half; set before the slot can be found.
+    # The notifier of the private half; set before the slot can be found.
     notifier: Notifier | None = field(default=None, repr=False)
-    # How many are looking into it. It is not freed before they are through, as the
+    # The number of current users. The slot is not freed before this is 0, as the
     # kernel waits for its SRCU readers. Guarded by mmu_lock.
     users: int = field(default=0, repr=False)
 
     @property
     def untold(self) -> bool:
-        """Whether pages may go and nobody tells: then none of them can be used."""
+        """Whether its notifier is lost: pages may go unnoticed, so none can be used."""
         return self.notifier is not None and self.notifier.lost
 
     @property
     def end_gfn(self) -> int:
-        """The gfn behind the last."""
+        """The gfn after the last."""
         return self.base_gfn + self.npages
 
     @property
     def private_pgoff(self) -> int:
-        """Where in the file the slot begins, in pages of 4 KiB."""
+        """The offset in the file at which the slot begins, in pages of 4 KiB."""
         return self.private_offset >> PAGE_SHIFT
 
     def pgoff(self, gfn: int) -> int:
-        """Where in the file *gfn* is, in pages of 4 KiB."""
+        """The offset of *gfn* in the file, in pages of 4 KiB."""
         return gfn - self.base_gfn + self.private_pgoff
 
     def file_pages(self, shift: int) -> tuple[int, int]:
-        """The pages of the file that the slot has something of, 2**shift of 4 KiB."""
+        """The file's pages that the slot overlaps; each is 2**shift pages of 4 KiB."""
         end = self.private_pgoff + self.npages
         return self.private_pgoff >> shift, -(-end >> shift)
 
     def gfns(self, start: int, end: int) -> tuple[int, int] | None:
-        """Which gfns the file's pages *start* to *end* are; None if none of them.
+        """The gfns of the file's pages *start* to *end*; None if the slot has none.
 
-        Patch 8/8 first subtracts and then compares, in unsigned numbers: for a range
-        that ends before the slot begins the result is a huge one. So what lies
-        outside has to be rejected first, as Vishal Annapurve found.
+        Patch 8/8 subtracts first and then compares, in unsigned numbers: a range that
+        ends before the slot begins gives a huge result. So a range outside the slot
+        must be rejected first, as Vishal Annapurve found.
         """
         base = self.private_pgoff
         if start >= base + self.npages or end <= base or start >= end:
@@ -116,14 +116,14 @@ class MemorySlot:
         )
 
     def disallow_lpage(self, gfn: int, level: int, attributes: MemoryAttributes) -> int:
-        """kvm_lpage_info: not 0 where *gfn* cannot be in a private page of *level*.
+        """kvm_lpage_info: nonzero where *gfn* cannot be in a private page of *level*.
 
-        Because the huge page reaches out of the slot, because the slot's place in the
-        file and in the guest are not congruent, or, and then bit 31 is set, because
-        the page is private in part and shared in part (patch 6/8).
+        The reason is that the huge page extends beyond the slot; that the slot's
+        offsets in the file and in the guest are not congruent; or, which sets bit 31,
+        that the huge page is partly private and partly shared (patch 6/8).
 
-        Not considered is the address of the shared half, which the kernel wants
-        congruent, too: it has no say in where private pages are.
+        The kernel also wants the address of the shared half to be congruent. That is
+        not checked here, as it does not affect private pages.
         """
         pages = pages_of_level(level)
         first = gfn & -pages
@@ -162,16 +162,16 @@ class MemorySlots:
         return index > 0 and self.slots[index - 1].end_gfn > start
 
     def plus(self, slot: MemorySlot) -> MemorySlots:
-        """These and one more."""
+        """A copy with *slot* added."""
         return MemorySlots((*self.slots, slot))
 
     def minus(self, slot: MemorySlot) -> MemorySlots:
-        """These without one."""
+        """A copy without *slot*."""
         return MemorySlots(tuple(each for each in self.slots if each is not slot))
 
 
 def check(region: Region, slots: MemorySlots) -> MemorySlot | None:
-    """Refuse what KVM refuses; return the slot to be deleted, or None to create one.
+    """Check a region as KVM does; return the slot to delete, or None to create one.
 
     Raises:
         OSError: EINVAL; EEXIST where it overlaps another slot. The file is not looked
@@ -184,9 +184,9 @@ def check(region: Region, slots: MemorySlots) -> MemorySlot | None:
             raise _invalid(f"there is no slot {region.slot} to delete")
         return old
     if old is not None:
-        # MOVE and FLAGS_ONLY are for slots without a private half; to keep the model
-        # small those cannot be changed either.
-        raise _invalid(f"slot {region.slot} exists: delete it before")
+        # KVM allows MOVE and FLAGS_ONLY for slots without a private half only; to keep
+        # the model small it allows them for no slot.
+        raise _invalid(f"slot {region.slot} exists: delete it first")
     _check_private(region)
     _check_shared(region)
     first = region.guest_phys_addr >> PAGE_SHIFT
@@ -206,21 +206,21 @@ def _check_numbers(region: Region) -> None:
         raise _invalid(f"flags {region.flags:#x}: only KVM_MEM_PRIVATE is known")
     check_range(region.guest_phys_addr, region.memory_size)
     if region.memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
-        raise _invalid(f"memory_size {region.memory_size:#x} is too much for a slot")
+        raise _invalid(f"memory_size {region.memory_size:#x} is too large for a slot")
 
 
 def check_range(gpa: int, size: int) -> None:
     """EINVAL unless these bytes are whole pages of guest memory; *size* may be 0."""
     if gpa < 0 or size < 0 or (gpa | size) % PAGE_SIZE:
         raise _invalid(f"gpa {gpa:#x}, size {size:#x}: not aligned to pages")
-    # In 64 bits the end is 0 then, and comes before the beginning.
+    # In 64 bits the end wraps, and so comes before the start.
     if gpa + size >= _U64:
         raise _invalid(f"gpa {gpa:#x}, size {size:#x}: wraps around")
 
 
 def _check_private(region: Region) -> None:
     if not region.flags & KVM_MEM_PRIVATE:
-        # The kernel does not even read it; here it is more likely a slip.
+        # The kernel ignores these fields; here they are more likely a mistake.
         if region.private_fd != -1 or region.private_offset:
             raise _invalid("private_fd and private_offset need KVM_MEM_PRIVATE")
         return
@@ -243,6 +243,6 @@ def _check_shared(region: Region) -> None:
         raise _invalid(
             f"the shared memory has {view.nbytes} of {region.memory_size} bytes"
         )
-    # What Python has allocated is nowhere aligned to pages, and has none of its own.
+    # Memory that Python allocates is not page-aligned, and shares its pages.
     if isinstance(view.obj, mmap.mmap) and address_of(view) % PAGE_SIZE:
-        raise _invalid("the shared memory does not begin at a page")
+        raise _invalid("the shared memory does not begin at a page boundary")

@@ -2,12 +2,12 @@
 
 Locks, from the outside in:
 
-1. slots_lock (`VM`): changes of slots and attributes. Held over client calls.
+1. slots_lock (`VM`): changes of slots and attributes. Held across client calls.
 2. mmu_lock: the page table, the retry protocol, the attributes, the counters, which
-   slots there are, and who uses one. Never held over a client call: the daemon may be
-   waiting for a callback that wants it.
-3. a vCPU's guest_mode: held while it walks and copies. Whoever has it takes no other
-   lock (but the cipher's, which is held for nothing else), and asks nobody.
+   slots there are, and how many users each has. Never held across a client call: the
+   daemon may be waiting for a callback that takes it.
+3. a vCPU's guest_mode: held while it walks and copies. Its holder takes no other lock
+   (but the cipher's, which is held for nothing else), and never calls the client.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from inaccfs.kvm.pagetable import ByLevel
     from inaccfs.kvm.sync import Lock, Sync
 
-# Only so that a fault asks the daemon again whether it is still there.
+# After this long a waiting fault retries, and so finds out if the daemon has died.
 _PATIENCE: Final = 1.0
 
 
 class Mmu:
-    """Methods that begin with an underscore or end in _locked want mmu_lock held."""
+    """Methods that begin with an underscore or end in _locked need mmu_lock held."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Mmu:
         sync: Sync = THREADS,
     ) -> None:
         self.lock: Final = sync.lock("mmu_lock")
-        # An invalidation has ended, or a slot is used no more.
+        # Notified when an invalidation ends, or a slot loses its last user.
         self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(default_private=default_private)
         self.counters: Final = Counters()
-        # The locks of the vCPUs that are in the guest; see `flush`.
+        # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
         # Replaced as a whole, under mmu_lock; read without it.
         self.slots = MemorySlots()
@@ -77,7 +77,7 @@ class Mmu:
                 self.leave(slot)
 
     def leave(self, slot: MemorySlot) -> None:
-        """One user less: whoever has added one to `MemorySlot.users` calls it."""
+        """Subtract one from `MemorySlot.users`, to which the caller had added one."""
         with self.lock:
             slot.users -= 1
             if not slot.users:
@@ -86,9 +86,9 @@ class Mmu:
     # --- zapping ----------------------------------------------------------------------
 
     def zap(self, start: int, end: int) -> None:
-        """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is under way.
+        """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is in progress.
 
-        Faults that have looked something up before cannot install it any more.
+        A fault that looked its frame up before this cannot install it any more.
         """
         with self.lock:
             self.invalidation.begin(start, end)
@@ -102,12 +102,12 @@ class Mmu:
             self.zap_locked(start, end)
 
     def end(self) -> None:
-        """What the last unended `begin` has announced is over."""
+        """End one invalidation."""
         with self.lock:
             self.end_locked()
 
     def zap_locked(self, start: int, end: int) -> None:
-        """Unmap, and wait for those who may still be using it. With mmu_lock."""
+        """Unmap, and wait for vCPUs that may still use a mapping. With mmu_lock."""
         counters = self.counters
         zapped = self.table.zap(start, end)
         counters.zaps += 1
@@ -121,27 +121,28 @@ class Mmu:
         self.changed.notify_all()
 
     def flush(self) -> None:
-        """kvm_flush_remote_tlbs(): no vCPU uses what has been zapped any more.
+        """kvm_flush_remote_tlbs(): afterwards no vCPU uses a zapped mapping.
 
-        A vCPU has no TLB; it walks the table anew at each access. So it is enough that
-        each has been out of guest mode once since. With mmu_lock, or without.
+        A vCPU has no TLB; it walks the table anew at each access. So it is enough to
+        wait until each has left guest mode once. With or without mmu_lock.
         """
         for mode in self.guest_modes:
             with mode:
                 pass
 
     def convert(self, start: int, end: int, *, private: bool) -> None:
-        """Change attributes, and unmap what they are about. Patch 5/8.
+        """Change the attributes of gfns, and unmap these. Patch 5/8.
 
-        v8 stores first and zaps then, without begin and end: a fault that looked before
-        would install what is private no more. As in mainline the whole is bracketed.
+        v8 stores and then zaps, without begin and end: a fault that read the attributes
+        before would install a page that is no longer private. Here, as in mainline,
+        begin and end bracket both.
         """
         with self.lock:
             self.invalidation.begin(start, end)
             if self.attributes.set(start, end, private=private):
                 self.counters.conversions += 1
                 self.zap_locked(start, end)
-                # Also if there was nothing to zap: shared memory has no entries.
+                # Even if there was nothing to zap: shared memory has no entries.
                 self.flush()
             self.end_locked()
 
@@ -150,7 +151,7 @@ class Mmu:
     def wait(self, start: int, end: int) -> None:
         """Wait while an invalidation may concern these gfns. (KVM just faults again.)
 
-        Not for ever: the end never comes of what a daemon has begun that has died.
+        The wait has a limit: a daemon that dies never ends what it has begun.
         """
         with self.lock:
             self.changed.wait_for(
@@ -158,13 +159,13 @@ class Mmu:
             )
 
     def level_locked(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> int:
-        """How large a mapping of *gfn* can be. With mmu_lock.
+        """The largest level at which *gfn* can be mapped. With mmu_lock.
 
-        That makes it safe against conversions of the gfns around, which no retry of
-        this fault would notice: the attributes change under the same lock. The same
-        goes for invalidations in progress. A fault asks `retry` for its own gfn, as
-        posted; if its huge page reached into a range that is being punched, it would
-        still be mapped there when the punch is over.
+        Attributes change under mmu_lock, so neighbouring gfns cannot be converted
+        meanwhile, which this fault's retry would not notice. Invalidations in progress
+        are excluded, too: a fault calls `retry` for its own gfn only, as posted, so a
+        huge page that reached into a range being punched would stay mapped there
+        after the punch.
         """
         level = level_of_order(order)
         while level > PG_LEVEL_4K:
@@ -182,7 +183,7 @@ class Mmu:
     def install_locked(
         self, slot: MemorySlot, gfn: int, pfn: int, pages: int, order: int
     ) -> None:
-        """Map what a fault has found: contiguous frames, of folios of one order.
+        """Map the frames of a fault: contiguous ones, of folios of one order.
 
         With mmu_lock, after `Invalidation.retry`.
         """
@@ -203,7 +204,7 @@ class Mmu:
             gfn, pfn = stop, pfn + stop - gfn
 
     def _map_one(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> None:
-        """Map *gfn*, by a page as large as can be."""
+        """Map *gfn*, by the largest page that is possible."""
         old = self.table.walk(gfn)
         level = self.level_locked(slot, gfn, pfn, order)
         if old is not None and old.pfn == pfn and old.level >= level:
@@ -222,13 +223,13 @@ class Mmu:
     def _map_pages(self, gfn: int, pfn: int, count: int) -> None:
         before = self.table.map_pages(gfn, pfn, count)
         if before:
-            # They may have been of stale frames.
+            # They may have mapped stale frames.
             self.flush()
         self.counters.spurious += before
         self.counters.installed[0] += count - before
 
     def _drop(self, start: int, end: int) -> None:
-        """Make room for another mapping: a smaller one, or one to a stale frame."""
+        """Unmap smaller or stale mappings, to make room for another one."""
         dropped = self.table.zap(start, end)
         if any(dropped):
             add(self.counters.zapped, dropped)
@@ -237,7 +238,7 @@ class Mmu:
     # --- looking ----------------------------------------------------------------------
 
     def snapshot(self) -> tuple[Counters, ByLevel, int]:
-        """What is counted, what is mapped, and how much is in progress."""
+        """The counters, the mappings, and the number of invalidations in progress."""
         with self.lock:
             return (
                 deepcopy(self.counters),
@@ -247,5 +248,5 @@ class Mmu:
 
 
 def level_order(level: int) -> int:
-    """The order of a folio that just fits a mapping of *level*."""
+    """The order of a folio that is as large as a mapping of *level*."""
     return pages_of_level(level).bit_length() - 1

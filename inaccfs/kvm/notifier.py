@@ -1,7 +1,7 @@
-"""What a slot does when the shim tells that pages go. Patch 8/8.
+"""A slot's notifier: it unmaps the pages that the shim invalidates. Patch 8/8.
 
-One notifier a slot. Its callbacks run in a thread of the client; when one returns, the
-daemon goes on.
+Each slot has one notifier. Its callbacks run in a thread of the client; the daemon
+continues when a callback returns.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class SlotNotifier:
         self._mmu: Final = mmu
         self._in_bytes: Final = semantics.unit == "bytes"
         self._hook: Final = hook
-        # How many INVALIDATE_STARTs have come without their ends. Changed by callbacks,
-        # of which the client runs one at a time, and read when none runs any more.
+        # The INVALIDATE_STARTs minus the INVALIDATE_ENDs so far. Only callbacks change
+        # it, and the client runs one at a time; `close` reads it after the last one.
         self._begun = 0
         self._notifier: Final[ShimNotifier] = self._register(backing, semantics)
 
@@ -45,11 +45,11 @@ class SlotNotifier:
         if semantics.scope == "range":
             start, end = self._slot.file_pages(backing.shift)
             register = partial(backing.file.bind, start, end)
-        # What was posted later has a callback for poisoned pages, too.
+        # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
         if "INVALIDATE_START" not in semantics.events:
             return register(self._invalidate, error=error)
-        # And what comes once: a punch may be told so where only poison is bracketed.
+        # INVALIDATE, too: a punch may send it where only poison sends start and end.
         return register(
             self._invalidate,
             invalidate_start=self._start,
@@ -63,7 +63,7 @@ class SlotNotifier:
         return not self._notifier.registered
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:
-        """What the shim's numbers mean to the slot."""
+        """The gfns of an event's range; None if it does not concern the slot."""
         if self._in_bytes:
             start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
         else:
@@ -71,13 +71,13 @@ class SlotNotifier:
         return self._slot.gfns(start, end)
 
     def _invalidate(self, start: int, end: int) -> None:
-        """The one callback of v8: the pages have gone already."""
+        """The one callback of v8: the pages are removed already."""
         if (gfns := self._gfns(start, end)) is None:
             return
         try:
             self._hook("invalidate:begin", *gfns)
         finally:
-            # Whatever a hook does: when this returns, the daemon counts on it.
+            # Even if a hook raises: once this returns, the daemon relies on the zap.
             self._count()
             self._mmu.zap(*gfns)
         self._hook("invalidate:end", *gfns)
@@ -105,15 +105,15 @@ class SlotNotifier:
             self._mmu.counters.invalidations += 1
 
     def close(self) -> None:
-        """Unregister. What has begun and will not be told to have ended ends here.
+        """Unregister, and end the invalidations whose INVALIDATE_END will not come.
 
         Raises:
-            BaseException: what a callback, so a hook, has raised.
+            BaseException: what a callback raised, because a hook did.
         """
         try:
             self._notifier.unregister()
         finally:
-            # v9 and v10 also have ends without a begin: then there are fewer than none.
+            # v9 and v10 also send ends without a start, so this can be below 0.
             while self._begun > 0:
                 self._begun -= 1
                 self._mmu.end()

@@ -1,16 +1,16 @@
-"""What a guest may read: remembers who wrote what and when, and tells what is stale.
+"""What a guest may read: records all writes and clears, and finds stale reads.
 
-Each page is a register. A write puts a stamp there that nobody else writes; a punch
-puts 0 there, and so does a conversion. Operations overlap in time, so each has a
-beginning and an end on a clock that only counts. A value that was read is stale if a
-change surely came after the one that made it and surely before the read:
+Each page is a register. A write stores a unique stamp; a punch or a conversion stores
+0. Operations overlap in time, so each has a beginning and an end on a logical clock. A
+value that was read is stale if another change certainly came after the change that
+stored it, and certainly before the read:
 
-    change that made it     |-----|
+    change that stored it   |-----|
     another change                   |----|
     the read                                 |---|
 
-and is anybody's guess while any two of them overlap. No linearization is searched
-for, so not every error is found, and what is found is one.
+While any two of these overlap, the value may be right. The oracle does not search for
+a linearization, so it misses some errors, but whatever it reports is an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 STAMP_BYTES: Final = 8
 
-# The low bits of a stamp count, those above name the cell: what is read where another
-# cell's stamp belongs tells whose it is.
+# The low bits of a stamp are a count, those above the cell's number: so a stamp that is
+# read from the wrong cell names the cell that it belongs to.
 _COUNT_BITS: Final = 40
 
-# A cell with fewer changes than that is not tidied up.
+# A cell with fewer changes than this is not tidied up.
 _TIDY_AT: Final = 8
 
 
@@ -40,9 +40,9 @@ class Change:
 
     def __init__(self, begin: int, end: int | None, stamp: int) -> None:
         self.begin = begin
-        # None while it is under way.
+        # None while it is in progress.
         self.end = end
-        # What it leaves in the cells; 0 for memory that was taken away.
+        # The value that it leaves in the cells; 0 for memory that was taken away.
         self.stamp = stamp
 
 
@@ -50,14 +50,14 @@ _ORIGIN: Final = Change(0, 0, 0)
 
 
 class Cell:
-    """A page that is written and read by its stamp. At first it is 0."""
+    """A page, whose contents is the stamp written last. At first it is 0."""
 
     __slots__ = ("changes", "group", "index", "number")
 
     def __init__(self, group: str, index: int, number: int) -> None:
         self.group = group
         self.index = index
-        # Unique; a part of its stamps.
+        # Unique; its stamps contain it.
         self.number = number
         # In the order of their beginnings. Guarded by the oracle's lock.
         self.changes = [_ORIGIN]
@@ -67,16 +67,16 @@ class Cell:
 
 
 class Verdict(NamedTuple):
-    """What is to be said of a value that was read."""
+    """The judgement on a value that was read."""
 
-    # Why it cannot have been there; None if it can.
+    # Why the value is wrong; None if it may be right.
     wrong: str | None
-    # The changes that can have made it, if all of them overlapped with the read.
+    # The changes that may have stored it, if none of them ended before the read began.
     early: tuple[Change, ...] = ()
 
 
 class Oracle:
-    """Knows the history of all cells. Threads share it."""
+    """The history of all cells. Threads share it."""
 
     def __init__(self) -> None:
         # Guards the rest, and the changes of all cells.
@@ -86,11 +86,11 @@ class Oracle:
         self._groups: Final[list[tuple[int, str]]] = []
         self._numbers = 1
         self._stamps: Final = itertools.count(1)
-        # When the reads began that are under way.
+        # When each read in progress began.
         self._reads: Final[set[int]] = set()
 
     def cells(self, group: str, count: int) -> list[Cell]:
-        """New cells; *group* and an index is what they are called."""
+        """Make new cells; each is named by *group* and its index."""
         with self._lock:
             first, self._numbers = self._numbers, self._numbers + count
             self._groups.append((first, group))
@@ -110,7 +110,7 @@ class Oracle:
     # --- changes ----------------------------------------------------------------------
 
     def begin_write(self, cell: Cell) -> Change:
-        """A cell is about to get the stamp that the change has."""
+        """A write begins; the stamp to store in *cell* is the change's."""
         with self._lock:
             stamp = cell.number << _COUNT_BITS | next(self._stamps)
             change = Change(self._tick(), None, stamp)
@@ -118,7 +118,7 @@ class Oracle:
         return change
 
     def begin_clear(self, cells: Iterable[Cell]) -> Change:
-        """Memory is about to be taken away."""
+        """Taking memory away begins."""
         with self._lock:
             change = Change(self._tick(), None, 0)
             for cell in cells:
@@ -126,7 +126,7 @@ class Oracle:
         return change
 
     def end(self, change: Change, cells: Sequence[Cell]) -> None:
-        """It has been done."""
+        """The change is complete."""
         with self._lock:
             change.end = self._tick()
             oldest = min(self._reads, default=self._now)
@@ -135,7 +135,7 @@ class Oracle:
                     _tidy(cell, oldest)
 
     def undo(self, change: Change, cells: Iterable[Cell]) -> None:
-        """It has not been done, not even in part."""
+        """The change was not made, not even in part."""
         with self._lock:
             for cell in cells:
                 cell.changes.remove(change)
@@ -143,19 +143,19 @@ class Oracle:
     # --- reads ------------------------------------------------------------------------
 
     def begin_read(self) -> int:
-        """A read begins; give what this returns to `end_read` or `drop_read`."""
+        """A read begins; pass the result to `end_read` or `drop_read`."""
         with self._lock:
             begin = self._tick()
             self._reads.add(begin)
         return begin
 
     def drop_read(self, begin: int) -> None:
-        """Nothing has been read."""
+        """The read failed."""
         with self._lock:
             self._reads.discard(begin)
 
     def end_read(self, begin: int, cell: Cell, value: int) -> Verdict:
-        """Judge a read that began then and has found *value*."""
+        """Judge a read of *value* that began at *begin*."""
         with self._lock:
             self._reads.discard(begin)
             verdict = _judge(cell.changes, begin, value)
@@ -172,7 +172,7 @@ def _judge(changes: list[Change], begin: int, value: int) -> Verdict:
     if not makers:
         return Verdict("was never written there, or is long overwritten")
     over = [each for each in changes if each.end is not None and each.end < begin]
-    # The last to have begun of those that were over when the read began.
+    # Of the changes that had ended when the read began, the last to have begun.
     last = max(over, key=lambda each: each.begin, default=changes[0])
     possible = [each for each in makers if each.end is None or each.end >= last.begin]
     if not possible:
@@ -183,7 +183,7 @@ def _judge(changes: list[Change], begin: int, value: int) -> Verdict:
 
 
 def _tidy(cell: Cell, oldest: int) -> None:
-    """Forget what no read can find that began at *oldest* or later."""
+    """Forget changes whose values no read that began at *oldest* or later can find."""
     over = [c.begin for c in cell.changes if c.end is not None and c.end < oldest]
     bound = max(over, default=0)
     cell.changes = [c for c in cell.changes if c.end is None or c.end >= bound]

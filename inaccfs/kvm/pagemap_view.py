@@ -38,7 +38,7 @@ MEANINGS: Final = {
     SEVERAL: "several of these",
 }
 
-# See console_codes(4): what is private and mapped green, what is shared yellow.
+# See console_codes(4): private and mapped pages are green, shared ones yellow.
 _COLOURS: Final = {
     **dict.fromkeys("mMG", "32"),
     ALLOCATED: "36",
@@ -54,10 +54,10 @@ _ROWS: Final = 16
 
 
 def states(vm: VM, gfn: int, pages: int) -> str:
-    """What each of *pages* from *gfn* on is: one character of `MEANINGS` for each.
+    """The state of each of *pages* from *gfn* on: one character of `MEANINGS` each.
 
-    What is allocated and not mapped looks like a hole where the mount refuses
-    get-memory.
+    Where the mount refuses get-memory, allocated pages that are not mapped look like
+    holes.
     """
     found = [NO_SLOT] * pages
     for slot in vm.slots:
@@ -96,10 +96,10 @@ def _allocated(slot: MemorySlot, start: int, end: int) -> list[bool]:
 
 
 def render(found: str, gfn: int = 0, *, colour: bool = False) -> str:
-    """Lay out what `states` has found from *gfn* on: gpa, then 64 characters a row.
+    """Lay out the result of `states` from *gfn* on: gpa, then 64 characters a row.
 
-    What does not fit in 16 rows is shown by 8, 64, 512 pages a character. A row that
-    is as those before it is only counted.
+    If that takes more than 16 rows, a character stands for 8, 64 or 512 pages. A row
+    that equals the one before it is only counted.
     """
     scale = 1
     while len(found) > scale * _ROW * _ROWS:
@@ -138,7 +138,7 @@ def _coloured(text: str) -> str:
 
 
 def legend(found: str, *, colour: bool = False) -> str:
-    """What the characters in *found* mean, and of how many pages each is."""
+    """The meaning of the characters in *found*, and how many pages have each."""
     return "   ".join(
         f"{_coloured(kind) if colour else kind} {meaning} ({found.count(kind)})"
         for kind, meaning in MEANINGS.items()

@@ -1,12 +1,11 @@
 """The secondary MMU's page table: from gfn to frame, in three levels.
 
-A dict by GiB, in it dicts by 2 MiB, in them arrays of 512 entries: like the tables of
-the hardware, so that to zap a range drops whole tables and copies runs. An entry is
-as in hardware, the frame's address and a present bit.
+A dict by GiB holds dicts by 2 MiB, and these hold arrays of 512 entries, like the
+tables of the hardware: so zapping a range drops whole tables and copies runs. An entry
+is the frame's address and a present bit, as in hardware.
 
-mmu_lock is held by whoever changes it. `walk` needs no lock: each of its steps is
-atomic, and what it may see of a table that has just been dropped is what `Mmu.flush`
-waits for.
+Changes need mmu_lock. `walk` needs no lock: each of its steps is atomic, and if it
+walks a table that has just been dropped, `Mmu.flush` waits for the access to end.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _Directory: TypeAlias = "dict[int, int | _Table]"
 
 
 class ByLevel(NamedTuple):
-    """How many mappings of each size."""
+    """The number of mappings of each size."""
 
     pages_4k: int = 0
     pages_2m: int = 0
@@ -52,7 +51,7 @@ class Run(NamedTuple):
 
     gfn: int
     pfn: int
-    # Of 4 KiB, whatever the level.
+    # Counted in 4 KiB, whatever the level.
     pages: int
     level: int
 
@@ -67,14 +66,14 @@ def _entries(pfn: int, count: int) -> _Table:
 
 
 class PageTable:
-    """What is mapped. gfns and pfns are numbers of 4 KiB pages, ends are exclusive."""
+    """The mappings. gfns and pfns count 4 KiB pages; ends are exclusive."""
 
     def __init__(self) -> None:
         # By gfn >> 18; an int is a mapping of 1 GiB.
         self._top: Final[dict[int, int | _Directory]] = {}
 
     def walk(self, gfn: int) -> Spte | None:
-        """What *gfn* is mapped to."""
+        """The mapping of *gfn*, or None."""
         top = self._top.get(gfn >> 2 * TABLE_SHIFT)
         if top is None:
             return None
@@ -96,9 +95,9 @@ class PageTable:
             self._directory(gfn)[gfn >> TABLE_SHIFT] = _entry(pfn)
 
     def map_pages(self, gfn: int, pfn: int, count: int) -> int:
-        """Map 4 KiB pages; return how many had been mapped, by huge mappings or so.
+        """Map 4 KiB pages; return how many of them were mapped already, at any level.
 
-        Where a huge mapping is, it stays.
+        Existing huge mappings stay.
         """
         before = 0
         while count:
@@ -126,7 +125,7 @@ class PageTable:
         return made
 
     def _table(self, gfn: int) -> _Table | None:
-        """The table that has *gfn*, maybe a new one; None in a huge mapping."""
+        """The table of *gfn*, made if needed; None if a huge mapping has *gfn*."""
         if isinstance(self._top.get(gfn >> 2 * TABLE_SHIFT), int):
             return None
         directory = self._directory(gfn)
@@ -138,7 +137,7 @@ class PageTable:
     # --- zapping ----------------------------------------------------------------------
 
     def zap(self, start: int, end: int) -> ByLevel:
-        """Unmap the gfns from *start* to *end*; a huge mapping goes as a whole."""
+        """Unmap the gfns from *start* to *end*, and huge mappings of any as a whole."""
         small = middle = large = 0
         for key in _keys(self._top, start, end, 2 * TABLE_SHIFT):
             top = self._top[key]
@@ -155,7 +154,7 @@ class PageTable:
     # --- looking ----------------------------------------------------------------------
 
     def count(self) -> ByLevel:
-        """How many mappings there are."""
+        """The number of mappings."""
         counts = [0, 0, 0]
         for top in self._top.values():
             if isinstance(top, int):
@@ -169,7 +168,7 @@ class PageTable:
         return ByLevel(*counts)
 
     def copy(self) -> PageTable:
-        """The same for whoever wants to take his time."""
+        """A copy, to be read without mmu_lock."""
         made = PageTable()
         for key, top in self._top.items():
             made._top[key] = (
@@ -183,13 +182,13 @@ class PageTable:
         return made
 
     def runs(self) -> list[Run]:
-        """What is mapped, in the order of gfns and in as few runs as can be."""
+        """All mappings in the order of gfns, in as few runs as possible."""
         return _merged(self._leaves())
 
     def walked(self, start: int, end: int) -> list[Run]:
-        """The same of the gfns from *start* to *end*: cheap where they are few.
+        """As `runs`, for the gfns from *start* to *end* only: cheap if they are few.
 
-        A huge mapping of one of them is there as a whole. Needs no lock.
+        A huge mapping of any of them is returned as a whole. Needs no lock.
         """
         return _merged(self._walk_all(start, end))
 
@@ -236,7 +235,7 @@ def _merged(leaves: Iterable[Run]) -> list[Run]:
 
 
 def _keys(entries: Mapping[int, object], start: int, end: int, shift: int) -> list[int]:
-    """The keys of what overlaps the gfns from *start* to *end*."""
+    """The keys of the entries that overlap the gfns from *start* to *end*."""
     first, last = start >> shift, (end - 1) >> shift
     if last - first < len(entries):
         return [key for key in range(first, last + 1) if key in entries]
@@ -264,7 +263,7 @@ def _zap_directory(directory: _Directory, start: int, end: int) -> tuple[int, in
 
 def _runs_of_table(gfn: int, table: _Table) -> Iterator[Run]:
     index = 0
-    # The commonest of all, and a hundred times faster.
+    # The most common case, and a hundred times faster.
     if table[0] and table == _entries(table[0] >> PAGE_SHIFT, _ENTRIES):
         yield Run(gfn, table[0] >> PAGE_SHIFT, _ENTRIES, PG_LEVEL_4K)
         return

@@ -1,7 +1,7 @@
-"""What the simulated KVM asks of a client of the shim, and no more.
+"""Protocols: the part of a client of the shim that the simulated KVM uses.
 
-`inaccfs.client.Client` has it all. Offsets and counts are pages of the file's page
-size; a pfn is the number of a frame of 4 KiB.
+`inaccfs.client.Client` implements all of it. Offsets and counts are pages of the file's
+page size; a pfn is the number of a frame of 4 KiB.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ShimFrame(Protocol):
-    """Where a page is."""
+    """The frame of a page."""
 
     @property
     def pfn(self) -> int: ...
@@ -35,7 +35,7 @@ class ShimExtent(ShimFrame, Protocol):
 
 
 class ShimPin(ShimExtent, Protocol):
-    """Pages of the file *ino* that have been fetched, and not been punched since."""
+    """Pages of the file *ino* that were fetched, and not punched since."""
 
     @property
     def ino(self) -> int: ...
@@ -75,7 +75,7 @@ class ShimNotifier(Protocol):
 
 
 class ShimCallbacks(TypedDict, total=False):
-    """Those that a KVM gives besides the one for INVALIDATE."""
+    """The callbacks of a KVM besides the one for INVALIDATE."""
 
     invalidate_start: Callback | None
     invalidate_end: Callback | None

@@ -1,4 +1,4 @@
-"""What a VM has counted."""
+"""The statistics of a VM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Counters:
-    """Guarded by mmu_lock."""
+    """The counters, guarded by mmu_lock."""
 
     faults: int = 0
     retries: int = 0
@@ -34,17 +34,17 @@ def add(counts: list[int], more: ByLevel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A VM at one moment; all but the last three count since it was made."""
+    """A VM at one moment. All but the last three count since the VM was made."""
 
-    # Private faults that were begun, each retry of one as one more.
+    # Private faults that began; each retry counts as one more.
     faults: int
-    # Faults and pre-faults that were dropped: an invalidation had come between.
+    # Faults and pre-faults that were dropped because an invalidation raced with them.
     retries: int
-    # Faults that found their gfn mapped already, by another vCPU.
+    # Faults whose gfn another vCPU had mapped meanwhile.
     spurious: int
     # MemoryFaultExits.
     exits: int
-    # Callbacks of the shim that concerned a slot.
+    # Callbacks of the shim whose range concerned a slot.
     invalidations: int
     # Ranges that were zapped, for whatever reason.
     zaps: int
@@ -52,13 +52,13 @@ class Stats:
     conversions: int
     # Pages of 4 KiB that pre_fault_memory() has mapped.
     prefaulted: int
-    # Mappings made and taken away, pre-faulted ones too.
+    # Mappings that were installed and zapped, pre-faulted ones too.
     installed: ByLevel
     zapped: ByLevel
-    # Mappings of now.
+    # Mappings at this moment.
     mapped: ByLevel
-    # Invalidations of now.
+    # Invalidations in progress at this moment.
     in_progress: int
-    # Pages of 4 KiB that are there twice, in a slot's file and in its shared memory.
-    # None where the mount refuses get-memory, or its daemon has gone.
+    # Pages of 4 KiB that both a slot's file and its shared memory have. None if the
+    # mount refuses get-memory, or its daemon has gone.
     double_allocated: int | None

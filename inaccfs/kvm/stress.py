@@ -1,7 +1,7 @@
-"""`inaccfs kvm stress`: vCPUs and punchers at random, and afterwards every invariant.
+"""`inaccfs kvm stress`: random accesses and punches, then a check of all invariants.
 
-The work is done in rounds. At the end of each all threads stand still, and what has to
-hold then is checked: an error that the next punch would cover up is seen.
+The work is done in rounds. After each round all threads have stopped and the invariants
+are checked, before the next punch can hide a violation.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 _ROUND_SECONDS: Final = 0.2
 _PROGRESS_SECONDS: Final = 0.1
 
-# How long a thread may take to see that it is to stop: more than any punch takes.
+# How long a thread may take to stop: more than any punch takes.
 _STOP_SECONDS: Final = 30.0
 
-# How long a file that was closed may be seen.
+# How long the daemon may still list a file after its last close.
 _GONE_SECONDS: Final = 2.0
 
-# Of one kind; there may be thousands.
+# How many violations of one kind are shown; there may be thousands.
 _SHOWN: Final = 5
 
 
@@ -48,34 +48,34 @@ class Plan:
     seconds: float = 10.0
     vcpus: int = 4
     punchers: int = 2
-    # Decides what each thread does; what they meet is up to the scheduler.
+    # Determines what each thread does; how they interleave is up to the scheduler.
     seed: int = 0
 
 
 @dataclass(slots=True)
 class Report:
-    """What was done, and what was wrong."""
+    """What was done, and which invariants were violated."""
 
     plan: Plan
-    # The rules of the mount: its semantics, and when these invalidate.
+    # The name of the mount's semantics, and their rule `order`.
     semantics: str
     order: str
     seconds: float = 0.0
     rounds: int = 0
-    # Whether it has ended early, because it was told to.
+    # Whether it was interrupted.
     interrupted: bool = False
     # "accesses", "exits", "stale"; "punches", "conversions", "allocations", ...
     counts: Counter[str] = field(default_factory=Counter)
     stats: Stats | None = None
-    # Each an error of the shim or of KVM; none are to be.
+    # Each is an error of the shim or of KVM; there should be none.
     violations: list[str] = field(default_factory=list)
 
     @property
     def stale_uses(self) -> int:
-        """Reads of a page that had gone, by the frame that it had had.
+        """Reads of a removed page through a stale mapping of its former frame.
 
-        With invalidation after removal they are the semantics' own race; only those
-        are found that a puncher had foreseen, so there are more.
+        When invalidation comes after removal, this is a race of the semantics. Only
+        reads of pages that a puncher watches are counted, so there are more.
         """
         return self.counts["stale"]
 
@@ -90,10 +90,11 @@ def run(
     progress: Callable[[float, Counter[str]], object],
     interrupted: Callable[[], bool] = _never,
 ) -> Report:
-    """Do as *plan* says, on a new file of the mount behind *shim*.
+    """Do as *plan* says, on a new file of the mount of *shim*.
 
-    *progress* is called ten times a second, with the seconds that have gone and what
-    has been counted; *interrupted* as often, and all is checked early once it says yes.
+    *progress* is called ten times a second, with the seconds so far and the counts.
+    *interrupted* is called as often; once it returns True, the run ends early, with all
+    checks made.
 
     Raises:
         OSError: the file or the VM cannot be made; `ControlError`.
@@ -122,14 +123,14 @@ def run(
 
 
 class _Complaints(logging.Handler):
-    """Takes what the client can only log: refused puts, hooks that have raised."""
+    """Records what the client can only log: refused puts, and hooks that raised."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
         self._world: Final = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        """It is wrong, whatever it is."""
+        """Count any warning as a violation."""
         text = f"the client logged: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             text += f": {record.exc_info[1]!r}"
@@ -154,7 +155,7 @@ def _work(
     progress: Callable[[float, Counter[str]], object],
     interrupted: Callable[[], bool],
 ) -> bool:
-    """All rounds; return whether the threads have come to an end."""
+    """Run all rounds; return whether all threads have ended."""
     plan = report.plan
     actors: list[Actor] = [
         *(Guest(number, world, _dice(plan, 0, number)) for number in range(plan.vcpus)),
@@ -198,10 +199,10 @@ def _round(
     until: float,
     progress: Callable[[float, Counter[str]], object],
 ) -> list[str]:
-    """Let them work; return the names of those that cannot be stopped."""
+    """Run the actors once; return the names of those that did not stop."""
     world.stop.clear()
     threads = [
-        # Daemons, so that one that hangs does not keep the process.
+        # Daemon threads, so that one that hangs does not keep the process alive.
         threading.Thread(target=actor.run, name=actor.name, daemon=True)
         for actor in actors
     ]
@@ -224,7 +225,7 @@ def _round(
 
 
 def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
-    """What is wrong while all threads stand still."""
+    """Violations of the invariants, while no thread runs."""
     for stale in world.vm.stale_sptes():
         now = "has gone" if stale.now is None else f"is in frame {stale.now:#x}"
         yield (
@@ -259,7 +260,7 @@ def _notifiers(shim: Client, ino: int) -> int:
 def _finish(world: World, report: Report, shim: Client, ino: int) -> None:
     """Read all pages once more; then take the VM down."""
     try:
-        # What is wrong already would only be found once more.
+        # A violation that is known already would only be found again.
         if not world.violations:
             report.violations += _some(list(_sweep(world)))
             report.violations += _some(list(_check(world, shim, ino)))
@@ -272,7 +273,7 @@ def _close(world: World) -> None:
     try:
         world.vm.close()
     except Exception:
-        # Of a callback: that has been logged, and so is among what is wrong.
+        # Raised by a callback: it was logged, and so is among the violations.
         if not world.violations:
             raise
 
@@ -280,7 +281,7 @@ def _close(world: World) -> None:
 def _sweep(world: World) -> Iterator[str]:
     vcpu = world.vm.create_vcpu()
     for window in world.windows:
-        # At once, where each read would be a fault.
+        # Map all pages at once; otherwise each read would fault.
         size = window.pages << PAGE_SHIFT
         world.vm.pre_fault_memory(window.gpa(0), size)
         for index in range(window.pages):
@@ -297,8 +298,8 @@ def _sweep(world: World) -> Iterator[str]:
 
 
 def _left_behind(shim: Client, ino: int) -> list[str]:
-    """What there is of a VM that was closed, and of its file."""
-    # The kernel tells the daemon of the last close when it gets to it.
+    """What is left of a closed VM, and of its file."""
+    # The kernel sends RELEASE for the last close asynchronously.
     deadline = time.monotonic() + _GONE_SECONDS
     while (found := list(_left(shim, ino))) and time.monotonic() < deadline:
         time.sleep(_PROGRESS_SECONDS / 10)
@@ -317,6 +318,6 @@ def _left(shim: Client, ino: int) -> Iterator[str]:
 
 
 def _some(violations: list[str]) -> list[str]:
-    """The first of them, and how many more there are."""
+    """The first violations, and how many more there are."""
     rest = len(violations) - _SHOWN
     return violations[:_SHOWN] + ([f"... and {rest} more"] if rest > 0 else [])

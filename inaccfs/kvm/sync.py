@@ -1,8 +1,8 @@
-"""What the simulated KVM asks of its threads: locks, conditions, and to take steps.
+"""How the threads of the simulated KVM synchronize: locks, conditions and steps.
 
-The locks of a VM, its vCPUs, files and VMM are all made here, each by its name, and the
-steps of faults are taken here. So those who want to decide which thread goes next give
-a VM a `Sync` of their own.
+A `Sync` makes all locks of a VM and of its vCPUs, files and VMM, each with a name, and
+performs the steps of faults. So a caller that wants to schedule the threads itself
+gives the VM a `Sync` of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class Lock(Protocol):
-    """What is used of `threading.Lock`; one thread does not take it twice."""
+    """The methods of `threading.Lock` that are used. A thread never takes one twice."""
 
     def __enter__(self) -> bool: ...
     def __exit__(
@@ -31,7 +31,7 @@ class Lock(Protocol):
 
 
 class Condition(Protocol):
-    """What is used of `threading.Condition`, with its lock held."""
+    """The methods of `threading.Condition` that are used, with its lock held."""
 
     def wait_for(
         self, predicate: Callable[[], _T], timeout: float | None = None
@@ -40,7 +40,7 @@ class Condition(Protocol):
 
 
 class Step(Protocol):
-    """What takes a step of a generator, and returns what that is to be sent."""
+    """A step of a generator: performs it, and returns the value to send back."""
 
     def __call__(self) -> Any: ...  # noqa: ANN401 - each step has an answer of its own
 
@@ -49,16 +49,16 @@ class Sync(Protocol):
     """How the threads of a VM wait for each other."""
 
     def lock(self, name: str) -> Lock:
-        """A lock of a kind: "mmu_lock", "guest_mode" and so on."""
+        """A new lock; *name* says which kind: "mmu_lock", "guest_mode" and so on."""
 
     def condition(self, lock: Lock) -> Condition:
-        """A condition with that lock."""
+        """A new condition that uses *lock*."""
 
     def drive(self, steps: Generator[Step, Any, _T]) -> _T:
-        """Take all steps in this thread; return what the generator returns.
+        """Perform all steps in this thread; return what the generator returns.
 
-        A step is called, and the generator sent what that returns, or thrown what it
-        raises.
+        Each step is called. Its result is sent to the generator, or its exception
+        thrown into it.
         """
 
 

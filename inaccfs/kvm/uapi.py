@@ -34,7 +34,7 @@ PG_LEVEL_4K: Final = 1
 PG_LEVEL_2M: Final = 2
 PG_LEVEL_1G: Final = 3
 
-# log2 of how many entries a table has.
+# log2 of the number of entries in a table.
 TABLE_SHIFT: Final = 9
 
 
@@ -58,16 +58,16 @@ class Spte(NamedTuple):
 
 
 class VcpuExit(Exception):
-    """A vCPU cannot go on before its VMM has done something."""
+    """A vCPU cannot continue until its VMM has handled the exit."""
 
 
 class MemoryFaultExit(VcpuExit):
-    """KVM_EXIT_MEMORY_FAULT: what was accessed is not what the guest takes it for.
+    """KVM_EXIT_MEMORY_FAULT: the page is not private, or shared, as the access was.
 
     `flags` is KVM_MEMORY_EXIT_FLAG_PRIVATE for a private access, else 0. `gpa` and
-    `size` are bytes, of the page that was touched. `errno` is 0 where the VMM can
-    mend it by a conversion (KVM_RUN returns 0 in v8); else it is what get-pfn failed
-    with, as mainline tells it, and the cause is that exception.
+    `size` are the page that was touched, in bytes. `errno` is 0 where a conversion by
+    the VMM may help (KVM_RUN returns 0 in v8); else it is the errno of get-pfn, as in
+    mainline, and the cause is that exception.
     """
 
     def __init__(self, flags: int, gpa: int, size: int, errno: int = 0) -> None:
@@ -100,4 +100,4 @@ class MmioExit(VcpuExit):
 
 
 def no_hook(point: str, start: int, end: int) -> None:
-    """What is called at the named points unless a test wants to know."""
+    """The default hook: does nothing."""

@@ -56,12 +56,13 @@ class _Write:
 class Vcpu:
     """A vCPU. One thread uses it at a time.
 
-    Whether an access is private is the guest's own idea: the C-bit of its page table on
-    SEV-SNP, the shared bit of the gpa on TDX. It is an argument here. If the VMM's
-    idea, which `VM.set_memory_attributes` has set, is another one, the vCPU exits.
+    The guest decides whether an access is private: by the C-bit of its page table on
+    SEV-SNP, by the shared bit of the gpa on TDX. Here it is an argument. If that
+    differs from the attribute that the VMM has set by `VM.set_memory_attributes`, the
+    vCPU exits.
 
-    An access of more than a page is done piece by piece. One that exits may have been
-    done in part, and is to be repeated as a whole.
+    An access of more than a page is made piece by piece. If it exits, part of it may
+    have been made; repeat it as a whole.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Vcpu:
             gpa = step(gpa, end, transfer)
 
     def _private(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
-        """Do as much as one mapping allows; return where to go on."""
+        """Transfer as much as one mapping has; return the gpa to continue at."""
         gfn = gpa >> PAGE_SHIFT
         while True:
             with self.guest_mode:
@@ -118,7 +119,7 @@ class Vcpu:
     def _through_spte(
         self, gfn: int, gpa: int, end: int, transfer: _Read | _Write
     ) -> int:
-        """As `_private`, in guest mode; 0 is a fault."""
+        """As `_private`, in guest mode; 0 means a fault."""
         spte = self._mmu.table.walk(gfn)
         if self.hook is not no_hook:
             self.hook("looks_up", gfn, gfn + 1)
@@ -127,24 +128,24 @@ class Vcpu:
             return 0
         window = slot.backing.window
         position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
-        # A folio may reach out of the file, and there it has no memory to be accessed.
+        # A folio may extend past the file's end, where there is no memory to access.
         if window is None or position >= len(window):
             return 0
-        behind = (gfn | pages_of_level(spte.level) - 1) + 1
+        folio_end = (gfn | pages_of_level(spte.level) - 1) + 1
         stop = min(
-            *(end, min(behind, slot.end_gfn) << PAGE_SHIFT),
+            *(end, min(folio_end, slot.end_gfn) << PAGE_SHIFT),
             gpa + len(window) - position,
         )
         if self.hook is not no_hook:
-            self.hook("access", gfn, behind)
+            self.hook("access", gfn, folio_end)
         transfer.private(Place(window, position, gpa, spte.pfn), stop - gpa)
         return stop
 
     def _shared(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
-        """As `_private`. The attributes are looked at by each access.
+        """As `_private`, but each access checks the attributes.
 
-        There are no entries for shared pages: they would be of this process's own
-        page table, which it has not.
+        Shared pages are never mapped: KVM maps them from the VMM's page table, which
+        this model does not have.
         """
         gfn = gpa >> PAGE_SHIFT
         with self.guest_mode:

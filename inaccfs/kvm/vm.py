@@ -1,4 +1,4 @@
-"""A VM: slots, attributes, vCPUs, and what can be asked of it."""
+"""A VM: its slots, attributes and vCPUs, and its state for observers."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ if TYPE_CHECKING:
 class VM:
     """A virtual machine whose private memory comes from the shim.
 
-    Use it as a context manager, or close it, before the client that it was given.
-    Threads may share it; each vCPU is for one thread at a time.
+    Use it as a context manager, or close it, before its client is closed. Threads may
+    share it; each vCPU is for one thread at a time.
 
     *encryption* keeps private memory encrypted with a key of this VM (needs the package
-    cryptography). *default_private* tells what nobody has converted yet: private, as in
-    v8, or shared, as since v10. *invalidation* is another retry protocol than KVM's, to
-    see what it is good for. *memory* is what vCPUs copy from and to in place of the
-    file's own; *sync* makes the locks. *hooks* is called as
+    cryptography). *default_private* is the attribute of gfns that nobody has converted:
+    private, as in v8, or shared, as since v10. *invalidation* replaces KVM's retry
+    protocol, to show what happens without it. *memory* replaces plain access to the
+    file's memory; *sync* makes the locks. *hooks* is called as
     `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
-    - `invalidate:end`: it has been zapped, and the daemon will be told next;
-    - `fault:begin`: seq is taken, get-pfn comes next;
-    - `fault:before_install`: the frame is known, mmu_lock comes next;
+    - `invalidate:end`: the range is zapped; the reply to the daemon comes next;
+    - `fault:begin`: seq is read; get-pfn comes next;
+    - `fault:before_install`: the frame is known; mmu_lock comes next;
     - `looks_up`: a vCPU is in guest mode, and for a private access has walked the page
-      table; the slots come next, which it reads without a lock;
-    - `access`: a vCPU is in guest mode, and will copy next.
+      table; it reads the slots next, without a lock;
+    - `access`: a vCPU is in guest mode, and copies next.
 
-    Whoever zaps waits for a vCPU in guest mode, so these two must not wait for anybody.
-    No lock is held at the others, and they may block. But whoever deletes a slot waits
-    for those of its faults and its notifier, with slots_lock in hand.
+    Zapping waits for vCPUs in guest mode, so hooks must not block at the last two
+    points. At the others no lock is held, and they may block. But deleting a slot
+    waits, with slots_lock held, for the faults on the slot and for its notifier.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class VM:
         """Asks the daemon for its semantics.
 
         Raises:
-            TypeError: *encryption* is of the file's memory, and *memory* another.
-            EncryptionUnavailableError: the package cryptography is not there.
+            TypeError: both *encryption* and *memory* are given.
+            EncryptionUnavailableError: the package cryptography is not installed.
             ControlError: the daemon has gone.
         """
         self._shim: Final = shim
@@ -128,7 +128,7 @@ class VM:
         *guest_phys_addr*, *memory_size* and *private_offset* are bytes, of whole pages.
         *shared* is the shared half, any writable buffer of that size (the ioctl's
         userspace_addr); it is exported until the slot goes. *private_fd* stays the
-        caller's. Several slots may have one file, also the same pages of it.
+        caller's. Several slots may use one file, and even the same pages of it.
 
         Patches 2/8 and 8/8; a slot cannot be changed, only deleted.
 
@@ -151,25 +151,25 @@ class VM:
     def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
         """KVM_MEMORY_ENCRYPT_REG_REGION, or UNREG_REGION for shared. Patch 5/8.
 
-        When it returns no access is under way that took the pages for what they were.
+        When it returns, no access by the former attributes is in progress any more.
         *gpa* and *size* are bytes. There need not be a slot.
 
         Raises:
-            OSError: EINVAL for no bytes, what is not aligned, or wraps around.
+            OSError: EINVAL if the range is empty, not aligned, or wraps around.
         """
         start, end = _gfns(gpa, size)
         with self._slots_lock:
             self._mmu.convert(start, end, private=private)
 
     def pre_fault_memory(self, gpa: int, size: int) -> None:
-        """KVM_PRE_FAULT_MEMORY: map what is private there, as if it had been touched.
+        """KVM_PRE_FAULT_MEMORY: map the private pages, as if they had been touched.
 
-        By extents: a whole GiB is one question to the daemon for each 256 MiB. Pages
-        that are shared are skipped. *gpa* and *size* are bytes.
+        It works by extents: one get-pfn for each 256 MiB. Shared pages are skipped.
+        *gpa* and *size* are bytes.
 
         Raises:
-            OSError: EINVAL as for attributes; ENOENT where there is no private memory,
-                with what is before it mapped; what get-pfn fails with.
+            OSError: EINVAL as for attributes; ENOENT where there is no private memory
+                (the pages before that are mapped); the error of get-pfn.
         """
         self._faults.pre_fault(*_gfns(gpa, size))
 
@@ -185,9 +185,9 @@ class VM:
         return vcpu
 
     def hold(self, slot: MemorySlot) -> AbstractContextManager[bool]:
-        """Keep a slot of `slots` from being freed in a with block.
+        """Keep a slot of `slots` from being freed during a with block.
 
-        It gives False if the slot has been deleted already. Whoever deletes it waits
+        It gives False if the slot has been deleted already. Deleting the slot waits
         for the end of the block, as for a fault.
         """
         return self._mmu.hold(slot)
@@ -201,7 +201,7 @@ class VM:
 
     @property
     def stats(self) -> Stats:
-        """What has been counted."""
+        """The counters, and the present state."""
         try:
             double = self.double_allocated()
         except OSError:
@@ -215,7 +215,7 @@ class VM:
         )
 
     def double_allocated(self) -> int:
-        """How many pages of 4 KiB are there both in a file and in a shared half.
+        """Count the 4 KiB pages that both a slot's file and its shared half have.
 
         Raises:
             OSError: EPERM where the mount refuses get-memory; `ControlError`.
@@ -224,7 +224,7 @@ class VM:
             return audit.double_allocated(self.slots)
 
     def is_private(self, gfn: int) -> bool:
-        """Whether the VMM holds *gfn* for private."""
+        """Whether *gfn* has the private attribute."""
         return self._mmu.attributes.is_private(gfn)
 
     def spte(self, gfn: int) -> Spte | None:
@@ -240,8 +240,8 @@ class VM:
     def runs(self, start: int = 0, end: int | None = None) -> list[Run]:
         """As `sptes`, but neighbours of one level in contiguous frames are one run.
 
-        With *end* only what the gfns from *start* to *end* are mapped by, which are
-        walked one by one: cheaper where they are few.
+        With *end* it walks only the gfns from *start* to *end*: cheaper if they are
+        few.
         """
         if end is not None:
             return self._mmu.table.walked(start, end)
@@ -250,20 +250,20 @@ class VM:
         return table.runs()
 
     def stale_sptes(self, start: int = 0, end: int | None = None) -> list[StaleSpte]:
-        """Mappings of frames that their pages do not have, or not any more.
+        """Mappings of frames that their pages do not have, or no longer have.
 
-        None are to be expected, save while a punch or an allocation waits for a
-        callback: in v8 the page has gone by then. Found by comparison with what the
-        daemon tells of fetched pages; of a huge mapping it knows only those pages that
-        have been asked for. *start* and *end* are as in `runs`.
+        There should be none, save while a punch or an allocation waits for a callback:
+        in v8 the page is gone by then. The mappings are compared with the daemon's list
+        of fetched pages; of a huge mapping that lists only the pages that a get-pfn
+        asked for. *start* and *end* are as in `runs`.
         """
         with self._slots_lock:
             stale = audit.stale_sptes(self._shim, self.slots, self.runs(start, end))
-        # What was punched and zapped between the two looks is mapped no more.
+        # Skip pages that were punched and zapped between the two queries.
         return [each for each in stale if self._maps(each)]
 
     def _maps(self, stale: StaleSpte) -> bool:
-        """Whether it is still mapped so."""
+        """Whether this mapping still exists."""
         return self.spte(stale.gfn) == (stale.pfn, stale.level)
 
     # --- the end ----------------------------------------------------------------------
@@ -272,7 +272,7 @@ class VM:
         """Delete all slots: unregister their notifiers, close their files.
 
         Raises:
-            BaseException: what a hook has raised in a callback.
+            BaseException: what a hook raised in a callback.
         """
         with self._slots_lock, ExitStack() as stack:
             self._closed = True
@@ -304,7 +304,7 @@ class VM:
             if region.flags & KVM_MEM_PRIVATE:
                 slot.backing = self._files.open(region.private_fd)
                 undo.callback(self._files.release, slot.backing)
-                # Before the slot can be found: nothing may be mapped untold.
+                # Before the slot can be found: no mapping without a notifier.
                 slot.notifier = SlotNotifier(
                     slot, slot.backing, self._mmu, self._semantics, self._hook
                 )
@@ -318,12 +318,13 @@ class VM:
         mmu = self._mmu
         with mmu.lock:
             mmu.slots = mmu.slots.minus(slot)
-        # After: a fault that has found the slot has an older seq than this leaves.
+        # Zap afterwards: a fault that found the slot then has an outdated seq.
         mmu.zap(slot.base_gfn, slot.end_gfn)
         with mmu.lock:
-            # Accesses to shared memory have no entries that were zapped.
+            # Shared memory is accessed without mappings, so the zap did not wait for
+            # it.
             mmu.flush()
-            # As synchronize_srcu(): afterwards nobody has the slot in hand.
+            # As synchronize_srcu(): afterwards the slot has no users.
             mmu.changed.wait_for(lambda: not slot.users)
         with ExitStack() as stack:
             if slot.shared is not None:

@@ -1,7 +1,7 @@
-"""What a VMM does on KVM_EXIT_MEMORY_FAULT: a small reference, after QEMU.
+"""A small reference VMM, which handles KVM_EXIT_MEMORY_FAULT as QEMU does.
 
-kvm_convert_memory() of accel/kvm/kvm-all.c: tell KVM of the new attributes, then give
-back the half that is not used any more.
+As kvm_convert_memory() of accel/kvm/kvm-all.c, it sets the new attributes in KVM, then
+discards the half that is not used any more.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Vmm:
-    """Runs vCPUs, and converts what they ask for.
+    """Runs vCPUs, and makes the conversions that their exits ask for.
 
-    *discard* tells whether the half that is left is given back; without it both are
-    there from the first conversion on, which `VM.stats` counts as double_allocated.
-    *fallocate* is called for fallocate(2), with an fd, a mode, and an offset and a
-    length in bytes: it is what punches private memory.
+    With *discard* a conversion frees the half that is no longer used. Without it both
+    halves stay allocated, which `VM.stats` counts as double_allocated. *fallocate*
+    replaces fallocate(2), which punches private memory: it is called with an fd, a
+    mode, and an offset and a length in bytes.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Vmm:
         self._fallocate: Final = fallocate
         # Two vCPUs may ask for opposite conversions of one page.
         self._lock: Final = vm.sync.lock("vmm_lock")
-        # How many exits have been handled. Guarded by _lock.
+        # The number of handled exits. Guarded by _lock.
         self.conversions = 0
 
     def run(self, access: Callable[[], T]) -> T:
-        """Do something with a vCPU, anew after each exit that can be handled.
+        """Call *access*, and again after each exit that could be handled.
 
         Raises:
-            MemoryFaultExit: where a conversion does not help.
+            MemoryFaultExit: a conversion does not help.
         """
         while True:
             try:
@@ -71,7 +71,7 @@ class Vmm:
         self.run(lambda: vcpu.write(gpa, data, private=private))
 
     def handle(self, exit_: MemoryFaultExit) -> None:
-        """Convert what the exit is about; raise it again if that does not help."""
+        """Convert the pages of an exit; raise the exit again if that does not help."""
         if exit_.errno or not self._convertible(exit_):
             raise exit_
         with self._lock:
@@ -86,10 +86,10 @@ class Vmm:
         )
 
     def convert(self, gpa: int, size: int, *, private: bool) -> None:
-        """Make bytes of whole pages private or shared, and give back the other half.
+        """Make bytes of whole pages private or shared, and discard the other half.
 
         Raises:
-            OSError: what set_memory_attributes() or fallocate(2) fails with.
+            OSError: set_memory_attributes() or fallocate(2) failed.
         """
         with self._lock:
             self._vm.set_memory_attributes(gpa, size, private=private)
@@ -98,7 +98,8 @@ class Vmm:
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
             for slot in self._vm.slots:
                 start, stop = max(first, slot.base_gfn), min(end, slot.end_gfn)
-                # Somebody may delete it: its fd would be closed, and be another file's.
+                # If the slot were deleted, its fd could be closed and reused for
+                # another file.
                 with self._vm.hold(slot) as there:
                     if there and start < stop and slot.backing is not None:
                         if private:
@@ -118,13 +119,13 @@ def discard_private(
 
 
 def discard_shared(slot: MemorySlot, start: int, end: int) -> None:
-    """Give back shared memory, or clear it where it cannot be given back."""
+    """Free shared memory, or zero it where it cannot be freed."""
     if slot.shared is None:
         return
     offset, size = (start - slot.base_gfn) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
     if isinstance(slot.shared.obj, mmap.mmap):
         address = address_of(slot.shared) + offset
-        # The one frees what MAP_SHARED has; it is EINVAL for private mappings.
+        # MADV_REMOVE frees the memory of MAP_SHARED; private mappings get EINVAL.
         for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
             if not _libc.madvise(address, size, advice):
                 return

@@ -1,4 +1,4 @@
-"""What `inaccfs kvm stress` does: guests that access, a host that takes away."""
+"""The threads of `inaccfs kvm stress`: guests access memory, hosts remove it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from inaccfs.kvm.vcpu import Vcpu
     from inaccfs.kvm.world import Window, World
 
-# Half of all accesses are to so many pages of a slot: they are to meet.
+# Half of all accesses go to the first so many pages of a slot, so that they collide.
 _HOT_PAGES: Final = 48
 _PUNCH_PAGES: Final = (1, 1, 1, 1, 3, 16, 64, 512)
 
-# Of an access that two vCPUs convert to and fro.
+# Of an access whose page another vCPU keeps converting back.
 _TRIES: Final = 16
 
-# How long a puncher waits between two deeds, on average: if it did not, the guests
-# would do nothing but fault.
+# How long a host waits between two actions, on average: without the pause, the guests
+# would only fault.
 _PAUSE_SECONDS: Final = 0.01
 
 
 class Actor:
-    """A thread's work, and what it has counted."""
+    """The work of one thread, and its counts."""
 
     def __init__(self, name: str, world: World, dice: Random) -> None:
         self.name: Final = name
@@ -42,7 +42,7 @@ class Actor:
         self._dice: Final = dice
 
     def run(self) -> None:
-        """Do things until all is to stop."""
+        """Act until the world stops."""
         world = self._world
         try:
             while not world.stop.is_set():
@@ -51,7 +51,7 @@ class Actor:
             world.violation(f"{self.name} has failed:\n{traceback.format_exc()}")
 
     def act(self) -> None:
-        """Do something."""
+        """Perform one action."""
         raise NotImplementedError
 
     def _place(self, window: Window) -> int:
@@ -76,7 +76,7 @@ class Guest(Actor):
         touch(window, self._place(window), private=dice.random() < 0.98)
 
     def read(self, window: Window, index: int, *, private: bool) -> None:
-        """Read a page's stamp, and have it judged."""
+        """Read a page's stamp, and let the oracle judge it."""
         world, gpa = self._world, window.gpa(index)
 
         def access() -> None:
@@ -94,8 +94,8 @@ class Guest(Actor):
             if verdict.wrong is not None:
                 world.violation(f"{self.name}, gpa {gpa:#x}: {verdict.wrong}")
             if not value and verdict.early == (world.used_leaving.get(thread),):
-                # It has gone already, and was reached by the frame that it had. Where
-                # others take it away, too, the frame may be that of the next.
+                # The page was gone, and was reached through its former frame. If others
+                # remove the page, too, the frame may belong to another page by then.
                 self.counts["stale"] += 1
 
         self._do(access, window, index, private=private)
@@ -125,7 +125,7 @@ class Guest(Actor):
         *,
         private: bool,
     ) -> None:
-        """Do it as a guest would, which knows nothing of its exits."""
+        """Make an access as a guest does, unaware of its exits."""
         for _ in range(_TRIES):
             try:
                 access()
@@ -145,16 +145,16 @@ class Guest(Actor):
 
 
 class Host(Actor):
-    """What the VMM and others do to the memory of a guest that runs."""
+    """The VMM and others, who change the memory of a running guest."""
 
     def __init__(self, number: int, world: World, dice: Random) -> None:
         super().__init__(f"puncher {number}", world, dice)
-        # The slots that this one makes and deletes.
+        # The ids of the slots that this host makes and deletes.
         self._slots: Final = itertools.cycle(range(1 + 3 * number, 4 + 3 * number))
         self._own: Final[list[Window]] = []
 
     def act(self) -> None:
-        """One thing of many, at random."""
+        """Perform a random action."""
         deeds = (self._punch, self._convert, self._allocate, self._prefault, self._slot)
         (deed,) = self._dice.choices(deeds, (50, 15, 10, 10, 15))
         deed()

@@ -1,9 +1,9 @@
-"""The VM that `inaccfs kvm stress` works on, with an oracle that knows all its pages.
+"""The VM that `inaccfs kvm stress` runs, with an oracle that records all its pages.
 
 The file's pages are cells of the oracle, and so are the pages of each slot's shared
-half. One slot has the whole file, or where ranges are exclusive the first half of it.
-The others are windows on parts of it; they come and go, and no gfn is ever used again,
-so that it means one cell for all time.
+half. One slot maps the whole file, or its first half where ranges are exclusive. The
+other slots are windows on parts of the file. They are made and deleted at gfns that are
+never reused, so that each gfn belongs to one cell for good.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 FILE_PAGES: Final = 4096
 WINDOW_PAGES: Final = (1, 16, 100, 512, 1024)
 
-# Far above the slot of the file; windows are as far apart as the largest is long.
+# Far above the slot of the file; windows begin the largest window's size apart.
 _FIRST_WINDOW_GFN: Final = 1 << 20
 _WINDOW_STRIDE: Final = max(WINDOW_PAGES)
 
-# So many faults are left alone before the page of one is punched.
+# After so many faults left alone, the page of the next one is punched.
 _PUNCHED_FAULTS: Final = 40
 
-# Seconds that pages have gone for and their entries are there, one after the other.
+# Seconds that callbacks wait, in turn, before they zap pages that are gone.
 _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Window:
-    """A slot, and what it shows. Numbers are pages."""
+    """A slot, and the cells of its pages. Units are pages."""
 
     slot: int
     base_gfn: int
@@ -55,11 +55,11 @@ class Window:
     shared: Sequence[Cell]
 
     def cell(self, index: int, *, private: bool) -> Cell:
-        """What is at a page of it."""
+        """The cell of a page of the slot."""
         return (self.private if private else self.shared)[index]
 
     def gpa(self, index: int) -> int:
-        """Where that page is, in bytes."""
+        """The gpa of a page of the slot, in bytes."""
         return (self.base_gfn + index) << PAGE_SHIFT
 
 
@@ -70,13 +70,13 @@ class World:
         """*fd* is of a file of FILE_PAGES that nobody else uses."""
         self.fd: Final = fd
         semantics = shim.query_semantics()
-        # How much of the file the slot of it has: where ranges are exclusive, the other
+        # How many pages the file's slot maps: where ranges are exclusive, the other
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
-        # Whoever punches a page that it has locked waits for itself.
-        self._punches_faults: Final = semantics.references != "locked"
-        # When the frame of a page that goes is not its frame any more, and so may be
-        # that of the next one. Where the callback comes before all, not at all.
+        # A thread that punched a page that it had locked would wait for itself.
+        self._punches_faults: Final = not semantics.locks_pages
+        # The point from which the frame of a removed page may be another page's. With
+        # events before the removal there is none.
         self._forgets_at: Final = {
             "after": "invalidate:end",
             "bracket": "invalidate:begin",
@@ -85,23 +85,24 @@ class World:
         self.vmm: Final = Vmm(self.vm)
         self.oracle: Final = Oracle()
         self.file: Final = self.oracle.cells("file page", FILE_PAGES)
-        # As a VMM has one: whoever changes slots or converts.
+        # As a VMM has one: held to change slots and to convert.
         self._lock: Final = threading.Lock()
         # Replaced as a whole, under _lock.
         self.windows: tuple[Window, ...] = ()
         self._next_gfn = _FIRST_WINDOW_GFN
         self._pauses: Final = itertools.cycle(_PAUSES)
         self._punches: Final = itertools.cycle([True] + [False] * _PUNCHED_FAULTS)
-        # The frames of pages that are just being taken away, by gfn, and by what.
+        # By gfn: the frame of a page that is being removed, and the change that removes
+        # it.
         self._leaving: Final[dict[int, tuple[int, Change]]] = {}
-        # By thread: by what, if its last access went to one of those.
+        # By thread: the change, if the thread's last access used such a frame.
         self.used_leaving: Final[dict[int, Change]] = {}
         self.violations: Final[list[str]] = []
-        # Set when the threads are to come to an end.
+        # Tells the threads to end.
         self.stop: Final = threading.Event()
 
     def violation(self, text: str) -> None:
-        """Something is wrong, and all is to stop."""
+        """Record a violation, and stop all threads."""
         self.violations.append(text)
         self.stop.set()
 
@@ -124,7 +125,7 @@ class World:
                     self.punch(window, start - window.base_gfn, 1)
 
     def _note_access(self, gfn: int) -> None:
-        # In guest mode: no lock is taken here, and nobody is waited for.
+        # In guest mode: this takes no lock, and does not block.
         if (leaving := self._leaving.get(gfn)) is not None:
             frame, change = leaving
             spte = self.vm.spte(gfn)
@@ -136,7 +137,7 @@ class World:
     def add_window(self, slot: int, pages: int, pgoff: int) -> Window | None:
         """Make a slot at gfns that have not been used yet.
 
-        None where ranges are exclusive and others have pages of this one.
+        None where ranges are exclusive and another window has some of the pages.
         """
         exclusive = self._file_pages < FILE_PAGES
         with self._lock:
@@ -147,7 +148,7 @@ class World:
             return self._add(slot, base, pages, pgoff)
 
     def add_file(self) -> Window:
-        """Make the slot of the file."""
+        """Make the slot that maps the file."""
         with self._lock:
             return self._add(0, 0, self._file_pages, 0)
 
@@ -168,7 +169,7 @@ class World:
         return window
 
     def remove_window(self, window: Window) -> None:
-        """Delete a slot under whoever uses it."""
+        """Delete a slot while others may use it."""
         with self._lock:
             self.windows = tuple(each for each in self.windows if each is not window)
             self.vm.set_user_memory_region(window.slot, 0, 0)
@@ -188,7 +189,7 @@ class World:
         return True
 
     def punch(self, window: Window, index: int, pages: int) -> None:
-        """Take pages of the file away. *window* shows it."""
+        """Punch pages of a window out of the file."""
         offset = (window.pgoff + index) << PAGE_SHIFT
         mode = PUNCH
         with self._clearing(window, index, window.private[index : index + pages]):

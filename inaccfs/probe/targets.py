@@ -51,7 +51,7 @@ def no_answer(name: str, ending: children.Ending) -> ProbeError:
             f"{name} does not answer within {children.LIMIT:g} seconds: its daemon, or "
             "server, is stopped or stuck"
         )
-    return ProbeError(f"{name}: whoever tries to make a file {ending.fate}")
+    return ProbeError(f"{name}: a process that tries to make a file {ending.fate}")
 
 
 class Target(ABC):

@@ -1,9 +1,9 @@
 """The rules of a user's class, each read and checked once.
 
-What a rule is, is data: `rules` makes a table of the types in `Semantics`. The values
-are read from an instance, for a property or `__init__` may make them; they must have
-exactly these types, for a subclass could have code of its own. So it takes more than a
-conversion by msgspec, which would also not say what a rule can be.
+`rules` makes a table of the rules and their types from the annotations of `Semantics`.
+The values are read from an instance, as a property or `__init__` may set them. They
+must have exactly these types, as an instance of a subclass could run code of its own.
+msgspec does not check that, nor would its errors list the values that a rule can have.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ OLD_NAMES: Final = {
 
 # Attributes that are not rules.
 _LABELS: Final = ("name", "source")
-# The rules that are methods, each with arguments for a trial.
+# The rules that are methods, each with arguments for a trial call.
 _METHODS: Final[dict[str, tuple[tuple[object, ...], dict[str, object]]]] = {
     "check_size": ((0, 4096, 4096), {}),
     "check_fallocate": ((0, 0, 4096, 4096), {}),
@@ -78,10 +78,10 @@ def rules() -> dict[str, Any]:
 
 
 class _Pinned(Semantics):
-    """The answers of a user's class, which was asked once.
+    """The rules of a user's class, each read once.
 
-    A mount calls the checks that the class has itself, and no other code of it. So the
-    class can neither change a rule later nor raise where nobody expects it.
+    A mount calls only the checks that the class defines itself, and no other code of
+    the class. So the class can neither change a rule later nor raise unexpectedly.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class _Pinned(Semantics):
 
 
 def checked(found: type[Semantics], path: str) -> Semantics:
-    """An instance of a user's class from the file *path*, with its answers pinned.
+    """An instance of a user's class from the file *path*, with its rules fixed.
 
     Raises:
         OptionError: a rule is wrong.
@@ -133,13 +133,13 @@ def checked(found: type[Semantics], path: str) -> Semantics:
 
 
 def own_code(one: Semantics) -> dict[str, object]:
-    """The methods that a user's class has itself, by name; equal ones do the same.
+    """The methods that a user's class defines itself, by name; equal ones do the same.
 
     The rules that are values do not decide what such a method does.
     """
     if not isinstance(one, _Pinned):
         return {}
-    # By their code: the same file may have been loaded twice.
+    # Compared by their code, as the same file may have been loaded twice.
     return {
         method: getattr(function, "__code__", function)
         for method, function in one.code.items()
@@ -164,7 +164,7 @@ def in_a_line(exc: BaseException) -> str:
 
 
 def _asked(called: str, ask: Callable[[], _T]) -> _T:
-    """What the user's code returns."""
+    """The result of the user's code; its exceptions become `OptionError`."""
     try:
         return ask()
     except BaseException as exc:
@@ -202,7 +202,7 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
 
 
 def _check_method(made: Semantics, method: str) -> None:
-    """A method must take its arguments, and must be done when it returns."""
+    """Refuse a method that does not take its arguments, or is not a plain def."""
     called = f"{type(made).__name__}.{method}"
     args, kwargs = _METHODS[method]
     code = getattr(made, method)

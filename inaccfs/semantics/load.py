@@ -1,4 +1,4 @@
-"""From the words of `--semantics` to a class: a version's, or one in a user's file.
+"""Find the class for the argument of `--semantics`: a version, or a user's file.
 
 `checking` looks at the rules of a user's class. Whatever is wrong with it is reported
 before there is a mount, and not by the first punch.
@@ -27,7 +27,7 @@ def split(wanted: str) -> tuple[str, str] | None:
 
 
 def absolute(wanted: str) -> str:
-    """*wanted* for a process with another working directory."""
+    """*wanted* with an absolute path, for a process with another working directory."""
     if (parts := split(wanted)) is None:
         return wanted
     path, name = parts
@@ -62,8 +62,8 @@ def load(wanted: str) -> Semantics:
         if version.name == wanted:
             return version()
     path, name = split(wanted) or (wanted, None)
-    # To look at the class may run code of the user's: that of a module, a class, a
-    # metaclass, a descriptor or an exception. Whatever it raises ends here. That
+    # Reading the class may run the user's code: of a module, a class, a metaclass, a
+    # descriptor or an exception. Everything that it raises is handled here. That
     # includes KeyboardInterrupt, so that Ctrl-C shows the line of an endless loop.
     # os._exit() and its like cannot be caught.
     try:
@@ -79,10 +79,10 @@ def _module(path: str) -> ModuleType:
     """Run the file. This leaves no __pycache__ beside it."""
     file = Path(path)
     try:
-        # To read a FIFO would wait for a writer.
+        # Reading a FIFO would wait for a writer.
         if not file.is_file():
             there = file.exists()
-            raise FileNotFoundError("no regular file" if there else "no such file")
+            raise FileNotFoundError("not a regular file" if there else "no such file")
         source = file.read_bytes()
     except OSError as exc:
         raise OptionError(f"semantics {path}: {exc.strerror or exc}") from exc
@@ -99,7 +99,7 @@ def _module(path: str) -> ModuleType:
 
 
 def _line(exc: BaseException, path: str) -> str:
-    """The line of a file that raises; nothing if that is not known."""
+    """The line at which the file raised; empty if that is not known."""
     lines = [
         at.lineno
         for at in traceback.extract_tb(exc.__traceback__)

@@ -1,8 +1,8 @@
-"""`Semantics`: what a version of the interface decides, rule by rule.
+"""`Semantics`: the rules in which versions of the interface differ.
 
 A semantics is a class whose attributes are the rules; it reads like a column of the
-table that `inaccfs semantics` prints. Other packages ask it for its rules, and never
-compare its name: they do not know which versions there are.
+table that `inaccfs semantics` prints. Other packages read the rules and never compare
+the name: they do not know which versions there are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Semantics:
-    """Base of all semantics. A subclass gives every rule, or inherits it.
+    """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
     calls the methods, so they must not block. To raise anything but `OSError` is a bug:
@@ -62,7 +62,7 @@ class Semantics:
     name: ClassVar[str] = ""
     # Where the rules come from: the version, its date, the file.
     source: ClassVar[str] = ""
-    # f_type of its file system, include/uapi/linux/magic.h.
+    # f_type of the version's file system, include/uapi/linux/magic.h.
     magic: ClassVar[int]
 
     # --- size and allocation ------------------------------------------------------
@@ -76,8 +76,8 @@ class Semantics:
     keep_size_required: ClassVar[bool]
     # Whether an allocation past the size is "allocated", or "refused" with EINVAL.
     past_end: ClassVar[PastEnd]
-    # What becomes of the pages that an allocation has taken when a signal ends it with
-    # EINTR. "kept" is how kvm_gmem_allocate() does it, page by page.
+    # Whether an allocation that a signal ends with EINTR is "undone", or what it has
+    # allocated is "kept", as by kvm_gmem_allocate(), which works page by page.
     on_interrupt: ClassVar[OnInterrupt]
     # The errno of read(2) and write(2).
     read_errno: ClassVar[int]
@@ -100,10 +100,10 @@ class Semantics:
     unit: ClassVar[Unit]
     # Whether a notifier is registered for a "file", or bound to a "range" of one.
     scope: ClassVar[Scope]
-    # Whether ranges must not overlap: EINVAL.
+    # Whether overlapping ranges are refused, with EINVAL.
     exclusive: ClassVar[bool]
-    # The range that events report to a bound notifier: all that was "punched", or it
-    # "clipped" to the bound range.
+    # The range that events report to a bound notifier: all of the "punched" range, or
+    # the punched range "clipped" to the bound one.
     reported: ClassVar[Reported]
     # Whether events carry the frames that are removed: pgoff, pfn, count and order.
     tells_frames: ClassVar[bool]
@@ -113,10 +113,10 @@ class Semantics:
 
     # --- page frames ------------------------------------------------------------------
 
-    # Whether get-pfn fills a hole; else it is ENOENT.
+    # Whether get-pfn allocates in a hole; else it fails with ENOENT.
     allocates: ClassVar[bool]
-    # What the caller of get-pfn holds: a "counted" reference; the page, "locked" until
-    # put-pfn against punches and others' get-pfn; or nothing, "none".
+    # What the caller of get-pfn holds: a "counted" reference; the page "locked", until
+    # put-pfn, against punches and get-pfn of other clients; or "none".
     references: ClassVar[References]
     # The errno of get-pfn for a page outside of all bound ranges.
     unbound_errno: ClassVar[int]
@@ -174,8 +174,13 @@ class Semantics:
 
     @property
     def keeps_references(self) -> bool:
-        """Whether get-pfn leaves a reference that put-pfn puts."""
+        """Whether get-pfn takes a reference, or a lock, that put-pfn drops."""
         return self.references != "none"
+
+    @property
+    def locks_pages(self) -> bool:
+        """Whether get-pfn leaves a page locked until put-pfn."""
+        return self.references == "locked"
 
     @property
     def events(self) -> list[str]:
@@ -190,5 +195,5 @@ class Semantics:
 
 
 def refused(number: int) -> OSError:
-    """The error of a rule, with the kernel's words."""
+    """An `OSError` with the kernel's text, for a rule to raise."""
     return os_error(number)

@@ -23,9 +23,9 @@ _CHECKS: Final = {
 
 
 def telling(rules: Semantics) -> Semantics:
-    """*rules* whose checks log each refusal, if the log takes DEBUG.
+    """*rules* with checks that log each refusal, if the log has level DEBUG.
 
-    Else they are *rules* themselves, and cost nothing more.
+    Otherwise *rules* itself is returned, so the checks cost nothing more.
     """
     if not log.isEnabledFor(logging.DEBUG):
         return rules

@@ -1,7 +1,8 @@
-"""The semantics of every version: section by section what was posted, and merged.
+"""The semantics of every version that was posted or merged.
 
-Each is its predecessor but for what it says. The sources are mails to the kernel's
-lists and the kernel's own files; docs/semantics.md tells them.
+Each class inherits from its predecessor, and sets the rules that differ. The sources
+are mails to the kernel's lists and the kernel's own files; docs/semantics.md lists
+them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 
 class V8(Semantics):
-    """memfd_inaccessible: the seed, as it was meant."""
+    """memfd_inaccessible, as v8 was meant."""
 
     name: ClassVar[str] = "v8"
     source: ClassVar[str] = "v8 1/8, 15 September 2022, mm/memfd_inaccessible.c"
@@ -46,12 +47,12 @@ class V8(Semantics):
     aligned: ClassVar[Aligned] = "punches"
     keep_size_required: ClassVar[bool] = False
     past_end: ClassVar[PastEnd] = "allocated"
-    # By shmem_fallocate(), whose memory it is.
+    # shmem_fallocate() does the work, and undoes it.
     on_interrupt: ClassVar[OnInterrupt] = "undone"
     read_errno: ClassVar[int] = errno.EINVAL
     mmap: ClassVar[Mmap] = "refused"
 
-    # As posted: for every mode, and also when the backing has refused.
+    # As posted: every mode sends events, even if the backing refuses the call.
     notifies: ClassVar[Calls] = "every fallocate"
     notifies_failures: ClassVar[bool] = True
     populates: ClassVar[bool] = False
@@ -66,16 +67,16 @@ class V8(Semantics):
     allocates: ClassVar[bool] = True
     references: ClassVar[References] = "counted"
     unbound_errno: ClassVar[int] = errno.EINVAL
-    # The seed promises it, and does not keep it; here it is kept.
+    # v8 promises that pages do not move, without ensuring it; here they do not.
     movable: ClassVar[bool] = False
     memory_failure: ClassVar[MemoryFailure] = "unknown"
 
 
 class V7(V8):
-    """memfile_notifier: shmem itself tells, of pages that come and of those that go.
+    """memfile_notifier: shmem itself notifies of populated and of invalidated pages.
 
-    populate is in v6 and gone from v7; the page lock between get and put is v5's and
-    v6's. Invalidation comes before each folio is removed, here before the range is.
+    v6 has populate, v7 no longer; v5 and v6 lock a page between get and put. There the
+    invalidation comes before the removal of each folio, here before that of the range.
     """
 
     name = "v7"
@@ -90,7 +91,7 @@ class V7(V8):
 
 
 class V8AsPosted(V8):
-    """The seed with its bugs: bytes for pages, and pages that move."""
+    """v8 with its bugs: events in bytes instead of pages, and pages that move."""
 
     name = "v8-as-posted"
     unit = "bytes"
@@ -104,13 +105,13 @@ class V9(V8):
     source = "v9 1/8, 25 October 2022, mm/restrictedmem.c"
     magic = RESTRICTEDMEM_MAGIC
     order = "bracket"
-    # Bytes again; found by Michael Roth, 29 November 2022.
+    # Bytes again: Michael Roth found this bug on 29 November 2022.
     unit: ClassVar[Unit] = "bytes"
     movable = True
 
 
 class V10(V9):
-    """memfd_restricted, again: pages, punches only, and errors."""
+    """memfd_restricted: events in pages, for punches only, and for memory errors."""
 
     name = "v10"
     source = "v10 1/9, 2 December 2022, mm/restrictedmem.c"
@@ -121,7 +122,7 @@ class V10(V9):
 
 
 class Bind(V10):
-    """restrictedmem_bind(): ranges that belong to one user, and a lock held across."""
+    """restrictedmem_bind(): a range has one user; the whole call locks the list."""
 
     name = "bind"
     source = "13 January 2023, restrictedmem_bind(), mm/restrictedmem.c"
@@ -140,7 +141,7 @@ class GuestMemfd68(Bind):
     aligned = "every fallocate"
     keep_size_required = True
     past_end = "refused"
-    # kvm_gmem_allocate(): a loop over folios with a look at signal_pending().
+    # kvm_gmem_allocate() checks signal_pending() before each folio.
     on_interrupt = "kept"
     reported = "clipped"
     unbound_errno = errno.EIO
@@ -155,14 +156,14 @@ class GuestMemfd(GuestMemfd68):
 
 
 class GuestMemfdMmap(GuestMemfd):
-    """GUEST_MEMFD_FLAG_MMAP: mapped, and private, so that a touch is SIGBUS."""
+    """GUEST_MEMFD_FLAG_MMAP: mmap(2) works, but pages are private: SIGBUS."""
 
     name = "guest_memfd:mmap"
     mmap = "SIGBUS"
 
 
 class GuestMemfdShared(GuestMemfd):
-    """GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED: the host sees it all."""
+    """GUEST_MEMFD_FLAG_MMAP and _INIT_SHARED: the host can access all pages."""
 
     name = "guest_memfd:mmap+init_shared"
     mmap = "shared"

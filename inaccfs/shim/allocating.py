@@ -10,10 +10,9 @@ from inaccfs import syscalls
 from inaccfs.semantics import refused
 
 if TYPE_CHECKING:
-    from inaccfs.shim.allocator import Allocator
     from inaccfs.shim.call import Call
     from inaccfs.shim.loop import Event
-    from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.superblock import LongAllocator, Superblock
     from inaccfs.shim.turn import Turn
 
 SHORT_BYTES: Final = 128 << 20
@@ -25,7 +24,7 @@ been allocated. A page may be larger, up to 1 GiB; it is a piece then.
 """
 
 
-def worker_for(superblock: Superblock, call: Call) -> Allocator | None:
+def worker_for(superblock: Superblock, call: Call) -> LongAllocator | None:
     """What must make an allocation because it is long, or near a cgroup's limit.
 
     None if it may be made here; it is counted as made then, see `Headroom.allows`.
@@ -45,7 +44,7 @@ async def allocate(
     turn: Turn,
     fd: int,
     call: Call,
-    worker: Allocator | None,
+    worker: LongAllocator | None,
     interrupted: Event,
 ) -> None:
     """Allocate what does not fit in the loop. The caller has *turn*.
@@ -73,7 +72,7 @@ async def _allocate(
     turn: Turn,
     fd: int,
     call: Call,
-    worker: Allocator | None,
+    worker: LongAllocator | None,
     interrupted: Event,
 ) -> None:
     if worker is None:

@@ -1,10 +1,10 @@
 """Long allocations, in processes of their own because only those can be interrupted.
 
-A tmpfs that is told to stop gives back what it had taken, which nobody else can do as
-exactly. But it stops for a fatal signal only: in Linux 6.18 a large fallocate(2)
-takes no notice of others, and what is fatal for a thread is fatal for the daemon. So
-each long allocation has a worker (see `inaccfs.helper`), which is killed when its
-caller loses ack_timeouts.
+A tmpfs whose fallocate(2) is interrupted gives back exactly the memory that the call
+had taken, which nobody else could do. But in Linux 6.18 only a fatal signal interrupts
+a large fallocate(2), and what is fatal for a thread is fatal for the daemon. So each
+long allocation has a worker (see `inaccfs.helper`), which is killed when a signal
+interrupts the caller.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from inaccfs.helper.pool import Pool, Worker
     from inaccfs.shim.loop import Event
 
-# How long a killed allocation may take to end. If it has not by then it is giving back
-# what it had taken, and EINTR is certain.
+# How long a killed allocation may take to end. One that takes longer is giving memory
+# back, and it is certain that the call ends with EINTR.
 _GRACE_SECONDS: Final = 0.03
 
 
 class Undoing:
-    """A killed allocation that still gives back what it had taken."""
+    """A killed allocation that is still giving back the memory it had taken."""
 
     def __init__(self, workers: Pool, worker: Worker) -> None:
         self._workers = workers
@@ -39,10 +39,10 @@ class Undoing:
         workers.let_undo(worker)
 
     async def wait(self) -> None:
-        """Wait until it has. Any number of tasks may."""
+        """Wait until all of it has been given back. Any number of tasks may wait."""
         async with self._lock:
             if self._worker.is_open:
-                # Its end of the connection is closed when it has ended.
+                # The worker's end of the connection closes when the worker ends.
                 await self._worker.wait_answer()
                 self._workers.dismiss(self._worker)
 
@@ -51,7 +51,7 @@ class Allocator:
     """Makes long allocations, each in a worker of its own."""
 
     def __init__(self, workers: Pool, headroom: Headroom | None = None) -> None:
-        """Use *workers*; they are closed by whoever made them."""
+        """Use *workers*, which the caller closes."""
         self._workers: Final = workers
         self._headroom: Final = headroom or Headroom()
 
@@ -60,8 +60,8 @@ class Allocator:
     ) -> Undoing | None:
         """fallocate(2), until it is done or *interrupted* is set.
 
-        Returns None when the memory is there. When it was interrupted and is still
-        giving the memory back, returns what does so: for the caller that is EINTR.
+        Returns None when the memory has been allocated. If the call was interrupted and
+        memory is still being given back, returns that: the caller fails with EINTR.
 
         Raises:
             OSError: the errno of fallocate(2); EINTR when it was interrupted and has
@@ -76,7 +76,7 @@ class Allocator:
         except WorkerGoneError:
             if not await self._workers.lost_helper():
                 raise _no_memory() from None
-        # It was not the worker that was killed, but the helper, and that with it.
+        # The helper was killed, and its workers with it.
         try:
             return await self._allocate(request, fd, interrupted)
         except WorkerGoneError:
@@ -100,21 +100,21 @@ class Allocator:
             self._workers.give_back(worker)
             raise
         except BaseException:
-            # Nobody wants the memory any more.
+            # The call is given up, so its memory must not stay.
             self._workers.let_die(worker)
             raise
         self._workers.give_back(worker)
         return None
 
     async def _lease(self, interrupted: Event) -> Worker:
-        """A worker, which may take as long as the helper is stopped."""
+        """Lease a worker. Waits for as long as the helper is stopped."""
         leased: list[Worker | OSError] = []
 
         async def lease() -> None:
             try:
                 leased.append(await self._workers.lease())
             except OSError as exc:
-                # Not out of the nursery, which would make a group of it.
+                # The nursery would wrap it in an ExceptionGroup.
                 leased.append(exc)
 
         try:
@@ -140,7 +140,7 @@ def _no_memory() -> OSError:
 
 
 async def _wait_or_kill(worker: Worker, interrupted: Event) -> bool:
-    """Wait for the answer; after a kill only as long as is due. False if none came."""
+    """Wait for the answer; after a kill for `_GRACE_SECONDS`. False if none came."""
     ended = False
 
     async def kill() -> None:

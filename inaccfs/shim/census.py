@@ -1,8 +1,8 @@
 """How many files there are below a directory, and how much memory they have.
 
-To look takes long where there are many, and anybody may ask at any time. So there is
-one walk at a time, in a thread that nothing else uses, and who asks while it is under
-way shares the next one: it sees all that had been done before it was asked for.
+Counting many files takes long, and any user may ask for it at any time. So there is
+one walk at a time, in a thread that nothing else uses. Calls that come while it is
+under way share the next walk, which sees every change that was made before they came.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from inaccfs.backing.root import open_to_read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# While so many wait for a walk, others are told what the last one has found. Each may
-# be a request of the kernel's, and there is room for a limited number of those.
+# While so many calls wait for a walk, others get the result of the last one. A call may
+# be a request of the kernel's, and the kernel has only so many under way.
 _MOST_WAITING: Final = 8
 
 _PASS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# What is not there any more, or may not be looked at by a plain user.
+# The file has gone, or a daemon without root may not look at it.
 _PASSED_OVER: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
@@ -39,12 +39,12 @@ class Totals(NamedTuple):
 
 
 class Census:
-    """The walks of one directory, shared by all who ask."""
+    """The walks of one directory, shared by all calls that want their result."""
 
     def __init__(self, count: Callable[[], Totals]) -> None:
         """*count* walks. It blocks, and may call `trio.from_thread.check_cancelled`."""
         self._count: Final = count
-        # Of whoever walks; the others wait for it in the order in which they came.
+        # Held during a walk. Calls get it in the order in which they came.
         self._lock: Final = trio.Lock()
         self._thread: Final = trio.CapacityLimiter(1)
         # How many walks have begun, and the last of them that has come to its end.
@@ -136,14 +136,14 @@ class _Walk:
             name = names.pop()
             with suppress(*_PASSED_OVER):
                 found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-                # What is mounted there is somebody else's, and may hang.
+                # Another file system is mounted there, which may hang.
                 if found.st_dev == device:
                     if stat.S_ISDIR(found.st_mode):
                         self._enter(name)
                     yield found
 
     def _enter(self, name: str) -> None:
-        # Nobody has asked for the names, so it is no access.
+        # No user reads the directory, so its atime must not change.
         fd = open_to_read(self._fd, name, noatime=True)
         try:
             self._levels.append(_Level(name, _identity(fd), os.listdir(fd)))
@@ -156,8 +156,8 @@ class _Walk:
         self._levels.pop()
         if not self._levels or self._step("..", self._levels[-1]):
             return
-        # Moved meanwhile, or not to be searched: once more from the top, as far as it
-        # is what it was.
+        # The directory was moved, or may not be searched any more. Go down again from
+        # the root, for as long as each level is the directory that it was.
         self._stand_on(os.open(".", _PASS, dir_fd=self._root))
         for depth, level in enumerate(self._levels):
             if not self._step(level.name, level):

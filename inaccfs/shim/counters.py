@@ -21,5 +21,5 @@ class Counters:
     pages_put: int = 0
     # Fetched pages whose frame changed while their pins were off for a punch.
     pages_moved: int = 0
-    # Pages that memory-failure has told of.
+    # Pages that memory-failure has reported.
     pages_poisoned: int = 0

@@ -87,14 +87,22 @@ async def _allocate_apart(
         )
 
 
-async def has_memory(superblock: Superblock, turn: Turn, fd: int, page: int) -> bool:
-    """Whether a page is no hole. The turn of its file must be free."""
+async def check_memory(superblock: Superblock, turn: Turn, fd: int, page: int) -> None:
+    """Check that a page is not a hole. The turn of its file must be free.
+
+    Raises:
+        OSError: ENXIO, it is one: so says memory_failure() where there is no frame.
+    """
     hole = partial(first_hole, fd, superblock.page_size, page, page + 1)
     if superblock.page_size <= INLINE_FETCH_BYTES:
-        return hole() is None
-    # Where pages are huge one may have to be allocated to find that out.
-    with turn.take():
-        found = await superblock.loop.in_thread(
-            hole, limiter=superblock.threads.fetches
+        found = hole()
+    else:
+        # Where pages are huge one may have to be allocated to find that out.
+        with turn.take():
+            found = await superblock.loop.in_thread(
+                hole, limiter=superblock.threads.fetches
+            )
+    if found is not None:
+        raise OSError(
+            errno.ENXIO, f"page {page} is a hole: it has no memory that could fail"
         )
-    return found is None

@@ -70,7 +70,7 @@ class InaccessibleFile:
         self, fd: int, superblock: Superblock, *, writable: bool = True
     ) -> None:
         """Take an *fd* of the backing."""
-        # An fd of the backing file. Closed by whoever opened it.
+        # An fd of the backing file. The caller of `__init__` closes it.
         self.fd = fd
         # Whether fd is open for writing; else it is good for fstat(2) only.
         self.writable = writable
@@ -138,7 +138,7 @@ class InaccessibleFile:
         hold: Callable[[], Done],
         who: int = 0,
     ) -> Begun:
-        """inaccessible_fallocate() of v8: ask the rules, and do at once what is quick.
+        """inaccessible_fallocate() of v8: ask the rules, and do at once what is short.
 
         Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
         *hold* has been called then, and what it returned is called when the last has
@@ -233,7 +233,7 @@ class InaccessibleFile:
         punch = partial(syscalls.fallocate_now, self.fd, *call.arguments)
 
         def change() -> Changed:
-            superblock.on_change(self, call.offset, call.length)
+            superblock.on_change(self.fd, call.offset, call.length)
             return self.pages.punch_now(*part.whole, punch)
 
         steps = self.pages.steps(part, call.kind)
@@ -298,7 +298,7 @@ class InaccessibleFile:
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
         superblock = self._superblock
-        superblock.on_change(self, call.offset, call.length)
+        superblock.on_change(self.fd, call.offset, call.length)
         await self.turn.wait()
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
@@ -385,7 +385,7 @@ class InaccessibleFile:
         part = Part((start, end), (start, end))
 
         async def change() -> Changed:
-            self._superblock.on_change(self, size, current - size)
+            self._superblock.on_change(self.fd, size, current - size)
             await self.turn.wait()
             if self.pages.memory is None:
                 await self._truncate(truncate)

@@ -257,8 +257,8 @@ def allocate(fd: int, offset: int, length: int) -> None:
     Raises:
         OSError: ENOSPC. A tmpfs has then freed again what it had allocated.
     """
-    quick = length <= KEEP_GIL_BYTES
-    call = syscalls.fallocate_now if quick else syscalls.fallocate
+    inline = length <= KEEP_GIL_BYTES
+    call = syscalls.fallocate_now if inline else syscalls.fallocate
     while True:
         try:
             return call(fd, syscalls.FALLOC_FL_KEEP_SIZE, offset, length)

@@ -5,7 +5,8 @@ process of the cgroup, and the daemon is one. So what would exceed the limit is 
 with ENOMEM. Whether it would is not certain: others take memory meanwhile, and what can
 be swapped out counts as used. So near the limit memory is allocated by a worker, which
 the OOM killer takes first, and whose end is ENOMEM to the caller. (Memory of a tmpfs is
-charged to who allocates it, see cgroup-v2.rst, and a worker is where the daemon is.)
+charged to the process that allocates it, see cgroup-v2.rst, and a worker is in the same
+cgroups as the daemon.)
 """
 
 from __future__ import annotations
@@ -72,6 +73,15 @@ class Headroom:
         if length <= (spare := self.spare()) or _can_swap():
             return
         if length - _present(fd, offset, length) > spare:
+            raise os_error(errno.ENOMEM)
+
+    def take(self, length: int) -> None:
+        """Count *length* bytes that the daemon is about to take for its own use.
+
+        Raises:
+            OSError: ENOMEM, that would exceed a limit.
+        """
+        if not (self.allows(length) or length <= self.spare() or _can_swap()):
             raise os_error(errno.ENOMEM)
 
     def free(self) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PageLocks:
-    """The locks of one file's pages. Whoever holds a reference to a page has its lock.
+    """The locks of one file's pages. The holder of a reference to a page has its lock.
 
     No page has two: a get is refused for pages that are locked, or are about to be.
     """
@@ -31,7 +31,7 @@ class PageLocks:
         ack_seconds: float,
         loop: Loop = TRIO,
     ) -> None:
-        """*holders* tells who has references to pages from a start to an end."""
+        """*holders* finds the holders of references to pages from a start to an end."""
         self._holders: Final = holders
         self._ack_seconds: Final = ack_seconds
         # Ranges that somebody is about to lock, or has locked for a punch; by a key of
@@ -41,14 +41,14 @@ class PageLocks:
         self._waiting: Final = loop.parking_lot()
 
     def unlocked(self) -> None:
-        """Somebody has put or lost references."""
+        """References have been put, or dropped with their holder."""
         self._waiting.unpark_all()
 
     def check(self, start: int, end: int) -> None:
-        """Raise `OSError`, EAGAIN, if one of these pages is somebody's.
+        """Raise `OSError`, EAGAIN, if one of these pages is locked.
 
-        The kernel would wait, in lock_page(). A peer cannot: what it has to put in the
-        meantime would wait behind it.
+        The kernel would wait, in lock_page(). A peer cannot: its own
+        put-pfn, which comes after this, would wait for it.
         """
         if self._is_claimed(start, end) or self._holders(start, end):
             raise OSError(
@@ -66,7 +66,7 @@ class PageLocks:
     async def locked(self, start: int, end: int) -> AsyncIterator[None]:
         """Have these pages locked for a punch in an async with block.
 
-        Whoever does not let go in time is evicted.
+        Evicts holders that do not put their references in time.
         """
         with self._claim(start, end) as claim:
             # Others have their turn first, and some leave pages locked. Their time runs

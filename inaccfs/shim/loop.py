@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, TypeVarTu
 
 import trio
 
-from inaccfs.shim import acktimeouts
+from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +64,7 @@ class Loop(Protocol):
     async def in_time(self, seconds: float, wait: Wait) -> bool:
         """Await *wait*; give it up after *seconds*, and return whether it came back.
 
-        It may be given up and awaited anew. See `inaccfs.shim.acktimeouts.in_time`.
+        It may be given up and awaited anew. See `inaccfs.shim.deadlines.in_time`.
         """
 
     async def first_of(self, *waits: Wait) -> None:
@@ -74,7 +74,7 @@ class Loop(Protocol):
         """A block that runs to its end, also in a task that is cancelled."""
 
     async def checkpoint(self) -> None:
-        """Let others go on, in the middle of long work. See `inaccfs.shim.turns`."""
+        """Let other tasks run between slices of long work: `inaccfs.shim.slices`."""
 
     async def in_thread(
         self,
@@ -125,15 +125,15 @@ class _Trio:
     mutex = _Mutex
     parking_lot = trio.lowlevel.ParkingLot
     first_of = staticmethod(first_of)
-    in_time = staticmethod(acktimeouts.in_time)
+    in_time = staticmethod(in_time)
     in_thread = staticmethod(trio.to_thread.run_sync)
 
     def __init__(self) -> None:
         self._gate: Final = trio.Lock()
 
     async def checkpoint(self) -> None:
-        # Of all long work one slice is done in a turn of the loop: what comes from the
-        # kernel waits for one slice, and not for as many as there are peers.
+        # One slice of all long work in each round of the loop: a request of the kernel
+        # waits for one slice, and not for as many as there are peers.
         async with self._gate:
             await trio.lowlevel.checkpoint()
 

@@ -1,4 +1,4 @@
-"""A file's memory as KVM sees it: frames, and who has references to them.
+"""A file's memory as KVM sees it: frames, and the references to them.
 
 inaccessible_get_pfn() and inaccessible_put_pfn() of v8. Pages that were fetched
 once stay where they are until they are punched or the file has gone; references are
@@ -61,11 +61,6 @@ class Memory:
         self._put: Final = put
 
     @property
-    def pages(self) -> int:
-        """How many pages have been fetched and are still there."""
-        return self.frames.pages
-
-    @property
     def references_count(self) -> int:
         """How many references there are, each page counted as often as it was got."""
         return sum(map(self.references.total, self.references.holders()))
@@ -74,14 +69,6 @@ class Memory:
     def holders(self) -> int:
         """How many have references."""
         return len(self.references.holders())
-
-    def extents(self) -> list[Extent]:
-        """The fetched pages."""
-        return self.frames.extents()
-
-    def extents_since(self, start: int, most: int) -> list[Extent]:
-        """The first *most* of them from page *start* on."""
-        return self.frames.extents_since(start, most)
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
         """The fetched pages from *start* to *end*. May look at all of the file's."""

@@ -1,4 +1,4 @@
-"""Fetched pages that have moved: to a peer that maps them they are as good as gone."""
+"""Fetched pages that have moved: a peer that maps them must unmap them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Moved:
             self._noted += moved
 
     async def tell(self, moved: Sequence[Extent]) -> None:
-        """Report pages that have moved: who maps them must drop them, as after a punch.
+        """Report pages that have moved: peers must unmap them, as after a punch.
 
         If an invalidation is under way it reports them, too, and this does not wait:
         the caller may be a callback that the invalidation waits for.
@@ -54,13 +54,13 @@ class Moved:
         tells_frames = self._superblock.semantics.tells_frames
         while self._noted:
             start, end, frames = self._next()
-            told = frames if tells_frames else None
+            shown = frames if tells_frames else None
             try:
                 for event in (plan.before, plan.after):
                     if event is not None:
-                        yield partial(Notice, event, start, end, told)
+                        yield partial(Notice, event, start, end, shown)
             except GeneratorExit:
-                # For the next: some may not have been told.
+                # Report these next time: some notifiers may not have got the event.
                 self._noted += frames
                 raise
         return None

@@ -10,14 +10,13 @@ notifiers are bound to a part of the file, and are found by their range.
 from __future__ import annotations
 
 import errno
-import itertools
 from contextlib import asynccontextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.rangemap import RangeMap, add
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE: Final = 128
-"""An event is sent to so many in one go: that takes some 2 ms of the loop."""
+"""How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
 class Notice(NamedTuple):
@@ -96,13 +95,15 @@ class Notifiers:
         self._loop: Final = loop
         # Whether the list is locked: in `fixed`, or between `take` and `release`.
         self.running = False
-        self._sequences: Final = itertools.count(1)
-        # Those that are told and have not answered yet, with what; None until each is.
-        self._waiting: dict[Notifier, int | None] = {}
+        # Of the last event that wanted answers. There is one at a time.
+        self._sequence = 0
+        # The notifiers that have not answered it yet, and whether it has been sent to
+        # each: other tasks run between the slices of a long list.
+        self._awaited: dict[Notifier, bool] = {}
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # Called when the last of those in _waiting has answered or has gone.
+        # Called when the last one in _awaited has answered or has gone.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -112,8 +113,8 @@ class Notifiers:
         return iter(self._registered)
 
     def waiting(self, notifier: Notifier) -> int | None:
-        """The sequence that *notifier* has not answered yet."""
-        return self._waiting.get(notifier)
+        """The sequence of the event that *notifier* has got and not answered yet."""
+        return self._sequence if self._awaited.get(notifier) else None
 
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
@@ -172,7 +173,7 @@ class Notifiers:
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
-        """*notifier* has gone, and whoever waits for its answer goes on."""
+        """Remove *notifier*, which has gone. Nothing waits for its answer any more."""
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
@@ -181,7 +182,7 @@ class Notifiers:
             else:
                 self._unbind(notifier, *bound)
         self._changed()
-        if notifier in self._waiting:
+        if notifier in self._awaited:
             self._forget(notifier)
 
     def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
@@ -190,9 +191,9 @@ class Notifiers:
             self._exclusive.delete(start, end)
 
     def silence(self, notifier: Notifier) -> None:
-        """Nobody waits any more for *notifier*, which is to be dropped."""
+        """Stop waiting for *notifier*, which is about to be dropped."""
         self._leaving.add(notifier)
-        if notifier in self._waiting:
+        if notifier in self._awaited:
             self._forget(notifier)
 
     def answer(self, notifier: Notifier, sequence: int) -> None:
@@ -201,7 +202,7 @@ class Notifiers:
         Raises:
             OSError: EINVAL, when no such event waits for its answer.
         """
-        if self._waiting.get(notifier) != sequence:
+        if not self._awaited.get(notifier) or sequence != self._sequence:
             raise OSError(
                 errno.EINVAL,
                 f"no event {sequence} of this notifier waits for an answer",
@@ -211,8 +212,8 @@ class Notifiers:
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
-        del self._waiting[notifier]
-        if not self._waiting:
+        del self._awaited[notifier]
+        if not self._awaited:
             self._then()
 
     # --- events ---------------------------------------------------------------------
@@ -243,33 +244,34 @@ class Notifiers:
         self.running = False
         # Those left over got an event of a call that has failed since, or the daemon is
         # shutting down. A late answer of theirs gets EINVAL.
-        self._waiting = {}
+        self._awaited = {}
 
     def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
-        """Send an event; call *then* when all who got it have answered or have gone.
+        """Send an event; call *then* when all that got it have answered or have gone.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
-        sequence, for `give_up`; None if no notifier gets it: *then* is not called.
+        sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
         """
-        if not (told := self._concerned(notice.start, notice.end)):
+        if not (targets := self._concerned(notice.start, notice.end)):
             return None
-        sequence = self._expect(told, then)
-        for notifier in told:
+        sequence = self._expect(targets, then)
+        for notifier in targets:
             self._tell(notifier, notice, sequence)
         return sequence
 
-    def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
-        """Await answers of those in *told*; return the sequence of their event."""
+    def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
+        """Await answers of *targets*; return the sequence of the event."""
         self._trace.counters.invalidations += 1
-        self._trace.counters.events += len(told)
+        self._trace.counters.events += len(targets)
         self._then = then
-        self._waiting = dict.fromkeys(told)
-        return next(self._sequences)
+        self._awaited = dict.fromkeys(targets, False)
+        self._sequence += 1
+        return self._sequence
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
         # To send to one may end its peer's connection, and drop the peer's others.
-        if notifier in self._waiting:
-            self._waiting[notifier] = sequence
+        if notifier in self._awaited:
+            self._awaited[notifier] = True
             self._send(notifier, notice, sequence)
 
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
@@ -285,32 +287,31 @@ class Notifiers:
 
         Evicts those that have not answered in time.
         """
-        if not (told := self._concerned(notice.start, notice.end)):
+        if not (targets := self._concerned(notice.start, notice.end)):
             return
         answered = self._loop.event()
-        sequence = self._expect(told, answered.set)
-        turns = Turns(self._loop)
-        for notifier in told:
+        sequence = self._expect(targets, answered.set)
+        slices = Slices(self._loop)
+        for notifier in targets:
             self._tell(notifier, notice, sequence)
-            await turns.give()
+            await slices.give()
         if await self._loop.in_time(self._ack_seconds, answered.wait):
             return
-        for notifier in told:
+        for notifier in targets:
             self._give_up(notifier, sequence)
-            await turns.give()
+            await slices.give()
 
     def awaits(self, sequence: int) -> bool:
-        """Whether somebody has not answered event *sequence*."""
-        # There is one event at a time.
-        return sequence == next(iter(self._waiting.values()), None)
+        """Whether a notifier has not answered event *sequence*."""
+        return bool(self._awaited) and sequence == self._sequence
 
     def give_up(self, sequence: int) -> None:
-        """Evict who has not answered event *sequence*."""
-        for notifier in list(self._waiting):
+        """Evict the notifiers that have not answered event *sequence*."""
+        for notifier in list(self._awaited):
             self._give_up(notifier, sequence)
 
     def _give_up(self, notifier: Notifier, sequence: int) -> None:
-        if self._waiting.get(notifier) == sequence:
+        if notifier in self._awaited and sequence == self._sequence:
             self._trace.counters.evictions += 1
             if self._trace.listeners:
                 self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
@@ -319,13 +320,13 @@ class Notifiers:
 
     async def announce(self, notice: Notice) -> None:
         """Send an event that needs no answer."""
-        told = self._concerned(notice.start, notice.end)
-        self._trace.counters.events += len(told)
-        turns = Turns(self._loop)
-        for notifier in told:
+        targets = self._concerned(notice.start, notice.end)
+        self._trace.counters.events += len(targets)
+        slices = Slices(self._loop)
+        for notifier in targets:
             if notifier in self._registered and notifier not in self._leaving:
                 self._send(notifier, notice, None)
-            await turns.give()
+            await slices.give()
 
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         """The notifiers that get an event of pages from *start* to *end*.

@@ -1,4 +1,4 @@
-"""The pages of one file: who gets them, and what becomes of them."""
+"""The pages of one file: how they are got, put, punched and poisoned."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from inaccfs.shim.call import Kind
 from inaccfs.shim.fetch import (
     INLINE_FETCH_BYTES,
     check_end,
+    check_memory,
     fetch,
     fetch_now,
-    has_memory,
 )
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
@@ -23,7 +23,7 @@ from inaccfs.shim.moved import Moved, tell
 from inaccfs.shim.notifiers import Notice
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import POISON_PLAN, Poisoned
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import FileTrace
     from inaccfs.shim.turn import Turn
 
-_PAGES_A_TURN: Final = 1024
-"""So many pages can be got at once: each may be an extent."""
+_GET_NOW_PAGES: Final = 1024
+"""How many pages `get_now` gets at most: each may be an extent."""
 
 _PAGES_A_STEP: Final = 512
-"""For so many pages references are counted in one step: each may have its own."""
+"""For how many pages references are counted in one step: each may have its own."""
 
-_QUICK_MARKS: Final = 8192
-"""So many references may be looked at when pages are punched, in the trio loop."""
+_INLINE_MARKS: Final = 8192
+"""How many references may be looked at in the trio loop when pages are punched."""
 
 
 class Pages:
@@ -89,16 +89,18 @@ class Pages:
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
-            if superblock.semantics.references == "locked"
+            if superblock.semantics.locks_pages
             else None
         )
-        # What `poison` was told of.
+        # The pages that `poison` was called for and that have not been punched since.
         self._poisoned: Final = Poisoned(superblock.page_size, changed)
 
     @property
     def nothing_fetched(self) -> bool:
-        """Whether there is nothing that a punch would have to care for."""
-        return not self._poisoned and (self.memory is None or not self.memory.pages)
+        """Whether a punch need not look at references, frames or poison."""
+        return not self._poisoned and (
+            self.memory is None or not self.memory.frames.pages
+        )
 
     @property
     def poisoned_count(self) -> int:
@@ -107,7 +109,7 @@ class Pages:
 
     @property
     def _guarded(self) -> bool:
-        """Whether not everybody may get every page."""
+        """Whether some pages may be refused to a holder that asks for them."""
         return self._superblock.guards_pages or bool(self._poisoned)
 
     def reopened(self, fd: int) -> None:
@@ -147,7 +149,7 @@ class Pages:
     async def _get_long(
         self, holder: Holder, start: int, end: int, most: int | None
     ) -> Fetched:
-        """The same in a turn of the file's, and in a thread; `get_now` has checked."""
+        """As `get`, in a turn of the file's and in a thread. `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
@@ -157,13 +159,13 @@ class Pages:
             # Others may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(start, end)) is None:
                 extents = self._poisoned.split(extents)[:most]
-                # Nothing can be punched meanwhile; and what has been got is got,
-                # whatever ends this task.
-                turns = Turns(self._superblock.loop)
+                # Nothing is punched meanwhile, for the turn is taken. The references
+                # must be complete, so this goes on if the task is cancelled.
+                slices = Slices(self._superblock.loop)
                 with self._superblock.loop.shield():
                     for piece in in_pieces(extents, _PAGES_A_STEP, self._page_size):
                         memory.get(holder, [piece])
-                        await turns.give()
+                        await slices.give()
         if refusal is not None:
             await self.tell_moved(moved)
             raise refusal
@@ -172,13 +174,13 @@ class Pages:
     def get_now(
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
-        """The same at once; None if that takes more time than the trio loop has."""
+        """As `get`, at once; None if it would keep the trio loop for too long."""
         if self._guarded:
             if (refusal := self._refusal(start, end)) is not None:
                 raise refusal
             if self._locks is not None:
                 self._locks.check(start, end)
-        if end - start > _PAGES_A_TURN:
+        if end - start > _GET_NOW_PAGES:
             return None
         if self.memory is not None:
             known = self.memory.frames.known(start, end)
@@ -198,8 +200,8 @@ class Pages:
             if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
                 return None
             raise
-        # In this order, and before anything else runs: what has moved is no more, and
-        # what is here now may be punched by the next task.
+        # In this order, and before any other task runs: first drop what is known of the
+        # pages that have moved. The next task may punch what has been fetched here.
         memory.record(Punched([], moved))
         return Fetched(self._got(memory, holder, extents, most), moved)
 
@@ -248,11 +250,6 @@ class Pages:
             )
         return self.memory
 
-    @property
-    def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
-        return self._superblock.semantics.keeps_references
-
     def put(self, holder: Holder, pfn: int, count: int) -> None:
         """inaccessible_put_pfn() of v8 for *count* pages from frame *pfn*.
 
@@ -263,18 +260,18 @@ class Pages:
         self._putting().put(holder, pfn, count)
 
     async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
-        """The same for each (pfn, count) of *extents*, of which there may be many.
+        """As `put` for each (pfn, count) of *extents*, of which there may be many.
 
-        Nothing may be got by *holder* meanwhile. Raises what `put` does; then nothing
-        is put.
+        *holder* must not get pages meanwhile. Raises what `put` does; then nothing has
+        been put.
         """
-        turns = Turns(self._superblock.loop)
+        slices = Slices(self._superblock.loop)
         for _ in self._putting().put_all(holder, extents):
-            await turns.give()
+            await slices.give()
 
     def _putting(self) -> Memory:
-        """What is to be put to."""
-        if not self.keeps_references:
+        """The memory whose references are put. Raises what `put` does."""
+        if not self._superblock.semantics.keeps_references:
             raise OSError(
                 errno.EOPNOTSUPP,
                 "these semantics give no references: what has been got is good until "
@@ -288,7 +285,7 @@ class Pages:
         """Whether to punch these pages takes little time of the trio loop."""
         if self.memory is None:
             return True
-        return (end - start) * self.memory.holders <= _QUICK_MARKS
+        return (end - start) * self.memory.holders <= _INLINE_MARKS
 
     # --- punching ------------------------------------------------------------------
 
@@ -306,18 +303,18 @@ class Pages:
         yield from self._moved.steps()
         return refusal
 
-    def _settle(self, gone: tuple[int, int], changed: Changed) -> None:
-        """The file has been changed, or not; the pages *gone* were to be punched."""
+    def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
+        """Note the result of a change: *whole* are the pages that it was to punch."""
         self._moved.note(changed.punched.moved)
         if changed.refusal is None:
-            self._poisoned.heal(*gone)
+            self._poisoned.heal(*whole)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
         """What has been fetched of these pages."""
         return [] if self.memory is None else self.memory.extents_in(start, end)
 
     def punch_now(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
-        """Let *punch* take pages, of which it may clear parts of others. Blocks."""
+        """Call *punch*, which removes these pages and may clear parts of others."""
         if self.memory is None or start >= end:
             punch()
             return Changed()
@@ -326,7 +323,7 @@ class Pages:
         return Changed(punched)
 
     async def punch(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
-        """The same for so much that it takes a thread, in a turn of the file's."""
+        """As `punch_now`, in a thread and in a turn of the file's."""
         memory = self.memory
         assert memory is not None
         with self._turn.take():
@@ -337,13 +334,13 @@ class Pages:
                 punch,
                 limiter=self._superblock.threads.changes,
             )
-            # All of it, whatever ends this task; and before anything can be fetched
-            # again, which would be taken for what has gone.
+            # Record all of it, even if this task is cancelled; and before anything is
+            # fetched again, which would be taken for the pages that were removed.
             with self._superblock.loop.shield():
-                turns = Turns(self._superblock.loop)
+                slices = Slices(self._superblock.loop)
                 for piece in in_pieces(punched.removed, _PAGES_A_STEP, self._page_size):
                     memory.record(Punched([piece], []))
-                    await turns.give()
+                    await slices.give()
             memory.record(Punched([], punched.moved))
         return Changed(punched)
 
@@ -354,7 +351,7 @@ class Pages:
     # --- poison --------------------------------------------------------------------
 
     async def poison(self, page: int) -> None:
-        """A page is poisoned: tell of it, and hand it out no more until it is punched.
+        """Report that a page is poisoned. Until it is punched nobody gets it.
 
         restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
 
@@ -381,7 +378,7 @@ class Pages:
     async def _check_there(self, page: int) -> None:
         """Raise `OSError` unless *page* has memory, or gets it just now."""
         while self._turn.taken and page not in self._turn.fetches:
-            # It may be about to go, or to come.
+            # A long operation may be about to remove or to allocate it.
             await self._turn.wait()
         memory = self._memory_of(page, page + 1)
         if (
@@ -389,11 +386,7 @@ class Pages:
             or memory.frames.known(page, page + 1) is not None
         ):
             return
-        if not await has_memory(self._superblock, self._turn, self._fd, page):
-            # memory_failure() says so of a frame that is not there.
-            raise OSError(
-                errno.ENXIO, f"page {page} is a hole: it has no memory that could fail"
-            )
+        await check_memory(self._superblock, self._turn, self._fd, page)
 
     def _poison_steps(self, page: int) -> Steps:
         yield from in_order(POISON_PLAN, page, page + 1)

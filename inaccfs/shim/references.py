@@ -1,4 +1,4 @@
-"""Who holds references to which frames of one file.
+"""The references to frames of one file, by holder.
 
 inaccessible_get_pfn() of v8 leaves its caller a reference to the folio, which
 outlives a punch: the frame is not free before inaccessible_put_pfn(). Here references
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # how many, the page's offset in the file less its place (both in pages), and whether
 # it has been punched since. All pages of a run have the same lot.
 _Lot: TypeAlias = tuple[int, int, bool]
-# A frame that was punched may come back as another page while it is still held: the
+# A frame that was punched may come back as another page while there are references: the
 # oldest lot is the first.
 _Lots: TypeAlias = tuple[_Lot, ...]
 
@@ -54,31 +54,31 @@ class References:
     def __init__(self, frames_per_page: int = 1) -> None:
         self._frames: Final = frames_per_page
         # What each holder holds, by place: the frame number in units of a page.
-        self._held: dict[Hashable, RangeMap[_Lots]] = {}
+        self._ranges: dict[Hashable, RangeMap[_Lots]] = {}
         # How many references each holder has, so that nobody needs to count.
         self._totals: dict[Hashable, int] = {}
         # By place: how many references there are to what has been punched there.
         self._punched: RangeMap[int] = RangeMap()
 
     def __bool__(self) -> bool:
-        return bool(self._held)
+        return bool(self._ranges)
 
     def get(self, holder: Hashable, extents: Iterable[Extent]) -> None:
         """*holder* gets a reference to each page of *extents*."""
-        held = self._held.get(holder)
-        if held is None:
-            held = self._held[holder] = RangeMap()
+        ranges = self._ranges.get(holder)
+        if ranges is None:
+            ranges = self._ranges[holder] = RangeMap()
             self._totals[holder] = 0
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
             end = start + count
             lot = (1, offset - start, False)
             if count == 1:
-                held.set(start, end, _more(held.get(start), lot))
+                ranges.set(start, end, _more(ranges.get(start), lot))
             else:
-                pieces = held.clipped(start, end)
-                pieces += [(*gap, ()) for gap in held.gaps(start, end)]
-                held.replace(
+                pieces = ranges.clipped(start, end)
+                pieces += [(*gap, ()) for gap in ranges.gaps(start, end)]
+                ranges.replace(
                     start,
                     end,
                     [
@@ -97,17 +97,17 @@ class References:
         Raises:
             OSError: EINVAL, if it does not hold one to each; then nothing has changed.
         """
-        held = self._held.get(holder)
+        ranges = self._ranges.get(holder)
         start, rest = divmod(pfn, self._frames)
         end = start + count
-        if held is None or rest or count < 1:
+        if ranges is None or rest or count < 1:
             raise os_error(errno.EINVAL)
         if count == 1:
             # What most calls are about.
-            one = held.get(start)
+            one = ranges.get(start)
             pieces = [] if one is None else [(start, end, one)]
         else:
-            pieces = held.clipped(start, end)
+            pieces = ranges.clipped(start, end)
         if sum([stop - first for first, stop, _ in pieces]) != count:
             raise os_error(errno.EINVAL)
         gone = []
@@ -115,11 +115,11 @@ class References:
             if lots[0][2]:
                 gone.append((first, stop, 1))
             if left := _fewer(lots):
-                held.set(first, stop, left)
+                ranges.set(first, stop, left)
             else:
-                held.delete(first, stop)
+                ranges.delete(first, stop)
         self._totals[holder] -= count
-        if not held.size:
+        if not ranges.size:
             self._forget(holder)
         return self._gone(gone) if gone else []
 
@@ -155,8 +155,8 @@ class References:
 
     def _check(self, holder: Hashable, start: int, end: int, number: int) -> None:
         """Raise `OSError` unless *holder* has *number* references to each page."""
-        held = self._held.get(holder)
-        pieces = [] if held is None else held.clipped(start, end)
+        ranges = self._ranges.get(holder)
+        pieces = [] if ranges is None else ranges.clipped(start, end)
         enough = sum(
             stop - first
             for first, stop, lots in pieces
@@ -170,13 +170,13 @@ class References:
 
         To be exhausted.
         """
-        held = self._held.get(holder)
-        if held is None:
+        ranges = self._ranges.get(holder)
+        if ranges is None:
             return iter(())
         self._forget(holder)
         return (
             self._gone([(start, end, refs)])
-            for start, end, lots in held
+            for start, end, lots in ranges
             for refs in [sum(refs for refs, _, punched in lots if punched)]
         )
 
@@ -190,8 +190,8 @@ class References:
             start = pfn // self._frames
             end = start + count
             shift = offset - start
-            for held in self._held.values():
-                self._mark(held, start, end, shift)
+            for ranges in self._ranges.values():
+                self._mark(ranges, start, end, shift)
             free += self._punched.gaps(start, end)
         return [self._as_frames(start, end) for start, end in free]
 
@@ -200,17 +200,17 @@ class References:
         return self._totals.get(holder, 0)
 
     def holders(self) -> list[Hashable]:
-        """All who hold anything."""
-        return list(self._held)
+        """All holders of references."""
+        return list(self._ranges)
 
     def holders_of(self, extents: Iterable[Extent]) -> list[Hashable]:
-        """Who has references to pages of *extents* that have not been punched since."""
+        """The holders of references to *extents* that have not been punched since."""
         found: dict[Hashable, None] = {}
         for offset, pfn, count, _ in extents:
             start = pfn // self._frames
             here = offset - start, False
-            for holder, held in self._held.items():
-                for lots in held.values(start, start + count):
+            for holder, ranges in self._ranges.items():
+                for lots in ranges.values(start, start + count):
                     if any(lot[1:] == here for lot in lots):
                         found[holder] = None
                         break
@@ -221,11 +221,11 @@ class References:
 
         Must not be gone on with after anything has changed.
         """
-        held = self._held.get(holder)
-        if held is None:
+        ranges = self._ranges.get(holder)
+        if ranges is None:
             return
         at = since // self._frames
-        for start, end, lots in held.since(at):
+        for start, end, lots in ranges.since(at):
             first = max(start, at)
             for refs, shift, punched in lots:
                 yield Reference(
@@ -233,15 +233,15 @@ class References:
                     *(refs, punched),
                 )
 
-    def _mark(self, held: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
+    def _mark(self, ranges: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
         """Mark as punched what one holder has of pages."""
-        for first, stop, lots in held.clipped(start, end):
+        for first, stop, lots in ranges.clipped(start, end):
             refs = sum(lot[0] for lot in lots if lot[1:] == (shift, False))
             if refs:
                 marked = tuple(
                     (lot[0], shift, True) if lot[1] == shift else lot for lot in lots
                 )
-                held.set(first, stop, marked)
+                ranges.set(first, stop, marked)
                 add(self._punched, first, stop, refs)
 
     def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
@@ -257,7 +257,7 @@ class References:
         return start * self._frames, end - start
 
     def _forget(self, holder: Hashable) -> None:
-        del self._held[holder]
+        del self._ranges[holder]
         del self._totals[holder]
 
 

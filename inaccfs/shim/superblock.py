@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from inaccfs.semantics import Plan, Semantics
-    from inaccfs.shim.allocator import Allocator
-    from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.order import Evictor
-    from inaccfs.shim.turn import Turn
+    from inaccfs.shim.turn import Turn, Undoing
 
 
 class PendingFrees(Protocol):
@@ -40,8 +38,17 @@ class PendingFrees(Protocol):
         """Wait until all of it is back."""
 
 
-def _nothing(file: InaccessibleFile, offset: int, length: int) -> None:
-    """Nobody wants to know."""
+class LongAllocator(Protocol):
+    """Makes allocations that can be interrupted: `inaccfs.shim.allocator`."""
+
+    async def allocate(
+        self, fd: int, mode: int, offset: int, length: int, interrupted: Event
+    ) -> Undoing | None:
+        """fallocate(2), until it is done or *interrupted* is set."""
+
+
+def _nothing(fd: int, offset: int, length: int) -> None:
+    """Ignore a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +76,20 @@ class Superblock:
         semantics: Semantics,
         page_size: int,
         *,
-        allocator: Allocator | None = None,
+        allocator: LongAllocator | None = None,
         headroom: Headroom | None = None,
         frames: FrameSource | None = None,
         ack_seconds: float = 10.0,
         frees: PendingFrees | None = None,
         ack_timeouts: Evictor | None = None,
         loop: Loop = TRIO,
-        on_change: Callable[[InaccessibleFile, int, int], object] = _nothing,
+        on_change: Callable[[int, int, int], object] = _nothing,
     ) -> None:
         """*page_size* is in bytes; see `Backing.page_size`.
 
         *on_change* is called before the backing removes or adds pages that events
-        report; with the file, and a range in bytes. If the events include a start, it
-        has been answered by then.
+        report, with the fd of the file, and a range in bytes. If the events include a
+        start, it has been answered by then.
         """
         self.semantics: Final = semantics
         self.page_size: Final = page_size
@@ -106,9 +113,7 @@ class Superblock:
         # Evicts notifiers that no task waits for. Without it a task waits for each.
         self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
-        self.guards_pages: Final = (
-            semantics.scope == "range" or semantics.references == "locked"
-        )
+        self.guards_pages: Final = semantics.scope == "range" or semantics.locks_pages
         # The events of each kind of operation. The rules are asked once a mount.
         self.plans: Final[Mapping[Kind, Plan]] = {
             kind: semantics.plan(punches=kind is Kind.PUNCH) for kind in Kind
@@ -121,14 +126,14 @@ class Superblock:
 
     @property
     def punches_inline(self) -> bool:
-        """Whether a quick punch needs no task: see `InaccessibleFile.begin`."""
+        """Whether a short punch needs no task: see `InaccessibleFile.begin`."""
         # It then begins with the change, which has nothing to wait for: neither answers
         # to an event, during which others may take the file, nor a locked page.
         return (
             self.ack_timeouts is not None
             and self.ack_timeouts.running
             and self.plans[Kind.PUNCH].before is None
-            and self.semantics.references != "locked"
+            and not self.semantics.locks_pages
         )
 
     @property

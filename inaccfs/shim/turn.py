@@ -21,9 +21,9 @@ class Undoing(Protocol):
 class Turn:
     """The right to run a long operation on one file.
 
-    Whoever has it holds the lock of the backing's inode in a thread or in another
-    process; a call that takes the same lock in the loop would stop the loop. Pages are
-    not fetched meanwhile either, so that nobody gets a page that is about to go.
+    Meanwhile a thread or another process holds the lock of the backing's inode, and a
+    call in the loop that takes the same lock would stop the loop. Pages are not fetched
+    meanwhile either, for they may be about to be removed.
     """
 
     __slots__ = ("_all", "_changed", "_idle", "_loop", "fetches", "undoing")
@@ -38,18 +38,18 @@ class Turn:
         self._all: Final = all_taken
         self._changed: Final = changed
         self._loop: Final = loop
-        # Not set while somebody has the turn.
+        # Not set while the turn is taken.
         self._idle = loop.event()
         self._idle.set()
-        # Pages that are being fetched by whoever has the turn.
+        # The pages that the operation fetches that has the turn.
         self.fetches = range(0)
         # Set inside `take` by an interrupted allocation that has not given back its
-        # memory. The turn stays taken until it has, and nobody may look at the file.
+        # memory. The turn stays taken until it has, and the file must not be looked at.
         self.undoing: Undoing | None = None
 
     @property
     def taken(self) -> bool:
-        """Whether somebody has it."""
+        """Whether an operation has it."""
         return self in self._all
 
     @contextmanager

@@ -90,13 +90,13 @@ def fallocate(mode: int) -> Callable[[int], Call]:
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 OPERATIONS = (
-    Operation("fstat", fstat, None, 1.3, None),
+    Operation("fstat", fstat, None, 1.4, None),
     Operation("read, refused", refused_read, None, 1.3, None),
-    Operation("fallocate, KEEP_SIZE", fallocate(FALLOC_FL_KEEP_SIZE), None, 1.1, 3.0),
-    Operation("fallocate, mode 0", fallocate(0), None, 1.1, 3.0),
-    Operation("punch, a hole", fallocate(PUNCH), None, 1.1, 3.0),
+    Operation("fallocate, KEEP_SIZE", fallocate(FALLOC_FL_KEEP_SIZE), None, 1.3, 3.0),
+    Operation("fallocate, mode 0", fallocate(0), None, 1.3, 3.0),
+    Operation("punch, a hole", fallocate(PUNCH), None, 1.3, 3.0),
     Operation(
-        "punch, a page", fallocate(PUNCH), fallocate(FALLOC_FL_KEEP_SIZE), 1.1, 3.0
+        "punch, a page", fallocate(PUNCH), fallocate(FALLOC_FL_KEEP_SIZE), 1.3, 3.0
     ),
 )
 

@@ -29,7 +29,7 @@ SECOND = 1_000_000_000
 
 @support.needs_root
 def test_memory_that_comes_behind_the_kernels_back_shows_at_once(memory: Path) -> None:
-    """As when KVM allocates: inaccessible_get_pfn() of the seed fills holes."""
+    """As when KVM allocates: inaccessible_get_pfn() of v8 fills holes."""
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file", 8 * PAGE)
         with opened(file) as fd, opened(memory / "file") as behind:

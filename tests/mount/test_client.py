@@ -476,7 +476,7 @@ def test_a_daemon_that_is_stopped_is_told(
     try:
         with pytest.raises(NoAnswerError, match=r"stopped\?"):
             inaccfs.connect(mount.path)
-        with pytest.raises(CannotConnectError, match="nobody said hello"):
+        with pytest.raises(CannotConnectError, match="no greeting came"):
             inaccfs.connect(mount.control)
     finally:
         os.kill(mount.pid, signal.SIGCONT)

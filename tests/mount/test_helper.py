@@ -120,7 +120,7 @@ def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> No
             os.posix_fallocate(guest.fileno(), 0, 130 * MIB)
             punch(guest.fileno(), 130 * MIB)
     told = mount.log.read_text()
-    assert told.count("the helper was killed: started anew") == 2, told
+    assert told.count("the helper was killed: started a new one") == 2, told
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:
@@ -250,6 +250,41 @@ def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
                 if isinstance(told, str):
                     break
             assert "ENOMEM" in told
+
+
+@support.needs_root
+@pytest.mark.parametrize("kind", ["files", "directories", "links", "attributes"])
+def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
+    kind: str,
+) -> None:
+    """They are the daemon's memory, which no worker can take in its place."""
+    with memory_cgroup(32 * MIB) as cgroup, support.mounted() as mount:
+        helper, _ = _move(mount, cgroup)
+        (mount.path / "first").touch()
+
+        def make(number: int) -> None:
+            path = mount.path / f"{number:0200}"
+            match kind:
+                case "files":
+                    path.touch()
+                case "directories":
+                    path.mkdir()
+                case "links":
+                    path.symlink_to("x" * 2000)
+                case "attributes":
+                    name = f"trusted.{number % 50}"
+                    if number % 50 == 0:
+                        path.touch()
+                    at = mount.path / f"{number - number % 50:0200}"
+                    os.setxattr(at, name, bytes(60_000))
+
+        with refused(errno.ENOMEM):
+            for number in range(40_000):
+                make(number)
+        assert children_of(mount.pid)[0] == helper
+        os.stat(mount.path / "first")
+        with peer(mount.control) as shim:
+            assert shim.do("query-files") == []
 
 
 @support.needs_root

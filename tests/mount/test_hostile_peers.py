@@ -258,6 +258,6 @@ def test_a_client_waits_for_a_while(
 ) -> None:
     monkeypatch.setattr("inaccfs.client.wire.ANSWER_SECONDS", 0.1)
     with pytest.raises(
-        inaccfs.client.errors.CannotConnectError, match="took nobody in"
+        inaccfs.client.errors.CannotConnectError, match="accepted nobody"
     ):
         inaccfs.connect(full)

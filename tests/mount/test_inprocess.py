@@ -33,6 +33,8 @@ class Script:
     fallocate: Callable[[int, int, int, int], object]
     ftruncate: Callable[[int, int], object]
     seen: list[object] = field(default_factory=list)
+    # An error wants no answer, so it may come before or after its command returns.
+    errors: list[object] = field(default_factory=list)
 
     def run(self) -> list[object]:
         """Every call, what it comes to, and which pages are fetched afterwards."""
@@ -51,19 +53,20 @@ class Script:
         notifier.unregister()
         self._try(lambda: self.fallocate(self.fd, PUNCH, 0, PAGE))
         file.close()
-        return self.seen
+        return [*self.seen, *self.errors]
 
     def _register(self, file: Any) -> Any:
         callbacks = {
-            name: self._note(name)
-            for name in ("invalidate", "invalidate_start", "invalidate_end", "error")
+            name: self._note(name, self.seen)
+            for name in ("invalidate", "invalidate_start", "invalidate_end")
         }
+        callbacks["error"] = self._note("error", self.errors)
         if self.shim.query_semantics().scope == "range":
             return file.bind(4, 40, **callbacks)
         return file.register_notifier(**callbacks)
 
-    def _note(self, name: str) -> Callable[[int, int], None]:
-        return lambda start, end: self.seen.append((name, start, end))
+    def _note(self, name: str, seen: list[object]) -> Callable[[int, int], None]:
+        return lambda start, end: seen.append((name, start, end))
 
     def _try(self, call: Callable[[], object]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The simulated KVM on real mounts: data, frames, and the race of the seed.
+"""The simulated KVM on real mounts: data, frames, and the race of v8.
 
 What the kernel's selftests assert is in test_kvm_selftests.py.
 """
@@ -230,7 +230,7 @@ def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
         os.close(fd)
 
 
-# --- the race of the seed -----------------------------------------------------------
+# --- the race of v8 ------------------------------------------------------------------
 
 
 def test_v8_lets_a_guest_use_a_page_that_is_gone(shim: Client, fd: int) -> None:

@@ -154,7 +154,7 @@ def test_a_traceback_begins_in_the_script(
 def test_demo_and_stress_take_options_of_the_private_mount(command: str) -> None:
     """The mount is too small for them, which shows that it was made with these."""
     told = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
-    assert re.search(r"has not the \d+ MiB that this needs$", told)
+    assert re.search(r"lacks the \d+ MiB that this needs$", told)
     assert "size 'x'" in complaint("kvm", command, "-o", "size=x", status=2)
     _, err = kvm(command, "-o", "size=4m", "/mnt", status=2)
     assert "-o is for the private mount: leave it out, or MOUNTPOINT" in err
@@ -267,7 +267,7 @@ def _read_terminal(fd: int) -> bytes:
 def test_a_mount_that_will_not_do_is_told(command: str) -> None:
     with support.mounted(size="1m") as small:
         told = complaint("kvm", command, small.path)
-    assert re.search(r"has not the \d+ MiB that this needs$", told)
+    assert re.search(r"lacks the \d+ MiB that this needs$", told)
     with support.mounted(options="no-guest-access") as closed:
         told = complaint("kvm", command, closed.path)
     assert "gives the memory of guests to nobody (--no-guest-access)" in told
@@ -308,8 +308,8 @@ def test_a_bar_on_a_terminal(mount: Mount) -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        (("--seconds", "0"), "'0' is no number of seconds"),
-        (("--seconds", "long"), "'long' is no number of seconds"),
+        (("--seconds", "0"), "'0' is not a number of seconds"),
+        (("--seconds", "long"), "'long' is not a number of seconds"),
         (("--vcpus", "0"), "'0': give 1 or more"),
         (("--punchers", "-1"), "'-1': give 0 or more"),
         (("--seed", "x"), "'x': give 0 or more"),

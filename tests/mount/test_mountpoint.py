@@ -11,7 +11,7 @@ import pytest
 import inaccfs
 from inaccfs import mountinfo, syscalls
 from inaccfs.errors import MountError
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.mountpoint import Mountpoint
 from tests.mount import support
@@ -82,8 +82,8 @@ def test_a_mountpoint_that_becomes_a_link_is_refused(
 ) -> None:
     """After each step that looks at it."""
     if step == "resolve":
-        resolve = after(mounting.resolve, lambda: swap(point))
-        monkeypatch.setattr(mounting, "resolve", resolve)
+        resolve = after(finding.resolve, lambda: swap(point))
+        monkeypatch.setattr(finding, "resolve", resolve)
     elif step == "open":
         open_ = after(Mountpoint.open, lambda: swap(point))
         monkeypatch.setattr(Mountpoint, "open", open_)

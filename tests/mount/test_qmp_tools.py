@@ -95,7 +95,10 @@ def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
         (["qmp_capabilities"], "no command"),
         (["get-pfn", "file=/guest0", "ofset=1"], "did you mean offset? (get-pfn file"),
         (["get-pfn", "file=/guest0"], "needs file and offset (get-pfn file=FILE"),
-        (["get-pfn", "file=/guest0", "offset=x"], "get-pfn: offset: 'x' is no whole"),
+        (
+            ["get-pfn", "file=/guest0", "offset=x"],
+            "get-pfn: offset: 'x' is not a whole",
+        ),
         (["get-pfn", "file=/guest0", "offset=-1"], "get-pfn: offset: Expected `int`"),
         (["quit", "now"], "'now' is not NAME=VALUE"),
         (["--what", "quit"], "unknown option '--what'"),

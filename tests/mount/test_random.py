@@ -50,7 +50,7 @@ bytes_ = st.one_of(
 
 @dataclass
 class ModelFile:
-    """What the seed's shim over a shmem file knows of one file."""
+    """What v8's shim over a shmem file knows of one file."""
 
     size: int = 0
     pages: set[int] = field(default_factory=set)

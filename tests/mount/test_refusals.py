@@ -1,4 +1,4 @@
-"""What the seed's file cannot do: it has fallocate and release, and nothing else.
+"""What v8's file cannot do: it has fallocate and release, and nothing else.
 
 The errnos are those of a file whose operations lack the others (history.md, section
 0), but for what FUSE answers itself; `pread` and `lseek` differ with the seal.

@@ -1,4 +1,4 @@
-"""The rules of the seed, through a mount: what may be allocated, punched and sized.
+"""The rules of v8, through a mount: what may be allocated, punched and sized.
 
 inaccessible_fallocate() and inaccessible_setattr() of mm/memfd_inaccessible.c, and
 below them shmem_fallocate() of mm/shmem.c.

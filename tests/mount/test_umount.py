@@ -14,8 +14,8 @@ import pytest
 
 import inaccfs
 from inaccfs import ending, launch, mountinfo, syscalls
-from inaccfs.fuse import mounting, unmounting
-from inaccfs.fuse.ownmount import OwnMount
+from inaccfs.fuse import finding, mounting, unmounting
+from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
 from tests.mount.namespaces import private_namespace, quoted
 from tests.mount.support import (
@@ -149,7 +149,7 @@ def test_with_fusectl_the_connection_is_aborted_by_it(
     with support.mounted(point) as mount:
         run("mount", "-t", "fusectl", "none", connections)
         try:
-            found = mounting.find(str(point))
+            found = finding.find(str(point))
             with opened(point / "file", os.O_CREAT | os.O_RDWR) as fd:
                 assert unmounting.abort(found)
                 assert outcome(os.fstat, fd) in GONE
@@ -180,6 +180,28 @@ def test_a_dead_daemon_is_told(point: Path) -> None:
             )
 
 
+def test_a_mount_that_fails_leaves_the_dead_mounts_of_others(point: Path) -> None:
+    with support.doomed(point) as mount:
+        support.kill(mount)
+        mounting._remove_strays([], {"0:0"})
+        assert finding.find(str(point)).path == str(point)
+
+
+@pytest.mark.parametrize("uid", [0, 1000], ids=["mount(2)", "fusermount3"])
+def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
+    point: Path, monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    with support.doomed(point) as mount:
+        found = finding.find(str(point))
+        support.kill(mount)
+        # Other tests may do it as well: those in which a mount fails as a user.
+        with suppress(OSError):
+            syscalls.umount(str(point), syscalls.MNT_DETACH)
+        monkeypatch.setattr(os, "geteuid", lambda: uid)
+        unmounting.unmount(found, lazy=False)
+        monkeypatch.undo()
+
+
 def test_a_question_that_hangs_is_left_behind(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +222,7 @@ def test_a_connection_that_nobody_reads_is_aborted(
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
-    syscalls.mount("inaccfs", str(point), mounting.FSTYPE, 0, options)
+    syscalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
     try:
         assert "so its connection is aborted" in umount(point)
         assert not support.is_mounted(point)
@@ -290,7 +312,7 @@ def test_mounted_ends_its_daemon_whatever_copies_there_are(
 ) -> None:
     with support.mounted() as mount:
         new_file(mount.path / "file")
-        own = OwnMount(mounting.find(str(mount.path)))
+        own = OwnMount(finding.find(str(mount.path)))
         copies: dict[str, Callable[[], AbstractContextManager[object]]] = {
             "bind": lambda: bound(mount.path, scratch / "b"),
             "namespace": private_namespace,
@@ -314,6 +336,34 @@ def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
         other = block.__enter__()
     assert other.status().pid == other.pid
     block.__exit__(None, None, None)
+
+
+def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
+    """Also while the daemon is there, and if the other mount is dead or covered."""
+    with support.mounted() as mount:
+        found = finding.find(str(mount.path))
+        own = OwnMount(found)
+        assert own.find() == found
+        with support.mounted() as other:
+            where = finding.find(str(other.path))
+            stale = OwnMount(where)
+        # As if `found` had been given them.
+        stale._mount = found  # type: ignore[misc]
+        assert stale.find() is None
+        run("mount", "-t", "tmpfs", "none", mount.path)
+        assert stale.find() is None
+        assert own.find() == found
+        run("umount", mount.path)
+
+
+def test_a_mount_that_has_gone_meanwhile_is_not_covered() -> None:
+    with support.mounted() as mount:
+        found = finding.find(str(mount.path))
+        assert not is_covered(found)
+        run("mount", "-t", "tmpfs", "none", mount.path)
+        assert is_covered(found)
+        run("umount", mount.path)
+    assert not is_covered(found)
 
 
 def test_mounted_ends_a_daemon_that_is_stopped() -> None:

@@ -280,7 +280,7 @@ print(json.dumps({
 def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
     nobody: Nobody,
 ) -> None:
-    """architecture.md, decision 2; pread and lseek are then those of the seed."""
+    """architecture.md, decision 2; pread and lseek are then those of v8."""
     with nobody.mounted():
         told = run(*nobody.python("-c", PROBE, nobody.point / "file"))
     assert json.loads(told.stdout) == {
@@ -626,7 +626,7 @@ SWAPPER = """
 import os, sys, threading, time
 from inaccfs.errors import MountError
 from inaccfs import mountinfo
-from inaccfs.fuse import mounting, unmounting
+from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 
 home = sys.argv[1]
@@ -658,7 +658,7 @@ while made + refused < 60 and time.monotonic() < end:
     except MountError as exc:
         refused += 1
         assert str(exc).count("\\n") == 0
-        assert not [m for m in mounting.mounts() if m.path.startswith(home + "/")]
+        assert not [m for m in finding.mounts() if m.path.startswith(home + "/")]
     else:
         made += 1
         assert new.info.path == point
@@ -666,7 +666,7 @@ while made + refused < 60 and time.monotonic() < end:
         unmounting.unmount(new.info, lazy=True)
 stop.set()
 thread.join()
-assert not [m for m in mounting.mounts() if m.path.startswith(home + "/")]
+assert not [m for m in finding.mounts() if m.path.startswith(home + "/")]
 print(made, refused)
 """
 

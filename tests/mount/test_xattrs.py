@@ -128,7 +128,7 @@ def test_attributes_stay_with_the_file(mount: Mount, file: Path) -> None:
 def test_the_root_tells_the_magic_the_control_socket_and_the_status(
     mount: Mount,
 ) -> None:
-    """statfs(2) cannot: its f_type stays FUSE's. INACCESSIBLE_MAGIC of the seed."""
+    """statfs(2) cannot: its f_type stays FUSE's. INACCESSIBLE_MAGIC of v8."""
     assert os.getxattr(mount.path, "user.inaccfs.magic") == b"0x494e4143"
     assert os.getxattr(mount.path, "user.inaccfs.control") == os.fsencode(mount.control)
     status = json.loads(os.getxattr(mount.path, "user.inaccfs.status"))

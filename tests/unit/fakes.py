@@ -25,10 +25,9 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.seal import Seal, unsealed
 from inaccfs.fuse.wire import Op
 from inaccfs.semantics import V8
-from inaccfs.shim.allocator import Allocator, Undoing
 from inaccfs.shim.call import Begun, Call
 from inaccfs.shim.loop import first_of
-from inaccfs.shim.superblock import Superblock
+from inaccfs.shim.superblock import LongAllocator, Superblock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -322,7 +321,7 @@ async def serving(
     make_seal: Callable[[bool], Seal] | None = None,
     handshake: bool = True,
     relay_bytes: int = 1 << 17,
-    allocator: Allocator | None = None,
+    allocator: LongAllocator | None = None,
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
     closer = HeldCloser()
@@ -384,7 +383,7 @@ class HeldCall:
         self._let_go.set()
 
 
-class HeldUndoing(Undoing):
+class HeldUndoing:
     """Gives memory back for as long as a test wants it to."""
 
     def __init__(self) -> None:
@@ -397,7 +396,7 @@ class HeldUndoing(Undoing):
         await self._over.wait()
 
 
-class HeldAllocator(Allocator):
+class HeldAllocator:
     """Allocates nothing, without a helper: each call waits to be let go."""
 
     def __init__(self) -> None:
@@ -422,7 +421,7 @@ class HeldAllocator(Allocator):
 
     async def allocate(
         self, fd: int, mode: int, offset: int, length: int, interrupted: Event
-    ) -> Undoing | None:
+    ) -> HeldUndoing | None:
         self.arguments = (fd, mode, offset, length)
         self.entered.set()
         self._running += 1
@@ -445,7 +444,7 @@ class HeldAllocator(Allocator):
 # --- fallocate(2) -----------------------------------------------------------------
 
 
-def quick(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
+def fallocated_now(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
     """Begin a fallocate(2); whether that is all. Nothing more is done of it."""
 
     def hold() -> NoReturn:

@@ -113,7 +113,7 @@ class Memfd:
         memory = self._inode.pages.memory
         return {
             extent.offset + at: extent.pfn + at
-            for extent in ([] if memory is None else memory.extents())
+            for extent in ([] if memory is None else memory.frames.extents())
             for at in range(extent.count)
         }
 
@@ -237,7 +237,7 @@ class FaultyShim:
         self.fallocate: Final = self.mount.fallocate
         self._files: Final[list[Memfd]] = []
 
-    def _pass_gate(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _pass_gate(self, fd: int, offset: int, length: int) -> None:
         if self.gate is not None:
             self.gate()
 

@@ -1,4 +1,4 @@
-"""A file over a memfd with rules of a test's choice; who gets pages, who is told."""
+"""A file over a memfd with rules of a test's choice; its holders and notifiers."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from inaccfs.shim.acktimeouts import AckTimeouts, in_time
+from inaccfs.shim.acktimeouts import AckTimeouts
+from inaccfs.shim.deadlines import in_time
 from inaccfs.shim.notifiers import Notice, Notifiers
 from inaccfs.shim.trace import FileTrace, Trace
 

@@ -17,7 +17,7 @@ import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.fuse.nodes import let_go
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit import fakes
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
@@ -239,7 +239,7 @@ async def notified(
 async def test_every_fallocate_invalidates_after_the_backing_in_pages(
     control: Control, mode: int, pages: tuple[int, int]
 ) -> None:
-    """inaccessible_fallocate() of the seed, with pgoff_t taken at its word."""
+    """inaccessible_fallocate() of v8, with pgoff_t taken at its word."""
     async with (
         notified(control) as (node, [(peer, number)]),
         trio.open_nursery() as nursery,
@@ -668,12 +668,12 @@ async def test_a_file_that_is_closed_while_files_are_listed_is_not_listed(
     kept, closed = sorted(nodes, key=lambda node: node.ino)
     turns = itertools.count()
 
-    async def give(_: Turns) -> None:
+    async def give(_: Slices) -> None:
         # Both have been seen, and the first has been described.
         if next(turns) == len(nodes):
             control.namespace.opens.release(closed)
 
-    monkeypatch.setattr(Turns, "give", give)
+    monkeypatch.setattr(Slices, "give", give)
     async with control.peer() as peer:
         (info,) = await peer.do("query-files")
     assert info["ino"] == kept.ino

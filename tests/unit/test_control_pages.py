@@ -16,7 +16,7 @@ from inaccfs.client import requests
 from inaccfs.client.core import Conversation
 from inaccfs.control import messages, qmp
 from inaccfs.control.limits import Limits, Policy
-from inaccfs.shim.turns import Turns
+from inaccfs.shim.slices import Slices
 from tests.unit.control_fakes import BASE, PAGE, Control, Peer, controlling
 from tests.unit.fakes import fallocate
 
@@ -339,17 +339,44 @@ async def test_what_many_ask_for_keeps_nobody_waiting(control: Control) -> None:
         await control.gone()
 
 
+@pytest.mark.parametrize("text", ["{}", "x\n"])
+async def test_much_that_comes_with_an_fd_keeps_nobody_waiting(
+    tmp_path: Path, backing: Backing, text: str
+) -> None:
+    """All of it is looked at before any of it is carried out."""
+    # Room for all replies: who is slow to read them is not what this is about.
+    policy = Policy(Limits(output=16 << 20), ack_seconds=60)
+    with trio.fail_after(60):
+        async with (
+            controlling(str(tmp_path / "control"), backing, policy) as control,
+            control.peer() as peer,
+        ):
+            async with slices():
+                await peer.send(text * 22_000 + "\n", 0)
+                for _ in range(22_000):
+                    await peer.receive()
+            assert "return" in await peer.ask(peer.line("query-stats"))
+
+
+async def test_who_reads_late_gets_all_refusals(control: Control) -> None:
+    async with control.peer() as peer:
+        await peer.send("x\n" * 22_000, 0)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(22_000):
+            assert "error" in await peer.receive()
+
+
 async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
     slices_done: list[int] = []
     busy = [True]
 
     async def work(number: int) -> None:
-        turns = Turns()
+        slices = Slices()
         for _ in range(4):
             until = time.perf_counter() + 0.003
             while time.perf_counter() < until:
                 pass
-            await turns.give()
+            await slices.give()
             slices_done.append(number)
         busy[0] = number < 3
 
@@ -395,7 +422,7 @@ async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> Non
     assert node.file is not None
     async with control.peer() as peer:
         number = (await peer.do("register-notifier", file="/guest"))["notifier"]
-        node.file.notifiers._waiting = dict.fromkeys(node.file.notifiers)
+        node.file.notifiers._awaited = dict.fromkeys(node.file.notifiers, False)
         for sequence in (0, 1):
             assert "EINVAL" in await peer.do(
                 "invalidate-done", notifier=number, sequence=sequence

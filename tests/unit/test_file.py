@@ -23,7 +23,7 @@ from tests.unit.fakes import (
     HeldCall,
     HeldUndoing,
     fallocate,
-    quick,
+    fallocated_now,
     refused,
 )
 
@@ -46,32 +46,32 @@ def pages(file: InaccessibleFile) -> int:
     return os.fstat(file.fd).st_blocks * 512 // PAGE
 
 
-# --- what is quick ----------------------------------------------------------------
+# --- what is done at once ----------------------------------------------------------
 
 
 def test_a_quick_allocation_grows_the_file(file: InaccessibleFile) -> None:
-    assert quick(file, 0, PAGE, PAGE)
+    assert fallocated_now(file, 0, PAGE, PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (2 * PAGE, 1)
 
 
 def test_keep_size_keeps_it(file: InaccessibleFile) -> None:
-    assert quick(file, FALLOC_FL_KEEP_SIZE, 0, PAGE)
+    assert fallocated_now(file, FALLOC_FL_KEEP_SIZE, 0, PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (0, 1)
 
 
 def test_an_unaligned_allocation_is_rounded_as_tmpfs_does(
     file: InaccessibleFile,
 ) -> None:
-    assert quick(file, 0, 1, 1)
+    assert fallocated_now(file, 0, 1, 1)
     assert (os.fstat(file.fd).st_size, pages(file)) == (2, 1)
 
 
 def test_a_punch_frees_and_an_unaligned_one_does_not(file: InaccessibleFile) -> None:
-    quick(file, 0, 0, 4 * PAGE)
+    fallocated_now(file, 0, 0, 4 * PAGE)
     with refused(errno.EINVAL):
-        quick(file, PUNCH, 1, PAGE)
+        fallocated_now(file, PUNCH, 1, PAGE)
     assert pages(file) == 4
-    quick(file, PUNCH, PAGE, 2 * PAGE)
+    fallocated_now(file, PUNCH, PAGE, 2 * PAGE)
     assert (os.fstat(file.fd).st_size, pages(file)) == (4 * PAGE, 2)
 
 
@@ -89,13 +89,13 @@ async def test_the_backing_has_the_last_word(
 ) -> None:
     """Both ways give the backing's own errno."""
     with refused(error):
-        quick(file, mode, offset, length)
+        fallocated_now(file, mode, offset, length)
     with refused(error):
         await fallocate(file, mode, offset, length, trio.Event())
 
 
 def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
-    assert not quick(file, 0, 0, INLINE_BYTES + 1)
+    assert not fallocated_now(file, 0, 0, INLINE_BYTES + 1)
     assert pages(file) == 0
 
 
@@ -173,7 +173,7 @@ async def test_the_errno_of_the_allocator_is_the_callers(
     with refused(errno.ENOSPC):
         await fallocate(file, 0, 0, LONG, trio.Event())
     # And the file is as good as before.
-    assert quick(file, 0, 0, PAGE)
+    assert fallocated_now(file, 0, 0, PAGE)
 
 
 # --- a busy file ------------------------------------------------------------------
@@ -196,7 +196,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(allocate, LONG)
         await held.entered.wait()
-        assert not quick(file, 0, 0, PAGE)
+        assert not fallocated_now(file, 0, 0, PAGE)
         nursery.start_soon(set_size)
         await trio.testing.wait_all_tasks_blocked()
         assert ended == []
@@ -204,7 +204,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
         held.let_go()
     assert ended == [f"{LONG}", "size"]
     assert os.fstat(file.fd).st_size == PAGE
-    assert quick(file, 0, 0, PAGE)
+    assert fallocated_now(file, 0, 0, PAGE)
 
 
 async def test_of_several_long_operations_each_waits_for_its_turn(
@@ -296,7 +296,7 @@ async def test_an_interrupt_is_told_before_the_file_has_settled(
         await held.entered.wait()
         interrupted.set()
     assert file.turn.undoing is not None
-    assert not quick(file, 0, 0, PAGE)
+    assert not fallocated_now(file, 0, 0, PAGE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.turn.wait_undone)
         nursery.start_soon(file.turn.wait_undone)
@@ -319,7 +319,7 @@ async def test_an_allocation_that_dies_at_once_leaves_a_settled_file(
         await held.entered.wait()
         interrupted.set()
     assert file.turn.undoing is None
-    assert quick(file, 0, 0, PAGE)
+    assert fallocated_now(file, 0, 0, PAGE)
 
 
 async def test_an_interrupt_before_the_call_is_not_lost(
@@ -461,7 +461,7 @@ async def test_memory_beyond_the_end_is_tmpfs_business(
 
 
 async def test_an_allocation_counts_as_a_size(file: InaccessibleFile) -> None:
-    quick(file, 0, 0, 1)
+    fallocated_now(file, 0, 0, 1)
     with refused(errno.EPERM):
         await file.set_size(PAGE)
 

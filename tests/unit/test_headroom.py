@@ -128,3 +128,18 @@ def test_what_can_be_reclaimed_is_for_files(
     monkeypatch.setattr(headroom, "_can_swap", lambda: True)
     made.check(fd, 0, LIMIT)
     os.close(fd)
+
+
+def test_what_the_daemon_takes_is_refused_where_nothing_is_left(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headroom, "_can_swap", lambda: False)
+    made = machine.headroom()
+    machine.set("one/two", LIMIT, LIMIT, cache=RESERVE + MIB)
+    # Cache makes room.
+    made.take(MIB)
+    machine.set("one/two", LIMIT, LIMIT, cache=RESERVE)
+    with refused(errno.ENOMEM):
+        made.take(4096)
+    monkeypatch.setattr(headroom, "_can_swap", lambda: True)
+    made.take(4096)

@@ -211,7 +211,7 @@ async def test_a_helper_that_was_killed_is_started_anew(
         os.close(await helper.open_tmpfile(str(tmp_path), device))
         assert helper.pid != before
     assert [record.message for record in caplog.records] == (
-        ["the helper was killed: started anew"] * 2
+        ["the helper was killed: started a new one"] * 2
     )
 
 

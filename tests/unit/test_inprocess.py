@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
-    from inaccfs.shim.file import InaccessibleFile
 
 PAGE = 4096
 PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -136,6 +135,31 @@ def test_frames_that_are_taken_and_freed_are_heard_of() -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("end", ["close", "disconnect"])
+def test_frames_are_freed_when_the_last_client_that_refers_to_them_ends(
+    end: str,
+) -> None:
+    freed: list[int] = []
+
+    def watch(is_taken: bool, frame: int, _: int) -> None:
+        if not is_taken:
+            freed.append(frame)
+
+    with Mount(memory=SMALL, on_frames=watch) as mount:
+        fd = mount.memfd_create("file", 16 * PAGE)
+        client = mount.connect()
+        client.file(fd).get_pfn(3)
+        punch(mount, fd, 0, 16)
+        assert freed == []
+        if end == "close":
+            client.close()
+        else:
+            with mount.loop.inside():
+                client.disconnect("a test")
+        assert len(freed) == 1
+        os.close(fd)
+
+
 @pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
 @pytest.mark.parametrize("how", ["punch", "truncate"])
 def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) -> None:
@@ -145,9 +169,10 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
     class Free(type(semantics)):  # type: ignore[misc] # as a test's table has it
         size = "free"
 
-    def on_change(file: InaccessibleFile, offset: int, length: int) -> None:
+    def on_change(_: int, offset: int, length: int) -> None:
+        ((_, file),) = mount.files()
         assert file.pages.memory is not None
-        changes.append((offset, length, len(seen), file.pages.memory.pages))
+        changes.append((offset, length, len(seen), file.pages.memory.frames.pages))
 
     with Mount(Free(), memory=SMALL, on_change=on_change) as mount:
         fd = mount.memfd_create("file", 16 * PAGE)

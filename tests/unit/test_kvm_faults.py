@@ -238,7 +238,7 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
             made.vm.set_user_memory_region(0, 0, 0)
 
 
-# --- the race of the seed -------------------------------------------------------------
+# --- the race of v8 ------------------------------------------------------------------
 
 
 def test_v8_has_a_guest_use_a_page_that_is_gone() -> None:

@@ -147,7 +147,7 @@ def test_a_slot_is_created_and_deleted_and_nothing_else() -> None:
     """Patch 2/8: a private slot can neither move nor change its flags."""
     with guest() as made:
         for gpa in (0, 8 * MIB):
-            with pytest.raises(OSError, match="delete it before") as caught:
+            with pytest.raises(OSError, match="delete it first") as caught:
                 add_slot(made.vm, made.file, gpa=gpa)
             assert caught.value.errno == errno.EINVAL
         made.vm.set_user_memory_region(0, 0, 0)

@@ -14,7 +14,7 @@ import pytest
 
 from inaccfs.fuse import inodes
 from inaccfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, UTIME_OMIT
-from tests.unit.fakes import quick, refused
+from tests.unit.fakes import fallocated_now, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,7 +246,7 @@ def test_a_file_whose_last_name_went_can_still_be_opened(
     node = look(namespace, "f")
     namespace.unlink(namespace.inodes.root, b"f")
     file = namespace.opens.open(node, os.O_RDWR)
-    quick(file, 0, 0, 4096)
+    fallocated_now(file, 0, 0, 4096)
     assert os.fstat(file.fd).st_blocks == 8
 
 

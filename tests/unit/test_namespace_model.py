@@ -25,7 +25,7 @@ from inaccfs.semantics import V8
 from inaccfs.shim import census
 from inaccfs.shim.superblock import Superblock
 from tests.unit.conftest import small_tmpfs
-from tests.unit.fakes import quick
+from tests.unit.fakes import fallocated_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,7 +287,7 @@ class Histories(RuleBasedStateMachine):
     def allocate(self, data: st.DataObject, pages: int) -> None:
         handle = data.draw(st.sampled_from(self.handles))
         assert handle.node.file is not None
-        quick(handle.node.file, 0, 0, pages * 4096)
+        fallocated_now(handle.node.file, 0, 0, pages * 4096)
         syscalls.fallocate(handle.plain_fd, 0, 0, pages * 4096)
 
     @precondition(lambda self: self.known)

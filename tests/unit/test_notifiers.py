@@ -1,4 +1,4 @@
-"""Invalidation that is waited for: who is told, who is awaited, and who is not."""
+"""Invalidation that is waited for: who gets an event, and whose answer is awaited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""restrictedmem_bind(): who is told of which pages, and in which units."""
+"""restrictedmem_bind(): who gets an event of which pages, and in which units."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-# --- who is told --------------------------------------------------------------------
+# --- who gets an event --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+import inaccfs
 from inaccfs import cli, launch, mountinfo, runtime, status
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
@@ -28,8 +29,9 @@ from inaccfs.errors import (
     NotMountedError,
     OptionError,
 )
-from inaccfs.fuse import mounting
-from inaccfs.fuse.mounting import FSTYPE, FuseOptions
+from inaccfs.fuse import finding
+from inaccfs.fuse.finding import FSTYPE
+from inaccfs.fuse.mounting import FuseOptions
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.mountinfo import MountInfo
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -140,7 +142,7 @@ def test_what_is_not_ours_goes_to_fuse() -> None:
         (("--simulated-order", "3"), "--simulated-order is for --pfn-source sim"),
         (("-o", "pfn-source=simulated,simulated-memory=x"), "is not a size"),
         (("-o", "pfn-source=simulated,simulated-order=x"), "is not a number"),
-        (("--ack-timeout", "0"), "ack-timeout '0' is no number of seconds"),
+        (("--ack-timeout", "0"), "ack-timeout '0' is not a number of seconds"),
         (("--ack-timeout", "nan"), "ack-timeout"),
         (("--ack-timeout", "soon"), "ack-timeout"),
         (("--allow-uid", "root"), "allow-uid 'root' is not a number"),
@@ -381,7 +383,7 @@ def _mountinfo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_mountinfo")
 def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
-    assert mounting.mounts() == [
+    assert finding.mounts() == [
         MountInfo("0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"),
         MountInfo("0:42", "/mnt/tab\tnl\nbs\\", FSTYPE, 41, 22, "rw"),
         MountInfo("0:44", "/mnt/covered", FSTYPE, 43, 22, "rw"),
@@ -393,13 +395,13 @@ def test_mounts_are_listed_oldest_first_and_unescaped() -> None:
 
 @pytest.mark.usefixtures("_mountinfo")
 def test_a_mount_is_found_by_its_path_and_on_top() -> None:
-    assert mounting.find("/mnt/with space") == MountInfo(
+    assert finding.find("/mnt/with space") == MountInfo(
         "0:41", "/mnt/with space", FSTYPE, 40, 22, "rw,user_id=0"
     )
-    assert mounting.find("/mnt/./twice/").device == "0:47"
+    assert finding.find("/mnt/./twice/").device == "0:47"
     for path in ("/mnt/covered", "/mnt/other", "/mnt/nothing", "/"):
         with pytest.raises(NotMountedError):
-            mounting.find(path)
+            finding.find(path)
 
 
 @pytest.mark.usefixtures("_mountinfo")
@@ -433,7 +435,7 @@ def test_what_is_mounted_below_a_path_is_found() -> None:
 @pytest.mark.usefixtures("_mountinfo")
 def test_a_mount_that_is_covered_is_told_apart() -> None:
     with pytest.raises(NotMountedError, match="that a tmpfs covers: umount /mnt/cov"):
-        mounting.find("/mnt/covered")
+        finding.find("/mnt/covered")
 
 
 @pytest.mark.parametrize(
@@ -445,6 +447,27 @@ def test_what_cannot_be_mounted_on_is_told(
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match=reason):
         Mountpoint.open(str(tmp_path / name))
+
+
+def test_an_empty_path_is_not_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What `inaccfs mount "$unset"` gives."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["mount"], ["umount"], ["status"]):
+        assert cli.main([*words, ""]) == 2
+        assert "mountpoint is empty: name a directory" in capsys.readouterr().err
+    assert cli.main(["qmp", "", "query-version"]) == 2
+    with pytest.raises(OptionError, match="empty"), inaccfs.mounted(""):
+        pass
+
+
+def test_a_link_that_leads_in_circles_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MountError, match=r"loop: Too many levels of symbolic links$"):
+        Mountpoint.open(str(tmp_path / "loop"))
 
 
 def test_a_mountpoint_is_resolved(tmp_path: Path) -> None:
@@ -505,7 +528,7 @@ def ask(
             raise answer
         return answer
 
-    monkeypatch.setattr(mounting, "mounts", lambda: list(there))
+    monkeypatch.setattr(finding, "mounts", lambda: list(there))
     monkeypatch.setattr(launch, "read_status", read)
     return cli.main(["status", *words])
 

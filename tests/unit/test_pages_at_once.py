@@ -15,7 +15,7 @@ from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
 from inaccfs.shim.call import Begun, Call
 from tests.unit.control_fakes import PAGE
-from tests.unit.fakes import quick, refused
+from tests.unit.fakes import fallocated_now, refused
 from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
@@ -66,7 +66,7 @@ async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
     await (world.bound(0, 8) if semantics.scope == "range" else world.listener())
     assert await at_once(world, 0, 4) is possible
     # Without the task that evicts it needs one of its own.
-    assert not quick(world.file, PUNCH, 0, PAGE)
+    assert not fallocated_now(world.file, PUNCH, 0, PAGE)
 
 
 async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> None:
@@ -95,7 +95,7 @@ async def test_the_rules_hold_without_a_task() -> None:
         nursery.start_soon(world.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
         with refused(errno.EINVAL):
-            quick(world.file, PUNCH, 1, PAGE)
+            fallocated_now(world.file, PUNCH, 1, PAGE)
         nursery.cancel_scope.cancel()
 
 
@@ -123,7 +123,7 @@ async def test_who_waits_for_the_list_is_asked_once() -> None:
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
         nursery.start_soon(world.ack_timeouts.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert not quick(world.file, PUNCH, 0, PAGE)
+        assert not fallocated_now(world.file, PUNCH, 0, PAGE)
         call = Call(PUNCH, 0, PAGE)
         nursery.start_soon(world.file.finish, call, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
@@ -138,7 +138,7 @@ async def test_an_allocation_that_finds_no_space_at_once_is_asked_once() -> None
     fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)
     world = world_of(semantics, fd=fd)
     for times in (1, 2, 3):
-        assert not quick(world.file, KEEP, 0, 9 * PAGE)
+        assert not fallocated_now(world.file, KEEP, 0, 9 * PAGE)
         with refused(errno.ENOSPC):
             await world.file.finish(Call(KEEP, 0, 9 * PAGE), trio.Event())
         assert semantics.calls == [(KEEP, 0, 9 * PAGE)] * times

@@ -25,7 +25,7 @@ from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import BASE, PAGE
-from tests.unit.fakes import quick, refused
+from tests.unit.fakes import fallocated_now, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,17 +243,17 @@ def test_the_number_is_the_kernels() -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
-    """And a punch of it is no quick one, though nothing else is to be cared for."""
+    """And a punch of it is not done at once, though there is nothing else to settle."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)
     if fetched:
         await world.get(holder, 3, 4)
     await world.file.pages.poison(3)
-    assert not quick(world.file, PUNCH, 3 * PAGE, PAGE)
+    assert not fallocated_now(world.file, PUNCH, 3 * PAGE, PAGE)
     with refused(EHWPOISON):
         await world.get(holder, 3, 4)
     await world.punch(3, 4)
-    assert quick(world.file, PUNCH, 3 * PAGE, PAGE)
+    assert fallocated_now(world.file, PUNCH, 3 * PAGE, PAGE)
 
 
 async def test_a_punch_that_is_refused_heals_nothing(

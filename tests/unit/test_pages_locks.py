@@ -245,13 +245,12 @@ async def test_without_references_there_is_nothing_to_put() -> None:
     """A frame is good until it is invalidated, and free as soon as it is punched."""
     world, holder = world_of(rules(references="none")), Holder()
     assert await world.get(holder, 0, 4) == [(0, BASE, 4, 0)]
-    assert not world.file.pages.keeps_references
     with refused(errno.EOPNOTSUPP):
         world.put(holder, 0)
     memory = world.file.pages.memory
     assert memory is not None
     assert memory.references_count == 0
-    assert memory.pages == 4
+    assert memory.frames.pages == 4
     await world.punch(1, 3)
     assert world.frames.freed == [(BASE + 1, 2)]
 

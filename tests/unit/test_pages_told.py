@@ -18,7 +18,7 @@ from inaccfs.semantics.rules import (
 )
 from inaccfs.shim import file as file_module
 from tests.unit.control_fakes import PAGE
-from tests.unit.fakes import quick, refused
+from tests.unit.fakes import fallocated_now, refused
 from tests.unit.pages_fakes import (
     KEEP,
     PUNCH,
@@ -121,16 +121,16 @@ async def test_no_allocation_past_the_end_where_that_is_refused(
     world = world_of(GuestMemfd(), pages=8)
     for start, end in ((8, 9), (7, 9), (0, 9)):
         with refused(errno.EINVAL):
-            quick(world.file, KEEP, start * PAGE, (end - start) * PAGE)
+            fallocated_now(world.file, KEEP, start * PAGE, (end - start) * PAGE)
         with refused(errno.EINVAL):
             await world.fallocate(KEEP, start, end)
-    assert quick(world.file, KEEP, 0, 8 * PAGE)
-    assert quick(world.file, PUNCH, 6 * PAGE, 64 * PAGE)
+    assert fallocated_now(world.file, KEEP, 0, 8 * PAGE)
+    assert fallocated_now(world.file, PUNCH, 6 * PAGE, 64 * PAGE)
     assert world.allocated == 6
     # The size is final, and looked up once.
     calls = count_calls(monkeypatch, file_module, "fstat")
     for _ in range(3):
-        assert quick(world.file, KEEP, 0, PAGE)
+        assert fallocated_now(world.file, KEEP, 0, PAGE)
         await world.fallocate(KEEP, 0, 4)
     assert calls == []
 
@@ -138,11 +138,11 @@ async def test_no_allocation_past_the_end_where_that_is_refused(
 async def test_a_file_without_a_size_takes_no_allocation_and_gets_one_later() -> None:
     world = world_of(GuestMemfd(), pages=0)
     with refused(errno.EINVAL):
-        quick(world.file, KEEP, 0, PAGE)
+        fallocated_now(world.file, KEEP, 0, PAGE)
     await world.file.set_size(4 * PAGE)
-    assert quick(world.file, KEEP, 0, 4 * PAGE)
+    assert fallocated_now(world.file, KEEP, 0, 4 * PAGE)
     with refused(errno.EINVAL):
-        quick(world.file, KEEP, 4 * PAGE, PAGE)
+        fallocated_now(world.file, KEEP, 4 * PAGE, PAGE)
 
 
 async def test_a_size_that_changes_is_looked_up_again() -> None:
@@ -150,9 +150,9 @@ async def test_a_size_that_changes_is_looked_up_again() -> None:
     world = world_of(rules(size="free", past_end="refused"), pages=4)
     for pages in (4, 8, 2):
         await world.file.set_size(pages * PAGE)
-        assert quick(world.file, KEEP, 0, pages * PAGE)
+        assert fallocated_now(world.file, KEEP, 0, pages * PAGE)
         with refused(errno.EINVAL):
-            quick(world.file, KEEP, pages * PAGE, PAGE)
+            fallocated_now(world.file, KEEP, pages * PAGE, PAGE)
 
 
 # --- a size that is free ----------------------------------------------------------

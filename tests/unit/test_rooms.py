@@ -21,18 +21,8 @@ PAGE = PACKAGE.parent / "docs" / "architecture.md"
 
 # Groups of modules that may import each other, and why. They do so for types only.
 CIRCLES = {
-    "mount() takes a Mountpoint, which looks up what is mounted": [
-        *("fuse.mounting", "fuse.mountpoint"),
-    ],
     "a mount makes its clients, and they use its files": [
         *("inprocess.client", "inprocess.mount"),
-    ],
-    "the superblock keeps what files share, and a list of the files": [
-        *("shim.allocating", "shim.fetch", "shim.file", "shim.moved", "shim.pages"),
-        *("shim.superblock",),
-    ],
-    "the loop waits for notifiers, and what they call waits for the loop": [
-        *("shim.acktimeouts", "shim.loop", "shim.notifiers", "shim.turns"),
     ],
 }
 

@@ -327,8 +327,8 @@ def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
     ("kind", "reason"),
     [
         ("missing", "no such file"),
-        ("FIFO", "no regular file"),
-        ("directory", "no regular file"),
+        ("FIFO", "not a regular file"),
+        ("directory", "not a regular file"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ":Mine"])

@@ -278,7 +278,7 @@ def test_mapping(name: str) -> None:
 
 
 FALLOCATES = (
-    # (mode, offset, length): the seed and what it comes from; guest_memfd.
+    # (mode, offset, length): v8 and what it comes from; guest_memfd.
     (PUNCH, 0, PAGE, "ok", "ok"),
     (PUNCH, 1, PAGE, "EINVAL", "EINVAL"),
     (PUNCH, 0, 1, "EINVAL", "EINVAL"),

@@ -104,7 +104,7 @@ class GetFd(Command, frozen=True, kw_only=True):
     """Names an open fd of a file of this mount, sent with this message.
 
     The fd must be open for writing. The daemon keeps the file open until closefd or
-    the end of the connection. EINVAL if it is no file of this mount; a name that is
+    the end of the connection. EINVAL if it is not a file of this mount; a name that is
     taken gets the new file.
     """
 

@@ -192,7 +192,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How often notifiers of a file have been told something.
+    # How many events have gone to notifiers, each counted once for all of a file's.
     invalidations: int
     # The events sent for that.
     events: int
@@ -271,6 +271,11 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     def keeps_references(self) -> bool:
         """Whether there is anything to put of what has been got."""
         return self.references != "none"
+
+    @property
+    def locks_pages(self) -> bool:
+        """Whether get-pfn leaves a page locked until put-pfn."""
+        return self.references == "locked"
 
 
 def version() -> VersionInfo:

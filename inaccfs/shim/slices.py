@@ -1,4 +1,4 @@
-"""Long work in the loop, in slices: other tasks get their turn in between."""
+"""Long work in the loop, in slices: other tasks run in between."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from inaccfs.shim.loop import TRIO
 if TYPE_CHECKING:
     from inaccfs.shim.loop import Loop
 
-# The first slice of anything is short, for there may be many that begin at once. Of the
-# others the loop does one in a turn; see `Loop.checkpoint`.
+# The first slice of a task is short, for many tasks may begin at once. Of later slices
+# the loop runs one in each of its rounds; see `Loop.checkpoint`.
 _FIRST_SECONDS: Final = 0.0003
 _SLICE_SECONDS: Final = 0.002
 
 
-class Turns:
-    """Lets others have their turn once this task has run for a while."""
+class Slices:
+    """Lets other tasks run once this one has run for a while."""
 
     __slots__ = ("_loop", "_until")
 
@@ -26,7 +26,7 @@ class Turns:
         self._until = time.perf_counter() + _FIRST_SECONDS
 
     async def give(self) -> None:
-        """Let others have their turn, if it is time. To be called often."""
+        """Let other tasks run, if it is time. To be called often."""
         if time.perf_counter() > self._until:
             await self._loop.checkpoint()
             self._until = time.perf_counter() + _SLICE_SECONDS

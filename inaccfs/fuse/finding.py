@@ -1,0 +1,113 @@
+"""Finding the mounts of inaccfs, and whether their daemons live."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from inaccfs import mountinfo
+from inaccfs.errors import NotMountedError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.mountinfo import MountInfo
+
+T = TypeVar("T")
+
+FSTYPE: Final = "fuse.inaccfs"
+
+_ANSWER_SECONDS: Final = 5.0
+
+
+def mounts() -> list[MountInfo]:
+    """All inaccfs mounts that this process can see, oldest first."""
+    return [mount for mount in mountinfo.read() if mount.fstype == FSTYPE]
+
+
+def resolve(path: str) -> str:
+    """An absolute path without links, as mountinfo has it.
+
+    Never accesses a mountpoint itself, and what is above it only if necessary: either
+    may belong to a dead daemon, or to the calling one.
+
+    Raises:
+        OptionError: *path* is empty, which a script's unset variable makes it.
+    """
+    if not path:
+        raise OptionError("the path of the mountpoint is empty: name a directory")
+    wanted = os.path.abspath(path)
+    if mountinfo.topmost(wanted) is not None:
+        # Do not resolve it further: it may be in a mount whose daemon hangs.
+        return wanted
+    parent, name = os.path.split(wanted)
+    resolved = os.path.join(os.path.realpath(parent), name)
+    if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
+        return os.path.realpath(resolved)
+    return resolved
+
+
+def find(path: str) -> MountInfo:
+    """The inaccfs mount at *path*.
+
+    Raises:
+        NotMountedError: there is none.
+    """
+    wanted = resolve(path)
+    here = [mount for mount in mountinfo.read() if mount.path == wanted]
+    if here and here[-1].fstype == FSTYPE:
+        return here[-1]
+    if any(mount.fstype == FSTYPE for mount in here):
+        raise NotMountedError(
+            f"{wanted} is an inaccfs mount that a {here[-1].fstype} covers: umount "
+            f"{wanted} first"
+        )
+    raise NotMountedError(
+        f"{wanted} is not an inaccfs mount (inaccfs status lists them)"
+    )
+
+
+def ask(question: Callable[[], T], seconds: float) -> T:
+    """Call *question*, which waits for the daemon of a mount, for at most *seconds*.
+
+    Raises:
+        TimeoutError: no answer in time: the daemon is stopped.
+        OSError: *question* raised it.
+    """
+    answers: queue.SimpleQueue[T | OSError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(question())
+        except OSError as exc:
+            answers.put(exc)
+
+    # A thread that waits for a stopped daemon cannot be ended, only abandoned.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def means_dead(exc: OSError) -> bool:
+    """Whether an error shows that the daemon of a mount is gone."""
+    return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def is_dead(path: str) -> bool:
+    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
+
+    Asks for statvfs, because the kernel may answer stat from its cache.
+    """
+    try:
+        ask(lambda: os.statvfs(path), _ANSWER_SECONDS)
+    except OSError as exc:
+        return means_dead(exc)
+    return False
