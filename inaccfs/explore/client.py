@@ -66,7 +66,7 @@ class _Client(Client):
         schedule = explored.schedule
         for _, file in self.mount.files():
             memory = file.pages.memory
-            for extent in [] if memory is None else memory.extents():
+            for extent in [] if memory is None else memory.frames.extents():
                 if schedule.runs:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
     from inaccfs.semantics import Semantics
-    from inaccfs.shim.file import InaccessibleFile
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
@@ -199,16 +198,16 @@ class World:
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
 
-    def _on_change(self, file: InaccessibleFile, offset: int, length: int) -> None:
+    def _on_change(self, fd: int, offset: int, length: int) -> None:
         """The pages are about to go or to come."""
         schedule = self.schedule
         if not schedule.runs:
             return
         removes = self.loop.me() in self._punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
-        number = self._numbers[os.fstat(file.fd).st_ino]
+        number = self._numbers[os.fstat(fd).st_ino]
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
-        memory = file.pages.memory
+        memory = self.mount.inode(fd).pages.memory
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
             if removes:
