@@ -44,10 +44,19 @@ def resolve(path: str) -> str:
         # Do not resolve it further: it may be in a mount whose daemon hangs.
         return wanted
     parent, name = os.path.split(wanted)
-    resolved = os.path.join(os.path.realpath(parent), name)
+    resolved = os.path.join(_without_links(parent), name)
     if mountinfo.topmost(resolved) is None and os.path.islink(resolved):
-        return os.path.realpath(resolved)
+        return _without_links(resolved)
     return resolved
+
+
+def _without_links(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        # A link on the way was replaced while realpath() looked at it: between lstat(2)
+        # and readlink(2). Opening the path will tell what is there now.
+        return path
 
 
 def find(path: str) -> MountInfo:

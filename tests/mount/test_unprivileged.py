@@ -644,7 +644,7 @@ def swap():
         os.unlink(point)
         os.rename(moved, point)
 
-thread = threading.Thread(target=swap)
+thread = threading.Thread(target=swap, daemon=True)
 thread.start()
 made = refused = 0
 end = time.monotonic() + 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import shutil
@@ -612,3 +613,16 @@ def test_a_status_for_people() -> None:
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert status_command._bytes(count) == text
+
+
+def test_a_link_that_is_replaced_while_it_is_resolved_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+
+    def readlink(path: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, "replaced", path)
+
+    monkeypatch.setattr(os, "readlink", readlink)
+    assert finding.resolve(str(link)) == str(link)
