@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from inaccfs.errors import OptionError
@@ -13,10 +10,12 @@ from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
 from inaccfs.semantics import VERSIONS
-from inaccfs.semantics.load import split
+from inaccfs.semantics.load import read_module, split
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from inaccfs.semantics import Semantics
 
 
@@ -49,17 +48,7 @@ def scenario(wanted: str) -> type[Scenario]:
 
 
 def _module(path: str) -> ModuleType:
-    file = Path(path)
-    try:
-        if not file.is_file():
-            there = file.exists()
-            raise FileNotFoundError("no regular file" if there else "no such file")
-        source = file.read_bytes()
-    except OSError as exc:
-        raise OptionError(f"scenario {path}: {exc.strerror or exc}") from exc
-    module = ModuleType(f"inaccfs_scenario_{file.stem}")
-    module.__file__ = path
-    sys.modules[module.__name__] = module
+    module, source = read_module("scenario", path)
     try:
         exec(compile(source, path, "exec"), module.__dict__)
     except KeyboardInterrupt:

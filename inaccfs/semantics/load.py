@@ -77,6 +77,23 @@ def load(wanted: str) -> Semantics:
 
 def _module(path: str) -> ModuleType:
     """Run the file. This leaves no __pycache__ beside it."""
+    module, source = read_module("semantics", path)
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    except BaseException as exc:
+        reason = f"{_line(exc, path)}{checking.in_a_line(exc)}"
+        raise OptionError(f"semantics {path}: {reason}") from exc
+    return module
+
+
+def read_module(kind: str, path: str) -> tuple[ModuleType, bytes]:
+    """A new module for the file at *path*, which has not run, and the file's source.
+
+    *kind* says in messages what the file is for.
+
+    Raises:
+        OptionError: the file cannot be read, or is not a regular file.
+    """
     file = Path(path)
     try:
         # Reading a FIFO would wait for a writer.
@@ -85,17 +102,12 @@ def _module(path: str) -> ModuleType:
             raise FileNotFoundError("not a regular file" if there else "no such file")
         source = file.read_bytes()
     except OSError as exc:
-        raise OptionError(f"semantics {path}: {exc.strerror or exc}") from exc
-    module = ModuleType(f"inaccfs_semantics_{file.stem}")
+        raise OptionError(f"{kind} {path}: {exc.strerror or exc}") from exc
+    module = ModuleType(f"inaccfs_{kind}_{file.stem}")
     module.__file__ = path
     # Dataclasses, for one, look up the module of a class.
     sys.modules[module.__name__] = module
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-    except BaseException as exc:
-        reason = f"{_line(exc, path)}{checking.in_a_line(exc)}"
-        raise OptionError(f"semantics {path}: {reason}") from exc
-    return module
+    return module, source
 
 
 def _line(exc: BaseException, path: str) -> str:
