@@ -262,6 +262,31 @@ def ask_until(question: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline, "the answer stayed no"
 
 
+def wait_until_unused(path: Path) -> None:
+    """Wait until no memory of a mount is in use.
+
+    The kernel sends RELEASE and FORGET after close(2) and unlink(2) have returned, and
+    a request that is made later may overtake them: see fuse_dev_do_read() in
+    fs/fuse/dev.c.
+    """
+    ask_until(lambda: used(path) == 0)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    found = []
+    with suppress(FileNotFoundError):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        for child in map(int, text.split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def open_fds(pid: int) -> int:
+    """How many fds a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 # --- files --------------------------------------------------------------------
 
 
