@@ -7,9 +7,7 @@ import math
 import os
 import random
 import shutil
-import signal
 import sys
-import threading
 import traceback
 import types
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
 from inaccfs.cli import mountoptions, output
+from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import InaccfsError, MountError
 from inaccfs.streams import printable_lines
@@ -294,7 +293,7 @@ def _stress(args: argparse.Namespace) -> int:
     try:
         # Set from here on, so that even an early Ctrl-C gives a report.
         with (
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             _roomy_mount(args, world.FILE_PAGES) as shim,
         ):
             progress = _Progress(plan.seconds)
@@ -309,27 +308,6 @@ def _stress(args: argparse.Namespace) -> int:
     if report.violations:
         return 1
     return INTERRUPTED if report.interrupted else 0
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
-    event = threading.Event()
-
-    def first(_number: int, _frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.getsignal(signal.SIGINT)
-    # SIGINT may be ignored, or have another handler.
-    ours = before is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, first)
-    try:
-        yield event
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
 
 
 class _Progress:
