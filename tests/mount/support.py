@@ -48,6 +48,9 @@ TOP: Final = Path(inaccfs.__file__).resolve().parent.parent
 # For what takes milliseconds. It only decides how long a failing test takes.
 PATIENCE: Final = 60.0
 
+# What would wait for a minute, or for ever, if it did not know better, takes less.
+SOON: Final = 30.0
+
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8"}
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

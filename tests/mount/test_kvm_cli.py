@@ -283,7 +283,7 @@ def test_stress_finds_nothing_wrong_and_leaves_nothing(mount: Mount) -> None:
     assert re.fullmatch(
         r"\d+\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0]
     )
-    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 10
+    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 0
     assert lines[-3] == "semantics  v8: invalidates after removal"
     assert re.fullmatch(
         r"stale uses .*: \d+ seen \(the semantics' own race\)", lines[-2]
