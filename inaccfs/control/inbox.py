@@ -22,6 +22,7 @@ from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from inaccfs.control.closings import Closings, Received, Receiver
     from inaccfs.control.messages import Command
@@ -69,12 +70,14 @@ class Inbox:
         device: str,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
+        joined: Callable[[], AbstractContextManager[None]],
         wait_room: Callable[[], Awaitable[None]],
     ) -> None:
         """*limit* is how many bytes a message may have.
 
-        *take* gets each command, and *refuse* the reply to what is none. *device* is
-        the number of the mount whose fds are taken.
+        *take* gets each command, and *refuse* the reply to what is none. In a *joined*
+        block replies go together. *device* is the number of the mount whose fds are
+        taken.
         """
         self._connection: Final = connection
         self._uid: Final = uid
@@ -84,6 +87,7 @@ class Inbox:
         self._device: Final = device
         self._take: Final = take
         self._refuse: Final = refuse
+        self._joined: Final = joined
         # Waits until the peer has read enough of what it was sent.
         self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
@@ -115,9 +119,10 @@ class Inbox:
             else:
                 self._take(command, request_id, NO_FD)
                 return Event.READ
-        for found in self._stream.feed(data):
-            if not self._deal(found):
-                return Event.END
+        with self._joined():
+            for found in self._stream.feed(data):
+                if not self._deal(found):
+                    return Event.END
         return Event.READ
 
     async def read_with_fds(self) -> Event:

@@ -77,7 +77,10 @@ class Peer:
         self._inbox: Final = Inbox(
             *(connection, caller.uid, transport.policy.limits.message),
             *(transport.closings, transport.receiver, transport.device),
-            *(self._take, self.outlet.send, self._wait_room),
+            self._take,
+            self.outlet.send,
+            self.outlet.joined,
+            self._wait_room,
         )
         # Set by `converse`.
         self._session: Conversing

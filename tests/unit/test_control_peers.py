@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from inaccfs.control.limits import Limits, Policy
+from inaccfs.control.outlet import Outlet
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
 from tests.unit.fakes import HeldCloser, fallocate
@@ -143,6 +144,27 @@ async def test_events_that_wait_are_sent_many_at_a_time(
         for number in range(count):
             assert await peer.receive() == {"event": str(number)}
     assert 0 < waits < left / 20
+
+
+async def test_replies_to_what_came_together_go_together(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send(2) for each cost more than 128 put-pfns did."""
+    sends = 0
+    really_transmit = Outlet._transmit
+
+    def transmit(self: Outlet, data: bytes | memoryview, fd: int) -> int:
+        nonlocal sends
+        sends += 1
+        return really_transmit(self, data, fd)
+
+    monkeypatch.setattr(Outlet, "_transmit", transmit)
+    async with control.peer() as peer:
+        sends = 0
+        await peer.send("".join(f'{{"execute":"x","id":{n}}}\n' for n in range(100)))
+        assert [(await peer.answer())["id"] for _ in range(100)] == list(range(100))
+    # Of 2 KiB, or of what one read has brought.
+    assert 0 < sends < 20
 
 
 async def test_one_reply_may_be_longer_than_the_limit(
