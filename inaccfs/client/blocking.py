@@ -273,7 +273,7 @@ class File:
         do = self._client._do if wait else self._client._tell
         do(requests.put_pfn(self._open_name, pfn, count))
 
-    def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
+    def put_pfns(self, extents: Iterable[requests.Run], *, wait: bool = True) -> None:
         """Put a reference to each page of *extents*, as `get_pfns` returns them.
 
         EINVAL if this client lacks a reference to one; others may have been put.

@@ -6,7 +6,7 @@ The faces (blocking, aio) send these and return the results.
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -53,6 +53,18 @@ T = TypeVar("T")
 
 # So few that a message is well below the limit of most daemons.
 _EXTENTS_A_COMMAND: Final = 256
+
+
+class Run(Protocol):
+    """Frames that follow each other, as an `Extent` has them."""
+
+    @property
+    def pfn(self) -> int:
+        """The first."""
+
+    @property
+    def count(self) -> int:
+        """How many pages of the file they are."""
 
 
 class Pfn(NamedTuple):
@@ -216,7 +228,7 @@ def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
     return Request(command, _extents, whole=True)
 
 
-def put_pfns(file: str, extents: Iterable[Extent]) -> list[Command]:
+def put_pfns(file: str, extents: Iterable[Run]) -> list[Command]:
     """The commands that put a reference to each page of *extents*, some at a time."""
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [

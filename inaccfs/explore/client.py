@@ -13,7 +13,7 @@ from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Unpack
 
     from inaccfs.explore.schedule import Key, Schedule
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ShimCallbacks,
         ShimFileInfo,
         ShimPins,
+        ShimRun,
         ShimSemantics,
     )
     from inaccfs.shim.frames import Extent
@@ -244,6 +245,11 @@ class ExploredFile:
         for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
             self._put(pfn, count)
+
+    def put_pfns(self, extents: Sequence[ShimRun], *, wait: bool = True) -> None:
+        """See `ShimFile`."""
+        for extent in extents:
+            self.put_pfn(extent.pfn, extent.count, wait=wait)
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule

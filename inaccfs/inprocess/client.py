@@ -15,10 +15,11 @@ from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Callbacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
     from typing import Unpack
 
     from inaccfs.client.notifying import Callback, Options
+    from inaccfs.client.requests import Run
     from inaccfs.inprocess.mount import Mount
     from inaccfs.semantics import Semantics
     from inaccfs.semantics.rules import Scope
@@ -215,6 +216,11 @@ class File:
         inode = self._use()
         with self.client.mount.loop.inside():
             inode.pages.put(self.client, pfn, count)
+
+    def put_pfns(self, extents: Iterable[Run], *, wait: bool = True) -> None:
+        """See `inaccfs.client.File.put_pfns`; without *wait* it raises, too."""
+        for extent in extents:
+            self.put_pfn(extent.pfn, extent.count)
 
     def get_memory(self) -> int:
         """See `inaccfs.client.File.get_memory`."""

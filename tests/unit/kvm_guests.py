@@ -151,6 +151,7 @@ class FaultyFile:
         self._file: Final = file
         self.get_memory: Final = file.get_memory
         self.put_pfn: Final = file.put_pfn
+        self.put_pfns: Final = file.put_pfns
         self.close: Final = file.close
 
     def query(self) -> FileInfo:

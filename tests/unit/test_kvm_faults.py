@@ -31,8 +31,9 @@ from tests.unit.kvm_guests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from inaccfs.kvm.shim import ShimRun
     from inaccfs.semantics import Semantics
     from inaccfs.semantics.rules import MemoryFailure
 
@@ -69,6 +70,30 @@ def test_a_fault_maps_the_page_and_keeps_no_reference() -> None:
         assert made.vm.spte(5) == (made.file.frames[5], 1)
         assert made.file.references == 0
         assert list(made.vm.sptes()) == [(5, made.vm.spte(5))]
+
+
+def test_frames_that_are_apart_are_put_in_one_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each put-pfn would be a message of its own, and a pre-fault has hundreds."""
+    with guest() as made:
+        backing = made.vm.slots[0].backing
+        assert backing is not None
+        calls: list[list[tuple[int, int]]] = []
+        really_put = backing.file.put_pfns
+
+        def put_pfns(runs: Sequence[ShimRun], *, wait: bool = True) -> None:
+            calls.append([(run.pfn, run.count) for run in runs])
+            really_put(runs, wait=wait)
+
+        frames = backing.get(8, 2)
+        made.file.fetch(20)
+        frames += [*backing.get(4, 1), *backing.get(5, 1)]
+        pfns = sorted(each.pfn for each in frames)
+        monkeypatch.setattr(backing.file, "put_pfns", put_pfns)
+        backing.put(frames)
+        assert calls == [[(pfns[0], 2), (pfns[1], 2)]]
+        assert made.file.references == 0
 
 
 def test_indexing() -> None:
