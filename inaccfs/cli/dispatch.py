@@ -17,6 +17,7 @@ from inaccfs.cli import (
     probe,
     qmp,
     semantics,
+    setup_system,
     status,
     umount,
 )
@@ -47,7 +48,12 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         words = fstab.translated(words) or words
-        args = _parser().parse_args(words)
+        known = parser()
+        if "_ARGCOMPLETE" in os.environ:
+            from inaccfs.cli import completing
+
+            completing.answer(known)
+        args = known.parse_args(words)
         # The command's own words; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
@@ -67,14 +73,15 @@ def _run(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def _parser() -> output.Parser:
-    parser = output.Parser(
+def parser() -> output.Parser:
+    """The parser of all words; the man pages are made from it."""
+    found = output.Parser(
         prog="inaccfs",
         description="memory that userspace can size, allocate and punch, but never "
         "read, write or map",
     )
-    parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found.add_argument("--version", action="version", version=f"inaccfs {__version__}")
+    commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (
         mount,
         umount,
@@ -85,9 +92,10 @@ def _parser() -> output.Parser:
         probe,
         experiment,
         explore,
+        setup_system,
     ):
         module.add_parser(commands)
-    return parser
+    return found
 
 
 def _has_working_directory() -> bool:
