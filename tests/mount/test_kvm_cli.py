@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -274,6 +275,16 @@ def test_a_mount_that_will_not_do_is_told(command: str) -> None:
 
 
 # --- stress -------------------------------------------------------------------
+
+
+def test_stress_reports_to_programs() -> None:
+    out, _ = kvm("stress", "--seconds", "0.3", "--seed", "7", "--json")
+    found = json.loads(out)
+    assert found["plan"] == {"seconds": 0.3, "vcpus": 4, "punchers": 2, "seed": 7}
+    assert (found["semantics"], found["order"]) == ("v8", "after")
+    assert found["violations"] == []
+    assert found["stats"]["faults"] > 0
+    assert found["stale_uses"] == found["counts"].get("stale", 0)
 
 
 def test_stress_finds_nothing_wrong_and_leaves_nothing(mount: Mount) -> None:
