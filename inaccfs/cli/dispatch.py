@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from inaccfs._version import __version__
 from inaccfs.cli import (
+    compare,
     experiment,
     explore,
     fstab,
@@ -91,6 +92,7 @@ def parser() -> output.Parser:
         kvm,
         probe,
         experiment,
+        compare,
         explore,
         setup_system,
     ):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 from inaccfs.cli import kvmmount, kvmstress, output
+from inaccfs.cli.compare import write_report
 from inaccfs.errors import InaccfsError
-from inaccfs.streams import printable_lines
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -46,6 +46,7 @@ def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
     kvmmount.add_options(parser)
+    parser.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("script", metavar="SCRIPT.py")
     parser.add_argument("args", metavar="ARG", nargs=argparse.REMAINDER)
     parser.set_defaults(run=_run, parser=parser)
@@ -69,7 +70,12 @@ def _run(args: argparse.Namespace) -> int:
     ):
         names = {name: getattr(kvm, name) for name in kvm.__all__}
         names |= {"vm": vm, "shim": shim, "mount": mount}
-        return _execute(args.script, source, names, args.args)
+        started = time.monotonic()
+        status = _execute(args.script, source, names, args.args)
+        if args.report_fd is not None:
+            seconds = time.monotonic() - started
+            write_report(args.report_fd, seconds, shim.query_stats, lambda: vm.stats)
+        return status
 
 
 def _execute(
@@ -90,10 +96,7 @@ def _execute(
     except output.OutputError:
         raise
     except Exception as exc:
-        # Begin the traceback at the script: our own frames are of no use to its author.
-        own = exc.__traceback__.tb_next if exc.__traceback__ else None
-        told = "".join(traceback.format_exception(exc.with_traceback(own)))
-        output.mention(printable_lines(told), end="")
+        output.mention_traceback(exc)
         return 1
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before

@@ -39,25 +39,25 @@ class Root:
         """Make one with debootstrap, in an empty directory."""
         made = cls(release, path)
         _run("debootstrap", "--variant=minbase", release, path)
-        # Names and certificates of this machine's registries.
-        for name in (
-            "resolv.conf",
-            "hosts",
-            "ssl/certs/ca-certificates.crt",
-            "pip.conf",
-        ):
-            if os.path.exists(f"/etc/{name}"):
-                target = path / "etc" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(f"/etc/{name}", target)
+        for name in ("resolv.conf", "hosts"):
+            made.copy_setting(name)
         made.run("apt-get", "-qq", "update")
         made.run(
             *("apt-get", "-qq", "install", "-y", "--no-install-recommends"),
             *("python3", "python3-venv", "python3-dev", "gcc", "pkg-config"),
             *("fuse3", "libfuse3-dev", "man-db"),
         )
+        # Later than the packages, one of which makes a file of certificates itself.
+        made.copy_setting("ssl/certs/ca-certificates.crt")
         made.copy_source()
         return made
+
+    def copy_setting(self, name: str) -> None:
+        """Copy a file of this machine's /etc: how its registries are reached."""
+        if os.path.exists(f"/etc/{name}"):
+            target = self.path / "etc" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f"/etc/{name}", target)
 
     def copy_source(self) -> None:
         """Copy what git does not ignore of the checkout to /src."""
