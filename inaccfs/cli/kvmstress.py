@@ -6,21 +6,19 @@ import argparse
 import math
 import random
 import shutil
-import signal
 import sys
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from inaccfs.cli import kvmmount, output
+from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.kvm.stress import Report
 
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         # Set from here on, so that even an early Ctrl-C gives a report.
         with (
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             kvmmount.roomy_mount_of(args, world.FILE_PAGES) as shim,
         ):
             progress = _Progress(plan.seconds)
@@ -109,27 +107,6 @@ def run(args: argparse.Namespace) -> int:
     if report.violations:
         return 1
     return INTERRUPTED if report.interrupted else 0
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
-    event = threading.Event()
-
-    def first(_number: int, _frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.getsignal(signal.SIGINT)
-    # SIGINT may be ignored, or have another handler.
-    ours = before is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, first)
-    try:
-        yield event
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
 
 
 class _Progress:

@@ -309,6 +309,8 @@ sys.exit(main())
         ("inaccfs.kvm.demo", "kvm demo"),
         ("inaccfs.probe.table", "probe memfd"),
         ("inaccfs.experiments.lab", "experiment"),
+        ("inaccfs.explore.search", "explore mapped"),
+        ("inaccfs.explore.scenarios", "explore mapped"),
         ("trio", "mount --foreground /nowhere"),
         ("pyfuse3", "mount --foreground /nowhere"),
     ],
