@@ -35,7 +35,7 @@ def test_the_debian_package(root: Root) -> None:
     root.run("sh", "-c", "cd /src && mountscripts/package /root")
     root.run("sh", "-c", "apt-get -qq install -y /root/inaccfs_*.deb")
     used = root.run("sh", "-c", USE, "sh", "/usr")
-    assert "complete -o nospace" in used
+    assert "-F _python_argcomplete inaccfs" in used
     [script] = [name for name in root.files() - before if name == "usr/bin/inaccfs"]
     assert script
     root.run("apt-get", "-qq", "purge", "-y", "inaccfs")
