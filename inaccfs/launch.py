@@ -275,8 +275,8 @@ def mounted(
                 )
             except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                told = lines[-1] if lines else str(exc)
-                raise MountError(told.removeprefix("inaccfs: ")) from None
+                message = lines[-1] if lines else str(exc)
+                raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
         own = OwnMount(finding.find(str(path)))

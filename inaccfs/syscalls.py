@@ -156,7 +156,7 @@ _STATX_BTIME: Final = 0x800
 
 
 def statx(fd: int) -> bytes:
-    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) tells it."""
+    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) fills it in."""
     mask = _STATX_BASIC_STATS | _STATX_BTIME
     if _libc_gil.statx(fd, b"", _AT_EMPTY_PATH, mask, _statx_buffer):
         raise _error()
@@ -211,7 +211,7 @@ def is_mount_gone(unique: int) -> bool | None:
 
 
 class DirectoryEntry(NamedTuple):
-    """One entry as getdents64(2) tells it; *offset* leads to the entry after it."""
+    """An entry of getdents64(2); reading goes on after it at *offset*."""
 
     name: bytes
     ino: int

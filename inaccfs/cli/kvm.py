@@ -254,8 +254,8 @@ def _execute(
     except Exception as exc:
         # Begin the traceback at the script: our own frames are of no use to its author.
         own = exc.__traceback__.tb_next if exc.__traceback__ else None
-        told = "".join(traceback.format_exception(exc.with_traceback(own)))
-        output.mention(printable_lines(told), end="")
+        text = "".join(traceback.format_exception(exc.with_traceback(own)))
+        output.mention(printable_lines(text), end="")
         return 1
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before
@@ -358,14 +358,14 @@ class _Progress:
 
 
 def _deeds(counts: Counter[str]) -> str:
-    told = {
+    names = {
         "punches": "punches",
         "conversions": "conversions",
         "allocations": "allocations",
         "prefaults": "pre-faults",
         "slots": "slots made or deleted",
     }
-    return ", ".join(f"{counts[name]:,} {what}" for name, what in told.items())
+    return ", ".join(f"{counts[name]:,} {what}" for name, what in names.items())
 
 
 def _summary(report: Report) -> str:

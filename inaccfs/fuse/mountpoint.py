@@ -53,8 +53,8 @@ class Mountpoint:
             if not os.path.isdir(os.path.dirname(wanted)):
                 raise MountError(f"mountpoint {wanted}: {exc.strerror}") from None
             if _is_loop(wanted):
-                told = os.strerror(errno.ELOOP)
-                raise MountError(f"mountpoint {wanted}: {told}") from None
+                reason = os.strerror(errno.ELOOP)
+                raise MountError(f"mountpoint {wanted}: {reason}") from None
             if os.path.islink(wanted):
                 raise MountError(_replaced(wanted)) from None
             raise MountError(

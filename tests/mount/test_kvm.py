@@ -188,7 +188,7 @@ def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
         assert inside.wait(PATIENCE)
         go.set()
         [slot] = vm.slots
-        ask_until(lambda: slot.untold)
+        ask_until(lambda: slot.notifier_lost)
         with pytest.raises(ConnectionLostError, match="slot 0"):
             vcpu.read(0, 1)
         with pytest.raises(ConnectionLostError, match="hung up"):

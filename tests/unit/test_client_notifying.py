@@ -17,7 +17,7 @@ from inaccfs.client.notifying import (
     Notifiers,
     Options,
     Registration,
-    tell,
+    raise_or_note,
 )
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import (
@@ -200,7 +200,7 @@ def test_who_would_not_hear_of_removals_is_told(
     assert talk.said() == [DONE]
     assert event.name in caplog.text
     with pytest.raises(NotImplementedError, match=f"an {wanted} callback"):
-        tell(registration.take_error(), None)
+        raise_or_note(registration.take_error(), None)
 
 
 def test_nothing_to_call_is_a_mistake() -> None:
@@ -323,11 +323,11 @@ def test_what_was_not_told_is_told_at_the_end(talk: Talk) -> None:
 
 def test_what_is_told_at_the_end_of_a_block() -> None:
     error, other = ValueError("mine"), KeyError("other")
-    tell(None, None)
+    raise_or_note(None, None)
     with pytest.raises(ValueError, match="mine") as caught:
-        tell(error, None)
+        raise_or_note(error, None)
     assert caught.value is error
-    tell(error, other)
+    raise_or_note(error, other)
     assert other.__notes__ == ["besides, of a notifier: ValueError('mine')"]
 
 
