@@ -31,7 +31,7 @@ BY_RULE: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
         ),
     ),
     "contents are never mapped": ("ENODEV", ("mmap MAP_SHARED", "mmap MAP_PRIVATE")),
-    "nobody is told where there is data": ("ESPIPE", ("SEEK_DATA and SEEK_HOLE",)),
+    "no call shows where there is data": ("ESPIPE", ("SEEK_DATA and SEEK_HOLE",)),
     "a size is a whole number of pages": (
         "EINVAL",
         tuple(f"ftruncate to {size} bytes" for size in (1, 4095, 5000)),
@@ -55,7 +55,7 @@ BY_RULE: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
 
 # Only where the caller is not the daemon's own user.
 OF_ANOTHER_USER: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
-    "what is new is given to its owner, and that moves its ctime": (
+    "the daemon makes a file and then changes its owner, which moves its ctime": (
         [False],
         tuple(
             f"times of {kind} when it is new"

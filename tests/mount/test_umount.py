@@ -163,7 +163,7 @@ def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         with stopped(mount):
             told = umount("--lazy", mount.path)
-            assert "its daemon does not answer, so whoever has something open" in told
+            assert "its daemon does not answer, so processes with open files" in told
             assert "/sys/fs/fuse/connections/" in told
             assert not support.is_mounted(mount.path)
         assert outcome(os.fstat, fd) == "ok"

@@ -112,7 +112,7 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
 # --- what is told ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("body", "told"), rows("in it"))
+@pytest.mark.parametrize(("body", "told"), rows("mistake"))
 def test_a_mistake_is_told_as_the_page_says(
     body: str, told: str, tmp_path: Path
 ) -> None:
