@@ -10,7 +10,7 @@ import errno
 import os
 from typing import Final, Self
 
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import MountError
 from inaccfs.fuse import finding
 
@@ -83,7 +83,7 @@ class Mountpoint:
         Raises:
             MountError: it is not at the path, or not on the directory itself.
         """
-        on = syscalls.mount_number(self.fd)
+        on = mountcalls.mount_number(self.fd)
         for mount in reversed(finding.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
                 # On the directory itself, and not on another mount.

@@ -6,7 +6,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import finding, unmounting
 
@@ -33,7 +33,7 @@ class OwnMount:
             return None
         # The numbers of a mount are reused after it is unmounted.
         unmounted = (
-            None if self._unique is None else syscalls.is_mount_gone(self._unique)
+            None if self._unique is None else mountcalls.is_mount_gone(self._unique)
         )
         if unmounted is None:
             # Before Linux 6.8. Ours would be dead.
@@ -61,7 +61,7 @@ class OwnMount:
 
 def _unique_number(path: str) -> int | None:
     with suppress(OSError):
-        return syscalls.unique_mount_number(path)
+        return mountcalls.unique_mount_number(path)
     return None
 
 

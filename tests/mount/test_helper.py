@@ -18,7 +18,7 @@ import pytest
 import trio
 
 import inaccfs
-from inaccfs import syscalls
+from inaccfs import mountcalls, syscalls
 from inaccfs.helper.tasks import Helper
 from tests.mount import support
 from tests.mount.peers import peer
@@ -163,9 +163,9 @@ def test_a_daemon_killed_while_it_makes_files_ends(tmp_path: Path, seed: int) ->
     """All processes and memory go, whatever was under way."""
     backing = tmp_path / "backing"
     backing.mkdir()
-    syscalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
+    mountcalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
     with ExitStack() as stack:
-        stack.callback(syscalls.umount, str(backing), syscalls.MNT_DETACH)
+        stack.callback(mountcalls.umount, str(backing), mountcalls.MNT_DETACH)
         with pytest.raises(inaccfs.InaccfsError, match="ended with status -9"):
             _kill_meanwhile(backing, random.Random(seed).uniform(0.05, 0.3))
         totals = os.statvfs(backing)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import inaccfs
-from inaccfs import ending, launch, mountinfo, syscalls
+from inaccfs import ending, launch, mountcalls, mountinfo
 from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
@@ -196,7 +196,7 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
         support.kill(mount)
         # Other tests may do it as well: those in which a mount fails as a user.
         with suppress(OSError):
-            syscalls.umount(str(point), syscalls.MNT_DETACH)
+            mountcalls.umount(str(point), mountcalls.MNT_DETACH)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
         unmounting.unmount(found, lazy=False)
         monkeypatch.undo()
@@ -222,14 +222,14 @@ def test_a_connection_that_nobody_reads_is_aborted(
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
-    syscalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
+    mountcalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
     try:
         assert "so its connection is aborted" in umount(point)
         assert not support.is_mounted(point)
     finally:
         os.close(fuse)
         with suppress(OSError):
-            syscalls.umount(str(point), syscalls.MNT_DETACH)
+            mountcalls.umount(str(point), mountcalls.MNT_DETACH)
 
 
 # --- a mount that has copies --------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from inaccfs import syscalls
+from inaccfs import mountcalls, syscalls
 from inaccfs.backing import fallback
 from inaccfs.backing.fallback import remove_fallbacks
 from inaccfs.backing.options import TmpfsOptions
@@ -105,11 +105,11 @@ def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
         if int(HUGE_PAGES.read_text()) < int(before) + 2:
             pytest.skip("no memory for huge pages")
         try:
-            syscalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
+            mountcalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
         except OSError as exc:
             pytest.skip(f"no hugetlbfs: {exc}")
         yield tmp_path
-        syscalls.umount(str(tmp_path), syscalls.MNT_DETACH)
+        mountcalls.umount(str(tmp_path), mountcalls.MNT_DETACH)
     finally:
         HUGE_PAGES.write_text(before)
 
@@ -216,7 +216,7 @@ def test_a_kernel_without_the_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), fstype)
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(syscalls, "detached_mount", missing)
+    monkeypatch.setattr(mountcalls, "detached_mount", missing)
     with pytest.raises(BackingError, match=r"Linux 5\.2"):
         private_tmpfs(TmpfsOptions(), fallback_name="unused")
 

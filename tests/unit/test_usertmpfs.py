@@ -18,7 +18,7 @@ TOP = Path(inaccfs.__file__).resolve().parent.parent
 # What each script begins with: be a user without privileges, as a daemon is at first.
 BEGIN = """
 import ctypes, json, os, stat, sys
-from inaccfs import syscalls, ptraced
+from inaccfs import mountcalls, ptraced, syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 
@@ -44,23 +44,24 @@ drop()
 """
 
 WATCHED = """
-def watched(name):
-    real = getattr(syscalls, name)
+def watched(module, name):
+    real = getattr(module, name)
     def call(*arguments):
         before = prctl(PR_GET_DUMPABLE)
         result = real(*arguments)
         after = prctl(PR_GET_DUMPABLE)
         fds = len(os.listdir("/proc/self/fd")) - 1
-        told = {"call": name, "dumpable": [before, after], "fds": fds}
-        os.write(1, json.dumps(told).encode() + b"\\n")
+        seen = {"call": name, "dumpable": [before, after], "fds": fds}
+        os.write(1, json.dumps(seen).encode() + b"\\n")
         return result
-    setattr(syscalls, name, call)
+    setattr(module, name, call)
 
 syscalls.set_dumpable(True)
 ptraced.hide()
 kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
-for name in ("unshare", "setns", "detached_mount"):
-    watched(name)
+watched(syscalls, "unshare")
+watched(syscalls, "setns")
+watched(mountcalls, "detached_mount")
 make()
 """
 
