@@ -127,7 +127,8 @@ def start_daemon(
         if daemon.returncode == 0:
             raise MountError("the daemon ended before there was a mount")
         raise MountError(
-            f"the daemon was killed by signal {-daemon.returncode} as it started"
+            f"the daemon was killed by signal {-daemon.returncode} as it started: "
+            "try again with --foreground"
         )
 
 

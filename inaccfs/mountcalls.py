@@ -91,11 +91,11 @@ class FsConfigError(OSError):
 
 
 def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
-    """Mount *fstype* where no path leads; return an O_PATH fd of its root.
+    """Mount *fstype* in no mount namespace; return an O_PATH fd of its root.
 
-    The mount is nosuid, nodev and noexec, and goes with the last fd that leads
-    to it. Of *flags*, MS_* as for mount(2), it has those about times of access. See
-    fsopen(2), fsconfig(2), fsmount(2).
+    The mount is nosuid, nodev and noexec, and ends with the last fd of it. Of *flags*,
+    MS_* as for mount(2), it uses those about times of access. See fsopen(2),
+    fsconfig(2), fsmount(2).
 
     Raises:
         FsConfigError: an option was refused; `filename` is the option.
@@ -133,9 +133,9 @@ def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
 
 
 def _access_attributes(flags: int) -> int:
-    """MOUNT_ATTR_* about times of access for MS_*; as path_mount() puts them together.
+    """MOUNT_ATTR_* about times of access for MS_*, combined as by path_mount().
 
-    None of them is relatime.
+    Without any of them the mount is relatime.
     """
     found = _MOUNT_ATTR_NODIRATIME if flags & MS_NODIRATIME else 0
     if flags & MS_STRICTATIME:
@@ -149,7 +149,7 @@ def _access_attributes(flags: int) -> int:
 def mount_number(fd: int) -> int | None:
     """The number of the mount that *fd* is on, as mountinfo has it.
 
-    None before Linux 5.8. Asks no file system. See statx(2), STATX_MNT_ID.
+    None before Linux 5.8. Sends no request. See statx(2), STATX_MNT_ID.
     """
     return _mount_number(fd, b"", _STATX_MNT_ID)
 
@@ -157,7 +157,7 @@ def mount_number(fd: int) -> int | None:
 def unique_mount_number(path: str) -> int | None:
     """A number of the topmost mount at *path*, given to no other mount until a reboot.
 
-    None before Linux 6.8. Asks no file system. See statx(2), STATX_MNT_ID_UNIQUE.
+    None before Linux 6.8. Sends no request. See statx(2), STATX_MNT_ID_UNIQUE.
     """
     return _mount_number(_AT_FDCWD, os.fsencode(path), _STATX_MNT_ID_UNIQUE)
 
@@ -178,7 +178,7 @@ _statmount_request = struct.Struct("=IIQQ")  # size, spare, mnt_id, param
 def is_mount_gone(unique: int) -> bool | None:
     """Whether this mount namespace has no mount of that unique number any more.
 
-    None where statmount(2) (Linux 6.8) is not to be had. Asks no file system.
+    None without statmount(2), which Linux 6.8 has. Sends no request.
     """
     size = _statmount_request.size
     request = ctypes.create_string_buffer(_statmount_request.pack(size, 0, unique, 0))

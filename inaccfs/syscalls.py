@@ -100,8 +100,8 @@ _statx_ino = struct.Struct("=32xQ96xII")
 def identity(fd: int) -> tuple[str, int]:
     """The device number of an fd's file system, as "major:minor", and the inode number.
 
-    Asks no file system: neither this daemon's own, which would wait for itself, nor
-    one that hangs. See statx(2), AT_STATX_DONT_SYNC.
+    Sends no request to any file system: neither to this mount, where the daemon would
+    wait for itself, nor to one that hangs. See statx(2), AT_STATX_DONT_SYNC.
     """
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if _libc.statx(fd, b"", flags, _STATX_INO, _statx_buffer):
@@ -207,20 +207,21 @@ def die_with_parent() -> None:
 
 
 class OomScore:
-    """How much sooner than others the OOM killer takes this process. proc(5).
+    """The OOM score of this process: how early the OOM killer kills it. proc(5).
 
-    Make it while the process is dumpable: a plain user's /proc/self is root's then.
+    Make it while the process is dumpable: otherwise /proc/self belongs to root, and a
+    plain user cannot open it.
     """
 
     def __init__(self) -> None:
-        """Where /proc does not let us, the score stays as it is."""
+        """If /proc refuses the open, the score stays as it is."""
         self._fd = -1
         with suppress(OSError):
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
 
     @contextmanager
     def raised(self, adjustment: int) -> Iterator[None]:
-        """For a with block; what is forked in it keeps it for good. Once."""
+        """For a with block. Processes forked in it keep the score. Use it once."""
         if self._fd < 0:
             yield
             return
@@ -247,9 +248,9 @@ class _MessageQueueAttributes(ctypes.Structure):
 
 
 def anonymous_message_queue(name: str) -> int:
-    """A POSIX message queue of one byte that has no name any more; its fd.
+    """The fd of a POSIX message queue of one byte, which has no name any more.
 
-    *name* begins with a slash and is taken for a moment. See mq_open(3).
+    *name* begins with a slash, and exists for a moment. See mq_open(3).
     """
     attributes = _MessageQueueAttributes(mq_maxmsg=1, mq_msgsize=1)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -118,7 +118,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number of seconds")
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not a number of seconds: give one above 0"
+        )
     return value
 
 
@@ -192,7 +194,10 @@ def _roomy_mount(args: argparse.Namespace, pages: int) -> Iterator[Client]:
     with _mount(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:
-            raise MountError(f"{mount.path} lacks the {pages >> 8} MiB that this needs")
+            raise MountError(
+                f"use a mount with more space: {mount.path} lacks the {pages >> 8} MiB "
+                "that this needs"
+            )
         fd = shim.memfd_create("kvm-probe", size=found.f_frsize)
         try:
             with shim.file(fd) as file:

@@ -50,10 +50,12 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         )
     except FileNotFoundError:
         raise UnmountError(
-            f"cannot unmount {path}: no fusermount3 (package fuse3)"
+            f"cannot unmount {path}: no fusermount3: install the package fuse3"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UnmountError(f"cannot unmount {path}: fusermount3 hangs") from None
+        raise UnmountError(
+            f"cannot unmount {path}: fusermount3 hangs: try inaccfs umount --lazy"
+        ) from None
     # If SIGCHLD is ignored the exit status is lost, so check the mount as well.
     left = find_own(mounted)
     if left is not None and (helper.returncode or left == mounted):
