@@ -42,7 +42,7 @@ def translated(argv: Sequence[str]) -> list[str] | None:
     if spec.startswith("/"):
         if "," in spec:
             raise OptionError(
-                f"{spec}: mount(8) cannot pass on a name with a comma: rename it"
+                f"{spec}: a name with a comma cannot be passed to mount: rename it"
             )
         options.append(f"backing={spec}")
     if not any(option.startswith("fsname=") for option in options):
