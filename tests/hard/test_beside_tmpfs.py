@@ -70,7 +70,7 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
     ground: Ground, uid: int
 ) -> None:
     rules = BY_RULE | (OF_ANOTHER_USER if uid else {})
-    listed = {name: told for told, names in rules.values() for name in names}
+    listed = {name: result for result, names in rules.values() for name in names}
     # All that differ, and of the others as many as there is time for.
     alike = [name for name in calls.names() if name not in listed]
     chosen = [*listed, *some(alike, 300)]
@@ -85,11 +85,11 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
     (ground.path / "tmpfs").rmdir()
 
     assert len(wanted) >= 250
-    untrue = [name for name, told in listed.items() if wanted[name] == told]
+    untrue = [name for name, result in listed.items() if wanted[name] == result]
     assert untrue == [], "listed as different, and as on a tmpfs"
     different = [
-        f"{name}: {told} on a tmpfs, {found[name]} here"
-        for name, told in wanted.items()
-        if found[name] != listed.get(name, told)
+        f"{name}: {result} on a tmpfs, {found[name]} here"
+        for name, result in wanted.items()
+        if found[name] != listed.get(name, result)
     ]
     assert different == [], "\n".join(different)

@@ -54,9 +54,9 @@ def test_whatever_unmounts_ends_the_daemon_well(mount: Mount, command: str) -> N
     if words[0] == "inaccfs":
         words = inaccfs_command(*words[1:])
 
-    told = run(*words, mount.path)
+    ran = run(*words, mount.path)
 
-    assert told.stdout + told.stderr == ""
+    assert ran.stdout + ran.stderr == ""
     assert mount.process.wait(PATIENCE) == 0
     assert os.listdir(mount.path) == []
 
@@ -75,9 +75,9 @@ def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> 
 
 def test_a_busy_mount_stays_and_the_message_says_what_to_do(mount: Mount) -> None:
     with opened(new_file(mount.path / "file", PAGE)):
-        told = complaint("umount", mount.path)
-        assert f"{mount.path} is busy: close what is open there" in told
-        assert "inaccfs umount --lazy" in told
+        message = complaint("umount", mount.path)
+        assert f"{mount.path} is busy: close what is open there" in message
+        assert "inaccfs umount --lazy" in message
         assert os.listdir(mount.path) == ["file"]
         assert mount.process.poll() is None
 

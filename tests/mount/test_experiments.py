@@ -86,15 +86,15 @@ def test_a_plot_that_cannot_be_written_is_told_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("siez",), "inaccfs: no experiment 'siez': did you mean size? There are "),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
 )
-def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], told: str) -> None:
+def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], expected: str) -> None:
     ran = experiment(*words)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(told)
+    assert ran.stderr.startswith(expected)
     assert ran.stderr.count("\n") == 1

@@ -119,8 +119,8 @@ def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> No
             assert shim.do("closefd", fdname="m") == {}
             os.posix_fallocate(guest.fileno(), 0, 130 * MIB)
             punch(guest.fileno(), 130 * MIB)
-    told = mount.log.read_text()
-    assert told.count("the helper was killed: started a new one") == 2, told
+    output = mount.log.read_text()
+    assert output.count("the helper was killed: started a new one") == 2, output
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:
@@ -246,10 +246,10 @@ def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
         with peer(mount.control) as shim:
             pages = MIB // PAGE
             for at in range(0, 400 * pages, pages):
-                told = shim.do("get-pfn", file="/guest", offset=at, count=pages)
-                if isinstance(told, str):
+                reply = shim.do("get-pfn", file="/guest", offset=at, count=pages)
+                if isinstance(reply, str):
                     break
-            assert "ENOMEM" in told
+            assert "ENOMEM" in reply
 
 
 @support.needs_root

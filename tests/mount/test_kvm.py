@@ -303,8 +303,8 @@ def test_a_stale_mapping_needs_a_new_page(*, fills: bool) -> None:
             assert guest.stdout is not None
             assert guest.stdout.readline() == "mapped\n"
             punch(fd, 0)
-        told, _ = guest.communicate(timeout=PATIENCE)
+        output, _ = guest.communicate(timeout=PATIENCE)
     if fills:
-        assert (guest.returncode, told) == (-signal.SIGBUS, "stale: 1\n")
+        assert (guest.returncode, output) == (-signal.SIGBUS, "stale: 1\n")
     else:
-        assert (guest.returncode, told) == (0, "stale: 1\ngoes on\n")
+        assert (guest.returncode, output) == (0, "stale: 1\ngoes on\n")

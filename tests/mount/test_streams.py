@@ -114,11 +114,11 @@ def test_every_command_ends_whatever_its_streams_are(
                 file = new_file(mount.path / f"file{number}")
                 arguments = ["probe", str(file)]
             started[state] = stack.enter_context(start(arguments, state))
-        told = {
+        output = {
             state: (*process.communicate(timeout=PATIENCE), process.returncode)
             for state, process in started.items()
         }
-    for state, (out, err, ended) in told.items():
+    for state, (out, err, ended) in output.items():
         assert "Traceback" not in out + err, (state, out, err)
         expected = lost if STATES[state][2] else status
         assert ended == expected, (state, out, err)
@@ -215,9 +215,9 @@ def test_names_reach_no_terminal_as_they_are(scratch: Path) -> None:
             support.run(*inaccfs_command("mount", "-o", EVIL, point), status=2),
             support.run(*inaccfs_command("semantics", f"{point}/x.py:X"), status=2),
         ]
-    for told in said:
-        for line in (told.stdout + told.stderr).split("\n"):
-            assert line.isprintable(), told
+    for ran in said:
+        for line in (ran.stdout + ran.stderr).split("\n"):
+            assert line.isprintable(), ran
     assert said[3].stderr.count("\n") == 1
 
 

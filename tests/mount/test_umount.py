@@ -108,10 +108,10 @@ def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
         stopped(mount),
         hanging_request(mount) as child,
     ):
-        told = umount(mount.path)
+        message = umount(mount.path)
 
-        assert f"{mount.path} is unmounted; its daemon did not answer" in told
-        assert "so its connection is aborted" in told
+        assert f"{mount.path} is unmounted; its daemon did not answer" in message
+        assert "so its connection is aborted" in message
         assert not support.is_mounted(mount.path)
         assert outcome(os.fstat, fd) in GONE
         assert child.wait(PATIENCE) == 0
@@ -129,9 +129,9 @@ def test_a_stopped_daemon_that_stays_is_told_with_its_pid(
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        told = umount(point)
-        assert f"{pid} is still there with its memory: kill -CONT {pid} " in told
-        assert f"kill -KILL {pid} ends it" in told
+        message = umount(point)
+        assert f"{pid} is still there with its memory: kill -CONT {pid} " in message
+        assert f"kill -KILL {pid} ends it" in message
         os.kill(pid, signal.SIGCONT)
         assert support.wait_readable(daemon)
         assert not log.exists()
@@ -162,9 +162,9 @@ def test_with_fusectl_the_connection_is_aborted_by_it(
 def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         with stopped(mount):
-            told = umount("--lazy", mount.path)
-            assert "its daemon does not answer, so processes with open files" in told
-            assert "/sys/fs/fuse/connections/" in told
+            message = umount("--lazy", mount.path)
+            assert "its daemon does not answer, so processes with open files" in message
+            assert "/sys/fs/fuse/connections/" in message
             assert not support.is_mounted(mount.path)
         assert outcome(os.fstat, fd) == "ok"
         assert mount.process.poll() is None
@@ -283,9 +283,11 @@ def test_umount_tells_that_another_namespace_has_a_copy(
 ) -> None:
     with background(point, scratch) as pid:
         with private_namespace() as namespace:
-            told = umount(point)
-            assert f"{point} is unmounted; its daemon {pid} goes on, because " in told
-            assert "copies in another mount namespace" in told
+            message = umount(point)
+            assert (
+                f"{point} is unmounted; its daemon {pid} goes on, because " in message
+            )
+            assert "copies in another mount namespace" in message
             namespace.run("ls", point)
         support.wait_for_exit(pid)
 
@@ -408,8 +410,8 @@ def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
 
 def test_a_mount_that_is_covered_is_told(mount: Mount) -> None:
     run("mount", "-t", "tmpfs", "none", mount.path)
-    told = complaint("umount", mount.path)
-    assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in told
+    message = complaint("umount", mount.path)
+    assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in message
     run("umount", mount.path)
     cli("umount", mount.path)
 
@@ -419,8 +421,8 @@ def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
     mount = block.__enter__()
     run("mount", "-t", "tmpfs", "none", mount.path)
     new_file(mount.path / "precious")
-    told = f"{mount.path} is covered by another mount and stays: umount {mount.path}"
-    with pytest.raises(inaccfs.InaccfsError, match=told):
+    message = f"{mount.path} is covered by another mount and stays: umount {mount.path}"
+    with pytest.raises(inaccfs.InaccfsError, match=message):
         block.__exit__(None, None, None)
     assert mount.process.returncode == 0
     assert os.listdir(mount.path) == ["precious"]

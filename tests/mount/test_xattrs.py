@@ -34,8 +34,8 @@ def file(mount: Mount) -> Path:
 def test_an_attribute_is_set_read_listed_and_removed(file: Path) -> None:
     run("setfattr", "-n", "user.colour", "-v", "blue", file)
 
-    told = run("getfattr", "--absolute-names", "-n", "user.colour", file).stdout
-    assert 'user.colour="blue"' in told
+    output = run("getfattr", "--absolute-names", "-n", "user.colour", file).stdout
+    assert 'user.colour="blue"' in output
     assert os.listxattr(file) == ["user.colour"]
     run("setfattr", "-x", "user.colour", file)
     assert os.listxattr(file) == []
@@ -104,8 +104,8 @@ def test_attributes_of_root_are_kept_from_others(mount: Mount, file: Path) -> No
 def test_a_symbolic_link_has_no_user_attributes(mount: Mount, file: Path) -> None:
     link = mount.path / "link"
     link.symlink_to("file")
-    told = outcome(os.setxattr, link, "user.a", b"", follow_symlinks=False)
-    assert told == "EPERM"
+    result = outcome(os.setxattr, link, "user.a", b"", follow_symlinks=False)
+    assert result == "EPERM"
 
 
 def test_attributes_stay_with_the_file(mount: Mount, file: Path) -> None:
@@ -138,16 +138,16 @@ def test_the_root_tells_the_magic_the_control_socket_and_the_status(
 
 def test_the_virtual_attributes_are_listed_with_the_others(mount: Mount) -> None:
     assert set(os.listxattr(mount.path)) == set(VIRTUAL)
-    told = run("getfattr", "--absolute-names", "-d", mount.path).stdout
-    assert 'user.inaccfs.magic="0x494e4143"' in told
+    output = run("getfattr", "--absolute-names", "-d", mount.path).stdout
+    assert 'user.inaccfs.magic="0x494e4143"' in output
 
 
 def test_the_virtual_attributes_cannot_be_changed(mount: Mount) -> None:
     for name in VIRTUAL:
         before = os.getxattr(mount.path, name)
         assert outcome(os.setxattr, mount.path, name, b"x") == "EPERM"
-        told = outcome(os.setxattr, mount.path, name, b"x", os.XATTR_REPLACE)
-        assert told == "EPERM"
+        result = outcome(os.setxattr, mount.path, name, b"x", os.XATTR_REPLACE)
+        assert result == "EPERM"
         assert outcome(os.removexattr, mount.path, name) == "EPERM"
         assert os.getxattr(mount.path, name) == before
         shown = run("setfattr", "-n", name, "-v", "x", mount.path, status=1)

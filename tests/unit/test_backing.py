@@ -161,8 +161,8 @@ def test_huge_is_one_of_four() -> None:
 
 def test_options_that_are_not_given_are_the_kernels() -> None:
     assert TmpfsOptions().as_mount_options() == {}
-    told = TmpfsOptions(mode=0o1750, uid=0, gid=5).as_mount_options()
-    assert told == {"mode": "1750", "uid": "0", "gid": "5"}
+    options = TmpfsOptions(mode=0o1750, uid=0, gid=5).as_mount_options()
+    assert options == {"mode": "1750", "uid": "0", "gid": "5"}
 
 
 # --- the private tmpfs ------------------------------------------------------------

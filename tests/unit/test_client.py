@@ -91,7 +91,7 @@ def invalidate(notifier: int = 1, sequence: int = 1) -> Invalidate:
     return Invalidate(notifier=notifier, start=2, end=5, sequence=sequence)
 
 
-def told(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
+def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
     """Tell who has registered last of an event, and wait for the answer."""
     events = daemon.peer()
     events.tell(event or invalidate())
@@ -534,7 +534,7 @@ def test_a_callback_may_use_the_client(
     found: list[Pfn] = []
     memory = shim.file("/a")
     with memory.register_notifier(lambda start, _: found.append(memory.get_pfn(start))):
-        told(daemon)
+        invalidated(daemon)
     assert found == [Pfn(1002, 0)]
 
 
@@ -548,7 +548,7 @@ def test_what_a_callback_raises_comes_out_of_the_block(
         pytest.raises(ZeroDivisionError, match="2 5"),
         shim.file("/a").register_notifier(fail),
     ):
-        events = told(daemon)
+        events = invalidated(daemon)
     assert "ZeroDivisionError" in caplog.text
     # Unregistered all the same, and told once.
     events.next(UnregisterNotifier)
@@ -565,7 +565,7 @@ def test_what_a_callback_raises_does_not_hide_the_blocks_own(
 
     def leave() -> None:
         with shim.file("/a").register_notifier(fail):
-            told(daemon)
+            invalidated(daemon)
             raise mine
 
     with pytest.raises(KeyError):
@@ -582,7 +582,7 @@ def test_what_nobody_was_told_is_raised_when_the_client_closes(
     shim = inaccfs.connect(daemon.path)
     daemon.peer()
     shim.file("/a").register_notifier(leave)
-    told(daemon)
+    invalidated(daemon)
     with pytest.raises(SystemExit, match="as a thread"), shim:
         pass
     shim.close()
@@ -650,7 +650,7 @@ def test_a_callback_cannot_register(
         pytest.raises(OSError, match="callback cannot register") as caught,
         memory.register_notifier(lambda *_: memory.register_notifier(print)),
     ):
-        told(daemon)
+        invalidated(daemon)
     assert caught.value.errno == errno.EDEADLK
 
 
@@ -668,7 +668,7 @@ def test_a_client_that_was_disconnected_is_told_and_may_register_again(
     assert memory.get_pfn(1).pfn == 1001
     callback = Callback()
     with memory.register_notifier(callback):
-        told(daemon, invalidate(2))
+        invalidated(daemon, invalidate(2))
     assert callback.calls == [(2, 5)]
 
 

@@ -505,12 +505,12 @@ async def test_what_a_callback_raises_comes_out_of_the_block(
     memory = await shim.file("/a")
     with pytest.raises(ZeroDivisionError, match="2 5"):
         async with await memory.register_notifier(callback):
-            await told(peer)
+            await invalidated(peer)
     assert "ZeroDivisionError" in caplog.text
     await next_of(peer, UnregisterNotifier)
 
 
-async def told(peer: Peer) -> None:
+async def invalidated(peer: Peer) -> None:
     peer.tell(invalidate())
     await next_of(peer, InvalidateDone)
 
@@ -521,7 +521,7 @@ async def test_what_nobody_was_told_is_raised_when_the_client_ends(
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
 
     with pytest.raises(ZeroDivisionError):
         await use()
@@ -535,7 +535,7 @@ async def test_what_a_callback_raises_does_not_hide_the_blocks_own(
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
             raise mine
 
     with pytest.raises(KeyError):

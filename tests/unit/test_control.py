@@ -45,8 +45,8 @@ async def test_the_greeting_tells_the_version(control: Control) -> None:
     async with await trio.open_unix_socket(control.path) as stream:
         greeting = await Peer(stream).receive()
     version = greeting["QMP"]["version"]["qemu"]
-    told = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
-    assert __version__.startswith(told)
+    output = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
+    assert __version__.startswith(output)
     assert greeting["QMP"]["capabilities"] == []
 
 
@@ -164,8 +164,8 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
             )
             nursery.start_soon(made.run)
         assert nursery.cancel_scope.cancelled_caught
-    with client, client.makefile("rb") as told:
-        _, _, reply = told
+    with client, client.makefile("rb") as lines:
+        _, _, reply = lines
     assert json.loads(reply) == {"return": {}, "id": "last"}
 
 

@@ -131,17 +131,19 @@ def test_links_lead_somewhere(text: str) -> None:
 
 
 def test_the_limits_are_those_of_the_code(text: str) -> None:
-    told = {name.strip("`"): int(default) for name, default, *_ in rows(text, "limit")}
-    assert told == asdict(Limits())
+    documented = {
+        name.strip("`"): int(default) for name, default, *_ in rows(text, "limit")
+    }
+    assert documented == asdict(Limits())
 
 
 def options(text: str) -> dict[str, tuple[str, str]]:
     """Each option's default and what is written behind its name."""
-    told = {}
+    documented = {}
     for words, default, _ in rows(text, "option"):
         name, _, value = words.strip("`").partition(" ")
-        told[name] = default, value.replace("\\|", "|")
-    return told
+        documented[name] = default, value.replace("\\|", "|")
+    return documented
 
 
 def test_the_defaults_of_options_are_those_of_the_code(text: str) -> None:

@@ -319,8 +319,8 @@ async def test_everything_else_goes_on_while_a_punch_waits(control: Control) -> 
             assert (await witness.do("query-file", file="/guest"))["notifiers"] == 1
             assert (await witness.do("get-pfn", file="/guest", offset=0))["order"] == 0
             assert "pfn" in await peer.do("get-pfn", file="/guest", offset=5)
-            (told,) = await witness.do("query-notifiers")
-            assert (told["told"], told["waiting"]) == (1, event["sequence"])
+            (row,) = await witness.do("query-notifiers")
+            assert (row["told"], row["waiting"]) == (1, event["sequence"])
             await done(peer, event)
 
 

@@ -97,9 +97,9 @@ async def test_put_pfn_takes_one_or_the_other(
 ) -> None:
     control.make("guest", 1)
     async with control.peer() as peer:
-        told = await peer.do("put-pfn", file="/guest", **arguments)
-        assert "EINVAL" in told
-        assert said in told
+        reply = await peer.do("put-pfn", file="/guest", **arguments)
+        assert "EINVAL" in reply
+        assert said in reply
 
 
 # --- queries --------------------------------------------------------------------------
@@ -427,8 +427,8 @@ async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> Non
             assert "EINVAL" in await peer.do(
                 "invalidate-done", notifier=number, sequence=sequence
             )
-        (told,) = await peer.do("query-notifiers")
-        assert told["waiting"] is None
+        (row,) = await peer.do("query-notifiers")
+        assert row["waiting"] is None
 
 
 @asynccontextmanager

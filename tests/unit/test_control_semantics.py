@@ -113,8 +113,8 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
         serving(tmp_path, backing, version()) as control,
         control.peer() as peer,
     ):
-        told = await peer.do("query-semantics")
-        assert told["name"] == version.name
+        reply = await peer.do("query-semantics")
+        assert reply["name"] == version.name
         by_range = version.scope == "range"
         if by_range:
             made = await peer.do("bind", file="/guest", start=0, end=8)
@@ -130,7 +130,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
             "put-pfn": {"file": "/guest", "pfn": 1},
         }
         for command in arguments:
-            if command in told["commands"]:
+            if command in reply["commands"]:
                 continue
             refusal = await peer.do(command, **arguments[command])
             assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
@@ -138,7 +138,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
         (left,) = await peer.do("query-notifiers")
         assert left["notifier"] == number
         last = "unbind" if by_range else "unregister-notifier"
-        assert last in told["commands"]
+        assert last in reply["commands"]
         assert await peer.do(last, notifier=number) == {}
         assert await peer.do("query-notifiers") == []
 

@@ -72,7 +72,7 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
 
 
 @pytest.mark.parametrize(
-    ("semantics", "told"),
+    ("semantics", "expected"),
     [
         (V7(), ["invalidate"]),
         (V8(), ["invalidate"]),
@@ -84,7 +84,7 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
 )
 @pytest.mark.parametrize("pages", [2, 2048], ids=["at once", "in a task"])
 def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
-    semantics: Semantics, told: list[str], pages: int
+    semantics: Semantics, expected: list[str], pages: int
 ) -> None:
     seen: list[tuple[str, int, int]] = []
     with Mount(semantics, memory=SMALL) as mount:
@@ -97,11 +97,11 @@ def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
             file.put_pfn(pfn)
         punch(mount, fd, 0, 2 + pages)
         end = 16 if semantics.reported == "clipped" and pages > 16 else 2 + pages
-        assert seen == [(name, 0, end) for name in told]
+        assert seen == [(name, 0, end) for name in expected]
         assert client.query_pins().extents == []
         notifier.unregister()
         punch(mount, fd, 0, 2)
-        assert len(seen) == len(told)
+        assert len(seen) == len(expected)
         client.close()
         os.close(fd)
 
@@ -184,8 +184,8 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
         else:
             mount.ftruncate(fd, 8 * PAGE)
         # A start has been told by then, and the page is still there.
-        told = int(semantics.order == "bracket")
-        assert changes == [(8 * PAGE, 8 * PAGE, told, 1)]
+        starts = int(semantics.order == "bracket")
+        assert changes == [(8 * PAGE, 8 * PAGE, starts, 1)]
         os.close(fd)
 
 

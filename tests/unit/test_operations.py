@@ -386,14 +386,14 @@ async def test_each_name_is_told_once_and_counts_one_lookup(
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}
     fh = _open_root(operations)
-    position, told = 0, []
+    position, listed = 0, []
     while taken := await _readdir(operations, fh, position, replies):
-        told += [(name, ino) for name, ino, _ in taken]
+        listed += [(name, ino) for name, ino, _ in taken]
         position = taken[-1][2]
         assert len(namespace.inodes.nodes) == 1 + sum(
-            not name.startswith(b".") for name, _ in told
+            not name.startswith(b".") for name, _ in listed
         )
-    assert sorted(told) == sorted([*inodes.items(), (b".", 1), (b"..", 1)])
+    assert sorted(listed) == sorted([*inodes.items(), (b".", 1), (b"..", 1)])
     for ino in inodes.values():
         assert namespace.inodes[ino].lookups == 1
         namespace.inodes.forget(ino, 1)
@@ -428,14 +428,14 @@ async def test_a_name_that_has_gone_since_is_passed_over(
     for at in range(20):
         (tree / f"f{at}").touch()
     fh = _open_root(operations)
-    position, told = 0, []
+    position, listed = 0, []
     while taken := await _readdir(operations, fh, position, replies):
-        told += [os.fsdecode(name) for name, _, _ in taken]
+        listed += [os.fsdecode(name) for name, _, _ in taken]
         position = taken[-1][2]
-        for name in set(os.listdir(tree)) - set(told):
+        for name in set(os.listdir(tree)) - set(listed):
             os.unlink(tree / name)
-    assert set(told) == {".", "..", *os.listdir(tree)}
-    assert len(told) == 7
+    assert set(listed) == {".", "..", *os.listdir(tree)}
+    assert len(listed) == 7
     await operations.releasedir(fh)
 
 

@@ -274,13 +274,13 @@ PATHS = [
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_escaped_as_systemd_does(path: str) -> None:
-    told = subprocess.run(
+    ran = subprocess.run(
         ["systemd-escape", "--path", "--", path],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert runtime.escape(path) == told.stdout.removesuffix("\n")
+    assert runtime.escape(path) == ran.stdout.removesuffix("\n")
 
 
 def test_root_has_run_if_it_is_his(
@@ -541,9 +541,9 @@ def test_a_mount_that_goes_away_meanwhile_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(monkeypatch, {"/gone": None, "/mnt": STATUS}) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "gone" not in told.out
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "gone" not in captured.out
     assert ask(monkeypatch, {"/gone": None}) == 0
     assert capsys.readouterr() == ("no inaccfs mounts\n", "")
     assert ask(monkeypatch, {"/gone": None}, "--json") == 0
@@ -554,13 +554,15 @@ def test_a_mount_that_may_not_be_looked_at_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert told.out.endswith("\n\n/b: Permission denied: the mount is another user's\n")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.endswith(
+        "\n\n/b: Permission denied: the mount is another user's\n"
+    )
     assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}, "--json") == 0
-    told = capsys.readouterr()
-    assert msgspec.json.decode(told.out, type=list[status.Status]) == [STATUS]
-    assert told.err.startswith("inaccfs: /b: Permission denied")
+    captured = capsys.readouterr()
+    assert msgspec.json.decode(captured.out, type=list[status.Status]) == [STATUS]
+    assert captured.err.startswith("inaccfs: /b: Permission denied")
 
 
 def test_a_mount_that_is_covered_is_a_line(
@@ -578,9 +580,9 @@ def test_a_daemon_that_does_not_answer_is_an_error(
     failure: type[Exception],
 ) -> None:
     assert ask(monkeypatch, {"/b": failure("/b: \x1b"), "/mnt": STATUS}) == 1
-    told = capsys.readouterr()
-    assert told.err == "inaccfs: /b: \\x1b\n"
-    assert told.out.startswith("/mnt\n")
+    captured = capsys.readouterr()
+    assert captured.err == "inaccfs: /b: \\x1b\n"
+    assert captured.out.startswith("/mnt\n")
 
 
 def test_a_status_for_people() -> None:

@@ -199,19 +199,19 @@ async def test_each_plan_has_its_order(
 @hows
 async def test_nothing_goes_on_before_all_have_answered(world: World, how: How) -> None:
     one, other = await world.listener("1 "), await world.listener("2 ")
-    told = []
+    logs = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.drive, how, in_order(BRACKET, 0, 4))
         for _ in range(2):
             await trio.testing.wait_all_tasks_blocked()
             other.answer()
             await trio.testing.wait_all_tasks_blocked()
-            told.append(list(world.log))
+            logs.append(list(world.log))
             one.answer()
     start = [f"1 {INVALIDATE_START}", f"2 {INVALIDATE_START}"]
-    assert told[0] == start
-    assert told[1] == [*start, "change", f"1 {INVALIDATE_END}", f"2 {INVALIDATE_END}"]
-    assert world.log == told[1]
+    assert logs[0] == start
+    assert logs[1] == [*start, "change", f"1 {INVALIDATE_END}", f"2 {INVALIDATE_END}"]
+    assert world.log == logs[1]
     world.assert_free()
 
 

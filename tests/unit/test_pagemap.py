@@ -823,18 +823,18 @@ def test_each_page_is_where_it_was_told_to_be(
     with open_file(size=LENGTH * PAGE) as file:
         pinning = Moody(file.frames._buffers._pins)
         file.frames._buffers._pins = pinning  # type: ignore[misc]
-        told: dict[int, int] = {}
+        known: dict[int, int] = {}
         for what, (start, end), pinning.allows in done:
-            _do(file, told, what, start, end)
-            assert by_page(file.frames.extents()) == told
-            assert file.frames.pages == len(told)
+            _do(file, known, what, start, end)
+            assert by_page(file.frames.extents()) == known
+            assert file.frames.pages == len(known)
             now = file.read()
-            for page, pfn in told.items():
+            for page, pfn in known.items():
                 if file.frames.known(page, page + 1) is not None:
                     assert now[page] == pfn
 
 
-def _do(file: File, told: dict[int, int], what: str, start: int, end: int) -> None:
+def _do(file: File, known: dict[int, int], what: str, start: int, end: int) -> None:
     """Do a step to a file, and to what its user has been told of its pages."""
 
     def fail() -> None:
@@ -849,23 +849,23 @@ def _do(file: File, told: dict[int, int], what: str, start: int, end: int) -> No
             assert found == dict(enumerate(file.read()[start:end], start))
             # It may pin and read more than was asked for, up to a chunk.
             moved = by_page(fetched.moved)
-            assert moved.items() <= told.items()
+            assert moved.items() <= known.items()
             assert {
-                page: pfn for page, pfn in told.items() if found.get(page, pfn) != pfn
+                page: pfn for page, pfn in known.items() if found.get(page, pfn) != pfn
             }.items() <= moved.items()
-            told.update(found)
+            known.update(found)
         case "punch":
             punched = file.punch(start, end)
             removed = by_page(punched.removed)
-            assert removed == {p: pfn for p, pfn in told.items() if start <= p < end}
+            assert removed == {p: pfn for p, pfn in known.items() if start <= p < end}
             for page in removed:
-                del told[page]
+                del known[page]
             for page in by_page(punched.moved):
                 now = by_page(file.frames.extents()).get(page)
                 if now is None:
-                    del told[page]
+                    del known[page]
                 else:
-                    told[page] = now
+                    known[page] = now
         case "punch and fail" | "move and fail":
             with refused(errno.EINTR):
                 file.frames.punch(start, end, fail)

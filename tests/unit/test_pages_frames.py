@@ -37,7 +37,7 @@ async def test_events_tell_the_frames_that_go(
     listener = await world.listener()
     await world.punch(3, 9)
     assert listener.frames == [[(3, BASE + 3, 2), (7, BASE + 7, 1)]] * len(
-        listener.told
+        listener.events
     )
     await world.punch(20, 30)
     assert listener.frames[-1] == []
@@ -98,8 +98,8 @@ async def test_what_is_fetched_while_the_list_is_waited_for_is_told(
         nursery.start_soon(world.punch, 0, 8)
         await trio.testing.wait_all_tasks_blocked()
         await world.get(holder, 3, 4)
-    assert listener.frames == [[(3, BASE + 3, 1)]] * len(listener.told)
-    assert listener.told
+    assert listener.frames == [[(3, BASE + 3, 1)]] * len(listener.events)
+    assert listener.events
 
 
 async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
@@ -110,7 +110,7 @@ async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
         for _ in range(2):
             nursery.start_soon(world.punch, 0, 4)
         await trio.testing.wait_all_tasks_blocked()
-    assert listener.told == [(INVALIDATE, 0, 4)] * 2
+    assert listener.events == [(INVALIDATE, 0, 4)] * 2
     assert listener.frames == [[(0, BASE, 4)], []]
 
 
@@ -132,9 +132,9 @@ async def test_where_pages_had_been_is_told_when_they_have_moved(
         await world.get(holder, 20, 21)
     else:
         await world.punch(3, 4)
-        del listener.told[: len(events)], listener.frames[: len(events)]
+        del listener.events[: len(events)], listener.frames[: len(events)]
     first, second = [(event, 6, 8) for event in events], [(e, 12, 13) for e in events]
-    assert listener.told == first + second
+    assert listener.events == first + second
     assert listener.frames == [
         *[[(6, BASE + 6, 2)]] * len(events),
         *[[(12, BASE + 12, 1)]] * len(events),
@@ -154,5 +154,5 @@ async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
             await world.get(holder, at, at + 1)
         listener.answers = True
         listener.answer()
-    assert listener.told == [(INVALIDATE, 0, 2), (INVALIDATE, 5, 6)]
+    assert listener.events == [(INVALIDATE, 0, 2), (INVALIDATE, 5, 6)]
     assert listener.frames[1] == [(5, BASE + 5, 1), (5, 0x9000, 1)]

@@ -41,9 +41,9 @@ async def test_a_locked_page_is_not_punched_before_it_is_put() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.punch, 0, 8)
         await trio.testing.wait_all_tasks_blocked()
-        assert (listener.told, world.allocated) == ([], 1)
+        assert (listener.events, world.allocated) == ([], 1)
         world.put(holder, 3)
-    assert listener.told == [(INVALIDATE, 0, 8)]
+    assert listener.events == [(INVALIDATE, 0, 8)]
     assert world.allocated == 0
 
 
@@ -101,7 +101,7 @@ async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.punch, 2, 4)
         await trio.testing.wait_all_tasks_blocked()
-        assert listener.told == [(INVALIDATE, 2, 4)]
+        assert listener.events == [(INVALIDATE, 2, 4)]
         for start, end in ((2, 3), (3, 9), (0, MANY)):
             with refused(errno.EAGAIN):
                 await world.get(holder, start, end)

@@ -128,8 +128,8 @@ def test_what_is_code_is_marked_where_it_differs(
     }
     del more["events"]
     assert more == code
-    told = json.loads(shown(capsys, "--json", *words))
-    own = [bool(each.get("code")) for each in told]
+    parsed = json.loads(shown(capsys, "--json", *words))
+    own = [bool(each.get("code")) for each in parsed]
     assert own == ["v8" not in name for name in names]
 
 

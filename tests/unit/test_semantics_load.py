@@ -39,10 +39,10 @@ def complaint(wanted: str) -> str:
     """What the loader says of it: one line."""
     with pytest.raises(OptionError) as caught:
         load.load(wanted)
-    told = str(caught.value)
-    assert told
-    assert told.isprintable(), told
-    return told
+    message = str(caught.value)
+    assert message
+    assert message.isprintable(), message
+    return message
 
 
 def complaint_of(directory: Path, body: str, base: str = "V8") -> str:
@@ -73,17 +73,17 @@ def test_every_version_has_a_name_that_loads_it(version: type[Semantics]) -> Non
 def test_an_unknown_name_is_told_with_the_nearest_and_the_list(
     wanted: str, near: str
 ) -> None:
-    told = complaint(wanted)
-    assert told.startswith(f"unknown semantics {wanted!r}: did you mean {near}? ")
-    assert all(version.name in told for version in VERSIONS)
-    assert "FILE.py:CLASS" in told
+    message = complaint(wanted)
+    assert message.startswith(f"unknown semantics {wanted!r}: did you mean {near}? ")
+    assert all(version.name in message for version in VERSIONS)
+    assert "FILE.py:CLASS" in message
 
 
 @pytest.mark.parametrize("wanted", ["", "mesi", "mine.pyc:Mine", ":", "a:b:c", "\n"])
 def test_a_name_like_nothing_is_told_with_the_list(wanted: str) -> None:
-    told = complaint(wanted)
-    assert "did you mean" not in told
-    assert "v8-as-posted" in told
+    message = complaint(wanted)
+    assert "did you mean" not in message
+    assert "v8-as-posted" in message
 
 
 # --- code of somebody's own, wherever it is ---------------------------------------
@@ -318,9 +318,9 @@ def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["errno", "Mine", "value"])
 def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
     wanted = written(tmp_path, "class Mine:\n    order = 'before'\nvalue = 5")
-    told = complaint(f"{wanted}:{name}")
-    assert told.startswith(f"semantics {wanted}:{name} is not derived from ")
-    assert "V8" in told
+    message = complaint(f"{wanted}:{name}")
+    assert message.startswith(f"semantics {wanted}:{name} is not derived from ")
+    assert "V8" in message
 
 
 @pytest.mark.parametrize(
@@ -365,9 +365,9 @@ def test_a_file_that_does_not_run_is_told_with_its_line(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     wanted = written(tmp_path, text)
-    told = complaint(f"{wanted}:Mine")
-    assert told.startswith(f"semantics {wanted}: ")
-    assert reason in told
+    message = complaint(f"{wanted}:Mine")
+    assert message.startswith(f"semantics {wanted}: ")
+    assert reason in message
 
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
@@ -385,15 +385,15 @@ def test_the_line_of_another_file_is_not_taken_for_this_ones(tmp_path: Path) -> 
 
 
 def test_a_class_of_no_version_must_give_every_rule(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "order = 'after'", "Semantics")
-    assert told.startswith("semantics Mine has no rule 'magic': give it, or derive ")
+    message = complaint_of(tmp_path, "order = 'after'", "Semantics")
+    assert message.startswith("semantics Mine has no rule 'magic': give it, or derive ")
 
 
 @pytest.mark.parametrize("rule", checking.rules())
 def test_a_missing_rule_is_named(tmp_path: Path, rule: str) -> None:
     body = "\n".join(f"{name} = V8.{name}" for name in checking.rules() if name != rule)
-    told = complaint_of(tmp_path, body, "Semantics")
-    assert told.startswith(f"semantics Mine has no rule {rule!r}: ")
+    message = complaint_of(tmp_path, body, "Semantics")
+    assert message.startswith(f"semantics Mine has no rule {rule!r}: ")
 
 
 def test_a_class_of_no_version_with_every_rule_is_one(tmp_path: Path) -> None:
@@ -434,30 +434,32 @@ def test_a_wrong_value_is_told_with_those_that_are_right(
 ) -> None:
     kind = checking.rules()[rule]
     for value in _WRONG.get(kind, ("'nonsense'", "5", "True", "['after']", "str")):
-        told = complaint_of(tmp_path, f"{rule} = {value}")
-        assert told.startswith(f"semantics Mine.{rule} is "), told
+        message = complaint_of(tmp_path, f"{rule} = {value}")
+        assert message.startswith(f"semantics Mine.{rule} is "), message
         if kind is bool:
-            assert told.endswith("it must be True or False")
+            assert message.endswith("it must be True or False")
         elif kind is int:
-            assert told.endswith("it must be a whole number")
+            assert message.endswith("it must be a whole number")
         else:
-            assert repr(getattr(V8, rule)) in told
-            assert " or " in told
+            assert repr(getattr(V8, rule)) in message
+            assert " or " in message
 
 
 @pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
 @pytest.mark.parametrize("value", ["0", "-errno.EINVAL", "512", "1 << 40"])
 def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
     """The kernel takes no reply with another number, and the caller would hang."""
-    told = complaint_of(tmp_path, f"{rule} = {value}")
-    assert told.startswith(f"semantics Mine.{rule} is ")
-    assert told.endswith("it must be an errno, such as errno.EINVAL")
+    message = complaint_of(tmp_path, f"{rule} = {value}")
+    assert message.startswith(f"semantics Mine.{rule} is ")
+    assert message.endswith("it must be an errno, such as errno.EINVAL")
 
 
 @pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
 def test_enosys_is_no_answer(tmp_path: Path, rule: str) -> None:
-    told = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
-    assert told.startswith(f"semantics Mine.{rule} is ENOSYS, after which the kernel")
+    message = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
+    assert message.startswith(
+        f"semantics Mine.{rule} is ENOSYS, after which the kernel"
+    )
 
 
 @pytest.mark.parametrize("value", ["-1", "1 << 32"])
@@ -476,12 +478,14 @@ def test_what_people_call_it_must_be_text(
 
 @pytest.mark.parametrize("word", ["name", "source"])
 def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
-    told = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
-    assert told.startswith(f"semantics Mine.{word} is 'a\\udcff': it must be text, and")
+    message = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
+    assert message.startswith(
+        f"semantics Mine.{word} is 'a\\udcff': it must be text, and"
+    )
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "expected"),
     [
         ("read_errno = 5000", "Mine.read_errno is 5000: it must be an errno"),
         ("order = 'befor'", "Mine.order is 'befor': it can be"),
@@ -492,10 +496,10 @@ def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
     ],
 )
 def test_what_is_set_when_it_is_made_is_checked(
-    tmp_path: Path, statement: str, told: str
+    tmp_path: Path, statement: str, expected: str
 ) -> None:
     body = f"def __init__(self):\n    self.{statement}"
-    assert complaint_of(tmp_path, body).startswith(f"semantics {told}")
+    assert complaint_of(tmp_path, body).startswith(f"semantics {expected}")
 
 
 def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
@@ -519,8 +523,8 @@ def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_cannot_be_asked_is_told(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
-    assert told == "semantics Mine.order raises SystemExit: 1"
+    message = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
+    assert message == "semantics Mine.order raises SystemExit: 1"
 
 
 def test_what_only_equals_a_value_is_not_kept(tmp_path: Path) -> None:
@@ -599,8 +603,8 @@ def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None
     ("wrong", "right"), [("check_sise", "check_size"), ("plans", "plan")]
 )
 def test_a_misspelt_method_is_told(tmp_path: Path, wrong: str, right: str) -> None:
-    told = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
-    assert told.endswith(f"did you mean {right}?")
+    message = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
+    assert message.endswith(f"did you mean {right}?")
 
 
 def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
@@ -661,7 +665,7 @@ def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ("raise ValueError('a\\nb')", ".plan raises ValueError: a"),
         ("raise SystemExit(1)", ".plan raises SystemExit: 1"),
@@ -677,10 +681,10 @@ def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> No
         ("return Plan() if punches else None", ".plan returns None"),
     ],
 )
-def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, told: str) -> None:
+def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, expected: str) -> None:
     found = complaint_of(tmp_path, f"def plan(self, *, punches):\n    {body}")
     assert found.startswith("semantics Mine.plan")
-    assert told in found
+    assert expected in found
 
 
 @pytest.mark.parametrize(
@@ -694,13 +698,13 @@ def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, told: str) -> No
 def test_a_class_that_cannot_be_made_is_told(
     tmp_path: Path, body: str, reason: str
 ) -> None:
-    told = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
-    assert told.startswith(f"semantics Mine: Mine() {reason}")
+    message = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
+    assert message.startswith(f"semantics Mine: Mine() {reason}")
 
 
 def test_a_class_that_wants_arguments_is_told(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "def __init__(self, what): pass")
-    assert "raises TypeError" in told
+    message = complaint_of(tmp_path, "def __init__(self, what): pass")
+    assert "raises TypeError" in message
 
 
 def rule_that_raises(directory: Path, what: str) -> Semantics:

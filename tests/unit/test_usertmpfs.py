@@ -128,18 +128,18 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def test_what_holds_the_tmpfs_has_never_been_dumpable() -> None:
     """And what is dumpable holds nothing, not even what the daemon had before."""
-    told: list[dict[str, Any]] = [
+    found: list[dict[str, Any]] = [
         json.loads(line) for line in finish(start(WATCHED)).splitlines()
     ]
-    assert [(one["call"], one["dumpable"]) for one in told] == [
+    assert [(one["call"], one["dumpable"]) for one in found] == [
         ("unshare", [1, 1]),
         ("setns", [0, 0]),
         ("unshare", [0, 0]),
         ("detached_mount", [0, 0]),
     ]
     # Standard input, output and error, and the way to the daemon.
-    assert told[0]["fds"] == 4
-    assert told[1]["fds"] > 20
+    assert found[0]["fds"] == 4
+    assert found[1]["fds"] > 20
 
 
 def test_a_thief_that_polls_gets_nothing() -> None:
