@@ -28,7 +28,7 @@ SECOND = 1_000_000_000
 
 
 @support.needs_root
-def test_memory_that_comes_behind_the_kernels_back_shows_at_once(memory: Path) -> None:
+def test_memory_allocated_in_the_backing_shows_at_once(memory: Path) -> None:
     """As when KVM allocates: inaccessible_get_pfn() of v8 fills holes."""
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file", 8 * PAGE)
@@ -49,7 +49,7 @@ def test_memory_that_comes_behind_the_kernels_back_shows_at_once(memory: Path) -
 
 
 @support.needs_root
-def test_a_size_set_behind_the_mount_is_final_through_it(memory: Path) -> None:
+def test_a_size_set_in_the_backing_is_final_through_the_mount(memory: Path) -> None:
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file")
         os.truncate(memory / "file", PAGE)
@@ -247,7 +247,7 @@ def test_a_set_group_id_directory_hands_its_group_down(
 
 
 @support.needs_root
-def test_who_may_do_what_is_decided_as_on_a_tmpfs(scratch: Path, memory: Path) -> None:
+def test_permissions_are_those_of_a_tmpfs(scratch: Path, memory: Path) -> None:
     """By the kernel, from mode and owner: default_permissions of fuse(4)."""
     setup = """
         mkdir open closed sticky setgid; chmod 777 open; chmod 700 closed

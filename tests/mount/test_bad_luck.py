@@ -213,7 +213,7 @@ def test_a_backing_that_is_missing_or_a_file(point: Path, scratch: Path) -> None
 
 
 @support.needs_root
-def test_a_backing_that_others_can_reach_is_told_as_a_warning(memory: Path) -> None:
+def test_a_backing_that_others_can_reach_is_a_warning(memory: Path) -> None:
     os.chmod(memory, 0o755)
     with support.mounted(backing=memory) as mount:
         output = mount.log.read_text()

@@ -99,7 +99,7 @@ def refusal(call: Callable[[], object]) -> int | None:
 
 
 @pytest.mark.parametrize("guest", ["bind", "guest_memfd"], indirect=True)
-def test_only_what_is_bound_is_got_and_told(guest: Guest) -> None:
+def test_only_bound_pages_are_got_and_reported(guest: Guest) -> None:
     file, note = guest.file, guest.note
     clipped = guest.shim.query_semantics().name == "guest_memfd"
     with (
@@ -159,7 +159,7 @@ def test_ranges_may_overlap_where_the_rules_let_them(
 
 
 @pytest.mark.parametrize("guest", ["v7"], indirect=True)
-def test_allocations_are_told_where_the_rules_say_so(guest: Guest) -> None:
+def test_allocations_send_events_where_the_rules_say_so(guest: Guest) -> None:
     with guest.file.register_notifier(guest.note("gone"), populate=guest.note("come")):
         guest.allocate(2, 3)
         guest.punch(2, 1)
@@ -182,7 +182,7 @@ def test_a_locked_page_is_punched_when_it_is_put(guest: Guest) -> None:
         assert guest.events == [("gone", 3, 4)]
 
 
-def test_who_keeps_a_page_locked_is_disconnected() -> None:
+def test_a_peer_that_keeps_a_page_locked_is_disconnected() -> None:
     with support.mounted(semantics="v7", ack_timeout=0.3) as mount:
         with (
             support.opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,

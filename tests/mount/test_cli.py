@@ -100,7 +100,9 @@ def test_the_log_and_the_socket_have_places_of_their_own(point: Path) -> None:
     assert re.search(r"^\S+ \S+ INFO inaccfs.daemon: unmounted: ", output, re.MULTILINE)
 
 
-def test_in_the_foreground_ready_is_told_on_a_pipe(point: Path, scratch: Path) -> None:
+def test_in_the_foreground_readiness_is_written_to_a_pipe(
+    point: Path, scratch: Path
+) -> None:
     reader, writer = os.pipe()
     with subprocess.Popen(
         [
@@ -127,7 +129,7 @@ def test_in_the_foreground_ready_is_told_on_a_pipe(point: Path, scratch: Path) -
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_a_service_manager_is_told_of_readiness(
+def test_a_service_manager_gets_the_readiness_message(
     point: Path, scratch: Path, abstract: bool
 ) -> None:
     """Type=notify of systemd.service(5); sd_notify(3) has the protocol."""
@@ -290,7 +292,7 @@ def test_status_shows_what_there_is(mount: Mount) -> None:
 
 
 @support.needs_root
-def test_status_tells_the_size(memory: Path) -> None:
+def test_status_has_the_size(memory: Path) -> None:
     with support.mounted(size="8m") as mount:
         assert mount.status().size == 8 * MIB
         assert "8 MiB" in cli("status", mount.path).stdout
@@ -367,14 +369,14 @@ def test_a_file_in_a_mount_is_no_mount(mount: Mount) -> None:
 # --- the command itself -------------------------------------------------------
 
 
-def test_help_and_version_are_told() -> None:
+def test_help_and_version_are_printed() -> None:
     assert cli("--version").stdout == f"inaccfs {inaccfs.__version__}\n"
     for command in ("umount", "status"):
         assert f"usage: inaccfs {command}" in cli(command, "--help").stdout
     assert "usage: inaccfs" in cli("nonsense", status=2).stderr
 
 
-def test_output_that_nobody_reads_is_no_bug(mount: Mount) -> None:
+def test_output_without_a_reader_is_no_bug(mount: Mount) -> None:
     """`inaccfs status | head -0`."""
     command = " ".join(inaccfs_command("status", mount.path))
     ran = run("bash", "-c", f"{command} > >(exec true); wait $!", status=None)

@@ -299,7 +299,9 @@ def test_a_callback_may_use_the_client(memory: File, fd: int) -> None:
     assert found == [memory.get_pfn(3).pfn]
 
 
-def test_what_a_callback_raises_comes_out_of_the_block(memory: File, fd: int) -> None:
+def test_an_exception_of_a_callback_is_raised_by_the_block(
+    memory: File, fd: int
+) -> None:
     def fail(start: int, end: int) -> None:
         raise ZeroDivisionError(f"{start} {end}")
 
@@ -332,7 +334,7 @@ def test_a_callback_may_unregister_itself_and_others(
     assert shim.query_notifiers() == []
 
 
-def test_who_registers_while_a_file_is_punched_holds_up_nobody(
+def test_registering_while_a_file_is_punched_delays_no_other_call(
     shim: Client, memory: File, fd: int
 ) -> None:
     """A registration waits for the punch, and the answer must overtake it."""
@@ -452,7 +454,7 @@ def test_quit_ends_the_daemon_and_its_notifiers_quietly() -> None:
             shim.query_version()
 
 
-def test_a_daemon_that_dies_is_told(mount: inaccfs.Mount) -> None:
+def test_a_daemon_that_dies_is_an_error(mount: inaccfs.Mount) -> None:
     with support.doomed() as doomed, inaccfs.connect(doomed.path) as shim:
         support.new_file(doomed.path / "guest0", MIB)
         notifier = shim.file("/guest0").register_notifier(lambda *_: None)
@@ -467,7 +469,7 @@ def test_a_daemon_that_dies_is_told(mount: inaccfs.Mount) -> None:
             inaccfs.connect(doomed.control)
 
 
-def test_a_daemon_that_is_stopped_is_told(
+def test_a_daemon_that_is_stopped_is_an_error(
     mount: inaccfs.Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_ANSWER_SECONDS", 0.1)
@@ -482,7 +484,7 @@ def test_a_daemon_that_is_stopped_is_told(
         os.kill(mount.pid, signal.SIGCONT)
 
 
-def test_limits_are_told_to_whom_they_meet() -> None:
+def test_a_limit_is_an_error_of_the_command_that_meets_it() -> None:
     """Who has notifiers is two peers."""
     with support.mounted(options="limit=peers=1") as mount:
         support.new_file(mount.path / "guest0", MIB)
@@ -494,7 +496,7 @@ def test_limits_are_told_to_whom_they_meet() -> None:
             assert shim.file("/guest0").query().notifiers == 0
 
 
-def test_what_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
+def test_a_path_that_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
     for path in (mount.path / "guest0", mount.path.parent, mount.path / "none"):
         with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
             inaccfs.connect(path)
@@ -604,7 +606,7 @@ async def test_trio_callbacks_use_the_client_and_unregister(
             assert await shim.query_notifiers() == []
 
 
-async def test_what_a_trio_callback_raises_comes_out_of_the_block(
+async def test_an_exception_of_a_trio_callback_is_raised_by_the_block(
     mount: inaccfs.Mount, fd: int
 ) -> None:
     def fail(start: int, end: int) -> None:
@@ -643,7 +645,7 @@ async def test_slow_trio_callbacks_of_a_punch_run_side_by_side(
     assert running == 5
 
 
-async def test_a_daemon_that_ends_is_told_to_trio() -> None:
+async def test_a_daemon_that_ends_is_an_error_in_trio() -> None:
     with support.mounted() as mount, trio.fail_after(PATIENCE):
         support.new_file(mount.path / "guest0", MIB)
         async with aio.connect(mount.path) as shim:

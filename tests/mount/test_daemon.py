@@ -131,7 +131,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("start", ["nohup", "ignored", "blocked"])
-def test_the_daemon_hears_signals_whatever_its_parent_did(
+def test_the_daemon_handles_signals_that_its_parent_ignored_or_blocked(
     point: Path, scratch: Path, start: str, number: int
 ) -> None:
     log = scratch / "log"
@@ -157,7 +157,7 @@ def test_the_daemon_hears_signals_whatever_its_parent_did(
     assert support.log_text(log) == ""
 
 
-def test_a_refused_mount_is_told_where_children_are_ignored(
+def test_a_refused_mount_is_reported_where_children_are_ignored(
     point: Path, scratch: Path
 ) -> None:
     """Their exit status would be lost."""
@@ -168,7 +168,7 @@ def test_a_refused_mount_is_told_where_children_are_ignored(
     assert ran.stderr.startswith("inaccfs: backing /proc is on proc")
 
 
-def test_whoever_is_interrupted_as_it_waits_gets_no_mount(
+def test_a_command_that_is_interrupted_while_it_waits_makes_no_mount(
     point: Path, scratch: Path
 ) -> None:
     reader, writer = os.pipe()
@@ -322,7 +322,7 @@ def test_an_interrupt_during_imports_leaves_no_traceback(
     assert (ran.stdout, ran.stderr) == ("", "")
 
 
-def test_an_interrupted_stress_tells_its_seed_and_what_it_found() -> None:
+def test_an_interrupted_stress_reports_its_seed_and_what_it_found() -> None:
     with subprocess.Popen(
         inaccfs_command("kvm", "stress", "--seconds", "1000", "--seed", "77"),
         stdout=subprocess.PIPE,

@@ -48,7 +48,9 @@ GONE = ("ENOTCONN", "ECONNABORTED")
 @pytest.mark.parametrize(
     "command", ["umount", "fusermount3 -u", "inaccfs umount", "inaccfs umount --lazy"]
 )
-def test_whatever_unmounts_ends_the_daemon_well(mount: Mount, command: str) -> None:
+def test_every_way_of_unmounting_ends_the_daemon_well(
+    mount: Mount, command: str
+) -> None:
     run("fallocate", "-l", MIB, new_file(mount.path / "file"))
     words = command.split()
     if words[0] == "inaccfs":
@@ -383,7 +385,7 @@ def test_an_interrupted_allocation_keeps_its_pages_where_the_rules_say_so() -> N
 
 
 @support.needs_root
-def test_who_is_killed_in_an_allocation_leaves_nothing_behind() -> None:
+def test_a_process_killed_in_an_allocation_leaves_nothing() -> None:
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")

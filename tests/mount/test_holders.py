@@ -89,7 +89,7 @@ def held(body: str = "wait()", options: str = "{}", prefix: str = "") -> Iterato
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
-def test_whatever_ends_the_holder_ends_the_mount(number: signal.Signals) -> None:
+def test_every_end_of_the_holder_ends_the_mount(number: signal.Signals) -> None:
     with held() as it:
         (it.path / "file").touch()
         it.assert_there()

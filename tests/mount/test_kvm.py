@@ -90,7 +90,7 @@ def test_two_vms_do_not_see_each_other(shim: Client, vm: VM) -> None:
     os.close(other_fd)
 
 
-def test_the_frame_is_the_one_that_the_daemon_tells(
+def test_the_frame_is_the_one_that_the_daemon_returns(
     shim: Client, vm: VM, fd: int
 ) -> None:
     vm.create_vcpu().write(3 * PAGE, b"x")

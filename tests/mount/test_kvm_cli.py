@@ -177,7 +177,7 @@ def test_a_script_that_is_no_python_is_shown(
     assert "SyntaxError" in err
 
 
-def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(scratch: Path) -> None:
     script = scratch / "guest.py"
     message = complaint("kvm", "run", script)
     assert message == f"inaccfs: cannot read {script}: No such file or directory"
@@ -264,7 +264,7 @@ def _read_terminal(fd: int) -> bytes:
 
 
 @pytest.mark.parametrize("command", ["demo", "stress"])
-def test_a_mount_that_will_not_do_is_told(command: str) -> None:
+def test_an_unsuitable_mount_is_reported(command: str) -> None:
     with support.mounted(size="1m") as small:
         message = complaint("kvm", command, small.path)
     assert re.search(r"lacks the \d+ MiB that this needs$", message)
@@ -420,7 +420,7 @@ def break_guest(patch: pytest.MonkeyPatch) -> None:
         (break_guest, r"(vCPU|puncher) \d has failed:\nTraceback"),
     ],
 )
-def test_stress_finds_what_is_broken(
+def test_stress_finds_a_broken_part(
     break_it: Callable[[pytest.MonkeyPatch], None],
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -460,7 +460,7 @@ def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:
     assert (report.rounds, report.violations) == (0, [])
 
 
-def test_violations_are_told_and_the_status_is_1(
+def test_violations_are_reported_and_the_status_is_1(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_references(monkeypatch)

@@ -189,7 +189,7 @@ def test_everything_has_its_time_of_birth(mount: Mount, memory: Path) -> None:
         assert _birth(wrapped.path) == _birth(memory) != "-\n"
 
 
-def test_a_stat_with_the_time_of_birth_tells_all_that_one_without_tells(
+def test_a_stat_with_the_time_of_birth_has_all_that_one_without_has(
     mount: Mount,
 ) -> None:
     file = new_file(mount.path / "file", 16 * support.PAGE)
@@ -219,7 +219,7 @@ def test_an_open_file_without_a_name_was_born_too(mount: Mount) -> None:
 # --- extended attributes ------------------------------------------------------------
 
 
-def test_trusted_attributes_are_told_to_whom_a_tmpfs_tells_them(
+def test_trusted_attributes_are_listed_to_the_same_callers_as_on_a_tmpfs(
     shared: Mount, memory: Path
 ) -> None:
     memory.chmod(0o755)

@@ -107,7 +107,7 @@ def test_a_fake_mount_only_says_what_it_would_do(helper: Path, point: Path) -> N
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_refused_is_told_in_one_line(
+def test_a_refusal_is_reported_in_one_line(
     helper: Path, point: Path, arguments: list[str], reason: str
 ) -> None:
     words = [str(point) if word == "DIR" else word for word in arguments]
@@ -131,7 +131,7 @@ def test_a_remount_is_left_to_mount_8(helper: Path, point: Path) -> None:
     new_file(point / "file")
 
 
-def test_mount_fuse_3_is_told_what_is_wrong(point: Path) -> None:
+def test_mount_fuse_3_passes_on_the_error(point: Path) -> None:
     message = support.complaint("/a,b", point, "-o", "rw,dev,suid", status=2)
     assert "/a,b: a name with a comma" in message
     message = support.complaint("none", point, "-o", "rw,dev,suid,nonsense", status=2)

@@ -123,7 +123,7 @@ def test_what_is_mounted_there_meanwhile_is_not_covered(point: Path) -> None:
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_a_mountpoint_that_is_removed_meanwhile_is_told(point: Path) -> None:
+def test_a_mountpoint_that_is_removed_meanwhile_is_reported(point: Path) -> None:
     with Mountpoint.open(str(point)) as it:
         point.rmdir()
         with pytest.raises(MountError, match=f"cannot mount on {point}: No such file"):
@@ -174,7 +174,7 @@ def test_a_bug_after_the_mount_leaves_none(
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_a_kernel_that_does_not_tell_numbers_does_as_well(
+def test_a_kernel_without_mount_numbers_works_too(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounting, "_device_of", lambda _: None)

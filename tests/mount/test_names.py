@@ -390,7 +390,7 @@ def test_a_directory_can_be_read_from_where_it_was_left(mount: Mount) -> None:
         assert len(again) == len(names)
 
 
-def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
+def test_listing_shows_kinds_and_inodes(mount: Mount) -> None:
     new_file(mount.path / "file")
     (mount.path / "directory").mkdir()
     (mount.path / "link").symlink_to("file")
@@ -478,7 +478,7 @@ class OpenedAt:
 
 
 @support.needs_root
-def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
+def test_names_that_change_in_the_backing_show_at_once(memory: Path) -> None:
     with support.mounted(backing=memory) as mount:
         assert not (mount.path / "file").exists()
         new_file(memory / "file", PAGE)
@@ -502,7 +502,7 @@ def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
 
 
 @support.needs_root
-def test_files_that_are_open_survive_what_happens_behind_the_mount(
+def test_open_files_survive_changes_in_the_backing(
     memory: Path,
 ) -> None:
     with support.mounted(backing=memory) as mount:

@@ -48,7 +48,7 @@ def test_the_file_of_a_class_is_run_once(point: Path, scratch: Path, way: str) -
         ("Mine.told = 'clipped'", "rule 'told' is called 'reported' now"),
     ],
 )
-def test_what_is_wrong_with_a_class_is_told_in_a_line(
+def test_an_error_of_a_class_is_reported_in_a_line(
     point: Path, scratch: Path, way: tuple[str, ...], text: str, reason: str
 ) -> None:
     """By the daemon, and with the same status as if the command had."""
@@ -74,7 +74,7 @@ def test_a_file_that_ends_the_process_makes_no_mount(
     assert not support.is_mounted(point)
 
 
-def test_an_interrupt_tells_the_line_of_a_file_that_does_not_end(
+def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
     point: Path, scratch: Path
 ) -> None:
     fifo = scratch / "fifo"

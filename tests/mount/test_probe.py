@@ -161,7 +161,7 @@ def test_trouble_is_status_2(mount: Mount, scratch: Path) -> None:
 
 
 @support.needs_root
-def test_who_may_not_write_is_told_so(scratch: Path) -> None:
+def test_a_user_without_write_permission_gets_an_error(scratch: Path) -> None:
     (scratch / "file").touch(mode=0o444)
     os.chmod(scratch, 0o755)
     for name, expected in (
@@ -202,13 +202,13 @@ def test_a_daemon_that_is_stopped_is_no_hang(mount: Mount) -> None:
     assert ran.stderr.count("\n") == 1
 
 
-def test_a_daemon_that_is_dead_is_told() -> None:
+def test_a_dead_daemon_is_reported() -> None:
     with support.doomed() as mount:
         support.kill(mount)
         assert "Transport endpoint is not connected" in complaint(mount.path)
 
 
-def test_output_that_nobody_reads_is_no_bug() -> None:
+def test_output_without_a_reader_is_no_bug() -> None:
     command = " ".join(support.inaccfs_command("probe", "memfd"))
     ran = run("bash", "-c", f"{command} | head -1", status=None)
     assert ran.stderr == ""

@@ -144,7 +144,7 @@ def test_the_marker_and_the_fixtures_are_documented(pytester: pytest.Pytester) -
 # --- markers that are wrong ---------------------------------------------------
 
 
-def test_a_wrong_marker_is_told_in_one_line(pytester: pytest.Pytester) -> None:
+def test_a_wrong_marker_is_reported_in_one_line(pytester: pytest.Pytester) -> None:
     result = run_tests(
         pytester,
         """
@@ -429,7 +429,7 @@ def test_with_pytest_trio(pytester: pytest.Pytester) -> None:
 # --- those who do not use it --------------------------------------------------
 
 
-def test_whoever_does_not_use_it_does_not_import_much(
+def test_tests_that_do_not_use_it_do_not_import_much(
     pytester: pytest.Pytester,
 ) -> None:
     source = """

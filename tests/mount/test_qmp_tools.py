@@ -109,7 +109,7 @@ def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
         (["getfd", "fdname=x", "fd=/dev/null"], "getfd: EINVAL"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_an_error_is_reported_in_one_line(
     mount: inaccfs.Mount, words: list[str], said: str
 ) -> None:
     # What the daemon, or the kernel, has refused had words that were right.
@@ -117,11 +117,11 @@ def test_what_is_wrong_is_told_in_one_line(
     assert said in complaint("qmp", mount.path, *words, status=status)
 
 
-def test_what_is_no_mount_is_told_in_one_line(scratch: Path) -> None:
+def test_a_path_that_is_no_mount_is_reported_in_one_line(scratch: Path) -> None:
     assert "neither" in complaint("qmp", scratch, "query-version")
 
 
-def test_help_tells_all_commands() -> None:
+def test_help_lists_all_commands() -> None:
     output = cli("qmp", "-h").stdout
     for name in ("get-pfn file=FILE offset=N [count=N]", "quit", "--fd NAME=PATH"):
         assert name in output
@@ -158,7 +158,7 @@ def test_commands_one_a_line(mount: inaccfs.Mount, guest: Path) -> None:
     assert (memfd["name"], memfd["size"]) == ("memfd:a guest", 8192)
 
 
-def test_what_is_wrong_in_a_line_stops_no_other(mount: inaccfs.Mount) -> None:
+def test_an_error_in_a_line_stops_no_other(mount: inaccfs.Mount) -> None:
     ran = typed(
         mount, "foo\nget-pfn file=/guest0 offset=999\n'\nquery-version\n", "--compact"
     )

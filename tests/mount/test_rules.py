@@ -153,7 +153,7 @@ def test_ranges_that_no_file_has_are_refused_as_by_a_tmpfs(
                 assert result == wanted, (mode, offset, length)
 
 
-def test_only_who_may_write_may_allocate(mount: Mount) -> None:
+def test_only_users_with_write_permission_may_allocate(mount: Mount) -> None:
     new_file(mount.path / "file")
     with opened(mount.path / "file", os.O_RDONLY) as fd:
         assert outcome(raw.fallocate, fd, 0, 0, PAGE) == "EBADF"

@@ -97,7 +97,7 @@ def register(shim: Peer, name: str, pages: int) -> int:
 
 
 @versions
-def test_what_system_calls_say(name: str) -> None:
+def test_results_of_system_calls(name: str) -> None:
     """truncate(2), fallocate(2), read(2) and write(2), as a table."""
     fixed = name in GUEST_MEMFD
     again = "EINVAL" if fixed else "EPERM"
@@ -163,7 +163,7 @@ BLOCKS = {"v7": "t", "v8": "g", "v8-as-posted": "g"}
 
 
 @versions
-def test_what_a_peer_is_told_of(name: str) -> None:
+def test_the_events_that_a_peer_gets(name: str) -> None:
     """In pages or bytes, before or after or both, of failures or not."""
     with (
         support.mounted(semantics=name, size="1m") as mount,
@@ -192,7 +192,7 @@ def test_what_a_peer_is_told_of(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["v7", "v8", "v9", "v10", "bind"])
-def test_a_peer_without_pages_in_the_range_is_told_by_file_only(name: str) -> None:
+def test_a_peer_without_pages_in_the_range_gets_events_by_file_only(name: str) -> None:
     """And one that has a part of it is told of the whole."""
     with support.mounted(semantics=name) as mount, guest(mount, name, PAGE) as it:
         events = events_of(name, "punch", 0, 8)
@@ -202,7 +202,7 @@ def test_a_peer_without_pages_in_the_range_is_told_by_file_only(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["bind", "guest_memfd"])
-def test_bindings_are_told_of_the_range_or_of_their_own(name: str) -> None:
+def test_bindings_get_the_whole_range_or_their_part(name: str) -> None:
     clipped = name == "guest_memfd"
     with support.mounted(semantics=name) as mount, guest(mount, name) as it:
         # Another peer, so that each hears of its own.
@@ -229,7 +229,7 @@ def test_bindings_are_told_of_the_range_or_of_their_own(name: str) -> None:
             assert it.fallocate(PUNCH, 4 * PAGE, PAGE) == "ok"
 
 
-def test_populate_is_told_of_every_allocation_that_succeeds() -> None:
+def test_populate_is_sent_for_every_allocation_that_succeeds() -> None:
     """notify_populate() of shmem_fallocate(), v6."""
     with support.mounted(semantics="v7") as mount, guest(mount, "v7") as it:
         for mode, start, end in ((KEEP_SIZE, 0, 2), (0, 1, 20), (KEEP_SIZE, 0, 2048)):
@@ -549,7 +549,7 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
     ],
     ids=["unknown", "wrong", "raises", "wrong when it is made"],
 )
-def test_wrong_semantics_are_told_before_there_is_a_mount(
+def test_wrong_semantics_are_reported_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
 ) -> None:
     """One line, and status 2."""
@@ -568,7 +568,7 @@ def test_wrong_semantics_are_told_before_there_is_a_mount(
     assert not (scratch / "__pycache__").exists()
 
 
-def test_mounted_tells_what_is_wrong_with_them() -> None:
+def test_mounted_says_what_is_wrong_with_them() -> None:
     with (
         pytest.raises(inaccfs.MountError, match="unknown semantics 'v88'"),
         inaccfs.mounted(semantics="v88"),

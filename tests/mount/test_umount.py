@@ -119,7 +119,7 @@ def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_a_stopped_daemon_that_stays_is_told_with_its_pid(
+def test_a_stopped_daemon_that_stays_is_reported_with_its_pid(
     point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
@@ -171,7 +171,7 @@ def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
     assert mount.process.wait(PATIENCE) == 0
 
 
-def test_a_dead_daemon_is_told(point: Path) -> None:
+def test_a_dead_daemon_is_reported(point: Path) -> None:
     for words in ((point,), ("--lazy", point)):
         with support.doomed(point) as mount:
             support.kill(mount)
@@ -202,7 +202,7 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
         monkeypatch.undo()
 
 
-def test_a_question_that_hangs_is_left_behind(
+def test_umount_returns_though_its_question_hangs(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever becomes of the child: here one that takes no notice of its time."""
@@ -215,7 +215,7 @@ def test_a_question_that_hangs_is_left_behind(
         assert mount.process.wait(PATIENCE) == 0
 
 
-def test_a_connection_that_nobody_reads_is_aborted(
+def test_a_connection_without_a_reader_is_aborted(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGKILL, when a thread of the daemon hangs and keeps /dev/fuse open."""
@@ -246,7 +246,7 @@ def bound(source: Path, place: Path) -> Iterator[Path]:
         run("umount", "-l", place, status=None)
 
 
-def test_umount_of_one_of_two_tells_where_the_other_is(
+def test_umount_of_one_of_two_says_where_the_other_is(
     point: Path, scratch: Path
 ) -> None:
     with background(point, scratch) as pid, bound(point, scratch / "b") as copy:
@@ -278,7 +278,7 @@ def test_a_copy_of_a_directory_is_one_too(point: Path, scratch: Path) -> None:
             assert cli("umount", copy).stderr == ""
 
 
-def test_umount_tells_that_another_namespace_has_a_copy(
+def test_umount_says_that_another_namespace_has_a_copy(
     point: Path, scratch: Path
 ) -> None:
     with background(point, scratch) as pid:
@@ -309,9 +309,7 @@ def test_umount_inside_a_container_that_does_not_see_the_daemon(
 
 
 @pytest.mark.parametrize("where", ["bind", "namespace", "lazily"])
-def test_mounted_ends_its_daemon_whatever_copies_there_are(
-    scratch: Path, where: str
-) -> None:
+def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -> None:
     with support.mounted() as mount:
         new_file(mount.path / "file")
         own = OwnMount(finding.find(str(mount.path)))
@@ -408,7 +406,7 @@ def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
     # And mounted() takes both.
 
 
-def test_a_mount_that_is_covered_is_told(mount: Mount) -> None:
+def test_a_mount_that_is_covered_is_reported(mount: Mount) -> None:
     run("mount", "-t", "tmpfs", "none", mount.path)
     message = complaint("umount", mount.path)
     assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in message
@@ -431,7 +429,7 @@ def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
     run("rm", "-r", mount.path.parent)
 
 
-def test_a_daemon_finds_its_mount_where_it_has_gone(scratch: Path) -> None:
+def test_a_daemon_finds_its_mount_after_it_was_moved(scratch: Path) -> None:
     (scratch / "old" / "mnt").mkdir(parents=True)
     with inaccfs.mounted(scratch / "old" / "mnt") as mount:
         os.rename(scratch / "old", scratch / "new")

@@ -476,7 +476,7 @@ def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> No
 # --- a daemon that does not answer --------------------------------------------
 
 
-def test_a_users_stopped_daemon_is_unmounted_and_told(nobody: Nobody) -> None:
+def test_a_users_stopped_daemon_is_unmounted_and_reported(nobody: Nobody) -> None:
     # Where the machine has fusectl mounted, its user could abort the connection.
     nobody.namespace.shell("umount /sys/fs/fuse/connections || true")
     nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
@@ -712,13 +712,13 @@ def test_allow_other_is_root_s_to_grant(nobody: Nobody) -> None:
     assert "user_allow_other" in message
 
 
-def test_a_dev_fuse_without_permission_is_told(nobody: Nobody) -> None:
+def test_a_dev_fuse_without_permission_is_reported(nobody: Nobody) -> None:
     nobody.namespace.run("chmod", "600", "/dev/fuse")
     message = nobody.complaint("mount", "--log", nobody.log, nobody.point)
     assert "/dev/fuse: Permission denied" in message
 
 
-def test_a_missing_fusermount3_is_told(nobody: Nobody) -> None:
+def test_a_missing_fusermount3_is_reported(nobody: Nobody) -> None:
     env = shutil.which("env")
     assert env is not None
     nobody.namespace.shell(f"mkdir {nobody.home}/bin; ln -s {env} {nobody.home}/bin")

@@ -56,7 +56,7 @@ def test_values_are_bytes_of_any_kind_and_length(mount: Mount, file: Path) -> No
         assert os.getxattr(path, "user.value") == largest
 
 
-def test_create_and_replace_are_told_apart(file: Path) -> None:
+def test_create_and_replace_are_distinguished(file: Path) -> None:
     """XATTR_CREATE and XATTR_REPLACE of setxattr(2)."""
     assert outcome(os.setxattr, file, "user.a", b"1", os.XATTR_REPLACE) == "ENODATA"
     assert outcome(os.setxattr, file, "user.a", b"1", os.XATTR_CREATE) == "ok"
@@ -66,7 +66,7 @@ def test_create_and_replace_are_told_apart(file: Path) -> None:
     assert os.getxattr(file, "user.a") == b"2"
 
 
-def test_a_buffer_that_is_too_small_is_told(file: Path) -> None:
+def test_a_buffer_that_is_too_small_is_erange(file: Path) -> None:
     os.setxattr(file, "user.value", b"x" * 100)
 
     assert raw.getxattr(file, "user.value", 0) == 100
@@ -125,7 +125,7 @@ def test_attributes_stay_with_the_file(mount: Mount, file: Path) -> None:
 # --- virtual attributes -------------------------------------------------------
 
 
-def test_the_root_tells_the_magic_the_control_socket_and_the_status(
+def test_the_root_has_the_magic_the_control_socket_and_the_status(
     mount: Mount,
 ) -> None:
     """statfs(2) cannot: its f_type stays FUSE's. INACCESSIBLE_MAGIC of v8."""
@@ -170,7 +170,7 @@ def test_only_the_root_has_virtual_attributes(mount: Mount, file: Path) -> None:
 
 
 @support.needs_root
-def test_what_the_kernel_would_not_obey_cannot_be_set(mount: Mount) -> None:
+def test_attributes_that_the_kernel_would_not_obey_cannot_be_set(mount: Mount) -> None:
     """Access control lists and file capabilities."""
     directory = mount.path / "directory"
     directory.mkdir()

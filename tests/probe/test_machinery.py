@@ -63,7 +63,7 @@ def raise_(exc: BaseException) -> str:
 # --- children -------------------------------------------------------------------------
 
 
-def test_a_child_tells_what_its_work_returns() -> None:
+def test_a_child_returns_the_result_of_its_work() -> None:
     def work(say: Callable[[str], None]) -> str:
         say("one")
         say("two")
@@ -170,7 +170,7 @@ def test_no_row_resizes_a_file_unseen() -> None:
     assert attempt(Memfd("memfd"), row(grow_and_fail)) == f"EIO, size {8 * PAGE}"
 
 
-def test_a_mapping_that_kills_is_told_from_one_that_is_refused() -> None:
+def test_a_mapping_that_kills_differs_from_one_that_is_refused() -> None:
     def touch(subject: Subject) -> str:
         subject.say("ok, read")
         address = calls.mmap(subject.fd, SIZE, PAGE, calls.PROT_READ, calls.MAP_PRIVATE)
@@ -228,7 +228,7 @@ def test_what_the_machine_lacks_costs_one_row(monkeypatch: pytest.MonkeyPatch) -
         calls._function("nonsense")
 
 
-def test_an_operation_that_the_kernel_lacks_is_told_from_one_that_fails() -> None:
+def test_an_operation_that_the_kernel_lacks_differs_from_one_that_fails() -> None:
     """io_uring says EINVAL to both."""
 
     def submit(opcode: int) -> str | None:
@@ -262,7 +262,7 @@ def test_an_operation_that_the_kernel_lacks_is_told_from_one_that_fails() -> Non
         ("/proc", "/proc: cannot make a file: "),
     ],
 )
-def test_what_cannot_be_probed_is_told(
+def test_a_target_that_cannot_be_probed_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -344,7 +344,7 @@ def test_a_file_with_content_is_not_run(tmp_path: Path) -> None:
             assert attempt(Stubborn(str(path)), row_) == "not here: is not empty"
 
 
-def test_a_size_that_stays_is_told(tmp_path: Path) -> None:
+def test_a_size_that_cannot_change_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "sized"
     path.write_bytes(b"x")
 
@@ -431,7 +431,7 @@ def test_a_narrow_terminal_loses_nothing(width: int) -> None:
     assert sum(line.startswith("! ") for line in shown.splitlines()) == 1
 
 
-def test_a_file_for_all_rows_is_told() -> None:
+def test_the_report_says_that_one_file_is_used_for_all_rows() -> None:
     shown = report.table([GivenFile("f")], results(("read", "EINVAL")), None)
     assert shown.startswith("f: the same for all rows: ")
 

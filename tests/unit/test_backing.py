@@ -146,7 +146,7 @@ def test_the_largest_sizes(size: str) -> None:
 
 
 @pytest.mark.parametrize("size", [f"{1 << 63}", "8e", "8E", "8192p", "1" + "0" * 30])
-def test_no_file_system_has_more_than_an_offset_can_tell(size: str) -> None:
+def test_no_file_system_is_larger_than_an_offset_can_be(size: str) -> None:
     """The kernel would take it, without a word, as something else."""
     with pytest.raises(OptionError, match="more than a file system can have"):
         TmpfsOptions(size=size)
@@ -205,13 +205,15 @@ def test_a_private_tmpfs_goes_with_its_fd() -> None:
 
 
 @as_root
-def test_an_option_that_the_kernel_refuses_is_told() -> None:
+def test_an_option_that_the_kernel_refuses_is_reported() -> None:
     options = TmpfsOptions(uid=(1 << 32) - 1)
     with pytest.raises(BackingError, match=r"uid=4294967295"):
         private_tmpfs(options, fallback_name="unused")
 
 
-def test_a_kernel_without_the_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_the_calls_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(fstype: str, options: dict[str, str], flags: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), fstype)
 
@@ -292,7 +294,7 @@ def test_what_is_no_tmpfs_is_passed_over(
 
 
 @forks
-def test_nowhere_to_stand_in_is_told(
+def test_no_place_for_a_fallback_is_reported(
     refusing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "fstatfs_magic", lambda fd: 0xEF53)

@@ -184,7 +184,7 @@ def test_an_object_has_a_limit(data: bytes) -> None:
         assert isinstance(fed(chunks)[0][0], TooLong)
 
 
-def test_so_has_what_is_skipped() -> None:
+def test_a_skipped_line_has_a_limit_too() -> None:
     assert answers_to(fed([b"x" * LIMIT, b"x" * 10])[0])[:2] == ["EINVAL", "too long"]
     assert answers_to(fed([b"x" * (LIMIT - 1), b"\n", version(1)])[0]) == ["EINVAL", 1]
 
@@ -193,7 +193,7 @@ def test_white_space_has_none() -> None:
     assert answers_to(fed([b"\n " * LIMIT] * 3 + [version(1)])[0]) == [1]
 
 
-def test_where_an_object_begins_is_told() -> None:
+def test_the_place_where_an_object_begins_is_returned() -> None:
     first, second = b'{"execute":"query', b'-version"} {"execute":"quit"}'
     found, _ = fed([first, second])
     assert [one.begin for one in found] == [-len(first), 11]

@@ -61,7 +61,7 @@ async def test_with_nobody_there_nothing_waits(
     assert (trace.counters.invalidations, trace.counters.events) == (0, 0)
 
 
-async def test_all_are_told_before_any_has_answered(
+async def test_the_event_is_sent_to_all_before_any_answer(
     notifiers: Notifiers, trace: FileTrace
 ) -> None:
     first, second = await registered(notifiers, 2)
@@ -89,7 +89,7 @@ async def test_each_event_has_its_own_sequence(notifiers: Notifiers) -> None:
     assert [event[3] for event in one.events] == [1, 2, 3]
 
 
-async def test_an_answer_must_be_to_what_was_asked(notifiers: Notifiers) -> None:
+async def test_an_answer_must_match_an_event(notifiers: Notifiers) -> None:
     first, second = await registered(notifiers, 2)
     with refused(errno.EINVAL):
         notifiers.answer(first, 1)
@@ -162,7 +162,7 @@ async def test_a_cancelled_unregistration_has_happened(notifiers: Notifiers) -> 
         notifiers.answer(second, 1)
 
 
-async def test_who_has_gone_holds_up_nobody(notifiers: Notifiers) -> None:
+async def test_a_notifier_that_was_removed_delays_nothing(notifiers: Notifiers) -> None:
     first, second = await registered(notifiers, 2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidate, notifiers)
@@ -215,7 +215,7 @@ async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -
     notifiers.drop(one)
 
 
-async def test_a_change_is_told() -> None:
+async def test_a_change_of_the_list_is_reported() -> None:
     changes: list[int] = []
     made = Notifiers(FileTrace(Trace()), ACK_SECONDS, lambda: changes.append(len(made)))
     (one,) = await registered(made, 1)

@@ -75,7 +75,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         (5, 5, False),
     ],
 )
-async def test_whoever_is_bound_to_a_page_is_told(
+async def test_all_notifiers_bound_to_a_page_get_the_event(
     start: int, end: int, expected: bool
 ) -> None:
     """Of the range as it is punched: the raw one."""
@@ -89,7 +89,7 @@ async def test_whoever_is_bound_to_a_page_is_told(
     ("start", "end", "expected"),
     [(0, 100, (4, 8)), (5, 6, (5, 6)), (0, 5, (4, 5)), (7, 9, (7, 8)), (4, 8, (4, 8))],
 )
-async def test_clipped_each_is_told_of_its_own(
+async def test_with_clipped_each_gets_its_part_of_the_range(
     start: int, end: int, expected: tuple[int, int]
 ) -> None:
     notifiers = made(clips=True)
@@ -100,7 +100,7 @@ async def test_clipped_each_is_told_of_its_own(
     assert all(8 <= first < stop <= 9 for first, stop in other.events)
 
 
-async def test_who_is_not_bound_is_never_clipped() -> None:
+async def test_an_event_to_an_unbound_notifier_is_never_clipped() -> None:
     notifiers = made(clips=True)
     one = Listener(notifiers)
     await notifiers.register(one)
@@ -122,7 +122,7 @@ async def test_units_are_those_of_the_notifier(
     assert one.events == [expected, expected]
 
 
-async def test_what_needs_no_answer_goes_to_whom_it_concerns() -> None:
+async def test_an_event_without_answer_goes_to_the_notifiers_concerned() -> None:
     trace = FileTrace(Trace())
     notifiers = Notifiers(trace, 10)
     one = await Listener(notifiers, answers=False).bind(4, 8)
@@ -133,7 +133,7 @@ async def test_what_needs_no_answer_goes_to_whom_it_concerns() -> None:
     assert (trace.counters.events, trace.counters.invalidations) == (1, 0)
 
 
-async def test_each_is_told_once_however_many_pieces_it_has() -> None:
+async def test_each_gets_one_event_for_any_number_of_pieces() -> None:
     """An alias cuts the range of the first into three."""
     notifiers = made()
     one = await Listener(notifiers).bind(0, 9, exclusive=False)
@@ -163,7 +163,7 @@ async def test_the_bound_are_found_in_the_order_of_their_pages() -> None:
     assert notifiers._concerned(0, 9) == [sooner, later]
 
 
-async def test_who_leaves_is_not_told() -> None:
+async def test_a_notifier_that_leaves_gets_no_event() -> None:
     notifiers = made()
     one = await Listener(notifiers, answers=False).bind(0, 4)
     other = await Listener(notifiers, answers=False).bind(4, 8)
@@ -177,7 +177,7 @@ async def test_who_leaves_is_not_told() -> None:
     assert list(notifiers) == [other]
 
 
-async def test_of_many_only_those_are_looked_at_that_are_told() -> None:
+async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
     notifiers = made()
     many = [await Listener(notifiers).bind(at, at + 1) for at in range(10_000)]
     # What is looked at has answers; the rest is not even there to be asked.
@@ -283,7 +283,7 @@ async def test_a_refused_bind_lets_the_list_go() -> None:
     assert notifiers.take()
 
 
-async def test_a_change_of_the_list_is_told() -> None:
+async def test_a_change_of_the_list_is_reported() -> None:
     changes: list[int] = []
     notifiers = Notifiers(
         FileTrace(Trace()), 10, lambda: changes.append(len(notifiers))

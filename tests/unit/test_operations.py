@@ -138,7 +138,7 @@ async def _removexattr(operations: Operations, node: Node) -> object:
     "call",
     [_size, _mode, _owner, _times, _nothing, _link, _setxattr, _removexattr],
 )
-async def test_what_needs_the_lock_of_a_busy_file_waits(
+async def test_calls_that_need_the_lock_of_a_busy_file_wait(
     operations: Operations,
     namespace: Namespace,
     node: Node,
@@ -323,7 +323,7 @@ def test_the_end_of_a_directory_may_be_asked_for_again(
     assert counting.seeks == []
 
 
-def test_what_was_looked_at_and_not_taken_is_next(
+def test_an_entry_that_was_looked_at_and_not_taken_is_next(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
     """A reply had no room for it."""
@@ -378,7 +378,7 @@ def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
     return pyfuse3.FileHandleT(namespace.directories.open(namespace.inodes.root, 0))
 
 
-async def test_each_name_is_told_once_and_counts_one_lookup(
+async def test_each_name_is_listed_once_and_counts_one_lookup(
     operations: Operations, namespace: Namespace, tree: Path, replies: Replies
 ) -> None:
     """But not the one that a reply had no room for, until it is told."""
@@ -422,7 +422,7 @@ async def test_a_directory_can_be_emptied_while_it_is_read(
     await operations.releasedir(fh)
 
 
-async def test_a_name_that_has_gone_since_is_passed_over(
+async def test_a_name_removed_since_is_skipped(
     operations: Operations, tree: Path, replies: Replies
 ) -> None:
     for at in range(20):
@@ -466,7 +466,7 @@ async def test_the_root_has_virtual_attributes_that_stay(
 
 
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"security.capability"])
-async def test_what_nobody_would_obey_cannot_be_set(
+async def test_attributes_that_the_kernel_would_not_obey_cannot_be_set(
     operations: Operations, node: Node, name: bytes
 ) -> None:
     with answered(errno.EOPNOTSUPP):

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
     ids=["v8", "v10", "before", "v8-as-posted", "v9"],
 )
 @pytest.mark.parametrize("by", ["a fetch", "a punch"])
-async def test_pages_that_have_moved_are_told_unless_they_may(
+async def test_pages_that_have_moved_are_reported_unless_they_may_move(
     semantics: Semantics, expected: list[tuple[str, int, int]], by: str
 ) -> None:
     """As gone, and as one range; a reference is to what was there before."""
@@ -66,9 +66,7 @@ async def test_pages_that_have_moved_are_told_unless_they_may(
     assert world.is_punched(holder)[6:8] != [(6, False), (7, False)]
 
 
-async def test_pages_that_move_one_by_one_are_told_in_as_few_ranges_as_there_are() -> (
-    None
-):
+async def test_pages_that_move_one_by_one_are_reported_in_few_ranges() -> None:
     world = world_of(V8())
     await world.get(Holder(), 0, 16)
     listener = await world.listener()
@@ -77,7 +75,7 @@ async def test_pages_that_move_one_by_one_are_told_in_as_few_ranges_as_there_are
     assert listener.events == [(INVALIDATE, *at) for at in ((1, 4), (9, 11), (14, 15))]
 
 
-async def test_whoever_tells_tells_of_what_has_moved_meanwhile() -> None:
+async def test_an_invalidation_also_reports_pages_that_have_moved_meanwhile() -> None:
     """A peer that gets pages in its callback does not wait for itself."""
     world = world_of(GuestMemfd())
     await world.bound(4, SIZE)
@@ -97,7 +95,7 @@ async def test_whoever_tells_tells_of_what_has_moved_meanwhile() -> None:
     ]
 
 
-async def test_who_gets_pages_may_go_and_the_others_are_told() -> None:
+async def test_a_peer_may_go_during_get_pfn_and_the_others_get_the_event() -> None:
     world = world_of(V10())
     await world.get(Holder(), 0, 4)
     listener = await world.listener(answers=False)
@@ -234,7 +232,7 @@ async def test_a_large_file_shrinks_in_a_thread() -> None:
     assert (world.allocated, world.file.turn.taken) == (1, False)
 
 
-async def test_a_file_that_grows_or_has_its_first_size_tells_nobody() -> None:
+async def test_growing_a_file_or_its_first_size_sends_no_event() -> None:
     world = world_of(rules(size="free"), pages=0)
     listener = await world.listener()
     for size in (PAGE, 4 * PAGE, 4 * PAGE, 4 * PAGE + 1, 4 * PAGE + 1):

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
     ],
     ids=["after", "before", "bracket"],
 )
-async def test_events_tell_the_frames_that_go(
+async def test_events_list_the_frames_that_go(
     base: type[Semantics], changes: dict[str, str]
 ) -> None:
     """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
@@ -43,7 +43,7 @@ async def test_events_tell_the_frames_that_go(
     assert listener.frames[-1] == []
 
 
-async def test_what_was_fetched_since_the_start_is_told_at_the_end() -> None:
+async def test_pages_fetched_since_the_start_are_in_the_end_event() -> None:
     world = world_of(rules(V10, tells_frames=True))
     listener = await world.listener(answers=False)
     async with trio.open_nursery() as nursery:
@@ -79,7 +79,7 @@ async def test_a_punch_that_is_refused_has_taken_none(
     assert listener.frames == [[]]
 
 
-async def test_most_tell_none() -> None:
+async def test_most_semantics_list_no_frames() -> None:
     world = world_of(V8())
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
@@ -88,7 +88,7 @@ async def test_most_tell_none() -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "bracket"])
-async def test_what_is_fetched_while_the_list_is_waited_for_is_told(
+async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
     order: str,
 ) -> None:
     """Of a start, too: what is there when it is told, and not when the call came."""
@@ -102,7 +102,7 @@ async def test_what_is_fetched_while_the_list_is_waited_for_is_told(
     assert listener.events
 
 
-async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
+async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> None:
     world = world_of(rules(order="before", tells_frames=True))
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
@@ -120,7 +120,7 @@ async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
     [(V8, [INVALIDATE]), (V10, [INVALIDATE_START, INVALIDATE_END])],
     ids=["v8", "v10"],
 )
-async def test_where_pages_had_been_is_told_when_they_have_moved(
+async def test_events_for_moved_pages_have_the_old_frames(
     base: type[Semantics], events: list[str], by: str
 ) -> None:
     """As of what goes: those are the frames that nobody may use any more."""

@@ -193,7 +193,7 @@ async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
     assert world.is_punched(holder) == [(SIZE - 1, False)]
 
 
-async def test_an_allocation_that_nobody_is_told_of_holds_up_no_bind() -> None:
+async def test_an_allocation_without_events_delays_no_bind() -> None:
     """restrictedmem_fallocate() takes the lock for a punch only."""
     world = world_of(Bind())
     await world.bound(0, 4)
@@ -273,7 +273,7 @@ async def test_a_punch_that_is_refused_heals_nothing(
         await world.get(Holder(), 3, 4)
 
 
-async def test_an_error_is_told_and_needs_no_answer() -> None:
+async def test_an_error_is_sent_and_needs_no_answer() -> None:
     world = world_of(V10())
     world.allocate(3, 4)
     listener = await world.listener(answers=False)
@@ -282,7 +282,7 @@ async def test_an_error_is_told_and_needs_no_answer() -> None:
     assert listener.sequence is None
 
 
-async def test_an_invalidation_for_poison_is_told_as_for_a_punch() -> None:
+async def test_an_invalidation_for_poison_is_that_of_a_punch() -> None:
     """kvm_gmem_error_folio(): begin and end, to those whose page it is."""
     world = world_of(GuestMemfd())
     one, other = await world.bound(0, 4), await world.bound(4, 8)
@@ -395,7 +395,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
     assert world.file.pages.nothing_fetched
 
 
-async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:
+async def test_a_peer_that_reports_poison_may_go_and_the_end_is_sent() -> None:
     """Else a start without an end would bar the others from the page for ever."""
     world = world_of(GuestMemfd())
     world.allocate(3, 4)

@@ -136,7 +136,9 @@ def arguments(parsed: dict[str, SchemaInfo], name: str) -> dict[str, Member]:
 # --- the schema of inaccfs ---------------------------------------------------------
 
 
-def test_every_command_and_every_event_is_told(parsed: dict[str, SchemaInfo]) -> None:
+def test_every_command_and_event_is_in_the_schema(
+    parsed: dict[str, SchemaInfo],
+) -> None:
     assert [
         name for name, info in parsed.items() if isinstance(info, CommandInfo)
     ] == list(COMMANDS)
@@ -145,7 +147,7 @@ def test_every_command_and_every_event_is_told(parsed: dict[str, SchemaInfo]) ->
     ] == list(EVENTS)
 
 
-def test_what_is_used_is_told_and_what_is_told_is_used(
+def test_the_schema_has_exactly_the_types_in_use(
     parsed: dict[str, SchemaInfo],
 ) -> None:
     used: set[str] = set()
@@ -170,7 +172,7 @@ SAMPLES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_takes_what_is_told_and_needs_what_is_not_optional(
+def test_a_command_takes_the_members_of_the_schema_and_needs_those_not_optional(
     parsed: dict[str, SchemaInfo], name: str
 ) -> None:
     members = arguments(parsed, name)
@@ -190,7 +192,7 @@ def test_a_command_takes_what_is_told_and_needs_what_is_not_optional(
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_an_event_has_the_data_that_are_told(
+def test_an_event_has_the_data_of_the_schema(
     parsed: dict[str, SchemaInfo], name: str
 ) -> None:
     members = arguments(parsed, name)
@@ -214,7 +216,7 @@ def test_a_number_that_may_be_left_out_is_a_number(
     assert arguments(parsed, "get-pfn")["count"] == Member("count", "int", None)
 
 
-def test_a_null_that_is_sent_is_told(parsed: dict[str, SchemaInfo]) -> None:
+def test_a_null_that_is_sent_is_in_the_schema(parsed: dict[str, SchemaInfo]) -> None:
     info = parsed["NotifierInfo"]
     assert isinstance(info, ObjectInfo)
     (waiting,) = (member for member in info.members if member.name == "waiting")
@@ -227,7 +229,7 @@ def test_all_that_is_empty_has_one_type(parsed: dict[str, SchemaInfo]) -> None:
     assert parsed["Nothing"] == ObjectInfo(name="Nothing", members=[])
 
 
-def test_features_tell_what_types_cannot(parsed: dict[str, SchemaInfo]) -> None:
+def test_features_show_facts_that_types_cannot(parsed: dict[str, SchemaInfo]) -> None:
     assert parsed["getfd"].features == ["takes-fd"]
     assert parsed["get-memory"].features == ["owner-only", "gives-fd"]
     assert parsed["get-pfn"].features == []

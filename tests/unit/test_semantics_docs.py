@@ -113,7 +113,7 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
 
 
 @pytest.mark.parametrize(("body", "expected"), rows("mistake"))
-def test_a_mistake_is_told_as_the_page_says(
+def test_a_mistake_is_reported_as_the_page_says(
     body: str, expected: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.py"
@@ -124,7 +124,7 @@ def test_a_mistake_is_told_as_the_page_says(
     assert str(caught.value).replace(str(path), "FILE") == codes(expected)[0]
 
 
-def test_an_unknown_name_is_told_as_the_page_says() -> None:
+def test_an_unknown_name_is_reported_as_the_page_says() -> None:
     said = re.search(r"`(unknown semantics [^`]*)\.\.\.`", TEXT)
     assert said is not None
     with pytest.raises(OptionError, match=re.escape(said[1])):

@@ -70,7 +70,7 @@ def test_every_version_has_a_name_that_loads_it(version: type[Semantics]) -> Non
         ("blind", "bind"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_and_the_list(
+def test_an_unknown_name_is_reported_with_the_nearest_and_the_list(
     wanted: str, near: str
 ) -> None:
     message = complaint(wanted)
@@ -80,7 +80,7 @@ def test_an_unknown_name_is_told_with_the_nearest_and_the_list(
 
 
 @pytest.mark.parametrize("wanted", ["", "mesi", "mine.pyc:Mine", ":", "a:b:c", "\n"])
-def test_a_name_like_nothing_is_told_with_the_list(wanted: str) -> None:
+def test_a_name_like_no_other_is_reported_with_the_list(wanted: str) -> None:
     message = complaint(wanted)
     assert "did you mean" not in message
     assert "v8-as-posted" in message
@@ -148,7 +148,7 @@ class Odd:
         "class Mine(V8): locals()['ordre\\x1b'] = 1",
     ],
 )
-def test_whatever_somebodys_code_raises_is_one_line(
+def test_any_exception_of_a_users_code_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     method = text.partition("# ")[2] or "unused"
@@ -226,7 +226,7 @@ def test_a_class_may_give_itself_a_name_and_a_source(tmp_path: Path) -> None:
     assert (made.name, made.source) == ("ours, draft 3", "a talk")
 
 
-def test_a_path_that_is_not_utf8_can_be_told(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
     directory = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     os.mkdir(directory)
     path = tmp_path / directory / "mine.py"
@@ -296,7 +296,7 @@ def test_a_path_may_have_a_colon(tmp_path: Path) -> None:
     assert load.load(written(directory, "class Mine(V8): pass") + ":Mine").name
 
 
-def test_a_file_without_its_class_is_told_what_to_write(tmp_path: Path) -> None:
+def test_a_file_without_its_class_is_refused_with_a_hint(tmp_path: Path) -> None:
     wanted = written(tmp_path, "class Mine(V8): pass")
     assert complaint(wanted) == (
         f"semantics {wanted}: name the class, too: {wanted}:Mine"
@@ -305,7 +305,7 @@ def test_a_file_without_its_class_is_told_what_to_write(tmp_path: Path) -> None:
     assert complaint(empty).endswith(f"{empty}:CLASS")
 
 
-def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_class_is_reported_with_those_that_exist(tmp_path: Path) -> None:
     wanted = written(tmp_path, "class Mine(V8): pass\nclass Yours(V8): pass")
     for name in ("Thine", "", "Mine.Yours"):
         assert complaint(f"{wanted}:{name}") == (
@@ -316,7 +316,7 @@ def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["errno", "Mine", "value"])
-def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
+def test_a_class_that_is_not_semantics_is_refused(tmp_path: Path, name: str) -> None:
     wanted = written(tmp_path, "class Mine:\n    order = 'before'\nvalue = 5")
     message = complaint(f"{wanted}:{name}")
     assert message.startswith(f"semantics {wanted}:{name} is not derived from ")
@@ -332,7 +332,7 @@ def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ":Mine"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, kind: str, reason: str, suffix: str
 ) -> None:
     """And nobody waits for a FIFO."""
@@ -361,7 +361,7 @@ def test_a_file_that_cannot_be_read_is_told(
         pytest.param("x = 1\x00", "source code", id="NUL"),
     ],
 )
-def test_a_file_that_does_not_run_is_told_with_its_line(
+def test_a_file_that_raises_is_reported_with_its_line(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     wanted = written(tmp_path, text)
@@ -370,7 +370,7 @@ def test_a_file_that_does_not_run_is_told_with_its_line(
     assert reason in message
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_bytes(b"x = '\xff'\n")
     assert "SyntaxError" in complaint(f"{path}:Mine")
@@ -429,7 +429,7 @@ _WRONG: dict[type, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("rule", checking.rules())
-def test_a_wrong_value_is_told_with_those_that_are_right(
+def test_a_wrong_value_is_reported_with_the_allowed_ones(
     tmp_path: Path, rule: str
 ) -> None:
     kind = checking.rules()[rule]
@@ -468,16 +468,14 @@ def test_a_magic_must_be_one(tmp_path: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(("word", "value"), [("name", "5"), ("source", "None")])
-def test_what_people_call_it_must_be_text(
-    tmp_path: Path, word: str, value: str
-) -> None:
+def test_name_and_source_must_be_text(tmp_path: Path, word: str, value: str) -> None:
     assert complaint_of(tmp_path, f"{word} = {value}") == (
         f"semantics Mine.{word} is {value}: it must be text"
     )
 
 
 @pytest.mark.parametrize("word", ["name", "source"])
-def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
+def test_name_and_source_must_be_utf8(tmp_path: Path, word: str) -> None:
     message = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
     assert message.startswith(
         f"semantics Mine.{word} is 'a\\udcff': it must be text, and"
@@ -495,14 +493,14 @@ def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
         ("check_size = 5", "Mine.check_size"),
     ],
 )
-def test_what_is_set_when_it_is_made_is_checked(
+def test_rules_set_in_init_are_checked(
     tmp_path: Path, statement: str, expected: str
 ) -> None:
     body = f"def __init__(self):\n    self.{statement}"
     assert complaint_of(tmp_path, body).startswith(f"semantics {expected}")
 
 
-def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
+def test_rules_set_in_init_count(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         """
@@ -522,12 +520,12 @@ def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
         made.check_size(0, 0, PAGE)
 
 
-def test_a_rule_that_cannot_be_asked_is_told(tmp_path: Path) -> None:
+def test_a_rule_that_raises_is_reported(tmp_path: Path) -> None:
     message = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
     assert message == "semantics Mine.order raises SystemExit: 1"
 
 
-def test_what_only_equals_a_value_is_not_kept(tmp_path: Path) -> None:
+def test_an_equal_value_of_another_type_is_not_kept(tmp_path: Path) -> None:
     wanted = written(
         tmp_path,
         """
@@ -547,7 +545,7 @@ def test_events_are_not_given(tmp_path: Path) -> None:
     )
 
 
-def test_what_it_says_of_itself_is_asked_once(tmp_path: Path) -> None:
+def test_name_and_source_are_read_once(tmp_path: Path) -> None:
     """A rule that is code, and is not a check, is not run while the mount is there."""
     wanted = written(
         tmp_path,
@@ -593,7 +591,7 @@ def test_what_it_says_of_itself_is_asked_once(tmp_path: Path) -> None:
         ("aligned_", "aligned"),
     ],
 )
-def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None:
+def test_a_misspelt_rule_is_reported(tmp_path: Path, wrong: str, right: str) -> None:
     assert complaint_of(tmp_path, f"{wrong} = 'before'") == (
         f"semantics Mine.{wrong}: no rule has that name: did you mean {right}?"
     )
@@ -602,12 +600,12 @@ def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None
 @pytest.mark.parametrize(
     ("wrong", "right"), [("check_sise", "check_size"), ("plans", "plan")]
 )
-def test_a_misspelt_method_is_told(tmp_path: Path, wrong: str, right: str) -> None:
+def test_a_misspelt_method_is_reported(tmp_path: Path, wrong: str, right: str) -> None:
     message = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
     assert message.endswith(f"did you mean {right}?")
 
 
-def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
+def test_a_misspelt_rule_of_a_base_is_reported(tmp_path: Path) -> None:
     wanted = written(
         tmp_path,
         """
@@ -640,7 +638,7 @@ def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
         ("check_size", "def check_size(self, current, new, page): yield"),
     ],
 )
-def test_a_method_that_cannot_be_called_is_told(
+def test_a_method_that_cannot_be_called_is_reported(
     tmp_path: Path, method: str, header: str
 ) -> None:
     assert complaint_of(tmp_path, header).startswith(f"semantics Mine.{method}")
@@ -681,7 +679,9 @@ def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> No
         ("return Plan() if punches else None", ".plan returns None"),
     ],
 )
-def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, expected: str) -> None:
+def test_a_plan_that_is_not_one_is_reported(
+    tmp_path: Path, body: str, expected: str
+) -> None:
     found = complaint_of(tmp_path, f"def plan(self, *, punches):\n    {body}")
     assert found.startswith("semantics Mine.plan")
     assert expected in found
@@ -695,14 +695,14 @@ def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, expected: str) -
         ("self.nothing", "raises AttributeError"),
     ],
 )
-def test_a_class_that_cannot_be_made_is_told(
+def test_a_class_that_cannot_be_instantiated_is_reported(
     tmp_path: Path, body: str, reason: str
 ) -> None:
     message = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
     assert message.startswith(f"semantics Mine: Mine() {reason}")
 
 
-def test_a_class_that_wants_arguments_is_told(tmp_path: Path) -> None:
+def test_a_class_that_needs_arguments_is_reported(tmp_path: Path) -> None:
     message = complaint_of(tmp_path, "def __init__(self, what): pass")
     assert "raises TypeError" in message
 
@@ -722,7 +722,7 @@ def rule_that_raises(directory: Path, what: str) -> Semantics:
     return load.load(f"{wanted}:Mine")
 
 
-def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
+def test_the_errno_of_a_rule_is_the_callers(tmp_path: Path) -> None:
     made = rule_that_raises(tmp_path, "refused(errno.ENOLCK)")
     with refused(errno.ENOLCK):
         made.check_fallocate(0, 0, PAGE, PAGE)
@@ -755,7 +755,9 @@ def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_be_more_than_a_bug_is_a_bug(tmp_path: Path, what: str) -> None:
+def test_an_exception_that_would_end_the_daemon_is_a_bug(
+    tmp_path: Path, what: str
+) -> None:
     """Of the loop's end, and of a reply that the kernel does not take, too."""
     made = rule_that_raises(tmp_path, what)
     with pytest.raises(RuntimeError, match=r"Mine\.check_fallocate raises") as caught:

@@ -317,7 +317,7 @@ def test_what_an_interrupted_allocation_leaves(name: str) -> None:
 
 
 @versions
-def test_nobody_tells_frames(name: str) -> None:
+def test_no_version_reports_frames(name: str) -> None:
     """Roth's tree did, and no version that was posted."""
     assert not load.load(name).tells_frames
 
@@ -403,7 +403,7 @@ def test_the_plan_follows_from_the_rules(
     assert plans(**chosen) == (punches, punches if others is None else others)
 
 
-def test_a_start_has_its_end_whatever_becomes_of_the_change() -> None:
+def test_a_start_has_its_end_even_if_the_change_fails() -> None:
     for version in VERSIONS:
         for punches in (True, False):
             plan = version().plan(punches=punches)
@@ -433,7 +433,7 @@ def test_what_must_be_aligned(aligned: str, punch: str, allocation: str) -> None
         assert outcome(made.check_fallocate, mode, 0, PAGE, PAGE) == "ok"
 
 
-def test_query_semantics_tells_each_rule_that_it_has() -> None:
+def test_query_semantics_returns_each_rule() -> None:
     for version in VERSIONS:
         made = version()
         rules = queries.semantics(made)

@@ -51,7 +51,7 @@ def calls(found: list[Happened]) -> list[tuple[str, int, int, int, int]]:
     return [(one.what, one.start, one.end, one.who, one.error) for one in found]
 
 
-async def test_quick_calls_are_told_with_their_outcome() -> None:
+async def test_quick_calls_are_traced_with_their_outcome() -> None:
     world = world_of(GuestMemfd(), pages=8)
     with traced(world) as found:
         begin(world, KEEP, 0, 4)
@@ -72,7 +72,7 @@ async def test_quick_calls_are_told_with_their_outcome() -> None:
     ]
 
 
-async def test_nothing_is_told_to_who_has_stopped_listening() -> None:
+async def test_a_listener_that_has_stopped_gets_nothing() -> None:
     world = world_of(V8())
     with traced(world) as found:
         begin(world, 0, 0, 1)
@@ -80,7 +80,7 @@ async def test_nothing_is_told_to_who_has_stopped_listening() -> None:
     assert len(found) == 1
 
 
-async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
+async def test_a_punch_is_traced_after_its_events_by_each_driver() -> None:
     streams = []
     for inline in (True, False):
         world = world_of(V8())
@@ -105,7 +105,7 @@ async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
     ]
 
 
-async def test_a_call_that_fails_late_is_told_so() -> None:
+async def test_a_call_that_fails_late_is_traced_with_its_error() -> None:
     world = world_of(V9(), pages=4)
     await world.listener()
     with traced(world) as found, refused(errno.EOPNOTSUPP):
@@ -120,7 +120,7 @@ async def test_a_call_that_fails_late_is_told_so() -> None:
     ]
 
 
-async def test_a_truncation_is_told_with_both_sizes() -> None:
+async def test_a_truncation_is_traced_with_both_sizes() -> None:
     world = world_of(V8(), pages=0)
     with traced(world) as found:
         await world.file.set_size(4 * PAGE, who=PID)
@@ -132,7 +132,7 @@ async def test_a_truncation_is_told_with_both_sizes() -> None:
     ]
 
 
-async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
+async def test_pages_are_traced_when_got_moved_put_and_poisoned() -> None:
     world, holder = world_of(V10()), Holder()
     with traced(world) as found:
         await world.get(holder, 2, 6)
@@ -149,7 +149,7 @@ async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
     ]
 
 
-async def test_who_does_not_answer_is_told(
+async def test_a_notifier_that_does_not_answer_is_traced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = world_of(V8())
@@ -164,7 +164,7 @@ async def test_who_does_not_answer_is_told(
     ]
 
 
-async def test_the_counters_count_what_is_told() -> None:
+async def test_the_counters_agree_with_the_trace() -> None:
     world, holder = world_of(V8()), Holder()
     await world.listener()
     with traced(world) as found:
