@@ -86,7 +86,10 @@ def roomy_mount_of(args: argparse.Namespace, pages: int) -> Iterator[Client]:
     with mount_of(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:
-            raise MountError(f"{mount.path} lacks the {pages >> 8} MiB that this needs")
+            raise MountError(
+                f"use a mount with more space: {mount.path} lacks the {pages >> 8} MiB "
+                "that this needs"
+            )
         fd = shim.memfd_create("kvm-probe", size=found.f_frsize)
         try:
             with shim.file(fd) as file:

@@ -64,7 +64,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a number of seconds")
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not a number of seconds: give one above 0"
+        )
     return value
 
 

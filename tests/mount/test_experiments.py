@@ -78,7 +78,7 @@ def test_they_are_listed() -> None:
         assert re.search(rf"^{name} +\S", ran.stdout, re.MULTILINE)
 
 
-def test_a_plot_that_cannot_be_written_is_told_first() -> None:
+def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
     ran = experiment("bindings", "--plot", "/nowhere/x.svg")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
@@ -87,17 +87,19 @@ def test_a_plot_that_cannot_be_written_is_told_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("siez",), "inaccfs: no experiment 'siez': did you mean size? There are "),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
 )
-def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], told: str) -> None:
+def test_a_wrong_word_is_reported_in_a_line(
+    words: tuple[str, ...], expected: str
+) -> None:
     ran = experiment(*words)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(told)
+    assert ran.stderr.startswith(expected)
     assert ran.stderr.count("\n") == 1
 
 
