@@ -132,7 +132,8 @@ def start_daemon(
         if daemon.returncode == 0:
             raise MountError("the daemon ended before there was a mount")
         raise MountError(
-            f"the daemon was killed by signal {-daemon.returncode} as it started"
+            f"the daemon was killed by signal {-daemon.returncode} as it started: "
+            "try again with --foreground"
         )
 
 
@@ -280,8 +281,8 @@ def mounted(
                 )
             except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                told = lines[-1] if lines else str(exc)
-                raise MountError(told.removeprefix("inaccfs: ")) from None
+                message = lines[-1] if lines else str(exc)
+                raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
         own = OwnMount(finding.find(str(path)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _COMMANDS: Final = (
     *("mount", "umount", "status", "semantics", "qmp", "kvm", "probe", "experiment"),
-    "explore",
+    *("compare", "explore", "setup-system"),
 )
 """Each is a module of this package."""
 
@@ -42,7 +42,12 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         words = fstab.translated(words) or words
-        args = _parser(words).parse_args(words)
+        known = parser(words)
+        if "_ARGCOMPLETE" in os.environ:
+            from inaccfs.cli import completing
+
+            completing.answer(known)
+        args = known.parse_args(words)
         # The command's own words; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
@@ -62,19 +67,21 @@ def _run(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def _parser(words: Sequence[str]) -> output.Parser:
-    parser = output.Parser(
+def parser(words: Sequence[str] = ()) -> output.Parser:
+    """The parser of all words, or of the command that *words* begin with."""
+    found = output.Parser(
         prog="inaccfs",
         description="memory that userspace can size, allocate and punch, but never "
         "read, write or map",
     )
-    parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found.add_argument("--version", action="version", version=f"inaccfs {__version__}")
+    commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # The others would be a tenth of what a daemon takes to start.
     named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
     for name in named:
-        import_module(f"inaccfs.cli.{name}").add_parser(commands)
-    return parser
+        module = import_module(f"inaccfs.cli.{name.replace('-', '_')}")
+        module.add_parser(commands)
+    return found
 
 
 def _has_working_directory() -> bool:

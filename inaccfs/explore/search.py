@@ -121,7 +121,7 @@ def execute(
         scenario._closed = True
         schedule.run()
         if schedule.error is not None:
-            raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+            raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()

@@ -101,7 +101,7 @@ def test_the_daemon_leaks_no_fds(mount: inaccfs.Mount) -> None:
     support.ask_until(lambda: support.open_fds(mount.pid) <= before - 1)
 
 
-def test_an_fd_of_what_hangs_when_it_is_touched_holds_up_nobody(
+def test_an_fd_of_a_file_system_that_hangs_delays_no_other_peer(
     mount: inaccfs.Mount,
 ) -> None:
     """Another FUSE mount, whose daemon is stopped: even its close may wait for it."""
@@ -192,7 +192,7 @@ def allocate(pool: ThreadPoolExecutor, shim: Peer, fd: int, length: int) -> int:
     return allocation.result(PATIENCE)
 
 
-def test_a_failed_call_is_told_and_keeps_its_errno(
+def test_a_failed_call_sends_its_event_and_keeps_its_errno(
     mount: inaccfs.Mount, pool: ThreadPoolExecutor
 ) -> None:
     with notified(mount) as (fd, shim):
@@ -235,7 +235,7 @@ with peer(Path(sys.argv[1])) as shim:
 """
 
 
-def test_a_peer_that_is_killed_in_a_punch_holds_up_nobody(
+def test_a_peer_that_is_killed_in_a_punch_delays_no_other_process(
     mount: inaccfs.Mount, pool: ThreadPoolExecutor
 ) -> None:
     with guest(mount) as fd:
@@ -324,7 +324,7 @@ def test_the_end_comes_while_a_punch_waits(pool: ThreadPoolExecutor, how: str) -
         assert mount.process.wait(PATIENCE) == 0
 
 
-def test_an_umount_tells_the_peers(mount: inaccfs.Mount) -> None:
+def test_an_umount_sends_shutdown_to_the_peers(mount: inaccfs.Mount) -> None:
     with peer(mount.control) as shim:
         subprocess.run(["umount", mount.path], check=True)
         assert shim.event() == {"event": "SHUTDOWN", "reason": "unmounted"}
@@ -363,7 +363,7 @@ def test_frames_are_real_and_the_guest_sees_them(mount: inaccfs.Mount) -> None:
         assert len(set(pfns.values())) == 256
 
 
-def test_a_huge_page_tells_its_order() -> None:
+def test_get_pfn_of_a_huge_page_returns_its_order() -> None:
     with support.mounted(huge="always", size="64m") as mount:
         real_frames(mount)
         with guest(mount, 4 * MIB) as fd, peer(mount.control) as shim:
@@ -477,7 +477,7 @@ def test_fetched_memory_is_back_when_the_file_has_gone(mount: inaccfs.Mount) -> 
         support.ask_until(lambda: mount.status().allocated_pages == 0)
 
 
-def test_a_full_backing_is_told() -> None:
+def test_a_full_backing_is_an_error_of_get_pfn() -> None:
     with (
         support.mounted(size="1m") as small,
         guest(small, 4 * MIB),
@@ -505,7 +505,7 @@ def test_a_full_backing_is_told() -> None:
     ],
     ids=["garbage", "utf-8", "deep", "1 MiB", "negative", "float", "many"],
 )
-def test_whatever_a_peer_sends_the_mount_lives(
+def test_the_mount_survives_any_input_of_a_peer(
     mount: inaccfs.Mount, data: bytes
 ) -> None:
     # It may be hung up on in the middle.

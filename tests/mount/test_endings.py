@@ -49,15 +49,17 @@ GONE = ("ENOTCONN", "ECONNABORTED")
 @pytest.mark.parametrize(
     "command", ["umount", "fusermount3 -u", "inaccfs umount", "inaccfs umount --lazy"]
 )
-def test_whatever_unmounts_ends_the_daemon_well(mount: Mount, command: str) -> None:
+def test_every_way_of_unmounting_ends_the_daemon_well(
+    mount: Mount, command: str
+) -> None:
     run("fallocate", "-l", MIB, new_file(mount.path / "file"))
     words = command.split()
     if words[0] == "inaccfs":
         words = inaccfs_command(*words[1:])
 
-    told = run(*words, mount.path)
+    ran = run(*words, mount.path)
 
-    assert told.stdout + told.stderr == ""
+    assert ran.stdout + ran.stderr == ""
     assert mount.process.wait(PATIENCE) == 0
     assert os.listdir(mount.path) == []
 
@@ -76,9 +78,9 @@ def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> 
 
 def test_a_busy_mount_stays_and_the_message_says_what_to_do(mount: Mount) -> None:
     with opened(new_file(mount.path / "file", PAGE)):
-        told = complaint("umount", mount.path)
-        assert f"{mount.path} is busy: close what is open there" in told
-        assert "inaccfs umount --lazy" in told
+        message = complaint("umount", mount.path)
+        assert f"{mount.path} is busy: close what is open there" in message
+        assert "inaccfs umount --lazy" in message
         assert os.listdir(mount.path) == ["file"]
         assert mount.process.poll() is None
 
@@ -401,7 +403,7 @@ def test_an_interrupted_allocation_keeps_its_pages_where_the_rules_say_so() -> N
 
 
 @support.needs_root
-def test_who_is_killed_in_an_allocation_leaves_nothing_behind() -> None:
+def test_a_process_killed_in_an_allocation_leaves_nothing() -> None:
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")

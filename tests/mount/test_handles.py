@@ -185,7 +185,7 @@ def test_an_idmapped_mount_maps_owners_as_on_a_tmpfs(
         setfattr -n security.x -v 1 file; rm hard
     """
     show = "find . -mindepth 1 -printf '%P %M %U %G %n %s\\n' | sort"
-    told = []
+    seen = []
     with support.mounted(point, allow_other=True, mode=0o777) as mount:
         for number, place in enumerate((mount.path, memory)):
             place.chmod(0o777)
@@ -205,12 +205,12 @@ def test_an_idmapped_mount_maps_owners_as_on_a_tmpfs(
                 read = run("stat", "-c", "%u %g %w", mapped / "file").stdout.split()[:2]
             finally:
                 run("umount", mapped)
-            told.append((made.stderr, shown, refused, read))
+            seen.append((made.stderr, shown, refused, read))
 
-    assert told[0] == told[1]
-    assert "file -rw-r----- 10001 10002" in told[0][1][0]
-    assert "file -rw-r----- 1 2" in told[0][1][1]
-    assert told[0][2] == "EOVERFLOW"
+    assert seen[0] == seen[1]
+    assert "file -rw-r----- 10001 10002" in seen[0][1][0]
+    assert "file -rw-r----- 1 2" in seen[0][1][1]
+    assert seen[0][2] == "EOVERFLOW"
 
 
 def test_a_file_of_an_idmapped_mount_can_be_made_without_a_name(

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 import inaccfs
-from inaccfs import syscalls
+from inaccfs import mountcalls, syscalls
 from inaccfs.helper.tasks import Helper
 from tests.mount import support
 from tests.mount.peers import peer
@@ -109,8 +109,8 @@ def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> No
             assert shim.do("closefd", fdname="m") == {}
             os.posix_fallocate(guest.fileno(), 0, 130 * MIB)
             punch(guest.fileno(), 130 * MIB)
-    told = mount.log.read_text()
-    assert told.count("the helper was killed: started a new one") == 2, told
+    output = mount.log.read_text()
+    assert output.count("the helper was killed: started a new one") == 2, output
 
 
 def _created(path: Path, stack: ExitStack) -> threading.Thread:
@@ -153,9 +153,9 @@ def test_a_daemon_killed_while_it_makes_files_ends(tmp_path: Path, seed: int) ->
     """All processes and memory go, whatever was under way."""
     backing = tmp_path / "backing"
     backing.mkdir()
-    syscalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
+    mountcalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
     with ExitStack() as stack:
-        stack.callback(syscalls.umount, str(backing), syscalls.MNT_DETACH)
+        stack.callback(mountcalls.umount, str(backing), mountcalls.MNT_DETACH)
         with pytest.raises(inaccfs.InaccfsError, match="ended with status -9"):
             _kill_meanwhile(backing, random.Random(seed).uniform(0.05, 0.3))
         totals = os.statvfs(backing)
@@ -236,10 +236,10 @@ def test_pages_beyond_the_limit_of_a_cgroup_are_enomem() -> None:
         with peer(mount.control) as shim:
             pages = MIB // PAGE
             for at in range(0, 400 * pages, pages):
-                told = shim.do("get-pfn", file="/guest", offset=at, count=pages)
-                if isinstance(told, str):
+                reply = shim.do("get-pfn", file="/guest", offset=at, count=pages)
+                if isinstance(reply, str):
                     break
-            assert "ENOMEM" in told
+            assert "ENOMEM" in reply
 
 
 @support.needs_root

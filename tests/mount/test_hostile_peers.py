@@ -181,9 +181,9 @@ def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
                     assert "return" in one.answer()
                 one.begin("getfd", stuck, fdname="a")
                 one.begin("getfd", stuck, fdname="b")
-                told = [one.answer()["error"]["desc"][:6] for _ in range(2)]
-                assert told[0] in ("EINVAL", "EBUSY:")
-                assert told[1] == "EBUSY:"
+                reply = [one.answer()["error"]["desc"][:6] for _ in range(2)]
+                assert reply[0] in ("EINVAL", "EBUSY:")
+                assert reply[1] == "EBUSY:"
                 one.begin("query-version", *[stuck] * 250)
                 one.socket.send(b'{"execute":')
             fd = os.open(path, os.O_RDWR)

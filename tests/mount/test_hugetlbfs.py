@@ -113,8 +113,8 @@ def test_names_and_refusals_are_those_of_a_tmpfs(pool: Path) -> None:
             assert outcome(os.read, fd, 1) == "EINVAL"
             assert outcome(os.write, fd, b"x") == "EINVAL"
         # Linux 6.18 refuses this one on a hugetlbfs; others do not.
-        told = outcome(os.symlink, "file", mount.path / "symlink")
-        assert told == outcome(os.symlink, "file", pool / "plain")
+        result = outcome(os.symlink, "file", mount.path / "symlink")
+        assert result == outcome(os.symlink, "file", pool / "plain")
         run("sh", "-c", "rm -rf *", cwd=mount.path)
         assert os.listdir(mount.path) == []
 

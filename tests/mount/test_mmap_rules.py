@@ -29,8 +29,8 @@ SHARED = "guest_memfd:mmap+init_shared"
 @pytest.fixture
 def ruled(request: pytest.FixtureRequest) -> Iterator[Mount]:
     with support.mounted(semantics=request.param, size="64m") as mount:
-        if "needs" in (told := mount.status().mmap):
-            pytest.skip(f"mmap: {told}")
+        if "needs" in (mmap_state := mount.status().mmap):
+            pytest.skip(f"mmap: {mmap_state}")
         yield mount
 
 

@@ -97,15 +97,15 @@ def test_mknod_makes_files_fifos_and_sockets(mount: Mount) -> None:
         server.listen()
         peer.connect(str(mount.path / "socket"))
 
-    told = run("stat", "-c", "%n %F", "file", "fifo", "socket", cwd=mount.path).stdout
-    assert told == "file regular empty file\nfifo fifo\nsocket socket\n"
+    output = run("stat", "-c", "%n %F", "file", "fifo", "socket", cwd=mount.path).stdout
+    assert output == "file regular empty file\nfifo fifo\nsocket socket\n"
     # The file is as inaccessible as any.
     os.truncate(mount.path / "file", PAGE)
     with opened(mount.path / "file") as fd:
         assert outcome(os.read, fd, 1) == "EINVAL"
     # A fifo is no memory: it carries bytes.
-    told = run("sh", "-c", "echo through > fifo & cat fifo", cwd=mount.path).stdout
-    assert told == "through\n"
+    output = run("sh", "-c", "echo through > fifo & cat fifo", cwd=mount.path).stdout
+    assert output == "through\n"
 
 
 def test_symbolic_links_lead_where_they_say(mount: Mount) -> None:
@@ -285,8 +285,8 @@ def test_rename_exchange_swaps_files_and_trees(mount: Mount) -> None:
     raw.renameat2(mount.path / "a", mount.path / "file/b", raw.RENAME_EXCHANGE)
     assert os.stat(mount.path / "a/inner").st_size == 2 * PAGE
     assert os.stat(mount.path / "file/b").st_size == PAGE
-    told = outcome(raw.renameat2, file, mount.path / "nothing", raw.RENAME_EXCHANGE)
-    assert told == "ENOENT"
+    result = outcome(raw.renameat2, file, mount.path / "nothing", raw.RENAME_EXCHANGE)
+    assert result == "ENOENT"
     # Links count for both ways.
     assert os.stat(mount.path).st_nlink == 4
 
@@ -390,7 +390,7 @@ def test_a_directory_can_be_read_from_where_it_was_left(mount: Mount) -> None:
         assert len(again) == len(names)
 
 
-def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
+def test_listing_shows_kinds_and_inodes(mount: Mount) -> None:
     new_file(mount.path / "file")
     (mount.path / "directory").mkdir()
     (mount.path / "link").symlink_to("file")
@@ -398,8 +398,8 @@ def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
         assert entry.inode() == os.lstat(entry.path).st_ino
         assert entry.is_dir(follow_symlinks=False) == (entry.name == "directory")
         assert entry.is_symlink() == (entry.name == "link")
-    told = run("ls", "-ai", mount.path / "directory").stdout.split()
-    assert told == [
+    output = run("ls", "-ai", mount.path / "directory").stdout.split()
+    assert output == [
         *(str(os.stat(mount.path / "directory").st_ino), "."),
         *(str(os.stat(mount.path).st_ino), ".."),
     ]
@@ -478,7 +478,7 @@ class OpenedAt:
 
 
 @support.needs_root
-def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
+def test_names_that_change_in_the_backing_show_at_once(memory: Path) -> None:
     with support.mounted(backing=memory) as mount:
         assert not (mount.path / "file").exists()
         new_file(memory / "file", PAGE)
@@ -502,7 +502,7 @@ def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
 
 
 @support.needs_root
-def test_files_that_are_open_survive_what_happens_behind_the_mount(
+def test_open_files_survive_changes_in_the_backing(
     memory: Path,
 ) -> None:
     with support.mounted(backing=memory) as mount:

@@ -79,7 +79,7 @@ def held_daemon(point: Path, scratch: Path) -> Iterator[Path]:
             support.run("umount", "-l", point)
 
 
-def test_nobody_waits_for_who_asks_for_the_status(point: Path, scratch: Path) -> None:
+def test_no_caller_waits_for_requests_of_the_status(point: Path, scratch: Path) -> None:
     begun, let_go = scratch / "begun", scratch / "let_go"
     with (
         support.tmpfs(scratch / "memory"),

@@ -270,7 +270,7 @@ async def test_there_are_few_of_a_user_however_many_connections_it_has(
         assert await peer.do("getfd", fd, fdname="a") == {}
 
 
-async def test_many_who_show_files_of_the_mount_at_once_all_may(
+async def test_many_peers_may_send_files_of_the_mount_at_once(
     control: Control, helper: Helper, fd: int
 ) -> None:
     async def show() -> None:

@@ -35,7 +35,7 @@ async def test_replies_come_in_the_order_of_the_commands(control: Control) -> No
         assert [(await peer.answer())["id"] for _ in commands] == [0, 1, 2, 3]
 
 
-async def test_a_flood_behind_a_command_that_waits_is_not_read_on(
+async def test_a_flood_after_a_command_that_waits_is_not_read(
     control: Control,
 ) -> None:
     control.daemon.may_tell_status = trio.Event()
@@ -213,7 +213,7 @@ async def test_a_peer_that_ends_its_side_still_gets_its_replies(
         await peer.closed()
 
 
-async def test_a_shutdown_is_told_to_those_who_have_negotiated(
+async def test_shutdown_is_sent_to_peers_that_have_negotiated(
     control: Control,
 ) -> None:
     async with control.peer() as peer, control.peer(negotiate=False) as stranger:
