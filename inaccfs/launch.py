@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import streams
-from inaccfs.ending import unmount as unmount
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
     DaemonFailedError,
@@ -33,15 +32,13 @@ from inaccfs.fuse import finding, ownmount, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.holder import remove_scratch
+from inaccfs.runtime import READY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
-
-READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0

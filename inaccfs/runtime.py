@@ -1,4 +1,4 @@
-"""The paths of the control socket and the log, by which others find them."""
+"""What others know of a daemon: where its socket and its log are, and READY."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import string
 from typing import Final
 
 from inaccfs.errors import MountError
+
+READY: Final = b"ready\n"
+"""What a daemon writes to --ready-fd once its mount can be used."""
 
 # sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
 _SOCKET_PATH_BYTES: Final = 107

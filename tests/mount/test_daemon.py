@@ -120,7 +120,8 @@ def test_what_python_cannot_survive_is_in_the_log(point: Path, scratch: Path) ->
 # Rooms, and modules of the command, that a daemon does without at its start. To import
 # what nobody has asked for yet would make everybody wait.
 NOT_AT_START: Final = (
-    *("client", "kvm", "explore", "inprocess", "experiments", "probe"),
+    *("client", "kvm", "explore", "inprocess", "experiments", "probe", "launch"),
+    *("ending", "backing.usertmpfs"),
     *("pytest_plugin", "pytest_trio_plugin"),
     *("control.schema", "control.reference"),
     # The rules of a user's own, and frames that are made up.

@@ -89,8 +89,8 @@ def test_a_test_has_a_mount_of_its_own_and_then_it_is_gone(
             os.open(inaccfs_mount.path / "guest", os.O_RDWR | os.O_CREAT)
 
         def test_unmounted_by_the_test_itself(inaccfs_mount):
-            from inaccfs import launch
-            launch.unmount(str(inaccfs_mount.path), lazy=False)
+            from inaccfs import ending
+            ending.unmount(str(inaccfs_mount.path), lazy=False)
         """,
         *PLAIN,
     )
