@@ -1,10 +1,10 @@
-"""What the trace costs: with nobody listening, and with one listener.
+"""What the trace costs, without a listener and with one.
 
 usage: python -m tests.bench.trace [--rounds N] [--calls N]
 
 Calls `InaccessibleFile.begin` in this process, for a page that is allocated already,
-with the trace off and on in turn. "the look" is the cost of each place that tells while
-nobody listens: a look at the list of listeners, timed by itself; its share is that of
+with the trace off and on in turn. "the look" is the cost of each traced place without
+listeners: a look at the list of listeners, timed by itself; its share is that of
 the call with the trace off. In µs, the median over the rounds.
 """
 

@@ -42,7 +42,7 @@ HANGS_SECONDS: Final = 20.0
 
 
 class Played:
-    """Who plays rounds on a mount."""
+    """The process that plays rounds on a mount."""
 
     def __init__(self, daemon: Daemon, player: Actor) -> None:
         self.daemon = daemon

@@ -42,7 +42,7 @@ def test_memory_allocated_in_the_backing_shows_at_once(memory: Path) -> None:
             assert allocated(file) == allocated(fd) == 4 * PAGE
             os.ftruncate(behind, 16 * PAGE)
             assert os.stat(file).st_size == os.fstat(fd).st_size == 16 * PAGE
-        # And with nobody who has it open.
+        # And without an open fd.
         with opened(memory / "file") as behind:
             raw.punch(behind, 0, 16 * PAGE)
         assert allocated(file) == 0

@@ -58,7 +58,7 @@ def test_mount_says_nothing_when_all_is_well(point: Path, scratch: Path) -> None
         assert os.stat(scratch / "log").st_mode & 0o777 == 0o600
     finally:
         cli("umount", point)
-    # Nothing happened that anybody would look for.
+    # Nothing worth a log line has happened.
     assert not (scratch / "log").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_service_manager_gets_the_readiness_message(
 def test_a_service_manager_that_is_not_there_costs_no_mount(
     point: Path, scratch: Path
 ) -> None:
-    """sd_notify(3): who calls it ought to ignore failures."""
+    """sd_notify(3): callers should ignore failures."""
     env = {**ENVIRONMENT, "NOTIFY_SOCKET": str(scratch / "missing")}
     ran = cli(
         *("mount", "--log", scratch / "log", "--control", scratch / "socket", point),
@@ -278,7 +278,7 @@ def test_status_shows_what_there_is(mount: Mount) -> None:
     assert status.version == inaccfs.__version__
     found = json.loads(cli("status", "--json", mount.path).stdout)
     fields = {name: getattr(status, name) for name in status.__struct_fields__}
-    # It is there where somebody traces the daemon.
+    # It is there if a process traces the daemon.
     assert fields.pop("tracer") is None
     assert found == fields
     lines = cli("status", mount.path).stdout.splitlines()

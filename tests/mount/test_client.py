@@ -485,7 +485,7 @@ def test_a_daemon_that_is_stopped_is_an_error(
 
 
 def test_a_limit_is_an_error_of_the_command_that_meets_it() -> None:
-    """Who has notifiers is two peers."""
+    """A client with notifiers is two peers."""
     with support.mounted(options="limit=peers=1") as mount:
         support.new_file(mount.path / "guest0", MIB)
         with inaccfs.connect(mount.path) as shim:
@@ -555,7 +555,7 @@ async def test_the_snippet_with_trio(mount: inaccfs.Mount, fd: int) -> None:
 async def test_a_cancelled_get_leaves_no_reference(
     mount: inaccfs.Mount, fd: int
 ) -> None:
-    """Who was quicker has his in hand, and gives it back."""
+    """A thread that was quicker has its result already, and gives it back."""
 
     async def get(memory: aio.File, offset: int) -> None:
         pfn, _ = await memory.get_pfn(offset)

@@ -41,7 +41,7 @@ BUGS: Final = {
     "one that cannot be told": "raise Untold",
 }
 
-# The loop ends when it is told to, by a bug; or what comes after it does.
+# The loop, or what comes after it, ends by a bug.
 BROKEN: Final = """
 import signal, sys, trio
 from inaccfs import daemon

@@ -331,7 +331,7 @@ with support.opened(sys.argv[1]) as fd:
 
 @support.needs_root
 def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
-    """EINTR at once, and whoever looks waits until shmem has given all back."""
+    """EINTR at once; later calls wait until shmem has freed all pages."""
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 
 
 def forget_all(mount: Mount) -> None:
-    """Let the kernel forget all inodes that nobody uses."""
+    """Let the kernel forget all unused inodes."""
     run("mount", "-i", "-o", "remount,rw", mount.path)
 
 

@@ -226,7 +226,7 @@ def test_killed_with_fds_that_hang_it_ends(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A socket whose backlog is full, for nobody is let in."""
+    """A socket whose backlog is full, because no connection is accepted."""
     path = tmp_path / "full"
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -245,7 +245,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_socket_that_lets_nobody_in_is_refused_at_once(
     tmp_path: Path, full: Path
 ) -> None:
-    """`mount --control` asks whether somebody is there, and does not wait for that."""
+    """`mount --control` checks whether a daemon listens there, and does not wait."""
     with (
         pytest.raises(inaccfs.InaccfsError, match="another daemon's"),
         inaccfs.mounted(control=full),

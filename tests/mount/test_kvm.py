@@ -167,7 +167,7 @@ def test_the_last_page_of_a_file_is_a_whole_one(shim: Client) -> None:
 
 
 def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
-    """It was too slow, and a punch has not waited: what else goes, it is not told."""
+    """It was too slow, and a punch did not wait: it gets no event of later removals."""
     inside, go = threading.Event(), threading.Event()
 
     def hook(point: str, start: int, end: int) -> None:

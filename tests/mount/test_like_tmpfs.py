@@ -36,7 +36,7 @@ def shared(point: Path, scratch: Path) -> Iterator[Mount]:
 
 
 def _expected(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """What a tmpfs tells, but for a mode that changes there without a time of change.
+    """As on a tmpfs, except for a mode that changes there without a new ctime.
 
     It does for truncate(2) to the size that the file has.
     """

@@ -145,7 +145,7 @@ def test_mount_fuse_3_passes_on_the_error(point: Path) -> None:
 def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
     """A mount namespace in which mount(8) finds the helper in /sbin, by both names.
 
-    By an overlay: nobody else sees that.
+    By an overlay, which no other process sees.
     """
     sbin = Path("/sbin").resolve()
     layers = helper.parent.parent

@@ -515,7 +515,7 @@ def test_open_files_survive_changes_in_the_backing(
             new_file(memory / "file", 8 * PAGE)
             assert os.stat(mount.path / "file").st_size == 8 * PAGE
             assert os.fstat(fd).st_size == 2 * PAGE
-        # The kernel tells of the close when it likes, but before it asks this.
+        # The kernel sends RELEASE some time later, but before this request.
         assert used(mount.path) == 0
 
 

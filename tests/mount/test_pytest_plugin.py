@@ -426,7 +426,7 @@ def test_with_pytest_trio(pytester: pytest.Pytester) -> None:
     )
 
 
-# --- those who do not use it --------------------------------------------------
+# --- tests without the plugin-------------------------------------------------
 
 
 def test_tests_that_do_not_use_it_do_not_import_much(
@@ -473,7 +473,7 @@ def test_without_the_capability_tests_are_skipped_with_the_reason(
 
 
 def pytest_command(path: Path) -> list[str]:
-    """What runs the tests in *path*, from whatever directory, and tells of skips."""
+    """The command that runs the tests in *path* from any directory, and shows skips."""
     root = f"--rootdir={path}"
     return [sys.executable, "-m", "pytest", *PLAIN, "-rs", root, str(path)]
 

@@ -1,4 +1,4 @@
-"""Every command, whatever its standard streams are: closed, full, or nobody's.
+"""Every command with standard streams that are closed, full, or without a reader.
 
 It ends, with the status that it would have otherwise, and without a traceback.
 """
@@ -138,7 +138,7 @@ def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
 def test_a_mount_is_made_and_undone_with_any_kind_of_streams(
     point: Path, scratch: Path, state: str
 ) -> None:
-    """Closed, they would be the pipe that readiness is told on: nothing came, ever."""
+    """If closed, the pipe for readiness would get their numbers, and nothing came."""
     log = scratch / "log"
     options = ["--size=4m", f"--log={log}", f"--control={scratch}/c"]
     with start(["mount", *options, str(point)], state) as process:

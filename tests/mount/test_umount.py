@@ -1,4 +1,4 @@
-"""`inaccfs umount` whatever state the daemon is in, and mounts that have copies."""
+"""`inaccfs umount` in every state of the daemon, and mounts that have copies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def umount(*words: str | Path) -> str:
-    """What `inaccfs umount` tells in its one line, with status 0."""
+    """The one line that `inaccfs umount` prints, with status 0."""
     result = cli("umount", *words)
     assert result.stdout == ""
     assert result.stderr.startswith("inaccfs: ")
@@ -65,7 +65,7 @@ def stopped(mount: Mount) -> Iterator[None]:
     """The daemon is stopped for as long as the block lasts."""
     mount.process.send_signal(signal.SIGSTOP)
     try:
-        # Stopped is what it is when its state is told, not when it is signalled.
+        # It is stopped when /proc says so, not when the signal is sent.
         os.waitid(os.P_PID, mount.pid, os.WSTOPPED | os.WNOWAIT)
         yield
     finally:
@@ -84,7 +84,7 @@ except OSError:
 
 @contextmanager
 def hanging_request(mount: Mount) -> Iterator[subprocess.Popen[str]]:
-    """Somebody who waits for the daemon, and ends when there is an answer."""
+    """A process that waits for the daemon, and ends when there is an answer."""
     with subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -205,7 +205,7 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
 def test_umount_returns_though_its_question_hangs(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever becomes of the child: here one that takes no notice of its time."""
+    """Even if the child ignores its time limit."""
     monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
     with support.mounted(point) as mount:

@@ -1,6 +1,6 @@
 """A mount of a user without privileges: through fusermount3, and without the seal.
 
-Each test has a mount namespace of its own with a /dev/fuse that everybody may open,
+Each test has a mount namespace of its own with a /dev/fuse that all users may open,
 and runs inaccfs in it as uid 65534.
 """
 
@@ -92,7 +92,7 @@ class Nobody:
 
     @contextmanager
     def mounted(self, *words: str) -> Iterator[str]:
-        """A mount; gives its warnings. Asserted to leave nothing behind."""
+        """A mount; gives its warnings. Asserts at the end that nothing is left."""
         warnings = self.inaccfs("mount", "--log", self.log, *words, self.point).stderr
         daemon = os.pidfd_open(int(self.pid()))
         try:
@@ -162,7 +162,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def nobody(home: Path) -> Iterator[Nobody]:
-    """A user who may make user namespaces, if anybody may."""
+    """A user who may make user namespaces, if the machine allows them."""
     with private_namespace(setup_script(home)) as namespace:
         yield Nobody(namespace, home)
 
@@ -396,7 +396,7 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
 def test_root_of_a_user_namespace_has_places_of_its_own(
     nobody: Nobody, runtime: str
 ) -> None:
-    """/run is another's there, and XDG_RUNTIME_DIR what it is told to set."""
+    """There /run belongs to another user, and the test sets XDG_RUNTIME_DIR."""
     need_user_namespace(nobody)
     if runtime == "/tmp":
         # As long as the path of a socket may be.

@@ -308,7 +308,7 @@ def test_an_empty_file_is_used(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_named_keeps_what_it_can(tmp_path: Path) -> None:
-    """Its bytes are gone, as told; its owner, mode and names are not."""
+    """Its bytes are lost, as documented; its owner, mode and names are kept."""
     path = tmp_path / "full"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o4751)

@@ -61,7 +61,7 @@ def backing() -> Iterator[Backing]:
 
 @pytest.fixture
 def tree(backing: Backing) -> Path:
-    """A path to the backing's root, for what happens behind the mount's back."""
+    """A path to the backing's root, for changes that bypass the mount."""
     return Path(f"/proc/self/fd/{backing.root}")
 
 

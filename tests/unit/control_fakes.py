@@ -1,7 +1,7 @@
 """A control socket over a real tmpfs without a mount, and a peer that speaks QMP.
 
-An fd of a backing file stands in for one of the mount: the server is told that the
-tmpfs is the mount's file system.
+An fd of a backing file stands in for one of the mount: for the server, the tmpfs is the
+mount's file system.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Peer:
     stream: trio.SocketStream
     # What has come besides answers, in order.
     events: list[Answer] = field(default_factory=list)
-    # Fds that have come; whoever takes one closes it.
+    # Fds that have been received; the taker of one closes it.
     fds: list[int] = field(default_factory=list)
     _read: bytearray = field(default_factory=bytearray)
 

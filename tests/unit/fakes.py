@@ -409,7 +409,7 @@ class HeldAllocator:
         # How many calls were under way at once, at most.
         self.most = 0
         self._running = 0
-        # Whether a call ended because nobody waited for it any more.
+        # Whether a call ended because its caller no longer waited.
         self.cancelled = False
         self._error = 0
         self._let_go = trio.Event()

@@ -35,7 +35,7 @@ SIZE = 4 * MANY
 
 @dataclass(eq=False)
 class Holder:
-    """Who gets pages."""
+    """A peer that gets pages."""
 
     evicted_at: list[float] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Holder:
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that answers at once unless it is told not to."""
+    """A notifier that answers at once, unless *answers* is false."""
 
     world: World
     answers: bool = True
@@ -132,7 +132,7 @@ class World:
         self.file.pages.put(holder, BASE + start, count)
 
     def allocate(self, start: int, end: int) -> None:
-        """In the backing, and nobody is told."""
+        """In the backing, without an event."""
         os.posix_fallocate(self.file.fd, start * PAGE, (end - start) * PAGE)
 
     async def fallocate(self, mode: int, start: int, end: int) -> None:

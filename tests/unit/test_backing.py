@@ -326,7 +326,7 @@ def _left_behind(parent: Path, name: str) -> Path:
 
 @forks
 def test_what_a_killed_daemon_left_is_removed_first(refusing: Path) -> None:
-    """Even where its pid is somebody's again, our own for instance."""
+    """Even if its pid is in use again, by this process for instance."""
     _left_behind(refusing, "t.1")
     _left_behind(refusing, f"t.{os.getpid()}")
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
@@ -336,7 +336,7 @@ def test_what_a_killed_daemon_left_is_removed_first(refusing: Path) -> None:
 
 @forks
 def test_a_live_daemons_is_left_alone(refusing: Path) -> None:
-    """Whatever pid namespace it is in: what counts is its lock, not its pid."""
+    """In any pid namespace: its lock counts, not its pid."""
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
         os.rename(refusing / f"t.{os.getpid()}", refusing / "t.999999999")
         os.chown(refusing / "t.999999999", os.geteuid(), -1)

@@ -1,4 +1,4 @@
-"""How files are counted: one walk for all who ask, of any tree."""
+"""How files are counted: one walk for all callers, of any tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 
-# --- who asks -----------------------------------------------------------------------
+# --- callers -----------------------------------------------------------------------
 
 
 class HeldWalk:
@@ -108,7 +108,7 @@ async def test_who_asks_may_go_and_the_others_are_answered() -> None:
             leaving.cancel()
             await until(lambda: walk.begun == 2)
             walk.let_go.release()
-    # The first walk has been given up, and is no answer to anybody.
+    # The first walk has been given up, and answers no caller.
     assert found == [2]
 
 
@@ -280,7 +280,7 @@ def test_a_directory_that_moves_meanwhile_is_no_way_out(tree: Path, where: str) 
 def test_what_may_not_be_read_is_passed_over(
     tree: Path, root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a plain user meets it; tests may be root's, who may read anything."""
+    """As for a plain user; the test may run as root, who may read anything."""
     for name in ("shut", "open"):
         (tree / name).mkdir()
         allocate(tree / name / "file", 1)

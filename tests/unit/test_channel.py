@@ -141,7 +141,7 @@ async def test_getattr_of_the_root_and_of_a_file(world: World, tree: Path) -> No
     reply = await world.kernel.call(Op.GETATTR, nodeid)
     assert reply.attr().size == 3 * PAGE
     assert stat.S_IMODE(reply.attr().mode) == 0o640
-    # Memory can be allocated behind the kernel's back: valid for no time at all.
+    # Memory can be allocated without the kernel's knowledge: never cached.
     assert int.from_bytes(reply.payload[:8], "little") == 0
 
 
@@ -283,7 +283,7 @@ async def test_each_kind_of_open_carries_the_seal(
 
 
 class Unwilling(Seal):
-    """The kernel takes nothing behind an open."""
+    """The kernel refuses every backing file."""
 
     def __init__(self) -> None:
         super().__init__("shared", 7)
@@ -333,7 +333,7 @@ async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -
 
 
 async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> None:
-    """EINVAL, and no name is left behind."""
+    """EINVAL, and no name is left."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     direct = os.O_RDWR | os.O_DIRECT
     assert (await world.kernel.open(nodeid, direct)).error == errno.EINVAL

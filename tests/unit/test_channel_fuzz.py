@@ -1,4 +1,4 @@
-"""Whatever follows a valid header: one reply, or none where none is due, and on."""
+"""After any data with a valid header: the reply that is due; the channel goes on."""
 
 from __future__ import annotations
 

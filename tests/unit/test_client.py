@@ -1,4 +1,4 @@
-"""The blocking client, against a fake daemon behind a real socket."""
+"""The blocking client, against a fake daemon at a real socket."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def invalidate(notifier: int = 1, sequence: int = 1) -> Invalidate:
 
 
 def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
-    """Tell who has registered last of an event, and wait for the answer."""
+    """Send the last registered notifier an event, and wait for the answer."""
     events = daemon.peer()
     events.tell(event or invalidate())
     events.next(InvalidateDone)
@@ -100,7 +100,7 @@ def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
 
 
 class Callback:
-    """Remembers its calls; holds each up if told to."""
+    """Remembers its calls; with *held* each waits for `release`."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -121,7 +121,7 @@ class Callback:
 
 
 def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
-    """Whoever only mounts does not pay for clients."""
+    """A program that only mounts does not import the client."""
     code = (
         "import sys, inaccfs; assert not {'msgspec', 'trio'} & set(sys.modules);"
         "inaccfs.connect; assert 'trio' not in sys.modules"
@@ -328,7 +328,7 @@ def test_ctrl_c_in_a_command_gives_back_what_it_gets_later(
 def test_ctrl_c_among_the_bytes_ends_the_connection(
     shim: Client, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Nobody knows what was lost; the daemon takes back all."""
+    """It is unknown what was lost; the daemon takes back all."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -500,7 +500,7 @@ def test_a_registration_that_is_refused(daemon: FakeDaemon, shim: Client) -> Non
 def test_an_fd_that_is_refused_for_a_notifier(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    """What is told is what was wrong, and not that there is no such name."""
+    """The error says what was wrong, and not that there is no such name."""
     with some_file() as fd, shim.file(fd) as memory:
 
         def refuse(peer: Peer, _: GetFd) -> None:
@@ -550,7 +550,7 @@ def test_an_exception_of_a_callback_is_raised_by_the_block(
     ):
         events = invalidated(daemon)
     assert "ZeroDivisionError" in caplog.text
-    # Unregistered all the same, and told once.
+    # Unregistered all the same, and raised once.
     events.next(UnregisterNotifier)
     shim.close()
 
@@ -592,7 +592,7 @@ def test_an_exception_not_raised_yet_is_raised_when_the_client_closes(
 def test_a_callback_may_unregister(
     daemon: FakeDaemon, shim: Client, peer: Peer, which: str
 ) -> None:
-    """And is not called, nor the other, for what was told before the daemon knew."""
+    """Neither callback is called for events that were sent before the daemon knew."""
     daemon.handlers[UnregisterNotifier] = hold
     returned = threading.Event()
     calls: list[int] = []
@@ -614,7 +614,7 @@ def test_a_callback_may_unregister(
     commands.append(events.next(InvalidateDone))
     assert [command.sequence for command in commands] == [11, 12]
     assert (calls, second.calls) == ([2], [])
-    # The reply may come when it likes; whoever unregisters outside waits for it.
+    # The reply may come late; a thread that unregisters outside waits for it.
     with in_thread(own.unregister if which == "own" else other.unregister) as waiter:
         assert not waiter.done()
         events.release()

@@ -247,7 +247,7 @@ def test_no_greeting_means_not_admitted() -> None:
         conversation.start(requests.QUERY_VERSION).result()
 
 
-# --- what nobody waits for any more -----------------------------------------------
+# --- commands that were given up --------------------------------------------------
 
 FRAMES = messages.Frames(pfn=70, order=0)
 EXTENTS = messages.Frames(
@@ -413,7 +413,7 @@ def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
 
 
 def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
-    """The caller may close his before it has gone."""
+    """The caller may close its own before the message is sent."""
     fd = new_fd()
     talk.conversation.start(requests.get_fd("x", fd))
     os.close(fd)

@@ -116,7 +116,7 @@ def test_a_refusal_is_logged_when_the_client_is_closed(
 def test_so_many_answers_are_outstanding_and_no_more(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
-    """Whoever only tells waits for the daemon, and needs nobody else to read."""
+    """A thread that only posts waits for the daemon, and reads the replies itself."""
     held = []
 
     def hold(peer: Peer, _: PutPfn) -> type[Hold]:

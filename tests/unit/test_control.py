@@ -1,4 +1,4 @@
-"""The control socket, over a real AF_UNIX socket: QMP, and nobody ends the server."""
+"""The control socket, over a real AF_UNIX socket: QMP, and no peer ends the server."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
 
 
 def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
-    """Whatever the umask, which is the caller's again afterwards."""
+    """With any umask, which is restored afterwards."""
     path = tmp_path / "control"
     before = os.umask(0)
     try:
@@ -318,7 +318,7 @@ def test_a_live_daemons_socket_is_refused_and_left_alone(tmp_path: Path) -> None
         with pytest.raises(MountError, match="another daemon"):
             server.listen(path)
         client.connect(path)
-        # The one that asked whether somebody is there, and this one.
+        # The connection that checked for a daemon, and this one.
         listener.accept()[0].close()
 
 

@@ -138,7 +138,7 @@ def test_the_limits_are_those_of_the_code(text: str) -> None:
 
 
 def options(text: str) -> dict[str, tuple[str, str]]:
-    """Each option's default and what is written behind its name."""
+    """Each option's default, and the value that is written after its name."""
     documented = {}
     for words, default, _ in rows(text, "option"):
         name, _, value = words.strip("`").partition(" ")

@@ -297,7 +297,7 @@ async def test_a_helper_that_fails_costs_one_connection(
 async def test_a_connection_that_is_closed_drops_what_was_not_read(
     control: Control, fd: int
 ) -> None:
-    """As gigabytes take long to be freed, in a thread; nobody else waits for it."""
+    """In a thread, because gigabytes take long to free; no other peer waits for it."""
     memory = os.memfd_create("large")
     os.ftruncate(memory, 64 << 20)
     syscalls.fallocate(memory, 0, 0, 64 << 20)

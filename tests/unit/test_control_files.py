@@ -59,7 +59,7 @@ def open_fds() -> int:
 
 async def closed_again(before: int) -> None:
     """Wait until no more fds are open than *before*: threads close what peers had."""
-    while open_fds() > before:  # noqa: ASYNC110 - the threads tell nobody
+    while open_fds() > before:  # noqa: ASYNC110 - the threads notify nothing
         await trio.sleep(0.001)
 
 
@@ -277,7 +277,7 @@ async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
 async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
     control: Control,
 ) -> None:
-    """The seed calls the notifiers whatever the backing returns."""
+    """v8 calls the notifiers even if the backing fails."""
     async with notified(control) as (node, [(peer, _)]):
         errors: list[int | None] = []
 
@@ -376,7 +376,7 @@ async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             event, others = await peer.event(), await other.event()
-            # Another's notifier is nobody's business.
+            # A peer cannot see or unregister another's notifier.
             assert "ENOENT" in await peer.do(
                 "invalidate-done", notifier=others["notifier"], sequence=1
             )
@@ -637,7 +637,7 @@ async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
         (info,) = await peer.do("query-files")
         assert (info["name"], info["fetched"]) == ("/guest", 1)
         assert not control.frames.opened[0].closed
-        # The kernel looks it up, unlinks it and forgets it: it is gone.
+        # The kernel looks it up, unlinks it and forgets it.
         control.namespace.lookup(control.namespace.inodes.root, b"guest")
         control.namespace.unlink(control.namespace.inodes.root, b"guest")
         control.namespace.inodes.forget(node.ino, 1)
@@ -803,7 +803,7 @@ def test_a_wrong_limit_is_reported(text: str) -> None:
         Limits().changed(text)
 
 
-# --- who may --------------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------------
 
 
 async def test_others_are_closed_on_at_once(tmp_path: Path, backing: Backing) -> None:

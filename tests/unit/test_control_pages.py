@@ -308,7 +308,7 @@ class Longest(trio.abc.Instrument):
 
 @asynccontextmanager
 async def slices() -> AsyncIterator[None]:
-    """Whoever does more than 20 ms at once keeps everybody waiting."""
+    """More than 20 ms of work at once would delay all callers."""
     longest = Longest()
     # All that pytest has is the collector's to look at here.
     gc.disable()
@@ -344,7 +344,7 @@ async def test_much_data_with_an_fd_keeps_no_caller_waiting(
     tmp_path: Path, backing: Backing, text: str
 ) -> None:
     """All of it is looked at before any of it is carried out."""
-    # Room for all replies: who is slow to read them is not what this is about.
+    # Room for all replies: this test is not about slow readers.
     policy = Policy(Limits(output=16 << 20), ack_seconds=60)
     with trio.fail_after(60):
         async with (
@@ -459,7 +459,7 @@ async def test_notifiers_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -
 
 
 async def test_replies_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -> None:
-    """Those who have read all are answered all the same."""
+    """Peers that have read everything are still answered."""
     async with (
         limited(tmp_path, backing, total_output=200_000) as control,
         control.peer() as witness,

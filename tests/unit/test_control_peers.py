@@ -1,4 +1,4 @@
-"""Peers that flood, that do not read, and that come in crowds: nobody else minds."""
+"""Peers that flood, do not read, or are many: no other peer is affected."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_a_bug_in_a_command_ends_nothing(
 async def test_a_peer_that_hangs_up_with_commands_unread_leaves_nothing_open(
     control: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first reply finds nobody there; what follows must not be begun."""
+    """The first reply finds the peer gone; later commands must not begin."""
     node = control.make("guest", 2000)
     for _ in range(20):
         async with control.peer() as peer:

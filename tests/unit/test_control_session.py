@@ -54,7 +54,7 @@ class Out:
 
 @dataclass
 class Driven:
-    """A session, and who would be at the other end."""
+    """A session, and the peer at its other end."""
 
     context: Context
     session: Session

@@ -1,4 +1,4 @@
-"""A stream of JSON objects: however it is cut, and whatever is between them."""
+"""A stream of JSON objects, cut in any way, with anything between them."""
 
 from __future__ import annotations
 

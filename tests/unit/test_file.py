@@ -288,7 +288,7 @@ async def _expect_eintr(file: InaccessibleFile, interrupted: trio.Event) -> None
 async def test_an_interrupted_call_returns_before_the_file_has_settled(
     file: InaccessibleFile, held: HeldAllocator
 ) -> None:
-    """The backing still gives back what it had taken: nobody may look until then."""
+    """The backing still frees the pages: later calls wait for that."""
     held.undoing = HeldUndoing()
     interrupted = trio.Event()
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""How much memory the cgroups leave, as the files of a cgroup file system tell it."""
+"""How much memory the cgroups leave, according to the files of a cgroup file system."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_the_daemons_end_is_no_exit() -> None:
 def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
     point: str, semantics: Semantics
 ) -> None:
-    """Patch 4/8. Else the page that was found first would be mapped, and has gone."""
+    """Patch 4/8. Otherwise the page found first would be mapped, which was removed."""
     hook = Once(point)
     with guest(hooks=hook, semantics=semantics) as made:
         hook.act = lambda: made.file.punch(5, 6)
@@ -233,7 +233,7 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
         made.vm.create_vcpu().read(0, 1)
         made.file.punch(0, 1)
         assert made.vm.spte(0) is None
-        # In the client's thread there is nobody to be told before.
+        # In the client's thread no event can come before.
         with pytest.raises(RuntimeError):
             made.vm.set_user_memory_region(0, 0, 0)
 
@@ -244,8 +244,8 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
 def test_v8_has_a_guest_use_a_page_that_is_gone() -> None:
     """Vlastimil Babka on v8 1/8: the callback comes after the hole is punched.
 
-    Between the two the mapping is of a frame that the file has no more, and that may
-    be anybody's.
+    Between the two the mapping is of a frame that the file has no longer, and that any
+    other file may have.
     """
     hook = Once("invalidate:begin")
     with guest(hooks=hook) as made:
@@ -317,7 +317,7 @@ def test_no_huge_page_reaches_into_what_is_being_punched(how: str) -> None:
 
 
 def test_a_slot_whose_notifier_was_lost_is_not_used_any_more() -> None:
-    """What is mapped may have gone: nobody would tell."""
+    """Mapped pages may be removed without an event."""
     with guest(semantics=BRACKETED) as made:
         vcpu = made.vm.create_vcpu()
         vcpu.write(0, b"x")

@@ -117,7 +117,7 @@ def test_a_locked_page_is_tried_again(what: str) -> None:
 
 
 def test_every_step_is_of_a_kind_that_can_be_known() -> None:
-    """Whoever decides who goes next knows by it what the step is about."""
+    """A scheduler knows by it what the step accesses."""
     kinds: list[object] = []
     with guest(hooks=lambda *_: None) as made:
         steps = made.vm._faults.fault(3)
@@ -199,7 +199,7 @@ class FrameMemory:
 
 
 def test_memory_may_be_that_of_frames() -> None:
-    """As on hardware: through a stale entry a guest reaches whoever has the frame."""
+    """As on hardware: through a stale entry a guest accesses the frame's new owner."""
     memory = FrameMemory()
     with shim() as made, VM(made, memory=memory) as vm, VM(made, memory=memory) as evil:
         victim, file = made.memfd(), made.memfd()

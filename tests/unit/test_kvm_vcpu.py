@@ -134,7 +134,7 @@ def test_nonsense_is_a_bug_of_the_caller() -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_mismatch_is_an_exit(*, private: bool) -> None:
-    """Patches 3/8 and 7/8; the exit tells of the page, whatever was accessed of it."""
+    """Patches 3/8 and 7/8; the exit is about the page, whichever part was accessed."""
     with guest(default_private=not private) as made:
         with pytest.raises(MemoryFaultExit) as caught:
             made.vm.create_vcpu().read(5 * PAGE + 7, 100, private=private)
@@ -187,7 +187,7 @@ def test_a_slot_without_shared_memory() -> None:
         assert caught.value.errno == errno.EFAULT
 
 
-# --- who is in the guest --------------------------------------------------------------
+# --- guest mode -----------------------------------------------------------------------
 
 
 class Held:

@@ -281,7 +281,7 @@ def test_links_in_several_directories_keep_those_known(
 
 
 def test_what_is_not_removed_is_not_kept(namespace: Namespace, tree: Path) -> None:
-    """A refused rmdir leaves no fd behind."""
+    """A refused rmdir leaks no fd."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -583,7 +583,7 @@ def test_close_leaves_no_fd(namespace: Namespace, tree: Path) -> None:
     assert open_fds() == before
 
 
-# --- what happens behind the mount's back -----------------------------------------
+# --- changes in the backing that bypass the mount ---------------------------------
 
 
 def test_a_file_whose_name_leads_elsewhere_now_is_stale(
@@ -688,7 +688,7 @@ def test_a_directory_that_nobody_knows_the_way_to_any_more_is_stale(
     for node in (inner, outer):
         with refused(errno.ESTALE):
             namespace.inodes.dir_fd(node)
-    # Until somebody looks.
+    # Until it is looked up.
     assert look(namespace, "b") is inner
     assert look(namespace, "a", inner) is outer
 

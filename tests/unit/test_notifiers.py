@@ -1,4 +1,4 @@
-"""Invalidation that is waited for: who gets an event, and whose answer is awaited."""
+"""Invalidation with answers: which notifiers get an event, and which must answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACK_SECONDS = 10.0
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that remembers what it was told."""
+    """A notifier that remembers its events."""
 
     events: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False

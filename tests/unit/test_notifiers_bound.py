@@ -1,4 +1,4 @@
-"""restrictedmem_bind(): who gets an event of which pages, and in which units."""
+"""restrictedmem_bind(): which notifiers get which events, and in which units."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-# --- who gets an event --------------------------------------------------------------
+# --- targets of an event ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
 async def test_ranges_that_overlap_need_both_to_agree(
     start: int, end: int, taken: bool, first: bool, second: bool
 ) -> None:
-    """Exclusive is exclusive, whoever was there first; SMRAM is an alias of neither."""
+    """Exclusive works in both orders of binding; SMRAM is an alias of neither."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8, exclusive=first)
     other = Listener(notifiers)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE
 ME = os.geteuid(), os.getegid()
-# The handlers need no more of it than who asks; pyfuse3's own cannot be filled.
+# The handlers need only the caller's ids; pyfuse3's own cannot be filled in.
 CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(uid=ME[0], gid=ME[1]))
 
 
@@ -229,8 +229,8 @@ async def test_all_attributes_can_be_set_at_once(
 class CountingDirectory:
     """A directory that counts positions as hugetlbfs does: names from the start.
 
-    Stands in for getdents(2) and lseek(2); whoever seeks after names have gone
-    misses as many.
+    Stands in for getdents(2) and lseek(2). A seek after names were removed skips as
+    many.
     """
 
     def __init__(self, names: int, at_once: int) -> None:
@@ -381,7 +381,7 @@ def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
 async def test_each_name_is_listed_once_and_counts_one_lookup(
     operations: Operations, namespace: Namespace, tree: Path, replies: Replies
 ) -> None:
-    """But not the one that a reply had no room for, until it is told."""
+    """But not the one that a reply had no room for, until it is sent."""
     for at in range(20):
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}

@@ -1,4 +1,4 @@
-"""Real frames: found, held where they are, and let go around a punch."""
+"""Real frames: found, pinned, and unpinned around a punch."""
 
 from __future__ import annotations
 
@@ -737,7 +737,7 @@ def test_a_source_leaves_nothing_open() -> None:
 def test_pages_that_cannot_be_found_after_a_punch_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are told to have moved, and no lock on them is left."""
+    """They are reported as moved, and no lock on them is left."""
 
     def refuse(*_: int) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -772,7 +772,7 @@ def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> 
     now = file.read()
     gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
     assert gone
-    # Until then they are where they were told to be, and no page beside them can move.
+    # Until then they are where they were reported, and no page next to them can move.
     assert by_page(file.frames.extents()) == before
     for page in range(HUGE):
         assert (file.frames.known(page, page + 1) is None) == (page in gone)
@@ -819,7 +819,7 @@ steps = st.tuples(
 def test_each_page_is_where_it_was_reported(
     done: list[tuple[str, tuple[int, int], bool]],
 ) -> None:
-    """A page that is pinned has not moved; of any other the next call tells."""
+    """A pinned page has not moved; the next call reports any other that has."""
     with open_file(size=LENGTH * PAGE) as file:
         pinning = Moody(file.frames._buffers._pins)
         file.frames._buffers._pins = pinning  # type: ignore[misc]
@@ -835,7 +835,7 @@ def test_each_page_is_where_it_was_reported(
 
 
 def _do(file: File, known: dict[int, int], what: str, start: int, end: int) -> None:
-    """Do a step to a file, and to what its user has been told of its pages."""
+    """Do a step on a file, and on *known*, the frames that its user knows."""
 
     def fail() -> None:
         if what == "move and fail":

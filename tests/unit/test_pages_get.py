@@ -314,7 +314,7 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
 
 @pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
 async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
-    """And nobody is told; nor does it get any by that."""
+    """And there is no event; nor is it allocated by that."""
     world = world_of(version())
     world.allocate(2, 3)
     listener = await (
@@ -371,7 +371,7 @@ async def test_a_huge_page_is_looked_for_in_a_thread(
 async def test_a_folio_with_a_poisoned_page_is_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever gets a page beside it would map the whole folio anew."""
+    """A peer that gets a page next to it would map the whole folio again."""
     world, holder = world_of(V10()), Holder()
     await world.get(holder, 0, 16)
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 
 
 async def test_a_locked_page_is_not_punched_before_it_is_put() -> None:
-    """lock_page() of shmem_undo_range(): neither told nor taken."""
+    """lock_page() of shmem_undo_range(): neither reported nor removed."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener()
     await world.get(holder, 3, 4)
@@ -78,7 +78,7 @@ async def test_other_pages_are_punched_and_got_meanwhile() -> None:
 
 @pytest.mark.parametrize("again", [True, False], ids=["by itself", "by another"])
 async def test_a_locked_page_is_not_got_again(again: bool) -> None:
-    """Where the kernel would wait it is EAGAIN: what a peer puts comes behind."""
+    """EAGAIN where the kernel would wait: the put of the same peer comes after it."""
     world, holder = world_of(V7()), Holder()
     await world.get(holder, 3, 5)
     second = holder if again else Holder()
@@ -92,7 +92,7 @@ async def test_a_locked_page_is_not_got_again(again: bool) -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
-    """The puncher has it locked while it tells: nobody maps what is about to go."""
+    """The punch has it locked during its event, so a page about to go is not mapped."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener(answers=False)
     if fetched:
@@ -112,7 +112,7 @@ async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
 
 
 async def test_new_locks_do_not_hold_a_punch_up() -> None:
-    """While it waits for one, nobody else gets a page of its range."""
+    """While it waits for one, no other peer gets a page of its range."""
     world, holder, other = world_of(V7()), Holder(), Holder()
     await world.get(holder, 3, 4)
     async with trio.open_nursery() as nursery:
@@ -146,7 +146,7 @@ async def test_a_peer_that_does_not_put_is_evicted_in_time(
 async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The time of who gets pages begins when they have been got, however late."""
+    """The time limit of a peer begins when it has got the pages."""
     held: list[Holder] = []
     locks = PageLocks(lambda start, end: list(held), ACK_SECONDS)
     holder = Holder()

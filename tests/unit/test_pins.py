@@ -204,12 +204,12 @@ def test_past_the_limit_of_locked_memory_the_rest_is_not_held(memory: Memory) ->
             pytest.skip(f"no io_uring: {made.description}")
         tokens = [made.hold(memory.buffers(2 * MIB))[0] for _ in range(4)]
         held = [token for token in tokens if token is not None]
-        # The limit is of the user: somebody else may have used some of it.
+        # The limit is per user: another process may have used some of it.
         assert 0 < len(held) <= 2
         assert tokens == [*held, *[None] * (4 - len(held))]
         assert made.refusal == os.strerror(errno.ENOMEM)
         made.release(held[:1])
-        # Of several the first are held.
+        # Of several the first are pinned.
         tokens = made.hold(memory.buffers(MIB) * 3)
         count = sum(token is not None for token in tokens)
         assert 2 <= count <= 4

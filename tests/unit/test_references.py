@@ -1,4 +1,4 @@
-"""References: who holds what, across punches, against a model that knows each page."""
+"""References of each peer, across punches, against a model that knows each page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pages(offset: int, pfn: int, count: int) -> list[Extent]:
 
 
 def described(references: References, *holders: str) -> list[Reference]:
-    """What these hold, or all who hold anything."""
+    """The references of these holders, or of all."""
     return [
         one
         for holder in holders or references.holders()

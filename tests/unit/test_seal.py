@@ -1,4 +1,4 @@
-"""What is behind an open, and what is told where it cannot be had."""
+"""The backing file of an open, and the messages if there is none."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_name_like_no_other_is_reported_with_the_list(wanted: str) -> None:
     assert "v8-as-posted" in message
 
 
-# --- code of somebody's own, wherever it is ---------------------------------------
+# --- code of a user, in any place --------------------------------------------------
 
 
 HOSTILE = """
@@ -335,7 +335,7 @@ def test_a_class_that_is_not_semantics_is_refused(tmp_path: Path, name: str) -> 
 def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, kind: str, reason: str, suffix: str
 ) -> None:
-    """And nobody waits for a FIFO."""
+    """And it does not wait for a FIFO."""
     path = tmp_path / "mine.py"
     if kind == "FIFO":
         os.mkfifo(path)

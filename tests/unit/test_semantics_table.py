@@ -1,4 +1,4 @@
-"""The table of versions, row by row: who had which rule when.
+"""The table of versions, row by row: which version had which rule.
 
 The rows are those of "API by version" in our notes on the history, which name the
 mails. Where a version departs from its column on purpose, the test says why.
@@ -45,7 +45,7 @@ BRACKETED = (*RESTRICTEDMEM, *GUEST_MEMFD)
 
 
 def columns(*groups: tuple[object, tuple[str, ...]]) -> dict[str, Any]:
-    """What each version has, from (what, who has it); each must be told once."""
+    """The value of each version, from (value, versions); each must be there once."""
     found = {name: what for what, names in groups for name in names}
     assert sorted(found) == sorted(NAMES)
     assert sum(len(names) for _, names in groups) == len(NAMES)
@@ -69,7 +69,7 @@ def outcome(call: Callable[..., None], *arguments: int) -> str:
 
 @versions
 def test_row_create(name: str) -> None:
-    """What is made is told by the magic; memfd-create is the same in all versions.
+    """The magic shows what is made; memfd-create is the same in all versions.
 
     A departure: memfd_create(2) with a flag, memfd_restricted(2) and an ioctl of KVM
     were three ways to make a file; a file system has its own.
@@ -138,7 +138,7 @@ def test_row_notify_ops(name: str) -> None:
 
 @versions
 def test_row_units(name: str) -> None:
-    """A departure: v8 tells pages, as its pgoff_t says; v8-as-posted has the bug."""
+    """A departure: v8 sends pages, as its pgoff_t says; v8-as-posted has the bug."""
     wanted = columns(
         ("bytes", ("v8-as-posted", "v9")),
         ("pages", ("v7", "v8", "v10", "bind", *GUEST_MEMFD)),
@@ -148,7 +148,7 @@ def test_row_units(name: str) -> None:
 
 @versions
 def test_row_which_fallocate(name: str) -> None:
-    """As (punches, other calls): whether they tell, and of failures, too."""
+    """As (punches, other calls): whether they send events, and for failures, too."""
     wanted = columns(
         # "both": invalidate for the one and populate for the other.
         ((Plan(before=INVALIDATE), Plan(after=POPULATE)), ("v7",)),
@@ -195,10 +195,10 @@ def test_row_lock_across(name: str) -> None:
 
 @versions
 def test_row_scope(name: str) -> None:
-    """ "per binding", and what a binding is told: raw ranges, or its own part.
+    """ "per binding", and the range that a binding gets: all of it, or its own part.
 
     A departure: bind's xarray was walked to the end inclusive, so that a binding which
-    began there was told, too. That bug is not here.
+    began there got the event, too. That bug is not here.
     """
     wanted = columns(
         (("file", False, "punched"), ("v7", *V8S, "v9", "v10")),

@@ -49,7 +49,7 @@ class Lists:
             answer = self._handlers[op](request)
         except Exception as exc:
             answer = requests.errno_of(exc, op)
-        # Whoever looks at the request after its handler has returned sees this.
+        # Code that reads the request after its handler has returned sees this.
         request.buffer[:size] = b"\xff" * size
         request.size = request.nodeid = 0
         if isinstance(answer, int):
@@ -108,7 +108,7 @@ async def test_both_transports_give_the_same_answers(
 async def test_late_answers_go_back_the_way_their_request_came(
     both: tuple[World, Lists],
 ) -> None:
-    """And tell of their request, not of what is in the buffer by then."""
+    """And answer their own request, not the one in the buffer by then."""
     world, lists = both
     nodeid = await _file(world)
     number = await world.kernel.send(
@@ -122,7 +122,7 @@ async def test_late_answers_go_back_the_way_their_request_came(
     await trio.testing.wait_all_tasks_blocked()
     # The kernel's, and by way of pyfuse3.
     assert lists.replies[9] == (0, b"")
-    # INTERRUPT comes by /dev/fuse, whoever it is for.
+    # INTERRUPT always comes by /dev/fuse.
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(number))
     assert await world.kernel.receive() == (number, errno.EINTR, b"")
     await trio.testing.wait_all_tasks_blocked()

@@ -25,7 +25,7 @@ def request(body: bytes, op: int = 0) -> tuple[bytearray, int]:
     """A message in a buffer that is larger than it, as the channel has it."""
     size = HEADER + len(body)
     header = fakes.IN_HEADER.pack(size, op, 8, 1, 1000, 1001, 7, 0, 0)
-    # What an earlier request has left behind.
+    # The rest of an earlier request.
     return bytearray(header + body + b"stale\0" * 20), size
 
 
