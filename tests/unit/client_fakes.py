@@ -42,7 +42,7 @@ class Peer:
     # What has come, in order; `next` takes it.
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
     # The ids of the commands that are not answered yet.
-    held: list[qmp.RequestId] = field(default_factory=list)
+    waiting: list[qmp.RequestId] = field(default_factory=list)
     # What came by SCM_RIGHTS and has not been taken.
     fds: list[int] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class Peer:
 
     def release(self, value: object = None) -> None:
         """Answer the command that has waited longest."""
-        self.reply(self.held.pop(0), {} if value is None else value)
+        self.reply(self.waiting.pop(0), {} if value is None else value)
 
     def reply(self, request_id: qmp.RequestId, value: object) -> None:
         match value:
@@ -164,7 +164,7 @@ class FakeDaemon:
         except OSError as exc:
             value = exc
         if value is Hold:
-            peer.held.append(request_id)
+            peer.waiting.append(request_id)
         else:
             peer.reply(request_id, {} if value is None else value)
         if not isinstance(command, messages.QmpCapabilities):

@@ -315,14 +315,14 @@ class Control:
         """What a peer has open; the caller's to close."""
         return os.open(f"/proc/self/fd/{node.fd}", flags)
 
-    async def gone(self, peers: int = 0) -> None:
-        """Wait until no more than so many peers are there."""
-        while len(self.server.peers) > peers:
+    async def peers_down_to(self, number: int) -> None:
+        """Wait until there are at most *number* peers."""
+        while len(self.server.peers) > number:
             await trio.lowlevel.checkpoint()
 
 
 class DirectHelper(Helper):
-    """Does without other processes what nothing here hangs in."""
+    """Does in this process what would be done in workers: nothing here hangs."""
 
     def __init__(self) -> None:
         # No helper is started.

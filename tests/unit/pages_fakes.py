@@ -76,10 +76,10 @@ class Listener:
         self.world.evicted.append(self)
 
 
-class HeldFrames(FakeFrames):
+class BlockedFrames(FakeFrames):
     """Frames whose fetching takes as long as a test wants."""
 
-    held = False
+    blocks = False
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -87,7 +87,7 @@ class HeldFrames(FakeFrames):
         self.let_go = threading.Event()
 
     def fetch(self, start: int, end: int) -> Fetched:
-        if self.held:
+        if self.blocks:
             self.entered.set()
             self.let_go.wait()
         return super().fetch(start, end)
@@ -95,7 +95,7 @@ class HeldFrames(FakeFrames):
 
 class HeldSource(FakeSource):
     def open(self, fd: int, page_size: int) -> FakeFrames:
-        self.opened.append(HeldFrames(fd))
+        self.opened.append(BlockedFrames(fd))
         return self.opened[-1]
 
 
@@ -212,6 +212,6 @@ def count_calls(
     return calls
 
 
-async def fetching(world: World, frames: HeldFrames) -> None:
+async def fetching(world: World, frames: BlockedFrames) -> None:
     """Wait until a thread fetches."""
     await trio.to_thread.run_sync(frames.entered.wait)

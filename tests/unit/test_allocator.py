@@ -160,7 +160,7 @@ async def test_nothing_is_left_of_an_allocation(
 # --- what it is -------------------------------------------------------------------
 
 
-def _held(pid: int) -> list[str]:
+def _open_fds(pid: int) -> list[str]:
     """What the fds of a process lead to."""
     directory = f"/proc/{pid}/fd"
     found = []
@@ -177,11 +177,11 @@ async def test_the_helper_holds_nothing_of_the_daemons(
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     with trio.fail_after(10):
         # The worker may answer before the helper has closed what it has handed on.
-        while len(held := _held(allocator.helper)) > 4:
+        while len(fds := _open_fds(allocator.helper)) > 4:
             await trio.lowlevel.checkpoint()
-    (requests,) = [name for name in held if name != os.devnull]
+    (requests,) = [name for name in fds if name != os.devnull]
     assert requests.startswith("socket:")
-    assert len(held) == 4
+    assert len(fds) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

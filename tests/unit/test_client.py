@@ -100,14 +100,14 @@ def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
 
 
 class Callback:
-    """Remembers its calls; with *held* each waits for `release`."""
+    """Remembers its calls; with *blocks* each waits for `may_return`."""
 
-    def __init__(self, *, held: bool = False) -> None:
+    def __init__(self, *, blocks: bool = False) -> None:
         self.calls: list[tuple[int, int]] = []
         self.thread: threading.Thread | None = None
         self.entered = threading.Event()
         self.may_return = threading.Event()
-        if not held:
+        if not blocks:
             self.may_return.set()
 
     def __call__(self, start: int, end: int) -> None:
@@ -446,7 +446,7 @@ def test_a_forgotten_file_is_closed_with_its_client(daemon: FakeDaemon) -> None:
 def test_an_event_is_answered_when_the_callback_returns(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     with shim.file("/a").register_notifier(callback) as notifier:
         assert (notifier.number, notifier.registered) == (1, True)
         events = daemon.peer()
@@ -628,7 +628,7 @@ def test_unregister_waits_for_a_running_callback(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     """The daemon would take it for the answer, and the pages would go under it."""
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     notifier = shim.file("/a").register_notifier(callback)
     events = daemon.peer()
     events.tell(invalidate())
@@ -762,7 +762,7 @@ def test_to_close_ends_though_a_callback_does_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("inaccfs.client.threads.CALLBACK_SECONDS", 0.05)
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     shim = inaccfs.connect(daemon.path)
     daemon.peer()
     shim.file("/a").register_notifier(callback)

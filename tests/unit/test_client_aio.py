@@ -297,7 +297,7 @@ async def test_the_result_of_a_cancelled_command_is_given_back(
         assert {(await next_of(peer, GetPfn)).count for _ in range(2)} == {None, 5}
         nursery.cancel_scope.cancel()
     assert peer.nothing_more()
-    for request_id in peer.held:
+    for request_id in peer.waiting:
         value = messages.Frames(pfn=77, order=0, extents=[messages.Extent(1, 77, 5, 0)])
         peer.reply(request_id, value)
     puts = [await next_any(peer) for _ in range(2)]

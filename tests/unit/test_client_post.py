@@ -117,10 +117,10 @@ def test_so_many_answers_are_outstanding_and_no_more(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
     """A thread that only posts waits for the daemon, and reads the replies itself."""
-    held = []
+    counts = []
 
     def hold(peer: Peer, _: PutPfn) -> type[Hold]:
-        held.append(len(peer.held) + 1)
+        counts.append(len(peer.waiting) + 1)
         return Hold
 
     daemon.handlers[PutPfn] = hold
@@ -132,8 +132,8 @@ def test_so_many_answers_are_outstanding_and_no_more(
             peer.next(PutPfn)
         peer.release()
         teller.result(PATIENCE)
-    assert max(held) == UNAWAITED + 1
-    while peer.held:
+    assert max(counts) == UNAWAITED + 1
+    while peer.waiting:
         peer.release()
 
 

@@ -220,7 +220,7 @@ async def test_what_turns_out_not_to_want_it_leaves_nothing(
         assert len(os.listdir("/proc/self/fd")) == before
         await peer.send('{"execute":', fd)
         await trio.testing.wait_all_tasks_blocked()
-    await control.gone()
+    await control.peers_down_to(0)
     assert len(os.listdir("/proc/self/fd")) < before
 
 
@@ -307,7 +307,7 @@ async def test_a_connection_that_is_closed_drops_what_was_not_read(
         await peer.send("x", memory)
         os.close(memory)
         served.disconnect("a test")
-        await control.gone()
+        await control.peers_down_to(0)
         await control.still_serves()
         while control.server.transport.closings.connections:  # noqa: ASYNC110 - a thread ends
             await trio.sleep(0.001)
@@ -328,12 +328,12 @@ async def test_a_socket_that_lingers_keeps_only_its_sender_waiting(
                 slow.send(b"x" * 100_000)
         except BlockingIOError:
             pass
-        async with control.peer() as peer, control.peer() as gone:
-            for each in (peer, gone):
+        async with control.peer() as peer, control.peer() as other:
+            for each in (peer, other):
                 await each.send(query(1), slow.fileno())
             slow.close()
             await control.still_serves()
-            await gone.stream.aclose()
+            await other.stream.aclose()
             await control.still_serves()
             reader.close()
             assert await answers(peer, 1) == {1: ""}

@@ -199,7 +199,7 @@ async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
         await peer.do("get-pfn", file="a", offset=1)
         await peer.do("get-pfn", file="/guest", offset=1)
         assert node.opens == 4
-    await control.gone()
+    await control.peers_down_to(0)
     assert node.opens == 1
     assert node.file is not None
     assert not node.file.notifiers
@@ -397,7 +397,7 @@ async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             await peer.event()
         # The other has to answer still.
-        await control.gone(1)
+        await control.peers_down_to(1)
         assert node.file is not None
         assert len(node.file.notifiers) == 1
         nursery.cancel_scope.cancel()
@@ -427,7 +427,7 @@ async def test_a_silent_peer_is_disconnected_and_the_punch_goes_on(
             await fallocate(control, node, PUNCH, 0, 1)
             assert (await peer.event())["notifier"] == number
             await peer.closed()
-            await control.gone()
+            await control.peers_down_to(0)
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert f"no answer to an event of notifier {number}" in record.getMessage()
@@ -600,7 +600,7 @@ async def test_fetched_pages_are_freed_when_the_file_is_removed_in_the_backing(
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
         await peer.do("put-pfn", file="/guest", pfn=BASE)
-    await control.gone()
+    await control.peers_down_to(0)
     os.unlink("guest", dir_fd=backing.root)
     control.namespace.opens.release(node)
     control.namespace.inodes.forget(node.ino, node.lookups)
@@ -615,7 +615,7 @@ async def test_fetched_pages_stay_while_another_name_leads_to_them(
     os.link("guest", "other", src_dir_fd=backing.root, dst_dir_fd=backing.root)
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
-    await control.gone()
+    await control.peers_down_to(0)
     control.namespace.unlink(control.namespace.inodes.root, b"guest")
     control.namespace.opens.release(node)
     control.namespace.inodes.forget(node.ino, node.lookups)
@@ -691,7 +691,7 @@ async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
         control.namespace.inodes.forget(node.ino, node.lookups)
         (info,) = await peer.do("query-files")
         assert info["name"] == f"(deleted inode {node.ino})"
-    await control.gone()
+    await control.peers_down_to(0)
     assert control.frames.opened[0].closed
     os.close(fd)
 

@@ -336,7 +336,7 @@ async def test_queries_of_many_peers_keep_no_caller_waiting(control: Control) ->
             for _ in range(90):
                 await peer.answer()
     async with slices():
-        await control.gone()
+        await control.peers_down_to(0)
 
 
 @pytest.mark.parametrize("text", ["{}", "x\n"])
@@ -454,7 +454,7 @@ async def test_notifiers_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -
                     said = await each.do("register-notifier", file="/guest")
                     assert "EDQUOT" in said
                     assert "total_notifiers" in said
-            await control.gone(1)
+            await control.peers_down_to(1)
             assert "notifier" in await peer.do("register-notifier", file="/guest")
 
 

@@ -13,7 +13,7 @@ import trio.testing
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
-from tests.unit.fakes import HeldCloser, fallocate
+from tests.unit.fakes import BlockedCloser, fallocate
 
 if TYPE_CHECKING:
     import socket
@@ -96,7 +96,7 @@ async def test_a_peer_that_never_reads_is_disconnected_in_time(
         ):
             with pytest.raises(trio.BrokenResourceError):
                 await peer.send('{"execute": "query-commands"}\n' * 100_000)
-            await control.gone()
+            await control.peers_down_to(0)
     assert "reads nothing: disconnected" in caplog.text
 
 
@@ -115,7 +115,7 @@ async def test_events_that_nobody_reads_are_bounded(
                     if served.reason:
                         break
                 assert served.outlet.waiting <= 20_000
-                await control.gone()
+                await control.peers_down_to(0)
             await control.still_serves()
     assert "of events unread: disconnected" in caplog.text
 
@@ -172,7 +172,7 @@ async def test_two_hundred_peers_at_once(control: Control) -> None:
         numbers = {(await peer.answer())["return"]["notifier"] for peer in peers}
         assert len(numbers) == 200
         assert (await peers[0].do("query-stats"))["peers"] == 200
-    await control.gone()
+    await control.peers_down_to(0)
 
 
 async def test_a_peer_that_ends_its_side_still_gets_its_replies(
@@ -222,7 +222,7 @@ async def test_a_peer_that_hangs_up_with_commands_unread_leaves_nothing_open(
         async with control.peer() as peer:
             line = peer.line("get-pfn", file="/guest", offset=0, count=500) + "\n"
             await peer.send('{"execute": "query-version"}\n' * 100 + line * 100)
-        await control.gone()
+        await control.peers_down_to(0)
         assert node.opens == 1
     assert caplog.text == ""
 
@@ -265,7 +265,7 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
 ) -> None:
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
-    space = HeldCloser()
+    space = BlockedCloser()
     object.__setattr__(control.server.context.superblock, "frees", space)
     space.claim()
     async with control.peer() as peer:
@@ -279,5 +279,5 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
         assert "pfn" in (await peer.answer())["return"]
         control.frames.opened[0].full = True
         assert "ENOSPC" in await peer.do("get-pfn", file="/guest", offset=2)
-    await control.gone()
+    await control.peers_down_to(0)
     assert node.opens == 1

@@ -205,7 +205,7 @@ async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> 
         for _ in range(3):
             async with control.peer() as peer:
                 await peer.do("bind", file="/guest", start=0, end=8)
-            await control.gone()
+            await control.peers_down_to(0)
 
 
 # --- pages ------------------------------------------------------------------------
@@ -315,7 +315,7 @@ async def test_a_peer_that_reports_poison_may_go_in_the_middle(
         end = await other.event()
         assert (end["event"], end["start"], end["end"]) == ("INVALIDATE_END", 3, 4)
         await other.do("invalidate-done", notifier=end["notifier"], sequence=2)
-        await control.gone(1)
+        await control.peers_down_to(1)
 
 
 async def test_a_peer_that_its_own_command_waits_for_may_go(
@@ -333,5 +333,5 @@ async def test_a_peer_that_its_own_command_waits_for_may_go(
                 if how == "breaks":
                     (served,) = control.server.peers
                     served.disconnect("a test")
-            await control.gone()
+            await control.peers_down_to(0)
     assert "no answer" not in caplog.text

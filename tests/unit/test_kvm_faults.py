@@ -197,8 +197,8 @@ def test_the_unit_is_asked_for(semantics: Semantics) -> None:
     with guest(semantics=semantics) as made:
         made.vm.pre_fault_memory(0, MIB)
         made.file.punch(10, 20)
-        gone = [gfn for gfn in range(30) if made.vm.spte(gfn) is None]
-        assert gone == list(range(10, 20))
+        zapped = [gfn for gfn in range(30) if made.vm.spte(gfn) is None]
+        assert zapped == list(range(10, 20))
 
 
 def test_both_aliases_of_a_page_are_zapped() -> None:
@@ -461,11 +461,11 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
     with guest(hooks=hook) as made:
         inside, go = threading.Event(), threading.Event()
 
-        def held() -> None:
+        def wait_inside() -> None:
             inside.set()
             assert go.wait(PATIENCE)
 
-        hook.act = held
+        hook.act = wait_inside
         access = pool.submit(made.vm.create_vcpu().read, 0, 1)
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)

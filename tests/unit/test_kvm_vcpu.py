@@ -55,9 +55,9 @@ def test_an_access_may_cross_pages(order: int, *, private: bool) -> None:
         vcpu.write(gpa, data, private=private)
         assert vcpu.read(gpa, len(data), private=private) == data
         assert vcpu.read(gpa - 1, 1, private=private) == b"\0"
-        held = os.pread(made.file.fd, len(data), gpa)
+        memory = os.pread(made.file.fd, len(data), gpa)
         other = bytes(made.shared[gpa : gpa + len(data)])
-        assert (held == data, other == data) == (private, not private)
+        assert (memory == data, other == data) == (private, not private)
 
 
 def test_an_access_may_cross_slots() -> None:
@@ -263,14 +263,16 @@ def test_a_slot_is_deleted_while_it_is_converted(
     """The deletion waits: else what is discarded would be of a file that was closed."""
     inside, go = threading.Event(), threading.Event()
 
-    def held(discard: Callable[..., None], slot: MemorySlot, *rest: int) -> None:
+    def discard_later(
+        discard: Callable[..., None], slot: MemorySlot, *rest: int
+    ) -> None:
         inside.set()
         assert go.wait(PATIENCE)
         discard(slot, *rest)
 
     for name in ("discard_private", "discard_shared"):
         real = getattr(kvm_vmm, name)
-        monkeypatch.setattr(kvm_vmm, name, partial(held, real))
+        monkeypatch.setattr(kvm_vmm, name, partial(discard_later, real))
     with guest(default_private=not private) as made:
         vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
         conversion = pool.submit(vmm.convert, 0, PAGE, private=private)

@@ -302,9 +302,9 @@ async def test_bindings_that_come_and_go_are_found_as_by_a_list() -> None:
         start = dice.randrange(40)
         end = start + dice.randrange(1, 10)
         if there and dice.random() < 0.4:
-            gone = dice.choice(list(there))
-            notifiers.drop(gone)
-            del there[gone]
+            dropped = dice.choice(list(there))
+            notifiers.drop(dropped)
+            del there[dropped]
         else:
             made_ = await Listener(notifiers).bind(start, end, exclusive=False)
             there[made_] = start, end

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
-    from tests.unit.fakes import HeldAllocator
+    from tests.unit.fakes import BlockedAllocator
 
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE
@@ -49,8 +49,8 @@ def answered(number: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
-    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=held))
+def namespace(backing: Backing, blocked: BlockedAllocator) -> Iterator[Namespace]:
+    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=blocked))
     yield made
     made.close()
 
@@ -76,14 +76,14 @@ def inode(node: Node) -> pyfuse3.InodeT:
 
 
 @asynccontextmanager
-async def busy(node: Node, held: HeldAllocator) -> AsyncIterator[None]:
+async def busy(node: Node, blocked: BlockedAllocator) -> AsyncIterator[None]:
     """A long allocation of a file, until the end of the with block."""
     assert node.file is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, node.file, 0, 0, LONG, trio.Event())
-        await held.entered.wait()
+        await blocked.entered.wait()
         yield
-        held.let_go()
+        blocked.let_go()
 
 
 # --- busy files -------------------------------------------------------------------
@@ -142,7 +142,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
     operations: Operations,
     namespace: Namespace,
     node: Node,
-    held: HeldAllocator,
+    blocked: BlockedAllocator,
     tree: Path,
     call: Callable[[Operations, Node], Awaitable[object]],
 ) -> None:
@@ -158,7 +158,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
             assert exc.errno == errno.EOPNOTSUPP  # noqa: PT017
         ended.set()
 
-    async with trio.open_nursery() as nursery, busy(node, held):
+    async with trio.open_nursery() as nursery, busy(node, blocked):
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         assert not ended.is_set()
@@ -173,7 +173,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
 
 
 async def test_a_size_waits_and_is_then_refused(
-    namespace: Namespace, node: Node, held: HeldAllocator, tree: Path
+    namespace: Namespace, node: Node, blocked: BlockedAllocator, tree: Path
 ) -> None:
     """By then the file has the size of the allocation; nothing else is set."""
     valid = wire.FATTR_SIZE | wire.FATTR_MODE
@@ -182,7 +182,7 @@ async def test_a_size_waits_and_is_then_refused(
         with refused(errno.EPERM):
             await _change(namespace, node, valid=valid, size=2 * PAGE, mode=0o640)
 
-    async with trio.open_nursery() as nursery, busy(node, held):
+    async with trio.open_nursery() as nursery, busy(node, blocked):
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         os.truncate(tree / "f", PAGE)

@@ -304,9 +304,9 @@ def test_pages_that_have_moved_are_returned(file: File) -> None:
         fetched = loose.fetch(0, 256)
         now = by_page(fetched.extents)
         assert list(now.values()) == file.read()[:256]
-        gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
-        assert gone
-        assert by_page(fetched.moved) == gone
+        moved = {page: pfn for page, pfn in before.items() if now[page] != pfn}
+        assert moved
+        assert by_page(fetched.moved) == moved
         assert loose.fetch(0, 256).moved == []
         assert loose.pages == 256
 
@@ -323,14 +323,14 @@ def shuffle(file: File, start: int, end: int) -> None:
 
 def test_a_page_that_is_pinned_late_is_where_it_was_or_reported(file: File) -> None:
     """Pinning was refused once, and is not any more."""
-    held: pins.Pins = file.frames._buffers._pins
+    pinning: pins.Pins = file.frames._buffers._pins
     refusing = pins.NoPins("a test")
     file.frames._buffers._pins = refusing  # type: ignore[misc]
     before = by_page(file.frames.fetch(0, 128).extents)
     assert file.frames.known(0, 1) is None
     assert file.frames.unpinned == 128
     shuffle(file, 0, 64)
-    file.frames._buffers._pins = held  # type: ignore[misc]
+    file.frames._buffers._pins = pinning  # type: ignore[misc]
     fetched = file.frames.fetch(0, 256)
     now = by_page(fetched.extents)
     assert by_page(fetched.moved) == {
@@ -459,12 +459,12 @@ def test_a_punch_that_fails_leaves_all_as_it_was(kind: str) -> None:
     with open_file(kind) as file:
         before = pinned()
         extents = file.fetch(0, 2048)
-        held = pinned() - before
+        number = pinned() - before
         with refused(errno.EINTR):
             file.frames.punch(100, 1500, fail)
         assert file.frames.known(0, 2048) == extents
         assert file.frames.pages == 2048
-        assert pinned() - before == held
+        assert pinned() - before == number
         assert file.fetch(0, 2048) == extents
 
 
@@ -770,13 +770,13 @@ def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> 
     with refused(errno.EINTR):
         file.frames.punch(100, 200, move_and_fail)
     now = file.read()
-    gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
-    assert gone
+    moved = {page: pfn for page, pfn in before.items() if now[page] != pfn}
+    assert moved
     # Until then they are where they were reported, and no page next to them can move.
     assert by_page(file.frames.extents()) == before
     for page in range(HUGE):
-        assert (file.frames.known(page, page + 1) is None) == (page in gone)
-    assert by_page(file.frames.fetch(50, HUGE).moved) == gone
+        assert (file.frames.known(page, page + 1) is None) == (page in moved)
+    assert by_page(file.frames.fetch(50, HUGE).moved) == moved
     assert file.fetch(0, HUGE) == file.frames.known(0, HUGE)
     assert list(by_page(file.frames.extents()).values()) == file.read()[:HUGE]
 

@@ -36,7 +36,7 @@ from tests.unit.pages_fakes import (
     MANY,
     PUNCH,
     SIZE,
-    HeldFrames,
+    BlockedFrames,
     Holder,
     fetching,
     rules,
@@ -178,8 +178,8 @@ async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
     one = await world.bound(0, SIZE)
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(errno.EINVAL):
@@ -413,8 +413,8 @@ async def test_a_page_that_is_poisoned_while_it_is_fetched_is_not_got() -> None:
     world, holder = world_of(V10()), Holder()
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(EHWPOISON):

@@ -20,7 +20,7 @@ from tests.unit.pages_fakes import (
     MANY,
     PUNCH,
     SIZE,
-    HeldFrames,
+    BlockedFrames,
     Holder,
     fetching,
     rules,
@@ -147,8 +147,8 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The time limit of a peer begins when it has got the pages."""
-    held: list[Holder] = []
-    locks = PageLocks(lambda start, end: list(held), ACK_SECONDS)
+    holders: list[Holder] = []
+    locks = PageLocks(lambda start, end: list(holders), ACK_SECONDS)
     holder = Holder()
     punched_at = []
 
@@ -160,14 +160,14 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
         with locks.claimed(0, 100):
             nursery.start_soon(punch)
             await trio.sleep(ACK_SECONDS - 0.1)
-            held.append(holder)
+            holders.append(holder)
         await trio.sleep(ACK_SECONDS - 0.1)
         assert holder.evicted_at == []
-        held.clear()
+        holders.clear()
         locks.unlocked()
     assert punched_at == [2 * (ACK_SECONDS - 0.1)]
     # And it does end.
-    held.append(holder)
+    holders.append(holder)
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
         with locks.claimed(0, 100):
@@ -175,7 +175,7 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
             await trio.sleep(1)
         await trio.sleep(ACK_SECONDS + 0.1)
         assert holder.evicted_at == [begun + 1 + ACK_SECONDS]
-        held.clear()
+        holders.clear()
         locks.unlocked()
 
 
@@ -203,8 +203,8 @@ async def test_pages_that_are_being_got_are_locked_already() -> None:
     await world.get(other, 3, 4)
     world.put(other, 3)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.get, holder, 0, MANY)
         await fetching(world, frames)

@@ -186,10 +186,10 @@ def test_nothing_is_held_where_nothing_is_mapped(
 ) -> None:
     before = pinned()
     nowhere = Memory(MIB)
-    gone = nowhere.buffers(MIB)
+    unmapped = nowhere.buffers(MIB)
     nowhere.close()
     with refused(errno.EFAULT):
-        ring.hold([*memory.buffers(MIB), *gone])
+        ring.hold([*memory.buffers(MIB), *unmapped])
     assert pinned() == before
     # And the slots are free.
     assert ring.hold(memory.buffers(MIB)) == [0, 1]

@@ -200,7 +200,7 @@ class EachPage(RuleBasedStateMachine):
         super().__init__()
         self.tested = References()
         # By holder and frame: (offset, whether punched) of each reference.
-        self.held: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
+        self.refs: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
         # Which pages of the file are in these frames now.
         self.shift = 0
 
@@ -209,7 +209,7 @@ class EachPage(RuleBasedStateMachine):
         return {
             frame
             for frame in frames
-            if not any(punched for h in "ab" for _, punched in self.held[h, frame])
+            if not any(punched for h in "ab" for _, punched in self.refs[h, frame])
         }
 
     @staticmethod
@@ -223,19 +223,19 @@ class EachPage(RuleBasedStateMachine):
         start, count = run
         self.tested.get(holder, pages(start + self.shift, BASE + start, count))
         for frame in range(start, start + count):
-            self.held[holder, frame].append((frame + self.shift, False))
+            self.refs[holder, frame].append((frame + self.shift, False))
 
     @rule(holder=holders, run=runs)
     def put(self, holder: str, run: tuple[int, int]) -> None:
         start, count = run
         frames = range(start, start + count)
-        if not all(self.held[holder, frame] for frame in frames):
+        if not all(self.refs[holder, frame] for frame in frames):
             with refused(errno.EINVAL):
                 self.tested.put(holder, BASE + start, count)
             return
         freed = self.as_set(self.tested.put(holder, BASE + start, count))
-        gone = {f for f in frames if self.held[holder, f].pop(0)[1]}
-        assert freed == self.free(gone)
+        freed_now = {f for f in frames if self.refs[holder, f].pop(0)[1]}
+        assert freed == self.free(freed_now)
 
     @rule(holder=holders, runs=st.lists(runs, min_size=1, max_size=3))
     def put_all(self, holder: str, runs: list[tuple[int, int]]) -> None:
@@ -243,26 +243,26 @@ class EachPage(RuleBasedStateMachine):
             frame for start, count in runs for frame in range(start, start + count)
         )
         extents = [(BASE + start, count) for start, count in runs]
-        if any(len(self.held[holder, f]) < wanted[f] for f in wanted):
+        if any(len(self.refs[holder, f]) < wanted[f] for f in wanted):
             with refused(errno.EINVAL):
                 put_all(self.tested, holder, *extents)
             return
         freed = self.as_set(put_all(self.tested, holder, *extents))
-        gone = set()
+        freed_now = set()
         for frame, number in wanted.items():
             for _ in range(number):
-                if self.held[holder, frame].pop(0)[1]:
-                    gone.add(frame)
-        assert freed == self.free(gone)
+                if self.refs[holder, frame].pop(0)[1]:
+                    freed_now.add(frame)
+        assert freed == self.free(freed_now)
 
     @rule(holder=holders)
     def drop(self, holder: str) -> None:
         freed = self.as_set(dropped(self.tested, holder))
-        gone = set()
+        freed_now = set()
         for frame in range(PAGES):
-            if any(punched for _, punched in self.held.pop((holder, frame), [])):
-                gone.add(frame)
-        assert freed == self.free(gone)
+            if any(punched for _, punched in self.refs.pop((holder, frame), [])):
+                freed_now.add(frame)
+        assert freed == self.free(freed_now)
 
     @rule()
     def move_on(self) -> None:
@@ -277,9 +277,9 @@ class EachPage(RuleBasedStateMachine):
         frames = range(start, start + count)
         for frame in frames:
             for holder in "ab":
-                self.held[holder, frame] = [
+                self.refs[holder, frame] = [
                     (at, punched or at == frame + self.shift)
-                    for at, punched in self.held[holder, frame]
+                    for at, punched in self.refs[holder, frame]
                 ]
         assert free == self.free(set(frames))
 
@@ -291,9 +291,9 @@ class EachPage(RuleBasedStateMachine):
             for at in range(one.count):
                 place = (one.holder, one.pfn - BASE + at)
                 by_place[place] += [(one.offset + at, one.punched)] * one.refs
-        assert by_place == {key: value for key, value in self.held.items() if value}
+        assert by_place == {key: value for key, value in self.refs.items() if value}
         for holder in "ab":
-            held = [v for (h, _), v in self.held.items() if h == holder]
+            held = [v for (h, _), v in self.refs.items() if h == holder]
             assert self.tested.total(holder) == sum(map(len, held))
 
 

@@ -15,7 +15,13 @@ from inaccfs.fuse import requests, wire
 from inaccfs.fuse.requests import Pending, Request
 from inaccfs.fuse.wire import Op
 from tests.unit import fakes
-from tests.unit.fakes import FALLOCATE_IN, INTERRUPT_IN, HeldAllocator, World, serving
+from tests.unit.fakes import (
+    FALLOCATE_IN,
+    INTERRUPT_IN,
+    BlockedAllocator,
+    World,
+    serving,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,10 +71,10 @@ class Lists:
 @pytest.fixture
 async def both(backing: Backing) -> AsyncIterator[tuple[World, Lists]]:
     """A channel, and a second transport on its handlers."""
-    held = HeldAllocator()
-    async with serving(backing, allocator=held) as world:
+    blocked = BlockedAllocator()
+    async with serving(backing, allocator=blocked) as world:
         yield world, Lists(world.channel.handlers, world.channel.pending)
-        held.let_go()
+        blocked.let_go()
 
 
 async def _file(world: World) -> int:
