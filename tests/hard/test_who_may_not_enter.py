@@ -73,7 +73,7 @@ def test_the_uid_decides_where_the_socket_is_open_to_all(
 
 
 @pytest.mark.parametrize("namespace", ["no", "yes"])
-def test_what_allow_uid_gives_and_what_it_does_not(
+def test_the_permissions_of_allow_uid(
     ground: Ground, point: Path, namespace: str
 ) -> None:
     """Queries of everything, files by their fds; no paths, no memory, no end."""

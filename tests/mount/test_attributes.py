@@ -68,7 +68,7 @@ def test_stat_shows_each_allocation_and_each_punch(mount: Mount) -> None:
             assert allocated(file) == allocated(fd) == (7 - page) * PAGE
 
 
-def test_stat_1_and_ls_and_du_show_what_is_allocated(mount: Mount) -> None:
+def test_stat_1_and_ls_and_du_show_the_allocated_memory(mount: Mount) -> None:
     file = new_file(mount.path / "file", 4 * PAGE)
     run("fallocate", "-l", 3 * PAGE, file)
 
@@ -161,7 +161,7 @@ def test_times_of_a_symbolic_link_are_its_own(mount: Mount) -> None:
     assert times(target) == (1, 1)
 
 
-def test_what_changes_a_directory_changes_its_time(mount: Mount) -> None:
+def test_a_change_of_a_directory_changes_its_time(mount: Mount) -> None:
     directory = mount.path / "directory"
     directory.mkdir()
     changes: dict[str, Callable[[], object]] = {

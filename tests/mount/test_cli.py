@@ -265,7 +265,7 @@ def test_two_mounts_can_wrap_the_same_directory(memory: Path) -> None:
 # --- status -------------------------------------------------------------------
 
 
-def test_status_shows_what_there_is(mount: Mount) -> None:
+def test_status_shows_files_and_pages(mount: Mount) -> None:
     run("fallocate", "-l", 3 * PAGE, new_file(mount.path / "file"))
     new_file(mount.path / "other")
     status = mount.status()
@@ -317,7 +317,7 @@ def test_status_counts_each_file_once(mount: Mount) -> None:
     assert mount.status().allocated_pages == 1
 
 
-def test_status_counts_what_is_open_without_a_name(mount: Mount) -> None:
+def test_status_counts_open_files_without_a_name(mount: Mount) -> None:
     """status.py: "Regular files that have a name, or are open"."""
     with support.opened(mount.path, os.O_TMPFILE | os.O_RDWR) as fd:
         os.posix_fallocate(fd, 0, PAGE)

@@ -411,7 +411,7 @@ threading.Event().wait()
 """
 
 
-def test_a_client_that_is_killed_in_a_callback_holds_up_nobody(
+def test_a_client_that_is_killed_in_a_callback_delays_no_other(
     mount: inaccfs.Mount, shim: Client, fd: int
 ) -> None:
     with subprocess.Popen(

@@ -460,7 +460,7 @@ def test_simulated_frames_need_no_privilege() -> None:
     assert again["extents"][0]["order"] == 9
 
 
-def test_fetched_memory_is_back_when_the_file_has_gone(mount: inaccfs.Mount) -> None:
+def test_fetched_memory_is_freed_with_the_file(mount: inaccfs.Mount) -> None:
     with peer(mount.control) as shim:
         with guest(mount) as fd:
             shim.do("getfd", fd, fdname="g")

@@ -94,7 +94,7 @@ def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> N
 
 
 @support.needs_root
-def test_files_leave_the_daemon_what_it_needs(memory: Path) -> None:
+def test_files_leave_fds_for_the_daemon(memory: Path) -> None:
     """Directories, names and peers are served when no more files can be opened.
 
     Of a wrapped directory: others can be let go, see below.
@@ -131,7 +131,7 @@ def test_files_leave_the_daemon_what_it_needs(memory: Path) -> None:
             stack.enter_context(peer(mount.control))
 
 
-def test_what_goes_and_is_looked_at_takes_no_more_than_half_of_the_reserve(
+def test_deleted_files_take_at_most_half_of_the_reserve(
     mount: Mount,
 ) -> None:
     """A name that goes costs an fd until the kernel forgets the inode."""

@@ -63,7 +63,7 @@ def test_every_way_of_unmounting_ends_the_daemon_well(
     assert os.listdir(mount.path) == []
 
 
-def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> None:
+def test_umount_returns_after_the_daemon_has_ended(point: Path, scratch: Path) -> None:
     """So that the memory is back, and the next mount is not in its way."""
     with background(point, scratch) as pid:
         daemon = os.pidfd_open(pid)

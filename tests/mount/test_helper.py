@@ -69,7 +69,7 @@ def device_of(path: Path) -> str:
 
 
 @support.needs_root
-async def test_what_hangs_when_it_is_closed_stays_out(tmp_path: Path) -> None:
+async def test_an_fd_whose_close_hangs_stays_out_of_the_daemon(tmp_path: Path) -> None:
     point = tmp_path / "point"
     point.mkdir()
     device = device_of(tmp_path)
@@ -109,7 +109,7 @@ def end(pid: int) -> None:
     os.close(pidfd)
 
 
-def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> None:
+def test_no_caller_notices_that_the_helper_was_killed(mount: inaccfs.Mount) -> None:
     with peer(mount.control) as shim, open(mount.path / "guest", "wb") as guest:
         for _ in range(2):
             for pid in children_of(mount.pid):

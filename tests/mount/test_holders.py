@@ -265,7 +265,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
         holder.stdin.write("\n")
 
 
-def test_a_mount_in_the_background_is_held_by_nobody(
+def test_a_mount_in_the_background_belongs_to_no_process(
     point: Path, scratch: Path
 ) -> None:
     """Neither by the command nor by the shell that ran it."""

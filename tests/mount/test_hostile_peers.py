@@ -78,7 +78,7 @@ def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("semantics", ["v8", "v10", "guest_memfd"])
 @pytest.mark.parametrize("length", [PAGE, 8 * MIB], ids=["quick", "long"])
-def test_who_has_answered_a_stopped_daemon_is_not_evicted(
+def test_a_peer_that_answered_a_stopped_daemon_is_not_evicted(
     semantics: str, length: int
 ) -> None:
     with (
@@ -146,7 +146,7 @@ def test_of_a_silent_peer_there_is_one_line_however_many_its_notifiers() -> None
         assert mount.log.read_text().count("\n") == 1
 
 
-def test_who_reads_nothing_while_the_daemon_is_stopped_is_not_disconnected() -> None:
+def test_a_peer_that_does_not_read_while_the_daemon_is_stopped_stays() -> None:
     with (
         inaccfs.mounted(ack_timeout=0.5, options="limit=output=10000") as mount,
         peer(mount.control) as shim,
@@ -242,7 +242,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_a_socket_that_lets_nobody_in_is_refused_at_once(
+def test_a_socket_that_accepts_no_connection_is_refused_at_once(
     tmp_path: Path, full: Path
 ) -> None:
     """`mount --control` checks whether a daemon listens there, and does not wait."""

@@ -196,7 +196,7 @@ def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
         os.close(fd)
 
 
-def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
+def test_no_huge_page_reaches_into_a_range_being_punched() -> None:
     """Two VMs on one file; while one keeps a punch waiting, the other faults."""
     go = threading.Event()
 
@@ -233,7 +233,7 @@ def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
 # --- the race of v8 ------------------------------------------------------------------
 
 
-def test_v8_lets_a_guest_use_a_page_that_is_gone(shim: Client, fd: int) -> None:
+def test_in_v8_a_guest_uses_a_removed_page(shim: Client, fd: int) -> None:
     """The removal comes first, the callback after it: a hook holds the window open."""
     seen: list[object] = []
     act: list[Callable[[], None]] = []

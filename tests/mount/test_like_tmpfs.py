@@ -148,7 +148,7 @@ def test_o_noatime_has_an_effect_on_a_wrapped_directory_too(memory: Path) -> Non
         assert _accessed(mount.path) == ["d-older", "l-older"]
 
 
-def test_to_count_what_is_there_is_no_access(mount: Mount) -> None:
+def test_counting_files_is_no_access(mount: Mount) -> None:
     directory = mount.path / "d"
     directory.mkdir()
     os.utime(directory, ns=(AGES_AGO, AGES_AGO))

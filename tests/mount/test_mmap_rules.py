@@ -91,7 +91,7 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
 
 
 @pytest.mark.parametrize("ruled", [SHARED], indirect=True)
-def test_a_file_never_has_the_memory_of_one_that_has_gone(ruled: Mount) -> None:
+def test_a_file_never_has_the_memory_of_a_deleted_one(ruled: Mount) -> None:
     """Inode numbers are reused; a backing file must not be."""
     numbers = set()
     for round_ in range(64):

@@ -111,7 +111,7 @@ def test_a_directory_above_that_is_renamed_afterwards_is_refused(
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_what_is_mounted_there_meanwhile_is_not_covered(point: Path) -> None:
+def test_a_mount_made_there_meanwhile_is_not_covered(point: Path) -> None:
     with Mountpoint.open(str(point)) as it:
         run("mount", "-t", "tmpfs", "inaccfs-test", point)
         with pytest.raises(MountError, match=REPLACED):

@@ -109,6 +109,6 @@ def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> N
     assert "rules: v8" in (scratch / "background.log").read_text()
 
 
-def test_what_is_for_a_daemon_is_refused_without_one(point: Path) -> None:
+def test_options_of_a_daemon_are_refused_without_foreground(point: Path) -> None:
     message = complaint("mount", "--ready-fd", "1", point, status=2)
     assert message == "inaccfs: --ready-fd is for a daemon: give --foreground, too"

@@ -279,7 +279,7 @@ def all_listed(sections: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("sections", [*SECTIONS.values(), UNSEALED])
-def test_what_is_listed_exists(sections: tuple[str, ...]) -> None:
+def test_each_listed_row_exists(sections: tuple[str, ...]) -> None:
     assert set(all_listed(sections)) <= {row.name for row in table.ROWS}
 
 

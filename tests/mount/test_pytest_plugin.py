@@ -52,7 +52,7 @@ def report_of(output: str, title: str) -> str:
 # --- what the fixtures give ---------------------------------------------------
 
 
-def test_a_test_has_a_mount_of_its_own_and_then_it_is_gone(
+def test_a_test_has_a_mount_of_its_own_which_ends_with_it(
     pytester: pytest.Pytester,
 ) -> None:
     result = run_tests(

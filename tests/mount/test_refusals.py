@@ -201,7 +201,7 @@ def test_ioctl_has_no_commands(mount: Mount, file: Path) -> None:
             assert outcome(fcntl.ioctl, fd, command, argument) == "ENOTTY"
 
 
-def test_what_is_allocated_where_cannot_be_asked(mount: Mount, file: Path) -> None:
+def test_no_call_shows_where_pages_are_allocated(mount: Mount, file: Path) -> None:
     with opened(file) as fd:
         assert outcome(os.lseek, fd, 0, os.SEEK_DATA) == "ESPIPE"
         assert outcome(os.lseek, fd, 0, os.SEEK_HOLE) == "ESPIPE"

@@ -222,7 +222,7 @@ def test_pages_past_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
     assert allocated(fd) == TOTAL
 
 
-def test_what_is_private_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
+def test_private_memory_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
     """G test_fault_private: SIGBUS there; here the exit that asks for a conversion."""
     with VM(shim) as vm:
         add_slot(vm, fd, memory_size=TOTAL)

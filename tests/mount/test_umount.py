@@ -159,7 +159,7 @@ def test_with_fusectl_the_connection_is_aborted_by_it(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
+def test_lazily_a_stopped_daemon_keeps_open_files(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         with stopped(mount):
             message = umount("--lazy", mount.path)
@@ -327,7 +327,7 @@ def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -
             assert mount.process.returncode == 0
 
 
-def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
+def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> None:
     """Even if it is given the numbers of the mount that was there."""
     with inaccfs.mounted(point) as mount:
         run("umount", point)
@@ -338,7 +338,7 @@ def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
     block.__exit__(None, None, None)
 
 
-def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
+def test_a_mount_with_reused_numbers_is_another() -> None:
     """Also while the daemon is there, and if the other mount is dead or covered."""
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
@@ -356,7 +356,7 @@ def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
         run("umount", mount.path)
 
 
-def test_a_mount_that_has_gone_meanwhile_is_not_covered() -> None:
+def test_a_mount_that_is_unmounted_meanwhile_is_not_covered() -> None:
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
         assert not is_covered(found)
@@ -414,7 +414,7 @@ def test_a_mount_that_is_covered_is_reported(mount: Mount) -> None:
     cli("umount", mount.path)
 
 
-def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
+def test_mounted_does_not_empty_a_mount_that_covers_its_own(scratch: Path) -> None:
     block = inaccfs.mounted()
     mount = block.__enter__()
     run("mount", "-t", "tmpfs", "none", mount.path)

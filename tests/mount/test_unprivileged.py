@@ -696,7 +696,7 @@ def test_a_users_mountpoint_with_any_name(nobody: Nobody, name: str | bytes) -> 
 # --- what fusermount3 refuses -------------------------------------------------
 
 
-def test_a_mountpoint_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_mountpoint_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir -m 755 {nobody.home}/roots")
     message = nobody.complaint("mount", "--log", nobody.log, nobody.home / "roots")
     assert f"cannot mount on {nobody.home}/roots: " in message
@@ -727,7 +727,7 @@ def test_a_missing_fusermount3_is_reported(nobody: Nobody) -> None:
     assert "no fusermount3: install the package fuse3, or mount as root" in message
 
 
-def test_a_runtime_directory_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_runtime_directory_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
     message = nobody.complaint("mount", nobody.point)
     assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in message

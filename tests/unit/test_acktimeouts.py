@@ -260,7 +260,7 @@ async def test_an_event_that_is_over_before_it_is_watched_is_not_kept(
 
 @pytest.mark.parametrize("before", [0.0, 2.0, 4.9, 9.9])
 @pytest.mark.parametrize("stopped", [SECONDS, 100 * SECONDS])
-async def test_what_arrived_while_the_process_was_stopped_is_read_first(
+async def test_answers_that_arrived_while_stopped_are_read_first(
     world: World, autojump_clock: trio.testing.MockClock, before: float, stopped: float
 ) -> None:
     file = await world.file()
@@ -306,7 +306,7 @@ async def test_a_wait_is_over_in_time_or_not(
     assert trio.current_time() == 2 * SECONDS - 0.1
 
 
-async def test_a_wait_does_not_count_what_the_process_did_not_run(
+async def test_a_wait_does_not_count_time_while_stopped(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     event = trio.Event()

@@ -83,7 +83,7 @@ async def test_pyfuse3_hears_of_readdirplus_only(backing: Backing) -> None:
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-async def test_the_seal_is_made_with_what_the_kernel_offers(
+async def test_the_seal_depends_on_the_offer_of_the_kernel(
     backing: Backing, passthrough: bool
 ) -> None:
     make_seal = SealFactory()
@@ -225,7 +225,7 @@ async def test_rename_and_rename2(world: World, tree: Path) -> None:
 # --- open files -------------------------------------------------------------------
 
 
-async def test_create_opens_what_it_makes(world: World, tree: Path) -> None:
+async def test_create_opens_the_new_file(world: World, tree: Path) -> None:
     reply = await world.kernel.create(b"f", mode=0o640)
     nodeid = reply.entry().nodeid
     assert (tree / "f").stat().st_ino == nodeid
@@ -463,7 +463,7 @@ async def test_an_unaligned_punch_changes_nothing(
     assert (tree / "f").stat().st_blocks == 4 * PAGE // 512
 
 
-async def test_a_long_punch_holds_up_nobody(
+async def test_a_long_punch_delays_no_other_call(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = BlockedCall()
@@ -596,7 +596,7 @@ async def test_getattr_waits_until_the_file_has_settled(
     assert world.namespace.inodes[nodeid].opens == 0
 
 
-async def test_an_interrupt_for_nobody_is_dropped(world: World) -> None:
+async def test_an_interrupt_of_an_unknown_request_is_dropped(world: World) -> None:
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(4711))
     assert (await world.kernel.call(Op.GETATTR)).error == 0
 
@@ -945,7 +945,7 @@ async def test_a_bug_is_logged_and_answered_with_eio(
     ],
     ids=lambda value: value.name if isinstance(value, Op) else repr(value)[:12],
 )
-async def test_a_truncated_request_gets_eio_and_harms_nobody(
+async def test_a_truncated_request_gets_eio_and_the_channel_goes_on(
     world: World, caplog: pytest.LogCaptureFixture, op: Op, body: bytes
 ) -> None:
     assert (await world.kernel.call(op, 1, body)).error == errno.EIO

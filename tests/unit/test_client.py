@@ -129,7 +129,7 @@ def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
-def test_what_the_package_gives_lazily_is_listed() -> None:
+def test_lazy_names_of_the_package_are_listed() -> None:
     names = set(dir(inaccfs))
     assert {"connect", "ControlError", "MFD_INACCESSIBLE"} <= names
     assert set(inaccfs.__all__) <= names
@@ -156,7 +156,7 @@ def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) 
     assert str(path) in str(caught.value)
 
 
-def test_a_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+def test_a_socket_without_a_listener(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
@@ -312,7 +312,7 @@ class CtrlC:
             signal.signal(signal.SIGUSR1, before)
 
 
-def test_ctrl_c_in_a_command_gives_back_what_it_gets_later(
+def test_ctrl_c_in_a_command_gives_its_result_back_later(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     daemon.handlers[GetPfn] = hold
@@ -386,7 +386,7 @@ def test_a_file_that_the_daemon_does_not_want(daemon: FakeDaemon, shim: Client) 
         shim.file(fd)
 
 
-def test_what_is_no_file(shim: Client) -> None:
+def test_an_argument_that_is_no_file(shim: Client) -> None:
     with pytest.raises(ValueError, match="begins with /"):
         shim.file("guest0")
     with pytest.raises(OSError, match=r".") as caught:
@@ -464,7 +464,7 @@ def test_an_event_is_answered_when_the_callback_returns(
     assert not notifier.registered
 
 
-def test_who_has_no_notifiers_has_one_connection(
+def test_a_client_without_notifiers_has_one_connection(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     shim.file("/a").get_pfn(0)
@@ -702,7 +702,7 @@ def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
     memory.close()
 
 
-def test_a_file_is_closed_quietly_when_the_daemon_has_gone(
+def test_a_file_is_closed_quietly_after_the_end_of_the_daemon(
     shim: Client, peer: Peer
 ) -> None:
     with some_file() as fd, shim.file(fd) as memory:

@@ -448,7 +448,9 @@ async def test_callbacks_may_be_of_either_kind(both: tuple[aio.Client, Peer]) ->
     assert not notifier.registered
 
 
-async def test_a_slow_callback_holds_nobody_up(both: tuple[aio.Client, Peer]) -> None:
+async def test_a_slow_callback_delays_no_other_task(
+    both: tuple[aio.Client, Peer],
+) -> None:
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 

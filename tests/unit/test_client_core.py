@@ -230,7 +230,7 @@ def test_the_end_fails_waiting_and_later_commands(talk: Talk) -> None:
     ],
     ids=["shutdown", "complaint"],
 )
-def test_the_end_says_what_the_daemon_said_last(
+def test_the_end_has_the_last_error_of_the_daemon(
     talk: Talk, before: bytes, why: str
 ) -> None:
     call = talk.conversation.start(requests.get_pfn("/a", 7))
@@ -439,7 +439,7 @@ def test_the_end_closes_fds_on_their_way(
     os.close(fd)
 
 
-def test_a_child_calls_nobody_of_its_parent(talk: Talk) -> None:
+def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
     """Their threads are not here, and what they wait on may be locked."""
     woken: list[str] = []
     talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))

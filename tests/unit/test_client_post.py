@@ -158,7 +158,7 @@ def test_a_dead_daemon_is_reported_soon(
             put(memory, count)
 
 
-def test_to_close_does_not_wait_for_ever(
+def test_close_does_not_wait_for_ever(
     daemon: FakeDaemon,
     memory: File,
     shim: Client,
@@ -174,7 +174,7 @@ def test_to_close_does_not_wait_for_ever(
         memory.put_pfn(1, wait=False)
 
 
-def test_to_close_does_not_wait_for_what_was_given_up(
+def test_close_does_not_wait_for_abandoned_commands(
     daemon: FakeDaemon,
     memory: File,
     shim: Client,

@@ -215,7 +215,7 @@ async def test_a_message_that_is_too_long_gets_an_error_and_ends_the_connection(
 # --- peers that misbehave ---------------------------------------------------------
 
 
-async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
+async def test_a_peer_that_hangs_up_in_the_middle_disturbs_no_other(
     control: Control,
 ) -> None:
     async with control.peer() as witness:
@@ -227,7 +227,7 @@ async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
         assert "return" in await witness.ask('{"execute": "query-version"}')
 
 
-async def test_a_peer_that_does_not_read_holds_up_nobody(control: Control) -> None:
+async def test_a_peer_that_does_not_read_delays_no_other(control: Control) -> None:
     async with control.peer() as mute:
         with trio.move_on_after(0.05) as scope:
             while True:
@@ -348,7 +348,7 @@ def test_a_socket_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", [_file, _directory, _link])
-def test_what_is_no_socket_is_refused_and_left_alone(
+def test_a_file_at_the_path_of_the_socket_is_refused_and_kept(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "control"

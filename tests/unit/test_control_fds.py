@@ -190,7 +190,7 @@ async def test_other_commands_go_on_in_order(control: Control, fd: int) -> None:
 # --- what is not wanted ---------------------------------------------------------------
 
 
-async def test_what_no_command_wants_is_not_received(
+async def test_an_fd_that_no_command_takes_is_not_received(
     control: Control, helper: Helper, fd: int, foreign: int
 ) -> None:
     async with control.peer() as peer:
@@ -206,7 +206,7 @@ async def test_what_no_command_wants_is_not_received(
     assert len(helper.reads) == 1
 
 
-async def test_what_turns_out_not_to_want_it_leaves_nothing(
+async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
     control: Control, fd: int
 ) -> None:
     async with control.peer() as peer:
@@ -224,7 +224,7 @@ async def test_what_turns_out_not_to_want_it_leaves_nothing(
     assert len(os.listdir("/proc/self/fd")) < before
 
 
-async def test_what_is_sent_out_of_band_is_in_the_stream(
+async def test_out_of_band_data_is_in_the_stream(
     control: Control, helper: Helper, foreign: int
 ) -> None:
     """Else the kernel would throw the byte away, and close the fd, as it is passed."""
@@ -294,9 +294,7 @@ async def test_a_helper_that_fails_costs_one_connection(
     assert "no fd can be received: killed" in caplog.text
 
 
-async def test_a_connection_that_is_closed_drops_what_was_not_read(
-    control: Control, fd: int
-) -> None:
+async def test_closing_a_connection_drops_unread_fds(control: Control, fd: int) -> None:
     """In a thread, because gigabytes take long to free; no other peer waits for it."""
     memory = os.memfd_create("large")
     os.ftruncate(memory, 64 << 20)
@@ -349,7 +347,7 @@ async def knocking(control: Control) -> AsyncIterator[trio.SocketStream]:
 
 
 @pytest.mark.parametrize("call", ["setblocking", "getsockopt", "setsockopt", "accept"])
-async def test_a_call_that_fails_for_one_costs_nobody_else_anything(
+async def test_a_failed_call_for_one_peer_affects_no_other(
     control: Control,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -402,7 +400,7 @@ async def test_a_full_epoll_makes_a_peer_wait(
     assert caplog.text.count("No space left") == 1
 
 
-async def test_without_a_thread_what_may_hang_is_closed_later(
+async def test_without_a_thread_a_connection_is_closed_later(
     control: Control,
     foreign: int,
     monkeypatch: pytest.MonkeyPatch,

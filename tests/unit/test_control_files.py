@@ -118,7 +118,7 @@ async def test_an_fd_must_be_open_for_writing(control: Control, flags: int) -> N
     os.close(fd)
 
 
-async def test_a_directory_and_a_file_that_nobody_has_open_are_refused(
+async def test_fds_of_a_directory_and_of_an_unopened_file_are_refused(
     control: Control, backing: Backing
 ) -> None:
     node = control.make("guest")
@@ -189,7 +189,7 @@ async def test_an_fd_goes_with_the_message_that_it_was_sent_with(
     os.close(fd)
 
 
-async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
+async def test_the_files_of_a_peer_are_closed_with_it(control: Control) -> None:
     node = control.make("guest", 4)
     fd = control.backing_fd(node)
     before = open_fds()
@@ -355,7 +355,9 @@ async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> N
         assert peer.events == []
 
 
-async def test_an_answer_overtakes_what_waits_for_it(control: Control) -> None:
+async def test_an_answer_overtakes_a_command_that_waits_for_it(
+    control: Control,
+) -> None:
     async with (
         notified(control) as (node, [(peer, _)]),
         trio.open_nursery() as nursery,
@@ -367,7 +369,7 @@ async def test_an_answer_overtakes_what_waits_for_it(control: Control) -> None:
         assert "notifier" in (await peer.answer())["return"]
 
 
-async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> None:
+async def test_unexpected_answers_are_refused(control: Control) -> None:
     async with notified(control, 2) as (node, [(peer, number), (other, _)]):
         for sequence in (0, 1, 2**62):
             assert "EINVAL" in await peer.do(
@@ -388,7 +390,7 @@ async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> No
             await done(other, others)
 
 
-async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
+async def test_a_peer_that_hangs_up_in_a_punch_delays_no_other(
     control: Control,
 ) -> None:
     async with notified(control) as (node, _), trio.open_nursery() as nursery:
@@ -403,7 +405,7 @@ async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_says_nothing_more_holds_up_nobody(control: Control) -> None:
+async def test_a_silent_peer_delays_no_other(control: Control) -> None:
     node = control.make("guest", 8)
     async with control.peer() as peer:
         await peer.do("register-notifier", file="/guest")
@@ -487,7 +489,7 @@ async def test_a_wrong_argument_is_einval(
     await control.still_serves()
 
 
-async def test_what_was_got_can_be_put_as_often_and_no_oftener(
+async def test_a_page_can_be_put_as_often_as_it_was_got(
     control: Control,
 ) -> None:
     control.make("guest", 8)
@@ -532,7 +534,7 @@ async def test_a_punched_page_is_listed_until_it_is_put(control: Control) -> Non
         assert frames.freed == [(BASE + 1, 2)]
 
 
-async def test_what_is_punched_and_not_referenced_is_free_at_once(
+async def test_a_punched_page_without_references_is_free_at_once(
     control: Control,
 ) -> None:
     node = control.make("guest", 8)

@@ -55,7 +55,7 @@ async def pages_of(peer: Peer, command: str, **arguments: object) -> list[Any]:
 # --- get-pfn and put-pfn --------------------------------------------------------------
 
 
-async def test_get_pfn_refers_to_what_it_returns_and_to_nothing_else(
+async def test_get_pfn_takes_references_to_the_returned_pages_only(
     control: Control,
 ) -> None:
     apart(control, 2500)
@@ -247,7 +247,7 @@ def test_a_client_asks_for_the_next_page_until_there_is_none() -> None:
     assert call.result() == [extent(at) for at in (3, 4, 5, 6)]
 
 
-def test_a_client_gives_back_what_it_got_before_a_refusal() -> None:
+def test_a_client_puts_pages_it_got_before_a_refusal() -> None:
     daemon = Daemon()
     call = daemon.conversation.start(requests.get_pfns("/a", 0, 7))
     daemon.answer(messages.Frames(extents=[extent(0), extent(1)], next=2))
@@ -358,7 +358,7 @@ async def test_much_data_with_an_fd_keeps_no_caller_waiting(
             assert "return" in await peer.ask(peer.line("query-stats"))
 
 
-async def test_who_reads_late_gets_all_refusals(control: Control) -> None:
+async def test_a_late_reader_gets_all_refusals(control: Control) -> None:
     async with control.peer() as peer:
         await peer.send("x\n" * 22_000, 0)
         await trio.testing.wait_all_tasks_blocked(0.01)

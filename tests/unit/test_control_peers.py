@@ -100,7 +100,7 @@ async def test_a_peer_that_never_reads_is_disconnected_in_time(
     assert "reads nothing: disconnected" in caplog.text
 
 
-async def test_events_that_nobody_reads_are_bounded(
+async def test_unread_events_are_bounded(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(Limits(output=10_000))

@@ -77,7 +77,7 @@ async def test_query_semantics_runs_no_code_of_a_user(
             assert (await peer.do("query-semantics"))["events"] == ["INVALIDATE"]
 
 
-async def test_what_no_message_can_have_is_a_bug_of_one_command(
+async def test_a_value_that_no_message_can_have_is_a_bug_of_one_command(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is returned as well as the words of an error."""
@@ -90,7 +90,9 @@ async def test_what_no_message_can_have_is_a_bug_of_one_command(
         assert "qemu" in await peer.do("query-version")
 
 
-async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) -> None:
+async def test_the_fd_with_a_value_that_no_message_can_have_is_closed(
+    control: Control,
+) -> None:
     fd = os.open("/", os.O_PATH)
     async with control.peer() as peer:
         (served,) = control.server.peers

@@ -94,7 +94,7 @@ async def test_the_backing_has_the_last_word(
         await fallocate(file, mode, offset, length, trio.Event())
 
 
-def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
+def test_a_long_call_is_not_done_at_once(file: InaccessibleFile) -> None:
     assert not fallocated_now(file, 0, 0, INLINE_BYTES + 1)
     assert pages(file) == 0
 
@@ -114,7 +114,7 @@ async def test_a_longer_range_is_dealt_with_in_a_thread(
         call.let_go()
 
 
-async def test_the_rules_hold_for_what_takes_long(file: InaccessibleFile) -> None:
+async def test_the_rules_apply_to_long_calls(file: InaccessibleFile) -> None:
     with refused(errno.EINVAL):
         await fallocate(file, PUNCH, 1, LONG, trio.Event())
 
@@ -141,7 +141,7 @@ async def test_a_long_allocation_is_the_allocators(
         pytest.param(PUNCH, 2 * SHORT_BYTES, id="a punch"),
     ],
 )
-async def test_what_need_not_be_interrupted_is_a_threads(
+async def test_calls_that_need_no_interrupt_run_in_a_thread(
     file: InaccessibleFile,
     blocked: BlockedAllocator,
     monkeypatch: pytest.MonkeyPatch,
@@ -248,7 +248,7 @@ async def test_tasks_that_wait_for_idle_are_woken(
     assert hung == []
 
 
-async def test_who_waits_for_a_busy_file_can_be_interrupted(
+async def test_a_call_that_waits_for_a_busy_file_can_be_interrupted(
     file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     interrupted = trio.Event()
@@ -394,7 +394,7 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
     assert pages(file) == 20
 
 
-async def test_who_is_interrupted_before_gets_nothing(
+async def test_a_call_interrupted_before_it_begins_changes_nothing(
     keeping: InaccessibleFile,
 ) -> None:
     interrupted = trio.Event()

@@ -159,7 +159,7 @@ async def test_nothing_to_read(
     assert await helper.receive_fd(connection.daemon, 9, device) == (0, -1, False, None)
 
 
-async def test_what_is_no_socket_any_more(
+async def test_a_connection_that_is_no_socket_any_more(
     helper: Helper, connection: Connection, device: str
 ) -> None:
     connection.daemon.close()
@@ -228,7 +228,7 @@ async def test_a_helper_that_was_killed_is_started_anew_unasked(
         nursery.cancel_scope.cancel()
 
 
-async def test_what_cannot_be_sent_to_a_worker_does_not_wait_for_it(
+async def test_a_request_that_cannot_be_sent_does_not_wait_for_the_worker(
     helper: Helper, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EPIPE means that the worker has ended, before anything else shows it."""

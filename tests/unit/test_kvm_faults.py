@@ -179,7 +179,7 @@ def test_a_punch_elsewhere_while_a_fault_is_under_way_is_a_spurious_retry() -> N
         assert made.vm.stats.retries == 1
 
 
-def test_what_lies_outside_the_slot_is_no_business_of_it() -> None:
+def test_an_invalidation_outside_the_slot_does_not_affect_it() -> None:
     """The underflow of patch 8/8 would zap the whole guest."""
     hook = Once("invalidate:begin")
     with shim() as made, VM(made, hooks=hook) as vm:
@@ -241,7 +241,7 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
 # --- the race of v8 ------------------------------------------------------------------
 
 
-def test_v8_has_a_guest_use_a_page_that_is_gone() -> None:
+def test_in_v8_a_guest_uses_a_removed_page() -> None:
     """Vlastimil Babka on v8 1/8: the callback comes after the hole is punched.
 
     Between the two the mapping is of a frame that the file has no longer, and that any
@@ -303,7 +303,7 @@ def test_punches_may_have_one_event_where_poison_has_a_start_and_an_end() -> Non
 
 
 @pytest.mark.parametrize("how", ["fault", "pre-fault"])
-def test_no_huge_page_reaches_into_what_is_being_punched(how: str) -> None:
+def test_no_huge_page_reaches_into_a_range_being_punched(how: str) -> None:
     """The fault is elsewhere, so that it need not retry; 4 KiB have to do for it."""
     with guest(4 * MIB, order=9, semantics=BRACKETED) as made:
         with made.file.punching(100, 101):
@@ -442,7 +442,7 @@ def test_a_conversion_splits_a_huge_page_and_does_not_touch_the_neighbours() -> 
         assert (stats.installed, stats.zapped) == ((1, 2, 0), (1, 1, 0))
 
 
-def test_what_is_so_already_zaps_nothing() -> None:
+def test_a_conversion_that_changes_nothing_zaps_nothing() -> None:
     """As mainline has it."""
     with guest() as made:
         made.vm.create_vcpu().read(0, 1)
@@ -482,7 +482,7 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
         assert (made.file.handles, made.vm.runs()) == (0, [])
 
 
-def test_a_slot_that_goes_within_brackets_ends_what_has_begun() -> None:
+def test_deleting_a_slot_ends_its_invalidation() -> None:
     with guest(semantics=BRACKETED) as made:
         add_slot(made.vm, made.file, slot=1, gpa=MIB)
         with made.file.punching(0, 10):
@@ -513,7 +513,7 @@ def test_pre_faulting_maps_all_without_a_fault(
         assert [spte.pfn for spte in found if spte] == expected
 
 
-def test_pre_faulting_skips_what_is_shared_or_mapped() -> None:
+def test_pre_faulting_skips_shared_and_mapped_pages() -> None:
     with guest() as made:
         to_shared(made.vm)(0, 4 * PAGE)
         made.vm.create_vcpu().read(4 * PAGE, 1)

@@ -166,7 +166,7 @@ def test_the_table_is_a_dict_of_pages(steps: list[tuple[str, int, int]]) -> None
 # --- exits ----------------------------------------------------------------------------
 
 
-def test_an_exit_says_in_words_what_it_is_about() -> None:
+def test_an_exit_describes_itself_in_words() -> None:
     assert str(MemoryFaultExit(1, 0x5000, 4096)) == (
         "private access to 4096 bytes at gpa 0x5000"
     )

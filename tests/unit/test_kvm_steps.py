@@ -75,7 +75,7 @@ def test_a_page_that_was_invalidated_is_put_and_the_end_awaited(what: str) -> No
         assert retried == [None]
 
 
-def test_no_lock_is_held_at_a_step() -> None:
+def test_no_lock_is_taken_at_a_step() -> None:
     with guest() as made:
         for steps in (made.vm._faults.fault(0), made.vm._faults.populate(4, 8)):
             try:
@@ -237,7 +237,7 @@ def test_a_hook_is_called_where_slots_are_read_without_a_lock(*, private: bool) 
 
 
 @pytest.mark.parametrize("order", [0, 9])
-def test_what_some_gfns_are_mapped_by_can_be_asked(order: int) -> None:
+def test_the_mappings_of_some_gfns_can_be_queried(order: int) -> None:
     with guest(4 * MIB, order) as made:
         made.vm.pre_fault_memory(0, 2 * MIB)
         some = made.vm.runs(5, 7)

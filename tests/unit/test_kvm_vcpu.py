@@ -230,7 +230,7 @@ def test_removing_a_page_waits_for_an_access(
 # --- the VMM --------------------------------------------------------------------------
 
 
-def test_the_vmm_converts_what_the_guest_wants() -> None:
+def test_the_vmm_converts_as_the_guest_asks() -> None:
     """QEMU's kvm_convert_memory()."""
     with mmap.mmap(-1, MIB) as shared, shim() as made, VM(made) as vm:
         file = made.memfd()
@@ -302,7 +302,7 @@ def test_a_slot_that_was_deleted_is_not_converted(
             assert states(made.vm, 0, 2) == "__"
 
 
-def test_what_cannot_be_discarded_is_cleared() -> None:
+def test_memory_that_cannot_be_discarded_is_cleared() -> None:
     with guest(default_private=False) as made:
         vcpu = made.vm.create_vcpu()
         vcpu.write(PAGE - 1, b"ab", private=False)
@@ -323,7 +323,7 @@ def test_private_mappings_are_discarded_too() -> None:
         assert shared[:1] == b"\0"
 
 
-def test_what_no_conversion_helps_is_raised() -> None:
+def test_an_exit_that_no_conversion_helps_is_raised() -> None:
     with guest(MIB) as made:
         vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
         vcpu = made.vm.create_vcpu()

@@ -54,7 +54,7 @@ async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-async def test_with_nobody_there_nothing_waits(
+async def test_without_notifiers_nothing_waits(
     notifiers: Notifiers, trace: FileTrace
 ) -> None:
     await invalidate(notifiers)

@@ -222,7 +222,7 @@ async def test_ranges_that_overlap_need_both_to_agree(
         assert notifiers.bound(other) == (start, end)
 
 
-async def test_what_was_exclusive_is_free_again_afterwards() -> None:
+async def test_an_exclusive_range_is_free_after_unbinding() -> None:
     notifiers = made()
     for exclusive in (True, False, True):
         one = await Listener(notifiers).bind(4, 8, exclusive=exclusive)

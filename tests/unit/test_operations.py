@@ -439,7 +439,7 @@ async def test_a_name_removed_since_is_skipped(
     await operations.releasedir(fh)
 
 
-async def test_the_handles_that_nobody_released_are_closed(
+async def test_handles_that_were_not_released_are_closed(
     operations: Operations,
 ) -> None:
     fh = _open_root(operations)

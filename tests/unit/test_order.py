@@ -216,7 +216,7 @@ async def test_nothing_goes_on_before_all_have_answered(world: World, how: How) 
 
 
 @hows
-async def test_with_nobody_there_nothing_waits(world: World, how: How) -> None:
+async def test_without_notifiers_nothing_waits(world: World, how: How) -> None:
     assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
     assert world.log == ["change"]
     world.assert_free()
@@ -240,7 +240,7 @@ async def test_at_once_is_at_once(world: World) -> None:
 
 
 @hows
-async def test_the_silent_hold_up_nobody_for_longer_than_allowed(
+async def test_silent_notifiers_delay_no_call_beyond_the_timeout(
     world: World, how: How, autojump_clock: trio.testing.MockClock
 ) -> None:
     """And are removed by the second event."""

@@ -194,7 +194,7 @@ def test_a_file_is_allocated_only_where_it_has_holes(
     assert file.allocated == 4096 + beyond
 
 
-def test_what_is_known_needs_no_system_call(file: File) -> None:
+def test_known_pages_need_no_system_call(file: File) -> None:
     fetched = file.fetch(100, 3000)
     file.fetch(3001, 3002)
     file.frames.fd = -1
@@ -220,7 +220,7 @@ def test_pages_are_counted_once(file: File) -> None:
     file.frames.close()
 
 
-def test_a_file_that_is_longer_than_what_is_mapped_at_once(narrow: File) -> None:
+def test_a_file_longer_than_one_window(narrow: File) -> None:
     extents = narrow.fetch(0, 4096)
     assert list(by_page(extents).values()) == narrow.read()
     for one, other in itertools.pairwise(extents):
@@ -251,7 +251,7 @@ def test_a_page_at_a_time_takes_few_buffers(file: File) -> None:
     assert list(by_page(file.frames.extents()).values()) == file.read()[: 2 * HUGE]
 
 
-def test_pages_between_known_ones_are_held_with_them(file: File) -> None:
+def test_pages_between_known_ones_are_pinned_with_them(file: File) -> None:
     before = pinned()
     for page in range(0, HUGE, 8):
         file.fetch(page, page + 1)
@@ -405,7 +405,7 @@ def test_a_punch_returns_the_known_pages_of_the_range(file: File) -> None:
     assert file.allocated == 505
 
 
-def test_a_punch_frees_what_was_pinned_at_once(file: File) -> None:
+def test_a_punch_frees_pinned_pages_at_once(file: File) -> None:
     before = pinned()
     file.fetch(0, 4096)
     assert pinned() - before == 4096 * PAGE
@@ -517,7 +517,7 @@ def test_a_page_of_a_huge_one_is_in_the_way_of_others(huge: File) -> None:
     assert huge.frames.known(0, 1) is not None
 
 
-def test_a_punch_across_huge_pages_frees_what_it_is_of(huge: File) -> None:
+def test_a_punch_across_huge_pages_frees_its_range(huge: File) -> None:
     before = by_page(huge.fetch(0, 4 * HUGE))
     punched = huge.punch(HUGE // 2, 3 * HUGE + 1)
     assert len(by_page(punched.removed)) == 2 * HUGE + HUGE // 2 + 1

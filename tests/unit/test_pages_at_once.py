@@ -115,7 +115,7 @@ class Asked(V8):
         super().check_fallocate(mode, offset, length, page_size)
 
 
-async def test_who_waits_for_the_list_is_asked_once() -> None:
+async def test_rules_are_asked_once_for_a_call_that_waits_for_the_list() -> None:
     """A rule may count the calls, or refuse the third."""
     semantics = Asked()
     world = world_of(semantics)

@@ -87,7 +87,7 @@ async def test_the_first_hole_is_named() -> None:
     assert world.allocated == 5
 
 
-async def test_what_was_punched_is_a_hole_again() -> None:
+async def test_a_punched_page_is_a_hole_again() -> None:
     world, holder = world_of(rules(allocates=False)), Holder()
     await world.fallocate(KEEP, 0, 4)
     await world.get(holder, 0, 4)
@@ -99,7 +99,9 @@ async def test_what_was_punched_is_a_hole_again() -> None:
     await world.get(holder, 0, 4)
 
 
-async def test_what_a_full_backing_has_is_got(backing_of_8_pages: int) -> None:
+async def test_allocated_pages_of_a_full_backing_can_be_got(
+    backing_of_8_pages: int,
+) -> None:
     """And a hole in it is one."""
     world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
     await world.fallocate(KEEP, 0, 8)
@@ -153,9 +155,7 @@ async def test_where_there_are_no_frames_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("version", "number"), [(Bind, errno.EINVAL), (GuestMemfd, errno.EIO)], ids=str
 )
-async def test_what_nobody_is_bound_to_is_not_got(
-    version: type[Semantics], number: int
-) -> None:
+async def test_unbound_pages_are_not_got(version: type[Semantics], number: int) -> None:
     world, holder = world_of(version()), Holder()
     with pytest.raises(OSError, match="nobody is bound to all of the pages 0 to 1"):
         world.file.pages.get_now(holder, 0, 1)
@@ -172,7 +172,7 @@ async def test_what_nobody_is_bound_to_is_not_got(
     world.put(holder, 4, 4)
 
 
-async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
+async def test_pages_unbound_during_the_fetch_are_not_got() -> None:
     """restrictedmem_get_page() has the lock; a fetch in a thread looks once more."""
     world, holder = world_of(Bind()), Holder()
     one = await world.bound(0, SIZE)
@@ -242,7 +242,7 @@ def test_the_number_is_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("fetched", [True, False])
-async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
+async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
     """And a punch of it is not done at once, though there is nothing else to settle."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)

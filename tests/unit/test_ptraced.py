@@ -30,7 +30,7 @@ def traced_by(proc: Path, name: str, *uids: int) -> Tracer | None:
     return tracer(proc)
 
 
-def test_nobody_traces_most(tmp_path: Path) -> None:
+def test_most_processes_are_not_traced(tmp_path: Path) -> None:
     process(tmp_path, "self", Name="TracerPid:", TracerPid=0)
     assert tracer(tmp_path) is None
 
@@ -51,7 +51,7 @@ def test_this_process_has_a_tracer_or_none() -> None:
     ],
     ids=str,
 )
-def test_whose_a_tracer_is(
+def test_the_owner_of_a_tracer(
     tmp_path: Path, uids: tuple[int, int, int], is_foreign: bool
 ) -> None:
     found = traced_by(tmp_path, "strace", *uids)

@@ -63,7 +63,7 @@ def test_a_put_is_as_large_as_it_says(references: References) -> None:
     [(BASE - 1, 2), (BASE + 9, 2), (BASE + 3, 3), (BASE, 0), (BASE, -1), (BASE, 10)],
     ids=["before", "behind", "a hole", "nothing", "less", "all"],
 )
-def test_a_put_of_more_than_is_held_changes_nothing(
+def test_a_put_of_too_many_changes_nothing(
     references: References, pfn: int, count: int
 ) -> None:
     references.get("kvm", [*pages(0, BASE, 4), *pages(5, BASE + 5, 5)])
@@ -74,7 +74,7 @@ def test_a_put_of_more_than_is_held_changes_nothing(
     assert references.total("kvm") == 9
 
 
-def test_nobody_puts_what_another_holds(references: References) -> None:
+def test_a_peer_cannot_put_references_of_another(references: References) -> None:
     references.get("one", pages(0, BASE, 1))
     with refused(errno.EINVAL):
         references.put("other", BASE, 1)
@@ -83,7 +83,7 @@ def test_nobody_puts_what_another_holds(references: References) -> None:
         references.put("one", BASE, 1)
 
 
-def test_what_is_got_twice_is_put_twice(references: References) -> None:
+def test_a_page_got_twice_is_put_twice(references: References) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.get("kvm", pages(2, BASE + 2, 4))
     assert references.total("kvm") == 8
@@ -114,7 +114,9 @@ def test_a_punched_page_is_free_when_the_last_holder_puts_it(
     assert not references
 
 
-def test_what_is_held_and_there_is_not_free(references: References) -> None:
+def test_a_referenced_page_that_was_not_punched_is_not_free(
+    references: References,
+) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.punched(pages(0, BASE, 2))
     assert dropped(references, "kvm") == [(BASE, 2)]

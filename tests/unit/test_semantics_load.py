@@ -767,7 +767,7 @@ def test_an_exception_that_would_end_the_daemon_is_a_bug(
         made.check_size(0, PAGE, PAGE)
 
 
-def test_an_ordinary_bug_stays_what_it_is(tmp_path: Path) -> None:
+def test_an_ordinary_exception_is_passed_on(tmp_path: Path) -> None:
     made = rule_that_raises(tmp_path, "ZeroDivisionError('mine')")
     with pytest.raises(ZeroDivisionError, match="mine"):
         made.check_size(0, PAGE, PAGE)

@@ -295,7 +295,7 @@ FALLOCATES = (
 
 
 @versions
-def test_what_reaches_the_backing(name: str) -> None:
+def test_calls_that_reach_the_backing(name: str) -> None:
     """kvm_gmem_fallocate(): the mode first, then the alignment, then the size."""
     made = load.load(name)
     for *call, seed, guest_memfd in FALLOCATES:
@@ -311,7 +311,7 @@ def test_allocations_past_the_end(name: str) -> None:
 
 
 @versions
-def test_what_an_interrupted_allocation_leaves(name: str) -> None:
+def test_pages_that_an_interrupted_allocation_leaves(name: str) -> None:
     wanted = "kept" if name in GUEST_MEMFD else "undone"
     assert load.load(name).on_interrupt == wanted
 
@@ -426,7 +426,7 @@ def test_a_size_that_is_free_is() -> None:
         ("nothing", "ok", "ok"),
     ],
 )
-def test_what_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
+def test_calls_that_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
     made = type("Mine", (V8,), {"aligned": aligned})()
     for mode, wanted in ((PUNCH, punch), (KEEP, allocation), (0, allocation)):
         assert outcome(made.check_fallocate, mode, 1, PAGE, PAGE) == wanted

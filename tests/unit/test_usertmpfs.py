@@ -126,7 +126,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_what_holds_the_tmpfs_has_never_been_dumpable() -> None:
+def test_no_process_with_the_tmpfs_was_ever_dumpable() -> None:
     """And what is dumpable holds nothing, not even what the daemon had before."""
     found: list[dict[str, Any]] = [
         json.loads(line) for line in finish(start(WATCHED)).splitlines()

@@ -296,7 +296,7 @@ def test_file_handles_are_offered_or_refused() -> None:
 
 
 @pytest.mark.parametrize("bit", WANTED.values(), ids=WANTED.keys())
-def test_what_the_kernel_does_not_offer_is_not_taken(bit: int) -> None:
+def test_a_flag_that_the_kernel_does_not_offer_is_not_used(bit: int) -> None:
     fields, _ = _negotiate(45, fakes.EVERY_FLAG & ~(1 << bit))
     assert not (fields[3] | fields[10] << 32) & (1 << bit)
 
