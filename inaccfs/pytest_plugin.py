@@ -38,7 +38,7 @@ class _Log:
     """What a daemon writes; its file goes with the mount, the text stays."""
 
     def __init__(self, file: TextIO) -> None:
-        # Closed when the daemon is gone.
+        # Closed when the daemon has ended.
         self._file: Final = file
         self._text = ""
 
@@ -50,7 +50,7 @@ class _Log:
         return self._text
 
     def finish(self) -> str:
-        """The whole of it: nobody writes any more."""
+        """The whole log: the daemon has ended."""
         text = self.read()
         self._file.close()
         return text
@@ -219,7 +219,7 @@ def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:
 
 @contextmanager
 def _unless_dead(mount: inaccfs.Mount) -> Iterator[None]:
-    """Leave it to the fixture of the mount to tell that its daemon is dead."""
+    """Leave it to the fixture of the mount to report that its daemon is dead."""
     import subprocess
 
     from inaccfs.client import ControlError

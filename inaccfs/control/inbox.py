@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # The peer has hung up.
 _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
-# So little that one who floods us does not keep others waiting.
+# So little that a peer that floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
 
@@ -84,7 +84,7 @@ class Inbox:
         self._device: Final = device
         self._take: Final = take
         self._refuse: Final = refuse
-        # Waits until the peer has read enough of what it was sent.
+        # Waits until the peer has read enough of its replies and events.
         self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
         # The fd for the object that has begun, if that takes one.
@@ -93,7 +93,7 @@ class Inbox:
         self._is_closing = False
 
     def read(self) -> Event:
-        """Read what is there, unless fds come with it, and deal with it."""
+        """Read and process the data that is there, unless fds come with it."""
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
@@ -103,7 +103,7 @@ class Inbox:
         except BlockingIOError:
             return Event.NOTHING
         except OSError:
-            # Reset, mostly; whatever it is, no more can be read.
+            # Reset, mostly; in any case no more can be read.
             return Event.END
         if not data:
             return Event.END

@@ -39,7 +39,7 @@ class Names:
         }
 
     def close(self) -> None:
-        """The peer has gone: forget its names."""
+        """The peer has disconnected: forget its names."""
         while self._fdnames:
             self._fdnames.popitem()[1].close()
 

@@ -51,7 +51,7 @@ class Notifying:
             registration.opened.file.notifiers.silence(registration)
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: unregister what it has registered."""
+        """The peer has disconnected: unregister its notifiers."""
         while self._registered:
             registration = next(iter(self._registered.values()))
             self._forget(registration)

@@ -57,7 +57,7 @@ class PageReferences:
         )
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: drop its references."""
+        """The peer has disconnected: drop its references."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
@@ -157,7 +157,7 @@ class PageReferences:
 
 
 def _to_put(command: messages.PutPfn) -> list[tuple[int, int]]:
-    """The (pfn, count) of what is to be put."""
+    """The (pfn, count) of the pages to put."""
     if command.extents is None:
         if command.pfn is None:
             raise OSError(errno.EINVAL, "neither `pfn` nor `extents`: give one")

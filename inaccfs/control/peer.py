@@ -143,7 +143,7 @@ class Peer:
         if not self.reason:
             self.reason = reason
             log.debug("%s: %s", self, reason)
-            # Nobody needs what it has sent since.
+            # Later messages of it are not needed.
             self._readers.remove(self._connection.fileno())
             self.outlet.close()
         if self._nursery is not None:

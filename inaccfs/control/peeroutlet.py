@@ -145,7 +145,7 @@ class PeerOutlet:
     def _check(self) -> None:
         """Evict a peer that leaves too much unread: this one, or the worst of all."""
         # Replies wait for output to be read; only events can come to so much. The
-        # first message may be a reply, which is as long as it likes.
+        # first message may be a reply, which may have any length.
         limits = self._policy.limits
         events = self._outlet.waiting_after_first
         if events > limits.output:

@@ -74,7 +74,7 @@ def render() -> str:
 
 
 def update(text: str) -> str:
-    """*text* with what is between the marks made anew.
+    """*text* with a new reference between the marks.
 
     Raises:
         ValueError: the marks are not there.

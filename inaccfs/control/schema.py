@@ -146,7 +146,7 @@ class _Types:
             )
         info: SchemaInfo = {"name": field.encode_name, "type": self._use(kind)}
         if not field.required:
-            # Null says that it may be left out, not what it is then.
+            # Null says that it may be left out, but not the default.
             info["default"] = None
         return info
 

@@ -55,7 +55,7 @@ _ANSWER: Final = (
 
 
 class _Peer:
-    """All notifiers, on one connection. Answers what it has read with one write."""
+    """All notifiers, on one connection. Answers all events read with one write."""
 
     def __init__(self, bench: Bench, path: str, *, binds: bool, aliases: bool) -> None:
         self._path: Final = path

@@ -61,7 +61,7 @@ def _fragmented() -> Iterator[None]:
         yield
     finally:
         os.close(scraps)
-        # Somebody may do the same at the same time.
+        # Another process may do the same at the same time.
         _LISTS.write_text("0" if before == _SHORT else before)
 
 

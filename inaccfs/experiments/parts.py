@@ -174,7 +174,7 @@ class Watched(Invalidation):
         return self.seen[1:2] == ["dropped"]
 
     def retry(self, seq: int, start: int, end: int) -> bool:
-        """Called under mmu_lock, which is held until the fault is installed."""
+        """Called under mmu_lock, which stays locked until the fault is installed."""
         dropped = self._asks and super().retry(seq, start, end)
         self.seen.append("dropped" if dropped else "installed")
         return dropped

@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: which events, which calls wait, when is it dropped?"""
 
 from __future__ import annotations
 

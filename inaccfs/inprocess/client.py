@@ -146,7 +146,7 @@ class Notifier:
             raise lost.again()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client has closed."""
         self._leaving = True
         self.file.inode.notifiers.drop(self)
 

@@ -221,7 +221,7 @@ def _round(
     return [thread.name for thread in threads if thread.is_alive()]
 
 
-# --- what has to hold -----------------------------------------------------------------
+# --- invariants -----------------------------------------------------------------------
 
 
 def _check(world: World, shim: Client, ino: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ _RESERVE: Final = 8 << 20
 
 _UNLIMITED: Final = 1 << 62
 
-# Of version 2 and of version 1: the limit, and what is in use.
+# Of version 2 and of version 1: the limit, and the memory in use.
 _FILES: Final = {
     "cgroup2": ("memory.max", "memory.current"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -131,7 +131,7 @@ class Headroom:
                 else:
                     continue
                 root, top = self._tops.get(kind, ("", ""))
-                # Else our cgroup is outside of what is mounted here.
+                # Else our cgroup is outside of the hierarchy mounted here.
                 if top and (path + "/").startswith(root):
                     yield kind, top, f"{top}/{path[len(root) :]}".rstrip("/")
 

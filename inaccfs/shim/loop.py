@@ -50,16 +50,16 @@ class ParkingLot(Protocol):
 
 
 class Loop(Protocol):
-    """Makes what is waited for. Times are seconds."""
+    """Makes events, locks and places to wait at. Times are seconds."""
 
     def event(self) -> Event:
         """An event that has not happened yet."""
 
     def mutex(self) -> Mutex:
-        """A lock that nobody has."""
+        """A new, unlocked lock."""
 
     def parking_lot(self) -> ParkingLot:
-        """A place to wait at until somebody unparks all."""
+        """A place to wait at until another task unparks all."""
 
     async def in_time(self, seconds: float, wait: Wait) -> bool:
         """Await *wait*; give it up after *seconds*, and return whether it came back.

@@ -351,7 +351,7 @@ class Pages:
     # --- poison --------------------------------------------------------------------
 
     async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched nobody gets it.
+        """Report that a page is poisoned. Until it is punched no peer gets it.
 
         restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
 
