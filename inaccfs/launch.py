@@ -52,6 +52,11 @@ _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 1.5
 _STOP_SECONDS: Final = 60.0
 
+# After that it is looked at: it hangs if it is found waiting so many times in a row.
+# Once is not enough, for a daemon also waits for its helper.
+_LOOKS: Final = 5
+_LOOK_SECONDS: Final = 0.1
+
 
 def start_daemon(
     words: Sequence[str],
@@ -365,14 +370,14 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
-    while True:
+    idle = 0
+    while idle < _LOOKS and time.monotonic() < deadline:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            if not _is_running(daemon.pid) or time.monotonic() > deadline:
-                break
-            seconds = 0.1
+            idle = 0 if _is_running(daemon.pid) else idle + 1
+            seconds = _LOOK_SECONDS
         else:
             return
     daemon.kill()

@@ -66,9 +66,10 @@ class Outlet:
     def offer(self, data: bytes) -> bool:
         """Send *data* if there is room now; else drop it, count it and return false.
 
-        Offered data never waits, so no peer is disconnected for not reading it: the kernel takes up to 32 KiB whole or not at all
-        (unix_stream_sendmsg() in net/unix/af_unix.c). Should it take a part of more,
-        the rest waits, as a message that has begun must not be cut.
+        Offered data never waits, so no peer is disconnected for not reading it: the
+        kernel takes up to 32 KiB whole or not at all (unix_stream_sendmsg() in
+        net/unix/af_unix.c). If it takes a part of more, the rest waits, because a
+        message that has begun must not be cut.
 
         Raises:
             OSError: the other end is closed.

@@ -3,8 +3,9 @@
 struct inaccessible_data of v8 has a list of notifiers and a mutex, and calls one
 notifier after the other under the mutex. Here notifiers are in other processes: each
 event goes to all of them at once, and the list stays locked until each has answered,
-has been removed, or has been evicted because it did not answer in time. restrictedmem_bind() came later: its
-notifiers are bound to a part of the file, and are found by their range.
+has been removed, or has been evicted because it did not answer in time. In
+restrictedmem_bind(), which came later, notifiers are bound to a range of the file, and
+are found by that.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -112,6 +113,46 @@ def test_a_crash_of_python_is_in_the_log(point: Path, scratch: Path) -> None:
     support.wait_for_exit(pid)
     cli("umount", point)
     assert "Fatal Python error: Segmentation fault" in log.read_text()
+
+
+# --- what it imports --------------------------------------------------------------
+
+# Rooms, and modules of the command, that a daemon does without at its start. To import
+# what nobody has asked for yet would make everybody wait.
+NOT_AT_START: Final = (
+    *("client", "kvm", "explore", "inprocess", "experiments", "probe"),
+    *("pytest_plugin", "pytest_trio_plugin"),
+    *("control.schema", "control.reference"),
+    # The rules of a user's own, and frames that are made up.
+    *("semantics.load", "semantics.checking", "shim.simulated", "shim.buddy"),
+    *("cli.console", "cli.experiment", "cli.explore", "cli.interrupts", "cli.kvm"),
+    *("cli.probe", "cli.qmp", "cli.semantics", "cli.status", "cli.umount"),
+)
+
+
+@support.needs_root
+def test_a_daemon_imports_only_what_it_needs_at_its_start(point: Path) -> None:
+    ready, writer = os.pipe()
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-X", "importtime", "-m", "inaccfs", "mount"),
+            *("--foreground", "--ready-fd", str(writer), point),
+        ],
+        pass_fds=[writer],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as daemon:
+        os.close(writer)
+        with open(ready, "rb") as told:
+            assert told.read() == b"ready\n"
+        cli("umount", point)
+        _, log = daemon.communicate(timeout=PATIENCE)
+    imported = set(re.findall(r"^import time:.*\| +inaccfs\.(\S+)$", log, re.MULTILINE))
+    assert "daemon" in imported
+    for name in NOT_AT_START:
+        assert importlib.util.find_spec(f"inaccfs.{name}"), name
+        assert name not in imported
 
 
 # --- what it inherits -------------------------------------------------------------
@@ -303,12 +344,15 @@ sys.exit(main())
         ("inaccfs.cli.dispatch", "status"),
         ("argparse", "status"),
         ("msgspec", "status"),
-        ("inaccfs.cli.umount", "mount --help"),
+        ("inaccfs.cli.mount", "mount --help"),
+        ("inaccfs.cli.umount", "--help"),
         ("inaccfs.semantics.load", "semantics"),
         ("inaccfs.client", "kvm demo"),
         ("inaccfs.kvm.demo", "kvm demo"),
         ("inaccfs.probe.table", "probe memfd"),
         ("inaccfs.experiments.lab", "experiment"),
+        ("inaccfs.explore.search", "explore mapped"),
+        ("inaccfs.explore.scenarios", "explore mapped"),
         ("trio", "mount --foreground /nowhere"),
         ("pyfuse3", "mount --foreground /nowhere"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -275,19 +276,34 @@ def start_allocation(file: Path, size: int, mount: Mount) -> subprocess.Popen[by
     return child
 
 
+@contextmanager
+def unfinished(mount: Mount) -> Iterator[None]:
+    """An allocation that has begun does not go on for the length of a with block."""
+    workers = support.children_of(support.children_of(mount.pid)[0])
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 @support.needs_root
 def test_the_mount_answers_while_a_long_allocation_runs() -> None:
     support.need_memory(2 * GIB)
     with support.mounted(size="3g") as mount:
         other = new_file(mount.path / "other", PAGE)
         with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
-            assert os.stat(other).st_size == PAGE
-            with opened(other) as fd:
-                raw.fallocate(fd, 0, 0, PAGE)
-            assert allocated(other) == PAGE
-            assert sorted(os.listdir(mount.path)) == ["file", "other"]
-            assert mount.status().files == 2
-            assert child.poll() is None
+            with unfinished(mount):
+                assert os.stat(other).st_size == PAGE
+                with opened(other) as fd:
+                    raw.fallocate(fd, 0, 0, PAGE)
+                assert allocated(other) == PAGE
+                assert sorted(os.listdir(mount.path)) == ["file", "other"]
+                assert mount.status().files == 2
+                assert child.poll() is None
             assert child.wait(PATIENCE) == 0
         assert allocated(mount.path / "file") == 2 * GIB
 
@@ -297,9 +313,10 @@ def test_a_mount_that_goes_lazily_finishes_a_long_allocation() -> None:
     support.need_memory(2 * GIB)
     with support.mounted(size="3g") as mount:
         with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
-            complaint("umount", mount.path)
-            cli("umount", "--lazy", mount.path)
-            assert child.poll() is None
+            with unfinished(mount):
+                complaint("umount", mount.path)
+                cli("umount", "--lazy", mount.path)
+                assert child.poll() is None
             assert child.wait(PATIENCE) == 0
         assert mount.process.wait(PATIENCE) == 0
 
@@ -310,6 +327,7 @@ def test_a_signal_to_the_daemon_ends_a_long_allocation() -> None:
     with (
         support.mounted(size="3g") as mount,
         start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child,
+        unfinished(mount),
     ):
         mount.process.terminate()
         assert mount.process.wait(PATIENCE) == 0
@@ -405,4 +423,4 @@ def test_a_file_that_is_removed_while_it_is_allocated_goes_at_the_end() -> None:
             os.unlink(file)
             assert os.listdir(mount.path) == []
             assert child.wait(PATIENCE) == 0
-        ask_until(lambda: used(mount.path) == 0)
+        support.wait_until_unused(mount.path)

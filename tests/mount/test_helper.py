@@ -22,7 +22,7 @@ from inaccfs import mountcalls, syscalls
 from inaccfs.helper.tasks import Helper
 from tests.mount import support
 from tests.mount.peers import peer
-from tests.mount.support import MIB, PAGE
+from tests.mount.support import MIB, PAGE, children_of
 from tests.mount.unanswered import unanswered
 from tests.unit.fakes import refused
 
@@ -32,25 +32,15 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse]
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, and those that these have."""
-    found = []
-    with suppress(FileNotFoundError):
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        for child in map(int, text.split()):
-            found += [child, *children_of(child)]
-    return found
-
-
 def punch(fd: int, length: int) -> None:
     """Take the memory of a file away, from its beginning."""
     mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
     syscalls.fallocate(fd, mode, 0, length)
 
 
-def have_ended(pidfds: list[int], seconds: float) -> bool:
-    """Whether processes end within so many seconds."""
-    deadline = time.monotonic() + seconds
+def have_ended(pidfds: list[int]) -> bool:
+    """Whether processes end, in time."""
+    deadline = time.monotonic() + support.PATIENCE
     for pidfd in pidfds:
         left = max(0.0, deadline - time.monotonic())
         if not select.select([pidfd], [], [], left)[0]:
@@ -91,8 +81,8 @@ async def test_an_fd_whose_close_hangs_stays_out_of_the_daemon(tmp_path: Path) -
         assert not received.closing.has_ended
         pidfds = [os.pidfd_open(pid) for pid in children_of(helper.pid)]
     # The helper did not wait, and its workers ended with the file system.
-    assert have_ended(pidfds, 10)
-    with trio.fail_after(10):
+    assert have_ended(pidfds)
+    with trio.fail_after(support.PATIENCE):
         await received.closing.wait()
     for pidfd in pidfds:
         os.close(pidfd)
@@ -105,7 +95,7 @@ def end(pid: int) -> None:
     """Kill a process, and wait until it has ended."""
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    assert have_ended([pidfd], support.PATIENCE)
+    assert have_ended([pidfd])
     os.close(pidfd)
 
 
@@ -152,7 +142,7 @@ def _kill_meanwhile(backing: Path, seconds: float) -> None:
                 pidfds.append(os.pidfd_open(pid))
                 stack.callback(os.close, pidfds[-1])
         mount.process.kill()
-        assert have_ended(pidfds, 2)
+        assert have_ended(pidfds)
         with refused(errno.ENOTCONN):
             os.stat(mount.path / "x")
 
@@ -284,7 +274,7 @@ def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
         assert children_of(mount.pid)[0] == helper
         os.stat(mount.path / "first")
         with peer(mount.control) as shim:
-            assert shim.do("query-files") == []
+            support.ask_until(lambda: shim.do("query-files") == [])
 
 
 @support.needs_root
@@ -303,13 +293,7 @@ def test_a_worker_that_is_killed_is_enomem(mount: inaccfs.Mount) -> None:
     helper = children_of(mount.pid)[0]
     thread = threading.Thread(target=allocate)
     thread.start()
-    backing_in_use = 16 * MIB // PAGE
-    support.ask_until(
-        lambda: (
-            (totals := os.statvfs(mount.path)).f_blocks - totals.f_bfree
-            > backing_in_use
-        )
-    )
+    support.ask_until(lambda: support.used(mount.path) > 0)
     for worker in children_of(helper):
         os.kill(worker, signal.SIGKILL)
     thread.join()

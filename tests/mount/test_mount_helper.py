@@ -22,17 +22,11 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 HELPER = TOP / "mountscripts" / "mount.inaccfs"
 
 
-@pytest.fixture(autouse=True)
-def _helper() -> None:
-    if not HELPER.exists():
-        pytest.skip("no mountscripts/mount.inaccfs")
-
-
 @pytest.fixture
 def helper(scratch: Path) -> Path:
     """The script beside the environment that runs the tests, as in a checkout."""
-    scripts, bin_ = scratch / "mountscripts", scratch / ".venv" / "bin"
-    scripts.mkdir()
+    scripts, bin_ = scratch / "inaccfs" / "system", scratch / ".venv" / "bin"
+    scripts.mkdir(parents=True)
     bin_.mkdir(parents=True)
     copy = scripts / HELPER.name
     copy.write_bytes(HELPER.read_bytes())

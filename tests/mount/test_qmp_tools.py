@@ -252,7 +252,7 @@ def test_watch_answers_every_event_that_wants_an_answer(
     The log is checked: it would say so.
     """
     words = [watched, "file=/guest0"] + ["start=0", "end=4"] * (watched == "bind")
-    with support.mounted(semantics=semantics, ack_timeout=3) as mount:
+    with support.mounted(semantics=semantics) as mount:
         guest = new_file(mount.path / "guest0", MIB)
         with watching(mount, "--watch", *words) as process:
             assert said(process)["notifier"] == 1

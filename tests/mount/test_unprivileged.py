@@ -25,8 +25,8 @@ import pytest
 from inaccfs.runtime import escape
 from tests.mount import support
 from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
-from tests.mount.support import GIB, NOBODY, TOP, run
-from tests.mount.test_helper import children_of, end
+from tests.mount.support import GIB, NOBODY, TOP, children_of, run
+from tests.mount.test_helper import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

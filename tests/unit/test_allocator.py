@@ -175,7 +175,7 @@ async def test_the_helper_holds_nothing_of_the_daemons(
 ) -> None:
     """Else a mount, a lock or a pipe would outlive the daemon's close of it."""
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         # The worker may answer before the helper has closed what it has handed on.
         while len(fds := _open_fds(allocator.helper)) > 4:
             await trio.lowlevel.checkpoint()
@@ -288,7 +288,7 @@ async def test_the_helper_survives_a_fork_that_fails(
 
 
 async def _until_it_is_in_the_middle(fd: int) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while allocated(fd) < HUGE // 32:
             await trio.lowlevel.checkpoint()
 

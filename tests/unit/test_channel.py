@@ -571,7 +571,7 @@ async def test_an_interrupt_right_after_its_request_is_not_lost(world: World) ->
     allocation = FALLOCATE_IN.pack(nodeid, 0, INTERRUPTIBLE, 0, 0)
     world.kernel.send_now(Op.FALLOCATE, nodeid, 1001, allocation)
     world.kernel.send_now(Op.INTERRUPT, 0, 0, INTERRUPT_IN.pack(1001))
-    with trio.fail_after(2):
+    with trio.fail_after(60):
         assert await world.kernel.receive() == (1001, errno.EINTR, b"")
 
 
@@ -737,7 +737,7 @@ async def test_an_interrupted_file_is_busy_until_it_has_settled(
 async def test_the_end_does_not_wait_for_a_busy_file(
     backing: Backing, blocked: BlockedAllocator
 ) -> None:
-    with trio.fail_after(2):
+    with trio.fail_after(60):
         async with serving(backing, allocator=blocked) as world:
             await _start_allocation(world, blocked)
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
@@ -996,7 +996,7 @@ async def test_fallocate_without_an_open_file_is_not_enosys(world: World) -> Non
 
 
 async def test_the_end_of_the_connection_ends_the_channel(backing: Backing) -> None:
-    with trio.fail_after(2):
+    with trio.fail_after(60):
         async with serving(backing):
             pass
 

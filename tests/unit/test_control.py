@@ -149,7 +149,7 @@ async def test_a_bad_argument_does_not_cost_the_id(control: Control) -> None:
 
 async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "control")
-    with trio.fail_after(10), server.listen(path) as listener:
+    with trio.fail_after(60), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As the daemon ends: all that runs in its nursery is cancelled.
             actions = Actions(Daemon().status, nursery.cancel_scope.cancel)

@@ -421,7 +421,7 @@ async def test_a_silent_peer_is_disconnected_and_the_punch_goes_on(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(ack_seconds=0.05)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             controlling(str(tmp_path / "control"), backing, policy) as control,
             notified(control) as (node, [(peer, number)]),
@@ -735,7 +735,7 @@ async def limited(
     tmp_path: Path, backing: Backing, **limits: int
 ) -> AsyncIterator[tuple[Control, Peer]]:
     policy = Policy(Limits(**limits))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with (
             controlling(str(tmp_path / "control"), backing, policy) as control,
             control.peer() as peer,
@@ -823,7 +823,7 @@ async def test_an_allowed_user_shows_fds_and_names_no_paths(
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
     policy = Policy(allowed_uids=frozenset({12345}))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with controlling(str(tmp_path / "control"), backing, policy) as control:
             os.chmod(control.path, 0o666)
             node = control.make("guest", 1)

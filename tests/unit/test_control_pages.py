@@ -438,7 +438,7 @@ async def limited(
     tmp_path: Path, backing: Backing, **limits: int
 ) -> AsyncIterator[Control]:
     policy = Policy(Limits(**limits), ack_seconds=5)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with controlling(str(tmp_path / "control"), backing, policy) as control:
             yield control
 

@@ -41,7 +41,7 @@ async def serving(
     tmp_path: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         path = str(tmp_path / "control")
         async with controlling(path, backing, policy, rules) as control:
             control.make("guest", 8)

@@ -208,7 +208,7 @@ async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -
             nursery.start_soon(invalidate, notifiers)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await notifiers.register(Listener())
     assert len(notifiers) == 2
     # What it says now is too late, and no bug.

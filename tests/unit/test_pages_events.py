@@ -85,7 +85,7 @@ async def test_an_invalidation_also_reports_pages_that_have_moved_meanwhile() ->
         nursery.start_soon(world.file.pages.poison, 3)
         await trio.testing.wait_all_tasks_blocked()
         world.frames.moves = {1: 0x9000}
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await world.get(Holder(), 20, 21)
         listener.answers = True
         listener.answer()

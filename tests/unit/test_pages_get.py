@@ -198,7 +198,7 @@ async def test_an_allocation_without_events_delays_no_bind() -> None:
     world = world_of(Bind())
     await world.bound(0, 4)
     assert world.file.notifiers.take()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await world.fallocate(KEEP, 0, 4)
     world.file.notifiers.release()
     assert world.allocated == 4
