@@ -171,7 +171,7 @@ def _furnish(theirs: Path) -> None:
 
 
 def names() -> list[str]:
-    """Of all calls."""
+    """The outcomes of all calls."""
     _load()
     return list(CALLS)
 

@@ -146,7 +146,7 @@ class Ground:
                     self._connections.add(words[2].partition(":")[2])
 
     def processes(self) -> list[tuple[int, str]]:
-        """Those with our mark, by pid and command line, but for this one."""
+        """The other processes with our mark, by pid and command line."""
         mark = f"{self.MARK}={self.path}\0".encode()
         found = []
         for entry in os.listdir("/proc"):

@@ -58,7 +58,7 @@ def state(pid: int) -> str:
 
 
 def environment(seam_path: Path | None) -> dict[str, str]:
-    """That of a process with the seam, where there is one."""
+    """The environment of a process, with the seam if there is one."""
     if seam_path is None:
         return dict(ENVIRONMENT)
     return {**ENVIRONMENT, faulty_daemon.VARIABLE: str(seam_path)}

@@ -48,7 +48,7 @@ def stranger(
 def test_another_user_gets_nowhere(
     ground: Ground, point: Path, namespace: str, allow_other: bool
 ) -> None:
-    """Nor does root in a user namespace of that user; --allow-other changes nothing."""
+    """This includes root in a user namespace of that user, with --allow-other, too."""
     with support.mounted(
         point, control=ground.path / "control", allow_other=allow_other
     ) as mount:

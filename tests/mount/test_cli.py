@@ -40,7 +40,7 @@ pytestmark = pytest.mark.fuse
 
 
 def test_mount_returns_when_the_mount_is_ready(point: Path, scratch: Path) -> None:
-    """And lets go of the terminal: `cli` reads both outputs to their ends."""
+    """The daemon closes both outputs: `cli` reads them to their ends."""
     with background(point, scratch):
         assert support.is_mounted(point)
         run("fallocate", "-l", PAGE, new_file(point / "file"))

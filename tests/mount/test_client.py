@@ -165,7 +165,7 @@ def test_a_put_that_was_refused_is_logged_at_the_latest_by_close(
 def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
     mount: inaccfs.Mount, shim: Client, memory: File
 ) -> None:
-    """So many are sent, and no more are kept here or there."""
+    """At most UNAWAITED are in flight; neither side keeps more."""
     count = 3 * UNAWAITED
     pfns = [memory.get_pfn(page).pfn for page in range(count)]
     events: list[int] = []

@@ -65,7 +65,7 @@ def test_every_way_of_unmounting_ends_the_daemon_well(
 
 
 def test_umount_returns_after_the_daemon_has_ended(point: Path, scratch: Path) -> None:
-    """So that the memory is back, and the next mount is not in its way."""
+    """Then the memory is free, and the next mount does not meet the old daemon."""
     with background(point, scratch) as pid:
         daemon = os.pidfd_open(pid)
         try:

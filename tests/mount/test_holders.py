@@ -141,7 +141,7 @@ def test_a_fork_neither_keeps_it() -> None:
     "leave", ["os._exit(0)", "sys.exit()", "return", "raise RuntimeError"]
 )
 def test_nor_ends_it(point: Path, leave: str) -> None:
-    """However the child leaves: it would leave the block, too."""
+    """In every way in which the child may leave: it would leave the block, too."""
     body = (
         "pid = os.fork()\n"
         "        if pid == 0:\n"

@@ -289,7 +289,7 @@ with inaccfs.connect(path) as shim:
 
 @pytest.mark.parametrize("fills", [False, True])
 def test_a_stale_mapping_needs_a_new_page(*, fills: bool) -> None:
-    """And if the mount is full, the process dies of it, as the docs say."""
+    """If the mount is full, SIGBUS kills the process, as the docs say."""
     with mounted(size="1m") as mount:
         with opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd:
             os.posix_fallocate(fd, 0, MIB)

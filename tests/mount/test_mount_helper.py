@@ -208,7 +208,7 @@ def test_the_type_that_the_mount_has_is_one_for_fstab(
 def test_a_line_of_fstab_is_enough(
     with_helper: PrivateNamespace, point: Path, scratch: Path
 ) -> None:
-    """And `mount -a` sees what is mounted already."""
+    """`mount -a` recognizes a mount that exists already."""
     fstab = scratch / "fstab"
     fstab.write_text(f"none {point} inaccfs noauto,user,x-test,size=8m,nofail 0 0\n")
     with_helper.run("mount", "-T", fstab, point)

@@ -60,7 +60,7 @@ def complaint(*arguments: str | Path) -> str:
 
 
 def test_nothing_reaches_a_byte_of_a_mount(mount: Mount) -> None:
-    """And the rules of v8 are seen, mm/memfd_inaccessible.c as posted."""
+    """The rows show the rules of v8, mm/memfd_inaccessible.c as posted."""
     found = probe(mount.path)
     results = outcomes(found)
     assert_v8(results)

@@ -103,7 +103,7 @@ def test_an_unaligned_punch_is_refused_and_frees_nothing(mount: Mount) -> None:
 
 
 def test_the_modes_are_answered_as_by_a_tmpfs(mount: Mount, memory: Path) -> None:
-    """And none with ENOSYS, after which the kernel would refuse every later one."""
+    """None fails with ENOSYS, after which the kernel would refuse every later call."""
     file, plain = mount.path / "file", memory / "file"
     modes = [*range(0x80), 0x100, 1 << 30]
     with (

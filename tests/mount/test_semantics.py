@@ -193,7 +193,7 @@ def test_the_events_that_a_peer_gets(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["v7", "v8", "v9", "v10", "bind"])
 def test_a_peer_without_pages_in_the_range_gets_events_by_file_only(name: str) -> None:
-    """And a peer that has pages in a part of it gets the whole range."""
+    """A peer that has pages in a part of the range gets the whole range."""
     with support.mounted(semantics=name) as mount, guest(mount, name, PAGE) as it:
         events = events_of(name, "punch", 0, 8)
         assert it.fallocate(PUNCH, 0, 8 * PAGE, *events) == "ok"

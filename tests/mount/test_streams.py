@@ -125,7 +125,7 @@ def test_every_command_ends_with_any_kind_of_streams(
 
 
 def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
-    """Those of others may be dead or stopped, so the status is not known."""
+    """Mounts of other tests may be dead or stopped, so the status may be 0 or 1."""
     with ExitStack() as stack:
         started = [stack.enter_context(start(["status"], state)) for state in STATES]
         for process in started:

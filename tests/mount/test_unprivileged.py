@@ -119,7 +119,7 @@ class Nobody:
         return found
 
     def pid(self) -> str:
-        """Of the daemon."""
+        """The pid of the daemon."""
         return str(self.status()["pid"])
 
 

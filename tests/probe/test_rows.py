@@ -229,7 +229,7 @@ def test_guest_memfd_that_is_shared_is_reached_by_its_mapping() -> None:
 
 
 def test_a_named_file_is_as_a_nameless_one(tmp_path: Path) -> None:
-    """But for what takes two, and what is asked of something that grew before."""
+    """Only a number that each file has of its own may differ."""
     (tmp_path / "directory").mkdir()
     file = tmp_path / "file"
     file.touch()

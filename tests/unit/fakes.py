@@ -104,13 +104,13 @@ class Reply(NamedTuple):
     payload: bytes
 
     def attr(self) -> Attr:
-        """Of the answer to GETATTR."""
+        """The attributes in the reply to GETATTR."""
         assert self.error == 0, errno.errorcode[self.error]
         assert len(self.payload) == ATTR_OUT.size + ATTR.size
         return Attr(*ATTR.unpack_from(self.payload, ATTR_OUT.size))
 
     def entry(self) -> EntryOut:
-        """Of the answer to LOOKUP, CREATE or TMPFILE."""
+        """The entry in the reply to LOOKUP, CREATE or TMPFILE."""
         assert self.error == 0, errno.errorcode[self.error]
         found = ENTRY_OUT.unpack_from(self.payload)
         attr = Attr(*ATTR.unpack_from(self.payload, ENTRY_OUT.size))

@@ -173,7 +173,7 @@ def _open_fds(pid: int) -> list[str]:
 async def test_the_helper_holds_nothing_of_the_daemons(
     allocator: Working, memory: int, backing: Backing
 ) -> None:
-    """Else a mount, a lock or a pipe would outlive the daemon's close of it."""
+    """Otherwise a mount, a lock or a pipe would outlive the daemon's close of it."""
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     with trio.fail_after(60):
         # The worker may answer before the helper has closed what it has handed on.

@@ -566,7 +566,7 @@ async def test_interrupt_ends_a_long_allocation(
 
 
 async def test_an_interrupt_right_after_its_request_is_not_lost(world: World) -> None:
-    """So it comes when the caller was signalled while the request was queued."""
+    """That happens if the caller was signalled while its request was queued."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     allocation = FALLOCATE_IN.pack(nodeid, 0, INTERRUPTIBLE, 0, 0)
     world.kernel.send_now(Op.FALLOCATE, nodeid, 1001, allocation)
@@ -676,7 +676,7 @@ async def test_another_name_of_a_busy_file_waits_too(
 async def test_a_call_that_waited_sees_later_changes(
     world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    """Of two that unlink a busy file, one comes too late."""
+    """If two callers unlink a busy file, one comes too late."""
     await _start_allocation(world, blocked)
     asked = [await world.kernel.send(Op.UNLINK, 1, b"f\0") for _ in range(2)]
     await trio.testing.wait_all_tasks_blocked()

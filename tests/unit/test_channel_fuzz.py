@@ -90,7 +90,7 @@ def test_each_request_has_exactly_the_replies_due(
     caplog: pytest.LogCaptureFixture,
     requests: list[tuple[int, int, bytes]],
 ) -> None:
-    """And none of them is a bug: what is odd is refused."""
+    """Odd requests are refused, and none of them causes a bug."""
     caplog.clear()
     trio.run(_play, requests)
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []

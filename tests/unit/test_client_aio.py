@@ -231,7 +231,7 @@ async def test_tasks_share_a_client_and_do_not_wait_for_each_other(
 async def test_an_exception_of_the_body_leaves_the_block(
     daemon: FakeDaemon,
 ) -> None:
-    """Not with an ExceptionGroup around it."""
+    """It is not wrapped in an ExceptionGroup."""
     with pytest.raises(ZeroDivisionError):
         async with connected(daemon):
             raise ZeroDivisionError
@@ -250,7 +250,7 @@ async def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
 async def test_more_is_sent_than_there_is_room_for(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """And a cancelled task has not cut a message."""
+    """A task that is cancelled then has not cut a message."""
     shim, peer = both
     busy, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()

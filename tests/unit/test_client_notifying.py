@@ -194,7 +194,7 @@ def test_callbacks_that_would_miss_removals_are_refused(
     wanted: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of callbacks for other semantics than the mount's, and of an end alone."""
+    """Callbacks for other semantics than the mount's, or only for an end."""
     registration = talk.register(callbacks)
     assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]

@@ -79,7 +79,7 @@ async def control(
 
 @pytest.fixture
 def fd(control: Control) -> Iterator[int]:
-    """Of a file of the mount."""
+    """An fd of a file of the mount."""
     made = control.backing_fd(control.make("guest", 4))
     yield made
     os.close(made)
@@ -122,7 +122,7 @@ async def test_the_first_that_takes_one_gets_it(
 
 
 async def test_one_that_begins_before_does_not(control: Control, fd: int) -> None:
-    """However the kernel joins what was sent in two."""
+    """The kernel may join two sends in one read, or not."""
     async with control.peer() as peer:
         stop = stopped_reading(control)
         await peer.send(getfd("a") + getfd("b"))
@@ -227,7 +227,7 @@ async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
 async def test_out_of_band_data_is_in_the_stream(
     control: Control, helper: Helper, foreign: int
 ) -> None:
-    """Else the kernel would throw the byte away, and close the fd, as it is passed."""
+    """Otherwise the kernel would drop the byte and close its fd as reading passes it."""
     async with control.peer() as peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, foreign.to_bytes(4, "little"))]
         await peer.stream.socket.sendmsg([b" "], rights, socket.MSG_OOB)

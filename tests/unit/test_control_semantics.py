@@ -238,7 +238,7 @@ async def test_an_unbound_page_has_the_errno_of_the_version(
 async def test_poison_outlives_the_command_that_reports_it(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """Though no process has the file open."""
+    """It does so even if no process has the file open."""
     async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"

@@ -100,7 +100,7 @@ def test_objects_are_found_and_the_rest_is_refused(
     ],
 )
 def test_input_that_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
-    """Not only at a line end, which may never come."""
+    """The error does not wait for a line end, which may never come."""
     assert answers_to(fed([data])[0]) == ["EINVAL"]
     assert answers_to(fed(bytewise(data))[0]) == ["EINVAL"]
 

@@ -210,7 +210,7 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
 async def test_of_several_long_operations_each_waits_for_its_turn(
     file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
-    """Else the first of them to end says that the file is idle."""
+    """Otherwise the first of them to end would report the file as idle."""
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())

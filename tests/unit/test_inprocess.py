@@ -370,7 +370,7 @@ def test_nothing_is_left() -> None:
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of docs/simulated-kvm.md."""
+    """The example of docs/simulated-kvm.md."""
     page = Path(__file__).parents[2] / "docs/simulated-kvm.md"
     text = page.read_text()
     start = text.index("    import os\n    from inaccfs.inprocess")

@@ -382,7 +382,7 @@ def test_a_rename_that_fails_leaves_directories_as_they_were(
     flags: int,
     error: int,
 ) -> None:
-    """Those with an fd, too: one that is closed is not used, nor closed again."""
+    """Including nodes with an fd: a closed fd is not used, and not closed again."""
     (tree / "a" / "b" / "x").mkdir(parents=True)
     (tree / "c").mkdir()
     before = open_fds()
@@ -607,7 +607,7 @@ def test_a_file_whose_name_leads_elsewhere_now_is_stale(
 def test_a_directory_whose_name_leads_elsewhere_now_is_stale(
     namespace: Namespace, tree: Path, successor: str
 ) -> None:
-    """Not ENOENT: that would be an answer about the name below it."""
+    """The errno is not ENOENT, which would be about the name below it."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -738,7 +738,7 @@ def test_one_name_that_went_does_not_hide_the_others(
 def test_a_number_that_comes_back_as_another_type_is_another_node(
     namespace: Namespace, tree: Path
 ) -> None:
-    """And what the kernel has yet to forget of the old one is not lost."""
+    """Lookups of the old one that the kernel has yet to forget are not lost."""
     (tree / "was").touch()
     (tree / "now").mkdir()
     old = look(namespace, "was")

@@ -78,7 +78,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
 async def test_all_notifiers_bound_to_a_page_get_the_event(
     start: int, end: int, expected: bool
 ) -> None:
-    """Of the range as it is punched: the raw one."""
+    """With "punched" the event has the whole range of the punch."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, start, end)

@@ -381,7 +381,7 @@ def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
 async def test_each_name_is_listed_once_and_counts_one_lookup(
     operations: Operations, namespace: Namespace, tree: Path, replies: Replies
 ) -> None:
-    """But not the one that a reply had no room for, until it is sent."""
+    """A name that a reply had no room for counts only when it is sent."""
     for at in range(20):
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}

@@ -243,7 +243,7 @@ async def test_at_once_is_at_once(world: World) -> None:
 async def test_silent_notifiers_delay_no_call_beyond_the_timeout(
     world: World, how: How, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """And are removed by the second event."""
+    """They are removed before the second event."""
     quick, silent = await world.listener("1 ", answers), await world.listener("2 ")
     begun = trio.current_time()
     assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
@@ -375,7 +375,7 @@ async def test_a_cancelled_operation_unlocks_the_list(
 
 
 async def test_the_list_is_free_when_done_is_called(world: World) -> None:
-    """So that what waits for the first can begin there and then."""
+    """Then an operation that waits for the first can begin in that moment."""
     await world.listener(then=answers)
     results: list[Exception | None] = []
 

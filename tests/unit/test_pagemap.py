@@ -422,7 +422,7 @@ def test_a_punch_frees_pinned_pages_at_once(file: File) -> None:
 def test_pages_beside_a_punched_one_stay_pinned(
     file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not for a moment is a page without a pin that shared a buffer with another."""
+    """A page that shared a buffer with a punched one is never unpinned."""
     file.fetch(0, HUGE)
     expected = [pinned() - PAGE]
     seen = []

@@ -102,7 +102,7 @@ async def test_a_punched_page_is_a_hole_again() -> None:
 async def test_allocated_pages_of_a_full_backing_can_be_got(
     backing_of_8_pages: int,
 ) -> None:
-    """And a hole in it is one."""
+    """Where get-pfn does not allocate, a hole is ENOENT."""
     world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
     await world.fallocate(KEEP, 0, 8)
     await world.get(holder, 0, 8)
@@ -243,7 +243,7 @@ def test_the_number_is_the_kernels() -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
-    """And a punch of it is not done at once, though there is nothing else to settle."""
+    """A punch of a poisoned page is not done at once, even if it was not fetched."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)
     if fetched:
@@ -314,7 +314,7 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
 
 @pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
 async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
-    """And there is no event; nor is it allocated by that."""
+    """There is no event, and the page is not allocated by that."""
     world = world_of(version())
     world.allocate(2, 3)
     listener = await (
@@ -396,7 +396,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
 
 
 async def test_a_peer_that_reports_poison_may_go_and_the_end_is_sent() -> None:
-    """Else a start without an end would bar the others from the page for ever."""
+    """Otherwise a start without an end would keep the others from the page for ever."""
     world = world_of(GuestMemfd())
     world.allocate(3, 4)
     listener = await world.bound(0, 4, answers=False)

@@ -127,7 +127,7 @@ async def test_new_locks_do_not_hold_a_punch_up() -> None:
 async def test_a_peer_that_does_not_put_is_evicted_in_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """And once more after the same time, if it is still there; then the punch ends."""
+    """It is evicted again after each further timeout, until it drops the page."""
     world, holder, other = world_of(V7()), Holder(), Holder()
     await world.get(holder, 3, 4)
     await world.get(other, 20, 21)

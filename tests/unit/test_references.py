@@ -207,7 +207,7 @@ class EachPage(RuleBasedStateMachine):
         self.shift = 0
 
     def free(self, frames: set[int]) -> set[int]:
-        """Of *frames* those to which there is no reference from before a punch."""
+        """Those of *frames* without a reference from before a punch."""
         return {
             frame
             for frame in frames

@@ -118,7 +118,7 @@ def test_a_room_imports_exactly_what_the_table_says(room: str) -> None:
 
 @pytest.mark.parametrize("room", rooms())
 def test_a_room_imports_none_below_it_in_the_table(room: str) -> None:
-    """So there is no circle of rooms."""
+    """Then there is no circle of rooms."""
     row, doors = rooms()[room]
     assert [door for door in doors if rooms()[_room(door)].row >= row] == []
 

@@ -211,7 +211,7 @@ def test_row_scope(name: str) -> None:
 
 @versions
 def test_row_get(name: str) -> None:
-    """And what is not bound: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
+    """Including unbound pages: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
     references = columns(
         ("locked", ("v7",)),
         ("counted", (*V8S, *BRACKETED)),
@@ -448,5 +448,5 @@ def test_a_refusal_has_the_kernels_words() -> None:
 
 
 def test_the_base_has_no_rules_of_its_own() -> None:
-    """Else a class that forgets one would get one by chance."""
+    """Otherwise a class that omits a rule would get one by chance."""
     assert not any(hasattr(Semantics, rule) for rule in checking.rules())

@@ -114,7 +114,7 @@ async def test_both_transports_give_the_same_answers(
 async def test_late_answers_go_back_the_way_their_request_came(
     both: tuple[World, Lists],
 ) -> None:
-    """And answer their own request, not the one in the buffer by then."""
+    """They answer their own request, not the one that is in the buffer by then."""
     world, lists = both
     nodeid = await _file(world)
     number = await world.kernel.send(

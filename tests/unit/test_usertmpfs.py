@@ -127,7 +127,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def test_no_process_with_the_tmpfs_was_ever_dumpable() -> None:
-    """And what is dumpable holds nothing, not even what the daemon had before."""
+    """A dumpable process has no fds, not even those that the daemon had before."""
     found: list[dict[str, Any]] = [
         json.loads(line) for line in finish(start(WATCHED)).splitlines()
     ]

@@ -198,7 +198,7 @@ def _clamp(message: bytearray, size: int) -> None:
 def test_a_message_that_is_too_short_is_reported(
     read: Callable[[bytearray, int], object], body: bytes
 ) -> None:
-    """Though the buffer goes on, with what an earlier request has left there."""
+    """Even if the buffer has more data, left from an earlier request."""
     message, size = request(body)
     with pytest.raises(wire.Truncated):
         read(message, size)
