@@ -169,7 +169,7 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a mount is made of. `run` made them all, and closes them."""
+    """The parts of a mount. `run` has made them, and closes them."""
 
     # Its path.
     mountpoint: str

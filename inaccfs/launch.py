@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
 
 READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
+"""The byte that a daemon writes to --ready-fd when its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0

@@ -35,7 +35,7 @@ _DYING_SECONDS: Final = 5.0
 
 
 class _Log:
-    """What a daemon writes; its file goes with the mount, the text stays."""
+    """The log of a daemon; its file is removed with the mount, the text is kept."""
 
     def __init__(self, file: TextIO) -> None:
         # Closed when the daemon has ended.
@@ -146,7 +146,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _options(item: pytest.Item) -> dict[str, Any]:
-    """What the markers of a test say, the closest of them last."""
+    """The options in the markers of a test, the closest of them last."""
     options: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers(_MARK))):
         if marker.args:

@@ -26,7 +26,7 @@ class Caller:
 
 
 class Outbound(Protocol):
-    """What a session needs of a connection; see peeroutlet.PeerOutlet."""
+    """The part of a connection that a session uses; see peeroutlet.PeerOutlet."""
 
     def send(self, data: bytes, fd: int = -1) -> None:
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""

@@ -47,7 +47,7 @@ class Closing(Protocol):
 
 
 class Received(Protocol):
-    """What the helper process has received for us."""
+    """The fd and data that the helper process has received for us."""
 
     @property
     def size(self) -> int:
@@ -94,7 +94,7 @@ class _User:
 
 
 class Closings:
-    """What is being closed, by user. Nothing here raises, but `Cancelled`."""
+    """The closings in progress, by user. Nothing here raises, except `Cancelled`."""
 
     def __init__(self) -> None:
         # The server's: a closing counts even after its peer has disconnected.

@@ -1,4 +1,4 @@
-"""What a peer sends: its bytes as commands, and the fds that go with some.
+"""The input of a peer: bytes parsed to commands, and the fds of some of them.
 
 A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are
 some. So we know what comes before we read it. Fds that no command takes we leave to the

@@ -28,7 +28,7 @@ class Names:
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.GetFd: self._getfd,
             messages.CloseFd: self._closefd,

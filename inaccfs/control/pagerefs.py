@@ -46,7 +46,7 @@ class PageReferences:
         self.total = 0
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
     def evict_holder(self) -> None:

@@ -47,7 +47,7 @@ _NO_EPOLL_SECONDS: Final = 0.1
 
 
 class Conversing(Protocol):
-    """What a peer talks to; see session.Session."""
+    """The part of a session that a connection uses; see session.Session."""
 
     negotiated: bool
 

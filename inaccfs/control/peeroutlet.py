@@ -1,4 +1,4 @@
-"""What a peer is sent, and how much of it may wait until the peer reads it."""
+"""The output of a peer, and how much of it may wait until the peer reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Backlog:
-    """What waits for all peers to read it."""
+    """The output of all peers that is not read yet."""
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -202,7 +202,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def greeting() -> bytes:
-    """What a peer gets first."""
+    """The first message to a peer."""
     return _with_id({"QMP": {"version": messages.version(), "capabilities": []}}, NO_ID)
 
 

@@ -35,7 +35,7 @@ _NAME_BYTES: Final = 1 << 18
 
 
 def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
-    """What carries out each query that is the same for all peers."""
+    """The handler of each query that is the same for all peers."""
     return {
         messages.QueryVersion: lambda _: messages.version(),
         messages.QueryCommands: lambda _: [
@@ -185,7 +185,7 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 def _rows(
     context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
-    """What there is of one file from *place* on, each with its own; one more than room.
+    """The rows of one file from *place* on, with their places; one more than *room*.
 
     Drop the iterator when anything changes: it is not valid after that.
     """

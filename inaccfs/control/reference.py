@@ -172,7 +172,7 @@ def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[s
 
 
 def _default(field: types.Field) -> str:
-    """What a member that may be left out is then."""
+    """The default of an optional member."""
     if field.default_factory is not NODEFAULT:
         return f"`{field.default_factory()}`"
     if field.default in (None, NODEFAULT):

@@ -1,4 +1,4 @@
-"""What one peer may do and has: its names, notifiers and references to pages."""
+"""One peer: its commands, names, notifiers and references to pages."""
 
 from __future__ import annotations
 

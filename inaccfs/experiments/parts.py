@@ -75,7 +75,7 @@ def add_slot(vm: VM, fd: int, page: int, pages: int) -> None:
 
 
 def read(vcpu: Vcpu, gpa: int, size: int) -> bytes:
-    """What a guest reads; empty if it exits for a hole that get-pfn does not fill."""
+    """The data that a guest reads; empty if it exits because of an unfilled hole."""
     try:
         return vcpu.read(gpa, size)
     except MemoryFaultExit as exc:

@@ -75,7 +75,7 @@ def pack_request(kind: bytes, *fields: int | str | bytes) -> bytes:
 
 
 def unpack_request(packet: bytes) -> list[bytes]:
-    """What to do, and the fields."""
+    """The operation of a request, and its fields."""
     return packet.split(b"\0")
 
 

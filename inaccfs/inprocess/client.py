@@ -162,13 +162,13 @@ class Pin(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """What `Client.query_pins` returns."""
+    """The return of `Client.query_pins`."""
 
     extents: list[Pin]
 
 
 class FileInfo(NamedTuple):
-    """What `File.query` returns. *page_size* is bytes."""
+    """The return of `File.query`. *page_size* is bytes."""
 
     ino: int
     page_size: int

@@ -89,7 +89,7 @@ class Buffers:
         return self._pins.stays and self.ranges.covers(start, end)
 
     def unpinned(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) can move."""
+        """The pages of [start, end) that can move."""
         return self.ranges.gaps(start, end) if self._pins.stays else [(start, end)]
 
     def chunks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -100,7 +100,7 @@ class Buffers:
             start = stop
 
     def pieces(self, start: int, end: int) -> list[Piece]:
-        """What to pin so that [start, end) is: all of each chunk that has a gap."""
+        """The pages to pin so that [start, end) is: each chunk that has a gap, whole."""
         found = []
         last = start
         for low, high in self.unpinned(start, end):

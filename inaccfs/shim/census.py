@@ -30,7 +30,7 @@ _PASSED_OVER: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class Totals(NamedTuple):
-    """What a walk has found."""
+    """The result of a walk."""
 
     # Regular files, each once whatever names it has.
     files: int

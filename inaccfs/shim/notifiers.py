@@ -32,7 +32,7 @@ AT_ONCE: Final = 128
 
 
 class Notice(NamedTuple):
-    """What an event reports, in pages of the file."""
+    """The content of an event, in pages of the file."""
 
     event: str
     start: int

@@ -217,7 +217,7 @@ class References:
         return list(found)
 
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
-        """What *holder* holds from frame *since* on, in order of frames.
+        """The references of *holder* from frame *since* on, in order of frames.
 
         Drop the iterator when anything changes: it is not valid after that.
         """

@@ -227,7 +227,7 @@ async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
 async def test_out_of_band_data_is_in_the_stream(
     control: Control, helper: Helper, foreign: int
 ) -> None:
-    """Otherwise the kernel would drop the byte and close its fd as reading passes it."""
+    """Otherwise the kernel would drop the byte and close its fd when it is passed."""
     async with control.peer() as peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, foreign.to_bytes(4, "little"))]
         await peer.stream.socket.sendmsg([b" "], rights, socket.MSG_OOB)

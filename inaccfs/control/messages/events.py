@@ -1,4 +1,4 @@
-"""What a peer is sent without asking."""
+"""The events of the control socket."""
 
 from __future__ import annotations
 

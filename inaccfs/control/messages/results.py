@@ -1,4 +1,4 @@
-"""What commands return.
+"""The results of commands.
 
 A comment above a member says what it means, in docs/control-protocol.md, too.
 """
