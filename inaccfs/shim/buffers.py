@@ -100,7 +100,7 @@ class Buffers:
             start = stop
 
     def pieces(self, start: int, end: int) -> list[Piece]:
-        """The pages to pin so that [start, end) is: each chunk that has a gap, whole."""
+        """The pages to pin so that [start, end) is: all of each chunk with a gap."""
         found = []
         last = start
         for low, high in self.unpinned(start, end):
