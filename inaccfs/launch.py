@@ -172,7 +172,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
-        NoEntryError: it is another user's, who lets nobody else in.
+        NoEntryError: it is another user's, without --allow-other.
     """
     # Not at the top: to mount does not take msgspec.
     from inaccfs import status
@@ -223,7 +223,7 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, taken down at the end whatever happened.
+    """A mount with a daemon of its own, always taken down at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.

@@ -235,6 +235,6 @@ def _notify_systemd() -> None:
         return
     # An abstract address is written with @ for its NUL.
     target = "\0" + address[1:] if address.startswith("@") else address
-    # "Errors should be ignored", says the manual page: nobody may be listening.
+    # "Errors should be ignored", says the manual page: there may be no listener.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1\n", target)

@@ -99,12 +99,12 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _itself(returned: Any) -> Any:  # noqa: ANN401 - whatever a command returns
+def _itself(returned: Any) -> Any:  # noqa: ANN401 - the return of any command
     return returned
 
 
 def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as above
-    """The commands that undo a command whose caller has gone."""
+    """The commands that undo an abandoned command."""
     match command:
         case GetFd() | MemfdCreate():
             return [CloseFd(fdname=command.fdname)]

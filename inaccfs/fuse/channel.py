@@ -122,7 +122,7 @@ class Channel:
         self._relay.send(request.message, largest_reply, reply.send)
 
     def _getxattr(self, request: Request) -> Answer:
-        # The kernel asks for this before it lets anybody change a file. There is none:
+        # The kernel asks for this before any change of a file. There is none:
         # the mount is nosuid, and setting one is refused.
         if wire.getxattr_name(request.buffer, request.size) == b"security.capability":
             return errno.ENODATA

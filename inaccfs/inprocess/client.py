@@ -147,7 +147,7 @@ class Notifier:
             raise lost.again()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client has closed."""
         self._leaving = True
         self.file.inode.notifiers.drop(self)
 
@@ -163,13 +163,13 @@ class Pin(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """What `Client.query_pins` returns."""
+    """The return of `Client.query_pins`."""
 
     extents: list[Pin]
 
 
 class FileInfo(NamedTuple):
-    """What `File.query` returns. *page_size* is bytes."""
+    """The return of `File.query`. *page_size* is bytes."""
 
     ino: int
     page_size: int

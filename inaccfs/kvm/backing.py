@@ -136,7 +136,7 @@ class BackingFile:
             self.window = self._memory.reach(size)
 
     def close(self) -> None:
-        """Close the file. Call it once nobody uses it any more."""
+        """Close the file. Call it when no thread uses it any more."""
         self.window = None
         if self._memory is not None:
             self._memory.close()

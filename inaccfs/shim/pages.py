@@ -47,7 +47,7 @@ _INLINE_MARKS: Final = 8192
 
 
 class Pages:
-    """What has been fetched of a file, and the rules for it. Numbers are pages.
+    """The fetched pages of a file, and the rules for them. Numbers are pages.
 
     Methods raise `OSError` with the errno and the words for the peer.
     """
@@ -310,7 +310,7 @@ class Pages:
             self._poisoned.heal(*whole)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
-        """What has been fetched of these pages."""
+        """Those of these pages that were fetched."""
         return [] if self.memory is None else self.memory.extents_in(start, end)
 
     def punch_now(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
@@ -351,7 +351,7 @@ class Pages:
     # --- poison --------------------------------------------------------------------
 
     async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched nobody gets it.
+        """Report that a page is poisoned. Until it is punched no peer gets it.
 
         restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
 

@@ -245,7 +245,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
     os.close(theirs)
     found = bytearray()
     try:
-        # EIO is the end of a terminal whose last user has gone.
+        # EIO is the end of a terminal without users.
         while data := _read_terminal(ours):
             found += data
         assert child.wait(PATIENCE) == 0, bytes(found)
@@ -400,13 +400,13 @@ def break_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_end(patch: pytest.MonkeyPatch) -> None:
-    """All that fault wait, and nobody ends what has begun."""
+    """All faults wait, and nothing ends the invalidation that has begun."""
     patch.setattr(stress, "_STOP_SECONDS", 0.2)
     patch.setattr(Mmu, "end_locked", lambda self: self.changed.notify_all())
 
 
 def break_waiting(patch: pytest.MonkeyPatch) -> None:
-    """A fault that nobody wakes."""
+    """A fault that is never woken."""
     patch.setattr(stress, "_STOP_SECONDS", 0.2)
     patch.setattr(Mmu, "wait", lambda *_: threading.Event().wait(PATIENCE))
 
@@ -438,7 +438,7 @@ def test_stress_finds_a_broken_part(
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Not `mount`: what is broken may leave threads and references behind.
+    # Not `mount`: a broken client may leave threads and references.
     with (
         support.mounted() as mount,
         inaccfs.connect(mount.control) as shim,

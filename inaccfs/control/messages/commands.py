@@ -1,4 +1,4 @@
-"""What can be asked of the daemon.
+"""The commands of the control socket.
 
 Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
 of a command there.

@@ -1,4 +1,4 @@
-"""What commands return.
+"""The results of commands.
 
 A comment above a member says what it means, in docs/control-protocol.md, too.
 """
@@ -84,7 +84,7 @@ class Frames(Result, frozen=True, kw_only=True):
 class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
-    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    # A path from the root; "memfd:NAME"; or a description of one without a name.
     name: str
     # As stat(2) on the mount has it.
     ino: int
@@ -170,7 +170,7 @@ class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Pins(Result, frozen=True, omit_defaults=False):
-    """What has been fetched, and who still refers to it.
+    """Fetched pages, and the references to them.
 
     Files are in order of `ino`; of each its extents, then the references to it.
     """
@@ -192,7 +192,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How many events have gone to notifiers, each counted once for all of a file's.
+    # How many events were sent, each counted once for all notifiers of a file.
     invalidations: int
     # The events sent for that.
     events: int
@@ -244,7 +244,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
     notifies_failures: bool
-    # "pages"; or "bytes", for what has been posted with that mistake.
+    # "pages"; or "bytes", for versions that were posted with that bug.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
@@ -262,14 +262,14 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     references: str
     # Whether the kernel may move fetched pages without an event.
     movable: bool
-    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    # "unknown", "error" or "invalidate": which event a poisoned page causes.
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
 
     @property
     def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
+        """Whether pages that were got have to be put."""
         return self.references != "none"
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OpenHandlers:
-    """What the kernel asks of opens."""
+    """The requests about open files."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace
