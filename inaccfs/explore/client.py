@@ -122,6 +122,8 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
+        event, start, end, _ = due.notice
+        self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
             due.answer()
