@@ -9,6 +9,7 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
+from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
@@ -105,6 +106,9 @@ class ExploredClient:
         # What a weaker KVM does: see `inaccfs.explore.weaker`.
         self.puts_each = 1
         self.unregisters = True
+        self.bug: Callable[[], object] = bool
+        # It asks for the page beside the one that it means.
+        self.asks_beside = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
         # Each VM listens in a thread of its own.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
@@ -205,6 +209,11 @@ class ExploredFile:
 
     def get_pfn(self, offset: int) -> Extent:
         """See `ShimFile`."""
+        if self._client.asks_beside:
+            return self._get_pfn(offset ^ 1)._replace(offset=offset)
+        return self._get_pfn(offset)
+
+    def _get_pfn(self, offset: int) -> Extent:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
@@ -317,11 +326,18 @@ class ExploredFile:
 
         def call(start: int, end: int) -> None:
             try:
+                self._client.bug()
                 callback(start, end)
             except Ended:
                 pass
-            except (KeyboardInterrupt, SpinError) as exc:
+            except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
                 self._schedule.fail(exc)
+            except Exception as exc:
+                self._schedule.violate(
+                    "raises",
+                    f"a callback of {self._client.name} raises "
+                    f"{type(exc).__name__}: {exc}",
+                )
 
         return call
 

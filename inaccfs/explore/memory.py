@@ -10,6 +10,8 @@ from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.simulated import FIRST_PFN
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.sequence import Cells
     from inaccfs.kvm.memory import Place
@@ -46,12 +48,19 @@ class GuestBytes:
     """The guest memory of one VM. See `inaccfs.kvm.memory.GuestMemory`."""
 
     def __init__(
-        self, schedule: Schedule, sight: seen.Sight, frames: Frames, cells: Cells
+        self,
+        schedule: Schedule,
+        sight: seen.Sight,
+        frames: Frames,
+        cells: Cells,
+        places: Mapping[int, tuple[int, int]],
     ) -> None:
+        """*places* has the file and the page of each gfn, as the scenario has it."""
         self._schedule: Final = schedule
         self._sight: Final = sight
         self._frames: Final = frames
         self._cells: Final = cells
+        self._places: Final = places
 
     def read(self, place: Place, size: int) -> bytes:
         """See `inaccfs.kvm.memory.GuestMemory`."""
@@ -71,7 +80,12 @@ class GuestBytes:
 
     def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
         schedule = self._schedule
-        file, page = self._sight.windows[id(place.window)], place.position // PAGE_SIZE
+        # Not what the KVM takes it for.
+        found = self._places.get(place.gpa // PAGE_SIZE)
+        file, page = found or (
+            self._sight.windows[id(place.window)],
+            place.position // PAGE_SIZE,
+        )
         if schedule.runs:
             schedule.touch(("frame", place.pfn), write)
             schedule.touch(seen.cell_key(file, page), write)

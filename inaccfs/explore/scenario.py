@@ -110,22 +110,27 @@ class Scenario:
 
     def read(self, vcpu: Vcpu, gfn: int) -> None:
         """A guest reads a page."""
-        self._access(lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
+        self._access(vcpu, lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
 
     def write(self, vcpu: Vcpu, gfn: int, text: str) -> None:
         """A guest writes up to 8 characters to a page."""
         data = text.encode()
         if len(data) > STAMP:
             raise ValueError(f"{text!r} is longer than {STAMP} bytes")
-        self._access(lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0")))
+        self._access(
+            vcpu, lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0"))
+        )
 
-    def _access(self, call: Callable[[], Any]) -> None:
+    def _access(self, vcpu: Vcpu, call: Callable[[], Any]) -> None:
+        world = self._world
         try:
             call()
         except (MemoryFaultExit, MmioExit) as exc:
-            self._world.schedule.note(f"exits: {exc}")
+            world.schedule.note(f"exits: {exc}")
+            if isinstance(exc, MemoryFaultExit):
+                world.check_exit(vcpu, exc)
         except ConnectionError:
-            self._world.schedule.note("its daemon has disconnected it")
+            world.schedule.note("its daemon has disconnected it")
 
     def punch(self, file: int, first: int, end: int) -> None:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
@@ -150,7 +155,10 @@ class Scenario:
 
     def convert(self, vm: ExploredVM, first: int, end: int, *, private: bool) -> None:
         """What a VMM does on an exit: attributes, and a punch of the other half."""
-        vm.vmm.convert(first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private)
+        with self._world.converting(vm, first, end, private=private):
+            vm.vmm.convert(
+                first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
+            )
 
     def kill(self, vm: ExploredVM) -> None:
         """The VM's process dies."""

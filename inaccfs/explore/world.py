@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
@@ -19,8 +20,11 @@ from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
+    from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
@@ -35,11 +39,27 @@ class ExploredVM(VM):
     name: str
     client: ExploredClient
     vmm: Vmm
+    # The file and the page of each gfn, as the scenario has it.
+    places: dict[int, tuple[int, int]]
 
     @property
     def in_progress(self) -> int:
         """mmu_invalidate_in_progress."""
         return self._mmu.invalidation.in_progress
+
+    def check_counts(self, schedule: Schedule) -> None:
+        """What has been installed has been zapped, or is there."""
+        if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
+            return
+        counters = self._mmu.counters
+        there = sum(self.spte(gfn) is not None for gfn in self.places)
+        if there != sum(counters.installed) - sum(counters.zapped):
+            schedule.violate(
+                "miscounted",
+                f"{self.name} has counted {sum(counters.installed)} mappings that were "
+                f"installed and {sum(counters.zapped)} that were zapped, and has "
+                f"{there}",
+            )
 
 
 class World:
@@ -67,6 +87,8 @@ class World:
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
         self._pages: Final[list[int]] = []
+        # The sizes that files had from the beginning.
+        self._sized: Final[list[int]] = []
         # How many frames have failed, and never come back.
         self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
@@ -82,6 +104,7 @@ class World:
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
         self._pages.append(pages or _UNSIZED)
+        self._sized.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
@@ -97,14 +120,15 @@ class World:
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
+        places: dict[int, tuple[int, int]] = {}
         made = ExploredVM(
             client,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
-            memory=GuestBytes(schedule, sight, self.frames, self.cells),
+            memory=GuestBytes(schedule, sight, self.frames, self.cells, places),
             sync=Sync(schedule),
         )
-        made.name, made.client = name, client
+        made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
         client.listen = kvm.listen
@@ -122,9 +146,12 @@ class World:
             self.schedule.note(point)
 
     def slot(
-        self, vm: VM, fd: int, page: int, pages: int, number: int, gfn: int
+        self, vm: ExploredVM, fd: int, page: int, pages: int, number: int, gfn: int
     ) -> None:
         """Give a VM pages of a file."""
+        file = self._numbers.get(os.fstat(fd).st_ino)
+        if file is not None:
+            vm.places |= {gfn + each: (file, page + each) for each in range(pages)}
         vm.set_user_memory_region(
             *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
             private_fd=fd,
@@ -164,6 +191,27 @@ class World:
         schedule.touch(("punching", number))
         if not self._punching:
             self.check_mappings(fd, first, end, "the punch has returned")
+
+    @contextmanager
+    def converting(
+        self, vm: ExploredVM, first: int, end: int, *, private: bool
+    ) -> Iterator[None]:
+        """The private pages of gfns that become shared are lost meanwhile."""
+        lost = [
+            vm.places[gfn]
+            for gfn in range(first, end)
+            if not private and gfn in vm.places
+        ]
+        for place in lost:
+            self._lose(place, self.cells.punch_begins)
+        yield
+        for place in lost:
+            self._lose(place, self.cells.punch_ends)
+
+    def _lose(self, place: tuple[int, int], change: Callable[[int, int], None]) -> None:
+        if self.schedule.runs:
+            self.schedule.touch(seen.cell_key(*place))
+        change(*place)
 
     def _look(self, fd: int, number: int, pages: int) -> None:
         """A call asks whether there is anything to be told, or to be removed."""
@@ -222,6 +270,18 @@ class World:
 
     # --- what has to hold -------------------------------------------------------------
 
+    def check_exit(self, vcpu: Vcpu, exit_: MemoryFaultExit) -> None:
+        """A file with a size has all its pages, and EINVAL is for those it has not."""
+        gfn = exit_.gpa // PAGE_SIZE
+        for vm in self.vms:
+            if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
+                file, page = place
+                if exit_.errno == errno.EINVAL and page < self._sized[file]:
+                    self.schedule.violate(
+                        "unexplained-exit",
+                        f"{vm.name} is refused page {page} of a file that has it",
+                    )
+
     def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
         """No VM maps a frame that its page does not have."""
         memory = self.mount.inode(fd).pages.memory
@@ -233,7 +293,7 @@ class World:
                 if slot.backing is None or slot.backing.ino != ino:
                     continue
                 for gfn in range(slot.base_gfn, slot.end_gfn):
-                    page = slot.pgoff(gfn)
+                    _, page = vm.places.get(gfn) or (ino, slot.pgoff(gfn))
                     if not first <= page < end or (spte := vm.spte(gfn)) is None:
                         continue
                     known = memory and memory.frames.known(page, page + 1)
@@ -257,6 +317,7 @@ class World:
                     "unpaired",
                     f"{vm.name} counts {left} invalidations in progress of none",
                 )
+            vm.check_counts(schedule)
         if "stale-mapping" not in found:
             for fd, pages in zip(self._fds, self._pages, strict=True):
                 self.check_mappings(fd, 0, pages, "all is over")
