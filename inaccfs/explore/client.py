@@ -14,6 +14,7 @@ from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
     from typing import Unpack
 
@@ -71,6 +72,7 @@ class _Client(Client):
                 if schedule.runs:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")
+        explored.held.clear()
         super().disconnect(why)
 
 
@@ -85,10 +87,13 @@ class ExploredClient:
         name: str,
         numbers: dict[int, int],
         who: int,
+        held: Counter[int],
         *,
         puts_late: bool = False,
     ) -> None:
         """*numbers* has a number for each file, by st_ino; *who* is its own.
+
+        *held* gets the references that it has, by frame.
 
         With *puts_late* references are put by an actor of their own, as a client sends
         a put-pfn and goes on.
@@ -97,6 +102,7 @@ class ExploredClient:
         self.name: Final = name
         self.loop: Final = loop
         self.numbers: Final = numbers
+        self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
         # Events that no callback has been called for, and puts that have been sent.
@@ -196,6 +202,7 @@ class ExploredFile:
         self._file: Final = file
         self._schedule: Final = client.schedule
         self._number: Final = client.numbers[file.ino]
+        self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
         self._pages: Final[dict[int, int]] = {}
@@ -237,6 +244,7 @@ class ExploredFile:
         if schedule.runs:
             schedule.touch(seen.references_key(found.pfn), False)
         self._pages[found.pfn] = offset
+        self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
@@ -258,18 +266,17 @@ class ExploredFile:
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        if not schedule.runs:
-            self._file.put_pfn(pfn, count)
-            return
-        page = self._pages[pfn]
-        schedule.touch(self._page(page), False)
-        known = self._known(page)
-        gone = not known or known[0].pfn != pfn
-        # Those to a page that is there are only counted; the last one to a page that
-        # has gone frees its frame.
-        schedule.touch(seen.references_key(pfn), gone)
-        if self._locked:
-            schedule.touch(LOT)
+        self._client.held[pfn] -= 1
+        if schedule.runs:
+            page = self._pages[pfn]
+            schedule.touch(self._page(page), False)
+            known = self._known(page)
+            gone = not known or known[0].pfn != pfn
+            # Those to a page that is there are only counted; the last one to a page
+            # that has gone frees its frame.
+            schedule.touch(seen.references_key(pfn), gone)
+            if self._locked:
+                schedule.touch(LOT)
         schedule.note(f"puts frame {frame(pfn)}")
         if self._file.client.lost is not None:
             return

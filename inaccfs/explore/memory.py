@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
@@ -23,6 +24,8 @@ class Frames:
     def __init__(self, schedule: Schedule) -> None:
         self.used: Final[set[int]] = set()
         self.contents: Final[dict[int, bytes]] = {}
+        # By client: the references that it has not put yet, by frame.
+        self.held: Final[dict[str, Counter[int]]] = defaultdict(Counter)
         self._schedule: Final = schedule
 
     def watch(self, taken: bool, start: int, count: int) -> None:
@@ -42,6 +45,12 @@ class Frames:
         self.used.difference_update(frames)
         for pfn in frames:
             schedule.note(f"frame {frame(pfn)} is FREE")
+            for who, held in self.held.items():
+                if schedule.runs and held[pfn] > 0:
+                    schedule.violate(
+                        "freed-held",
+                        f"frame {frame(pfn)} is freed, and {who} has a reference to it",
+                    )
 
 
 class GuestBytes:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.explore.client import ExploredFile
-    from inaccfs.explore.world import ExploredVM, World
+    from inaccfs.explore.vm import ExploredVM
+    from inaccfs.explore.world import World
     from inaccfs.kvm import Vcpu
 
 

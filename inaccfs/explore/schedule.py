@@ -202,7 +202,8 @@ class Schedule:
 
     def violate(self, kind: str, text: str) -> None:
         """Something has happened that may not."""
-        self.violations.append(Violation(kind, text, self.step))
+        # What happens in the setup shows in the first step.
+        self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
 
     def opened(self, lock: Mutex) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.explore.client import ExploredClient
-    from inaccfs.explore.world import ExploredVM
+    from inaccfs.explore.vm import ExploredVM
     from inaccfs.inprocess import Due
 
 

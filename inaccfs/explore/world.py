@@ -13,8 +13,9 @@ from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.kvm import KVM_MEM_PRIVATE, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.syscalls import PUNCH
@@ -31,35 +32,6 @@ _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
 # So many pages of a file are looked at that has no size yet.
 _UNSIZED: Final = 4
-
-
-class ExploredVM(VM):
-    """A VM of a scenario."""
-
-    name: str
-    client: ExploredClient
-    vmm: Vmm
-    # The file and the page of each gfn, as the scenario has it.
-    places: dict[int, tuple[int, int]]
-
-    @property
-    def in_progress(self) -> int:
-        """mmu_invalidate_in_progress."""
-        return self._mmu.invalidation.in_progress
-
-    def check_counts(self, schedule: Schedule) -> None:
-        """What has been installed has been zapped, or is there."""
-        if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
-            return
-        counters = self._mmu.counters
-        there = sum(self.spte(gfn) is not None for gfn in self.places)
-        if there != sum(counters.installed) - sum(counters.zapped):
-            schedule.violate(
-                "miscounted",
-                f"{self.name} has counted {sum(counters.installed)} mappings that were "
-                f"installed and {sum(counters.zapped)} that were zapped, and has "
-                f"{there}",
-            )
 
 
 class World:
@@ -117,6 +89,7 @@ class World:
         client = ExploredClient(
             *(schedule, self.mount, self.loop, name, self._numbers),
             len(self.vms) + 1,
+            self.frames.held[name],
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
@@ -333,11 +306,22 @@ class World:
         for _, file in self.mount.files():
             if count := len(file.notifiers):
                 schedule.violate("leaked-notifier", f"{count} are left")
+        leaks = "leaked-reference" in {each.kind for each in schedule.violations}
+        lost = self.frames.used - self._fetched()
+        if len(lost) > self._poisoned and not leaks:
+            names = ", ".join(map(frame, sorted(lost)))
+            schedule.violate("leaked-frame", f"{names}: no page has it, and nobody")
         self.mount.close()
-        if len(self.frames.used) > self._poisoned:
-            names = ", ".join(map(frame, sorted(self.frames.used)))
-            if "leaked-reference" not in {each.kind for each in schedule.violations}:
-                schedule.violate("leaked-frame", f"{names} never came back")
+
+    def _fetched(self) -> set[int]:
+        """The frames of all pages."""
+        return {
+            extent.pfn + at
+            for _, file in self.mount.files()
+            if file.pages.memory is not None
+            for extent in file.pages.memory.frames.extents()
+            for at in range(extent.count)
+        }
 
     def discard(self) -> None:
         """Close what is open, whatever has become of it."""

@@ -17,7 +17,6 @@ import inaccfs
 from inaccfs.cli import main
 from inaccfs.explore import assert_clean
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
-from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, V10, VERSIONS
 
 if TYPE_CHECKING:
@@ -217,29 +216,3 @@ def test_assert_clean() -> None:
     assert_clean(Mapped, V10())
     with pytest.raises(AssertionError, match=r"(?s)use-after-free.*replay "):
         assert_clean(Mapped, V8())
-
-
-# --- what tests of kvm stress inject --------------------------------------------------
-
-# Which scenario shows each weaker KVM, under v10.
-SHOWN = {
-    "no-retry": ("punch", "stale-mapping"),
-    "zap-after-ack": ("mapped", "use-after-free"),
-    "no-zap": ("mapped", "stale-mapping"),
-    "short-zap": ("mapped", "stale-mapping"),
-    "no-flush": ("mapped", "use-after-free"),
-    "no-end": ("punch", "waits-for-ever"),
-    "no-wake": ("punch", "waits-for-ever"),
-    "no-put": ("punch", "leaked-reference"),
-    "put-twice": ("punch", "refused-put"),
-    "no-unregister": ("mapped", "leaked-notifier"),
-}
-
-
-@pytest.mark.parametrize("kvm", [name for name in KVMS if name != "kvm"])
-def test_a_weaker_kvm_is_found_out(run: Run, kvm: str) -> None:
-    """Not here: a wrong page, a wrong count and a guest's own bug need no order."""
-    name, kind = SHOWN[kvm]
-    words = (name, "--semantics", "v10", "--kvm", kvm, "--seconds", "1", "--json")
-    status, out, _ = run(*words)
-    assert (status, kind in row_of(out)["kinds"]) == (1, True), out
