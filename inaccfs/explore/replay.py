@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs._version import __version__
 from inaccfs.errors import OptionError
+from inaccfs.explore.search import MOST_ACTORS
 from inaccfs.semantics import checking
 from inaccfs.words import quoted
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from inaccfs.explore.search import Case
 
 _DIGITS: Final = string.digits + string.ascii_lowercase + string.ascii_uppercase
-
-MOST_ACTORS: Final = len(_DIGITS)
-"""So many actors have a digit each."""
+assert len(_DIGITS) == MOST_ACTORS
 
 
 def name(case: Case, choices: Sequence[int]) -> str:

@@ -134,21 +134,26 @@ class Scenario:
             world.schedule.note("its daemon has disconnected it")
 
     def punch(self, file: int, first: int, end: int) -> None:
-        """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
-        self._world.fallocate(file, PUNCH, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE, which the rules may refuse."""
+        self._fallocate(file, PUNCH, first, end)
 
     def allocate(self, file: int, first: int, end: int) -> None:
         """fallocate(2) that allocates, and keeps the size."""
+        self._fallocate(file, FALLOC_FL_KEEP_SIZE, first, end)
+
+    def _fallocate(self, file: int, mode: int, first: int, end: int) -> None:
+        world = self._world
+        if not 0 <= first < end:
+            raise ValueError(f"no pages from {first} to {end}")
+        world.check_file(file)
         try:
-            self._world.fallocate(
-                *(file, FALLOC_FL_KEEP_SIZE, first * PAGE_SIZE),
-                (end - first) * PAGE_SIZE,
-            )
+            world.fallocate(file, mode, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
         except OSError as exc:
-            self._world.schedule.note(f"is refused: {exc.strerror}")
+            world.schedule.note(f"is refused: {exc.strerror}")
 
     def truncate(self, file: int, pages: int) -> None:
         """ftruncate(2)."""
+        self._world.check_file(file)
         try:
             self._world.ftruncate(file, pages)
         except OSError as exc:

@@ -242,6 +242,9 @@ class Schedule:
             self.after()
         except AssertionError as exc:
             self.violate("always", str(exc) or "an assertion of always() fails")
+        except Exception as exc:
+            # Here, as whatever code has come to this point may catch it.
+            self.fail(exc)
 
     def _choose(self) -> Actor | None:
         if self.ended:

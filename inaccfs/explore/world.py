@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import string
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from inaccfs.explore.weaker import Kvm
     from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
+
+MOST_PAGES: Final = 512
+"""A scenario is about few pages: each is looked at by itself."""
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
@@ -71,6 +75,7 @@ class World:
 
     def file(self, pages: int) -> int:
         """A file's fd; 0 *pages* is one without a size."""
+        _check_size(pages)
         fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
@@ -80,12 +85,21 @@ class World:
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
+    def check_file(self, fd: int) -> int:
+        """The number of a file. EINVAL if it is none of the scenario."""
+        found = self._numbers.get(os.fstat(fd).st_ino)
+        if found is None:
+            raise OSError(errno.EINVAL, f"fd {fd} is no file of the scenario")
+        return found
+
     def _sight(self, number: int) -> seen.Sight:
         return seen.Sight(self.schedule, number, frame, self._numbers)
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
         schedule = self.schedule
+        same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
+        name += str(same + 1) if same else ""
         client = ExploredClient(
             *(schedule, self.mount, self.loop, name, self._numbers),
             len(self.vms) + 1,
@@ -142,7 +156,8 @@ class World:
         schedule.point(
             f"fallocate {'punches' if punches else 'allocates'} [{first}, {end})"
         )
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
+        end = min(end, MOST_PAGES)
         self._look(fd, number, max(end, self._pages[number]))
         me = self.loop.me()
         if not punches or not schedule.runs:
@@ -199,8 +214,9 @@ class World:
 
     def ftruncate(self, fd: int, pages: int) -> None:
         """ftruncate(2), in pages."""
+        _check_size(pages)
         self.schedule.point(f"ftruncate to {pages} pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         if self.schedule.runs:
             for page in range(max(pages, self._pages[number])):
                 self.schedule.touch(seen.page_key(number, page))
@@ -210,7 +226,7 @@ class World:
         """memory-failure; notes what it is refused with."""
         schedule = self.schedule
         schedule.point(f"memory-failure of page {page}")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
         try:
@@ -226,8 +242,9 @@ class World:
             return
         removes = self.loop.me() in self._punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        end = min(end, MOST_PAGES)
         memory = self.mount.inode(fd).pages.memory
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
@@ -333,6 +350,11 @@ class World:
                 for backing in list(vm._files._files.values()):
                     stack.callback(_close, backing)
                 vm._files._files.clear()
+
+
+def _check_size(pages: int) -> None:
+    if not 0 <= pages <= MOST_PAGES:
+        raise ValueError(f"a file of {pages} pages: give 0 to {MOST_PAGES}")
 
 
 def _close(backing: object) -> None:
