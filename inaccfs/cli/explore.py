@@ -132,13 +132,9 @@ def _list(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from inaccfs.explore import load as scenarios
     from inaccfs.explore.search import Case
-    from inaccfs.explore.weaker import KVMS
     from inaccfs.semantics import load
 
-    if args.kvm not in KVMS:
-        raise OptionError(
-            f"unknown KVM {quoted(args.kvm)}: there are {', '.join(KVMS)}"
-        )
+    scenarios.known_kvm(args.kvm)
     _check_options(args)
     found = scenarios.scenario(args.scenario)
     label = scenarios.label(args.scenario)
@@ -335,6 +331,9 @@ _GUILTY: Final = re.compile(r"^\*.*$", re.MULTILINE)
 def _show(found: Timeline) -> None:
     from inaccfs.explore import timeline
 
+    if not found.lines:
+        output.say("no actor takes a step: it is what setup() has done")
+        return
     if not sys.stdout.isatty():
         output.say(timeline.as_list(found))
         return

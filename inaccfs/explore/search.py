@@ -121,6 +121,7 @@ def execute(
         _check_twins(scenario, schedule)
         if type(scenario).always is not None:
             schedule.after = scenario.always
+            _check_always(scenario)
         scenario._closed = True
         schedule.run()
         if schedule.error is not None:
@@ -149,6 +150,17 @@ def _place(exc: BaseException) -> str:
         if not at.filename.startswith(_PACKAGE)
     ]
     return places[-1] if places else ""
+
+
+def _check_always(scenario: Scenario) -> None:
+    assert scenario.always is not None
+    try:
+        scenario.always()
+    except AssertionError as exc:
+        raise ScenarioError(
+            f"{type(scenario).__name__}: always() fails before any actor has begun"
+            + (f": {exc}" if str(exc) else "")
+        ) from exc
 
 
 def _check_threads(before: int) -> None:
@@ -240,7 +252,8 @@ def _note(
         if old is not None and outcome.schedules > old.schedules + 2000:
             # It has been shortened long enough.
             continue
-        wanted = cone(steps, last)
+        # Without steps it is what the setup has done.
+        wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
             first = (

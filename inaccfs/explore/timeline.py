@@ -53,7 +53,7 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
         )
     steps = replay.steps
     last = min(found[0].step, len(steps) - 1) if found else len(steps) - 1
-    wanted = cone(steps, last) if found else set(range(last + 1))
+    wanted = cone(steps, last) if found and steps else set(range(last + 1))
     names = [actor.name for actor in schedule.actors]
     lines = [
         Line(names[actor], "; ".join(texts), bool(found) and index == last)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inaccfs.explore.weaker import Kvm
     from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
+    from inaccfs.shim.memory import Memory
 
 MOST_PAGES: Final = 512
 """A scenario is about few pages: each is looked at by itself."""
@@ -314,21 +315,34 @@ class World:
         for _, file in self.mount.files():
             memory = file.pages.memory
             if memory is not None and memory.references_count:
-                schedule.violate(
-                    "leaked-reference", f"{memory.references_count} are left"
-                )
+                schedule.violate("leaked-reference", self._who_holds(memory))
         for vm in self.vms:
             with suppress(ConnectionError):
                 vm.close()
         for _, file in self.mount.files():
-            if count := len(file.notifiers):
-                schedule.violate("leaked-notifier", f"{count} are left")
+            for notifier in file.notifiers:
+                vm = self.vms[notifier.who - 1]
+                schedule.violate(
+                    "leaked-notifier", f"{vm.name} has been closed, and has a notifier"
+                )
         leaks = "leaked-reference" in {each.kind for each in schedule.violations}
         lost = self.frames.used - self._fetched()
         if len(lost) > self._poisoned and not leaks:
             names = ", ".join(map(frame, sorted(lost)))
             schedule.violate("leaked-frame", f"{names}: no page has it, and nobody")
         self.mount.close()
+
+    def _who_holds(self, memory: Memory) -> str:
+        found = [
+            f"{who} has not put frame {frame(pfn)}"
+            for who, held in self.frames.held.items()
+            for pfn, count in sorted(held.items())
+            if count > 0
+        ]
+        return "all is over, and " + (
+            ", ".join(found)
+            or f"{memory.references_count} references are counted that nobody has"
+        )
 
     def _fetched(self) -> set[int]:
         """The frames of all pages."""

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from textwrap import dedent
@@ -15,7 +17,8 @@ import pytest
 
 import inaccfs
 from inaccfs.cli import main
-from inaccfs.explore import assert_clean
+from inaccfs.errors import OptionError
+from inaccfs.explore import assert_clean, carriers
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
 from inaccfs.semantics import V8, V10, VERSIONS
 
@@ -163,10 +166,23 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
 @pytest.mark.parametrize(
     ("actors", "told"),
     [
-        ("def actor_a(self):\n    raise RuntimeError('no')", "a: RuntimeError: no"),
+        (
+            "def actor_a(self):\n    raise RuntimeError('no')",
+            ": RuntimeError: no",
+        ),
         ("pass", "there is no method actor_NAME"),
         ("def actor_a(self):\n    self.x = 1", "an actor sets self.x"),
         ("def actor_a(self):\n    while True: self.read(self.cpu, 0)", "no end after"),
+        ("def actor_a(self):\n    raise SystemExit(0)", "SystemExit: 0"),
+        ("async def actor_a(self): pass", "must be a plain def"),
+        ("actor_a = 5", "actor_a is not a method"),
+        ("def actor_a(self, x): pass", "missing 1 required positional argument"),
+        ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
+        ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
+        ("def actor_a(self): self.file(pages=513)", "give 0 to 512"),
+        ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
+        ("def actor_a(self): pass\ndef setup(self): 1 / 0", "setup: mine.py line"),
+        ("def actor_a(self): pass\ndef always(self): assert 0", "before any actor"),
         (THREADS, "it starts threads"),
         (UNSTABLE, ""),
     ],
@@ -213,6 +229,48 @@ def test_ctrl_c_prints_what_was_found(run: Run) -> None:
 
 
 def test_assert_clean() -> None:
-    assert_clean(Mapped, V10())
+    for rules in (V10(), V10, "v10"):
+        assert_clean(Mapped, rules)
     with pytest.raises(AssertionError, match=r"(?s)use-after-free.*replay "):
         assert_clean(Mapped, V8())
+    with pytest.raises(AssertionError, match="which are not all"):
+        assert_clean(SCENARIOS["two-vcpus"], "v10", seconds=0.01)
+    with pytest.raises(OptionError, match="unknown KVM 'x': there are kvm, "):
+        assert_clean(Mapped, "v10", kvm="x")
+
+
+def test_a_test_of_another_project_fails_with_the_schedule(tmp_path: Path) -> None:
+    """The sample of the page, under rules that keep it and under some that do not."""
+    [text] = re.findall(
+        r"```python\n(from inaccfs[^`]*assert_clean.*?)```", PAGE.read_text(), re.DOTALL
+    )
+    wrong = text[text.index("def test_") :].replace("guest_memfd", "v8")
+    wrong = wrong.replace("def test_", "def test_not_").replace(
+        "SharedFile,", "SCENARIOS['mapped'],"
+    )
+    path = tmp_path / "test_mine.py"
+    path.write_text(f"from inaccfs.explore.scenarios import SCENARIOS\n{text}\n{wrong}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, str(path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "1 failed, 1 passed" in done.stdout
+    assert "use-after-free: vcpu uses page 0" in done.stdout
+    assert re.search(r"replay [0-9a-f]{8}-\w+", done.stdout)
+    # The schedule is the test's, and not a traceback of the search.
+    assert "pytesting.py" not in done.stdout.partition("short test summary")[0]
+
+
+def test_without_greenlet_the_command_does_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[str], str]
+) -> None:
+    wrong = scenario("def actor_a(self):\n    raise SystemExit(0)")
+    found = [run("mapped", "--semantics", "v8"), run(wrong, "--semantics", "v10")]
+    monkeypatch.setattr(carriers, "greenlet", None)
+    again = [run("mapped", "--semantics", "v8"), run(wrong, "--semantics", "v10")]
+    assert [each[0] for each in found] == [1, 4]
+    seconds = re.compile(r" +\d+\.\d\d ")
+    for one, other in zip(found, again, strict=True):
+        assert one[0] == other[0]
+        assert seconds.sub("", one[1]) == seconds.sub("", other[1])
+        assert one[2] == other[2]
