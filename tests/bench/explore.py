@@ -143,7 +143,7 @@ class Race(NamedTuple):
 _STALE: Final = "stale-mapping"
 _BUGS: Final = {
     "zap": ("mapped", _STALE),
-    "retry": ("punch", _STALE),
+    "retry": ("put-late", _STALE),
     "range": ("mapped", _STALE),
     "arithmetic": ("two-slots", "unexplained-read"),
     "discard": ("convert-back", "unexplained-read"),
