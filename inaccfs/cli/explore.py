@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs.cli import output
+from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import OptionError
 from inaccfs.streams import printable_lines
@@ -149,7 +150,16 @@ def _run(args: argparse.Namespace) -> int:
             (name, Case(found, one, args.kvm))
             for name, one in scenarios.versions().items()
         ]
-    return _search(args, rows, label)
+    with interruptible() as interrupted:
+        limits = _limits(args)._replace(stop=interrupted.is_set)
+        status = _search(args, rows, label, limits)
+        return INTERRUPTED if interrupted.is_set() else status
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from inaccfs.explore.search import Limits
+
+    return Limits(None if args.all else args.seconds or 60.0, args.preemptions)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -174,12 +184,11 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _search(
-    args: argparse.Namespace, cases: Sequence[tuple[str, Case]], label: str
+    args: argparse.Namespace,
+    cases: Sequence[tuple[str, Case]],
+    label: str,
+    limits: Limits,
 ) -> int:
-    from inaccfs.explore.search import Limits
-
-    seconds = None if args.all else args.seconds or 60.0
-    limits = Limits(seconds, args.preemptions)
     rows: list[tuple[str, Outcome]] = []
     table = _Table(label, args.kvm, [name for name, _ in cases])
     if not args.json:
@@ -195,7 +204,7 @@ def _search(
             output.say_json(msgspec.json.encode({"rows": found}))
     if len(cases) == 1:
         _show_found(rows[0][1], args)
-    elif not args.json and any(outcome.found for _, outcome in rows):
+    elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
         output.say("\nwith one --semantics you see the shortest schedule")
     return _status([outcome for _, outcome in rows])
 
@@ -203,7 +212,7 @@ def _search(
 def _outcomes(
     cases: Sequence[tuple[str, Case]], limits: Limits
 ) -> Iterator[tuple[str, Outcome]]:
-    """A row for each name; the last one is a search that was interrupted, if any."""
+    """A row for each name, until the search is to stop."""
     from inaccfs.explore.search import explore
 
     done: dict[Case, Outcome] = {}
@@ -211,13 +220,11 @@ def _outcomes(
         if case not in done:
             done[case] = explore(case, limits)
         yield name, done[case]
-        if done[case].interrupted:
+        if limits.stop():
             return
 
 
 def _status(outcomes: list[Outcome]) -> int:
-    if any(outcome.interrupted for outcome in outcomes):
-        return INTERRUPTED
     if any(outcome.found for outcome in outcomes):
         return 1
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE

@@ -34,7 +34,7 @@ class Chance:
     def __init__(self, seed: int = 0) -> None:
         self._dice: Final = random.Random(seed)
         self.steps: list[Step] = []
-        self._by_step = True
+        self._by_step = False
         # By actor; the highest one goes on, but at a change it becomes the lowest.
         self._priorities: dict[int, float] = {}
         self._changes: set[int] = set()
@@ -43,6 +43,8 @@ class Chance:
         """A schedule begins."""
         self.steps = []
         self._by_step = not self._by_step
+        if self._by_step:
+            return
         self._priorities = {}
         count = self._dice.randrange(_MOST_CHANGES + 1)
         self._changes = {self._dice.randrange(_SHORT) for _ in range(count)}
@@ -72,7 +74,7 @@ class Chance:
 
 
 class Replay(Chance):
-    """One schedule; behind its end each actor goes on as long as it can."""
+    """One schedule; after its end each actor goes on as long as it can."""
 
     def __init__(self, wanted: Sequence[int]) -> None:
         super().__init__()
@@ -284,12 +286,12 @@ class All(_Tree):
     def _races(self) -> None:
         by_key: dict[Key, list[tuple[int, bool]]] = {}
         clocks: dict[int, Clock] = {}
-        held: dict[int, set[Key]] = {}
+        holding: dict[int, set[Key]] = {}
         for index, node in enumerate(self.stack):
             step = node.step
             assert step is not None
             actor = node.chosen
-            mine = held.setdefault(actor, set())
+            mine = holding.setdefault(actor, set())
             node.holds = frozenset(mine)
             if step.taken:
                 mine.update(step.taken)

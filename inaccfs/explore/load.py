@@ -13,7 +13,7 @@ from inaccfs.explore.search import ScenarioError
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import VERSIONS
 from inaccfs.semantics.checking import in_a_line
-from inaccfs.semantics.load import line_of, read_module, split
+from inaccfs.semantics.load import line, read_module, split
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _module(path: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
-        reason = f"{line_of(exc, path)}{in_a_line(exc)}"
+        reason = f"{line(exc, path)}{in_a_line(exc)}"
         raise ScenarioError(f"scenario {path}: {reason}") from exc
     return module
 
