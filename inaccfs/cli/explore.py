@@ -360,10 +360,9 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
     from inaccfs.explore import replay, timeline
 
     found = timeline.replayed(case, replay.choices(case, args.replay))
-    violation = found.violation
     if args.json:
         steps = [{"actor": line.actor, "text": line.text} for line in found.lines]
-        kinds = [] if violation is None else [violation.kind]
+        kinds = sorted({each.kind for each in found.violations})
         row = {
             "scenario": label,
             "semantics": case.semantics.name,
@@ -380,14 +379,14 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
         }
         output.say_json(msgspec.json.encode({"rows": [row]}))
     else:
-        if violation is None:
+        for each in found.violations:
+            output.say(f"{each.kind}: {each.text}")
+        if not found.violations:
             output.say("clean: this schedule shows nothing")
-        else:
-            output.say(f"{violation.kind}: {violation.text}")
         _show(found)
     if args.trace is not None:
         _write_trace(args.trace, found)
-    return NOT_COMPLETE if violation is None else 1
+    return 1 if found.violations else NOT_COMPLETE
 
 
 def _write_trace(path: str, found: Timeline) -> None:

@@ -29,7 +29,8 @@ class Timeline(NamedTuple):
     """The steps of a schedule that lead to a violation, or all if there is none."""
 
     lines: list[Line]
-    violation: Violation | None
+    # Those of the guilty step.
+    violations: list[Violation]
 
 
 def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Timeline:
@@ -60,7 +61,7 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
         for index, (actor, texts) in enumerate(schedule.log)
         if index in wanted
     ]
-    return Timeline(lines, found[0] if found else None)
+    return Timeline(lines, [each for each in found if each.step == found[0].step])
 
 
 def as_list(timeline: Timeline, columns: int = 0) -> str:

@@ -19,6 +19,8 @@ from inaccfs.cli import main
 from inaccfs.errors import OptionError
 from inaccfs.explore import assert_clean, carriers
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
+from inaccfs.explore.timeline import Line, Timeline, as_columns
+from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, V10, VERSIONS
 
 if TYPE_CHECKING:
@@ -340,3 +342,86 @@ def test_without_greenlet_the_command_does_the_same(
         assert one[0] == other[0]
         assert seconds.sub("", one[1]) == seconds.sub("", other[1])
         assert one[2] == other[2]
+
+
+# --- replays, traces and terminals ----------------------------------------------------
+
+
+def test_a_replay_of_a_file_that_has_changed_is_refused(
+    run: Run, scenario: Callable[[str], str], tmp_path: Path
+) -> None:
+    """What a scenario does may depend on anything in its file, and so may rules."""
+    mine = scenario("def actor_a(self): self.read(self.cpu, 0)")
+    rules = tmp_path / "rules.py"
+    rules.write_text(
+        "from inaccfs.semantics import V8\nCHECKS = 1\nclass Mine(V8):\n"
+        "    def check_fallocate(self, mode, offset, length, page_size):\n"
+        "        CHECKS\n"
+    )
+    words = (mine, "--semantics", f"{rules}:Mine", "--kvm", "no-put")
+    _, out, _ = run(*words, "--json")
+    name = row_of(out)["replay"]
+    assert run(*words, "--replay", name)[0] == 1
+    for path in (rules, tmp_path / "mine.py"):
+        text = path.read_text()
+        path.write_text(f"{text}\nMORE = 1\n")
+        status, _, err = run(*words, "--replay", name)
+        assert (status, "of another version" in err) == (2, True)
+        path.write_text(text)
+    assert run(*words, "--replay", name)[0] == 1
+
+
+def test_each_replay_id_shows_the_kind_that_it_is_printed_for(run: Run) -> None:
+    words = ("punch", "--semantics", "v10", "--kvm", "no-retry")
+    _, out, _ = run(*words)
+    found = re.findall(r"^([a-z-]+): .*\n(?:[ *].*\n)*replay (\S+)", out, re.MULTILINE)
+    assert len(found) == 3
+    for kind, name in found:
+        _, out, _ = run(*words, "--replay", name)
+        # Two kinds may happen in one step.
+        heads = re.findall(r"^([a-z-]+): ", out, re.MULTILINE)
+        assert kind in heads
+        _, out, _ = run(*words, "--replay", name, "--json")
+        assert row_of(out)["kinds"] == sorted(heads)
+
+
+def test_a_trace_of_nothing_is_not_written(run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    status, _, err = run("mapped", "--semantics", "v10", "--trace", str(trace))
+    assert (status, trace.exists()) == (0, False)
+    assert "is not written" in err
+
+
+def test_a_list_of_scenarios_for_programs(run: Run) -> None:
+    status, out, _ = run("--json")
+    found = json.loads(out)
+    assert (status, [each["name"] for each in found["kvms"]]) == (0, list(KVMS))
+    assert [each["name"] for each in found["scenarios"]] == list(SCENARIOS)
+
+
+SHOWN = Timeline(
+    [
+        Line("vcpu", "takes guest_mode", guilty=False),
+        Line("an.actor-with-a-long-name", "answers", guilty=False),
+        Line("vcpu", "copies; *** use-after-free: and so on, at length", guilty=True),
+    ],
+    [],
+)
+
+
+@pytest.mark.parametrize("width", [1, 20, 45, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    lines = as_columns(SHOWN, width).splitlines()
+    # A list needs the name of its longest actor, and 28 columns more.
+    assert max(map(len, lines)) <= max(width, 53)
+    guilty = [line for line in lines if line.startswith("*")]
+    assert "copies;" in guilty[0]
+    words = " ".join(" ".join(lines).replace("*", "").split())
+    assert {"guest_mode", "answers", "length"} <= set(words.split())
+
+
+def test_columns_are_those_of_the_actors() -> None:
+    head, *lines = as_columns(SHOWN, 80).splitlines()
+    at = head.index("an.actor")
+    assert lines[1][:at].split() == ["2"]
+    assert lines[1][at:] == "answers"
