@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
+from inaccfs.semantics.attributes import AttributeRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 INVALIDATE: Final = "INVALIDATE"
@@ -48,7 +49,7 @@ class Plan:
         return self.before is not None or self.after is not None
 
 
-class Semantics:
+class Semantics(AttributeRules):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
@@ -100,7 +101,7 @@ class Semantics:
     unit: ClassVar[Unit]
     # Whether a notifier is registered for a "file", or bound to a "range" of one.
     scope: ClassVar[Scope]
-    # Whether overlapping ranges are refused, with EINVAL.
+    # Whether overlapping ranges are refused, with `overlap_errno`.
     exclusive: ClassVar[bool]
     # The range that events report to a bound notifier: all of the "punched" range, or
     # the punched range "clipped" to the bound one.

@@ -266,6 +266,39 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
+    # "nowhere", "vm" or "file": where it is kept which pages are private.
+    attributes: str
+    # "private" or "shared": what all pages of a new file are.
+    initial: str
+    # "none", "initial", "present" or "both": the kinds that a punch's events carry.
+    kinds: str
+    # "present", "opposite" or "both": the kinds that a conversion's events carry.
+    conversion_kinds: str
+    # "before the end" or "after the end": when a conversion stores the attribute.
+    stored: str
+    # "range" or "huge page": what a conversion does as a whole or not at all.
+    atomicity: str
+    # "references", "pins first" or "none": what makes a conversion EAGAIN.
+    pin_check: str
+    # "unspecified", "zeroed", "preserved" or "refused": content after a conversion.
+    content: str
+    # Whether get-pfn waits for a punch or a conversion that is under way.
+    get_waits: bool
+    # "page" or "huge page": what the file consists of.
+    granule: str
+    # "done" or "refused": what becomes of a punch of pages with references.
+    pinned_punch: str
+    # Of bind, for pages that are bound already.
+    overlap_errno: int
+    # "at once" or "prepared": whether bind can leave a binding to commit-bind.
+    binding: str
+    # "none", "write", "populate" or "populate in place": how a VMM fills a file.
+    population: str
+    # "unknown", "before the checks" or "after the checks": when a fallocate(2) of a
+    # frozen file is EPERM.
+    frozen: str
+    # "unknown", "refused" or "bracket": what becomes of migrate.
+    migration: str
 
     @property
     def keeps_references(self) -> bool:
