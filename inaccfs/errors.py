@@ -46,6 +46,25 @@ class DeadDaemonError(NotMountedError):
     """There is a mount, but its daemon is dead."""
 
 
+class PageError(OSError):
+    """A refusal because of one page of a file, whose number is `offset`."""
+
+    def __init__(self, number: int, text: str, offset: int) -> None:
+        super().__init__(number, text)
+        self.offset: Final = offset
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.offset)
+
+
+class PinnedError(PageError, BlockingIOError):
+    """EAGAIN: page `offset` has references, or is pinned."""
+
+
+class BusError(PageError):
+    """Page `offset` is private, or cannot be had: a mapping would raise SIGBUS."""
+
+
 class DaemonFailedError(MountError):
     """The daemon did not start; its standard error has the reason."""
 

@@ -53,7 +53,7 @@ class Registration:
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.events_sent += 1
-        event, start, end, frames = notice
+        event, start, end, frames, kinds = notice
         message: messages.Event
         if sequence is None:
             assert event == messages.MemoryError.name
@@ -65,6 +65,7 @@ class Registration:
                 end=end,
                 sequence=sequence,
                 frames=UNSET if frames is None else as_messages(frames),
+                kinds=UNSET if kinds is None else kinds,
             )
         self._outlet.send(qmp.encode_event(message))
 

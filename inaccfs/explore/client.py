@@ -135,7 +135,7 @@ class ExploredClient:
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
-            event, start, end, _ = due.notice
+            event, start, end = due.notice[:3]
             schedule.note(f"{event} [{start}, {end})")
             if self.listen is None:
                 self.call(due)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
 from inaccfs.semantics.attributes import AttributeRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INVALIDATE: Final = "INVALIDATE"
 INVALIDATE_START: Final = "INVALIDATE_START"
@@ -47,6 +50,10 @@ class Plan:
 
     def __bool__(self) -> bool:
         return self.before is not None or self.after is not None
+
+
+Check: TypeAlias = "Callable[[int, int, int, int], None]"
+"""`Semantics.check_fallocate`, or what stands in for it."""
 
 
 class Semantics(AttributeRules):

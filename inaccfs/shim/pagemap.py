@@ -164,7 +164,7 @@ class PagemapFrames:
 
     # --- fetching ----------------------------------------------------------------
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
         pieces = self._buffers.pieces(start, end)
         if pieces:

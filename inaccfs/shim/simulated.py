@@ -106,7 +106,7 @@ class SimulatedFrames:
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._table.whole(start, end)
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         """See `Frames.fetch`.
 
         Raises:
@@ -117,9 +117,9 @@ class SimulatedFrames:
         if gaps:
             pages = -(-os.fstat(self.fd).st_size // self._page_size)
             try:
-                self._fill(gaps, pages, reach=True)
+                self._fill(gaps, pages, reach=reach)
             except OSError as exc:
-                if exc.errno != errno.ENOSPC:
+                if exc.errno != errno.ENOSPC or not reach:
                     raise
                 # Without the rest of the folios the pages asked for may fit.
                 self._fill(gaps, pages, reach=False)

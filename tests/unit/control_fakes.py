@@ -159,7 +159,7 @@ class FakeFrames:
         self.moves = {}
         return moved
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         syscalls.fallocate(self.fd, 1, start * PAGE, (end - start) * PAGE)
