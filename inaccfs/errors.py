@@ -7,6 +7,7 @@ an errno. A bug keeps the exception that Python raised.
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 
@@ -63,6 +64,13 @@ class PinnedError(PageError, BlockingIOError):
 
 class BusError(PageError):
     """Page `offset` is private, or cannot be had: a mapping would raise SIGBUS."""
+
+
+def page_error(number: int, text: str, offset: int) -> PageError:
+    """A `PageError`, of the class for its errno."""
+    if number == errno.EAGAIN:
+        return PinnedError(number, text, offset)
+    return PageError(number, text, offset)
 
 
 class DaemonFailedError(MountError):

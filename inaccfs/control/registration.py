@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.caller import Caller, Outbound
     from inaccfs.control.openfiles import OpenFile
+    from inaccfs.shim.attributes import Attributes
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
 
@@ -78,6 +79,13 @@ class Registration:
         )
 
 
-def as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:
-    """Extents as they are sent."""
-    return [messages.Extent(*extent) for extent in extents]
+def as_messages(
+    extents: Iterable[Extent], attributes: Attributes | None = None
+) -> list[messages.Extent]:
+    """Extents as they are sent; with *attributes*, each with that of its pages."""
+    if attributes is None:
+        return [messages.Extent(*extent) for extent in extents]
+    return [
+        messages.Extent(*extent, attributes.is_private(extent.offset))
+        for extent in extents
+    ]

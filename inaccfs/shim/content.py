@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
+from inaccfs.shim.holes import first_hole
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ def first_present(file: FileState, start: int, end: int) -> int | None:
             return offset // page
         return None
     return start
+
+
+def first_hole_of(file: FileState, start: int, end: int) -> int | None:
+    """The first of some pages that has no memory, if there is one."""
+    memory = file.pages.memory
+    if memory is None:
+        return first_hole(file.fd, file.page_size, start, end)
+    return first_hole(file.fd, file.page_size, start, end, memory.frames.known)
 
 
 async def clear(superblock: Superblock, file: FileState, start: int, end: int) -> None:

@@ -83,6 +83,10 @@ class FetchedPages:
             self.memory is None or not self.memory.frames.pages
         )
 
+    def poisoned_in(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that is poisoned."""
+        return self._poisoned.first(start, end)
+
     @property
     def poisoned_count(self) -> int:
         """How many pages are poisoned and have not been punched."""

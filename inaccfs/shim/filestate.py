@@ -8,6 +8,7 @@ fetched (pages.py), and which of all pages are private (attributes.py).
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.notifiers import Notifiers
@@ -99,6 +100,11 @@ class FileState:
         self.fd, self.writable = fd, writable
         self.trace.reopened(fd)
         self.pages.reopened(fd)
+
+    @property
+    def count(self) -> int:
+        """How many pages its size has, the last of which may be a part of one."""
+        return -(-os.fstat(self.fd).st_size // self.page_size)
 
     @property
     def is_plain(self) -> bool:

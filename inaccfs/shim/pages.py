@@ -237,7 +237,7 @@ class Pages(FetchedPages):
             OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
                 where there are none.
         """
-        self._putting().put(holder, pfn, count)
+        self._putting(holder).put(holder, pfn, count)
 
     async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
         """As `put` for each (pfn, count) of *extents*, of which there may be many.
@@ -246,12 +246,13 @@ class Pages(FetchedPages):
         been put.
         """
         slices = Slices(self._superblock.loop)
-        for _ in self._putting().put_all(holder, extents):
+        for _ in self._putting(holder).put_all(holder, extents):
             await slices.give()
 
-    def _putting(self) -> Memory:
+    def _putting(self, holder: Holder) -> Memory:
         """The memory whose references are put. Raises what `put` does."""
-        if not self._superblock.semantics.keeps_references:
+        rules = self._superblock.semantics
+        if not rules.keeps_references and not isinstance(holder, Pinner):
             raise OSError(
                 errno.EOPNOTSUPP,
                 "these semantics give no references: what has been got is good until "

@@ -66,6 +66,8 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     count: int
     # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
+    # In a return of get-pfn: whether the pages are private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Frames(Result, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ class Frames(Result, frozen=True, kw_only=True):
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
+    # Whether the page is private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
     # In order of offset; 1000 at most.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # The page to go on with, if these are not all: to the rest there is no reference.
@@ -104,6 +108,33 @@ class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
     opens: int
+    # True if a peer has frozen it.
+    frozen: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class MemoryAttributes(msgspec.Struct, frozen=True, gc=False):
+    """Pages of a file that are all private, or all shared."""
+
+    # The first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # KVM_MEMORY_ATTRIBUTE_PRIVATE; else they are shared.
+    private: bool
+
+
+class Populated(Result, frozen=True, kw_only=True):
+    """How far populate has come."""
+
+    # How many pages, from the first on. If not all, populate the rest to learn why.
+    count: int
+
+
+class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
+    """Content of shared pages."""
+
+    # In base64.
+    data: str
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -150,6 +181,8 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     references: int
     # Whether the file has other pages there by now, or none.
     punched: bool
+    # True if pin-pages has got them, and not get-pfn.
+    pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -225,8 +258,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     source: str
     # The events that its notifiers get.
     events: list[str]
-    # The commands that not all semantics have: bind, unbind, register-notifier,
-    # unregister-notifier, put-pfn, memory-failure.
+    # The commands that not all semantics have, such as bind and register-notifier.
     commands: list[str]
     # "once", "fixed" or "free": how truncate(2) sets the size.
     size: str
