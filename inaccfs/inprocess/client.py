@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Callbacks
+from inaccfs.inprocess.pages import AttributesOfFile, Got, got
+from inaccfs.shim.freezing import release
+from inaccfs.shim.memory import Pinner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Unpack
 
     from inaccfs.client.notifying import Callback, Options
+    from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.inprocess.mount import Mount
     from inaccfs.semantics import Semantics
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
+    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,8 @@ class Notifier:
             self._running.append(self._loop.me())
         try:
             if (callback := self.callbacks.of(notice.event)) is not None:
-                self.callbacks.call(callback, notice.start, notice.end, notice.frames)
+                _, start, end, frames, kinds = notice
+                self.callbacks.call(callback, start, end, frames, kinds)
         except BaseException as exc:
             log.exception("a callback for %s raised", notice.event)
             self._raised = self._raised or exc
@@ -174,7 +179,7 @@ class FileInfo(NamedTuple):
     page_size: int
 
 
-class File:
+class File(AttributesOfFile):
     """As `inaccfs.client.File`. Offsets and counts are pages."""
 
     def __init__(self, client: Client, fd: int) -> None:
@@ -195,18 +200,32 @@ class File:
             raise OSError(errno.EBADF, "the file is closed")
         return self._inode
 
-    def get_pfn(self, offset: int) -> Extent:
+    @property
+    def _superblock(self) -> Superblock:
+        return self.client.mount.superblock
+
+    @property
+    def _loop(self) -> BlockingLoop:
+        return self.client.mount.loop
+
+    @property
+    def _holder(self) -> Client:
+        return self.client
+
+    def get_pfn(self, offset: int) -> Got:
         """See `inaccfs.client.File.get_pfn`."""
         return self.get_pfns(offset, 1)[0]
 
-    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+    def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `inaccfs.client.File.get_pfns`."""
-        pages = self._use().pages
+        inode = self._use()
 
-        async def get() -> list[Extent]:
+        async def get() -> list[Got]:
+            pages = inode.pages
             extents, moved = await pages.get(self.client, offset, offset + count)
+            found = [got(inode, self._superblock, extent) for extent in extents]
             await pages.tell_moved(moved)
-            return extents
+            return found
 
         return self.client.mount.loop.run(get())
 
@@ -338,6 +357,8 @@ class Client:
 
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
+            release(self.mount.superblock, file, self)
             if file.pages.memory is not None:
-                for _ in file.pages.memory.drop(self):
-                    pass
+                for holder in (self, Pinner(self)):
+                    for _ in file.pages.memory.drop(holder):
+                        pass
