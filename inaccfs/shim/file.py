@@ -13,7 +13,6 @@ from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.allocating import allocate, worker_for
 from inaccfs.shim.call import Begun, Call, Kind, Part
-from inaccfs.shim.filestate import INLINE_BYTES as INLINE_BYTES
 from inaccfs.shim.filestate import FileState
 from inaccfs.shim.notifiers import AT_ONCE
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
@@ -23,8 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.loop import Event
+    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
+
+INLINE_BYTES: Final = 4 << 20
+"""A range up to this is allocated or punched in the loop, in under a millisecond."""
 
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
@@ -39,6 +42,12 @@ class InaccessibleFile(FileState):
     """
 
     __slots__ = ()
+
+    def __init__(
+        self, fd: int, superblock: Superblock, *, writable: bool = True
+    ) -> None:
+        """Take an *fd* of the backing."""
+        super().__init__(fd, superblock, INLINE_BYTES, writable=writable)
 
     # --- fallocate ---------------------------------------------------------------
 
