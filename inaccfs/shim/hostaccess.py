@@ -59,9 +59,7 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
     """
     if superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
-    while file.notifiers.running or file.turn.taken:
-        await file.notifiers.idle()
-        await file.turn.wait()
+    await settle(file)
     try:
         check_range(file, start, end)
     except OSError as exc:
@@ -79,14 +77,23 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
         raise BusError(exc.errno or errno.EIO, text, start) from exc
 
 
+async def settle(file: FileState) -> None:
+    """Wait until no punch, conversion or other long operation is under way."""
+    while file.notifiers.running or file.turn.taken:
+        await file.notifiers.idle()
+        await file.turn.wait()
+
+
 def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:
     """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
     if file.frozen_by is None:
         # Memory comes in whole granules.
         low, high = superblock.around(start, end)
         offset = low * file.page_size
-        stop = min(high * file.page_size, os.fstat(file.fd).st_size)
-        allocate(file.fd, offset, stop - offset)
+        length = min(high * file.page_size, os.fstat(file.fd).st_size) - offset
+        if not superblock.headroom.allows(length):
+            superblock.headroom.check(file.fd, offset, length)
+        allocate(file.fd, offset, length)
     elif (hole := content.first_hole_of(file, start, end)) is not None:
         raise OSError(errno.EPERM, f"page {hole} is a hole, and the file is frozen")
 
@@ -111,7 +118,9 @@ async def pin(
     return await file.pages.get(pinner, start, end, most)
 
 
-def write(superblock: Superblock, file: FileState, offset: int, data: bytes) -> None:
+async def write(
+    superblock: Superblock, file: FileState, offset: int, data: bytes
+) -> None:
     """write(2) of whole shared pages, where that fills a file. In bytes.
 
     Raises:
@@ -125,6 +134,7 @@ def write(superblock: Superblock, file: FileState, offset: int, data: bytes) -> 
     if (offset | len(data)) & (file.page_size - 1):
         raise refused(errno.EINVAL)
     start, stop = offset // file.page_size, end // file.page_size
+    await settle(file)
     check_range(file, start, stop)
     # The flag is granted to files that begin as shared.
     if file.attributes.first(start, stop, private=True) is not None:

@@ -10,7 +10,7 @@ from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import PageError
 from inaccfs.shim import content
 from inaccfs.shim.conversions import check_range
-from inaccfs.shim.hostaccess import fill
+from inaccfs.shim.hostaccess import fill, settle
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ async def populate(
     slices = Slices(superblock.loop)
     for page in range(start, end):
         try:
-            while file.notifiers.running or file.turn.taken:
-                await file.notifiers.idle()
-                await file.turn.wait()
+            await settle(file)
             _populate(superblock, file, page, source, page - start)
         except OSError:
             if page == start:
