@@ -7,10 +7,10 @@ and 8, with what this model adds. What the protocol's types refuse, such as a co
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -122,55 +122,66 @@ def poisoned(it: World) -> None:
     it.file.memory_failure(0)
 
 
+def touch(it: World) -> object:
+    return it.file.shared_window().read(0, 1)
+
+
+def got(it: World) -> object:
+    return it.file.get_pfn(3)
+
+
+def populate(it: World) -> object:
+    return it.file.populate(0, 1)
+
+
+def freeze(it: World) -> None:
+    it.file.freeze()
+
+
+def unfreeze(it: World) -> None:
+    it.file.unfreeze()
+
+
+def to_private(it: World) -> None:
+    it.convert(0, PAGES, True)
+
+
+def to_shared(it: World) -> None:
+    it.convert(0, PAGES)
+
+
 ROWS = (
     # --- 1.3: set-memory-attributes
-    Row("all of it", InPlaceV8, 0, lambda it: it.convert(0, PAGES)),
-    Row("as it is already", InPlaceV8, 0, lambda it: it.convert(0, PAGES, True)),
-    Row("empty", InPlaceV8, errno.EINVAL, lambda it: it.convert(4, 0)),
-    Row("negative count", InPlaceV8, errno.EINVAL, lambda it: it.convert(4, -1)),
-    Row("negative offset", InPlaceV8, errno.EINVAL, lambda it: it.convert(-1, 2)),
-    Row("begins at the end", InPlaceV8, errno.EINVAL, lambda it: it.convert(PAGES, 1)),
-    Row("ends past it", InPlaceV8, errno.EINVAL, lambda it: it.convert(PAGES - 1, 2)),
-    Row(
-        "wraps", InPlaceV8, errno.EINVAL, lambda it: it.convert((1 << 51) - 1, 1 << 51)
-    ),
-    Row("huge count", InPlaceV8, errno.EINVAL, lambda it: it.convert(0, 1 << 51)),
-    Row(
-        "to private, referenced",
-        InPlaceV8,
-        errno.EAGAIN,
-        lambda it: it.convert(0, PAGES, True),
-        lambda it: it.file.get_pfn(3),
-        SHARED,
-    ),
+    Row("all of it", InPlaceV8, 0, to_shared),
+    Row("as it is already", InPlaceV8, 0, to_private),
+    Row("empty", InPlaceV8, EINVAL, lambda it: it.convert(4, 0)),
+    Row("negative count", InPlaceV8, EINVAL, lambda it: it.convert(4, -1)),
+    Row("negative offset", InPlaceV8, EINVAL, lambda it: it.convert(-1, 2)),
+    Row("begins at the end", InPlaceV8, EINVAL, lambda it: it.convert(PAGES, 1)),
+    Row("ends past it", InPlaceV8, EINVAL, lambda it: it.convert(PAGES - 1, 2)),
+    Row("wraps", InPlaceV8, EINVAL, lambda it: it.convert((1 << 51) - 1, 1 << 51)),
+    Row("huge count", InPlaceV8, EINVAL, lambda it: it.convert(0, 1 << 51)),
+    Row("to private, referenced", InPlaceV8, EAGAIN, to_private, got, SHARED),
     Row(
         "to private, pinned",
         InPlaceNext,
-        errno.EAGAIN,
-        lambda it: it.convert(0, PAGES, True),
+        EAGAIN,
+        to_private,
         lambda it: it.file.pin_pages(3),
         SHARED,
     ),
-    Row(
-        "to shared, referenced",
-        InPlaceV8,
-        0,
-        lambda it: it.convert(0, PAGES),
-        lambda it: it.file.get_pfn(3),
-    ),
+    Row("to shared, referenced", InPlaceV8, 0, to_shared, got),
     Row(
         "content that would go",
         InPlaceV8,
-        errno.EOPNOTSUPP,
-        lambda it: it.convert(0, PAGES),
+        EOPNOTSUPP,
+        to_shared,
         lambda it: it.allocate(5, 1),
         {"content": "refused"},
     ),
-    Row("attributes per VM", GuestMemfd, errno.EOPNOTSUPP, lambda it: it.convert(0, 1)),
-    Row("and in 7.2", GuestMemfd72, errno.EOPNOTSUPP, lambda it: it.convert(0, 1)),
-    Row(
-        "no attributes", GuestMemfdShared, errno.EOPNOTSUPP, lambda it: it.convert(0, 1)
-    ),
+    Row("attributes per VM", GuestMemfd, EOPNOTSUPP, lambda it: it.convert(0, 1)),
+    Row("and in 7.2", GuestMemfd72, EOPNOTSUPP, lambda it: it.convert(0, 1)),
+    Row("no attributes", GuestMemfdShared, EOPNOTSUPP, lambda it: it.convert(0, 1)),
     Row(
         "by another client",
         InPlaceV8,
@@ -178,158 +189,88 @@ ROWS = (
         lambda it: it.others.set_memory_attributes(0, 1, False),
     ),
     # --- 1.4: user faults
-    Row(
-        "fault, private",
-        InPlaceV8,
-        errno.EFAULT,
-        lambda it: it.file.shared_window().read(0, 1),
-    ),
-    Row(
-        "fault, shared",
-        InPlaceV8,
-        0,
-        lambda it: it.file.shared_window().read(0, 1),
-        mixed,
-    ),
+    Row("fault, private", InPlaceV8, EFAULT, touch),
+    Row("fault, shared", InPlaceV8, 0, touch, mixed),
     Row(
         "fault over the edge",
         InPlaceV8,
-        errno.EFAULT,
+        EFAULT,
         lambda it: it.file.shared_window().read(4 * PAGE - 1, 2),
         mixed,
     ),
     Row(
         "fault past the end",
         InPlaceV8,
-        errno.EFAULT,
+        EFAULT,
         lambda it: it.file.shared_window().read(PAGES * PAGE, 1),
         rules=SHARED,
     ),
+    Row("fault without mmap", GuestMemfd, ENODEV, touch),
+    Row("fault, MMAP only", GuestMemfdMmap, EFAULT, touch),
+    Row("fault, INIT_SHARED", GuestMemfdShared, 0, touch),
+    Row("fault, poisoned", GuestMemfdShared, EHWPOISON, touch, poisoned),
+    Row("pin, private", InPlaceV8, EFAULT, lambda it: it.file.pin_pages(0)),
     Row(
-        "fault without mmap",
-        GuestMemfd,
-        errno.ENODEV,
-        lambda it: it.file.shared_window().read(0, 1),
-    ),
-    Row(
-        "fault, MMAP only",
-        GuestMemfdMmap,
-        errno.EFAULT,
-        lambda it: it.file.shared_window().read(0, 1),
-    ),
-    Row(
-        "fault, INIT_SHARED",
-        GuestMemfdShared,
-        0,
-        lambda it: it.file.shared_window().read(0, 1),
-    ),
-    Row(
-        "fault, poisoned",
-        GuestMemfdShared,
-        EHWPOISON,
-        lambda it: it.file.shared_window().read(0, 1),
-        poisoned,
-    ),
-    Row("pin, private", InPlaceV8, errno.EFAULT, lambda it: it.file.pin_pages(0)),
-    Row(
-        "put-pfn, no references",
-        InPlaceNext,
-        errno.EOPNOTSUPP,
-        lambda it: it.file.put_pfn(1),
+        "put-pfn, no references", InPlaceNext, EOPNOTSUPP, lambda it: it.file.put_pfn(1)
     ),
     # --- 1.4, 3.1: populate
     Row("populate, in place", InPlaceV8, 0, lambda it: it.file.populate(0, 4)),
     Row(
-        "populate, shared",
-        InPlaceV8,
-        errno.EINVAL,
-        lambda it: it.file.populate(0, 4),
-        mixed,
+        "populate, shared", InPlaceV8, EINVAL, lambda it: it.file.populate(0, 4), mixed
     ),
-    Row(
-        "populate, no source",
-        GuestMemfd72,
-        errno.EINVAL,
-        lambda it: it.file.populate(0, 4),
-    ),
+    Row("populate, no source", GuestMemfd72, EINVAL, lambda it: it.file.populate(0, 4)),
     Row("populate", GuestMemfd72, 0, lambda it: it.file.populate(0, 4, it.make(4))),
     Row(
         "populate, empty",
         GuestMemfd72,
-        errno.EINVAL,
+        EINVAL,
         lambda it: it.file.populate(0, 0, it.make(4)),
     ),
     Row(
         "populate, past the end",
         GuestMemfd72,
-        errno.EINVAL,
+        EINVAL,
         lambda it: it.file.populate(PAGES - 1, 2, it.make(4)),
     ),
     Row(
         "populate, source too short",
         GuestMemfd72,
-        errno.EFAULT,
+        EFAULT,
         lambda it: it.file.populate(0, 1, it.make(4), 4),
     ),
     Row(
         "populate, private source",
         InPlaceV8,
-        errno.EFAULT,
+        EFAULT,
         lambda it: it.file.populate(0, 1, it.make(4)),
     ),
-    Row(
-        "populate, poisoned",
-        InPlaceV8,
-        EHWPOISON,
-        lambda it: it.file.populate(0, 1),
-        poisoned,
-    ),
-    Row(
-        "populate, unknown",
-        GuestMemfd,
-        errno.EOPNOTSUPP,
-        lambda it: it.file.populate(0, 1),
-    ),
+    Row("populate, poisoned", InPlaceV8, EHWPOISON, populate, poisoned),
+    Row("populate, unknown", GuestMemfd, EOPNOTSUPP, populate),
     # --- 2: huge pages
-    Row("size of a small page", HugetlbRfc, errno.EINVAL, lambda it: it.make(1)),
+    Row("size of a small page", HugetlbRfc, EINVAL, lambda it: it.make(1)),
     Row("size of a huge page", HugetlbRfc, 0, lambda it: it.make(HUGE)),
-    Row(
-        "allocate, unaligned", HugetlbRfc, errno.EINVAL, lambda it: it.allocate(1, HUGE)
-    ),
-    Row("allocate, too short", HugetlbRfc, errno.EINVAL, lambda it: it.allocate(0, 1)),
+    Row("allocate, unaligned", HugetlbRfc, EINVAL, lambda it: it.allocate(1, HUGE)),
+    Row("allocate, too short", HugetlbRfc, EINVAL, lambda it: it.allocate(0, 1)),
     Row("allocate", HugetlbRfc, 0, lambda it: it.allocate(0, HUGE)),
-    Row("punch, unaligned", HugetlbRfc, errno.EINVAL, lambda it: it.punch(1, HUGE)),
+    Row("punch, unaligned", HugetlbRfc, EINVAL, lambda it: it.punch(1, HUGE)),
     Row("punch", HugetlbRfc, 0, lambda it: it.punch(0, HUGE)),
+    Row("punch, referenced", HugetlbRfc, EAGAIN, lambda it: it.punch(0, HUGE), got),
     Row(
-        "punch, referenced",
-        HugetlbRfc,
-        errno.EAGAIN,
-        lambda it: it.punch(0, HUGE),
-        lambda it: it.file.get_pfn(3),
-    ),
-    Row(
-        "punch, referenced, elsewhere",
-        InPlaceV8,
-        0,
-        lambda it: it.punch(0, HUGE),
-        lambda it: it.file.get_pfn(3),
+        "punch, referenced, elsewhere", InPlaceV8, 0, lambda it: it.punch(0, HUGE), got
     ),
     Row("convert one page", HugetlbRfc, 0, lambda it: it.convert(5, 1)),
     # --- 3.2: write(2)
     Row("write a page", WriteV7, 0, lambda it: it.write(PAGE, PAGE)),
-    Row("write, no flag", GuestMemfd72, errno.ENODEV, lambda it: it.write(0, PAGE)),
-    Row("write, unaligned", WriteV7, errno.EINVAL, lambda it: it.write(1, PAGE)),
-    Row("write, a part", WriteV7, errno.EINVAL, lambda it: it.write(0, PAGE - 1)),
+    Row("write, no flag", GuestMemfd72, ENODEV, lambda it: it.write(0, PAGE)),
+    Row("write, unaligned", WriteV7, EINVAL, lambda it: it.write(1, PAGE)),
+    Row("write, a part", WriteV7, EINVAL, lambda it: it.write(0, PAGE - 1)),
     Row(
-        "write, past the end",
-        WriteV7,
-        errno.EINVAL,
-        lambda it: it.write(PAGES * PAGE, PAGE),
+        "write, past the end", WriteV7, EINVAL, lambda it: it.write(PAGES * PAGE, PAGE)
     ),
     Row(
         "write, private",
         InPlaceV8,
-        errno.ENODEV,
+        ENODEV,
         lambda it: it.write(0, PAGE),
         rules={"population": "write"},
     ),
@@ -342,61 +283,35 @@ ROWS = (
         {"population": "write"},
     ),
     # --- 6.2: freezing
-    Row("freeze", LiveUpdate, 0, lambda it: it.file.freeze()),
-    Row("freeze, unknown", GuestMemfd72, errno.EOPNOTSUPP, lambda it: it.file.freeze()),
-    Row("freeze, no size", LiveUpdate, errno.EINVAL, lambda it: it.make(0).freeze()),
+    Row("freeze", LiveUpdate, 0, freeze),
+    Row("freeze, unknown", GuestMemfd72, EOPNOTSUPP, freeze),
+    Row("freeze, no size", LiveUpdate, EINVAL, lambda it: it.make(0).freeze()),
+    Row("freeze, poisoned", LiveUpdate, EHWPOISON, freeze, poisoned),
+    Row("freeze twice", LiveUpdate, EBUSY, freeze, frozen),
+    Row("freeze another's", LiveUpdate, EPERM, lambda it: it.others.freeze(), frozen),
+    Row("unfreeze", LiveUpdate, 0, unfreeze, frozen),
     Row(
-        "freeze, poisoned", LiveUpdate, EHWPOISON, lambda it: it.file.freeze(), poisoned
+        "unfreeze another's", LiveUpdate, EPERM, lambda it: it.others.unfreeze(), frozen
     ),
-    Row("freeze twice", LiveUpdate, errno.EBUSY, lambda it: it.file.freeze(), frozen),
-    Row(
-        "freeze another's",
-        LiveUpdate,
-        errno.EPERM,
-        lambda it: it.others.freeze(),
-        frozen,
-    ),
-    Row("unfreeze", LiveUpdate, 0, lambda it: it.file.unfreeze(), frozen),
-    Row(
-        "unfreeze another's",
-        LiveUpdate,
-        errno.EPERM,
-        lambda it: it.others.unfreeze(),
-        frozen,
-    ),
-    Row(
-        "unfreeze, not frozen", LiveUpdate, errno.EINVAL, lambda it: it.file.unfreeze()
-    ),
-    Row(
-        "frozen: allocate",
-        LiveUpdate,
-        errno.EPERM,
-        lambda it: it.allocate(4, 1),
-        frozen,
-    ),
-    Row("frozen: punch", LiveUpdate, errno.EPERM, lambda it: it.punch(0, 1), frozen),
+    Row("unfreeze, not frozen", LiveUpdate, EINVAL, unfreeze),
+    Row("frozen: allocate", LiveUpdate, EPERM, lambda it: it.allocate(4, 1), frozen),
+    Row("frozen: punch", LiveUpdate, EPERM, lambda it: it.punch(0, 1), frozen),
     Row(
         "frozen: bad arguments",
         LiveUpdate,
-        errno.EPERM,
+        EPERM,
         lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
         frozen,
     ),
     Row(
         "frozen: bad arguments, checked first",
         LiveUpdate,
-        errno.EINVAL,
+        EINVAL,
         lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
         frozen,
         {"frozen": "after the checks"},
     ),
-    Row(
-        "frozen: get a hole",
-        LiveUpdate,
-        errno.EPERM,
-        lambda it: it.file.get_pfn(4),
-        frozen,
-    ),
+    Row("frozen: get a hole", LiveUpdate, EPERM, lambda it: it.file.get_pfn(4), frozen),
     Row(
         "frozen: get a present page",
         LiveUpdate,
@@ -407,7 +322,7 @@ ROWS = (
     Row(
         "frozen: fault on a hole",
         LiveUpdate,
-        errno.EPERM,
+        EPERM,
         lambda it: it.file.shared_window().read(4 * PAGE, 1),
         frozen,
     ),
@@ -421,7 +336,7 @@ ROWS = (
     Row(
         "frozen: convert",
         InPlaceV8,
-        errno.EPERM,
+        EPERM,
         lambda it: it.convert(0, 1),
         frozen,
         {"frozen": "before the checks"},
@@ -429,7 +344,7 @@ ROWS = (
     Row(
         "frozen: populate a hole",
         InPlaceV8,
-        errno.EPERM,
+        EPERM,
         lambda it: it.file.populate(4, 1),
         frozen,
         {"frozen": "before the checks"},
@@ -437,29 +352,19 @@ ROWS = (
     Row(
         "frozen: truncate",
         V8,
-        errno.EPERM,
+        EPERM,
         lambda it: it.mount.ftruncate(it.fd, PAGE),
         frozen,
         {"frozen": "before the checks", "size": "free"},
     ),
     # --- 8: overlap at bind
-    Row(
-        "overlap, 6.18",
-        GuestMemfd,
-        errno.EINVAL,
-        lambda it: it.others.bind(0, 1, print),
-    ),
-    Row(
-        "overlap, 7.2",
-        GuestMemfd72,
-        errno.EEXIST,
-        lambda it: it.others.bind(0, 1, print),
-    ),
+    Row("overlap, 6.18", GuestMemfd, EINVAL, lambda it: it.others.bind(0, 1, print)),
+    Row("overlap, 7.2", GuestMemfd72, EEXIST, lambda it: it.others.bind(0, 1, print)),
     Row("no overlap", GuestMemfd72, 0, lambda it: it.others.bind(HUGE, PAGES, print)),
     Row(
         "bind past the end",
         GuestMemfd72,
-        errno.EINVAL,
+        EINVAL,
         lambda it: it.others.bind(HUGE, PAGES + 1, print),
     ),
 )
