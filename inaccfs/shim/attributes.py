@@ -59,7 +59,7 @@ class Attributes:
         The iterator is of no use any more after a change.
         """
         for first, stop, private in self._private.since(start):
-            if first >= end:
+            if max(first, start) >= end:
                 return
             yield max(first, start), min(stop, end), private
 
