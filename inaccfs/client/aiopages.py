@@ -78,6 +78,13 @@ class AttributesOfFile(ABC):
         """Undo `freeze`. EINVAL if it is not frozen; EPERM if another has done that."""
         await self._ask(requests.unfreeze(self._open_name))
 
+    async def migrate(self, offset: int, count: int) -> None:
+        """Move pages to other simulated frames, as compaction would.
+
+        EOPNOTSUPP for private pages; EAGAIN for pages with references.
+        """
+        await self._ask(requests.migrate(self._open_name, offset, count))
+
     async def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """pin_user_pages(), FOLL_LONGTERM: pin shared pages, beside all references.
 

@@ -26,6 +26,7 @@ from inaccfs.control.messages import (
     MemfdCreate,
     MemoryAttributes,
     MemoryFailure,
+    Migrate,
     NotifierInfo,
     PinPages,
     Pins,
@@ -302,6 +303,10 @@ def freeze(file: str) -> Request[None]:
 
 def unfreeze(file: str) -> Request[None]:
     return Request(Unfreeze(file=file), _nothing)
+
+
+def migrate(file: str, offset: int, count: int) -> Request[None]:
+    return Request(Migrate(file=file, offset=offset, count=count), _nothing)
 
 
 def read_shared(file: str, offset: int, count: int) -> Request[bytes]:

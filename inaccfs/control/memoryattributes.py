@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.request import Answer
-from inaccfs.shim import conversions, freezing, hostaccess, populating
+from inaccfs.shim import conversions, freezing, hostaccess, migration, populating
 from inaccfs.shim.call import Conversion
 from inaccfs.shim.populating import Source
 
@@ -45,6 +45,7 @@ class MemoryAttributes:
             messages.PopulatePages: self._populate,
             messages.Freeze: self._freeze,
             messages.Unfreeze: self._unfreeze,
+            messages.Migrate: self._migrate,
             messages.ReadShared: self._read_shared,
             messages.WriteShared: self._write_shared,
         }
@@ -75,6 +76,12 @@ class MemoryAttributes:
                     return Answer(rows, next=start)
                 rows.append(messages.MemoryAttributes(start, end - start, private))
         return Answer(rows)
+
+    async def _migrate(self, command: messages.Migrate) -> Nothing:
+        start, end = command.offset, command.offset + command.count
+        with closing(self._names.open(command.file)) as opened:
+            await migration.migrate(self._superblock, opened.file, start, end)
+        return Nothing()
 
     # --- content ---------------------------------------------------------------------
 

@@ -327,6 +327,8 @@ def _commands(rules: Semantics) -> list[str]:
         found.append("populate")
     if rules.frozen != "unknown":
         found += ["freeze", "unfreeze"]
+    if rules.migration != "never":
+        found.append("migrate")
     if rules.mmap != "refused":
         found += ["read-shared", "write-shared", "pin-pages", "unpin-pages"]
     return found

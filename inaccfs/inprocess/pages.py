@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.shim import conversions, freezing, hostaccess, populating
+from inaccfs.shim import conversions, freezing, hostaccess, migration, populating
 from inaccfs.shim.call import Conversion
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.memory import Pinner
@@ -100,6 +100,11 @@ class AttributesOfFile(ABC):
         file = self._use()
         with self._loop.inside():
             freezing.unfreeze(self._superblock, file, self._holder)
+
+    def migrate(self, offset: int, count: int) -> None:
+        """Move pages to other frames."""
+        end = offset + count
+        self._loop.run(migration.migrate(self._superblock, self._use(), offset, end))
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
         """Pin shared pages."""

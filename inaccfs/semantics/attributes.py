@@ -29,7 +29,7 @@ PinnedPunch: TypeAlias = Literal["done", "refused"]
 Binding: TypeAlias = Literal["at once", "prepared"]
 Population: TypeAlias = Literal["none", "write", "populate", "populate in place"]
 Frozen: TypeAlias = Literal["unknown", "before the checks", "after the checks"]
-Migration: TypeAlias = Literal["unknown", "refused", "bracket"]
+Migration: TypeAlias = Literal["never", "bracket"]
 
 
 class AttributeRules:
@@ -91,6 +91,6 @@ class AttributeRules:
     # Whether the command freeze is "unknown"; or fallocate(2) of a frozen file is EPERM
     # "before the checks" of its arguments, or "after the checks".
     frozen: ClassVar[Frozen]
-    # Whether the command migrate is "unknown", "refused" with EOPNOTSUPP, or moves
-    # pages within a "bracket".
+    # Whether pages migrate: "never", or shared ones at the command migrate, within the
+    # "bracket" of a punch.
     migration: ClassVar[Migration]

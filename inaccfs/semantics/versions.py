@@ -97,7 +97,7 @@ class V8(Semantics):
     binding: ClassVar[Binding] = "at once"
     population: ClassVar[Population] = "none"
     frozen: ClassVar[Frozen] = "unknown"
-    migration: ClassVar[Migration] = "unknown"
+    migration: ClassVar[Migration] = "never"
     get_waits: ClassVar[bool] = False
     # Of use only where the attributes are kept in the file.
     conversion_kinds: ClassVar[ConversionKinds] = "present"

@@ -89,6 +89,15 @@ class Frames(Protocol):
         If *punch* raises, the pages stay known, and the exception is passed on.
         """
 
+    def move(self, start: int, end: int) -> list[Extent]:
+        """Move the known pages of [start, end) to other frames; return the old places.
+
+        Those frames are to be freed as if they had been punched.
+
+        Raises:
+            OSError: ENOMEM, there are no free frames; EOPNOTSUPP, frames are real.
+        """
+
     def free(self, pfn: int, count: int) -> None:
         """The last reference to these punched pages has been dropped."""
 

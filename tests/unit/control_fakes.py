@@ -175,6 +175,13 @@ class FakeFrames:
             self.at.pop(page, None)
         return Punched(removed, self._move())
 
+    def move(self, start: int, end: int) -> list[Extent]:
+        old = self._runs(page for page in sorted(self.at) if start <= page < end)
+        for page in range(start, end):
+            if page in self.at:
+                self.at[page] += 0x100000
+        return old
+
     def free(self, pfn: int, count: int) -> None:
         self.freed.append((pfn, count))
 

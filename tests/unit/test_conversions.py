@@ -20,6 +20,7 @@ from inaccfs.semantics import (
     HugetlbRfc,
     InPlaceNext,
     InPlaceV8,
+    MigratableRfc,
     Semantics,
 )
 from inaccfs.shim.frameoptions import SimulatedMemory
@@ -457,3 +458,56 @@ def test_attributes_can_be_added_to_any_version(base: type[Semantics]) -> None:
         it.file.set_memory_attributes(0, 4, not was)
         assert len(it.file.query_memory_attributes()) == 2
         assert it.events
+
+
+# --- migration ----------------------------------------------------------------------
+
+
+def test_migrated_pages_have_other_frames_within_a_bracket() -> None:
+    with world(MigratableRfc) as it:
+        it.listen(0, SIZE)
+        old = it.file.get_pfns(0, SIZE)
+        for one in old:
+            it.file.put_pfn(one.pfn, one.count)
+        it.file.migrate(4, 2)
+        assert it.events == [("start", 4, 6, "shared"), ("end", 4, 6, "shared")]
+        before = {
+            one.offset + at: one.pfn + at for one in old for at in range(one.count)
+        }
+        after = {
+            one.offset + at: one.pfn + at
+            for one in it.file.get_pfns(0, SIZE)
+            for at in range(one.count)
+        }
+        moved = {page for page in before if before[page] != after[page]}
+        assert moved == {4, 5}
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_pages_with_references_stay_and_the_bracket_is_closed(pinned: bool) -> None:
+    with world(MigratableRfc) as it:
+        it.listen(0, SIZE)
+        if pinned:
+            it.file.pin_pages(5)
+        else:
+            it.file.get_pfn(5)
+        with pytest.raises(PinnedError) as caught:
+            it.file.migrate(0, SIZE)
+        assert caught.value.offset == 5
+        assert [event for event, *_ in it.events] == ["start", "end"]
+
+
+@pytest.mark.parametrize("base", [GuestMemfd72, InPlaceV8])
+def test_elsewhere_nothing_migrates(base: type[Semantics]) -> None:
+    with world(base) as it, refused(errno.EOPNOTSUPP):
+        it.file.migrate(0, 1)
+
+
+def test_private_pages_do_not_migrate() -> None:
+    with world(InPlaceV8, migration="bracket") as it:
+        it.file.set_memory_attributes(0, 2, False)
+        it.file.migrate(0, 2)
+        with refused(errno.EOPNOTSUPP):
+            it.file.migrate(0, 3)
+        with refused(errno.EINVAL):
+            it.file.migrate(SIZE, 1)

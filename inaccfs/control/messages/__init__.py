@@ -54,6 +54,7 @@ from inaccfs.control.messages.events import (
 from inaccfs.control.messages.filecommands import (
     CommitBind,
     Freeze,
+    Migrate,
     PinPages,
     PopulatePages,
     QueryMemoryAttributes,
@@ -115,6 +116,7 @@ __all__ = [
     "MemoryAttributes",
     "MemoryError",
     "MemoryFailure",
+    "Migrate",
     "Nothing",
     "Notifier",
     "NotifierInfo",

@@ -34,6 +34,7 @@ from inaccfs.control.messages.commands import (
 from inaccfs.control.messages.filecommands import (
     CommitBind,
     Freeze,
+    Migrate,
     PinPages,
     PopulatePages,
     QueryMemoryAttributes,
@@ -51,7 +52,14 @@ COMMANDS: Final[dict[str, type[Command]]] = {
         *(GetFd, CloseFd, MemfdCreate),
         *(RegisterNotifier, UnregisterNotifier, Bind, CommitBind, Unbind),
         *(InvalidateDone, GetPfn, PutPfn, GetMemory),
-        *(SetMemoryAttributes, QueryMemoryAttributes, PopulatePages, Freeze, Unfreeze),
+        *(
+            SetMemoryAttributes,
+            QueryMemoryAttributes,
+            PopulatePages,
+            Freeze,
+            Unfreeze,
+            Migrate,
+        ),
         *(ReadShared, WriteShared, PinPages, UnpinPages),
         *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
         *(QueryStatus, QuerySemantics, MemoryFailure, Quit),

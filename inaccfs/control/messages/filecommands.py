@@ -115,6 +115,21 @@ class Unfreeze(Command, frozen=True, kw_only=True):
     file: File
 
 
+class Migrate(Command, frozen=True, kw_only=True):
+    """Moves pages to other frames, as compaction would; notifiers get a punch's events.
+
+    EOPNOTSUPP in semantics whose pages do not migrate, for private pages, and where
+    frames are real; EINVAL past the end; EAGAIN while another call has the file locked,
+    and after the start if a page has references, which is in `error.offset` then.
+    """
+
+    name: ClassVar[str] = "migrate"
+
+    file: File
+    offset: Pgoff
+    count: PageCount
+
+
 class CommitBind(Command, frozen=True, kw_only=True):
     """Puts into effect what bind has prepared.
 

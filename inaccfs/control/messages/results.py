@@ -329,7 +329,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     # "unknown", "before the checks" or "after the checks": when a fallocate(2) of a
     # frozen file is EPERM.
     frozen: str
-    # "unknown", "refused" or "bracket": what becomes of migrate.
+    # "never" or "bracket": whether pages migrate.
     migration: str
 
     @property
