@@ -26,8 +26,14 @@ class Attributes:
 
     def __init__(self, initial: Initial) -> None:
         """*initial* is what all pages are."""
+        self._initial: Final = initial == PRIVATE
         self._private: Final[RangeMap[bool]] = RangeMap()
-        self._private.set(0, _END, initial == PRIVATE)
+        self._private.set(0, _END, self._initial)
+
+    @property
+    def are_initial(self) -> bool:
+        """Whether all pages are what they were at first."""
+        return len(self._private) == 1 and self.is_private(0) is self._initial
 
     def is_private(self, page: int) -> bool:
         """Whether *page* is private; else it is shared."""

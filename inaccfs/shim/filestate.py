@@ -108,6 +108,14 @@ class FileState:
         """Whether it has no long operation, no notifier, and no fetched page."""
         return not self.turn.taken and not self.notifiers and self.pages.nothing_fetched
 
+    @property
+    def must_stay(self) -> bool:
+        """Whether it knows of pages what the backing does not, also when it is closed.
+
+        That is what has been fetched, poisoned or converted.
+        """
+        return not self.pages.nothing_fetched or not self.attributes.are_initial
+
     def update_fast_path(self) -> None:
         """Recompute which calls may take the fast path.
 
