@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
-from inaccfs.shim.call import Kind
 from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
@@ -56,7 +55,8 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
 def _trace(file: FileState, call: Conversion, exc: Exception | None) -> None:
     if file.trace.listeners:
         page = file.page_size
-        file.trace.tell("convert", call.start * page, call.end * page, call.who, exc)
+        start, end = call.start * page, call.end * page
+        file.trace.tell(call.kind.value, start, end, call.who, exc)
 
 
 def check_range(file: FileState, start: int, end: int) -> None:
@@ -107,7 +107,7 @@ class _Running:
             # Found before the change, for the end as well.
             kinds = self._kinds(part)
             refusal = yield from in_order(
-                self._superblock.plans[Kind.CONVERT],
+                self._superblock.plans[part.kind],
                 *self._superblock.around(part.start, part.end),
                 frames,
                 check=lambda part=part: self._check_part(part),  # type: ignore[misc]
