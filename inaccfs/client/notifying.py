@@ -277,12 +277,8 @@ class Notifiers:
         return Request(command, interpret)
 
     def commit(self, registration: Registration) -> Request[None]:
-        """The request that puts a prepared one into effect. If it fails it is gone."""
-
-        def interpret(_: object) -> None:
-            return None
-
-        return Request(CommitBind(notifier=registration.number), interpret)
+        """The request that puts a prepared one into effect. If it fails, forget it."""
+        return Request(CommitBind(notifier=registration.number), lambda _: None)
 
     def forget(self, registration: Registration) -> None:
         """The daemon has refused to commit it, and knows it no more."""

@@ -210,7 +210,7 @@ class Notifier(Registered):
         self._left: Final = left
 
     def commit(self) -> None:
-        """Put into effect what `File.bind` has prepared; it is gone if that fails.
+        """Put into effect what `File.bind` has prepared. If it fails, nothing is left.
 
         EEXIST or EINVAL for pages that are bound already; ENOENT if it is in effect.
         """

@@ -51,7 +51,7 @@ class MemoryAttributes:
         }
 
     def close(self) -> None:
-        """The peer has gone: its files are not frozen any more."""
+        """The peer has disconnected: unfreeze what it has frozen."""
         while self._frozen:
             opened = self._frozen.popitem()[1]
             freezing.release(self._superblock, opened.file, self)

@@ -77,6 +77,8 @@ class Notifier:
         self._leaving = False
         # The first exception of a callback.
         self._raised: BaseException | None = None
+        # Binds it, if that has only been prepared.
+        self.prepared: Callable[[], None] | None = None
 
     # --- the shim's side --------------------------------------------------------------
 
@@ -94,6 +96,18 @@ class Notifier:
         self.file.client.disconnect("it does not answer events")
 
     # --- the client's -----------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared."""
+        commit, self.prepared = self.prepared, None
+        if commit is None:
+            raise OSError(errno.ENOENT, "it has not been prepared")
+        try:
+            commit()
+        except OSError:
+            self._leaving = True
+            self.file.client.notifiers.discard(self)
+            raise
 
     @property
     def registered(self) -> bool:
@@ -265,6 +279,8 @@ class File(AttributesOfFile):
         start: int,
         end: int,
         invalidate: Callback | None = None,
+        *,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """See `inaccfs.client.File.bind`."""
@@ -275,8 +291,17 @@ class File(AttributesOfFile):
             raise OSError(errno.EINVAL, f"no pages from {start} to {end}")
         made = Notifier(self, callbacks, self.client.deliver)
         exclusive = self.client.mount.semantics.exclusive
-        bind = inode.notifiers.bind(made, start, end, exclusive=exclusive)
-        self.client.mount.loop.run(bind)
+
+        def commit() -> None:
+            bind = inode.notifiers.bind(made, start, end, exclusive=exclusive)
+            self.client.mount.loop.run(bind)
+
+        if not prepare:
+            commit()
+        elif self.client.mount.semantics.binding == "prepared":
+            made.prepared = commit
+        else:
+            raise OSError(errno.EOPNOTSUPP, "bindings take effect at once")
         return self._registered(made)
 
     def _registered(self, made: Notifier) -> Notifier:

@@ -43,17 +43,17 @@ class Attributes:
 
     def first(self, start: int, end: int, *, private: bool) -> int | None:
         """The first page from *start* to *end* that is private, or shared."""
-        for first, _, value in self._private.clipped(start, end):
+        for first, _, value in self.since(start, end):
             if value is private:
                 return first
         return None
 
     def kinds(self, start: int, end: int) -> Kinds:
         """What is present from *start* to *end*, which is not empty."""
-        values = set(self._private.values(start, end))
-        if len(values) > 1:
+        private = self.is_private(start)
+        if self.first(start, end, private=not private) is not None:
             return BOTH
-        return PRIVATE if True in values else SHARED
+        return PRIVATE if private else SHARED
 
     def set(self, start: int, end: int, *, private: bool) -> None:
         """Make all pages from *start* to *end* private, or shared."""

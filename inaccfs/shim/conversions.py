@@ -29,7 +29,7 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
     """Make pages private or shared, and report it to the notifiers.
 
     It goes on to its end even if the task is cancelled, because the peer that asked for
-    it has gone: others may have had a start by then.
+    it has disconnected: others may have got a start by then.
 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages

@@ -66,7 +66,7 @@ def unfreeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
 
 
 def release(superblock: Superblock, file: FileState, holder: Hashable) -> None:
-    """*holder* has gone, or does not want the file frozen any more."""
+    """*holder* has disconnected, or does not want the file frozen any more."""
     if file.frozen_by is holder:
         _set(superblock, file, None)
 

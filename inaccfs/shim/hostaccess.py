@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import BusError
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.memory import Pinner
     from inaccfs.shim.superblock import Superblock
+
+
+# So much is allocated in the loop.
+_INLINE_BYTES: Final = 4 << 20
 
 
 async def read_shared(
@@ -71,7 +75,7 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
     if bad is not None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
     try:
-        fill(superblock, file, start, end)
+        await fill_holes(superblock, file, start, end)
     except OSError as exc:
         text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
         raise BusError(exc.errno or errno.EIO, text, start) from exc
@@ -82,6 +86,20 @@ async def settle(file: FileState) -> None:
     while file.notifiers.running or file.turn.taken:
         await file.notifiers.idle()
         await file.turn.wait()
+
+
+async def fill_holes(
+    superblock: Superblock, file: FileState, start: int, end: int
+) -> None:
+    """As `fill`; what takes long is done in a thread, and in a turn of the file's."""
+    low, high = superblock.around(start, end)
+    if (high - low) * file.page_size <= _INLINE_BYTES:
+        fill(superblock, file, start, end)
+        return
+    with file.turn.take():
+        await superblock.loop.in_thread(
+            fill, superblock, file, start, end, limiter=superblock.threads.changes
+        )
 
 
 def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:

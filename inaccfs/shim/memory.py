@@ -36,7 +36,7 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pinner:
-    """Who pins pages: a holder of references beside *holder*, which stands behind it.
+    """Who pins pages: it has references beside those of *holder*, for which it pins.
 
     FOLL_PIN of get_user_pages(): whoever can map shared pages can pin them, whatever
     the rules say of get-pfn.

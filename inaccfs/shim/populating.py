@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import PageError
@@ -16,6 +16,10 @@ from inaccfs.shim.slices import Slices
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.superblock import Superblock
+
+
+# A page up to this is filled in the loop.
+_INLINE_BYTES: Final = 4 << 20
 
 
 class Source(NamedTuple):
@@ -61,13 +65,31 @@ async def populate(
     for page in range(start, end):
         try:
             await settle(file)
-            _populate(superblock, file, page, source, page - start)
+            await _populate_page(superblock, file, page, source, page - start)
         except OSError:
             if page == start:
                 raise
             return page - start
         await slices.give()
     return end - start
+
+
+async def _populate_page(
+    superblock: Superblock,
+    file: FileState,
+    page: int,
+    source: Source | None,
+    at: int,
+) -> None:
+    """`_populate`, in a thread and in a turn of the file's if pages are huge."""
+    arguments = superblock, file, page, source, at
+    if superblock.granule <= _INLINE_BYTES:
+        _populate(*arguments)
+        return
+    with file.turn.take():
+        await superblock.loop.in_thread(
+            _populate, *arguments, limiter=superblock.threads.changes
+        )
 
 
 def _populate(

@@ -227,8 +227,8 @@ class References:
             here = offset - start, False
             found += (
                 first + here[0]
-                for held in ranges
-                for first, _, lots in held.clipped(start, start + count)
+                for each in ranges
+                for first, _, lots in each.clipped(start, start + count)
                 if any(lot[1:] == here for lot in lots)
             )
         return min(found, default=None)

@@ -203,8 +203,8 @@ async def test_versions_without_refuse_in_clear_words(
         serving(tmp_path, backing, version, None, **rules) as control,
         control.peer() as peer,
     ):
-        told = await peer.do("query-semantics")
-        commands = set(told["commands"])
+        rules_sent = await peer.do("query-semantics")
+        commands = set(rules_sent["commands"])
         answers = {
             "set-memory-attributes": await convert(peer, 0, 1),
             "populate": await peer.do("populate", file="/guest", offset=0, count=1),
@@ -221,7 +221,8 @@ async def test_versions_without_refuse_in_clear_words(
             )
         # Each can be asked what its pages are.
         (row,) = await peer.do("query-memory-attributes", file="/guest", limit=1)
-        assert row["private"] is (told["initial"] == "private") or row["count"] == 1
+        began = rules_sent["initial"] == "private"
+        assert row["private"] is began or row["count"] == 1
 
 
 async def test_who_asks_and_goes_leaves_no_bracket_open(
@@ -496,7 +497,7 @@ async def test_a_prepared_binding_takes_effect_when_it_is_committed(
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=0)
         answer = await peer.do("commit-bind", **made)
         assert answer.startswith("ENOENT: this peer has not prepared")
-        # Of two that are prepared for the same pages the second is refused, and gone.
+        # Of two for the same pages the second is refused, and forgotten.
         late = await other.do("bind", **place, prepare=True)
         assert (await other.do("commit-bind", **late)).startswith(
             "EEXIST: pages 0 to 4"

@@ -511,3 +511,26 @@ def test_private_pages_do_not_migrate() -> None:
             it.file.migrate(0, 3)
         with refused(errno.EINVAL):
             it.file.migrate(SIZE, 1)
+
+
+# --- prepared bindings --------------------------------------------------------------
+
+
+def test_a_binding_can_be_prepared_and_committed() -> None:
+    with world(InPlaceNext) as it:
+        place = (0, SIZE, lambda start, end: it.events.append(("x", start, end, None)))
+        made = it.file.bind(*place, prepare=True)
+        it.file.set_memory_attributes(0, 1, False)
+        assert it.events == []
+        made.commit()
+        it.file.set_memory_attributes(1, 1, False)
+        assert it.events == [("x", 1, 2, None)]
+        with refused(errno.ENOENT):
+            made.commit()
+        late = it.file.bind(*place, prepare=True)
+        with refused(errno.EEXIST):
+            late.commit()
+        assert not late.registered
+        made.unregister()
+    with world(InPlaceV8) as it, refused(errno.EOPNOTSUPP):
+        it.file.bind(0, 1, print, prepare=True)
