@@ -24,6 +24,7 @@ from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
+from inaccfs.fuse.handlers.writing import WritingHandlers
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.ownmount import OwnMount
@@ -241,6 +242,9 @@ class _Daemon:
                 page_size=backing.page_size,
             ),
             config.rules.read_errno,
+            WritingHandlers(self._namespace, self._superblock).handlers()
+            if config.rules.population == "write"
+            else {},
         )
         self._nursery: trio.Nursery | None = None
         self._server: server.Server | None = None

@@ -279,7 +279,11 @@ def _heading(name: str, *, code: bool = True) -> str:
 
 
 def _link(name: str) -> str:
-    return f"[`{name}`](#{name.lower()})"
+    anchor = name.lower()
+    if name in EVENTS and anchor in COMMANDS:
+        # The second heading of that name, as GitHub numbers them.
+        anchor += "-1"
+    return f"[`{name}`](#{anchor})"
 
 
 def _names(fields: Sequence[types.Field]) -> str:

@@ -133,7 +133,7 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
-        event, start, end, _ = due.notice
+        event, start, end = due.notice[:3]
         self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
@@ -148,7 +148,7 @@ class ExploredClient:
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
-            event, start, end, _ = due.notice
+            event, start, end = due.notice[:3]
             schedule.note(f"{event} [{start}, {end})")
             if self.listen is None:
                 self.call(due)

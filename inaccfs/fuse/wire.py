@@ -111,6 +111,7 @@ INTERRUPT_SIZE: Final = _ARGUMENTS + 8
 # begins with the same
 unpack_range = struct.Struct(f"={_ARGUMENTS}x8xQI").unpack_from
 RANGE_SIZE: Final = _ARGUMENTS + 20
+_WRITE_SIZE: Final = _ARGUMENTS + 40
 _READ_SIZE_AT: Final = _ARGUMENTS + 16
 # fuse_setattr_in: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their
 # nanoseconds, mode, unused4, uid, gid, unused5
@@ -196,6 +197,18 @@ def rename_names(
 def getxattr_name(request: bytearray, size: int) -> bytes:
     """The attribute that GETXATTR asks for."""
     return _text_at(request, _GETXATTR_NAME_AT, size)
+
+
+def written(request: bytearray, size: int) -> tuple[int, bytes]:
+    """The offset and the data of WRITE."""
+    need(size, _WRITE_SIZE)
+    offset, length = unpack_range(request)
+    need(size, _WRITE_SIZE + length)
+    return offset, bytes(memoryview(request)[_WRITE_SIZE : _WRITE_SIZE + length])
+
+
+# fuse_write_out: size, padding
+pack_write = struct.Struct("=I4x").pack
 
 
 class Setattr(NamedTuple):

@@ -7,9 +7,11 @@ counted for each holder, and outlive a punch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from inaccfs.shim.frameoptions import FRAME_BYTES
+from inaccfs.shim.frames import clipped
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:
@@ -30,6 +32,26 @@ class Holder(Protocol):
 
     def evict_holder(self) -> None:
         """Disconnect it: it has kept pages locked that others wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinner:
+    """Who pins pages: it has references beside those of *holder*, for which it pins.
+
+    FOLL_PIN of get_user_pages(): whoever can map shared pages can pin them, whatever
+    the rules say of get-pfn.
+    """
+
+    holder: Holder
+
+    @property
+    def who(self) -> int:
+        """See `Holder`."""
+        return self.holder.who
+
+    def evict_holder(self) -> None:
+        """See `Holder`."""
+        self.holder.evict_holder()
 
 
 class Memory:
@@ -74,15 +96,7 @@ class Memory:
         """The fetched pages from *start* to *end*. May look at all of the file's."""
         if start < end and (known := self.frames.known(start, end)) is not None:
             return known
-        per_page = self._per_page
-        found = []
-        for extent in self.frames.extents():
-            first = max(extent.offset, start)
-            count = min(extent.offset + extent.count, end) - first
-            if count > 0:
-                pfn = extent.pfn + (first - extent.offset) * per_page
-                found.append(extent._replace(offset=first, pfn=pfn, count=count))
-        return found
+        return clipped(self.frames.extents(), start, end, self._per_page)
 
     def holders_of(self, start: int, end: int) -> list[Holder]:
         """The holders of references to those pages that are still in the file."""
@@ -92,6 +106,22 @@ class Memory:
             cast("Holder", one)
             for one in self.references.holders_of(self.extents_in(start, end))
         ]
+
+    def first_referenced(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """The first of the pages that has a reference; with *pins_only* one that pins.
+
+        The cost grows with what has been fetched, not with the range.
+        """
+        if not self.references:
+            return None
+        holders = [
+            one
+            for one in self.references.holders()
+            if not pins_only or isinstance(one, Pinner)
+        ]
+        return self.references.first_of(self.extents_in(start, end), holders)
 
     def record(self, punched: Punched) -> None:
         """Pages were removed or have moved: references to them are to the former pages.
@@ -108,7 +138,7 @@ class Memory:
 
     def get(self, holder: Holder, extents: list[Extent]) -> None:
         """*holder* gets a reference to each page."""
-        if self._keeps_references:
+        if self._keeps_references or isinstance(holder, Pinner):
             self.references.get(holder, extents)
         self._trace.counters.pages_got += sum(extent.count for extent in extents)
         if self._trace.listeners:

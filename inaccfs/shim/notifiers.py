@@ -22,6 +22,7 @@ from inaccfs.shim.slices import Slices
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
     from inaccfs.shim.trace import FileTrace
@@ -39,6 +40,8 @@ class Notice(NamedTuple):
     end: int
     # The frames that go, where events carry them.
     frames: Sequence[Extent] | None = None
+    # Which kinds of pages are concerned, where events carry that.
+    kinds: Kinds | None = None
 
 
 class Notifier(Protocol):
@@ -66,18 +69,21 @@ class Notifiers:
         *,
         unit: int = 1,
         clips: bool = False,
+        overlap_errno: int = errno.EINVAL,
         loop: Loop = TRIO,
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
         *changed* is called after each change of the list. Events count in *unit* per
         page; with *clips* each reports only pages that its notifier is bound to.
+        `bind` raises *overlap_errno* for pages that are another's.
         """
         self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
+        self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
@@ -138,7 +144,8 @@ class Notifiers:
         """restrictedmem_bind(); waits while an invalidation runs.
 
         Raises:
-            OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
+            OSError: EINVAL or as the rules have it, when pages are another's, and one
+                of the two *exclusive*.
         """
         async with self._lock:
             taken = (self._bound if exclusive else self._exclusive).overlapping(
@@ -147,7 +154,7 @@ class Notifiers:
             if taken:
                 first, stop, _ = taken[0]
                 raise OSError(
-                    errno.EINVAL,
+                    self._overlap_errno,
                     f"pages {max(first, start)} to {min(stop, end)} are bound already: "
                     "unbind them",
                 )
@@ -229,6 +236,11 @@ class Notifiers:
             finally:
                 self._end()
 
+    async def idle(self) -> None:
+        """Wait until the list is not locked."""
+        async with self._lock:
+            pass
+
     def take(self) -> bool:
         """Lock the list until `release`; False if it is locked already."""
         if not self._lock.take():
@@ -278,7 +290,7 @@ class Notifiers:
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
-            event, start, end, _ = notice
+            event, start, end = notice[:3]
             number = sequence or 0
             self._trace.tell_pages("event", start, end, notifier.who, event, number)
         notifier.tell(self._for(notifier, notice), sequence)

@@ -216,6 +216,23 @@ class References:
                         break
         return list(found)
 
+    def first_of(
+        self, extents: Iterable[Extent], holders: Iterable[Hashable]
+    ) -> int | None:
+        """The first page of *extents*, not punched since, that *holders* refer to."""
+        found: list[int] = []
+        ranges = [self._ranges[holder] for holder in holders]
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            here = offset - start, False
+            found += (
+                first + here[0]
+                for each in ranges
+                for first, _, lots in each.clipped(start, start + count)
+                if any(lot[1:] == here for lot in lots)
+            )
+        return min(found, default=None)
+
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
         """The references of *holder* from frame *since* on, in order of frames.
 

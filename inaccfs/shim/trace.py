@@ -30,6 +30,8 @@ What: TypeAlias = Literal[
     "allocate",
     "punch",
     "truncate",
+    # Pages have become private or shared, or that has been refused.
+    "convert",
     # System calls that no file allows. A read and a write have their range.
     "read",
     "write",

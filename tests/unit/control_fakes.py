@@ -159,7 +159,7 @@ class FakeFrames:
         self.moves = {}
         return moved
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         syscalls.fallocate(self.fd, 1, start * PAGE, (end - start) * PAGE)
@@ -174,6 +174,13 @@ class FakeFrames:
         for page in range(start, end):
             self.at.pop(page, None)
         return Punched(removed, self._move())
+
+    def move(self, start: int, end: int) -> list[Extent]:
+        old = self._runs(page for page in sorted(self.at) if start <= page < end)
+        for page in range(start, end):
+            if page in self.at:
+                self.at[page] += 0x100000
+        return old
 
     def free(self, pfn: int, count: int) -> None:
         self.freed.append((pfn, count))

@@ -165,7 +165,7 @@ class FaultyFile:
     def get_pfns(self, offset: int, count: int) -> list[Extent]:
         if self._memfd.fails:
             raise self._memfd.fails.pop(0)
-        found = self._file.get_pfns(offset, count)
+        found: list[Extent] = [*self._file.get_pfns(offset, count)]
         if (order := self._memfd.order) is not None:
             found = [each._replace(order=order) for each in found]
         return found

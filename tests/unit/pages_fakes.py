@@ -86,11 +86,11 @@ class BlockedFrames(FakeFrames):
         self.entered = threading.Event()
         self.let_go = threading.Event()
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.blocks:
             self.entered.set()
             self.let_go.wait()
-        return super().fetch(start, end)
+        return super().fetch(start, end, reach=reach)
 
 
 class HeldSource(FakeSource):

@@ -161,8 +161,9 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 class Bind(Command, frozen=True, kw_only=True):
     """restrictedmem_bind(): the same for a range of a file.
 
-    EINVAL where ranges are exclusive and this one overlaps another, or is not asked to
-    be; EOPNOTSUPP in semantics whose notifiers are registered for files.
+    EINVAL where ranges are exclusive and this one is not asked to be, or overlaps
+    another; that is EEXIST in some semantics. EOPNOTSUPP in semantics whose notifiers
+    are registered for files, and with `prepare` where bindings are not prepared.
     """
 
     name: ClassVar[str] = "bind"
@@ -174,6 +175,9 @@ class Bind(Command, frozen=True, kw_only=True):
     exclusive: (
         Annotated[bool, Meta(description="that no other may overlap it")] | None
     ) = None
+    prepare: Annotated[
+        bool, Meta(description="leave it to commit-bind to put it into effect")
+    ] = False
 
 
 class Unbind(Command, frozen=True, kw_only=True):
@@ -357,16 +361,3 @@ class Quit(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "quit"
     owner_only: ClassVar[bool] = True
-
-
-COMMANDS: Final[dict[str, type[Command]]] = {
-    command.name: command
-    for command in (
-        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
-        *(GetFd, CloseFd, MemfdCreate),
-        *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
-        *(GetPfn, PutPfn, GetMemory),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
-    )
-}

@@ -30,6 +30,8 @@ class Answered(Event, frozen=True, kw_only=True):
     sequence: Sequence
     # The fetched pages that go, in semantics that report them.
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+    # "private", "shared" or "both": which of the pages, where the semantics say so.
+    kinds: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):

@@ -66,6 +66,8 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     count: int
     # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
+    # In a return of get-pfn: whether the pages are private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Frames(Result, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ class Frames(Result, frozen=True, kw_only=True):
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
+    # Whether the page is private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
     # In order of offset; 1000 at most.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # The page to go on with, if these are not all: to the rest there is no reference.
@@ -104,6 +108,33 @@ class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
     opens: int
+    # True if a peer has frozen it.
+    frozen: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class MemoryAttributes(msgspec.Struct, frozen=True, gc=False):
+    """Pages of a file that are all private, or all shared."""
+
+    # The first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # KVM_MEMORY_ATTRIBUTE_PRIVATE; else they are shared.
+    private: bool
+
+
+class Populated(Result, frozen=True, kw_only=True):
+    """How far populate has come."""
+
+    # How many pages, from the first on. If not all, populate the rest to learn why.
+    count: int
+
+
+class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
+    """Content of shared pages."""
+
+    # In base64.
+    data: str
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -150,6 +181,8 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     references: int
     # Whether the file has other pages there by now, or none.
     punched: bool
+    # True if pin-pages has got them, and not get-pfn.
+    pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -225,8 +258,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     source: str
     # The events that its notifiers get.
     events: list[str]
-    # The commands that not all semantics have: bind, unbind, register-notifier,
-    # unregister-notifier, put-pfn, memory-failure.
+    # The commands that not all semantics have, such as bind and register-notifier.
     commands: list[str]
     # "once", "fixed" or "free": how truncate(2) sets the size.
     size: str
@@ -266,6 +298,39 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
+    # "nowhere", "vm" or "file": where it is kept which pages are private.
+    attributes: str
+    # "private" or "shared": what all pages of a new file are.
+    initial: str
+    # "none", "initial", "present" or "both": the kinds that a punch's events carry.
+    kinds: str
+    # "present", "opposite" or "both": the kinds that a conversion's events carry.
+    conversion_kinds: str
+    # "before the end" or "after the end": when a conversion stores the attribute.
+    stored: str
+    # "range" or "huge page": what a conversion does as a whole or not at all.
+    atomicity: str
+    # "references", "pins first" or "none": what makes a conversion EAGAIN.
+    pin_check: str
+    # "unspecified", "zeroed", "preserved" or "refused": content after a conversion.
+    content: str
+    # Whether get-pfn waits for a punch or a conversion that is under way.
+    get_waits: bool
+    # "page" or "huge page": what the file consists of.
+    granule: str
+    # "done" or "refused": what becomes of a punch of pages with references.
+    pinned_punch: str
+    # Of bind, for pages that are bound already.
+    overlap_errno: int
+    # "at once" or "prepared": whether bind can leave a binding to commit-bind.
+    binding: str
+    # "none", "write", "populate" or "populate in place": how a VMM fills a file.
+    population: str
+    # "unknown", "before the checks" or "after the checks": when a fallocate(2) of a
+    # frozen file is EPERM.
+    frozen: str
+    # "never" or "bracket": whether pages migrate.
+    migration: str
 
     @property
     def keeps_references(self) -> bool:
