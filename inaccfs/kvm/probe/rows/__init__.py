@@ -1,0 +1,1 @@
+"""The rows: what is asked, by group."""
