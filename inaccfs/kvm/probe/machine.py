@@ -49,6 +49,10 @@ _MOST_EXITS: Final = 12
 _U64: Final = (1 << 64) - 1
 
 
+class CannotBeginError(Exception):
+    """A KVM refuses what a row needs before it can ask anything."""
+
+
 class HostMemory:
     """Anonymous memory, or a mapping of a file, that a slot's userspace_addr names."""
 
@@ -128,7 +132,7 @@ class Machine:
         if low:
             self._low = self.anonymous(LOW // PAGE).pages
             address = self._keep[-1].address
-            _must(self.region(0, 0, 0, LOW, address))
+            must(self.region(0, 0, 0, LOW, address))
 
     def another(self, kind: int | None = None, *, low: bool = True) -> Machine:
         """Another VM of the same KVM."""
@@ -185,9 +189,9 @@ class Machine:
         """
         fd = self.create(pages)
         half = self.host_half(fd, pages, fill)
-        _must(self.region(slot, gpa=gpa, size=pages * PAGE, at=half.address, fd=fd))
+        must(self.region(slot, gpa=gpa, size=pages * PAGE, at=half.address, fd=fd))
         if private and self.kvm.private:
-            _must(self.to_private(gpa, pages))
+            must(self.to_private(gpa, pages))
         return fd, half
 
     def plain(
@@ -195,7 +199,7 @@ class Machine:
     ) -> HostMemory:
         """Make a slot without a file."""
         half = self.anonymous(pages, fill)
-        _must(self.region(slot, 0, gpa, pages * PAGE, half.address))
+        must(self.region(slot, 0, gpa, pages * PAGE, half.address))
         return half
 
     # --- ioctls -----------------------------------------------------------------------
@@ -281,7 +285,7 @@ class Machine:
                 raise RuntimeError("a machine without slot 0 runs no guest")
             self._vcpu = self.vm.create_vcpu(self._low)
             # Map what the guest itself needs, so that `mapped` does not count it.
-            _must(self.run(), "done")
+            must(self.run(), "done")
             self._base = self.vm.stat("pages_4k")
         return self._vcpu
 
@@ -351,7 +355,7 @@ class Machine:
         return True
 
 
-def _must(outcome: str, wanted: str = "ok") -> None:
+def must(outcome: str, wanted: str = "ok") -> None:
     """What a row needs before it can ask anything."""
     if outcome != wanted:
-        raise RuntimeError(f"the row cannot begin: {outcome}")
+        raise CannotBeginError(f"cannot begin: {outcome}")
