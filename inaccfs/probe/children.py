@@ -52,8 +52,8 @@ class ChildFailedError(RuntimeError):
     """The work raised an exception; the message is its traceback."""
 
 
-def run(work: Callable[[Say], str]) -> Ending:
-    """Run *work* in a child, which is killed after `LIMIT` seconds.
+def run(work: Callable[[Say], str], limit: float | None = None) -> Ending:
+    """Run *work* in a child, which is killed after *limit* seconds, or `LIMIT`.
 
     *work* gets a function to report how far it is. Its changes to memory and its fds
     end with the child.
@@ -68,7 +68,7 @@ def run(work: Callable[[Say], str]) -> Ending:
     os.close(writer)
     child = os.pidfd_open(pid)
     try:
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + (LIMIT if limit is None else limit)
         said = _read_all(reader, deadline)
         in_time = _wait(child, deadline)
     finally:
