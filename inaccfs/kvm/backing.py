@@ -8,19 +8,20 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs import syscalls
 from inaccfs.kvm.memory import FileMemory
+from inaccfs.kvm.shim import WeakShim
 from inaccfs.kvm.uapi import PAGE_SHIFT
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
+    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics, WeakFile
     from inaccfs.kvm.sync import Sync
 
 
@@ -54,17 +55,24 @@ class BackingFile:
     ) -> None:
         """EINVAL if *fd* is not a file of the mount.
 
-        *holds* is whether a duplicate of *fd* is kept, which keeps the file open.
+        *holds* is whether it keeps the file open. A shim without a daemon has no other.
         *puts* is False where the semantics give no references to put.
         """
         self._puts: Final = puts
-        self._holds: Final = holds
+        # Names the file without keeping it open; None if this keeps it.
+        self._name: Final = (
+            shim.weak_file if isinstance(shim, WeakShim) and not holds else None
+        )
         self.key: Final = key
         with ExitStack() as undo:
-            self._fd: Final = os.dup(fd) if holds else fd
-            if holds:
+            if self._name is None:
+                self._fd = os.dup(fd)
                 undo.callback(os.close, self._fd)
-            self.file: Final[ShimFile] = shim.file(fd)
+                self._weak: WeakFile | None = None
+                self.file: ShimFile = shim.file(fd)
+            else:
+                self._fd = fd
+                self.file = self._weak = self._name(fd)
             undo.callback(self.file.close)
             info = self.file.query()
             undo.pop_all()
@@ -80,6 +88,29 @@ class BackingFile:
         # is only ever replaced by a longer one.
         self.window: mmap.mmap | None = None
 
+    @contextmanager
+    def named(self) -> Iterator[ShimFile]:
+        """The file as the shim needs it to register a notifier, for a with block."""
+        if self._name is None:
+            yield self.file
+            return
+        # Named anew: `file` has the fd of the first slot, which may be closed.
+        file = self._name(self._fd)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def use(self, fd: int) -> None:
+        """Another slot has the file, by *fd*."""
+        if self._name is not None:
+            self._fd = fd
+
+    @property
+    def released(self) -> bool:
+        """Whether all others have closed the file. Asks the daemon."""
+        return self._weak is not None and not self._weak.query().opens
+
     @property
     def fd(self) -> int:
         """An fd of the file, for the VMM to punch the pages that it converts.
@@ -87,7 +118,7 @@ class BackingFile:
         Raises:
             OSError: EBADF, if the slots do not hold the file and the VMM has closed it.
         """
-        if not self._holds:
+        if self._name is not None:
             found = os.fstat(self._fd)
             # The number may be another file's by now.
             if (found.st_dev, found.st_ino) != self.key:
@@ -151,7 +182,7 @@ class BackingFile:
         self.window = None
         if self._memory is not None:
             self._memory.close()
-        if self._holds:
+        if self._name is None:
             os.close(self._fd)
         self.file.close()
 
@@ -217,6 +248,7 @@ class BackingFiles:
                 raise
             number = self._bad_fd if exc.errno == errno.EBADF else errno.EINVAL
             raise OSError(number, f"private_fd {fd}: {exc.strerror}") from exc
+        file.use(fd)
         self._files[key] = file
         file.slots += 1
         return file

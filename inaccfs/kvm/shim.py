@@ -6,7 +6,7 @@ page size; a pfn is the number of a frame of 4 KiB.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,6 +135,25 @@ class ShimFile(Protocol):
         invalidate: Callback | None = None,
         **callbacks: Unpack[ShimCallbacks],
     ) -> ShimNotifier: ...
+
+
+class WeakFileInfo(ShimFileInfo, Protocol):
+    @property
+    def opens(self) -> int:
+        """How many have it open, without weak files."""
+
+
+class WeakFile(ShimFile, Protocol):
+    """A file that this does not keep open."""
+
+    def query(self) -> WeakFileInfo: ...
+
+
+@runtime_checkable
+class WeakShim(Protocol):
+    """A connection that can name a file without keeping it open."""
+
+    def weak_file(self, fd: int, /) -> WeakFile: ...
 
 
 class Shim(Protocol):

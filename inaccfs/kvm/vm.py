@@ -196,6 +196,21 @@ class VM:
         stop = self._faults.pre_fault(start, end)
         return stop << PAGE_SHIFT, (end - stop) << PAGE_SHIFT
 
+    def notice_closed_files(self) -> None:
+        """Zap what was mapped of files that nobody has open any more, now.
+
+        By the rule kvm_slot_holds_file a slot does not keep its file open. The daemon
+        sends the invalidation some time after the last close(2) has returned, for FUSE
+        tells it so late; in the kernel close(2) waits for it.
+
+        Raises:
+            ControlError: the daemon has gone.
+        """
+        with self._slots_lock:
+            for slot in self.slots:
+                if slot.backing is not None and slot.backing.released:
+                    self._mmu.zap(slot.base_gfn, slot.end_gfn)
+
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
         with self._slots_lock:

@@ -63,6 +63,7 @@ class Pages:
         "_superblock",
         "_trace",
         "_turn",
+        "abandoned",
         "memory",
     )
 
@@ -83,6 +84,8 @@ class Pages:
         self._notifiers: Final = notifiers
         self._changed: Final = changed
         self._superblock: Final = superblock
+        # Whether all users have closed the file, so that nobody gets pages any more.
+        self.abandoned = False
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
         self._moved: Final = Moved(superblock, notifiers)
@@ -175,6 +178,8 @@ class Pages:
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
         """As `get`, at once; None if it would keep the trio loop for too long."""
+        if self.abandoned:
+            raise OSError(errno.EFAULT, "the file has been closed by all its users")
         if self._guarded:
             if (refusal := self._refusal(start, end)) is not None:
                 raise refusal
