@@ -118,16 +118,25 @@ def _virtfs(path: str, tag: str) -> str:
     return f"local,path={shown},mount_tag={tag},id={tag},security_model=none"
 
 
-def _emulate(arguments: list[str], limit: float) -> str:
-    """Run QEMU to its end; what it said."""
+def find_qemu() -> str:
+    """The path of QEMU.
+
+    Raises:
+        LiveError: it is missing.
+    """
     qemu = shutil.which(_QEMU)
     if qemu is None:
         raise LiveError(
             f"there is no {_QEMU}; as root: apt-get install -y "
             "--no-install-recommends qemu-system-x86"
         )
+    return qemu
+
+
+def _emulate(arguments: list[str], limit: float) -> str:
+    """Run QEMU to its end; what it said."""
     with subprocess.Popen(
-        [qemu, *arguments],
+        [find_qemu(), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
