@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 _BUILD = """\
 Build the kernel for inaccfs kvm probe --against emulated: Debian's linux-source-6.12,
 with a KVM that has private memory without special hardware, and the kernel's own tests
-of it. It takes some 10 minutes of two CPUs and 2 GB while it is built, 15 MB afterwards,
-in $XDG_CACHE_HOME/inaccfs. A build that was interrupted goes on where it was.
+of it. It takes some 10 minutes of two CPUs and 2 GB, and leaves 15 MB in the cache,
+$XDG_CACHE_HOME/inaccfs. A build that was interrupted goes on where it was.
 INACCFS_LINUX_SOURCE names another source package.
 """
 

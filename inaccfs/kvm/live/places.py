@@ -142,9 +142,7 @@ def find_kernel() -> Kernel:
     """
     prefix = source_package().removeprefix("linux-source-")
     found = [
-        path
-        for path in cache().glob(f"{prefix}-*")
-        if path.suffix == "" and (path / "source").is_file()
+        path for path in cache().glob(f"{prefix}-*") if (path / "source").is_file()
     ]
     if not found:
         raise LiveError(
