@@ -99,6 +99,8 @@ class World:
         sight = self._sight(len(self.vms))
         made = ExploredVM(
             client,
+            # In every version: scenarios are about the memory of files.
+            default_private=True,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
             memory=GuestBytes(schedule, sight, self.frames, self.cells),

@@ -69,11 +69,16 @@ _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 @functools.cache
 def rules() -> dict[str, Any]:
-    """The name of each rule, and its type without the ClassVar around it."""
+    """The name of each rule, and its type without the ClassVar around it.
+
+    Those of `Semantics` itself come first, and those of its base, KVM's, afterwards.
+    """
+    hints = get_type_hints(Semantics)
+    names = (*inspect.get_annotations(Semantics), *hints)
     return {
-        name: get_args(hint)[0]
-        for name, hint in get_type_hints(Semantics).items()
-        if get_origin(hint) is ClassVar and name not in _LABELS
+        name: get_args(hints[name])[0]
+        for name in dict.fromkeys(names)
+        if get_origin(hints[name]) is ClassVar and name not in _LABELS
     }
 
 

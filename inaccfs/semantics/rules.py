@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
+from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 INVALIDATE: Final = "INVALIDATE"
@@ -48,7 +49,7 @@ class Plan:
         return self.before is not None or self.after is not None
 
 
-class Semantics:
+class Semantics(KvmRules):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop

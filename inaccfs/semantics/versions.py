@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from inaccfs.semantics.kvm import MainlineKvm, SharedByDefault, V8Kvm
 from inaccfs.semantics.rules import Semantics
 from inaccfs.syscalls import TMPFS_MAGIC
 
 if TYPE_CHECKING:
+    from inaccfs.semantics.kvm import KvmDefaultVm
     from inaccfs.semantics.rules import (
         Aligned,
         Calls,
@@ -35,7 +37,7 @@ RESTRICTEDMEM_MAGIC: Final = 0x5245534D
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 
-class V8(Semantics):
+class V8(V8Kvm, Semantics):
     """memfd_inaccessible, as v8 was meant."""
 
     name: ClassVar[str] = "v8"
@@ -110,7 +112,7 @@ class V9(V8):
     movable = True
 
 
-class V10(V9):
+class V10(SharedByDefault, V9):
     """memfd_restricted: events in pages, for punches only, and for memory errors."""
 
     name = "v10"
@@ -131,7 +133,7 @@ class Bind(V10):
     list_locked = "the whole call"
 
 
-class GuestMemfd68(Bind):
+class GuestMemfd68(MainlineKvm, Bind):
     """guest_memfd as it was merged."""
 
     name = "guest_memfd-6.8"
@@ -148,11 +150,24 @@ class GuestMemfd68(Bind):
     memory_failure = "invalidate"
 
 
-class GuestMemfd(GuestMemfd68):
+class GuestMemfd612(GuestMemfd68):
+    """guest_memfd with KVM_PRE_FAULT_MEMORY, populate and a prepare hook.
+
+    None of them changes a rule: 6.8 has no pre-fault to differ from, and populate and
+    the hook are of CPUs that encrypt memory.
+    """
+
+    name = "guest_memfd-6.12"
+    source = "Linux 6.12, virt/kvm/guest_memfd.c"
+
+
+class GuestMemfd(GuestMemfd612):
     """guest_memfd with GUEST_MEMFD_FLAG_MMAP off."""
 
     name = "guest_memfd"
     source = "Linux 6.18, virt/kvm/guest_memfd.c"
+    # Any VM takes a file since 6.18.
+    kvm_default_vm: ClassVar[KvmDefaultVm] = "ignored"
 
 
 class GuestMemfdMmap(GuestMemfd):
@@ -160,6 +175,8 @@ class GuestMemfdMmap(GuestMemfd):
 
     name = "guest_memfd:mmap"
     mmap = "SIGBUS"
+    # KVM_MEMSLOT_GMEM_ONLY.
+    kvm_default_vm = "served"
 
 
 class GuestMemfdShared(GuestMemfd):
@@ -167,6 +184,7 @@ class GuestMemfdShared(GuestMemfd):
 
     name = "guest_memfd:mmap+init_shared"
     mmap = "shared"
+    kvm_default_vm = "served"
 
 
 VERSIONS: Final[tuple[type[Semantics], ...]] = (
@@ -177,6 +195,7 @@ VERSIONS: Final[tuple[type[Semantics], ...]] = (
     V10,
     Bind,
     GuestMemfd68,
+    GuestMemfd612,
     GuestMemfd,
     GuestMemfdMmap,
     GuestMemfdShared,
