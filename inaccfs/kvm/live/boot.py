@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import inaccfs
 from inaccfs import syscalls
 from inaccfs.kvm.live.places import LiveError
 
@@ -159,7 +158,8 @@ def _emulate(arguments: list[str], limit: float) -> str:
 
 def python(module: str, *arguments: str) -> str:
     """A command that runs a *module* of this package with this Python."""
-    top = os.path.dirname(os.path.dirname(os.path.abspath(inaccfs.__file__)))
+    # The folder that has the package: this is inaccfs/kvm/live/boot.py.
+    top = str(Path(__file__).absolute().parents[3])
     # Without site: the standard library is all that is needed, and imports are slow.
     interpreter = os.path.realpath(sys.executable)
     words = [interpreter, "-S", "-s", "-m", module, *arguments]
