@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
-from inaccfs.cli import mountoptions, output
+from inaccfs.cli import kvmlive, kvmprobe, mountoptions, output
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import InaccfsError, MountError
 from inaccfs.streams import printable_lines
@@ -58,6 +58,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     demo.set_defaults(run=_demo, parser=demo)
     _add_stress(own)
+    kvmprobe.add_parser(own)
+    kvmlive.add_parser(own)
 
 
 def _add_run(commands: argparse._SubParsersAction[Any]) -> None:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import inaccfs
 from inaccfs import syscalls
 from inaccfs.kvm.live.places import LiveError
 
@@ -118,16 +117,25 @@ def _virtfs(path: str, tag: str) -> str:
     return f"local,path={shown},mount_tag={tag},id={tag},security_model=none"
 
 
-def _emulate(arguments: list[str], limit: float) -> str:
-    """Run QEMU to its end; what it said."""
+def find_qemu() -> str:
+    """The path of QEMU.
+
+    Raises:
+        LiveError: it is missing.
+    """
     qemu = shutil.which(_QEMU)
     if qemu is None:
         raise LiveError(
             f"there is no {_QEMU}; as root: apt-get install -y "
             "--no-install-recommends qemu-system-x86"
         )
+    return qemu
+
+
+def _emulate(arguments: list[str], limit: float) -> str:
+    """Run QEMU to its end; what it said."""
     with subprocess.Popen(
-        [qemu, *arguments],
+        [find_qemu(), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -150,7 +158,8 @@ def _emulate(arguments: list[str], limit: float) -> str:
 
 def python(module: str, *arguments: str) -> str:
     """A command that runs a *module* of this package with this Python."""
-    top = os.path.dirname(os.path.dirname(os.path.abspath(inaccfs.__file__)))
+    # The folder that has the package: this is inaccfs/kvm/live/boot.py.
+    top = str(Path(__file__).absolute().parents[3])
     # Without site: the standard library is all that is needed, and imports are slow.
     interpreter = os.path.realpath(sys.executable)
     words = [interpreter, "-S", "-s", "-m", module, *arguments]

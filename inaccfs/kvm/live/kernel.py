@@ -48,11 +48,16 @@ def build(say: Callable[[str], None]) -> Kernel:
     if not (target / "source").is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target.with_suffix(".lock")):
+            with _locked(_beside(target, ".lock")):
                 _Build(source, target, say).run()
         except OSError as exc:
             raise LiveError(f"cannot build in {target.parent}: {exc}") from exc
     return Kernel(target, str(source))
+
+
+def _beside(target: Path, ending: str) -> Path:
+    # with_suffix() would take the dot of a version for one.
+    return target.with_name(target.name + ending)
 
 
 @contextmanager
@@ -90,7 +95,7 @@ class _Build:
         self._source: Final = source
         self._target: Final = target
         self._say: Final = say
-        self._work: Final = target.with_suffix(".building")
+        self._work: Final = _beside(target, ".building")
         self._linux: Final = self._work / "linux"
         self._objects: Final = self._work / "objects"
         self._result: Final = self._work / "result"

@@ -54,6 +54,11 @@ class Kernel(NamedTuple):
     """The source package that it is built from, with its version."""
 
     @property
+    def release(self) -> str:
+        """Its version, as far as the source package has it: 6.12.117-1."""
+        return self.source.split(" ")[1]
+
+    @property
     def image(self) -> Path:
         """What QEMU boots."""
         return self.directory / "bzImage"
@@ -137,9 +142,7 @@ def find_kernel() -> Kernel:
     """
     prefix = source_package().removeprefix("linux-source-")
     found = [
-        path
-        for path in cache().glob(f"{prefix}-*")
-        if path.suffix == "" and (path / "source").is_file()
+        path for path in cache().glob(f"{prefix}-*") if (path / "source").is_file()
     ]
     if not found:
         raise LiveError(

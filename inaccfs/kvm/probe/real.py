@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.probe.assembler import Mode
 
-_DEVICE: Final = "/dev/kvm"
+DEVICE: Final = "/dev/kvm"
 
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
@@ -144,7 +144,7 @@ class RealKvm:
             OSError: it cannot be opened.
         """
         self._mode: Final = mode
-        self.fd: Final = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        self.fd: Final = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         types = self.check_extension(CAPABILITIES["KVM_CAP_VM_TYPES"])
         protected = types >> KVM_X86_SW_PROTECTED_VM & 1
         self.vm_type = KVM_X86_SW_PROTECTED_VM if protected else KVM_X86_DEFAULT_VM

@@ -54,7 +54,7 @@ for _name, _number in CAPABILITIES.items():
 
 
 @ROWS.row("KVM_CREATE_VM of the types 0 to 6.", low=False)
-def vm_types(machine: Machine) -> Iterator[object]:
+def types_of_vms(machine: Machine) -> Iterator[object]:
     for kind in _TYPES:
         yield words.of(lambda kind=kind: machine.kvm.create_vm(kind) and None)
 

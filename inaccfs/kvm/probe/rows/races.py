@@ -162,7 +162,7 @@ def convert(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "The guest spins on a page that is converted again and again; both halves are zeros.",
+    "The guest spins on a page that is converted again and again; all of it is zeros.",
     private=True,
     allowed=frozenset(
         {
