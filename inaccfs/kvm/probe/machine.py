@@ -314,6 +314,16 @@ class Machine:
         """All words of a page, or-ed by the guest."""
         return self.run(OrPage(gpa))
 
+    def write_code(self, gpa: int, *program: Operation) -> str:
+        """The guest writes machine code of *program* at *gpa*, to jump there."""
+        code = self.vcpu.code(program)
+        return self.run(
+            *(
+                Write(gpa + at, int.from_bytes(code[at : at + 4], "little"))
+                for at in range(0, len(code), 4)
+            )
+        )
+
     def spin(self, *program: Operation) -> Spinning:
         """Let the guest go on in a thread, which ends with the row's process."""
         return Spinning(self, program)

@@ -123,6 +123,19 @@ def shared_half_allocates_nothing(machine: Machine) -> Iterator[object]:
     yield machine.cached(fd)
 
 
+@ROWS.row("Code in each half of a page: which is executed.", private=True)
+def execute(machine: Machine) -> Iterator[object]:
+    machine.memory(private=False)
+    yield machine.write(T + PAGE, 0x11)
+    yield machine.write(T + PAGE + 4, 0x22)
+    yield machine.write_code(T, guest.Read(T + PAGE))
+    yield machine.to_private()
+    yield machine.write_code(T, guest.Read(T + PAGE + 4))
+    yield machine.run(guest.Jump(T))
+    yield machine.to_shared()
+    yield machine.run(guest.Jump(T))
+
+
 # --- a shared half that is missing ----------------------------------------------------
 
 
@@ -199,6 +212,18 @@ def outs_no_shared_half(machine: Machine) -> Iterator[object]:
     yield machine.to_private()
     yield machine.write(T, 0x11)
     yield machine.run(guest.Outs(T))
+
+
+@ROWS.row(
+    "Code in a private page reads a device, other code at userspace_addr another one.",
+    private=True,
+)
+def code_of_mmio(machine: Machine) -> Iterator[object]:
+    _, half = machine.memory()
+    device = 8 * T
+    half.put(machine.vcpu.code([guest.Read(device + 0x44)]))
+    yield machine.write_code(T, guest.Read(device))
+    yield machine.run(guest.Jump(T))
 
 
 # --- a file that is mapped ------------------------------------------------------------
