@@ -138,18 +138,6 @@ class Machine:
         """Another VM of the same KVM."""
         return Machine(self.kvm, kind, low=low)
 
-    # --- what a row needs -------------------------------------------------------------
-
-    def need_private(self) -> None:
-        """For rows about attributes: absent where no gfn can be made private."""
-        if not self.kvm.private:
-            raise AbsentError("KVM_SET_MEMORY_ATTRIBUTES")
-
-    def need_shared(self) -> None:
-        """For rows about files that are mapped, GUEST_MEMFD_FLAG_INIT_SHARED."""
-        if not self.kvm.file_flags & GUEST_MEMFD_FLAG_MMAP:
-            raise AbsentError("GUEST_MEMFD_FLAG_MMAP")
-
     # --- memory -----------------------------------------------------------------------
 
     def create(self, pages: int = PAGES, flags: int | None = None) -> int:

@@ -229,29 +229,31 @@ def code_of_mmio(machine: Machine) -> Iterator[object]:
 # --- a file that is mapped ------------------------------------------------------------
 
 
-def _need_mmap(machine: Machine) -> None:
-    machine.need_shared()
-
-
-@ROWS.row("userspace_addr is a mapping of the file: the VMM writes, the guest reads.")
+@ROWS.row(
+    "userspace_addr is a mapping of the file: the VMM writes, the guest reads.",
+    mappable=True,
+)
 def mapped_host_writes(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     _, half = machine.memory()
     half.put(b"\1\2\3\4")
     yield machine.read()
 
 
-@ROWS.row("userspace_addr is a mapping of the file: the guest writes, the VMM reads.")
+@ROWS.row(
+    "userspace_addr is a mapping of the file: the guest writes, the VMM reads.",
+    mappable=True,
+)
 def mapped_guest_writes(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     _, half = machine.memory()
     yield machine.write(T, 0x55)
     yield half.at()
 
 
-@ROWS.row("userspace_addr is a mapping of the file, which is punched: both read.")
+@ROWS.row(
+    "userspace_addr is a mapping of the file, which is punched: both read.",
+    mappable=True,
+)
 def mapped_punch(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     fd, half = machine.memory()
     yield machine.write(T, 0x55)
     yield machine.punch(fd)
@@ -259,9 +261,11 @@ def mapped_punch(machine: Machine) -> Iterator[object]:
     yield machine.read()
 
 
-@ROWS.row("userspace_addr is other memory than the file's mapping: which is read.")
+@ROWS.row(
+    "userspace_addr is other memory than the file's mapping: which is read.",
+    mappable=True,
+)
 def mapped_elsewhere(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     fd = machine.create()
     machine.host_half(fd).put(b"\x0f" * 4)
     yield machine.region(fd=fd, at=machine.anonymous(fill=0xAA).address)
@@ -269,9 +273,8 @@ def mapped_elsewhere(machine: Machine) -> Iterator[object]:
     yield machine.run(guest.Outs(T))
 
 
-@ROWS.row("userspace_addr is 0, and the file could be mapped.")
+@ROWS.row("userspace_addr is 0, and the file could be mapped.", mappable=True)
 def mapped_nowhere(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     yield machine.region(fd=machine.create())
     yield machine.read()
     yield machine.write(T, 0x11)
