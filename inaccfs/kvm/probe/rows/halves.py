@@ -230,7 +230,7 @@ def code_of_mmio(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "userspace_addr is a mapping of the file: the VMM writes, the guest reads.",
+    "userspace_addr maps the file: the VMM writes, the guest reads.",
     mappable=True,
 )
 def mapped_host_writes(machine: Machine) -> Iterator[object]:
@@ -240,7 +240,7 @@ def mapped_host_writes(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "userspace_addr is a mapping of the file: the guest writes, the VMM reads.",
+    "userspace_addr maps the file: the guest writes, the VMM reads.",
     mappable=True,
 )
 def mapped_guest_writes(machine: Machine) -> Iterator[object]:
@@ -250,7 +250,7 @@ def mapped_guest_writes(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "userspace_addr is a mapping of the file, which is punched: both read.",
+    "userspace_addr maps the file, which is punched: both read.",
     mappable=True,
 )
 def mapped_punch(machine: Machine) -> Iterator[object]:
@@ -262,7 +262,7 @@ def mapped_punch(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "userspace_addr is other memory than the file's mapping: which is read.",
+    "userspace_addr is not the file's mapping: which is read.",
     mappable=True,
 )
 def mapped_elsewhere(machine: Machine) -> Iterator[object]:
