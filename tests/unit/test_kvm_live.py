@@ -291,6 +291,14 @@ def test_the_cache_is_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> Non
         assert places.cache() == Path(place)
 
 
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # What expanduser() leaves where nobody has that number.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(LiveError, match="set XDG_CACHE_HOME"):
+        places.find_kernel()
+
+
 # --- booting --------------------------------------------------------------------------
 
 # A machine that runs the command of its folder; it is told its folder by -serial.

@@ -75,11 +75,18 @@ def source_package() -> str:
 
 
 def cache() -> Path:
-    """The folder of all kernels; it need not be there yet."""
+    """The folder of all kernels; it need not be there yet.
+
+    Raises:
+        LiveError: the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "inaccfs" / "kvm-live"
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise LiveError("this user has no home for a cache: set XDG_CACHE_HOME")
+    return Path(base) / "inaccfs" / "kvm-live"
 
 
 def config() -> bytes:
