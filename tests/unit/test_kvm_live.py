@@ -246,6 +246,14 @@ def test_all_missing_packages_are_named_at_once(
         build()
 
 
+@pytest.mark.usefixtures("tree")
+def test_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.uname_result((*os.uname()[:4], "aarch64"))
+    monkeypatch.setattr(os, "uname", lambda: other)
+    with pytest.raises(LiveError, match="x86_64, and runs no Python of aarch64"):
+        build()
+
+
 def test_where_there_is_no_dpkg(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tree))
     with pytest.raises(LiveError, match="no Debian: there is no dpkg-query"):

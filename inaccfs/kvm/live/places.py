@@ -107,6 +107,11 @@ def find_source() -> Source:
         LiveError: packages are missing; the message names all of them.
     """
     package = source_package()
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise LiveError(
+            f"the emulated machine is x86_64, and runs no Python of {machine}"
+        )
     if shutil.which("dpkg-query") is None:
         raise LiveError(
             f"the kernel is built from Debian's {package}, and this is no Debian: "
