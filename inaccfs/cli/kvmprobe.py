@@ -101,6 +101,8 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
     if against == _EMULATED:
         from inaccfs.kvm.live.emulated import Emulated
 
+        # Its Python is this machine's.
+        here.check_architecture()
         emulated = Emulated()
         return emulated, here.version_of(emulated.kernel.release)
     raise OptionError(

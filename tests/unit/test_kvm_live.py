@@ -246,6 +246,14 @@ def test_all_missing_packages_are_named_at_once(
         build()
 
 
+@pytest.mark.usefixtures("tree")
+def test_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.uname_result((*os.uname()[:4], "aarch64"))
+    monkeypatch.setattr(os, "uname", lambda: other)
+    with pytest.raises(LiveError, match="x86_64, and runs no Python of aarch64"):
+        build()
+
+
 def test_where_there_is_no_dpkg(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tree))
     with pytest.raises(LiveError, match="no Debian: there is no dpkg-query"):
@@ -289,6 +297,14 @@ def test_the_cache_is_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("HOME", "/h")
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert places.cache() == Path(place)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # What expanduser() leaves where nobody has that number.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(LiveError, match="set XDG_CACHE_HOME"):
+        places.find_kernel()
 
 
 # --- booting --------------------------------------------------------------------------

@@ -75,11 +75,18 @@ def source_package() -> str:
 
 
 def cache() -> Path:
-    """The folder of all kernels; it need not be there yet."""
+    """The folder of all kernels; it need not be there yet.
+
+    Raises:
+        LiveError: the user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification has relative paths ignored.
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "inaccfs" / "kvm-live"
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        raise LiveError("this user has no home for a cache: set XDG_CACHE_HOME")
+    return Path(base) / "inaccfs" / "kvm-live"
 
 
 def config() -> bytes:
@@ -100,6 +107,11 @@ def find_source() -> Source:
         LiveError: packages are missing; the message names all of them.
     """
     package = source_package()
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise LiveError(
+            f"the emulated machine is x86_64, and runs no Python of {machine}"
+        )
     if shutil.which("dpkg-query") is None:
         raise LiveError(
             f"the kernel is built from Debian's {package}, and this is no Debian: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.probe.machine import Machine
-from inaccfs.kvm.probe.protocol import AbsentError
+from inaccfs.kvm.probe.protocol import GUEST_MEMFD_FLAG_MMAP, AbsentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +35,9 @@ class Row(NamedTuple):
     private: bool = False
     """Whether it is about attributes."""
 
+    mappable: bool = False
+    """Whether it is about files that userspace can map."""
+
     allowed: frozenset[str] = frozenset()
     """For a race: the outcomes that may be seen. Empty for all other rows."""
 
@@ -52,13 +55,20 @@ class Rows:
         *,
         low: bool = True,
         private: bool = False,
+        mappable: bool = False,
         allowed: frozenset[str] = frozenset(),
     ) -> Callable[[Steps], Steps]:
         """Make a row of a generator: its name is the generator's, with its group."""
 
         def make(steps: Steps) -> Steps:
-            name = steps.__name__.replace("_", "-")
-            self.add(name, sentence, steps, low=low, private=private, allowed=allowed)
+            self.add(
+                steps.__name__.replace("_", "-"),
+                *(sentence, steps),
+                low=low,
+                private=private,
+                mappable=mappable,
+                allowed=allowed,
+            )
             return steps
 
         return make
@@ -71,13 +81,14 @@ class Rows:
         *,
         low: bool = True,
         private: bool = False,
+        mappable: bool = False,
         allowed: frozenset[str] = frozenset(),
     ) -> None:
         """Add a row, for rows that differ by their arguments only."""
         self.rows.append(
             Row(
                 *(self.group, f"{self.group}-{name}", sentence, steps),
-                *(low, private, allowed),
+                *(low, private, mappable, allowed),
             )
         )
 
@@ -91,6 +102,8 @@ def ask(row: Row, kvm: Kvm, say: Callable[[str], None]) -> str:
     """
     if row.private and not kvm.private:
         raise AbsentError("KVM_SET_MEMORY_ATTRIBUTES")
+    if row.mappable and not kvm.file_flags & GUEST_MEMFD_FLAG_MMAP:
+        raise AbsentError("GUEST_MEMFD_FLAG_MMAP")
     machine = Machine(kvm, low=row.low)
     steps = []
     for step in row.steps(machine):

@@ -39,9 +39,7 @@ def find() -> Here:
         SkippedError: it is missing, not permitted, of another architecture, or without
             guest_memfd.
     """
-    machine = os.uname().machine
-    if machine != "x86_64":
-        raise SkippedError(f"the rows' guests are programs for x86_64, not {machine}")
+    check_architecture()
     try:
         kvm = RealKvm(REAL)
     except OSError as exc:
@@ -62,6 +60,17 @@ def find() -> Here:
     # then it takes no fault of guest_memfd.
     mode: Mode = REAL if kvm.private else USER
     return Here(RealOpponent(DEVICE, mode), _semantics(kvm))
+
+
+def check_architecture() -> None:
+    """Look whether the guests' programs are this machine's.
+
+    Raises:
+        SkippedError: they are not.
+    """
+    machine = os.uname().machine
+    if machine != "x86_64":
+        raise SkippedError(f"the rows' guests are programs for x86_64, not {machine}")
 
 
 def _semantics(kvm: RealKvm) -> str:

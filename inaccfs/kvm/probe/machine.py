@@ -138,18 +138,6 @@ class Machine:
         """Another VM of the same KVM."""
         return Machine(self.kvm, kind, low=low)
 
-    # --- what a row needs -------------------------------------------------------------
-
-    def need_private(self) -> None:
-        """For rows about attributes: absent where no gfn can be made private."""
-        if not self.kvm.private:
-            raise AbsentError("KVM_SET_MEMORY_ATTRIBUTES")
-
-    def need_shared(self) -> None:
-        """For rows about files that are mapped, GUEST_MEMFD_FLAG_INIT_SHARED."""
-        if not self.kvm.file_flags & GUEST_MEMFD_FLAG_MMAP:
-            raise AbsentError("GUEST_MEMFD_FLAG_MMAP")
-
     # --- memory -----------------------------------------------------------------------
 
     def create(self, pages: int = PAGES, flags: int | None = None) -> int:
@@ -313,6 +301,16 @@ class Machine:
     def or_page(self, gpa: int) -> str:
         """All words of a page, or-ed by the guest."""
         return self.run(OrPage(gpa))
+
+    def write_code(self, gpa: int, *program: Operation) -> str:
+        """The guest writes machine code of *program* at *gpa*, to jump there."""
+        code = self.vcpu.code(program)
+        return self.run(
+            *(
+                Write(gpa + at, int.from_bytes(code[at : at + 4], "little"))
+                for at in range(0, len(code), 4)
+            )
+        )
 
     def spin(self, *program: Operation) -> Spinning:
         """Let the guest go on in a thread, which ends with the row's process."""

@@ -128,6 +128,13 @@ class Vcpu(Protocol):
     def load(self, program: Sequence[Operation]) -> None:
         """Let the guest begin with *program* at its next `run`."""
 
+    def code(self, program: Sequence[Operation]) -> bytes:
+        """Machine code of a program and its end, for a guest to write and to jump to.
+
+        Raises:
+            AbsentError: this vCPU runs no machine code.
+        """
+
     def run(self) -> Exit:
         """KVM_RUN: go on until the next exit."""
 

@@ -123,12 +123,15 @@ class RealVcpu:
         os.close(self._fd)
 
     def load(self, program: Sequence[Operation]) -> None:
-        code = assembler.assemble(program, self._mode)
+        code = self.code(program)
         self._low[_CODE : _CODE + len(code)] = code
         flags = _RFLAGS | _IOPL_3 if self._mode.user else _RFLAGS
         ioctl(self._fd, KVM_SET_SREGS, bytes(self._sregs))
         registers = [0] * 6 + [_STACK] + [0] * 9 + [_CODE, flags]
         ioctl(self._fd, KVM_SET_REGS, _regs.pack(*registers))
+
+    def code(self, program: Sequence[Operation]) -> bytes:
+        return assembler.assemble(program, self._mode)
 
     def run(self) -> Exit:
         struct.pack_into("=I", self._run, _EXIT_REASON, _NONE)

@@ -104,6 +104,33 @@ def allocated_before(machine: Machine) -> Iterator[object]:
     yield machine.mapped()
 
 
+@ROWS.row("The guest writes code into the slot, and executes it.")
+def execute(machine: Machine) -> Iterator[object]:
+    machine.memory()
+    yield machine.write(T + PAGE, 0x11)
+    yield machine.write_code(T, guest.Read(T + PAGE))
+    yield machine.run(guest.Jump(T))
+
+
+@ROWS.row("Code of the slot is punched under a guest that comes back to it.")
+def execute_punched(machine: Machine) -> Iterator[object]:
+    fd, _ = machine.memory()
+    for value in (0x11, 0x22):
+        yield machine.write_code(T, guest.Write(T + PAGE, value))
+        yield machine.run(guest.Jump(T))
+        yield machine.read(T + PAGE)
+        yield machine.punch(fd)
+
+
+@ROWS.row("A slot of 2 MiB, aligned: pages of 4 KiB and of 2 MiB that are mapped.")
+def huge(machine: Machine) -> Iterator[object]:
+    machine.memory(512, gpa=2 << 20)
+    yield machine.write(2 << 20, 0x11)
+    yield machine.write((2 << 20) + PAGE, 0x11)
+    yield machine.mapped()
+    yield f"{machine.vm.stat('pages_2m')} of 2 MiB"
+
+
 # --- punched --------------------------------------------------------------------------
 
 

@@ -123,6 +123,19 @@ def shared_half_allocates_nothing(machine: Machine) -> Iterator[object]:
     yield machine.cached(fd)
 
 
+@ROWS.row("Code in each half of a page: which is executed.", private=True)
+def execute(machine: Machine) -> Iterator[object]:
+    machine.memory(private=False)
+    yield machine.write(T + PAGE, 0x11)
+    yield machine.write(T + PAGE + 4, 0x22)
+    yield machine.write_code(T, guest.Read(T + PAGE))
+    yield machine.to_private()
+    yield machine.write_code(T, guest.Read(T + PAGE + 4))
+    yield machine.run(guest.Jump(T))
+    yield machine.to_shared()
+    yield machine.run(guest.Jump(T))
+
+
 # --- a shared half that is missing ----------------------------------------------------
 
 
@@ -201,32 +214,46 @@ def outs_no_shared_half(machine: Machine) -> Iterator[object]:
     yield machine.run(guest.Outs(T))
 
 
+@ROWS.row(
+    "Code in a private page reads a device, other code at userspace_addr another one.",
+    private=True,
+)
+def code_of_mmio(machine: Machine) -> Iterator[object]:
+    _, half = machine.memory()
+    device = 8 * T
+    half.put(machine.vcpu.code([guest.Read(device + 0x44)]))
+    yield machine.write_code(T, guest.Read(device))
+    yield machine.run(guest.Jump(T))
+
+
 # --- a file that is mapped ------------------------------------------------------------
 
 
-def _need_mmap(machine: Machine) -> None:
-    machine.need_shared()
-
-
-@ROWS.row("userspace_addr is a mapping of the file: the VMM writes, the guest reads.")
+@ROWS.row(
+    "userspace_addr maps the file: the VMM writes, the guest reads.",
+    mappable=True,
+)
 def mapped_host_writes(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     _, half = machine.memory()
     half.put(b"\1\2\3\4")
     yield machine.read()
 
 
-@ROWS.row("userspace_addr is a mapping of the file: the guest writes, the VMM reads.")
+@ROWS.row(
+    "userspace_addr maps the file: the guest writes, the VMM reads.",
+    mappable=True,
+)
 def mapped_guest_writes(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     _, half = machine.memory()
     yield machine.write(T, 0x55)
     yield half.at()
 
 
-@ROWS.row("userspace_addr is a mapping of the file, which is punched: both read.")
+@ROWS.row(
+    "userspace_addr maps the file, which is punched: both read.",
+    mappable=True,
+)
 def mapped_punch(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     fd, half = machine.memory()
     yield machine.write(T, 0x55)
     yield machine.punch(fd)
@@ -234,9 +261,11 @@ def mapped_punch(machine: Machine) -> Iterator[object]:
     yield machine.read()
 
 
-@ROWS.row("userspace_addr is other memory than the file's mapping: which is read.")
+@ROWS.row(
+    "userspace_addr is not the file's mapping: which is read.",
+    mappable=True,
+)
 def mapped_elsewhere(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     fd = machine.create()
     machine.host_half(fd).put(b"\x0f" * 4)
     yield machine.region(fd=fd, at=machine.anonymous(fill=0xAA).address)
@@ -244,9 +273,8 @@ def mapped_elsewhere(machine: Machine) -> Iterator[object]:
     yield machine.run(guest.Outs(T))
 
 
-@ROWS.row("userspace_addr is 0, and the file could be mapped.")
+@ROWS.row("userspace_addr is 0, and the file could be mapped.", mappable=True)
 def mapped_nowhere(machine: Machine) -> Iterator[object]:
-    _need_mmap(machine)
     yield machine.region(fd=machine.create())
     yield machine.read()
     yield machine.write(T, 0x11)
