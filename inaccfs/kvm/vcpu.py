@@ -109,6 +109,39 @@ class Vcpu:
         """Write *data* to guest memory at *gpa*; raises as `read` does."""
         self._access(gpa, len(data), _Write(self._memory, data), private)
 
+    def read_by_address(self, gpa: int, size: int) -> bytes:
+        """Read as KVM itself does, for an instruction that it emulates.
+
+        It uses the slot's userspace_addr, and looks at no attribute.
+
+        Raises:
+            MmioExit: there is no slot, or nothing is mapped there.
+        """
+        transfer = _Read(self._memory)
+        self._by_address(gpa, size, transfer)
+        return b"".join(transfer.pieces)
+
+    def write_by_address(self, gpa: int, data: bytes) -> None:
+        """Write as KVM itself does; see `read_by_address`."""
+        self._by_address(gpa, len(data), _Write(self._memory, data))
+
+    def _by_address(self, gpa: int, size: int, transfer: _Read | _Write) -> None:
+        end = gpa + size
+        with self.guest_mode:
+            while gpa < end:
+                slot = self._mmu.slots.find(gpa >> PAGE_SHIFT)
+                if slot is None or slot.shared is None:
+                    raise MmioExit(gpa)
+                if transfer.writes and slot.flags & KVM_MEM_READONLY:
+                    raise MmioExit(gpa)
+                base = slot.base_gfn << PAGE_SHIFT
+                stop = min(end, slot.end_gfn << PAGE_SHIFT)
+                try:
+                    transfer.shared(slot.shared, gpa - base, stop - gpa)
+                except OSError as exc:
+                    raise MmioExit(gpa) from exc
+                gpa = stop
+
     def _access(
         self, gpa: int, size: int, transfer: _Read | _Write, private: bool | None
     ) -> None:
