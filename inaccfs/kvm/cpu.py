@@ -42,6 +42,9 @@ INSTRUCTIONS: Final = 1_000_000
 SECONDS: Final = 30.0
 """After so many seconds, too."""
 
+# The size of a segment of code in real mode.
+_SEGMENT: Final = 1 << 16
+
 # How often the clock is looked at, in instructions.
 _LOOK: Final = 256
 
@@ -77,8 +80,9 @@ class Cpu:
     """Runs machine code on a `Vcpu`. One thread uses it at a time.
 
     Mode "long" is 64-bit code without paging, "real" is 16-bit code whose segments
-    begin at 0 and end at 4 GiB; in both an address is a gpa. Registers are read and
-    written by name: `cpu["rax"]`, in real mode `cpu["eax"]`.
+    begin at 0; in both an address is a gpa. In real mode data can be anywhere below 4
+    GiB, and code below 64 KiB. Registers are read and written by name: `cpu["rax"]`, in
+    real mode `cpu["eax"]`.
 
     A locked instruction is not atomic for other vCPUs.
     """
@@ -211,6 +215,9 @@ class Cpu:
     def _step(self) -> Exit | None:
         """Execute one instruction, or as much of a repeated one as goes at once."""
         pc = self[self._pc]
+        if self.mode == "real" and pc >= _SEGMENT:
+            # #GP, and no handler is there.
+            return OtherExit(0, "KVM_EXIT_SHUTDOWN")
         code = self._fetch(pc)
         if (found := self._emulator.emulated(pc, code)) is not None:
             return None if found == "done" else found

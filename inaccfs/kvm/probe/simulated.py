@@ -2,7 +2,7 @@
 
 What an ioctl checks of its struct is here, in the order of virt/kvm/kvm_main.c and
 arch/x86/kvm/x86.c; all else is the VM's. Guests are the same machine code as on a real
-KVM, in real mode. The mount is made once, and each row has a connection of its own.
+KVM, in long mode. The mount is made once, and each row has a connection of its own.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ def _invalid(text: str) -> OSError:
 
 
 class SimulatedVcpu:
-    """A vCPU in real mode, in the process of its VM."""
+    """A vCPU in long mode, in the process of its VM."""
 
     def __init__(self, vm: SimulatedVm, low: mmap.mmap) -> None:
         self._vm: Final = vm
         self._low: Final = low
-        self._cpu: Final = Cpu(vm.vm.create_vcpu(), mode="real")
+        self._cpu: Final = Cpu(vm.vm.create_vcpu(), mode="long")
         self._cpu.hypercalls = vm.hypercalls
 
     def code(self, program: Sequence[Operation]) -> bytes:
-        return assembler.assemble(program, assembler.REAL)
+        return assembler.assemble(program, assembler.LONG)
 
     def load(self, program: Sequence[Operation]) -> None:
         code = self.code(program)
         self._low[_CODE : _CODE + len(code)] = code
         self._cpu.start(_CODE)
-        self._cpu["esp"] = _STACK
+        self._cpu["rsp"] = _STACK
 
     def run(self) -> Exit:
         self._vm.settle()
