@@ -26,7 +26,7 @@ from inaccfs.kvm.probe.protocol import (
 from inaccfs.kvm.uapi import PAGE_SIZE, MemoryFaultExit, MmioExit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from inaccfs.kvm.probe.protocol import Exit
     from inaccfs.kvm.vcpu import Vcpu
@@ -261,6 +261,12 @@ class Cpu:
         self._scratch.put(address, self._fetch(address))
 
     def _read(self, gpa: int, size: int) -> bytes:
+        return b"".join(
+            self._read_page(gpa + first, end - first)
+            for first, end in _pages(gpa, size)
+        )
+
+    def _read_page(self, gpa: int, size: int) -> bytes:
         if (answer := self._answers.get((gpa, size))) is not None:
             return answer[:size]
         try:
@@ -272,6 +278,23 @@ class Cpu:
             raise stopped(exc) from exc
 
     def _write(self, gpa: int, data: bytes) -> None:
+        parts = list(_pages(gpa, len(data)))
+        if len(parts) > 1:
+            # Both pages fault before anything is written.
+            for first, end in parts:
+                self._touch(gpa + first, end - first)
+        for first, end in parts:
+            self._write_page(gpa + first, data[first:end])
+
+    def _touch(self, gpa: int, size: int) -> None:
+        try:
+            self.vcpu.read(gpa, size)
+        except MmioExit:
+            pass
+        except (MemoryFaultExit, OSError) as exc:
+            raise stopped(exc) from exc
+
+    def _write_page(self, gpa: int, data: bytes) -> None:
         try:
             self.vcpu.write(gpa, data)
         except MmioExit:
@@ -294,6 +317,15 @@ def stopped(exc: MemoryFaultExit | OSError) -> BaseException:
     if isinstance(exc, ConnectionError | PermissionError) or exc.errno is None:
         return exc
     return _Stopped(OtherExit(exc.errno, "KVM_EXIT_UNKNOWN"))
+
+
+def _pages(gpa: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of an access that are in one page each: offsets in its bytes."""
+    first = 0
+    while first < size:
+        end = min(size, first + PAGE_SIZE - (gpa + first) % PAGE_SIZE)
+        yield first, end
+        first = end
 
 
 class _Scratch:

@@ -59,14 +59,15 @@ def check(
     """
     _check_flags(region, rules, protected=protected)
     _check_numbers(region)
+    _check_shared(region)
+    _check_private(region)
     old = slots.by_id(region.slot)
     if not region.memory_size:
         if old is None:
             raise _invalid(f"there is no slot {region.slot} to delete")
         return Change(Kind.DELETE, old)
     if old is None:
-        _check_private(region, rules)
-        _check_shared(region)
+        _check_unused(region, rules)
         kind = Kind.CREATE
     else:
         kind = _kind(region, old)
@@ -137,13 +138,16 @@ def _kind(region: Region, old: MemorySlot) -> Kind:
     return Kind.NOTHING if region.flags == old.flags else Kind.FLAGS_ONLY
 
 
-def _check_private(region: Region, rules: ShimSemantics) -> None:
-    if not region.flags & KVM_MEM_PRIVATE:
-        unused = region.private_fd == -1 and not region.private_offset
-        if not (unused or rules.kvm_ignores_unused):
-            raise _invalid("private_fd and private_offset need KVM_MEM_PRIVATE")
-        return
+def _check_unused(region: Region, rules: ShimSemantics) -> None:
+    unused = region.private_fd == -1 and not region.private_offset
+    if not (unused or region.flags & KVM_MEM_PRIVATE or rules.kvm_ignores_unused):
+        raise _invalid("private_fd and private_offset need KVM_MEM_PRIVATE")
+
+
+def _check_private(region: Region) -> None:
     offset = region.private_offset
+    if not region.flags & KVM_MEM_PRIVATE:
+        return
     if offset < 0 or offset % PAGE_SIZE:
         raise _invalid(f"private_offset {offset:#x} is not aligned to pages")
     if offset + region.memory_size >= _U64:
