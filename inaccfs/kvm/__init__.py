@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from inaccfs.kvm.audit import StaleSpte
+    from inaccfs.kvm.cpu import Cpu, GuestLimitError, GuestUnavailableError
     from inaccfs.kvm.encryption import EncryptionUnavailableError
+    from inaccfs.kvm.guest import Guest
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import ByLevel, Run
     from inaccfs.kvm.stats import Stats
@@ -40,7 +42,11 @@ __all__ = [
     "PG_LEVEL_4K",
     "VM",
     "ByLevel",
+    "Cpu",
     "EncryptionUnavailableError",
+    "Guest",
+    "GuestLimitError",
+    "GuestUnavailableError",
     "MemoryFaultExit",
     "MemorySlot",
     "MmioExit",
@@ -56,7 +62,11 @@ __all__ = [
 # Where a name is that is not in `uapi`.
 _ELSEWHERE: Final = {
     "StaleSpte": "audit",
+    "Cpu": "cpu",
+    "GuestLimitError": "cpu",
+    "GuestUnavailableError": "cpu",
     "EncryptionUnavailableError": "encryption",
+    "Guest": "guest",
     "MemorySlot": "memslots",
     "ByLevel": "pagetable",
     "Run": "pagetable",

@@ -5,7 +5,7 @@ an instruction reads, writes or is fetched from goes through `Vcpu`, so it fault
 and is invalidated as any access of a guest. One instruction is executed at a time. If
 one of its accesses exits, nothing of it has happened, and the next `run` repeats it.
 
-unicorn needs memory to read from: `_Scratch` maps the page of each access for the
+unicorn needs memory to read from: `Scratch` maps the page of each access for the
 length of one instruction, filled with what the vCPU has read.
 """
 
@@ -23,6 +23,7 @@ from inaccfs.kvm.probe.protocol import (
     MmioWrite,
     OtherExit,
 )
+from inaccfs.kvm.scratch import Scratch
 from inaccfs.kvm.uapi import PAGE_SIZE, MemoryFaultExit, MmioExit
 
 if TYPE_CHECKING:
@@ -98,15 +99,17 @@ class Cpu:
         self._uc: Final[Any] = unicorn.Uc(unicorn.UC_ARCH_X86, bits)
         self._error: Final[Any] = unicorn.UcError
         self._pc: Final = "rip" if mode == "long" else "eip"
-        # The value that a KVM with KVM_CAP_EXIT_HYPERCALL exits with, by number.
+        # Which hypercalls exit: KVM_CAP_EXIT_HYPERCALL.
         self.hypercalls: set[int] = set()
+        # The fault of the last MemoryFault.
+        self.fault: MemoryFaultExit | None = None
         # What the VMM has answered to the exit that the instruction waits for.
         self._answer: bytes | None = None
         # The device access that this is for: its gpa and size; and the answers to those
         # that the instruction has made before.
         self._awaited: tuple[int, int] | None = None
         self._answers: Final[dict[tuple[int, int], bytes]] = {}
-        self._scratch: Final = _Scratch(self._uc, self._read, self._write)
+        self._scratch: Final = Scratch(self._uc, self._read, self._write)
         self._emulator: Final = emulation.Emulator(self)
         # An exit that comes after the instruction: a write to a device.
         self._after: Exit | None = None
@@ -254,7 +257,7 @@ class Cpu:
             # KVM cannot emulate what it cannot fetch.
             raise _Stopped(OtherExit(0, "KVM_EXIT_INTERNAL_ERROR 1")) from None
         except (MemoryFaultExit, OSError) as exc:
-            raise stopped(exc) from exc
+            raise self._stopped(exc) from exc
 
     def _fetch_unmapped(self, address: int, size: int, value: int) -> None:
         """An instruction goes on on the next page."""
@@ -275,7 +278,7 @@ class Cpu:
             self._awaited = gpa, size
             raise _Stopped(MmioRead(gpa, size)) from exc
         except (MemoryFaultExit, OSError) as exc:
-            raise stopped(exc) from exc
+            raise self._stopped(exc) from exc
 
     def _write(self, gpa: int, data: bytes) -> None:
         parts = list(_pages(gpa, len(data)))
@@ -292,7 +295,7 @@ class Cpu:
         except MmioExit:
             pass
         except (MemoryFaultExit, OSError) as exc:
-            raise stopped(exc) from exc
+            raise self._stopped(exc) from exc
 
     def _write_page(self, gpa: int, data: bytes) -> None:
         try:
@@ -300,7 +303,16 @@ class Cpu:
         except MmioExit:
             self._after = MmioWrite(gpa, data)
         except (MemoryFaultExit, OSError) as exc:
-            raise stopped(exc) from exc
+            raise self._stopped(exc) from exc
+
+    def _stopped(self, exc: MemoryFaultExit | OSError) -> BaseException:
+        """What ends `run` for an access that raises *exc*."""
+        if isinstance(exc, MemoryFaultExit):
+            self.fault = exc
+            return _Stopped(MemoryFault(exc.errno, exc.flags, exc.gpa, exc.size))
+        if isinstance(exc, ConnectionError | PermissionError) or exc.errno is None:
+            return exc
+        return _Stopped(OtherExit(exc.errno, "KVM_EXIT_UNKNOWN"))
 
     # --- what `emulation` uses --------------------------------------------------------
 
@@ -310,15 +322,6 @@ class Cpu:
         return found
 
 
-def stopped(exc: MemoryFaultExit | OSError) -> BaseException:
-    """What ends a `run` for an access that raises *exc*."""
-    if isinstance(exc, MemoryFaultExit):
-        return _Stopped(MemoryFault(exc.errno, exc.flags, exc.gpa, exc.size))
-    if isinstance(exc, ConnectionError | PermissionError) or exc.errno is None:
-        return exc
-    return _Stopped(OtherExit(exc.errno, "KVM_EXIT_UNKNOWN"))
-
-
 def _pages(gpa: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts of an access that are in one page each: offsets in its bytes."""
     first = 0
@@ -326,74 +329,3 @@ def _pages(gpa: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(size, first + PAGE_SIZE - (gpa + first) % PAGE_SIZE)
         yield first, end
         first = end
-
-
-class _Scratch:
-    """The pages that unicorn has mapped during one instruction."""
-
-    def __init__(
-        self,
-        uc: Any,  # noqa: ANN401 - of a package without types
-        read: Callable[[int, int], bytes],
-        write: Callable[[int, bytes], None],
-    ) -> None:
-        self._uc: Final = uc
-        self._read_guest: Final = read
-        self._write_guest: Final = write
-        self._pages: Final[set[int]] = set()
-        # The page of the last instruction stays mapped, and what was at its pc.
-        self._code: tuple[int, bytes] | None = None
-        # What has been supplied to the access that comes next.
-        self._supplied: tuple[int, int] | None = None
-        # Writes that unicorn has done in its memory only.
-        self._pending: Final[list[tuple[int, bytes]]] = []
-
-    def begin(self, pc: int, code: bytes) -> None:
-        """An instruction begins."""
-        page = pc & -PAGE_SIZE
-        for each in self._pages - {page}:
-            self._uc.mem_unmap(each, PAGE_SIZE)
-        self._pages.intersection_update({page})
-        self._supplied = None
-        self._pending.clear()
-        if self._code != (pc, code) or page not in self._pages:
-            self.put(pc, code)
-            self._uc.ctl_remove_cache(pc, pc + len(code))
-            self._code = pc, code
-
-    def put(self, address: int, data: bytes) -> None:
-        """Have unicorn find *data* at *address*."""
-        for page in {address & -PAGE_SIZE, address + len(data) - 1 & -PAGE_SIZE}:
-            if page not in self._pages:
-                self._uc.mem_map(page, PAGE_SIZE)
-                self._pages.add(page)
-        self._uc.mem_write(address, data)
-
-    def read_unmapped(self, address: int, size: int, value: int) -> None:
-        """The first read of a page."""
-        self.put(address, self._read_guest(address, size))
-        self._supplied = address, size
-
-    def read_mapped(self, address: int, size: int, value: int) -> None:
-        """Any read; also after `read_unmapped` of it."""
-        if self._supplied != (address, size):
-            self.put(address, self._read_guest(address, size))
-            self._code = None
-        self._supplied = None
-
-    def write_mapped(self, address: int, size: int, value: int) -> None:
-        """Any write; also before `write_unmapped` of it."""
-        data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-        self._pending.append((address, data))
-        self._code = None
-
-    def write_unmapped(self, address: int, size: int, value: int) -> None:
-        """The first write to a page: nothing has happened yet, and it may exit."""
-        self._write_guest(*self._pending.pop())
-        # unicorn writes it, too, to what is dropped after the instruction.
-        self.put(address, bytes(size))
-
-    def finish(self) -> None:
-        """The instruction is over: write what it has written to mapped pages."""
-        for address, data in self._pending:
-            self._write_guest(address, data)
