@@ -11,14 +11,18 @@ import os
 import re
 import signal
 import subprocess
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from inaccfs.kvm.probe import here, recorded, reference
+from inaccfs.kvm.probe import here, recorded, reference, simulated
 from inaccfs.kvm.probe.rows import ROWS
+from inaccfs.kvm.probe.table import Asked, compare
 from tests.mount import support
 from tests.mount.support import ENVIRONMENT, TOP, inaccfs_command
+
+if TYPE_CHECKING:
+    from inaccfs.kvm.probe.protocol import Opponent
 
 pytestmark = pytest.mark.fuse
 
@@ -84,6 +88,47 @@ def test_beside_the_recorded_rows_it_differs_as_listed() -> None:
     assert len([name for name in differences if not is_own_call(name)]) <= MOST
 
 
+class Erring:
+    """A VM that takes attributes whose range ends at 2^64, which KVM refuses."""
+
+    def __init__(self, vm: Any) -> None:
+        self._vm: Final = vm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vm, name)
+
+    def set_memory_attributes(
+        self, gpa: int, size: int, attributes: int, flags: int = 0
+    ) -> None:
+        if gpa + size != 1 << 64:
+            self._vm.set_memory_attributes(gpa, size, attributes, flags)
+
+
+class ErringOpponent:
+    """The simulated KVM with such VMs."""
+
+    name = "erring"
+
+    def __init__(self, opponent: Opponent) -> None:
+        self._opponent: Final = opponent
+
+    def kvm(self) -> Any:
+        kvm: Any = self._opponent.kvm()
+        create = kvm.create_vm
+        kvm.create_vm = lambda kind: Erring(create(kind))
+        return kvm
+
+
+def test_a_kvm_with_an_error_differs_in_that_row_alone() -> None:
+    rows = [row for row in ROWS if row.group == "attribute"]
+    with simulated.opponent("guest_memfd-6.12") as opponent:
+        sides = [Asked(ErringOpponent(opponent)), Asked(opponent)]
+        found = compare(sides, rows)
+    assert [(each.row.name, *each.outcomes) for each in found if each.differs] == [
+        ("attribute-ends-at-2-64", "ok", "EINVAL")
+    ]
+
+
 def test_beside_this_machines_kvm_it_differs_as_listed() -> None:
     try:
         here.find()
@@ -107,7 +152,8 @@ def test_alone_nothing_differs(semantics: str) -> None:
 
 
 def test_people_get_a_table() -> None:
-    told = support.cli("kvm", "probe", "--against", "recorded", status=None)
+    words = inaccfs_command("kvm", "probe", "--against", "recorded")
+    told = support.run(*words, status=None)
     assert re.search(r"^\d+ rows, \d+ differ", told.stdout, re.MULTILINE)
     assert "! " in told.stdout
     assert told.stderr == ""
