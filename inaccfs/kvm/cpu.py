@@ -46,6 +46,9 @@ SECONDS: Final = 30.0
 # The size of a segment of code in real mode.
 _SEGMENT: Final = 1 << 16
 
+# Where unicorn would stop: never.
+_NOWHERE: Final = (1 << 64) - 1
+
 # How often the clock is looked at, in instructions.
 _LOOK: Final = 256
 
@@ -61,6 +64,7 @@ class GuestLimitError(InaccfsError):
 def check_available() -> None:
     """Raise `GuestUnavailableError` unless unicorn is installed."""
     try:
+        importlib.import_module("unicorn")
         importlib.import_module("unicorn.x86_const")
     except ImportError:
         raise GuestUnavailableError(
@@ -85,15 +89,24 @@ class Cpu:
     GiB, and code below 64 KiB. Registers are read and written by name: `cpu["rax"]`, in
     real mode `cpu["eax"]`.
 
-    A locked instruction is not atomic for other vCPUs.
+    Where the guest decides whether an access is private (the rule kvm_access), it is
+    private in slots with a file, unless *private* says otherwise: a function of the
+    gpa. A locked instruction is not atomic for other vCPUs.
     """
 
-    def __init__(self, vcpu: Vcpu, *, mode: CpuMode = "long") -> None:
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        *,
+        mode: CpuMode = "long",
+        private: Callable[[int], bool | None] | None = None,
+    ) -> None:
         """Raises `GuestUnavailableError`."""
         check_available()
         unicorn: Any = importlib.import_module("unicorn")
         self._registers: Final[Any] = importlib.import_module("unicorn.x86_const")
         self.vcpu: Final = vcpu
+        self._private: Final = vcpu.as_a_guest if private is None else private
         self.mode: Final = mode
         bits = unicorn.UC_MODE_64 if mode == "long" else unicorn.UC_MODE_16
         self._uc: Final[Any] = unicorn.Uc(unicorn.UC_ARCH_X86, bits)
@@ -226,10 +239,16 @@ class Cpu:
             return None if found == "done" else found
         self._scratch.begin(pc, code)
         before = self._uc.context_save()
+        turns = self._turns()
         self._raised = None
         self._after = None
         try:
-            self._uc.emu_start(pc, (1 << 64) - 1, 0, 1)
+            self._uc.emu_start(pc, _NOWHERE, 0, 1)
+            if self._turns() == turns and self._scratch.writes_code(pc):
+                # unicorn has begun an instruction that changes code, and drops what it
+                # knew of the code: the second beginning is carried out.
+                self._scratch.begin(pc, code)
+                self._uc.emu_start(pc, _NOWHERE, 0, 2)
         except self._error:
             if self._raised is None:
                 # No handler is there for what the CPU raises.
@@ -246,13 +265,19 @@ class Cpu:
         self._forget_answers()
         return self._after
 
+    def _turns(self) -> list[int]:
+        """Registers of which each instruction that writes memory changes one."""
+        names = ("cx", "sp", "si", "di")
+        prefix = "r" if self.mode == "long" else "e"
+        return [self[self._pc], *(self[prefix + name] for name in names)]
+
     # --- memory -----------------------------------------------------------------------
 
     def _fetch(self, pc: int) -> bytes:
         """The bytes at *pc*, as many as an instruction may have and the page has."""
         size = min(_LONGEST, PAGE_SIZE - pc % PAGE_SIZE)
         try:
-            return self.vcpu.read(pc, size)
+            return self.vcpu.read(pc, size, private=self._private(pc))
         except MmioExit:
             # KVM cannot emulate what it cannot fetch.
             raise _Stopped(OtherExit(0, "KVM_EXIT_INTERNAL_ERROR 1")) from None
@@ -273,7 +298,7 @@ class Cpu:
         if (answer := self._answers.get((gpa, size))) is not None:
             return answer[:size]
         try:
-            return self.vcpu.read(gpa, size)
+            return self.vcpu.read(gpa, size, private=self._private(gpa))
         except MmioExit as exc:
             self._awaited = gpa, size
             raise _Stopped(MmioRead(gpa, size)) from exc
@@ -291,7 +316,7 @@ class Cpu:
 
     def _touch(self, gpa: int, size: int) -> None:
         try:
-            self.vcpu.read(gpa, size)
+            self.vcpu.read(gpa, size, private=self._private(gpa))
         except MmioExit:
             pass
         except (MemoryFaultExit, OSError) as exc:
@@ -299,7 +324,7 @@ class Cpu:
 
     def _write_page(self, gpa: int, data: bytes) -> None:
         try:
-            self.vcpu.write(gpa, data)
+            self.vcpu.write(gpa, data, private=self._private(gpa))
         except MmioExit:
             self._after = MmioWrite(gpa, data)
         except (MemoryFaultExit, OSError) as exc:

@@ -80,6 +80,14 @@ class Scratch:
         # unicorn writes it, too, to what is dropped after the instruction.
         self.put(address, bytes(size))
 
+    def writes_code(self, pc: int) -> bool:
+        """Whether the instruction at *pc* writes to the page that it is in."""
+        page = pc & -PAGE_SIZE
+        return any(
+            address < page + PAGE_SIZE and page < address + len(data)
+            for address, data in self._pending
+        )
+
     def finish(self) -> None:
         """The instruction is over: write what it has written to mapped pages."""
         for address, data in self._pending:

@@ -86,8 +86,8 @@ class Vcpu:
         rules = mmu.rules
         self._checks_all: Final = rules.kvm_mismatch == "every gfn"
         # What an access is that the guest says nothing of.
-        by_guest = mmu.protected and rules.kvm_access == "guest"
-        self._unsaid: Final = self._private if by_guest else self._by_attribute
+        self._by_guest: Final = mmu.protected and rules.kvm_access == "guest"
+        self._unsaid: Final = self._private if self._by_guest else self._by_attribute
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.number}>"
@@ -108,6 +108,16 @@ class Vcpu:
     def write(self, gpa: int, data: bytes, *, private: bool | None = None) -> None:
         """Write *data* to guest memory at *gpa*; raises as `read` does."""
         self._access(gpa, len(data), _Write(self._memory, data), private)
+
+    def as_a_guest(self, gpa: int) -> bool | None:
+        """What an access to *gpa* is for a guest that takes files for private memory.
+
+        None where the attribute decides: the rule kvm_access.
+        """
+        if not self._by_guest:
+            return None
+        slot = self._mmu.slots.find(gpa >> PAGE_SHIFT)
+        return slot is not None and slot.backing is not None
 
     def read_by_address(self, gpa: int, size: int) -> bytes:
         """Read as KVM itself does, for an instruction that it emulates.
