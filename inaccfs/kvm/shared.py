@@ -58,8 +58,9 @@ class BufferHalf:
     """A writable buffer of the caller's, which is exported until `release`."""
 
     def __init__(self, buffer: WritableBuffer) -> None:
-        self._buffer: Final = buffer
+        # The buffer itself is not kept: it would be exported for as long as this lives.
         self._view: Final = memoryview(buffer).cast("B")
+        self._address: Final = address_of(self._view)
 
     def read(self, offset: int, size: int) -> bytes:
         """See `SharedHalf.read`."""
@@ -71,7 +72,9 @@ class BufferHalf:
 
     def is_same(self, other: WritableBuffer | int | None) -> bool:
         """See `SharedHalf.is_same`."""
-        return other is self._buffer
+        if other is None or isinstance(other, int):
+            return False
+        return address_of(memoryview(other).cast("B")) == self._address
 
     def resident(self, pages: int) -> bytes:
         """See `SharedHalf.resident`."""
@@ -80,7 +83,7 @@ class BufferHalf:
     def discard(self, offset: int, size: int) -> None:
         """See `SharedHalf.discard`."""
         if isinstance(self._view.obj, mmap.mmap):
-            _discard(address_of(self._view) + offset, size)
+            _discard(self._address + offset, size)
         else:
             self._view[offset : offset + size] = bytes(size)
 

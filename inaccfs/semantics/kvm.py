@@ -99,15 +99,10 @@ class V8Kvm(KvmRules):
     kvm_pre_fault_error: ClassVar[KvmPreFaultError] = "ENOENT"
 
 
-class SharedByDefault(V8Kvm):
-    """KVM_SET_MEMORY_ATTRIBUTES, of v10: gfns are shared until they are converted."""
-
-    kvm_default_attribute: ClassVar[KvmAttribute] = "shared"
-
-
-class MainlineKvm(SharedByDefault):
+class MainlineKvm(V8Kvm):
     """KVM since Linux 6.8, for a VM of the type KVM_X86_SW_PROTECTED_VM."""
 
+    kvm_default_attribute: ClassVar[KvmAttribute] = "shared"
     kvm_access: ClassVar[KvmAccess] = "attribute"
     kvm_mismatch: ClassVar[KvmMismatch] = "every gfn"
     kvm_keeps_mmio: ClassVar[bool] = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from inaccfs.semantics.kvm import MainlineKvm, SharedByDefault, V8Kvm
+from inaccfs.semantics.kvm import MainlineKvm, V8Kvm
 from inaccfs.semantics.rules import Semantics
 from inaccfs.syscalls import TMPFS_MAGIC
 
@@ -112,7 +112,7 @@ class V9(V8):
     movable = True
 
 
-class V10(SharedByDefault, V9):
+class V10(V9):
     """memfd_restricted: events in pages, for punches only, and for memory errors."""
 
     name = "v10"

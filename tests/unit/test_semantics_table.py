@@ -337,8 +337,8 @@ def test_kvm(name: str) -> None:
     """History, section 3, and what Linux 6.12's KVM was seen to answer."""
     made = load.load(name)
     mainline = name in GUEST_MEMFD
-    shared = mainline or name in ("v10", "bind")
-    assert made.kvm_default_attribute == ("shared" if shared else "private")
+    # A departure: since v10 it is shared.
+    assert made.kvm_default_attribute == ("shared" if mainline else "private")
     assert made.kvm_access == ("attribute" if mainline else "guest")
     assert made.kvm_mismatch == ("every gfn" if mainline else "slots with a file")
     assert made.kvm_exit_flag == ("1 << 3" if mainline else "1 << 0")
