@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.errors import InaccfsError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 LIMIT: Final = 30.0
 """In seconds. A row takes milliseconds, under an emulated CPU a tenth of a second."""
+
+
+# Rows wait for daemons and kernels more than they compute.
+_AT_A_TIME: Final = 4
 
 
 class Answer(NamedTuple):
@@ -60,15 +65,31 @@ class Asked:
         self._begins: Final = begins
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """Ask each row in a child of its own."""
-        return [self._answer(row) for row in rows]
+        """Ask each row in a child of its own, and a few of them at a time."""
+        found = []
+        asked: deque[children.Child] = deque()
+        try:
+            for row in rows:
+                if len(asked) == _AT_A_TIME:
+                    found.append(self._answer(asked.popleft()))
+                asked.append(self._ask(row))
+            while asked:
+                found.append(self._answer(asked.popleft()))
+        finally:
+            for child in asked:
+                child.kill()
+        return found
 
-    def _answer(self, row: Row) -> Answer:
+    def _ask(self, row: Row) -> children.Child:
         if self._begins is not None:
             self._begins(row)
-        ending = children.run(
+        return children.Child(
             lambda say: _in_child(row, self._opponent, say), self._limit
         )
+
+    @staticmethod
+    def _answer(child: children.Child) -> Answer:
+        ending = child.ending()
         if ending.result is None:
             return Answer("; ".join([*ending.stages, ending.fate]))
         outcome, why, trouble = json.loads(ending.result)

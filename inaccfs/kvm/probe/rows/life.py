@@ -192,7 +192,7 @@ def signal_while_allocating(machine: Machine) -> Iterator[object]:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     yield outcome
     found = machine.kvm.cached(fd)
-    yield "all" if found == pages else "a part" if found else "nothing"
+    yield "all" if found == pages else "not all"
 
 
 @ROWS.row("A hundred VMs are made, each with a file and a slot, and closed.")
