@@ -191,10 +191,20 @@ def mmio_after(machine: Machine) -> Iterator[object]:
     yield machine.read()
 
 
-@ROWS.row("MMIO at a gfn, then a slot with a file is there.", private=True)
+@ROWS.row(
+    "MMIO at a gfn, then a slot with a file is there: run, and again.", private=True
+)
 def mmio_then_slot(machine: Machine) -> Iterator[object]:
     yield machine.read()
     machine.memory()
+    yield machine.read()
+    yield machine.resume()
+
+
+@ROWS.row("MMIO at a gfn, then a plain slot is there.")
+def mmio_then_plain(machine: Machine) -> Iterator[object]:
+    yield machine.read()
+    machine.plain()
     yield machine.read()
 
 

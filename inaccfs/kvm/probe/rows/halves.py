@@ -215,14 +215,15 @@ def outs_no_shared_half(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "Code in a private page reads a device, other code at userspace_addr another one.",
+    "Code in a private page writes to a device; at userspace_addr it is an exchange.",
     private=True,
 )
 def code_of_mmio(machine: Machine) -> Iterator[object]:
     _, half = machine.memory()
     device = 8 * T
-    half.put(machine.vcpu.code([guest.Read(device + 0x44)]))
-    yield machine.write_code(T, guest.Read(device))
+    # Up to the access itself, both are the same instructions.
+    half.put(machine.vcpu.code([guest.Exchange(device, 0x11)]))
+    yield machine.write_code(T, guest.Write(device, 0x11))
     yield machine.run(guest.Jump(T))
 
 
