@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import ptraced, runtime
+from inaccfs import launch, ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
@@ -36,6 +36,7 @@ from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.superblock import Superblock
+from inaccfs.tracing.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +90,10 @@ def run(
         if holder is not None:
             stack.callback(holder.clean_up)
         stack.callback(helper.close)
+        recording: Recording | None = None
+        if config.trace is not None:
+            recording = Recording(config.trace, launch.environment())
+            stack.callback(recording.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs,
@@ -125,6 +130,7 @@ def run(
             own_mount=own_mount,
             tracer=tracer,
             holder=holder,
+            recording=recording,
         )
         daemon = _Daemon(config, parts, stop)
         daemon.serve(listener, ready)
@@ -184,6 +190,8 @@ class _Parts:
     tracer: Tracer | None
     # The process whose end is the mount's, too.
     holder: Holder | None
+    # The trace from the start, if there is one.
+    recording: Recording | None
 
 
 class _Daemon:
@@ -287,6 +295,8 @@ class _Daemon:
                 receiver=self._parts.helper,
                 device=self._parts.mount.info.device,
             )
+            if self._parts.recording is not None:
+                self._parts.recording.start(self._server.context)
             nursery.start_soon(self._server.run)
             warnings = list(self._parts.backing.warnings)
             if not self._channel.seal.is_kept:

@@ -18,6 +18,7 @@ from inaccfs.cli import (
     qmp,
     semantics,
     status,
+    trace,
     umount,
 )
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
@@ -79,6 +80,7 @@ def _parser() -> output.Parser:
         mount,
         umount,
         status,
+        trace,
         semantics,
         qmp,
         kvm,

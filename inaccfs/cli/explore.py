@@ -289,6 +289,6 @@ def _write_trace(path: str, found: Timeline) -> None:
 
     try:
         with open(path, "wb") as file:
-            file.write(msgspec.json.encode(timeline.as_trace(found)))
+            file.write(timeline.as_trace(found))
     except OSError as exc:
         raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc

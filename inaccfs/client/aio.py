@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from inaccfs.client import requests, tasks
+from inaccfs.client import requests, tasks, tracingtasks
 from inaccfs.client.errors import ControlError
 from inaccfs.client.notifying import Callbacks, Range, tell
 from inaccfs.client.tasks import Notifier
@@ -25,11 +25,13 @@ from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from contextlib import AbstractAsyncContextManager
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
     from inaccfs.client.requests import Pfn
     from inaccfs.client.tasks import Connection
+    from inaccfs.client.tracingtasks import Trace
     from inaccfs.control.messages import (
         Command,
         Extent,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
 
 __all__ = ["Client", "File", "Notifier", "connect"]
@@ -120,6 +123,13 @@ class Client:
         return fd
 
     # --- the mount --------------------------------------------------------------------
+
+    def trace(self, *kinds: What) -> AbstractAsyncContextManager[Trace]:
+        """What happens from now on, as records: `async with` it, then `async for`.
+
+        As in the blocking face.
+        """
+        return tracingtasks.traced(self._connection.path, kinds)
 
     async def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""

@@ -17,6 +17,7 @@ from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, tell
 from inaccfs.client.threads import Listener, Notifier
+from inaccfs.client.tracing import Trace
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
 
 
@@ -134,6 +136,19 @@ class Client:
         return fd
 
     # --- the mount --------------------------------------------------------------------
+
+    def trace(self, *kinds: What) -> Trace:
+        """What happens to the files of the mount from now on, as records.
+
+        Of these *kinds*, or of all: `inaccfs.control.messages.TraceRecord` lists them.
+        It has a connection of its own, and so it may outlive the client. For root and
+        the mount's owner.
+
+            with client.trace("punch", "event", "answer") as trace:
+                for record in trace:
+                    print(record.kind, record.file, record.start, record.end)
+        """
+        return Trace(self._commands.path, kinds)
 
     def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""

@@ -46,8 +46,8 @@ def render() -> str:
             [_summary(command) for command in commands],
         ),
         *(part for command in commands for part in _command(command)),
-        "## What commands take and return",
-        *(part for struct in _returned(commands) for part in _result(struct)),
+        "## What commands take and return, and events have",
+        *(part for struct in _objects(commands) for part in _result(struct)),
         "## Events",
         _table(
             ("event", "data", "answer"),
@@ -117,10 +117,12 @@ def _errors(command: type[Command]) -> list[str]:
     return list(dict.fromkeys(found + ["EPERM"] * command.owner_only))
 
 
-def _returned(commands: Sequence[type[Command]]) -> list[types.StructType]:
-    """The objects that commands take and return, and those in them, each once."""
+def _objects(commands: Sequence[type[Command]]) -> list[types.StructType]:
+    """The objects in commands, returns and events, and those in them, each once."""
     found: dict[type, types.StructType] = {}
     to_visit: list[types.Type] = []
+    for event in reversed(EVENTS.values()):
+        to_visit += [field.type for field in reversed(_fields(event))]
     for command in reversed(commands):
         to_visit.append(types.type_info(command.returns))
         to_visit += [field.type for field in reversed(_fields(command))]
@@ -226,6 +228,8 @@ def _type(kind: types.Type, *, none: bool = True) -> str:
                 for each in kinds
                 if none or not isinstance(each, types.NoneType)
             )
+        case types.LiteralType(values):
+            return " or ".join(f"`{value}`" for value in values)
         case types.DictType():
             return "object"
         case types.StrType():

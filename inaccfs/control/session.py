@@ -13,6 +13,7 @@ from inaccfs.control.names import Names
 from inaccfs.control.notifying import Notifying
 from inaccfs.control.pagerefs import PageReferences
 from inaccfs.control.request import Answer, Request
+from inaccfs.control.tracing import Tracing
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Session:
         self._names: Final = Names(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
         self.references: Final = PageReferences(context, caller, self._names, outlet)
+        self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,
             messages.Quit: self._quit,
@@ -42,6 +44,7 @@ class Session:
             **self._names.handlers(),
             **self._notifying.handlers(),
             **self.references.handlers(),
+            **self._tracing.handlers(),
         }
         context.callers[caller.number] = caller
 
@@ -66,6 +69,7 @@ class Session:
     async def close(self) -> None:
         """The peer has gone: take back all that it has."""
         self.silence()
+        self._tracing.stop()
         slices = Slices()
         # To the end even if the daemon ends: what is open has to be closed.
         with trio.CancelScope(shield=True):

@@ -12,6 +12,7 @@ import logging
 import os
 from contextlib import nullcontext
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
@@ -149,19 +150,20 @@ class InaccessibleFile:
         Raises:
             OSError: the rules forbid the call, or the backing has refused it.
         """
-        trace = self._trace
+        # Not by a call of now(): each of them costs.
+        began = monotonic_ns() if self._trace.listeners else 0
         try:
             self._check_fallocate(mode, offset, length, self.page_size)
             # 0 also if it has not been looked up.
             if (limit := self._size_limit) is not None and offset + length > limit:
                 self._check_end(mode, offset + length)
         except OSError as exc:
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         if length > self._fast_limit:
             if mode & FALLOC_FL_PUNCH_HOLE:
-                return self._begin_punch(Call(mode, offset, length, who), hold)
+                return self._begin_punch(Call(mode, offset, length, who, began), hold)
             return LATER
         headroom = self._headroom
         if length <= headroom.left:
@@ -173,15 +175,15 @@ class InaccessibleFile:
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 return LATER
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         counters = self._counters
         counters.fallocates += 1
         if mode & FALLOC_FL_PUNCH_HOLE:
             counters.punches += 1
-        if trace.listeners:
-            self._tell(Call(mode, offset, length, who), None)
+        if began:
+            self._tell(Call(mode, offset, length, who, began), None)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:
@@ -205,7 +207,7 @@ class InaccessibleFile:
     def _tell(self, call: Call, exc: BaseException | None) -> None:
         """Trace a call that is over, and why it has failed, if it has."""
         end = call.offset + call.length
-        self._trace.tell(call.kind.value, call.offset, end, call.who, exc)
+        self._trace.tell(call.kind.value, call.offset, end, call.who, exc, call.began)
 
     def _traced(self, call: Call, done: Done) -> Done:
         """*done* of a call that is to be traced."""
@@ -242,7 +244,8 @@ class InaccessibleFile:
             done = self._traced(call, done)
         timeouts = superblock.ack_timeouts
         assert timeouts is not None
-        InlineDrive(steps, self.notifiers, timeouts, change, done).go_on()
+        drive = InlineDrive(steps, self.notifiers, timeouts, change, done, call.began)
+        drive.go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:
@@ -276,10 +279,14 @@ class InaccessibleFile:
                     raise
                 return await self._change(call, interrupted)
 
-        await self._drive(call.part(self.page_size), call.kind, change)
+        await self._drive(call.part(self.page_size), call.kind, change, call.began)
 
     async def _drive(
-        self, part: Part, kind: Kind, change: Callable[[], Awaitable[Changed]]
+        self,
+        part: Part,
+        kind: Kind,
+        change: Callable[[], Awaitable[Changed]],
+        began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
         superblock, pages = self._superblock, self.pages
@@ -291,6 +298,7 @@ class InaccessibleFile:
                 change,
                 # Without events nobody can tell how long the list is locked.
                 whole_call=superblock.whole_call and bool(superblock.plans[kind]),
+                cause=began,
             )
         if refusal is not None:
             raise refusal
@@ -333,18 +341,21 @@ class InaccessibleFile:
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.
         """
+        began = self._trace.now()
         await self.turn.wait()
         current = os.fstat(self.fd).st_size
         try:
-            await self._set_size(current, size, by_path=by_path)
+            await self._set_size(current, size, by_path=by_path, began=began)
         except Exception as exc:
             if self._trace.listeners:
-                self._trace.tell("truncate", size, current, who, exc)
+                self._trace.tell("truncate", size, current, who, exc, began)
             raise
         if self._trace.listeners:
-            self._trace.tell("truncate", size, current, who)
+            self._trace.tell("truncate", size, current, who, None, began)
 
-    async def _set_size(self, current: int, size: int, *, by_path: bool) -> None:
+    async def _set_size(
+        self, current: int, size: int, *, by_path: bool, began: int
+    ) -> None:
         self._superblock.semantics.check_size(current, size, self.page_size)
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
@@ -358,7 +369,7 @@ class InaccessibleFile:
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, size, current, start, end)
+            await self._shrink(truncate, size, current, (start, end), began)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
@@ -378,11 +389,11 @@ class InaccessibleFile:
         truncate: Callable[[], None],
         size: int,
         current: int,
-        start: int,
-        end: int,
+        pages: tuple[int, int],
+        began: int,
     ) -> None:
-        """Notifiers see a truncation as a punch of the pages past the new end."""
-        part = Part((start, end), (start, end))
+        """Notifiers see a truncation as a punch of the *pages* past the new end."""
+        part = Part(pages, pages)
 
         async def change() -> Changed:
             self._superblock.on_change(self.fd, size, current - size)
@@ -392,4 +403,4 @@ class InaccessibleFile:
                 return Changed()
             return await self._punch(part, truncate)
 
-        await self._drive(part, Kind.PUNCH, change)
+        await self._drive(part, Kind.PUNCH, change, began)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
-    from inaccfs.shim.trace import FileTrace
+    from inaccfs.shim.trace import FileTrace, What
 
 
 AT_ONCE: Final = 128
@@ -46,6 +46,10 @@ class Notifier(Protocol):
     @property
     def who(self) -> int:
         """The number of the peer, for traces."""
+
+    @property
+    def number(self) -> int:
+        """Its own number, for traces."""
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
@@ -97,9 +101,12 @@ class Notifiers:
         self.running = False
         # Of the last event that wanted answers. There is one at a time.
         self._sequence = 0
-        # The notifiers that have not answered it yet, and whether it has been sent to
-        # each: other tasks run between the slices of a long list.
-        self._awaited: dict[Notifier, bool] = {}
+        # That event, and the `cause` of it that traces tell.
+        self._notice = Notice("", 0, 0)
+        self._cause = 0
+        # The notifiers that have not answered it yet, and when it was sent to each: 0
+        # is not yet, for other tasks run between the slices of a long list.
+        self._awaited: dict[Notifier, int] = {}
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
@@ -208,7 +215,7 @@ class Notifiers:
                 f"no event {sequence} of this notifier waits for an answer",
             )
         if self._trace.listeners:
-            self._trace.tell_pages("answer", who=notifier.who, sequence=sequence)
+            self._trace_event("answer", notifier)
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
@@ -246,14 +253,18 @@ class Notifiers:
         # shutting down. A late answer of theirs gets EINVAL.
         self._awaited = {}
 
-    def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
+    def begin(
+        self, notice: Notice, then: Callable[[], None], cause: int = 0
+    ) -> int | None:
         """Send an event; call *then* when all that got it have answered or have gone.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
+        *cause* is for traces.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return None
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, then)
         for notifier in targets:
             self._tell(notifier, notice, sequence)
@@ -264,32 +275,46 @@ class Notifiers:
         self._trace.counters.invalidations += 1
         self._trace.counters.events += len(targets)
         self._then = then
-        self._awaited = dict.fromkeys(targets, False)
+        self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
         return self._sequence
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
         # To send to one may end its peer's connection, and drop the peer's others.
         if notifier in self._awaited:
-            self._awaited[notifier] = True
+            # Without listeners any number that is not 0.
+            self._awaited[notifier] = self._trace.now() or 1
             self._send(notifier, notice, sequence)
 
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
             event, start, end, _ = notice
-            number = sequence or 0
-            self._trace.tell_pages("event", start, end, notifier.who, event, number)
+            cause = 0 if sequence is None else self._cause
+            self._trace.tell_event(
+                *("event", start, end, notifier.who, event),
+                *(sequence or 0, notifier.number, 0, cause),
+            )
         notifier.tell(self._for(notifier, notice), sequence)
 
-    async def tell(self, notice: Notice) -> None:
+    def _trace_event(self, what: What, notifier: Notifier) -> None:
+        """Trace what has become of the last event for *notifier*, which has got it."""
+        event, start, end, _ = self._notice
+        sent = self._awaited[notifier]
+        self._trace.tell_event(
+            *(what, start, end, notifier.who, event),
+            *(self._sequence, notifier.number, sent if sent > 1 else 0, self._cause),
+        )
+
+    async def tell(self, notice: Notice, cause: int = 0) -> None:
         """Send an event to any number of notifiers, and wait for their answers.
 
-        Evicts those that have not answered in time.
+        *cause* is for traces. Evicts those that have not answered in time.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return
         answered = self._loop.event()
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, answered.set)
         slices = Slices(self._loop)
         for notifier in targets:
@@ -314,7 +339,7 @@ class Notifiers:
         if notifier in self._awaited and sequence == self._sequence:
             self._trace.counters.evictions += 1
             if self._trace.listeners:
-                self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
+                self._trace_event("evict", notifier)
             self.drop(notifier)
             notifier.evict()
 

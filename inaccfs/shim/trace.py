@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import msgspec
 
 from inaccfs.shim.counters import Counters
 
@@ -49,26 +51,39 @@ What: TypeAlias = Literal[
     "evict",
 ]
 
+BY_PROCESSES: Final = frozenset[What](
+    ("allocate", "punch", "truncate", "read", "write", "lseek", "ioctl", "copy")
+)
+"""What is a system call, so that `Happened.who` is a process."""
 
-class Happened(NamedTuple):
-    """One thing that has happened."""
 
-    # CLOCK_MONOTONIC, in seconds.
-    time: float
+class Happened(msgspec.Struct, frozen=True, gc=False):
+    """One thing that has happened. Times are CLOCK_MONOTONIC, in nanoseconds."""
+
+    # When it was over.
+    time: int
     what: What
     # The file's inode number.
     file: int
-    # In bytes of the file; for "put" in bytes of memory, and for "answer" and "evict"
-    # both are 0. A truncation has its new and its old size.
+    # In bytes of the file; for "put" in bytes of memory. A truncation has its new and
+    # its old size.
     start: int
     end: int
     # The process that has made a system call, or the number of a peer; 0 if unknown.
     who: int
     # The errno of a call that has failed.
     error: int = 0
-    # The event, such as INVALIDATE, and its sequence.
+    # The event, such as INVALIDATE, and its sequence; also of "answer" and "evict".
     event: str = ""
     sequence: int = 0
+    # To which notifier it was sent.
+    notifier: int = 0
+    # When the system call was read, or when the event was sent that has been answered;
+    # 0 for what takes no time, and for a call that began before anybody listened.
+    began: int = 0
+    # `began` of the system call that the event, or its answer, belongs to; 0 if it
+    # belongs to none. No two calls of a mount begin in the same nanosecond.
+    cause: int = 0
 
 
 class Trace:
@@ -92,7 +107,7 @@ class Trace:
         self, what: What, file: int, start: int, end: int, who: int, error: int
     ) -> None:
         """A system call on inode *file*, which may not be open, has been refused."""
-        happened = Happened(time.monotonic(), what, file, start, end, who, error)
+        happened = Happened(monotonic_ns(), what, file, start, end, who, error)
         for listener in tuple(self.listeners):
             listener(happened)
 
@@ -114,6 +129,10 @@ class FileTrace:
         """Use another fd of the same backing file from now on."""
         self._fd = fd
 
+    def now(self) -> int:
+        """The time for `began` of what begins now; 0 while nobody listens."""
+        return monotonic_ns() if self.listeners else 0
+
     def tell(
         self,
         what: What,
@@ -121,26 +140,40 @@ class FileTrace:
         end: int = 0,
         who: int = 0,
         exc: BaseException | None = None,
+        began: int = 0,
     ) -> None:
         """Something has happened to a range in bytes. *exc*: why it has failed.
 
         A bug is EIO, as it is to the caller.
         """
         number = 0 if exc is None else getattr(exc, "errno", None) or errno.EIO
-        self._tell(what, start, end, who, number)
+        self._tell(what, start, end, who, number, "", 0, 0, began)
 
     def tell_pages(
+        self, what: What, start: int = 0, end: int = 0, who: int = 0
+    ) -> None:
+        """The same of a range in pages."""
+        unit = self._page_size
+        self._tell(what, start * unit, end * unit, who)
+
+    def tell_event(
         self,
         what: What,
-        start: int = 0,
-        end: int = 0,
-        who: int = 0,
-        event: str = "",
-        sequence: int = 0,
+        start: int,
+        end: int,
+        who: int,
+        event: str,
+        sequence: int,
+        notifier: int,
+        began: int,
+        cause: int,
     ) -> None:
-        """The same of a range in pages, and of events."""
+        """An event of a range in pages has been sent or answered; see `Happened`."""
         unit = self._page_size
-        self._tell(what, start * unit, end * unit, who, 0, event, sequence)
+        self._tell(
+            *(what, start * unit, end * unit, who, 0),
+            *(event, sequence, notifier, began, cause),
+        )
 
     def _tell(
         self,
@@ -148,14 +181,18 @@ class FileTrace:
         start: int,
         end: int,
         who: int,
-        number: int,
+        number: int = 0,
         event: str = "",
         sequence: int = 0,
+        notifier: int = 0,
+        began: int = 0,
+        cause: int = 0,
     ) -> None:
         if self._ino is None:
             self._ino = 0 if self._fd < 0 else os.fstat(self._fd).st_ino
         happened = Happened(
-            time.monotonic(), what, self._ino, start, end, who, number, event, sequence
+            *(monotonic_ns(), what, self._ino, start, end, who, number),
+            *(event, sequence, notifier, began, cause),
         )
         for listener in tuple(self.listeners):
             listener(happened)

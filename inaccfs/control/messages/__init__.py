@@ -37,6 +37,8 @@ from inaccfs.control.messages.commands import (
     QueryVersion,
     Quit,
     RegisterNotifier,
+    TraceStart,
+    TraceStop,
     Unbind,
     UnregisterNotifier,
 )
@@ -50,6 +52,7 @@ from inaccfs.control.messages.events import (
     MemoryError,
     Populate,
     Shutdown,
+    Trace,
 )
 from inaccfs.control.messages.results import (
     CommandInfo,
@@ -65,6 +68,8 @@ from inaccfs.control.messages.results import (
     Result,
     Semantics,
     Stats,
+    TraceRecord,
+    TraceSummary,
     VersionInfo,
     VersionTriple,
     version,
@@ -122,6 +127,11 @@ __all__ = [
     "Semantics",
     "Shutdown",
     "Stats",
+    "Trace",
+    "TraceRecord",
+    "TraceStart",
+    "TraceStop",
+    "TraceSummary",
     "Unbind",
     "UnregisterNotifier",
     "VersionInfo",

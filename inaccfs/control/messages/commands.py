@@ -35,8 +35,10 @@ from inaccfs.control.messages.results import (
     Pins,
     Semantics,
     Stats,
+    TraceSummary,
     VersionInfo,
 )
+from inaccfs.shim.trace import What
 from inaccfs.status import Status
 
 # memfd_create(2); the last is the patch's.
@@ -352,6 +354,32 @@ class MemoryFailure(Command, frozen=True, kw_only=True):
     offset: Pgoff
 
 
+class TraceStart(Command, frozen=True, kw_only=True):
+    """Sends this peer a TRACE of what happens from now on.
+
+    EBUSY if this connection has one already. A peer that does not read loses records,
+    which are counted.
+    """
+
+    name: ClassVar[str] = "trace-start"
+    owner_only: ClassVar[bool] = True
+
+    kinds: Annotated[
+        list[What], Meta(description="what the trace is to have; empty for all")
+    ] = []
+
+
+class TraceStop(Command, frozen=True, kw_only=True):
+    """Ends the trace, once all of it has been sent.
+
+    EINVAL if this connection has none.
+    """
+
+    name: ClassVar[str] = "trace-stop"
+    returns: ClassVar[Any] = TraceSummary
+    owner_only: ClassVar[bool] = True
+
+
 class Quit(Command, frozen=True, kw_only=True):
     """Ends the daemon and unmounts."""
 
@@ -367,6 +395,7 @@ COMMANDS: Final[dict[str, type[Command]]] = {
         *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
         *(GetPfn, PutPfn, GetMemory),
         *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
     )
 }
