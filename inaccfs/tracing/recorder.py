@@ -8,6 +8,7 @@ FD of the file. It ends with the daemon, however that ends, and the file is whol
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -50,5 +51,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except OSError as exc:
-        # The daemon notices, and logs it.
-        sys.exit(f"inaccfs: the trace cannot be written: {exc.strerror}")
+        # The daemon logs it: we have no standard error.
+        sys.exit(exc.errno or errno.EIO)

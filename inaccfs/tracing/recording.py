@@ -49,7 +49,9 @@ class Recording:
                 [sys.executable, "-P", "-m", "inaccfs.tracing.recorder", str(fd)],
                 pass_fds=[fd],
                 stdin=theirs.fileno(),
+                # Who started the daemon may wait for the end of these.
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
                 env=environment,
@@ -98,4 +100,5 @@ class Recording:
             log.error("the trace %s is still being written", self._path)  # noqa: TRY400
         else:
             if status:
-                log.error("the trace %s could not be written", self._path)
+                reason = os.strerror(status) if status > 0 else f"signal {-status}"
+                log.error("the trace %s could not be written: %s", self._path, reason)
