@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     # What a viewer shows of an event that is selected.
     Details: TypeAlias = Mapping[str, str | int]
@@ -30,20 +30,24 @@ class Track(NamedTuple):
 class Writer:
     """Writes events as they come; the file is whole after `close`."""
 
-    def __init__(self, write: Callable[[bytes], object]) -> None:
-        """*write* takes the parts of the file in order; its exceptions come out."""
+    def __init__(self, write: Callable[[bytes], object], groups: Sequence[str]) -> None:
+        """*write* takes the parts of the file in order; its exceptions come out.
+
+        *groups* of tracks are shown in this order.
+        """
         self._write: Final = write
-        # By name.
-        self._processes: Final[dict[str, int]] = {}
+        self._groups: Final = tuple(groups)
+        # Those that have a track.
+        self._used: Final[set[str]] = set()
         self._threads: Final = itertools.count(1)
         self._flows: Final = itertools.count(1)
         self._before = b'{"displayTimeUnit":"ns","traceEvents":[\n'
 
     def track(self, group: str, name: str) -> Track:
         """A new track, among others of its group."""
-        process = self._processes.get(group)
-        if process is None:
-            process = self._processes[group] = len(self._processes) + 1
+        process = self._groups.index(group) + 1
+        if group not in self._used:
+            self._used.add(group)
             self._name("process_name", Track(process, 0), group)
         track = Track(process, next(self._threads))
         self._name("thread_name", track, name)

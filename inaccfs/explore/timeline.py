@@ -94,7 +94,7 @@ def as_columns(timeline: Timeline, width: int) -> str:
 def as_trace(timeline: Timeline) -> bytes:
     """For ui.perfetto.dev and chrome://tracing: a step is a microsecond."""
     parts: list[bytes] = []
-    writer = Writer(parts.append)
+    writer = Writer(parts.append, ["schedule"])
     actors = dict.fromkeys(line.actor for line in timeline.lines)
     tracks = {actor: writer.track("schedule", actor) for actor in actors}
     for index, line in enumerate(timeline.lines):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.loop import Event
     from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,8 @@ class InaccessibleFile:
         if mode & FALLOC_FL_PUNCH_HOLE:
             counters.punches += 1
         if began:
-            self._tell(Call(mode, offset, length, who, began), None)
+            what: What = "punch" if mode & FALLOC_FL_PUNCH_HOLE else "allocate"
+            self._trace.tell(what, offset, offset + length, who, None, began)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:

@@ -123,7 +123,8 @@ class FileTrace:
         self.listeners: Final = trace.listeners
         self._page_size: Final = page_size
         self._fd = fd
-        self._ino: int | None = None
+        # 0 until it has been looked up.
+        self._ino = 0
 
     def reopened(self, fd: int) -> None:
         """Use another fd of the same backing file from now on."""
@@ -147,14 +148,19 @@ class FileTrace:
         A bug is EIO, as it is to the caller.
         """
         number = 0 if exc is None else getattr(exc, "errno", None) or errno.EIO
-        self._tell(what, start, end, who, number, "", 0, 0, began)
+        # No function in between: every system call comes through here.
+        ino = self._ino or self._look_up()
+        self._pass_on(
+            Happened(
+                monotonic_ns(), what, ino, start, end, who, number, "", 0, 0, began
+            )
+        )
 
     def tell_pages(
         self, what: What, start: int = 0, end: int = 0, who: int = 0
     ) -> None:
         """The same of a range in pages."""
-        unit = self._page_size
-        self._tell(what, start * unit, end * unit, who)
+        self.tell(what, start * self._page_size, end * self._page_size, who)
 
     def tell_event(
         self,
@@ -170,29 +176,25 @@ class FileTrace:
     ) -> None:
         """An event of a range in pages has been sent or answered; see `Happened`."""
         unit = self._page_size
-        self._tell(
-            *(what, start * unit, end * unit, who, 0),
-            *(event, sequence, notifier, began, cause),
+        self._pass_on(
+            Happened(
+                monotonic_ns(),
+                what,
+                self._ino or self._look_up(),
+                start * unit,
+                end * unit,
+                who,
+                0,
+                *(event, sequence, notifier, began, cause),
+            )
         )
 
-    def _tell(
-        self,
-        what: What,
-        start: int,
-        end: int,
-        who: int,
-        number: int = 0,
-        event: str = "",
-        sequence: int = 0,
-        notifier: int = 0,
-        began: int = 0,
-        cause: int = 0,
-    ) -> None:
-        if self._ino is None:
-            self._ino = 0 if self._fd < 0 else os.fstat(self._fd).st_ino
-        happened = Happened(
-            *(monotonic_ns(), what, self._ino, start, end, who, number),
-            *(event, sequence, notifier, began, cause),
-        )
-        for listener in tuple(self.listeners):
+    def _pass_on(self, happened: Happened) -> None:
+        listeners = self.listeners
+        # A copy if there are several: one may end with what it hears.
+        for listener in listeners if len(listeners) == 1 else tuple(listeners):
             listener(happened)
+
+    def _look_up(self) -> int:
+        self._ino = 0 if self._fd < 0 else os.fstat(self._fd).st_ino
+        return self._ino

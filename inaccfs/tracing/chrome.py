@@ -82,7 +82,7 @@ class Picture:
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         """*write* takes the parts of the file."""
-        self._writer: Final = Writer(write)
+        self._writer: Final = Writer(write, (_FILES, _PEERS))
         # By inode number, and by the number of the peer.
         self._files: Final[dict[int, _Tracks]] = {}
         self._peers: Final[dict[int, _Tracks]] = {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import pytest
 
 from inaccfs.chrometrace import Writer
 from inaccfs.control.messages import TraceRecord
-from inaccfs.tracing import lines
+from inaccfs.tracing import lines, svg
 from inaccfs.tracing.chrome import Picture
 from inaccfs.tracing.lines import Lines
 from tests.chrome_traces import Trace
 
 if TYPE_CHECKING:
     from inaccfs.shim.trace import What
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -157,8 +160,9 @@ def test_an_empty_trace_is_a_whole_file() -> None:
 
 def test_any_name_is_json() -> None:
     parts: list[bytes] = []
-    writer = Writer(parts.append)
-    track = writer.track('a "group"\n', "\x1b[2J")
+    group = 'a "group"\n'
+    writer = Writer(parts.append, [group])
+    track = writer.track(group, "\x1b[2J")
     writer.slice(track, "\\", 0, 1, "x")
     writer.close()
     assert Trace(b"".join(parts)).place({"pid": 1, "tid": 1})[1] == "\x1b[2J"
@@ -228,3 +232,23 @@ def test_a_line_says_who_what_outcome_and_how_long(
 
 def test_what_is_missing_is_a_line_too() -> None:
     assert lines.lost(3) == "+++ 3 records lost: they were not read in time +++"
+
+
+# --- pictures for pages -----------------------------------------------------------
+
+
+def test_a_picture_for_a_page_has_what_the_trace_has() -> None:
+    sent = event(2 * MS, cause=MS, command="<kvm> & co")
+    trace = picture(sent, answer(4 * MS, sent), call("punch", MS, 5 * MS))
+    drawn = ElementTree.fromstring(svg.draw(trace.events))
+    names = [each.get("class") for each in drawn.iter(f"{SVG}rect")]
+    assert names == [None, "call", "event"] or names == [None, "event", "call"]
+    assert len([each for each in drawn.iter(f"{SVG}path") if each.get("class")]) == 1
+    texts = [each.text for each in drawn.iter(f"{SVG}text")]
+    assert "peer 2: <kvm> & co (8)" in texts
+    assert "punch, 4000 µs" in texts
+
+
+def test_a_trace_without_slices_cannot_be_drawn() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        svg.draw(picture().events)
