@@ -30,13 +30,12 @@ from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
-from inaccfs.semantics.telling import telling
+from inaccfs.semantics.logged import with_logged_refusals
 from inaccfs.shim import framesource
 from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.allocator import Allocator
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.superblock import Superblock
-from inaccfs.tracing.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
+    from inaccfs.tracing.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,10 @@ def run(
         stack.callback(helper.close)
         recording: Recording | None = None
         if config.trace is not None:
-            recording = Recording(config.trace, launch.environment())
+            # Imported here because hardly any mount needs it.
+            from inaccfs.tracing import recording as recordings
+
+            recording = recordings.Recording(config.trace, launch.environment())
             stack.callback(recording.close)
         if config.backing is None:
             backing = private_tmpfs(
@@ -206,7 +209,7 @@ class _Daemon:
         self._ack_timeouts = AckTimeouts(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
         self._superblock = Superblock(
-            telling(config.rules),
+            with_logged_refusals(config.rules),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs.cli import output
+from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import InaccfsError, OptionError
 
@@ -123,7 +124,10 @@ def _run(args: argparse.Namespace) -> int:
         _check_writable(args.trace)
     if args.replay:
         return _replay(args, cases[0], label)
-    return _search(args, cases, label)
+    with interruptible() as interrupted:
+        limits = _limits(args)._replace(stop=interrupted.is_set)
+        status = _search(args, cases, label, limits)
+        return INTERRUPTED if interrupted.is_set() else status
 
 
 def _check_writable(path: str) -> None:
@@ -145,10 +149,11 @@ def _limits(args: argparse.Namespace) -> Limits:
 # --- a search -------------------------------------------------------------------------
 
 
-def _search(args: argparse.Namespace, cases: list[Case], label: str) -> int:
+def _search(
+    args: argparse.Namespace, cases: list[Case], label: str, limits: Limits
+) -> int:
     from inaccfs.explore.search import explore
 
-    limits = _limits(args)
     rows: list[dict[str, Any]] = []
     outcomes: list[Outcome] = []
     if not args.json:
@@ -160,7 +165,7 @@ def _search(args: argparse.Namespace, cases: list[Case], label: str) -> int:
             rows.append(_as_row(outcome, label))
         else:
             output.say(_row(outcome, label))
-        if outcome.interrupted:
+        if limits.stop():
             break
     if args.json:
         output.say_json(msgspec.json.encode({"rows": rows}))
@@ -172,8 +177,6 @@ def _search(args: argparse.Namespace, cases: list[Case], label: str) -> int:
 
 
 def _status(outcomes: list[Outcome]) -> int:
-    if any(outcome.interrupted for outcome in outcomes):
-        return INTERRUPTED
     if any(outcome.found for outcome in outcomes):
         return 1
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE

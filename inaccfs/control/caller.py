@@ -35,4 +35,4 @@ class Outbound(Protocol):
         """Send *data* if there is room now, else return false. Never raises."""
 
     def evict(self, reason: str, text: str) -> None:
-        """Disconnect the peer. *reason* says why; *text* tells the log more."""
+        """Disconnect the peer. *reason* says why; *text* has more for the log."""

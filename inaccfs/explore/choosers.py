@@ -45,7 +45,7 @@ class Chance:
 
 
 class Replay(Chance):
-    """One schedule; behind its end each actor goes on as long as it can."""
+    """One schedule; after its end each actor goes on as long as it can."""
 
     def __init__(self, wanted: Sequence[int]) -> None:
         super().__init__()
@@ -257,12 +257,12 @@ class All(_Tree):
     def _races(self) -> None:
         by_key: dict[Key, list[tuple[int, bool]]] = {}
         clocks: dict[int, Clock] = {}
-        held: dict[int, set[Key]] = {}
+        holding: dict[int, set[Key]] = {}
         for index, node in enumerate(self.stack):
             step = node.step
             assert step is not None
             actor = node.chosen
-            mine = held.setdefault(actor, set())
+            mine = holding.setdefault(actor, set())
             node.holds = frozenset(mine)
             if step.taken:
                 mine.update(step.taken)

@@ -228,7 +228,7 @@ class Schedule:
             self._check()
         taken: list[Key] = []
         for lock in self._opened:
-            # Kept over a point: whoever wants it conflicts with this.
+            # Kept over a point: other actors that want it conflict with this.
             if lock.owner is me and lock.since == self.step:
                 self._touched[lock.key] = True
                 taken.append(lock.key)

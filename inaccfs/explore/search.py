@@ -17,7 +17,7 @@ from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from inaccfs.explore.scenario import Scenario
     from inaccfs.explore.schedule import Step
@@ -42,6 +42,10 @@ class Case(NamedTuple):
     kvm: str = "kvm"
 
 
+def _never() -> bool:
+    return False
+
+
 class Limits(NamedTuple):
     """When a search ends before its end. None is no limit."""
 
@@ -50,6 +54,8 @@ class Limits(NamedTuple):
     # Of schedules; None is dynamic partial order reduction.
     preemptions: int | None = None
     schedules: int | None = None
+    # Asked after each schedule: the search ends once it returns True.
+    stop: Callable[[], bool] = _never
 
 
 class Found(NamedTuple):
@@ -77,7 +83,6 @@ class Outcome:
         self.steps = 0
         self.longest = 0
         self.complete = False
-        self.interrupted = False
         self.seconds = 0.0
         self.found: Final[dict[str, Found]] = {}
 
@@ -116,7 +121,7 @@ def execute(
         scenario._closed = True
         schedule.run()
         if schedule.error is not None:
-            raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+            raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
@@ -160,7 +165,7 @@ def twins_of(case: Case) -> list[frozenset[int]]:
 
 
 def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
-    """Search. Raises `ScenarioError`; Ctrl-C ends it, and is in the outcome."""
+    """Search. Raises `ScenarioError`."""
     outcome = Outcome(case, limits)
     begin = time.process_time()
     with _no_garbage(), _watched(outcome):
@@ -173,8 +178,6 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
         except UnstableError as exc:
             raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
-        except KeyboardInterrupt:
-            outcome.interrupted = True
     outcome.seconds = time.process_time() - begin
     return outcome
 
@@ -192,7 +195,7 @@ def _search(
         _note(outcome, schedule, chooser.steps, seconds)
         if not chooser.advance():
             return True
-        if limit is not None and seconds > limit:
+        if (limit is not None and seconds > limit) or outcome.limits.stop():
             return False
     return False
 

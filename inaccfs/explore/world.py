@@ -166,12 +166,12 @@ class World:
             self.check_mappings(fd, first, end, "the punch has returned")
 
     def _look(self, fd: int, number: int, pages: int) -> None:
-        """A call asks whether there is anything to be told, or to be removed."""
+        """A call looks whether it must send events or remove pages."""
         schedule = self.schedule
-        told = len(self.mount.inode(fd).notifiers)
+        notifiers = len(self.mount.inode(fd).notifiers)
         if schedule.runs:
             schedule.touch(("punching", number))
-            for page in range(0 if told else pages):
+            for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
             if self.semantics.references == "locked":
                 schedule.touch(LOT)

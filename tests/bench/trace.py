@@ -7,9 +7,9 @@ the median over the pairs, with the interval of 95 % (bootstrap).
 
 "off" compares `InaccessibleFile.begin`, in this process, with itself without the lines
 for the trace, which are taken out of its source. "on" is fallocate(2) on a mount, with
-and without a process that reads a trace as `inaccfs trace -o` does: caller and daemon on
-one CPU, that process on another. In µs of the CPU's time (schedstat): on one CPU that is
-what a call takes, and it is much the same on a machine that has other things to do.
+and without a process that reads a trace as `inaccfs trace -o` does: caller and daemon
+on one CPU, that process on another. In µs of the CPU's time (schedstat): on one CPU
+that is what a call takes, and much the same on a machine that has other things to do.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import time
+import sys
+from io import StringIO
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -193,15 +193,82 @@ def test_the_scenario_of_the_page(run: Run, tmp_path: Path) -> None:
     assert len(text.splitlines()) <= 25
 
 
-def test_ctrl_c_prints_what_was_found(run: Run) -> None:
-    pid = os.fork()
-    if not pid:
-        time.sleep(1.5)
-        os.kill(os.getppid(), signal.SIGINT)
-        os._exit(0)
-    status, out, _ = run("two-vcpus", "--semantics", "v8", "--json", "--all")
-    os.waitpid(pid, 0)
-    assert (status, row_of(out)["complete"]) == (130, False)
+# --- Ctrl-C ---------------------------------------------------------------------------
+
+# Found in each schedule; there are more schedules than anybody waits for.
+INTERRUPTED = """
+n = 0
+def actor_a(self):
+    type(self).n += 1
+    if self.n == {at}:
+        import signal
+        signal.raise_signal(signal.SIGINT)
+    for page in range(20):
+        self.read(self.cpu, 0)
+def actor_b(self):
+    for page in range(20):
+        self.punch(self.fd, 0, 1)
+def always(self):
+    assert self.one.in_progress == 0
+"""
+
+
+# In the first schedule, in one of those by chance, and in one of the systematic search.
+@pytest.mark.parametrize("at", [1, 7, 50])
+def test_ctrl_c_in_a_search_prints_what_was_found(
+    run: Run, scenario: Callable[[str], str], at: int
+) -> None:
+    mine = scenario(INTERRUPTED.format(at=at))
+    status, out, _ = run(mine, "--semantics", "v10", "--json", "--all")
+    row = row_of(out)
+    assert (status, row["complete"]) == (130, False)
+    assert at <= row["schedules"] + row["pruned"] <= at + 2
+    assert row["steps"]
+
+
+class Interrupting(StringIO):
+    """An output on which SIGINT comes as line *at* is printed."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+
+    def write(self, text: str) -> int:
+        if self.getvalue().count("\n") == self._at:
+            self._at = -1
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 4])
+def test_ctrl_c_while_it_prints_cuts_nothing_off(
+    run: Run, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """In the header, a row, and the schedule."""
+    out = Interrupting(at)
+    monkeypatch.setattr(sys, "stdout", out)
+    status, _, _ = run("mapped", "--semantics", "v8", "--seconds", "0.1")
+    assert status == 130
+    assert re.search(r"^replay \S+\n\Z", out.getvalue(), re.MULTILINE)
+
+
+def test_ctrl_c_between_rows_ends_the_search(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Interrupting(2)
+    monkeypatch.setattr(sys, "stdout", out)
+    status, _, _ = run("mapped")
+    assert (status, out.getvalue().count("\n")) == (130, 3)
+
+
+def test_the_second_ctrl_c_ends_it_at_once(
+    run: Run, scenario: Callable[[str], str]
+) -> None:
+    mine = scenario(
+        "def actor_a(self):\n    import signal\n"
+        "    for _ in range(2): signal.raise_signal(signal.SIGINT)"
+    )
+    assert run(mine, "--semantics", "v10")[0] == 130
 
 
 def test_assert_clean() -> None:
