@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMMANDS: Final = (
-    *("mount", "umount", "status", "trace", "semantics", "qmp", "kvm", "probe"),
+    *("mount", "umount", "status", "map", "trace", "semantics", "qmp", "kvm", "probe"),
     *("experiment", "compare", "explore", "setup-system"),
 )
 """Each is a module of this package."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import select
-import signal
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 from inaccfs._version import __version__
 from inaccfs.cli import output
+from inaccfs.cli.terminal import Ending
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 # How long the daemon may take to send what has happened before the end.
 _LAST_SECONDS: Final = 5.0
-
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -80,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = wire.find_socket(args.mountpoint)
     with ExitStack() as stack:
-        ending = stack.enter_context(_Ending())
+        ending = stack.enter_context(Ending())
         try:
             trace = stack.enter_context(Trace(path, args.filter))
         except PermissionError:
@@ -110,7 +107,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def _follow(
-    trace: Trace, ending: _Ending, add: Callable[[list[TraceRecord], int], None]
+    trace: Trace, ending: Ending, add: Callable[[list[TraceRecord], int], None]
 ) -> None:
     poller = select.poll()
     poller.register(trace, select.POLLIN)
@@ -130,57 +127,10 @@ def _follow(
             add(found, trace.lost)
 
 
-class _Ending:
-    """SIGINT, SIGTERM and SIGHUP ask for the end, and interrupt nothing but waits.
-
-    A message that is being read, or a file that is being written, is not cut.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._interrupts = False
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._before: Final[dict[int, Any]] = {}
-
-    def __enter__(self) -> _Ending:
-        for number in _ENDING:
-            # nohup(1) ignores SIGHUP. A shell ignores SIGINT for what a script starts
-            # with &, but there it is sent by kill(1), and means what it says.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def fileno(self) -> int:
-        """Readable when the end has been asked for."""
-        return self._reader
-
-    def _ask(self, _number: int, _frame: object) -> None:
-        self.asked = True
-        with suppress(BlockingIOError):
-            os.write(self._writer, b"\0")
-        if self._interrupts:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Let these signals interrupt what may wait for long."""
-        before, self._interrupts = self._interrupts, True
-        try:
-            yield
-        finally:
-            self._interrupts = before
-
-
 class _Lines:
     """Prints a line a record."""
 
-    def __init__(self, ending: _Ending) -> None:
+    def __init__(self, ending: Ending) -> None:
         from inaccfs.tracing.lines import Lines
 
         self._ending: Final = ending

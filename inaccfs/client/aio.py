@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
@@ -216,6 +217,10 @@ class File:
     async def query(self) -> FileInfo:
         """Size, pages, references and the like."""
         return await self._client._do(requests.query_file(self._open_name))
+
+    async def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return await self._client._do(requests.query_map(self._open_name))
 
     async def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""

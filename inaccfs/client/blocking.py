@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
@@ -307,6 +308,10 @@ class File:
     def query(self) -> FileInfo:
         """Size, pages, references and the like."""
         return self._client._do(requests.query_file(self._open_name))
+
+    def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return self._client._do(requests.query_map(self._open_name))
 
     def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""

@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.request import Answer
+from inaccfs.shim.pagestates import page_states
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -77,6 +78,21 @@ def describe(
         poisoned=file.pages.poisoned_count,
         notifiers=len(file.notifiers),
         opens=opens,
+    )
+
+
+async def page_map(
+    context: Context, file: InaccessibleFile, command: messages.QueryMap
+) -> messages.PageMap:
+    """query-map."""
+    most = min(command.limit or _ROWS, _ROWS)
+    runs, following = await page_states(file, context.superblock, command.start, most)
+    return messages.PageMap(
+        extents=[
+            messages.MappedExtent(offset=start, count=end - start, **state._asdict())
+            for start, end, state in runs
+        ],
+        next=UNSET if following is None else following,
     )
 
 

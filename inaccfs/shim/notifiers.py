@@ -40,6 +40,9 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
 
 
+_NO_NOTICE: Final = Notice("", 0, 0)
+
+
 class Notifier(Protocol):
     """struct inaccessible_notifier. Neither method may block or raise."""
 
@@ -102,7 +105,7 @@ class Notifiers:
         # Of the last event that wanted answers. There is one at a time.
         self._sequence = 0
         # That event, and the `cause` of it that traces tell.
-        self._notice = Notice("", 0, 0)
+        self._notice = _NO_NOTICE
         self._cause = 0
         # The notifiers that have not answered it yet, and when it was sent to each: 0
         # is not yet, for other tasks run between the slices of a long list.
@@ -126,6 +129,16 @@ class Notifiers:
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
         return self._registered.get(notifier)
+
+    @property
+    def invalidating(self) -> tuple[int, int] | None:
+        """The pages of the invalidation that is under way; None if there is none.
+
+        From when its first event is sent to the last answer; with a bracket around the
+        change, and the list locked for the whole call, all of that.
+        """
+        event, start, end, _ = self._notice
+        return (start, end) if event.startswith("INVALIDATE") else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -249,6 +262,7 @@ class Notifiers:
 
     def _end(self) -> None:
         self.running = False
+        self._notice = _NO_NOTICE
         # Those left over got an event of a call that has failed since, or the daemon is
         # shutting down. A late answer of theirs gets EINVAL.
         self._awaited = {}

@@ -107,6 +107,10 @@ class Pages:
         """How many pages are poisoned and have not been punched."""
         return len(self._poisoned)
 
+    def poisoned(self, start: int, end: int) -> list[int]:
+        """The poisoned pages from *start* to *end*, in order."""
+        return self._poisoned.within(start, end)
+
     @property
     def _guarded(self) -> bool:
         """Whether some pages may be refused to a holder that asks for them."""

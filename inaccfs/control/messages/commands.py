@@ -32,6 +32,7 @@ from inaccfs.control.messages.results import (
     Nothing,
     Notifier,
     NotifierInfo,
+    PageMap,
     Pins,
     Semantics,
     Stats,
@@ -299,6 +300,21 @@ class QueryFile(Command, frozen=True, kw_only=True):
     file: File
 
 
+class QueryMap(Command, frozen=True, kw_only=True):
+    """Tells the states of a file's pages, as extents.
+
+    Where there are more the return has `next`. What happens meanwhile may be in it or
+    not.
+    """
+
+    name: ClassVar[str] = "query-map"
+    returns: ClassVar[Any] = PageMap
+
+    file: File
+    start: FirstPage = 0
+    limit: Limit | None = None
+
+
 class QueryNotifiers(Command, frozen=True, kw_only=True):
     """Lists the notifiers of all peers.
 
@@ -394,7 +410,7 @@ COMMANDS: Final[dict[str, type[Command]]] = {
         *(GetFd, CloseFd, MemfdCreate),
         *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
         *(GetPfn, PutPfn, GetMemory),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
         *(QueryStatus, QuerySemantics, MemoryFailure),
         *(TraceStart, TraceStop, Quit),
     )

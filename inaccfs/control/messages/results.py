@@ -107,6 +107,40 @@ class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     opens: int
 
 
+class MappedExtent(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True
+):
+    """Pages of a file that are all in the same state."""
+
+    # Of the first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # "hole" or "allocated"; "unknown" where the kernel does not tell.
+    memory: str
+    # Whether get-pfn has fetched them.
+    fetched: bool = False
+    # Of the folios of fetched pages.
+    order: int = 0
+    # Whether any peer has a reference to each of them.
+    referenced: bool = False
+    # Whether memory-failure has been called for them.
+    poisoned: bool = False
+    # Whether an invalidation of them is under way.
+    invalidating: bool = False
+    # Their attribute, in semantics that keep one.
+    private: bool | None = None
+
+
+class PageMap(Result, frozen=True, kw_only=True, omit_defaults=True):
+    """The pages of a file, from its first to its last."""
+
+    # In order of offset, and without gaps.
+    extents: list[MappedExtent]
+    # The page to go on with, if these are not all: `start` of the same command.
+    next: int | msgspec.UnsetType = msgspec.UNSET
+
+
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One registered notifier."""
 
