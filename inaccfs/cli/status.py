@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             output.say_json(encode(found))
         else:
-            output.say(_describe(found))
+            output.say(describe(found))
         return 0
     answers = list(_ask_all())
     statuses = [answer for answer in answers if not isinstance(answer, _Silent)]
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             output.complain(one.reason)
     if args.json:
         output.say_json(encode(statuses))
-    elif shown := [_describe(one) for one in answers if not _is_failed(one)]:
+    elif shown := [describe(one) for one in answers if not _is_failed(one)]:
         output.say("\n\n".join(shown))
     elif not silent:
         output.say("no inaccfs mounts")
@@ -92,7 +92,7 @@ def _ask_all() -> Iterator[Status | _Silent]:
             yield _Silent(path, reason, failed=False)
 
 
-def _describe(status: Status | _Silent) -> str:
+def describe(status: Status | _Silent) -> str:
     if isinstance(status, _Silent):
         # The message begins with the path.
         return printable(status.reason)

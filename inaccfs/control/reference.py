@@ -156,14 +156,14 @@ def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[s
     """A table of the members; none if there are none."""
     if not fields:
         return
-    comments = _comments(cls)
+    meanings = comments(cls)
     header = [title, "type", "default", "meaning"]
     rows = [
         [
             f"`{field.encode_name}`",
             _type(field.type, none=field.default is not None),
             "" if field.required else _default(field),
-            _description(field.type) or comments.get(field.name, ""),
+            _description(field.type) or meanings.get(field.name, ""),
         ]
         for field in fields
     ]
@@ -182,7 +182,7 @@ def _default(field: types.Field) -> str:
     return f"`{field.default}`"
 
 
-def _comments(cls: type) -> dict[str, str]:
+def comments(cls: type) -> dict[str, str]:
     """The comment above each member of a class, in its source."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):

@@ -587,7 +587,7 @@ def test_a_daemon_that_does_not_answer_is_an_error(
 
 
 def test_a_status_for_people() -> None:
-    assert status_command._describe(STATUS).splitlines() == [
+    assert status_command.describe(STATUS).splitlines() == [
         "/mnt",
         "  backing    private tmpfs",
         "  size       no limit",
