@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMMANDS: Final = (
-    *("mount", "umount", "status", "map", "trace", "metrics", "semantics"),
+    *("mount", "umount", "status", "top", "map", "trace", "metrics", "semantics"),
     *("qmp", "kvm", "probe", "experiment", "compare", "explore"),
     *("doctor", "report", "setup-system"),
 )

@@ -51,7 +51,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         default=[],
         metavar="KIND[,KIND...]",
         help="only these; may be repeated: allocate, punch, truncate, read, write, "
-        "lseek, ioctl, copy, get, put, move, poison, event, answer, evict",
+        "lseek, ioctl, copy, get, put, move, poison, event, answer, evict; or request, "
+        "the other requests of the kernel, which are left out otherwise",
     )
     parser.set_defaults(run=run)
 

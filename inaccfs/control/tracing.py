@@ -74,7 +74,7 @@ class Tracing:
         context = self._context
         feed = Feed(kinds, context.callers, context.files, context.tracers.wake)
         self._feed = feed
-        context.superblock.trace.listeners.append(feed.hear)
+        context.superblock.trace.listen(feed.hear, requests="request" in kinds)
         context.tracers.taken.add(self)
 
     def flush(self) -> bool:
@@ -106,9 +106,7 @@ class Tracing:
         return feed.lost
 
     def _listen_no_more(self, feed: Feed) -> None:
-        listeners = self._context.superblock.trace.listeners
-        if feed.hear in listeners:
-            listeners.remove(feed.hear)
+        self._context.superblock.trace.stop(feed.hear)
 
 
 def encoded(records: list[messages.TraceRecord], lost: int) -> bytes:

@@ -38,6 +38,9 @@ What: TypeAlias = Literal[
     "lseek",
     "ioctl",
     "copy",
+    # Any other request of the kernel, such as a LOOKUP, which `event` names. Only for
+    # who asks for them: there are many.
+    "request",
     # A peer has got references to pages, or has put some; in range are their pages, or
     # for "put" their frames.
     "get",
@@ -52,7 +55,10 @@ What: TypeAlias = Literal[
 ]
 
 BY_PROCESSES: Final = frozenset[What](
-    ("allocate", "punch", "truncate", "read", "write", "lseek", "ioctl", "copy")
+    (
+        *("allocate", "punch", "truncate", "request"),
+        *("read", "write", "lseek", "ioctl", "copy"),
+    )
 )
 """What is a system call, so that `Happened.who` is a process."""
 
@@ -73,7 +79,8 @@ class Happened(msgspec.Struct, frozen=True, gc=False):
     who: int
     # The errno of a call that has failed.
     error: int = 0
-    # The event, such as INVALIDATE, and its sequence; also of "answer" and "evict".
+    # The event, such as INVALIDATE, and its sequence; also of "answer" and "evict". Of
+    # a "request" its name.
     event: str = ""
     sequence: int = 0
     # To which notifier it was sent.
@@ -93,15 +100,44 @@ class Trace:
         self.counters: Final = Counters()
         # Called in the order in which they came. They may neither block nor raise.
         self.listeners: Final[list[Listener]] = []
+        # Those of them who want requests, too; and what is called with whether there
+        # are any.
+        self._for_requests: Final[list[Listener]] = []
+        self.watch_requests: Callable[[bool], object] = lambda on: None
+
+    def listen(self, listener: Listener, *, requests: bool = False) -> None:
+        """Call *listener* with all that happens, or with *requests* as well."""
+        self.listeners.append(listener)
+        if requests:
+            self._for_requests.append(listener)
+            self.watch_requests(True)
+
+    def stop(self, listener: Listener) -> None:
+        """Call *listener* no more. Harmless if done already."""
+        for listeners in (self.listeners, self._for_requests):
+            if listener in listeners:
+                listeners.remove(listener)
+        if not self._for_requests:
+            self.watch_requests(False)
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
         """Call *listener* with all that happens, for a with block."""
-        self.listeners.append(listener)
+        self.listen(listener)
         try:
             yield
         finally:
-            self.listeners.remove(listener)
+            self.stop(listener)
+
+    def tell_request(
+        self, name: str, file: int, who: int, error: int, began: int
+    ) -> None:
+        """A request about inode *file* has been handled."""
+        happened = Happened(
+            *(monotonic_ns(), "request", file, 0, 0, who, error, name, 0, 0, began)
+        )
+        for listener in tuple(self._for_requests):
+            listener(happened)
 
     def tell_refused(
         self, what: What, file: int, start: int, end: int, who: int, error: int

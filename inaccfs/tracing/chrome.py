@@ -107,7 +107,8 @@ class Picture:
         elif record.began:
             self._call(record)
         else:
-            self._mark(self._file(record).first, record)
+            name = record.event if record.kind == "request" else ""
+            self._mark(self._file(record).first, record, name)
 
     def close(self, lost: int, version: str) -> None:
         """Write the end. What is not over is drawn as far as it has got."""
@@ -125,7 +126,8 @@ class Picture:
         for sent in [one for one in self._sent.values() if one.cause == record.began]:
             # Its notifier has gone, which counts as an answer.
             self._end_event(sent, record.time, "its notifier has gone")
-        self._draw_call(record, record.kind, record.began, record.time)
+        name = record.event if record.kind == "request" else record.kind
+        self._draw_call(record, name, record.began, record.time)
 
     def _draw_call(self, record: TraceRecord, name: str, began: int, end: int) -> None:
         track = self._file(record).free(began, end)

@@ -67,6 +67,8 @@ def _what(record: TraceRecord) -> tuple[str, str]:
             return f"is evicted, without an answer to {record.event}({place})", number
         case "truncate":
             call = f"truncate({file}, from {record.end:#x} to {record.start:#x})"
+        case "request":
+            call = f"{record.event.lower()}({file})"
         case "lseek" | "ioctl" | "copy":
             call = f"{record.kind}({file})"
         case "move" | "poison" | "get" | "put":

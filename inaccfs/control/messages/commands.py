@@ -381,7 +381,10 @@ class TraceStart(Command, frozen=True, kw_only=True):
     owner_only: ClassVar[bool] = True
 
     kinds: Annotated[
-        list[What], Meta(description="what the trace is to have; empty for all")
+        list[What],
+        Meta(
+            description="what the trace is to have; empty for all but `request`",
+        ),
     ] = []
 
 

@@ -285,7 +285,7 @@ class TraceRecord(
     peer: int = 0
     # To which of its notifiers.
     notifier: int = 0
-    # The name of the event.
+    # The name of the event; of a `request` that of the opcode, such as LOOKUP.
     event: str = ""
     # As the event gave it.
     sequence: int = 0
