@@ -11,6 +11,7 @@ import msgspec
 
 from inaccfs.cli import output
 from inaccfs.cli.interrupts import interruptible
+from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import InaccfsError, OptionError
 
@@ -159,7 +160,10 @@ def _search(
     if not args.json:
         output.say(_HEAD)
     for case in cases:
-        outcome = explore(case, limits)
+        words = f"exploring {label} under {case.semantics.name}"
+        with progress(words, len(cases), ticks=True) as shown:
+            shown.update(len(outcomes))
+            outcome = explore(case, limits)
         outcomes.append(outcome)
         if args.json:
             rows.append(_as_row(outcome, label))

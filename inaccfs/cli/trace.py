@@ -8,10 +8,12 @@ import sys
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
+import msgspec
+
 from inaccfs._version import __version__
 from inaccfs.cli import output
 from inaccfs.cli.terminal import Ending
-from inaccfs.errors import InaccfsError
+from inaccfs.errors import InaccfsError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +56,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "lseek, ioctl, copy, get, put, move, poison, event, answer, evict; or request, "
         "the other requests of the kernel, which are left out otherwise",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON for each, for programs"
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from inaccfs.client import wire
     from inaccfs.client.tracing import Trace
 
+    if args.json and args.file is not None:
+        raise OptionError("--json prints, and -o prints nothing: leave one of them out")
     path = wire.find_socket(args.mountpoint)
     with ExitStack() as stack:
         ending = stack.enter_context(Ending())
@@ -86,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.mountpoint}: only root and the mount's owner may trace it"
             ) from None
         if args.file is None:
-            show: _Lines | _Picture = _Lines(ending)
+            show: _Lines | _Picture = _Json(ending) if args.json else _Lines(ending)
         else:
             show = _Picture(stack.enter_context(_opened(args.file)), args.file)
         output.mention(f"inaccfs: tracing {args.mountpoint}: Ctrl-C ends it")
@@ -140,12 +147,14 @@ class _Lines:
 
     def add(self, records: list[TraceRecord], lost: int) -> None:
         """Print them, and how many are missing *lost* in all so far."""
-        lines = [self._line(record) for record in records]
         # A reader such as less(1) may keep us waiting.
         with self._ending.interrupting():
-            if lines:
-                output.say("\n".join(lines))
+            if records:
+                self._show(records)
             self._tell_lost(lost)
+
+    def _show(self, records: list[TraceRecord]) -> None:
+        output.say("\n".join(map(self._line, records)))
 
     def close(self, lost: int) -> None:
         """Tell what was lost at the end."""
@@ -156,6 +165,18 @@ class _Lines:
 
         if lost > self._lost:
             output.say(lines.lost(lost - self._lost))
+            self._lost = lost
+
+
+class _Json(_Lines):
+    """Prints an object a record, as the protocol has it, each on a line."""
+
+    def _show(self, records: list[TraceRecord]) -> None:
+        output.say_json(b"\n".join(map(msgspec.json.encode, records)))
+
+    def _tell_lost(self, lost: int) -> None:
+        if lost > self._lost:
+            output.say_json(msgspec.json.encode({"lost": lost - self._lost}))
             self._lost = lost
 
 

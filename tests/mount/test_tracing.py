@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -130,6 +131,18 @@ def test_lines_are_there_as_things_happen(mount: Mount) -> None:
     assert f"[{os.getpid()} " in lines[2]
     assert "(/guest, 0x1000, 0x3000) = 0 <0.0" in lines[2]
     assert lines[3].endswith("= -1 EINVAL (Invalid argument)\n")
+
+
+def test_for_programs_there_is_an_object_a_line(mount: Mount) -> None:
+    with tracing(mount, "--json", "--filter", "punch") as tracer:
+        invalidate(mount)
+        assert tracer.stdout is not None
+        record = json.loads(tracer.stdout.readline())
+        tracer.send_signal(signal.SIGTERM)
+        assert tracer.wait(PATIENCE) == 0
+    assert (record["kind"], record["file"]) == ("punch", "/guest")
+    assert (record["start"], record["end"]) == (PAGE, 3 * PAGE)
+    assert 0 < record["began"] < record["time"]
 
 
 def test_a_trace_ends_with_its_mount(tmp_path: Path) -> None:
