@@ -45,6 +45,13 @@ class AttributesOfFile(ABC):
         """Which pages are private: ranges that cover the file, neighbours merged."""
         return self._ask(requests.query_memory_attributes(self._open_name))
 
+    def query_memory_attribute(self, offset: int) -> MemoryAttributes:
+        """kvm_gmem_is_private(): the range from page *offset* on that is of one kind.
+
+        It does not wait for a conversion that is under way. EINVAL past the end.
+        """
+        return self._ask(requests.query_memory_attribute(self._open_name, offset))
+
     def populate(
         self,
         offset: int,

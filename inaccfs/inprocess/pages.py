@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -76,6 +77,14 @@ class AttributesOfFile(ABC):
                 MemoryAttributes(start, end - start, private)
                 for start, end, private in file.attributes.since(0, file.count)
             ]
+
+    def query_memory_attribute(self, offset: int) -> MemoryAttributes:
+        """The range from page *offset* on that is of one kind."""
+        file = self._use()
+        with self._loop.inside():
+            for start, end, private in file.attributes.since(offset, file.count):
+                return MemoryAttributes(start, end - start, private)
+        raise OSError(errno.EINVAL, f"page {offset} lies past the end")
 
     def populate(
         self,
