@@ -11,7 +11,7 @@ from inaccfs.client.window import bus_error, pieces, span
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.client.requests import Request
+    from inaccfs.client.requests import Request, Run
     from inaccfs.control.messages import Extent, MemoryAttributes
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class AttributesOfFile(ABC):
         """
         return self._ask(requests.pin_pages(self._open_name, offset, count))
 
-    def unpin_pages(self, extents: Iterable[Extent]) -> None:
+    def unpin_pages(self, extents: Iterable[Run]) -> None:
         """unpin_user_pages(): give back a pin of each page of *extents*."""
         for command in requests.unpin_pages(self._open_name, extents):
             self._ask(requests.Request(command, lambda _: None))

@@ -281,7 +281,7 @@ def pin_pages(file: str, offset: int, count: int) -> Request[list[Extent]]:
     return Request(command, _extents, whole=True)
 
 
-def unpin_pages(file: str, extents: Iterable[Extent]) -> list[Command]:
+def unpin_pages(file: str, extents: Iterable[Run]) -> list[Command]:
     """The commands that give back a pin of each page of *extents*."""
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [

@@ -262,6 +262,30 @@ class ExploredFile:
         self._client.connected()
         self._file.set_memory_attributes(offset, count, private)
 
+    def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point(f"pins [{offset}, {offset + count})")
+        self._client.connected()
+        found = self._file.pin_pages(offset, count)
+        for extent in found:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] += 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        return found
+
+    def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point("unpins")
+        for extent in extents:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] -= 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        self._file.unpin_pages(extents)
+
     def populate(
         self,
         offset: int,

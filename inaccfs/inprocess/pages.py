@@ -15,6 +15,7 @@ from inaccfs.shim.populating import Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from inaccfs.client.requests import Run
     from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Holder
@@ -129,7 +130,7 @@ class AttributesOfFile(ABC):
 
         return self._loop.run(pin())
 
-    def unpin_pages(self, extents: Iterable[Extent]) -> None:
+    def unpin_pages(self, extents: Iterable[Run]) -> None:
         """Give back pins."""
         file = self._use()
         with self._loop.inside():

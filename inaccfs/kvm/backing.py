@@ -184,6 +184,27 @@ class BackingFile:
             raise OSError(errno.EINVAL, "a page of the file is converted as a whole")
         self.file.set_memory_attributes(start, end - start, private)
 
+    def pin(self, pgoff: int, pages: int) -> list[Frames]:
+        """Pin shared pages of 4 KiB, until `unpin`. EFAULT for a private one."""
+        shift = self.shift
+        first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
+        return [
+            Frames(
+                extent.offset << shift,
+                extent.pfn,
+                extent.count << shift,
+                extent.order,
+                False if self._in_place else None,
+            )
+            for extent in self.file.pin_pages(first, last - first + 1)
+        ]
+
+    def unpin(self, frames: Sequence[Frames]) -> None:
+        """Give back what `pin` has pinned."""
+        self.file.unpin_pages(
+            [Run(each.pfn, each.pages >> self.shift) for each in frames]
+        )
+
     def populate(
         self, pgoff: int, pages: int, source: ShimFile | None, source_offset: int
     ) -> int:

@@ -156,6 +156,8 @@ class FaultyFile:
         self.set_memory_attributes: Final = file.set_memory_attributes
         self.query_memory_attribute: Final = file.query_memory_attribute
         self.populate: Final = file.populate
+        self.pin_pages: Final = file.pin_pages
+        self.unpin_pages: Final = file.unpin_pages
 
     def query(self) -> FileInfo:
         if self._memfd.query_fails is not None:
