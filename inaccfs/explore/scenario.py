@@ -121,7 +121,8 @@ class Scenario:
 
     def _access(self, call: Callable[[], Any]) -> None:
         try:
-            call()
+            with self._world.schedule.access():
+                call()
         except (MemoryFaultExit, MmioExit) as exc:
             self._world.schedule.note(f"exits: {exc}")
         except ConnectionError:

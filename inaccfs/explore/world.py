@@ -12,6 +12,7 @@ from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.values import Values
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
     from inaccfs.semantics import Semantics
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notifiers import Notifier
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
@@ -66,12 +69,16 @@ class World:
         # The number of each file, by its st_ino; and each one's fd and size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
+        # By those numbers; and every notifier that there has been.
+        self.inodes: Final[list[InaccessibleFile]] = []
+        self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
         # How many frames have failed, and never come back.
         self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
-        self._punchers: Final[set[int]] = set()
+        self.punchers: Final[set[int]] = set()
+        Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
@@ -81,12 +88,15 @@ class World:
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
+        self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
     def _sight(self, number: int) -> seen.Sight:
-        return seen.Sight(self.schedule, number, frame, self._numbers)
+        return seen.Sight(
+            *(self.schedule, number, frame, self._numbers, self.notifiers)
+        )
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
@@ -150,12 +160,12 @@ class World:
             return
         assert isinstance(me, int)
         self._punching += 1
-        self._punchers.add(me)
+        self.punchers.add(me)
         try:
             self.mount.fallocate(fd, mode, offset, length)
         finally:
             self._punching -= 1
-            self._punchers.discard(me)
+            self.punchers.discard(me)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page), False)
             schedule.touch(seen.cell_key(number, page))
@@ -203,7 +213,7 @@ class World:
         schedule = self.schedule
         if not schedule.runs:
             return
-        removes = self.loop.me() in self._punchers
+        removes = self.loop.me() in self.punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self._numbers[os.fstat(fd).st_ino]
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
