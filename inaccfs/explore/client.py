@@ -9,10 +9,12 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
+from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
     from typing import Unpack
 
@@ -71,6 +73,7 @@ class _Client(Client):
                 if schedule.runs:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")
+        explored.held.clear()
         super().disconnect(why)
 
 
@@ -85,10 +88,13 @@ class ExploredClient:
         name: str,
         numbers: dict[int, int],
         who: int,
+        held: Counter[int],
         *,
         puts_late: bool = False,
     ) -> None:
         """*numbers* has a number for each file, by st_ino; *who* is its own.
+
+        *held* gets the references that it has, by frame.
 
         With *puts_late* references are put by an actor of their own, as a client sends
         a put-pfn and goes on.
@@ -97,6 +103,7 @@ class ExploredClient:
         self.name: Final = name
         self.loop: Final = loop
         self.numbers: Final = numbers
+        self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
         # Events that no callback has been called for, and puts that have been sent.
@@ -106,6 +113,9 @@ class ExploredClient:
         # What a weaker KVM does: see `inaccfs.explore.weaker`.
         self.puts_each = 1
         self.unregisters = True
+        self.bug: Callable[[], object] = bool
+        # It asks for the page beside the one that it means.
+        self.asks_beside = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
         # Each VM listens in a thread of its own.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
@@ -123,6 +133,8 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
+        event, start, end, _ = due.notice
+        self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
             due.answer()
@@ -192,6 +204,7 @@ class ExploredFile:
         self._file: Final = file
         self._schedule: Final = client.schedule
         self._number: Final = client.numbers[file.ino]
+        self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
         self._pages: Final[dict[int, int]] = {}
@@ -205,6 +218,11 @@ class ExploredFile:
 
     def get_pfn(self, offset: int) -> Extent:
         """See `ShimFile`."""
+        if self._client.asks_beside:
+            return self._get_pfn(offset ^ 1)._replace(offset=offset)
+        return self._get_pfn(offset)
+
+    def _get_pfn(self, offset: int) -> Extent:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
@@ -232,6 +250,7 @@ class ExploredFile:
             schedule.state.meet_as(seen.references_key(found.pfn), ())
             schedule.count(seen.references_key(found.pfn))
         self._pages[found.pfn] = offset
+        self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
@@ -253,21 +272,19 @@ class ExploredFile:
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        if not schedule.runs:
-            self._file.put_pfn(pfn, count)
-            return
-        page = self._pages[pfn]
-        schedule.touch(self._page(page), False)
-        known = self._known(page)
-        gone = not known or known[0].pfn != pfn
-        # Those to a page that is there are only counted; the last one to a page that
-        # has gone frees its frame.
-        if gone:
-            schedule.touch(seen.references_key(pfn))
-        else:
-            schedule.count(seen.references_key(pfn))
-        if self._locked:
-            schedule.touch(LOT)
+        if schedule.runs:
+            page = self._pages[pfn]
+            schedule.touch(self._page(page), False)
+            known = self._known(page)
+            # Those to a page that is there are only counted; the last one to a page
+            # that has gone frees its frame.
+            if known and known[0].pfn == pfn:
+                schedule.count(seen.references_key(pfn))
+            else:
+                schedule.touch(seen.references_key(pfn))
+            if self._locked:
+                schedule.touch(LOT)
+        self._client.held[pfn] -= 1
         schedule.note(f"puts frame {frame(pfn)}")
         if self._file.client.lost is not None:
             return
@@ -324,11 +341,18 @@ class ExploredFile:
 
         def call(start: int, end: int) -> None:
             try:
+                self._client.bug()
                 callback(start, end)
             except Ended:
                 pass
-            except (KeyboardInterrupt, SpinError) as exc:
+            except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
                 self._schedule.fail(exc)
+            except Exception as exc:
+                self._schedule.violate(
+                    "raises",
+                    f"a callback of {self._client.name} raises "
+                    f"{type(exc).__name__}: {exc}",
+                )
 
         # Whose state it changes: that is no part of what the caller knows.
         call.__dict__["owner"] = getattr(callback, "__self__", None)

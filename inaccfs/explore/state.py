@@ -39,6 +39,8 @@ class State:
         # in each.
         self.of_key: Final[dict[Key, Callable[[], Value]]] = {}
         self.of_kind: Final[dict[Key, Callable[..., Value]]] = {}
+        # What is a part of each state, and no step touches.
+        self.beside: Final[list[Callable[[], Value]]] = []
         # Of each key that was touched: its value now; and before all steps.
         self._values: Final[dict[Key, Value]] = {}
         self._first: Final[dict[Key, Value]] = {}
@@ -103,4 +105,5 @@ class State:
     def number(self, actors: Iterable[Actor], more: Hashable) -> int:
         """The hash of the state; *more* belongs to it."""
         known = tuple([None if actor.done else actor.known for actor in actors])
-        return hash((frozenset(self._changed.items()), known, more))
+        beside = tuple([each() for each in self.beside])
+        return hash((frozenset(self._changed.items()), known, beside, more))

@@ -207,7 +207,9 @@ class Values:
             punched: Any = memory.frames
             if punched._punched.get(pfn - FIRST_PFN):
                 found.append((number, 0, ()))
-        return tuple(sorted(found))
+        held = self._world.frames.held.items()
+        kept = [(name, str(each[pfn])) for name, each in held if each[pfn]]
+        return (*sorted(found), *kept)
 
 
 def _begun(callback: object) -> int:
