@@ -37,6 +37,9 @@ class Chance:
         """See `Chooser`."""
         self.steps.append(step)
 
+    def end(self) -> None:
+        """See `Chooser`."""
+
     def advance(self) -> bool:
         """Prepare the next schedule; False if there is none."""
         return True
@@ -126,6 +129,9 @@ class Tree(Generic[_N]):
             raise UnstableError(
                 f"step {self._depth}, of {name}, {difference(node.step, step)}"
             )
+
+    def end(self) -> None:
+        """See `Chooser`."""
 
     def advance(self) -> bool:
         """Prepare the next schedule; False if there is none."""

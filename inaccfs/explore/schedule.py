@@ -35,6 +35,8 @@ class Step(NamedTuple):
 
     actor: int
     touched: dict[Key, bool]
+    # Those of the keys that it has counted, and has not looked at.
+    counted: set[Key]
     # What the actor knows after it: see `Actor.known`.
     known: int
 
@@ -50,6 +52,9 @@ class Chooser(Protocol):
 
     def record(self, step: Step) -> None:
         """A step has been taken."""
+
+    def end(self) -> None:
+        """The schedule has come to its end, and was not ended by `choose`."""
 
 
 class Kept(Protocol):
@@ -309,7 +314,7 @@ class Schedule:
             if lock.kept:
                 self._touched[lock.key] = True
         self.state.step(me, self._seen, self._touched, self._counted)
-        self._chooser.record(Step(me.index, self._touched, me.known))
+        self._chooser.record(Step(me.index, self._touched, self._counted, me.known))
 
     def _check(self) -> None:
         """What the scenario says holds always, and reads as this step does."""
@@ -417,6 +422,8 @@ class Schedule:
             self.current, self._next = self._next, None
             carrier.enter(self.current.thread)
         self.current = None
+        if self.error is None and self.ended != "pruned":
+            self._chooser.end()
         self._dead = True
         for actor in self.actors:
             carrier.kill(actor.thread)

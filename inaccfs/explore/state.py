@@ -44,8 +44,9 @@ class State:
         # Of each key that was touched: its value now; and before all steps.
         self._values: Final[dict[Key, Value]] = {}
         self._first: Final[dict[Key, Value]] = {}
-        # Those that are not what they were before all steps.
-        self._changed: Final[dict[Key, Value]] = {}
+        # Those that are not what they were before all steps: the sum of their hashes,
+        # as each step changes it by itself.
+        self._changed = 0
 
     def begin(self, actors: Sequence[Actor]) -> None:
         """The actors begin."""
@@ -96,14 +97,22 @@ class State:
         value = self._value(key)
         if value is None:
             value = actor.known
+        before, first = self._values[key], self._first[key]
+        if before != first:
+            self._changed ^= hash((key, before))
+        if value != first:
+            self._changed ^= hash((key, value))
         self._values[key] = value
-        if value == self._first[key]:
-            self._changed.pop(key, None)
-        else:
-            self._changed[key] = value
 
     def number(self, actors: Iterable[Actor], more: Hashable) -> int:
-        """The hash of the state; *more* belongs to it."""
-        known = tuple([None if actor.done else actor.known for actor in actors])
-        beside = tuple([each() for each in self.beside])
-        return hash((frozenset(self._changed.items()), known, beside, more))
+        """The hash of the state; *more* belongs to it.
+
+        If two states differ in one part, so do their hashes, by what depends on that
+        part only.
+        """
+        found = self._changed ^ hash(("more", more))
+        for actor in actors:
+            found ^= hash((actor.index, None if actor.done else actor.known))
+        for index, each in enumerate(self.beside):
+            found ^= hash(("beside", index, each()))
+        return found
