@@ -15,6 +15,7 @@ from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.values import Values
 from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, Vmm
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
     from inaccfs.semantics import Semantics
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notifiers import Notifier
 
 MOST_PAGES: Final = 512
 """A scenario is about few pages: each is looked at by itself."""
@@ -63,10 +66,14 @@ class World:
         # The number of each file, by its st_ino; and each one's fd and size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
+        # By those numbers; and every notifier that there has been.
+        self.inodes: Final[list[InaccessibleFile]] = []
+        self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
-        self._punchers: Final[set[int]] = set()
+        self.punchers: Final[set[int]] = set()
+        Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
@@ -77,6 +84,7 @@ class World:
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
+        self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
         self.judge.sizes.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
@@ -90,7 +98,9 @@ class World:
         return found
 
     def _sight(self, number: int) -> seen.Sight:
-        return seen.Sight(self.schedule, number, frame, self._numbers)
+        return seen.Sight(
+            *(self.schedule, number, frame, self._numbers, self.notifiers)
+        )
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
@@ -115,6 +125,7 @@ class World:
         made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
+        schedule.state.beside.append(made.balance)
         client.listen = kvm.listen
         if kvm.spoil is not None:
             kvm.spoil(made, client)
@@ -162,12 +173,12 @@ class World:
             return
         assert isinstance(me, int)
         self._punching += 1
-        self._punchers.add(me)
+        self.punchers.add(me)
         try:
             self.mount.fallocate(fd, mode, offset, length)
         finally:
             self._punching -= 1
-            self._punchers.discard(me)
+            self.punchers.discard(me)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page), False)
             schedule.touch(seen.cell_key(number, page))
@@ -244,7 +255,7 @@ class World:
         schedule = self.schedule
         if not schedule.runs:
             return
-        removes = self.loop.me() in self._punchers
+        removes = self.loop.me() in self.punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self.check_file(fd)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
