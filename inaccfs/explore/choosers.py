@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from inaccfs.explore.schedule import UnstableError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -12,10 +14,6 @@ if TYPE_CHECKING:
     from inaccfs.explore.state import Key
 
 _N = TypeVar("_N", bound="Node")
-
-
-class UnstableError(Exception):
-    """The same choices have led somewhere else."""
 
 
 class Chance:
