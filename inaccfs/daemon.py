@@ -30,7 +30,7 @@ from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.fuse.seal import make_seal
 from inaccfs.helper.process import OOM_SCORE_ADJ
 from inaccfs.helper.tasks import Helper
-from inaccfs.semantics.telling import telling
+from inaccfs.semantics.logged import with_logged_refusals
 from inaccfs.shim import framesource
 from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.allocator import Allocator
@@ -198,7 +198,7 @@ class _Daemon:
         self._ack_timeouts = AckTimeouts(config.policy.ack_seconds)
         headroom = Headroom("/proc/self")
         self._superblock = Superblock(
-            telling(config.rules),
+            with_logged_refusals(config.rules),
             backing.page_size,
             allocator=Allocator(parts.helper, headroom),
             headroom=headroom,

@@ -52,6 +52,11 @@ _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 1.5
 _STOP_SECONDS: Final = 60.0
 
+# After that it is looked at: it hangs if it is found waiting so many times in a row.
+# Once is not enough, for a daemon also waits for its helper.
+_LOOKS: Final = 5
+_LOOK_SECONDS: Final = 0.1
+
 
 def start_daemon(
     words: Sequence[str],
@@ -127,7 +132,8 @@ def start_daemon(
         if daemon.returncode == 0:
             raise MountError("the daemon ended before there was a mount")
         raise MountError(
-            f"the daemon was killed by signal {-daemon.returncode} as it started"
+            f"the daemon was killed by signal {-daemon.returncode} as it started: "
+            "try again with --foreground"
         )
 
 
@@ -275,8 +281,8 @@ def mounted(
                 )
             except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                told = lines[-1] if lines else str(exc)
-                raise MountError(told.removeprefix("inaccfs: ")) from None
+                message = lines[-1] if lines else str(exc)
+                raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
         own = OwnMount(finding.find(str(path)))
@@ -364,14 +370,14 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
-    while True:
+    idle = 0
+    while idle < _LOOKS and time.monotonic() < deadline:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            if not _is_running(daemon.pid) or time.monotonic() > deadline:
-                break
-            seconds = 0.1
+            idle = 0 if _is_running(daemon.pid) else idle + 1
+            seconds = _LOOK_SECONDS
         else:
             return
     daemon.kill()

@@ -192,11 +192,11 @@ def _begin(stack: ExitStack, options: dict[str, Any]) -> inaccfs.Mount:
     try:
         return stack.enter_context(inaccfs.mounted(**options))
     except inaccfs.InaccfsError as exc:
-        told = f"cannot mount: {exc}"
+        message = f"cannot mount: {exc}"
     except (TypeError, ValueError) as exc:
-        told = f"cannot mount with {options}: {exc}"
+        message = f"cannot mount with {options}: {exc}"
     # Not in the handler: the report would show what was handled, too.
-    _fail(told)
+    _fail(message)
 
 
 def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from inaccfs import syscalls
+from inaccfs import mountcalls
 from inaccfs.backing.fallback import directory_on_tmpfs
 from inaccfs.backing.root import Backing, open_root
 from inaccfs.backing.usertmpfs import detached_in_user_namespace
@@ -34,10 +34,10 @@ def private_tmpfs(
     wanted = {"mode": "0700", **options.as_mount_options()}
     try:
         if os.geteuid() == 0:
-            mount = syscalls.detached_mount("tmpfs", wanted, flags)
+            mount = mountcalls.detached_mount("tmpfs", wanted, flags)
         else:
             mount = detached_in_user_namespace(wanted, flags)
-    except syscalls.FsConfigError as exc:
+    except mountcalls.FsConfigError as exc:
         raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc
     except OSError as exc:
         if exc.errno == errno.EINVAL:

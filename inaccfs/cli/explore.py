@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs.cli import output
+from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import OptionError
 from inaccfs.streams import printable_lines
@@ -132,13 +133,9 @@ def _list(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from inaccfs.explore import load as scenarios
     from inaccfs.explore.search import Case
-    from inaccfs.explore.weaker import KVMS
     from inaccfs.semantics import load
 
-    if args.kvm not in KVMS:
-        raise OptionError(
-            f"unknown KVM {quoted(args.kvm)}: there are {', '.join(KVMS)}"
-        )
+    scenarios.known_kvm(args.kvm)
     _check_options(args)
     found = scenarios.scenario(args.scenario)
     label = scenarios.label(args.scenario)
@@ -153,7 +150,16 @@ def _run(args: argparse.Namespace) -> int:
             (name, Case(found, one, args.kvm))
             for name, one in scenarios.versions().items()
         ]
-    return _search(args, rows, label)
+    with interruptible() as interrupted:
+        limits = _limits(args)._replace(stop=interrupted.is_set)
+        status = _search(args, rows, label, limits)
+        return INTERRUPTED if interrupted.is_set() else status
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    from inaccfs.explore.search import Limits
+
+    return Limits(None if args.all else args.seconds or 60.0, args.preemptions)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -178,12 +184,11 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _search(
-    args: argparse.Namespace, cases: Sequence[tuple[str, Case]], label: str
+    args: argparse.Namespace,
+    cases: Sequence[tuple[str, Case]],
+    label: str,
+    limits: Limits,
 ) -> int:
-    from inaccfs.explore.search import Limits
-
-    seconds = None if args.all else args.seconds or 60.0
-    limits = Limits(seconds, args.preemptions)
     rows: list[tuple[str, Outcome]] = []
     table = _Table(label, args.kvm, [name for name, _ in cases])
     if not args.json:
@@ -199,7 +204,7 @@ def _search(
             output.say_json(msgspec.json.encode({"rows": found}))
     if len(cases) == 1:
         _show_found(rows[0][1], args)
-    elif not args.json and any(outcome.found for _, outcome in rows):
+    elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
         output.say("\nwith one --semantics you see the shortest schedule")
     return _status([outcome for _, outcome in rows])
 
@@ -207,7 +212,7 @@ def _search(
 def _outcomes(
     cases: Sequence[tuple[str, Case]], limits: Limits
 ) -> Iterator[tuple[str, Outcome]]:
-    """A row for each name; the last one is a search that was interrupted, if any."""
+    """A row for each name, until the search is to stop."""
     from inaccfs.explore.search import explore
 
     done: dict[Case, Outcome] = {}
@@ -215,13 +220,11 @@ def _outcomes(
         if case not in done:
             done[case] = explore(case, limits)
         yield name, done[case]
-        if done[case].interrupted:
+        if limits.stop():
             return
 
 
 def _status(outcomes: list[Outcome]) -> int:
-    if any(outcome.interrupted for outcome in outcomes):
-        return INTERRUPTED
     if any(outcome.found for outcome in outcomes):
         return 1
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE
@@ -335,6 +338,9 @@ _GUILTY: Final = re.compile(r"^\*.*$", re.MULTILINE)
 def _show(found: Timeline) -> None:
     from inaccfs.explore import timeline
 
+    if not found.lines:
+        output.say("no actor takes a step: it is what setup() has done")
+        return
     if not sys.stdout.isatty():
         output.say(timeline.as_list(found))
         return
@@ -354,10 +360,9 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
     from inaccfs.explore import replay, timeline
 
     found = timeline.replayed(case, replay.choices(case, args.replay))
-    violation = found.violation
     if args.json:
         steps = [{"actor": line.actor, "text": line.text} for line in found.lines]
-        kinds = [] if violation is None else [violation.kind]
+        kinds = sorted({each.kind for each in found.violations})
         row = {
             "scenario": label,
             "semantics": case.semantics.name,
@@ -374,14 +379,14 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
         }
         output.say_json(msgspec.json.encode({"rows": [row]}))
     else:
-        if violation is None:
+        for each in found.violations:
+            output.say(f"{each.kind}: {each.text}")
+        if not found.violations:
             output.say("clean: this schedule shows nothing")
-        else:
-            output.say(f"{violation.kind}: {violation.text}")
         _show(found)
     if args.trace is not None:
         _write_trace(args.trace, found)
-    return NOT_COMPLETE if violation is None else 1
+    return 1 if found.violations else NOT_COMPLETE
 
 
 def _write_trace(path: str, found: Timeline) -> None:

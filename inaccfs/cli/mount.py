@@ -175,7 +175,9 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
             if fd is not None:
                 os.fstat(fd)
         except (OSError, OverflowError):
-            raise OptionError(f"{name}-fd {fd}: no such fd") from None
+            raise OptionError(
+                f"--{name}-fd {fd}: no such fd: give an open one"
+            ) from None
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
     else:

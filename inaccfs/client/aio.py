@@ -19,7 +19,7 @@ import trio
 
 from inaccfs.client import requests, tasks
 from inaccfs.client.errors import ControlError
-from inaccfs.client.notifying import Callbacks, Range, tell
+from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.tasks import Notifier
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
@@ -65,7 +65,7 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
         except Exception as exc:
             # To come out as it is, and not in a nursery's ExceptionGroup.
             error = exc
-    tell(connection.notifiers.take_raised(), error)
+    raise_or_note(connection.notifiers.take_raised(), error)
     if error is not None:
         raise error
 

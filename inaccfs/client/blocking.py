@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inaccfs.client import requests, wire
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.notifying import Callbacks, Range, tell
+from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.threads import Listener, Notifier
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
@@ -77,7 +77,7 @@ class Client:
         self._files: Final[set[File]] = set()
         self._names: Final = itertools.count()
         self._do: Final = commands.do
-        self._tell: Final = commands.tell
+        self._post: Final = commands.post
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -178,7 +178,7 @@ class Client:
         Raises:
             BaseException: an exception of a callback that no unregister() has raised.
         """
-        tell(self._close(), None)
+        raise_or_note(self._close(), None)
 
     def _close(self) -> BaseException | None:
         """Close; return the exception to raise, if any."""
@@ -202,7 +202,7 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(self._close(), error)
+        raise_or_note(self._close(), error)
 
     def _listen(self) -> Listener:
         """The connection of the notifiers; a new one if the last was lost."""
@@ -270,7 +270,7 @@ class File:
         Without *wait* it does not wait for the reply: an error is only logged, when the
         client is used next or closed.
         """
-        do = self._client._do if wait else self._client._tell
+        do = self._client._do if wait else self._client._post
         do(requests.put_pfn(self._open_name, pfn, count))
 
     def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
@@ -278,7 +278,7 @@ class File:
 
         EINVAL if this client lacks a reference to one; others may have been put.
         """
-        do = self._client._do if wait else self._client._tell
+        do = self._client._do if wait else self._client._post
         for command in requests.put_pfns(self._open_name, extents):
             do(requests.Request(command, lambda _: None))
 

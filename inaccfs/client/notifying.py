@@ -138,9 +138,9 @@ class Registration:
         self.running = 0
         # No callback is called any more.
         self.leaving = False
-        # The daemon has been told.
+        # The daemon has been asked to remove it.
         self.asked = False
-        # The daemon knows, or is not there. Then `on_left` is called.
+        # The daemon has removed it, or is not there. Then `on_left` is called.
         self.left = False
         self._on_left = on_left
         # Why that went wrong.
@@ -325,15 +325,18 @@ class Notifiers:
 
         def done() -> None:
             self._registered.pop(registration.number, None)
-            registration.settle(self._worth_telling(call.error))
+            registration.settle(self._unexpected(call.error))
 
         if call.done:
             done()
         else:
             call.on_done = done
 
-    def _worth_telling(self, error: OSError | None) -> OSError | None:
-        """A notifier goes with its daemon, and with its client, as it should."""
+    def _unexpected(self, error: OSError | None) -> OSError | None:
+        """*error*, unless the client was closed or the daemon has shut down.
+
+        A notifier is expected to end with either.
+        """
         expected = isinstance(error, ClientClosedError) or (
             isinstance(error, ControlError) and self._conversation.shutdown is not None
         )
@@ -342,23 +345,26 @@ class Notifiers:
     def _end(self) -> None:
         ended = self._conversation.ended
         assert ended is not None
-        if self._registered and self._worth_telling(ended):
+        if self._registered and self._unexpected(ended):
             log.error("%s; notifiers registered no more: %d", ended, len(self))
         for registration in self._registered.values():
-            registration.settle(self._worth_telling(ended.again()))
+            registration.settle(self._unexpected(ended.again()))
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
         """The first exception that no caller has got; its notes tell of the others."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
-        told = [error for error in errors if error is not None]
-        if len(told) > 1:
-            told[0].add_note(f"callbacks of {len(told) - 1} more notifiers raised, too")
-        return told[0] if told else None
+        raised = [error for error in errors if error is not None]
+        if len(raised) > 1:
+            more = len(raised) - 1
+            raised[0].add_note(f"callbacks of {more} more notifiers raised, too")
+        return raised[0] if raised else None
 
 
-def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
+def raise_or_note(
+    raised: BaseException | None, leaving_for: BaseException | None
+) -> None:
     """Raise *raised* at the end of a with block, unless the block itself raised.
 
     In that case the block's exception gets a note; the log has *raised*, too.

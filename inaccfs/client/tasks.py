@@ -12,7 +12,7 @@ import trio
 
 from inaccfs.client import errors, wire
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.client.notifying import Notifiers, Registered, tell
+from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.outlet import Outlet
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Notifier(Registered):
         have returned. So it is if the task is cancelled while it waits here. It raises
         the same as in the blocking face.
         """
-        tell(await self._unregister(), None)
+        raise_or_note(await self._unregister(), None)
 
     async def _unregister(self) -> BaseException | None:
         self._connection.leave(self._registration)
@@ -238,4 +238,4 @@ class Notifier(Registered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(await self._unregister(), error)
+        raise_or_note(await self._unregister(), error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.client import errors, requests, wire
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.client.notifying import Notifiers, Registered, tell
+from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.messages import CloseFd
 from inaccfs.control.outlet import Outlet
 
@@ -197,13 +197,13 @@ class Notifier(Registered):
         """Return when no callback runs, and none will.
 
         In a callback it returns at once: no more callbacks are called, and the daemon
-        is told when the running one has returned.
+        removes the notifier when the running one has returned.
 
         Raises:
             BaseException: the first exception of its callbacks.
             ConnectionLostError: the daemon had hung up, so events may have been missed.
         """
-        tell(self._unregister(), None)
+        raise_or_note(self._unregister(), None)
 
     def _unregister(self) -> BaseException | None:
         self._listener.leave(self._registration)
@@ -221,4 +221,4 @@ class Notifier(Registered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(self._unregister(), error)
+        raise_or_note(self._unregister(), error)

@@ -32,4 +32,4 @@ class Outbound(Protocol):
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
 
     def evict(self, reason: str, text: str) -> None:
-        """Disconnect the peer. *reason* says why; *text* tells the log more."""
+        """Disconnect the peer. *reason* says why; *text* has more for the log."""

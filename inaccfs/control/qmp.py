@@ -19,7 +19,7 @@ from inaccfs.control import messages
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # Any JSON that the peer has chosen, repeated to the letter; empty if it has none.
 RequestId = msgspec.Raw
@@ -31,6 +31,22 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 _any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+class _Decoders(dict[str, msgspec.json.Decoder[Any]]):
+    """Decoders of types by name. Each is made when it is first needed.
+
+    Most peers use few of them, and to make them all takes a while.
+    """
+
+    def __init__(self, types: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._types: Final = types
+
+    def __missing__(self, name: str) -> msgspec.json.Decoder[Any]:
+        # A KeyError here is for who has asked.
+        made = self[name] = msgspec.json.Decoder(self._types[name])
+        return made
 
 
 class Framing:
@@ -99,9 +115,7 @@ class MalformedError(BadRequestError):
 
 
 _envelope_decoder: Final = msgspec.json.Decoder(_Envelope)
-_command_decoders: Final = {
-    name: msgspec.json.Decoder(command) for name, command in COMMANDS.items()
-}
+_command_decoders: Final = _Decoders(COMMANDS)
 
 
 def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
@@ -118,13 +132,14 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
             request_id.decode()
     except _NOT_JSON as exc:
         raise MalformedError("GenericError", f"EINVAL: {exc}", NO_ID) from exc
-    decoder = _command_decoders.get(envelope.execute)
-    if decoder is None:
+    try:
+        decoder = _command_decoders[envelope.execute]
+    except KeyError:
         raise BadRequestError(
             "CommandNotFound",
             f"The command {envelope.execute} has not been found",
             envelope.id,
-        )
+        ) from None
     try:
         return decoder.decode(envelope.arguments), envelope.id
     except _NOT_JSON as exc:
@@ -231,12 +246,10 @@ class NotQmpError(Exception):
 
 
 _incoming_decoder: Final = msgspec.json.Decoder(_Incoming)
-_event_decoders: Final = {
-    name: msgspec.json.Decoder(event) for name, event in EVENTS.items()
-}
-_return_decoders: Final[dict[type[Command], msgspec.json.Decoder[Any]]] = {
-    command: msgspec.json.Decoder(command.returns) for command in COMMANDS.values()
-}
+_event_decoders: Final = _Decoders(EVENTS)
+_return_decoders: Final = _Decoders(
+    {name: command.returns for name, command in COMMANDS.items()}
+)
 
 
 def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
@@ -248,8 +261,10 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     try:
         found = _incoming_decoder.decode(line)
         if found.event is not None:
-            decoder = _event_decoders.get(found.event)
-            return None if decoder is None else decoder.decode(found.data)
+            if found.event not in EVENTS:
+                return None
+            event: Event = _event_decoders[found.event].decode(found.data)
+            return event
     except _NOT_JSON as exc:
         raise NotQmpError(f"not QMP: {exc}") from exc
     if found.error is not None:
@@ -268,7 +283,7 @@ def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: A
         NotQmpError: the server has returned something else.
     """
     try:
-        return _return_decoders[command].decode(value)
+        return _return_decoders[command.name].decode(value)
     except _NOT_JSON as exc:
         raise NotQmpError(f"{command.name} returned something else: {exc}") from exc
 

@@ -1,4 +1,4 @@
-"""What the query commands tell: the state of all peers and files of a mount."""
+"""The query commands: the state of all peers and files of a mount."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _rows(
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
     """What there is of one file from *place* on, each with its own; one more than room.
 
-    Must not be gone on with after anything has changed.
+    Drop the iterator when anything changes: it is not valid after that.
     """
     ino, peer, at, skipped = place
     if not peer:

@@ -56,12 +56,12 @@ def introspect(
         TypeError: QMP has no type for a member's, or two types have one name.
     """
     types = _Types()
-    told = [_command(command, types) for command in commands]
-    told += [
+    schema = [_command(command, types) for command in commands]
+    schema += [
         {"name": event.name, "meta-type": "event", "arg-type": types.name_of(event)}
         for event in events
     ]
-    return [*told, *types.infos.values()]
+    return [*schema, *types.infos.values()]
 
 
 def _command(command: type[Command], types: _Types) -> SchemaInfo:
@@ -71,7 +71,7 @@ def _command(command: type[Command], types: _Types) -> SchemaInfo:
         "arg-type": types.name_of(command),
         "ret-type": types.name_of(command.returns),
     }
-    # QEMU's place for what a client must know and no type tells.
+    # QEMU's place for what a client must know and the types do not show.
     features = {
         "owner-only": command.owner_only,
         "takes-fd": command.takes_fd,

@@ -33,11 +33,11 @@ class _Taken(NamedTuple):
     """The median time of a punch, in µs, and how many notifiers it reached."""
 
     time: float
-    told: float
+    reached: float
 
     @property
     def shown(self) -> tuple[int, int]:
-        return round(self.time), round(self.told)
+        return round(self.time), round(self.reached)
 
 
 class Tree(V8):
@@ -124,8 +124,8 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
             times = 1 + max(min(_EVENTS // concerned, 100), 3)
             events = bench.shim.query_stats().events
             samples = [_punch(fd) for _ in range(times)]
-            told = (bench.shim.query_stats().events - events) / times
-            found.append(_Taken(statistics.median(samples[1:]), told))
+            reached = (bench.shim.query_stats().events - events) / times
+            found.append(_Taken(statistics.median(samples[1:]), reached))
     return found
 
 

@@ -164,12 +164,12 @@ def _watch(bench: Bench, mover: Callable[[Bench, _Guest], str]) -> list[object]:
         events = bench.shim.query_stats().events
         outcome = mover(bench, guest)
         stale = guest.stale()
-        told = bench.shim.query_stats().events - events
+        sent = bench.shim.query_stats().events - events
         if not stale:
-            return [outcome, 0, "none", told, 0]
+            return [outcome, 0, "none", sent, 0]
         others = Neighbour(stack, bench.shim, _OTHERS)
         others.take(_OTHERS)
-        return [outcome, len(stale), "some", told, len(stale & others.frames)]
+        return [outcome, len(stale), "some", sent, len(stale & others.frames)]
 
 
 def _run(lab: Lab) -> None:

@@ -108,7 +108,7 @@ class _Guest:
         found = self._pool.submit(self._read).result(parts.PATIENCE)
         faulted = bool(self._watched.seen)
         if spte is not None and not faulted and spte.pfn in self._neighbour.frames:
-            # The guest's data is gone, too.
+            # And no longer the guest's data.
             self._used += found != _SECRET
 
     def fault(self) -> None:

@@ -87,8 +87,8 @@ class _Guest:
         stack.callback(os.close, self.fd)
         fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
         self.other: Final[File] = stack.enter_context(other.file(self.fd))
-        # Set when KVM has been told and has not zapped yet; and when it may, and has.
-        self.told: Final = Event()
+        # Set when KVM has the event and has not zapped yet; when it may; when it has.
+        self.got_event: Final = Event()
         self.may_zap: Final = Event()
         self.zapped: Final = Event()
         self.vm: Final = stack.enter_context(VM(bench.shim, hooks=self._hook))
@@ -101,7 +101,7 @@ class _Guest:
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         if point == "invalidate:begin":
-            self.told.set()
+            self.got_event.set()
             self.may_zap.wait(_PATIENCE)
         elif point == "invalidate:end":
             self.zapped.set()
@@ -174,8 +174,8 @@ def _read_in_window(guest: _Guest) -> str:
     """What a vCPU reads after KVM has got the event, if any, and before it zaps."""
     with ThreadPoolExecutor() as pool:
         report = pool.submit(guest.report, _POISONED)
-        report.add_done_callback(lambda _: guest.told.set())
-        guest.told.wait(_PATIENCE)
+        report.add_done_callback(lambda _: guest.got_event.set())
+        guest.got_event.wait(_PATIENCE)
         found = guest.read(_POISONED)
         guest.may_zap.set()
     return found

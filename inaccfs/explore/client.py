@@ -58,7 +58,7 @@ class Registered:
 
 
 class _Client(Client):
-    """Tracks that it is disconnected, whoever does that."""
+    """Tracks that it is disconnected, by either side."""
 
     explored: ExploredClient
 

@@ -75,7 +75,7 @@ class CountedInvalidation(Invalidation):
         else:
             self._sight.schedule.violate(
                 "unpaired",
-                f"{self._who} is told of an end, and of no begin before it",
+                f"{self._who} gets an end without a begin before it",
             )
             self.seq += 1
             self.in_progress -= 1

@@ -10,9 +10,10 @@ from inaccfs.errors import OptionError
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
+from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import VERSIONS
 from inaccfs.semantics.checking import in_a_line
-from inaccfs.semantics.load import line_of, read_module, split
+from inaccfs.semantics.load import line, read_module, split
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _module(path: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
-        reason = f"{line_of(exc, path)}{in_a_line(exc)}"
+        reason = f"{line(exc, path)}{in_a_line(exc)}"
         raise ScenarioError(f"scenario {path}: {reason}") from exc
     return module
 
@@ -89,6 +90,13 @@ def check(found: type[Scenario]) -> None:
             raise ScenarioError(f"{called}.{name} is not a method")
         if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
             raise ScenarioError(f"{called}.{name} is called, and must be a plain def")
+
+
+def known_kvm(wanted: str) -> str:
+    """*wanted*, if it is a word of --kvm; else raises `OptionError`."""
+    if wanted not in KVMS:
+        raise OptionError(f"unknown KVM {quoted(wanted)}: there are {', '.join(KVMS)}")
+    return wanted
 
 
 def label(wanted: str) -> str:

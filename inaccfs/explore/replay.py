@@ -35,7 +35,7 @@ def choices(case: Case, wanted: str) -> list[int]:
         OptionError: it is none, or that of another version of the scenario or rules.
     """
     version, dash, steps = wanted.partition("-")
-    if not dash or not steps or set(steps) - set(_DIGITS):
+    if not dash or set(steps) - set(_DIGITS):
         raise OptionError(
             f"{quoted(wanted)} is no replay ID: take it as explore prints it"
         )

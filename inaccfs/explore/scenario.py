@@ -130,7 +130,7 @@ class Scenario:
         except (MemoryFaultExit, MmioExit) as exc:
             world.schedule.note(f"exits: {exc}")
             if isinstance(exc, MemoryFaultExit):
-                world.check_exit(vcpu, exc)
+                world.judge.exit(vcpu, exc)
         except ConnectionError:
             world.schedule.note("its daemon has disconnected it")
 

@@ -322,7 +322,7 @@ class Schedule:
         if self.after is not None:
             self._check()
         for lock in self._opened:
-            # Kept over a point: whoever wants it conflicts with this.
+            # Kept over a point: other actors that want it conflict with this.
             if lock.kept:
                 self._touched[lock.key] = True
         self.state.step(me, self._seen, self._touched, self._counted)

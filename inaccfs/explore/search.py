@@ -22,7 +22,7 @@ from inaccfs.explore.world import World
 from inaccfs.semantics.checking import in_a_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from inaccfs.explore.scenario import Scenario
     from inaccfs.explore.schedule import Step
@@ -52,6 +52,10 @@ class Case(NamedTuple):
     kvm: str = "kvm"
 
 
+def _never() -> bool:
+    return False
+
+
 class Limits(NamedTuple):
     """When a search ends before its end. None is no limit."""
 
@@ -60,6 +64,8 @@ class Limits(NamedTuple):
     # Of schedules; None is all states.
     preemptions: int | None = None
     schedules: int | None = None
+    # Asked after each schedule: the search ends once it returns True.
+    stop: Callable[[], bool] = _never
 
 
 class Found(NamedTuple):
@@ -87,7 +93,6 @@ class Outcome:
         self.steps = 0
         self.longest = 0
         self.complete = False
-        self.interrupted = False
         self.seconds = 0.0
         self.found: Final[dict[str, Found]] = {}
 
@@ -123,13 +128,15 @@ def execute(
         _check_twins(scenario, schedule)
         if type(scenario).always is not None:
             schedule.after = scenario.always
+            _check_always(scenario)
         scenario._closed = True
         things = Things(scenario)
         with guarded():
             schedule.run()
-        things.check()
+        if not isinstance(schedule.error, KeyboardInterrupt):
+            things.check()
         if schedule.error is not None:
-            raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+            raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
@@ -159,6 +166,17 @@ def _place(exc: BaseException) -> str:
     return places[-1] if places else ""
 
 
+def _check_always(scenario: Scenario) -> None:
+    assert scenario.always is not None
+    try:
+        scenario.always()
+    except AssertionError as exc:
+        raise ScenarioError(
+            f"{type(scenario).__name__}: always() fails before any actor has begun"
+            + (f": {exc}" if str(exc) else "")
+        ) from exc
+
+
 def _check_threads(before: int) -> None:
     if threading.active_count() > before:
         raise ScenarioError("it starts threads, of which the explorer knows nothing")
@@ -178,7 +196,7 @@ def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
 
 
 def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
-    """Search. Raises `ScenarioError`; Ctrl-C ends it, and is in the outcome."""
+    """Search. Raises `ScenarioError`."""
     outcome = Outcome(case, limits)
     begin = time.process_time()
     with _no_garbage(), _watched(outcome):
@@ -191,8 +209,6 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
         except UnstableError as exc:
             raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
-        except KeyboardInterrupt:
-            outcome.interrupted = True
     outcome.seconds = time.process_time() - begin
     return outcome
 
@@ -210,7 +226,7 @@ def _search(
         _note(outcome, schedule, chooser.steps, seconds)
         if not chooser.advance():
             return True
-        if limit is not None and seconds > limit:
+        if (limit is not None and seconds > limit) or outcome.limits.stop():
             return False
     return False
 
@@ -234,7 +250,8 @@ def _note(
         if old is not None and outcome.schedules > old.schedules + 2000:
             # It has been shortened long enough.
             continue
-        wanted = cone(steps, last)
+        # Without steps it is what the setup has done.
+        wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
             first = (

@@ -175,7 +175,7 @@ _USERS: Final[Any] = MemorySlot.__dict__["users"]
 
 
 class Slot(MemorySlot):
-    """Its users count up and down; whoever waits for none is woken by a condition."""
+    """Its users count up and down; a condition wakes threads that wait for none."""
 
     __slots__ = ()
 
@@ -320,9 +320,9 @@ class List(Notifiers):
         self._sight.write("answers")
         super().answer(notifier, sequence)
 
-    def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
+    def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         self._sight.write("answers")
-        return super()._expect(told, then)
+        return super()._expect(targets, then)
 
 
 def watch_vm(vm: VM, sight: Sight) -> None:

@@ -30,7 +30,8 @@ class Timeline(NamedTuple):
     """The steps of a schedule that lead to a violation, or all if there is none."""
 
     lines: list[Line]
-    violation: Violation | None
+    # Those of the guilty step.
+    violations: list[Violation]
 
 
 def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Timeline:
@@ -54,14 +55,14 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
         )
     steps = replay.steps
     last = min(found[0].step, len(steps) - 1) if found else len(steps) - 1
-    wanted = cone(steps, last) if found else set(range(last + 1))
+    wanted = cone(steps, last) if found and steps else set(range(last + 1))
     names = [actor.name for actor in schedule.actors]
     lines = [
         Line(names[actor], "; ".join(texts), bool(found) and index == last)
         for index, (actor, texts) in enumerate(schedule.log)
         if index in wanted
     ]
-    return Timeline(lines, found[0] if found else None)
+    return Timeline(lines, [each for each in found if each.step == found[0].step])
 
 
 def as_list(timeline: Timeline, columns: int = 0) -> str:

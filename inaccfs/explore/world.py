@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.client import ExploredClient
+from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
-    from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.notifiers import Notifier
@@ -62,6 +62,7 @@ class World:
         )
         self.vms: Final[list[ExploredVM]] = []
         self.cells: Final = Cells(schedule)
+        self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
         # The number of each file, by its st_ino; and each one's fd and size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
@@ -69,10 +70,6 @@ class World:
         self.inodes: Final[list[InaccessibleFile]] = []
         self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
-        # The sizes that files had from the beginning.
-        self._sized: Final[list[int]] = []
-        # How many frames have failed, and never come back.
-        self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
         self.punchers: Final[set[int]] = set()
@@ -89,7 +86,7 @@ class World:
         self._fds.append(fd)
         self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
-        self._sized.append(pages)
+        self.judge.sizes.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
@@ -189,7 +186,7 @@ class World:
         schedule.note("fallocate returns")
         schedule.touch(("punching", number))
         if not self._punching:
-            self.check_mappings(fd, first, end, "the punch has returned")
+            self.judge.mappings(fd, first, end, "the punch has returned")
 
     @contextmanager
     def converting(
@@ -213,12 +210,12 @@ class World:
         change(*place)
 
     def _look(self, fd: int, number: int, pages: int) -> None:
-        """A call asks whether there is anything to be told, or to be removed."""
+        """A call looks whether it must send events or remove pages."""
         schedule = self.schedule
-        told = len(self.mount.inode(fd).notifiers)
+        notifiers = len(self.mount.inode(fd).notifiers)
         if schedule.runs:
             schedule.touch(("punching", number))
-            for page in range(0 if told else pages):
+            for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
             if self.semantics.references == "locked":
                 schedule.touch(LOT)
@@ -240,11 +237,18 @@ class World:
         number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
+        memory = self.mount.inode(fd).pages.memory
+        known = memory and memory.frames.known(page, page + 1)
+        failing = {known[0].pfn} if known else set()
+        self.judge.failed.update(failing)
         try:
             vm.client.client.file(fd).memory_failure(page)
-            self._poisoned += 1
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
+            self.judge.failed.difference_update(failing)
+            return
+        if self.semantics.memory_failure == "invalidate":
+            self.judge.failures("memory-failure has returned")
 
     def _on_change(self, fd: int, offset: int, length: int) -> None:
         """The pages are about to go or to come."""
@@ -269,87 +273,13 @@ class World:
                     schedule.touch(seen.references_key(pfn))
                     schedule.note(f"page {extent.offset + at} goes, frame {frame(pfn)}")
 
-    # --- what has to hold -------------------------------------------------------------
-
-    def check_exit(self, vcpu: Vcpu, exit_: MemoryFaultExit) -> None:
-        """A file with a size has all its pages, and EINVAL is for those it has not."""
-        gfn = exit_.gpa // PAGE_SIZE
-        for vm in self.vms:
-            if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
-                file, page = place
-                if exit_.errno == errno.EINVAL and page < self._sized[file]:
-                    self.schedule.violate(
-                        "unexplained-exit",
-                        f"{vm.name} is refused page {page} of a file that has it",
-                    )
-
-    def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
-        """No VM maps a frame that its page does not have."""
-        memory = self.mount.inode(fd).pages.memory
-        ino = os.fstat(fd).st_ino
-        for vm in self.vms:
-            if vm.client.client.lost is not None:
-                continue
-            for slot in vm.slots:
-                if slot.backing is None or slot.backing.ino != ino:
-                    continue
-                for gfn in range(slot.base_gfn, slot.end_gfn):
-                    _, page = vm.places.get(gfn) or (ino, slot.pgoff(gfn))
-                    if not first <= page < end or (spte := vm.spte(gfn)) is None:
-                        continue
-                    known = memory and memory.frames.known(page, page + 1)
-                    now = known[0].pfn if known else None
-                    if now != spte.pfn:
-                        has = "none" if now is None else frame(now)
-                        self.schedule.violate(
-                            "stale-mapping",
-                            f"{when}, and gfn {gfn} of {vm.name} is mapped to frame "
-                            f"{frame(spte.pfn)}; page {page} has {has}",
-                        )
+    # --- the end ----------------------------------------------------------------------
 
     def finish(self) -> None:
         """Check what has to hold when all is over, and take all apart."""
-        schedule = self.schedule
-        found = {violation.kind for violation in schedule.violations}
-        alive = [vm for vm in self.vms if vm.client.client.lost is None]
-        for vm in alive:
-            if (left := vm.in_progress) and "unpaired" not in found:
-                schedule.violate(
-                    "unpaired",
-                    f"{vm.name} counts {left} invalidations in progress of none",
-                )
-            vm.check_counts(schedule)
-        if "stale-mapping" not in found:
-            for fd, pages in zip(self._fds, self._pages, strict=True):
-                self.check_mappings(fd, 0, pages, "all is over")
-        for _, file in self.mount.files():
-            memory = file.pages.memory
-            if memory is not None and memory.references_count:
-                schedule.violate(
-                    "leaked-reference", f"{memory.references_count} are left"
-                )
-        for vm in self.vms:
-            with suppress(ConnectionError):
-                vm.close()
-        for _, file in self.mount.files():
-            if count := len(file.notifiers):
-                schedule.violate("leaked-notifier", f"{count} are left")
-        leaks = "leaked-reference" in {each.kind for each in schedule.violations}
-        lost = self.frames.used - self._fetched()
-        if len(lost) > self._poisoned and not leaks:
-            names = ", ".join(map(frame, sorted(lost)))
-            schedule.violate("leaked-frame", f"{names}: no page has it, and nobody")
+        files = zip(self._fds, self._pages, strict=True)
+        self.judge.end(files)
         self.mount.close()
-
-    def _fetched(self) -> set[int]:
-        """The frames of all pages."""
-        return {
-            extent.pfn + at
-            for _, file in self.mount.files()
-            if file.pages.memory is not None
-            for extent in file.pages.memory.frames.extents()
-            for at in range(extent.count)
-        }
 
     def discard(self) -> None:
         """Close what is open, whatever has become of it."""

@@ -176,7 +176,7 @@ class Faults:
             private, end = mmu.attributes.run(gfn, min(end, slot.end_gfn))
             if not private:
                 return end
-            _check_told(slot)
+            _check_notifier(slot)
             slot.users += 1
         try:
             mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
@@ -235,7 +235,7 @@ class Faults:
         if slot is None or slot.backing is None or not mmu.attributes.is_private(gfn):
             mmu.counters.exits += 1
             raise _exit(gfn)
-        _check_told(slot)
+        _check_notifier(slot)
         return slot, slot.backing
 
     def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
@@ -265,9 +265,9 @@ def _install(
     mmu.install_locked(slot, start, pfn + start - first, stop - start, order)
 
 
-def _check_told(slot: MemorySlot) -> None:
+def _check_notifier(slot: MemorySlot) -> None:
     """Fail if the slot has lost its notifier, which KVM's own cannot."""
-    if slot.untold:
+    if slot.notifier_lost:
         raise ConnectionLostError(
             f"slot {slot.id}: the daemon has disconnected its notifier, and its pages "
             "may go without an invalidation: delete the slot, or make the VM anew"

@@ -77,8 +77,8 @@ class MemorySlot:
     users: int = field(default=0, repr=False)
 
     @property
-    def untold(self) -> bool:
-        """Whether its notifier is lost: pages may go unnoticed, so none can be used."""
+    def notifier_lost(self) -> bool:
+        """Whether it no longer gets events. Its pages may go at any time: use none."""
         return self.notifier is not None and self.notifier.lost
 
     @property

@@ -227,14 +227,15 @@ def _round(
 def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
     """Violations of the invariants, while no thread runs."""
     for stale in world.vm.stale_sptes():
-        now = "has gone" if stale.now is None else f"is in frame {stale.now:#x}"
+        now = "was removed" if stale.now is None else f"is in frame {stale.now:#x}"
         yield (
             f"gfn {stale.gfn:#x} is mapped to frame {stale.pfn:#x} at level "
             f"{stale.level}, but its page {now}"
         )
     stats = world.vm.stats
     balance = [
-        made - gone for made, gone in zip(stats.installed, stats.zapped, strict=True)
+        made - zapped
+        for made, zapped in zip(stats.installed, stats.zapped, strict=True)
     ]
     if balance != list(stats.mapped):
         there = list(stats.mapped)

@@ -124,7 +124,7 @@ class Vcpu:
         if self.hook is not no_hook:
             self.hook("looks_up", gfn, gfn + 1)
         slot = self._mmu.slots.find(gfn)
-        if spte is None or slot is None or slot.backing is None or slot.untold:
+        if spte is None or slot is None or slot.backing is None or slot.notifier_lost:
             return 0
         window = slot.backing.window
         position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE

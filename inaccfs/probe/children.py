@@ -74,11 +74,11 @@ def run(work: Callable[[Say], str]) -> Ending:
     finally:
         # kill(2) is safe here: the child has not been reaped, so its pid is not reused.
         os.kill(pid, signal.SIGKILL)
-        gone = _wait(child, time.monotonic() + _GRACE)
+        ended = _wait(child, time.monotonic() + _GRACE)
         os.close(child)
         os.close(reader)
         # A child that has not ended yet becomes init's when this process ends.
-        _, status = os.waitpid(pid, 0 if gone else os.WNOHANG)
+        _, status = os.waitpid(pid, 0 if ended else os.WNOHANG)
     return _ending(said, status if in_time else None)
 
 

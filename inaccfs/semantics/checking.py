@@ -108,7 +108,9 @@ def checked(found: type[Semantics], path: str) -> Semantics:
     name = found.__name__
     made = _asked(f"{name}: {name}()", found)
     if not isinstance(made, Semantics):
-        raise OptionError(f"semantics {name}: {name}() makes something else of it")
+        raise OptionError(
+            f"semantics {name}: {name}() does not return a {name}: check its __new__"
+        )
     # __init__() may set a rule, too.
     own = vars(found) | vars(made)
     _check_names(found, own)
@@ -294,5 +296,8 @@ def _plan(made: Semantics, *, punches: bool) -> Plan:
         raise OptionError(f"semantics {called} returns {plan!r}: it must be a Plan")
     for event, allowed in ((plan.before, _BEFORE), (plan.after, _AFTER)):
         if event not in allowed:
-            raise OptionError(f"semantics {called}: no such event there: {event!r}")
+            choices = " or ".join(map(repr, allowed))
+            raise OptionError(
+                f"semantics {called}: no such event there: {event!r}, only {choices}"
+            )
     return plan

@@ -188,9 +188,9 @@ class Buffers:
 
     def release(self, tokens: Iterable[int | None]) -> None:
         """Unpin buffers that are not in `ranges`, or not any more."""
-        held = [token for token in tokens if token is not None]
-        if held:
-            self._pins.release(held)
+        pinned = [token for token in tokens if token is not None]
+        if pinned:
+            self._pins.release(pinned)
 
     def record(self, pieces: list[Piece], tokens: list[int | None]) -> list[int]:
         """Enter new buffers; return the tokens that they replace, to be released."""

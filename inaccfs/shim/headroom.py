@@ -43,7 +43,7 @@ class Headroom:
     """What may be allocated without risk. In bytes."""
 
     def __init__(self, proc: str = "") -> None:
-        """*proc* is where the kernel tells of a process; without it, no limits."""
+        """*proc* is the kernel's directory of a process; without it, no limits."""
         self._proc: Final = proc
         # So much may be allocated before there is another look.
         self.left = 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Changed(NamedTuple):
     """The result of a change of the file."""
 
-    # What has gone of the fetched pages, and what has moved.
+    # Which fetched pages were removed, and which have moved.
     punched: Punched = Punched([], [])
     # Why nothing has changed: an errno of the backing, or a bug.
     refusal: Exception | None = None
@@ -72,8 +72,8 @@ def in_order(
     if settle is not None:
         settle(changed)
     if plan.after is not None and (changed.refusal is None or plan.after_failure):
-        gone = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, gone)
+        removed = None if frames is None else changed.punched.removed
+        yield partial(Notice, plan.after, start, end, removed)
     return changed.refusal
 
 

@@ -153,8 +153,8 @@ class PagemapFrames:
         pass
 
     def poison(self, page: int) -> None:
-        # The kernel is not told. To keep the frame out of use would take a pin for as
-        # long as the mount lasts: any peer could use up the memory.
+        # The kernel is not informed. To keep the frame out of use would take a pin for
+        # as long as the mount lasts: any peer could use up the memory.
         pass
 
     def close(self) -> None:

@@ -110,10 +110,10 @@ class References:
             pieces = ranges.clipped(start, end)
         if sum([stop - first for first, stop, _ in pieces]) != count:
             raise os_error(errno.EINVAL)
-        gone = []
+        released = []
         for first, stop, lots in pieces:
             if lots[0][2]:
-                gone.append((first, stop, 1))
+                released.append((first, stop, 1))
             if left := _fewer(lots):
                 ranges.set(first, stop, left)
             else:
@@ -121,7 +121,7 @@ class References:
         self._totals[holder] -= count
         if not ranges.size:
             self._forget(holder)
-        return self._gone(gone) if gone else []
+        return self._gone(released) if released else []
 
     def put_all(
         self, holder: Hashable, extents: Iterable[tuple[int, int]]
@@ -219,7 +219,7 @@ class References:
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
         """What *holder* holds from frame *since* on, in order of frames.
 
-        Must not be gone on with after anything has changed.
+        Drop the iterator when anything changes: it is not valid after that.
         """
         ranges = self._ranges.get(holder)
         if ranges is None:

@@ -207,8 +207,8 @@ class Peer:
         raw.close()
 
     def punch(self) -> None:
-        """Punch a page of which many are told."""
-        fd = os.open(self.root / "told", os.O_RDWR)
+        """Punch a page with many notifiers."""
+        fd = os.open(self.root / "busy", os.O_RDWR)
         harness.fallocate(fd, 3, 0, PAGE)
         os.close(fd)
 
@@ -305,25 +305,25 @@ def measure(row: Row, options: Any) -> list[str]:
         tempfile.NamedTemporaryFile(dir="/dev/shm") as beside,
         ExitStack() as stack,
     ):
-        for file in ("guest", "told"):
+        for file in ("guest", "busy"):
             (mount.path / file).touch()
             os.truncate(mount.path / file, options.pages * PAGE)
         (mount.path / "file").touch()
         ready, over = processes.Event(), processes.Event()
-        done, told_done = processes.Pipe(duplex=False)
+        done, done_sender = processes.Pipe(duplex=False)
         results = []
         for path in (str(mount.path / "file"), beside.name):
-            result, told = processes.Pipe(duplex=False)
+            result, sender = processes.Pipe(duplex=False)
             results.append(result)
             process = processes.Process(
-                target=stat_for, args=(path, options.seconds, ready, told)
+                target=stat_for, args=(path, options.seconds, ready, sender)
             )
             process.start()
             stack.callback(process.join)
 
         def be_peer() -> None:
             peer = Peer(mount, options.pages, options.notifiers)
-            disturb(peer, row, ready, over, told_done)
+            disturb(peer, row, ready, over, done_sender)
 
         peer = processes.Process(target=be_peer)
         peer.start()

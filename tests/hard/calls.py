@@ -145,9 +145,9 @@ def moved(path: str, change: Callable[[], object]) -> str:
     os.utime(path, ns=(10**18, 10**18), follow_symlinks=False)
     before = times()
     signal.sigtimedwait([], 0.012)
-    told = outcome(change)
+    result = outcome(change)
     pairs = zip("amc", before, times(), strict=True)
-    return f"{told} {''.join(letter for letter, old, new in pairs if old != new)}"
+    return f"{result} {''.join(letter for letter, old, new in pairs if old != new)}"
 
 
 # --- running them -------------------------------------------------------------------
@@ -186,7 +186,7 @@ def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
         own.mkdir(parents=True)
         os.chown(own, uid, uid)
         _furnish(root / str(number) / "theirs")
-    told = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "tests.hard.calls", str(root), str(uid)],
         env=ENVIRONMENT,
         cwd=TOP,
@@ -195,7 +195,7 @@ def outcomes(root: Path, uid: int, chosen: list[str]) -> dict[str, object]:
         timeout=5 * PATIENCE,
         check=True,
     )
-    found: dict[str, object] = json.loads(told.stdout)
+    found: dict[str, object] = json.loads(ran.stdout)
     return found
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # What is closed in the background is closed by then, and idle threads have ended.
-_SETTLED_SECONDS: Final = 20.0
+_SETTLED_SECONDS: Final = 60.0
 
 _CONNECTIONS: Final = "/sys/fs/fuse/connections"
 

@@ -114,10 +114,10 @@ def started(
 def _end(daemon: Daemon) -> None:
     deadline = time.monotonic() + PATIENCE
     while is_mounted(daemon.path):
-        told = support.run(*command(None, "umount", daemon.path), status=None)
+        ran = support.run(*command(None, "umount", daemon.path), status=None)
         # Whoever looks at all mounts, as `inaccfs status` does, makes one busy.
-        retry = "is busy" in told.stderr and time.monotonic() < deadline
-        assert told.returncode == 0 or retry, told
+        retry = "is busy" in ran.stderr and time.monotonic() < deadline
+        assert ran.returncode == 0 or retry, ran
     assert not is_mounted(daemon.path)
     # Killed only by the test.
     assert daemon.process.wait(PATIENCE) in (0, -signal.SIGKILL)

@@ -77,7 +77,7 @@ class Played:
     def assert_well(self, after: str) -> None:
         """A round without faults; a player that lost its mount is a new one."""
         found = self.round(f"there are no faults, after {after}")
-        bad = {name: told for name, told in found.items() if told != "ok"}
+        bad = {name: result for name, result in found.items() if result != "ok"}
         assert bad == {}, f"after {after}: {bad}; {self.daemon.log.read_text()[-2000:]}"
 
 

@@ -279,17 +279,17 @@ def test_words_of_users(
             status = main(words)
         except SystemExit as exc:
             status = int(exc.code or 0)
-        told = capsys.readouterr().err
-        assert status in (1, 2), (number, words, told)
-        assert "Traceback" not in told, (number, words, told)
-        if told.startswith("usage: "):
+        message = capsys.readouterr().err
+        assert status in (1, 2), (number, words, message)
+        assert "Traceback" not in message, (number, words, message)
+        if message.startswith("usage: "):
             # argparse's own: usage and a line.
-            assert status == 2, (number, words, told)
+            assert status == 2, (number, words, message)
             continue
         refused += status == 2
-        assert told.startswith("inaccfs: "), (number, words, told)
-        assert told.count("\n") == 1, (number, words, told)
-        assert told[:-1].isprintable(), (number, words, told)
+        assert message.startswith("inaccfs: "), (number, words, message)
+        assert message.count("\n") == 1, (number, words, message)
+        assert message[:-1].isprintable(), (number, words, message)
     # What was not understood has status 2; what was is not started here, status 1.
     assert refused > 1000
     assert taken
@@ -361,9 +361,9 @@ def test_rules_of_users(tmp_path: Path) -> None:
             made = load.load(f"{path}:Mine")
         except InaccfsError as exc:
             refused += 1
-            told = str(exc)
-            assert told, (number, text)
-            assert told.isprintable(), (number, text, told)
+            message = str(exc)
+            assert message, (number, text)
+            assert message.isprintable(), (number, text, message)
         else:
             assert isinstance(made, rules.Semantics), (number, text)
     assert refused > 100

@@ -30,16 +30,16 @@ def stranger(
     mount: Mount, uid: int, namespace: str, *files: Path, control: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What becomes of the attempts of a process of user *uid*."""
-    told = support.run(
+    ran = support.run(
         *(sys.executable, "-m", "tests.hard.stranger", str(uid), namespace),
         *(mount.path, str(mount.pid), control or mount.control, *files),
         cwd=TOP,
         status=None,
     )
-    if "Operation not permitted" in told.stderr and "unshare" in told.stderr:
+    if "Operation not permitted" in ran.stderr and "unshare" in ran.stderr:
         pytest.skip("no user namespaces here")
-    assert told.returncode == 0, told.stderr
-    found: dict[str, dict[str, Any]] = json.loads(told.stdout)
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, dict[str, Any]] = json.loads(ran.stdout)
     return found
 
 

@@ -90,7 +90,7 @@ def test_two_vms_do_not_see_each_other(shim: Client, vm: VM) -> None:
     os.close(other_fd)
 
 
-def test_the_frame_is_the_one_that_the_daemon_tells(
+def test_the_frame_is_the_one_that_the_daemon_returns(
     shim: Client, vm: VM, fd: int
 ) -> None:
     vm.create_vcpu().write(3 * PAGE, b"x")
@@ -188,7 +188,7 @@ def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
         assert inside.wait(PATIENCE)
         go.set()
         [slot] = vm.slots
-        ask_until(lambda: slot.untold)
+        ask_until(lambda: slot.notifier_lost)
         with pytest.raises(ConnectionLostError, match="slot 0"):
             vcpu.read(0, 1)
         with pytest.raises(ConnectionLostError, match="hung up"):
@@ -303,8 +303,8 @@ def test_a_stale_mapping_needs_a_new_page(*, fills: bool) -> None:
             assert guest.stdout is not None
             assert guest.stdout.readline() == "mapped\n"
             punch(fd, 0)
-        told, _ = guest.communicate(timeout=PATIENCE)
+        output, _ = guest.communicate(timeout=PATIENCE)
     if fills:
-        assert (guest.returncode, told) == (-signal.SIGBUS, "stale: 1\n")
+        assert (guest.returncode, output) == (-signal.SIGBUS, "stale: 1\n")
     else:
-        assert (guest.returncode, told) == (0, "stale: 1\ngoes on\n")
+        assert (guest.returncode, output) == (0, "stale: 1\ngoes on\n")

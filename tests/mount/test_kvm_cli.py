@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -105,7 +106,7 @@ def test_a_private_mount_has_options(script: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "status", "told"),
+    ("ending", "status", "expected"),
     [
         ("sys.exit()", 0, ""),
         ("sys.exit(7)", 7, ""),
@@ -114,11 +115,11 @@ def test_a_private_mount_has_options(script: Callable[[str], Path]) -> None:
     ],
 )
 def test_the_exit_status_is_the_scripts(
-    mount: Mount, script: Callable[[str], Path], ending: str, status: int, told: str
+    mount: Mount, script: Callable[[str], Path], ending: str, status: int, expected: str
 ) -> None:
     path = script(f"import sys\n{ending}\n")
     _, err = kvm("run", "--mount", mount.path, path, status=status)
-    assert err == told
+    assert err == expected
 
 
 def test_a_traceback_begins_in_the_script(
@@ -148,8 +149,8 @@ def test_a_traceback_begins_in_the_script(
 @pytest.mark.parametrize("command", ["demo", "stress"])
 def test_demo_and_stress_take_options_of_the_private_mount(command: str) -> None:
     """The mount is too small for them, which shows that it was made with these."""
-    told = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
-    assert re.search(r"lacks the \d+ MiB that this needs$", told)
+    message = complaint("kvm", command, "-o", "size=1m", "-o", "semantics=bind")
+    assert re.search(r"lacks the \d+ MiB that this needs$", message)
     assert "size 'x'" in complaint("kvm", command, "-o", "size=x", status=2)
     _, err = kvm(command, "-o", "size=4m", "/mnt", status=2)
     assert "-o is for the private mount: leave it out, or MOUNTPOINT" in err
@@ -172,13 +173,13 @@ def test_a_script_that_is_no_python_is_shown(
     assert "SyntaxError" in err
 
 
-def test_what_a_user_can_put_right_is_one_line(scratch: Path) -> None:
+def test_an_error_that_a_user_can_fix_is_one_line(scratch: Path) -> None:
     script = scratch / "guest.py"
-    told = complaint("kvm", "run", script)
-    assert told == f"inaccfs: cannot read {script}: No such file or directory"
+    message = complaint("kvm", "run", script)
+    assert message == f"inaccfs: cannot read {script}: No such file or directory"
     script.touch()
-    told = complaint("kvm", "run", "--mount", scratch, script)
-    assert told.endswith("is not an inaccfs mount (inaccfs status lists them)")
+    message = complaint("kvm", "run", "--mount", scratch, script)
+    assert message.endswith("is not an inaccfs mount (inaccfs status lists them)")
     assert "cannot mount" not in complaint(
         *("kvm", "run", "-o", "size=x", script), status=2
     )
@@ -259,24 +260,36 @@ def _read_terminal(fd: int) -> bytes:
 
 
 @pytest.mark.parametrize("command", ["demo", "stress"])
-def test_a_mount_that_will_not_do_is_told(command: str) -> None:
+def test_an_unsuitable_mount_is_reported(command: str) -> None:
     with support.mounted(size="1m") as small:
-        told = complaint("kvm", command, small.path)
-    assert re.search(r"lacks the \d+ MiB that this needs$", told)
+        message = complaint("kvm", command, small.path)
+    assert re.search(r"lacks the \d+ MiB that this needs$", message)
     with support.mounted(options="no-guest-access") as closed:
-        told = complaint("kvm", command, closed.path)
-    assert "gives the memory of guests to nobody (--no-guest-access)" in told
+        message = complaint("kvm", command, closed.path)
+    assert "gives the memory of guests to nobody (--no-guest-access)" in message
 
 
 # --- stress -------------------------------------------------------------------
+
+
+def test_stress_reports_to_programs() -> None:
+    out, _ = kvm("stress", "--seconds", "0.3", "--seed", "7", "--json")
+    found = json.loads(out)
+    assert found["plan"] == {"seconds": 0.3, "vcpus": 4, "punchers": 2, "seed": 7}
+    assert (found["semantics"], found["order"]) == ("v8", "after")
+    assert found["violations"] == []
+    assert found["stats"]["faults"] > 0
+    assert found["stale_uses"] == found["counts"].get("stale", 0)
 
 
 def test_stress_finds_nothing_wrong_and_leaves_nothing(mount: Mount) -> None:
     out, err = kvm("stress", "--seconds", "0.6", "--seed", "7", mount.path)
     assert err == ""
     lines = out.splitlines()
-    assert re.fullmatch(r"0\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0])
-    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 10
+    assert re.fullmatch(
+        r"\d+\.\d s in \d+ rounds: 4 vCPUs, 2 punchers, seed 7", lines[0]
+    )
+    assert int(re.split(r"\s+", lines[1])[1].replace(",", "")) > 0
     assert lines[-3] == "semantics  v8: invalidates after removal"
     assert re.fullmatch(
         r"stale uses .*: \d+ seen \(the semantics' own race\)", lines[-2]
@@ -301,7 +314,7 @@ def test_a_bar_on_a_terminal(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         (("--seconds", "0"), "'0' is not a number of seconds"),
         (("--seconds", "long"), "'long' is not a number of seconds"),
@@ -310,9 +323,9 @@ def test_a_bar_on_a_terminal(mount: Mount) -> None:
         (("--seed", "x"), "'x': give 0 or more"),
     ],
 )
-def test_numbers_are_checked(option: tuple[str, str], told: str) -> None:
+def test_numbers_are_checked(option: tuple[str, str], expected: str) -> None:
     _, err = kvm("stress", *option, status=2)
-    assert told in err
+    assert expected in err
 
 
 # --- what stress has to find --------------------------------------------------
@@ -337,7 +350,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("bug", kvm_bugs.BUGS)
-def test_stress_finds_what_is_broken(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stress_finds_a_broken_part(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not `mount`: what is broken may leave threads and references behind.
     with (
         support.mounted() as mount,
@@ -375,7 +388,7 @@ def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:
     assert (report.rounds, report.violations) == (0, [])
 
 
-def test_violations_are_told_and_the_status_is_1(
+def test_violations_are_reported_and_the_status_is_1(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kvm_bugs.BUGS["references"](monkeypatch)
@@ -419,5 +432,5 @@ def test_the_race_of_the_seed_is_counted_and_is_no_violation(mount: Mount) -> No
 
 def test_the_command_by_its_name() -> None:
     """Once as a process of its own."""
-    told = cli("kvm", "stress", "--seconds", "0.1", "--seed", "1").stdout
-    assert told.endswith("violations: none\n")
+    output = cli("kvm", "stress", "--seconds", "0.1", "--seed", "1").stdout
+    assert output.endswith("violations: none\n")

@@ -84,9 +84,9 @@ def vm(shim: Client, fd: int) -> Iterator[VM]:
 EXITS_GPA: Final = 0xC0000000
 
 
-def assert_private_exit(told: MemoryFaultExit, gpa: int) -> None:
-    found = (told.flags, told.gpa, told.size, told.errno)
-    assert found == (KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE, 0)
+def assert_private_exit(exited: MemoryFaultExit, gpa: int) -> None:
+    values = (exited.flags, exited.gpa, exited.size, exited.errno)
+    assert values == (KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE, 0)
 
 
 def test_a_private_access_after_its_slot_was_deleted(shim: Client, fd: int) -> None:
@@ -104,9 +104,9 @@ def test_a_private_access_after_its_slot_was_deleted(shim: Client, fd: int) -> N
         run = pool.submit(read_repeatedly, vm.create_vcpu())
         assert begun.wait(PATIENCE)
         vm.set_user_memory_region(0, 0, 0)
-        told = run.exception(PATIENCE)
-    assert isinstance(told, MemoryFaultExit)
-    assert_private_exit(told, EXITS_GPA)
+        exited = run.exception(PATIENCE)
+    assert isinstance(exited, MemoryFaultExit)
+    assert_private_exit(exited, EXITS_GPA)
 
 
 def test_a_private_access_to_a_slot_without_private_memory(shim: Client) -> None:
@@ -137,8 +137,8 @@ def check_private(made: Guest, page: int, expected: bytes, new: bytes) -> None:
     assert made.host[page * PAGE : (page + 1) * PAGE] == before
     with pytest.raises(MemoryFaultExit) as caught:
         made.vcpu.read(gpa, 1, private=False)
-    told = caught.value
-    assert (told.flags, told.gpa, told.size, told.errno) == (0, gpa, PAGE, 0)
+    exited = caught.value
+    assert (exited.flags, exited.gpa, exited.size, exited.errno) == (0, gpa, PAGE, 0)
 
 
 def check_shared(
@@ -294,8 +294,8 @@ def test_another_process(shim: Client, fd: int) -> None:
             check=False,
             timeout=PATIENCE,
         )
-        told = [repr(b"parent"), repr(bytes(6)), str(errno.EINVAL)]
-        assert (done.stdout.split(), done.stderr) == (told, "")
+        expected = [repr(b"parent"), repr(bytes(6)), str(errno.EINVAL)]
+        assert (done.stdout.split(), done.stderr) == (expected, "")
         assert vcpu.read(0, 6, private=False) == b"childt"
         assert vm.spte(1) is None
         assert vcpu.read(PAGE, 6) == bytes(6)

@@ -163,8 +163,8 @@ def test_no_mapping_can_be_made(mount: Mount, file: Path) -> None:
                     ):
                         # The kernel asks this before it asks the file.
                         wanted = "EACCES"
-                    told = outcome(mmap.mmap, fd, PAGE, flags=share, prot=protection)
-                    assert told == wanted, (flags, protection, share)
+                    result = outcome(mmap.mmap, fd, PAGE, flags=share, prot=protection)
+                    assert result == wanted, (flags, protection, share)
 
 
 def test_a_file_that_create_has_opened_is_sealed_like_any(mount: Mount) -> None:
@@ -222,8 +222,8 @@ def test_o_direct_makes_no_file_and_sets_no_size(mount: Mount, file: Path) -> No
     assert outcome(os.open, mount.path, os.O_RDWR | os.O_TMPFILE | os.O_DIRECT) == (
         "EINVAL"
     )
-    told = outcome(os.open, mount.path / "keep", os.O_RDWR | os.O_TRUNC | os.O_DIRECT)
-    assert told == "EINVAL"
+    result = outcome(os.open, mount.path / "keep", os.O_RDWR | os.O_TRUNC | os.O_DIRECT)
+    assert result == "EINVAL"
     assert allocated(mount.path / "keep") == PAGE
     assert support.used(mount.path) == 3 * PAGE
 
@@ -262,10 +262,10 @@ def test_tools_that_read_or_write_say_why_they_cannot(mount: Mount, file: Path) 
         f"echo x >> {file}",
         f"echo x > {new}",
     ):
-        told = run("sh", "-c", command, status=None)
-        assert told.returncode != 0, command
+        ran = run("sh", "-c", command, status=None)
+        assert ran.returncode != 0, command
         reasons = (os.strerror(errno.EINVAL), "I/O error", os.strerror(errno.ESPIPE))
-        assert any(reason in told.stderr for reason in reasons), told.stderr
+        assert any(reason in ran.stderr for reason in reasons), ran.stderr
 
 
 def test_xfs_io_sees_the_same(mount: Mount, file: Path) -> None:
@@ -274,8 +274,8 @@ def test_xfs_io_sees_the_same(mount: Mount, file: Path) -> None:
 
     def xfs_io(*commands: str) -> str:
         words = [word for command in commands for word in ("-c", command)]
-        told = run("xfs_io", *words, file, status=None)
-        return told.stdout + told.stderr
+        ran = run("xfs_io", *words, file, status=None)
+        return ran.stdout + ran.stderr
 
     assert "Invalid argument" in xfs_io("pwrite 0 4k")
     assert "No such device" in xfs_io("mmap -rw 0 4k") or not mount.status().sealed
@@ -289,7 +289,7 @@ def test_fio_is_refused(mount: Mount, file: Path, scratch: Path) -> None:
     if shutil.which("fio", path=ENVIRONMENT["PATH"]) is None:
         pytest.skip("no fio")
     for engine in ("psync", "mmap"):
-        told = run(
+        ran = run(
             *("fio", "--name=test", f"--filename={file}", f"--ioengine={engine}"),
             *(
                 "--rw=read",
@@ -301,4 +301,4 @@ def test_fio_is_refused(mount: Mount, file: Path, scratch: Path) -> None:
             status=None,
             cwd=scratch,
         )
-        assert told.returncode != 0, engine
+        assert ran.returncode != 0, engine

@@ -110,7 +110,7 @@ def test_two_files_are_two(shim: Client, fd: int) -> None:
     os.close(other)
 
 
-def test_fstat_tells_size_and_page_size(fd: int) -> None:
+def test_fstat_returns_size_and_page_size(fd: int) -> None:
     """G test_file_size."""
     found = os.fstat(fd)
     assert (found.st_size, found.st_blksize) == (TOTAL, PAGE)
@@ -167,7 +167,7 @@ def test_fallocate_and_punch(new: int) -> None:
     assert allocated(new) == TOTAL - PAGE
 
 
-def test_fallocate_within_and_behind_the_size(fd: int) -> None:
+def test_fallocate_within_and_past_the_size(fd: int) -> None:
     """G test_fallocate; v8 allocates behind the size, where guest_memfd refuses."""
     fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, TOTAL)
     for offset in (TOTAL, TOTAL + PAGE):
@@ -210,7 +210,7 @@ def test_a_punched_page_is_zero_and_can_be_filled_again(shim: Client, fd: int) -
         assert vcpu.read(0, TOTAL) == b"\xaa" * TOTAL
 
 
-def test_what_lies_behind_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
+def test_pages_past_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
     """G test_fault_overflow: SIGBUS there; here an exit with the errno of get-pfn."""
     with VM(shim) as vm:
         add_slot(vm, fd, memory_size=4 * TOTAL)

@@ -97,7 +97,7 @@ def register(shim: Peer, name: str, pages: int) -> int:
 
 
 @versions
-def test_what_system_calls_say(name: str) -> None:
+def test_results_of_system_calls(name: str) -> None:
     """truncate(2), fallocate(2), read(2) and write(2), as a table."""
     fixed = name in GUEST_MEMFD
     again = "EINVAL" if fixed else "EPERM"
@@ -144,7 +144,7 @@ def test_what_system_calls_say(name: str) -> None:
 # --- events ---------------------------------------------------------------------
 
 
-def told_of(name: str, kind: str, start: int, end: int) -> list[Event]:
+def events_of(name: str, kind: str, start: int, end: int) -> list[Event]:
     """What a version tells of a punch, of an allocation, or of one that has failed."""
     unit = PAGE if name in ("v8-as-posted", "v9") else 1
     if name == "v7":
@@ -163,7 +163,7 @@ BLOCKS = {"v7": "t", "v8": "g", "v8-as-posted": "g"}
 
 
 @versions
-def test_what_a_peer_is_told_of(name: str) -> None:
+def test_the_events_that_a_peer_gets(name: str) -> None:
     """In pages or bytes, before or after or both, of failures or not."""
     with (
         support.mounted(semantics=name, size="1m") as mount,
@@ -171,10 +171,10 @@ def test_what_a_peer_is_told_of(name: str) -> None:
     ):
 
         def fallocate(kind: str, mode: int, start: int, end: int) -> str:
-            told = told_of(name, kind, start, end)
+            events = events_of(name, kind, start, end)
             blocks = BLOCKS.get(name, "tg") if kind == "punch" else ""
             offset, length = start * PAGE, (end - start) * PAGE
-            return it.fallocate(mode, offset, length, *told, blocks=blocks)
+            return it.fallocate(mode, offset, length, *events, blocks=blocks)
 
         assert fallocate("allocation", KEEP_SIZE, 2, 6) == "ok"
         assert allocated(it.fd) == 4 * PAGE
@@ -192,17 +192,17 @@ def test_what_a_peer_is_told_of(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["v7", "v8", "v9", "v10", "bind"])
-def test_a_peer_without_pages_in_the_range_is_told_by_file_only(name: str) -> None:
+def test_a_peer_without_pages_in_the_range_gets_events_by_file_only(name: str) -> None:
     """And one that has a part of it is told of the whole."""
     with support.mounted(semantics=name) as mount, guest(mount, name, PAGE) as it:
-        told = told_of(name, "punch", 0, 8)
-        assert it.fallocate(PUNCH, 0, 8 * PAGE, *told) == "ok"
-        told = [] if name in BY_RANGE else told_of(name, "punch", 1, 8)
-        assert it.fallocate(PUNCH, PAGE, 7 * PAGE, *told) == "ok"
+        events = events_of(name, "punch", 0, 8)
+        assert it.fallocate(PUNCH, 0, 8 * PAGE, *events) == "ok"
+        events = [] if name in BY_RANGE else events_of(name, "punch", 1, 8)
+        assert it.fallocate(PUNCH, PAGE, 7 * PAGE, *events) == "ok"
 
 
 @pytest.mark.parametrize("name", ["bind", "guest_memfd"])
-def test_bindings_are_told_of_the_range_or_of_their_own(name: str) -> None:
+def test_bindings_get_the_whole_range_or_their_part(name: str) -> None:
     clipped = name == "guest_memfd"
     with support.mounted(semantics=name) as mount, guest(mount, name) as it:
         # Another peer, so that each hears of its own.
@@ -229,13 +229,13 @@ def test_bindings_are_told_of_the_range_or_of_their_own(name: str) -> None:
             assert it.fallocate(PUNCH, 4 * PAGE, PAGE) == "ok"
 
 
-def test_populate_is_told_of_every_allocation_that_succeeds() -> None:
+def test_populate_is_sent_for_every_allocation_that_succeeds() -> None:
     """notify_populate() of shmem_fallocate(), v6."""
     with support.mounted(semantics="v7") as mount, guest(mount, "v7") as it:
         for mode, start, end in ((KEEP_SIZE, 0, 2), (0, 1, 20), (KEEP_SIZE, 0, 2048)):
-            told = ("POPULATE", start, end)
+            events = ("POPULATE", start, end)
             offset, length = start * PAGE, (end - start) * PAGE
-            assert it.fallocate(mode, offset, length, told) == "ok"
+            assert it.fallocate(mode, offset, length, events) == "ok"
         # Also where it is no whole pages.
         assert it.fallocate(KEEP_SIZE, 100, PAGE, ("POPULATE", 0, 2)) == "ok"
         assert it.fallocate(ZERO_RANGE | KEEP_SIZE, 0, PAGE) == "EOPNOTSUPP"
@@ -268,10 +268,10 @@ def test_the_commands_of_each_version(name: str) -> None:
         shim = it.shim
         # query-semantics tells the rules of the class, and no others.
         (rules,) = (made() for made in VERSIONS if made.name == name)
-        told = shim.do("query-semantics")
-        commands = set(told.pop("commands"))
-        assert told == {rule: getattr(rules, rule) for rule in told}
-        assert len(told) >= 16
+        reply = shim.do("query-semantics")
+        commands = set(reply.pop("commands"))
+        assert reply == {rule: getattr(rules, rule) for rule in reply}
+        assert len(reply) >= 16
 
         pair = {"bind", "unbind"}
         other = {"register-notifier", "unregister-notifier"}
@@ -315,8 +315,8 @@ def test_poison(name: str) -> None:
             refusal = shim.do("get-pfn", file="/guest", offset=at, count=count)
             assert refusal == "EHWPOISON: page 3 is poisoned: punch it"
         assert "pfn" in shim.do("get-pfn", file="/guest", offset=4)
-        told = told_of(name, "punch", 3, 4)
-        assert it.fallocate(PUNCH, 3 * PAGE, PAGE, *told) == "ok"
+        events = events_of(name, "punch", 3, 4)
+        assert it.fallocate(PUNCH, 3 * PAGE, PAGE, *events) == "ok"
         assert "pfn" in shim.do("get-pfn", file="/guest", offset=3)
 
 
@@ -355,11 +355,13 @@ def test_a_poisoned_frame_never_comes_back() -> None:
         punch()
         bad.add(poisoned())
         path.unlink()
+        # Its frames are free once the kernel has sent FORGET.
+        support.ask_until(lambda: shim.do("query-stats")["fetched"] == 0)
         support.new_file(mount.path / "other", MIB)
         assert len(bad) == 2
         assert not bad & pfns("/other", 14)
-        told = shim.do("get-pfn", file="/other", offset=14)
-        assert told.startswith("ENOMEM")
+        reply = shim.do("get-pfn", file="/other", offset=14)
+        assert reply.startswith("ENOMEM")
         assert shim.do("query-stats")["pages_poisoned"] == 2
 
 
@@ -481,9 +483,9 @@ def test_a_plan_is_not_asked_by_a_peer(scratch: Path) -> None:
     wanted = mine(directory, body)
     with support.mounted(semantics=wanted) as mount, peer(mount.control) as shim:
         for _ in range(3):
-            told = shim.do("query-semantics")
-            assert told["source"] == f"{scratch}/\\xff/mine.py"
-            assert told["events"] == ["INVALIDATE"]
+            reply = shim.do("query-semantics")
+            assert reply["source"] == f"{scratch}/\\xff/mine.py"
+            assert reply["events"] == ["INVALIDATE"]
 
 
 def test_v8_but_before(scratch: Path) -> None:
@@ -549,7 +551,7 @@ def test_holes_that_are_not_filled(scratch: Path) -> None:
     ],
     ids=["unknown", "wrong", "raises", "wrong when it is made"],
 )
-def test_wrong_semantics_are_told_before_there_is_a_mount(
+def test_wrong_semantics_are_reported_before_there_is_a_mount(
     scratch: Path, point: Path, way: str, stays: bool, body: str | None, words: str
 ) -> None:
     """One line, and status 2."""
@@ -568,7 +570,7 @@ def test_wrong_semantics_are_told_before_there_is_a_mount(
     assert not (scratch / "__pycache__").exists()
 
 
-def test_mounted_tells_what_is_wrong_with_them() -> None:
+def test_mounted_says_what_is_wrong_with_them() -> None:
     with (
         pytest.raises(inaccfs.MountError, match="unknown semantics 'v88'"),
         inaccfs.mounted(semantics="v88"),
@@ -590,9 +592,9 @@ def test_a_daemon_in_the_background_finds_a_relative_path(
     support.cli("mount", "--control", control, "--log", log, *words, point, cwd=scratch)
     try:
         with peer(control) as shim:
-            told = shim.do("query-semantics")
-            assert (told["name"], told["source"]) == ("Mine", "./mine.py")
-            assert told["order"] == "before"
+            reply = shim.do("query-semantics")
+            assert (reply["name"], reply["source"]) == ("Mine", "./mine.py")
+            assert reply["order"] == "before"
     finally:
         support.cli("umount", point)
     assert support.log_text(log) == ""

@@ -86,7 +86,7 @@ async def world(backing: Backing, held: HeldAllocator) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def control(tmp_path: Path, backing: Backing) -> AsyncIterator[Control]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with controlling(str(tmp_path / "control"), backing) as made:
             yield made
 

@@ -320,6 +320,12 @@ class Control:
         while len(self.server.peers) > peers:
             await trio.lowlevel.checkpoint()
 
+    async def all_closed(self) -> None:
+        """Wait until nobody is there, and all connections are closed."""
+        await self.gone()
+        while self.server.transport.closings.connections:
+            await trio.lowlevel.checkpoint()
+
 
 class DirectHelper(Helper):
     """Does without other processes what nothing here hangs in."""
@@ -370,5 +376,9 @@ async def controlling(
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
-            yield Control(path, daemon, made, namespace, frames)
+            control = Control(path, daemon, made, namespace, frames)
+            yield control
+            # Its peers have hung up. A connection that the server has not closed when
+            # it is cancelled, the garbage collector would find in another test.
+            await control.all_closed()
             nursery.cancel_scope.cancel()

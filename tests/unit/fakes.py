@@ -336,7 +336,7 @@ async def serving(
     channel = Channel(
         kernel.device.fileno(), relay, namespace, make_seal or SealFactory()
     )
-    with kernel.device, relay, theirs, trio.fail_after(10):
+    with kernel.device, relay, theirs, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             closer.nursery = nursery
             nursery.start_soon(pyfuse3.run)

@@ -51,14 +51,14 @@ class Listener:
 
     world: World
     answers: bool = True
-    told: list[tuple[str, int, int]] = field(default_factory=list)
+    events: list[tuple[str, int, int]] = field(default_factory=list)
     frames: list[list[tuple[int, int, int]] | None] = field(default_factory=list)
     sequence: int | None = None
 
     who = 8
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
-        self.told.append((notice.event, notice.start, notice.end))
+        self.events.append((notice.event, notice.start, notice.end))
         self.frames.append(
             None
             if notice.frames is None

@@ -150,7 +150,7 @@ async def test_several_of_one_time_go_together(
     assert world.evictions == [(str(number), SECONDS) for number in range(3)]
 
 
-async def test_who_answers_in_the_last_moment_stays(
+async def test_a_notifier_that_answers_just_in_time_stays(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
     file = await world.file()
@@ -163,7 +163,7 @@ async def test_who_answers_in_the_last_moment_stays(
     assert len(file.notifiers) == 1
 
 
-async def test_all_of_an_event_are_evicted_but_not_who_has_answered(
+async def test_all_notifiers_without_an_answer_are_evicted(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
     file = await world.file("one")
@@ -223,7 +223,7 @@ async def test_the_task_rests_while_the_silent_have_their_time(
     assert world.evictions == [("silent", SECONDS)]
 
 
-async def test_what_has_been_answered_is_not_kept(
+async def test_an_event_that_was_answered_is_not_kept(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
     """However long somebody else says nothing."""
@@ -242,7 +242,7 @@ async def test_what_has_been_answered_is_not_kept(
     assert len(world.ack_timeouts) == 0
 
 
-async def test_what_is_over_before_it_is_watched_is_not_kept(
+async def test_an_event_that_is_over_before_it_is_watched_is_not_kept(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
     """All have gone while they were told."""

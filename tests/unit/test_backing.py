@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from inaccfs import syscalls
+from inaccfs import mountcalls, syscalls
 from inaccfs.backing import fallback
 from inaccfs.backing.fallback import remove_fallbacks
 from inaccfs.backing.options import TmpfsOptions
@@ -105,11 +105,11 @@ def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
         if int(HUGE_PAGES.read_text()) < int(before) + 2:
             pytest.skip("no memory for huge pages")
         try:
-            syscalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
+            mountcalls.mount("none", str(tmp_path), "hugetlbfs", 0, "mode=0700")
         except OSError as exc:
             pytest.skip(f"no hugetlbfs: {exc}")
         yield tmp_path
-        syscalls.umount(str(tmp_path), syscalls.MNT_DETACH)
+        mountcalls.umount(str(tmp_path), mountcalls.MNT_DETACH)
     finally:
         HUGE_PAGES.write_text(before)
 
@@ -146,7 +146,7 @@ def test_the_largest_sizes(size: str) -> None:
 
 
 @pytest.mark.parametrize("size", [f"{1 << 63}", "8e", "8E", "8192p", "1" + "0" * 30])
-def test_no_file_system_has_more_than_an_offset_can_tell(size: str) -> None:
+def test_no_file_system_is_larger_than_an_offset_can_be(size: str) -> None:
     """The kernel would take it, without a word, as something else."""
     with pytest.raises(OptionError, match="more than a file system can have"):
         TmpfsOptions(size=size)
@@ -161,8 +161,8 @@ def test_huge_is_one_of_four() -> None:
 
 def test_options_that_are_not_given_are_the_kernels() -> None:
     assert TmpfsOptions().as_mount_options() == {}
-    told = TmpfsOptions(mode=0o1750, uid=0, gid=5).as_mount_options()
-    assert told == {"mode": "1750", "uid": "0", "gid": "5"}
+    options = TmpfsOptions(mode=0o1750, uid=0, gid=5).as_mount_options()
+    assert options == {"mode": "1750", "uid": "0", "gid": "5"}
 
 
 # --- the private tmpfs ------------------------------------------------------------
@@ -205,18 +205,20 @@ def test_a_private_tmpfs_goes_with_its_fd() -> None:
 
 
 @as_root
-def test_an_option_that_the_kernel_refuses_is_told() -> None:
+def test_an_option_that_the_kernel_refuses_is_reported() -> None:
     options = TmpfsOptions(uid=(1 << 32) - 1)
     with pytest.raises(BackingError, match=r"uid=4294967295"):
         private_tmpfs(options, fallback_name="unused")
 
 
-def test_a_kernel_without_the_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_the_calls_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(fstype: str, options: dict[str, str], flags: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), fstype)
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(syscalls, "detached_mount", missing)
+    monkeypatch.setattr(mountcalls, "detached_mount", missing)
     with pytest.raises(BackingError, match=r"Linux 5\.2"):
         private_tmpfs(TmpfsOptions(), fallback_name="unused")
 
@@ -292,7 +294,7 @@ def test_what_is_no_tmpfs_is_passed_over(
 
 
 @forks
-def test_nowhere_to_stand_in_is_told(
+def test_no_place_for_a_fallback_is_reported(
     refusing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(syscalls, "fstatfs_magic", lambda fd: 0xEF53)

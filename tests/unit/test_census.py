@@ -48,7 +48,7 @@ async def ask(asked: Census, into: list[int]) -> None:
 async def test_who_asks_during_a_walk_shares_the_next_one() -> None:
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, asked, found)
             await until(lambda: walk.begun == 1)
@@ -78,7 +78,7 @@ async def test_while_too_many_wait_others_get_what_is_known() -> None:
     asked = Census(walk)
     walk.let_go.release()
     await asked.take()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for _ in range(census._MOST_WAITING):
                 nursery.start_soon(ask, asked, found)
@@ -93,7 +93,7 @@ async def test_while_too_many_wait_others_get_what_is_known() -> None:
 async def test_who_asks_may_go_and_the_others_are_answered() -> None:
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             leaving = trio.CancelScope()
 

@@ -91,7 +91,7 @@ def invalidate(notifier: int = 1, sequence: int = 1) -> Invalidate:
     return Invalidate(notifier=notifier, start=2, end=5, sequence=sequence)
 
 
-def told(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
+def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
     """Tell who has registered last of an event, and wait for the answer."""
     events = daemon.peer()
     events.tell(event or invalidate())
@@ -145,7 +145,7 @@ def test_flags_are_those_of_memfd_create() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "directory"])
-def test_what_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
     if kind == "file":
         path.touch()
@@ -187,7 +187,7 @@ def test_a_daemon_that_is_stopped(
             other.close()
 
 
-def test_whoever_is_not_let_in_is_told(daemon: FakeDaemon) -> None:
+def test_a_user_that_is_not_admitted_gets_an_error(daemon: FakeDaemon) -> None:
     daemon.greeting = b""
     daemon.handlers[messages.QmpCapabilities] = lambda peer, _: peer.hang_up()
 
@@ -258,7 +258,7 @@ def test_threads_share_a_client(shim: Client) -> None:
     assert [pfn for pfn, _ in found] == [1000 + n for n in range(400)]
 
 
-def test_a_daemon_that_goes_is_told_to_who_waits_and_who_comes(
+def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     daemon.handlers[GetPfn] = lambda peer, _: peer.hang_up()
@@ -534,11 +534,11 @@ def test_a_callback_may_use_the_client(
     found: list[Pfn] = []
     memory = shim.file("/a")
     with memory.register_notifier(lambda start, _: found.append(memory.get_pfn(start))):
-        told(daemon)
+        invalidated(daemon)
     assert found == [Pfn(1002, 0)]
 
 
-def test_what_a_callback_raises_comes_out_of_the_block(
+def test_an_exception_of_a_callback_is_raised_by_the_block(
     daemon: FakeDaemon, shim: Client, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(start: int, end: int) -> None:
@@ -548,14 +548,14 @@ def test_what_a_callback_raises_comes_out_of_the_block(
         pytest.raises(ZeroDivisionError, match="2 5"),
         shim.file("/a").register_notifier(fail),
     ):
-        events = told(daemon)
+        events = invalidated(daemon)
     assert "ZeroDivisionError" in caplog.text
     # Unregistered all the same, and told once.
     events.next(UnregisterNotifier)
     shim.close()
 
 
-def test_what_a_callback_raises_does_not_hide_the_blocks_own(
+def test_an_exception_of_a_callback_does_not_hide_the_blocks_own(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     def fail(start: int, end: int) -> None:
@@ -565,7 +565,7 @@ def test_what_a_callback_raises_does_not_hide_the_blocks_own(
 
     def leave() -> None:
         with shim.file("/a").register_notifier(fail):
-            told(daemon)
+            invalidated(daemon)
             raise mine
 
     with pytest.raises(KeyError):
@@ -573,7 +573,7 @@ def test_what_a_callback_raises_does_not_hide_the_blocks_own(
     assert mine.__notes__ == ["besides, of a notifier: ZeroDivisionError()"]
 
 
-def test_what_nobody_was_told_is_raised_when_the_client_closes(
+def test_an_exception_not_raised_yet_is_raised_when_the_client_closes(
     daemon: FakeDaemon,
 ) -> None:
     def leave(start: int, end: int) -> None:
@@ -582,7 +582,7 @@ def test_what_nobody_was_told_is_raised_when_the_client_closes(
     shim = inaccfs.connect(daemon.path)
     daemon.peer()
     shim.file("/a").register_notifier(leave)
-    told(daemon)
+    invalidated(daemon)
     with pytest.raises(SystemExit, match="as a thread"), shim:
         pass
     shim.close()
@@ -650,11 +650,11 @@ def test_a_callback_cannot_register(
         pytest.raises(OSError, match="callback cannot register") as caught,
         memory.register_notifier(lambda *_: memory.register_notifier(print)),
     ):
-        told(daemon)
+        invalidated(daemon)
     assert caught.value.errno == errno.EDEADLK
 
 
-def test_a_client_that_was_disconnected_is_told_and_may_register_again(
+def test_a_client_that_was_disconnected_gets_an_error_and_may_register_again(
     daemon: FakeDaemon, shim: Client, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory = shim.file("/a")
@@ -668,7 +668,7 @@ def test_a_client_that_was_disconnected_is_told_and_may_register_again(
     assert memory.get_pfn(1).pfn == 1001
     callback = Callback()
     with memory.register_notifier(callback):
-        told(daemon, invalidate(2))
+        invalidated(daemon, invalidate(2))
     assert callback.calls == [(2, 5)]
 
 
@@ -711,7 +711,7 @@ def test_a_file_is_closed_quietly_when_the_daemon_has_gone(
             memory.get_pfn(0)
 
 
-def test_to_close_wakes_who_waits(daemon: FakeDaemon) -> None:
+def test_close_wakes_a_waiting_thread(daemon: FakeDaemon) -> None:
     daemon.handlers[GetPfn] = hold
     shim = inaccfs.connect(daemon.path)
     peer = daemon.peer()
@@ -722,7 +722,7 @@ def test_to_close_wakes_who_waits(daemon: FakeDaemon) -> None:
             waiter.result(PATIENCE)
 
 
-def test_to_close_wakes_who_registers(daemon: FakeDaemon) -> None:
+def test_close_wakes_a_registering_thread(daemon: FakeDaemon) -> None:
     daemon.handlers[RegisterNotifier] = hold
     shim = inaccfs.connect(daemon.path)
     daemon.peer()

@@ -89,7 +89,7 @@ async def next_any(peer: Peer) -> Any:
 # --- connecting -------------------------------------------------------------------
 
 
-async def test_what_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
+async def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
     with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
         async with aio.connect(tmp_path):
             pass
@@ -228,7 +228,7 @@ async def test_tasks_share_a_client_and_do_not_wait_for_each_other(
     assert found == {offset: Pfn(offset, 0) for offset in range(20)}
 
 
-async def test_a_body_that_raises_is_left_with_what_it_raised(
+async def test_an_exception_of_the_body_leaves_the_block(
     daemon: FakeDaemon,
 ) -> None:
     """Not with an ExceptionGroup around it."""
@@ -237,7 +237,7 @@ async def test_a_body_that_raises_is_left_with_what_it_raised(
             raise ZeroDivisionError
 
 
-async def test_a_daemon_that_goes_is_told_to_who_waits_and_who_comes(
+async def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
     daemon.handlers[GetPfn] = lambda peer, _: peer.hang_up()
@@ -285,7 +285,7 @@ async def test_more_is_sent_than_there_is_room_for(
 # --- cancellation -----------------------------------------------------------------
 
 
-async def test_what_a_cancelled_command_gets_is_given_back(
+async def test_the_result_of_a_cancelled_command_is_given_back(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
     shim, peer = both
@@ -318,7 +318,7 @@ async def test_a_command_that_is_cancelled_before_is_not_sent(
     assert await next_any(peer) == QueryVersion()
 
 
-async def test_what_is_given_back_is_so_in_cancellation_too(
+async def test_it_is_given_back_in_a_cancelled_scope_too(
     both: tuple[aio.Client, Peer],
 ) -> None:
     shim, peer = both
@@ -496,7 +496,7 @@ async def afail(start: int, end: int) -> None:
 
 
 @pytest.mark.parametrize("callback", [fail, afail])
-async def test_what_a_callback_raises_comes_out_of_the_block(
+async def test_an_exception_of_a_callback_is_raised_by_the_block(
     both: tuple[aio.Client, Peer],
     caplog: pytest.LogCaptureFixture,
     callback: Callable[[int, int], object],
@@ -505,29 +505,29 @@ async def test_what_a_callback_raises_comes_out_of_the_block(
     memory = await shim.file("/a")
     with pytest.raises(ZeroDivisionError, match="2 5"):
         async with await memory.register_notifier(callback):
-            await told(peer)
+            await invalidated(peer)
     assert "ZeroDivisionError" in caplog.text
     await next_of(peer, UnregisterNotifier)
 
 
-async def told(peer: Peer) -> None:
+async def invalidated(peer: Peer) -> None:
     peer.tell(invalidate())
     await next_of(peer, InvalidateDone)
 
 
-async def test_what_nobody_was_told_is_raised_when_the_client_ends(
+async def test_an_exception_not_raised_yet_is_raised_when_the_client_ends(
     daemon: FakeDaemon,
 ) -> None:
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
 
     with pytest.raises(ZeroDivisionError):
         await use()
 
 
-async def test_what_a_callback_raises_does_not_hide_the_blocks_own(
+async def test_an_exception_of_a_callback_does_not_hide_the_blocks_own(
     daemon: FakeDaemon,
 ) -> None:
     mine = KeyError("mine")
@@ -535,7 +535,7 @@ async def test_what_a_callback_raises_does_not_hide_the_blocks_own(
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
             raise mine
 
     with pytest.raises(KeyError):
@@ -641,14 +641,18 @@ async def test_callbacks_end_with_the_client(daemon: FakeDaemon) -> None:
         await entered.wait()
 
 
-async def test_a_client_whose_block_has_ended_says_so(daemon: FakeDaemon) -> None:
+async def test_a_client_after_its_block_says_that_it_is_closed(
+    daemon: FakeDaemon,
+) -> None:
     async with connected(daemon) as (shim, _):
         memory = await shim.file("/a")
     with pytest.raises(ClientClosedError, match="connect anew"):
         await memory.get_pfn(1)
 
 
-async def test_who_waits_when_the_block_ends_is_told(daemon: FakeDaemon) -> None:
+async def test_a_task_that_waits_when_the_block_ends_gets_an_error(
+    daemon: FakeDaemon,
+) -> None:
     daemon.handlers[GetPfn] = hold
     errors: list[BaseException] = []
 

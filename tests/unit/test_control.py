@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 # --- the conversation -------------------------------------------------------------
 
 
-async def test_the_greeting_tells_the_version(control: Control) -> None:
+async def test_the_greeting_has_the_version(control: Control) -> None:
     async with await trio.open_unix_socket(control.path) as stream:
         greeting = await Peer(stream).receive()
     version = greeting["QMP"]["version"]["qemu"]
-    told = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
-    assert __version__.startswith(told)
+    output = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
+    assert __version__.startswith(output)
     assert greeting["QMP"]["capabilities"] == []
 
 
@@ -149,7 +149,7 @@ async def test_a_bad_argument_does_not_cost_the_id(control: Control) -> None:
 
 async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "control")
-    with trio.fail_after(10), server.listen(path) as listener:
+    with trio.fail_after(60), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As the daemon ends: all that runs in its nursery is cancelled.
             actions = Actions(Daemon().status, nursery.cancel_scope.cancel)
@@ -164,8 +164,8 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
             )
             nursery.start_soon(made.run)
         assert nursery.cancel_scope.cancelled_caught
-    with client, client.makefile("rb") as told:
-        _, _, reply = told
+    with client, client.makefile("rb") as lines:
+        _, _, reply = lines
     assert json.loads(reply) == {"return": {}, "id": "last"}
 
 
@@ -200,7 +200,7 @@ async def test_a_whole_object_needs_no_line_end(control: Control, command: str) 
         assert (await peer.receive())["id"] == {"x": 5}
 
 
-async def test_what_is_too_long_is_told_and_ends_the_connection(
+async def test_a_message_that_is_too_long_gets_an_error_and_ends_the_connection(
     control: Control,
 ) -> None:
     async with control.peer() as peer:
@@ -361,6 +361,6 @@ def test_what_is_no_socket_is_refused_and_left_alone(
         assert path.read_text() == "precious"
 
 
-def test_a_place_that_does_not_exist_is_told(tmp_path: Path) -> None:
+def test_a_place_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="No such file"):
         server.listen(str(tmp_path / "nowhere" / "control"))

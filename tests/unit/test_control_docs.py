@@ -90,7 +90,7 @@ def row(name: str, title: str = "command") -> list[str]:
     return found
 
 
-def test_a_row_tells_what_a_command_takes_gives_and_refuses() -> None:
+def test_a_row_has_arguments_returns_and_errors_of_a_command() -> None:
     assert row("memfd-create")[1:] == [
         "`name`, [`flags`], `fdname`, [`size`]",
         *("`{}`", "returned", "all", "EINVAL"),
@@ -103,14 +103,14 @@ def test_a_row_tells_what_a_command_takes_gives_and_refuses() -> None:
     ]
 
 
-def test_members_are_told_with_type_default_and_meaning() -> None:
+def test_members_are_listed_with_type_default_and_meaning() -> None:
     _, _, get_pfn = reference.render().partition("\n### `get-pfn`\n")
     members = list(rows(get_pfn, "argument"))
     assert members[1] == ["`offset`", "int, 0 to 2^51 - 1", "", "a page of the file"]
     assert members[2] == ["`count`", "int, 1 to 2^51 - 1", "left out", "how many pages"]
 
 
-def test_results_are_told_member_by_member() -> None:
+def test_results_are_listed_member_by_member() -> None:
     _, _, info = reference.render().partition("\n### NotifierInfo\n")
     members = list(rows(info, "member"))
     assert members[-1][:2] == ["`waiting`", "int or null"]
@@ -131,17 +131,19 @@ def test_links_lead_somewhere(text: str) -> None:
 
 
 def test_the_limits_are_those_of_the_code(text: str) -> None:
-    told = {name.strip("`"): int(default) for name, default, *_ in rows(text, "limit")}
-    assert told == asdict(Limits())
+    documented = {
+        name.strip("`"): int(default) for name, default, *_ in rows(text, "limit")
+    }
+    assert documented == asdict(Limits())
 
 
 def options(text: str) -> dict[str, tuple[str, str]]:
     """Each option's default and what is written behind its name."""
-    told = {}
+    documented = {}
     for words, default, _ in rows(text, "option"):
         name, _, value = words.strip("`").partition(" ")
-        told[name] = default, value.replace("\\|", "|")
-    return told
+        documented[name] = default, value.replace("\\|", "|")
+    return documented
 
 
 def test_the_defaults_of_options_are_those_of_the_code(text: str) -> None:

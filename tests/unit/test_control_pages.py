@@ -97,15 +97,15 @@ async def test_put_pfn_takes_one_or_the_other(
 ) -> None:
     control.make("guest", 1)
     async with control.peer() as peer:
-        told = await peer.do("put-pfn", file="/guest", **arguments)
-        assert "EINVAL" in told
-        assert said in told
+        reply = await peer.do("put-pfn", file="/guest", **arguments)
+        assert "EINVAL" in reply
+        assert said in reply
 
 
 # --- queries --------------------------------------------------------------------------
 
 
-async def test_pins_are_told_once_each_whatever_the_size_of_pages(
+async def test_pins_are_listed_once_each_for_any_page_size(
     control: Control,
 ) -> None:
     apart(control, 30, "a")
@@ -126,7 +126,7 @@ async def test_pins_are_told_once_each_whatever_the_size_of_pages(
             assert "EINVAL" in await one.do("query-pins", start=start)
 
 
-async def test_what_stays_is_told_once_whatever_comes_and_goes(
+async def test_a_row_that_stays_is_listed_once_while_others_change(
     control: Control,
 ) -> None:
     apart(control, 30, "a")
@@ -153,7 +153,7 @@ async def test_what_stays_is_told_once_whatever_comes_and_goes(
         )
 
 
-async def test_files_and_notifiers_are_told_in_order_of_their_numbers(
+async def test_files_and_notifiers_are_listed_in_order_of_their_numbers(
     control: Control,
 ) -> None:
     for name in "abcdefg":
@@ -277,7 +277,7 @@ def test_a_client_gives_back_all_pages_of_an_abandoned_command() -> None:
     assert [one.pfn for one in command.extents or []] == [70, 72]
 
 
-def test_a_page_that_was_asked_for_tells_where_the_next_begins() -> None:
+def test_a_page_has_the_start_of_the_next() -> None:
     daemon = Daemon()
     query = messages.QueryNotifiers(limit=1)
     call = daemon.conversation.start(requests.execute(query, None))
@@ -321,7 +321,7 @@ async def slices() -> AsyncIterator[None]:
     assert longest.seconds < 0.02, longest.name
 
 
-async def test_what_many_ask_for_keeps_nobody_waiting(control: Control) -> None:
+async def test_queries_of_many_peers_keep_no_caller_waiting(control: Control) -> None:
     apart(control, 20_000)
     async with control.peer() as peer:
         for start in range(0, 20_000, 1000):
@@ -340,7 +340,7 @@ async def test_what_many_ask_for_keeps_nobody_waiting(control: Control) -> None:
 
 
 @pytest.mark.parametrize("text", ["{}", "x\n"])
-async def test_much_that_comes_with_an_fd_keeps_nobody_waiting(
+async def test_much_data_with_an_fd_keeps_no_caller_waiting(
     tmp_path: Path, backing: Backing, text: str
 ) -> None:
     """All of it is looked at before any of it is carried out."""
@@ -390,7 +390,7 @@ async def test_of_long_work_one_slice_is_done_in_a_turn_of_the_loop() -> None:
     assert len(slices_done) == 16
 
 
-async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
+async def test_events_to_many_notifiers_are_sent_in_slices(control: Control) -> None:
     node = control.make("guest", 4)
     control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
@@ -416,7 +416,9 @@ async def test_many_notifiers_are_told_in_slices(control: Control) -> None:
         assert not node.file.notifiers.running
 
 
-async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> None:
+async def test_no_notifier_answers_an_event_that_it_did_not_get(
+    control: Control,
+) -> None:
     node = control.make("guest", 4)
     control.namespace.opens.open(node, os.O_RDWR)
     assert node.file is not None
@@ -427,8 +429,8 @@ async def test_nobody_answers_what_it_has_not_been_told(control: Control) -> Non
             assert "EINVAL" in await peer.do(
                 "invalidate-done", notifier=number, sequence=sequence
             )
-        (told,) = await peer.do("query-notifiers")
-        assert told["waiting"] is None
+        (row,) = await peer.do("query-notifiers")
+        assert row["waiting"] is None
 
 
 @asynccontextmanager
@@ -436,7 +438,7 @@ async def limited(
     tmp_path: Path, backing: Backing, **limits: int
 ) -> AsyncIterator[Control]:
     policy = Policy(Limits(**limits), ack_seconds=5)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with controlling(str(tmp_path / "control"), backing, policy) as control:
             yield control
 

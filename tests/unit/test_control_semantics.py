@@ -41,7 +41,7 @@ async def serving(
     tmp_path: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         path = str(tmp_path / "control")
         async with controlling(path, backing, policy, rules) as control:
             control.make("guest", 8)
@@ -56,7 +56,7 @@ def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
 # --- what is told of them -----------------------------------------------------------
 
 
-async def test_who_asks_for_them_runs_nobodys_code(
+async def test_query_semantics_runs_no_code_of_a_user(
     tmp_path: Path, backing: Backing
 ) -> None:
     """A plan is asked before there is a mount, and may end nothing later."""
@@ -106,15 +106,15 @@ async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) ->
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
+async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
     tmp_path: Path, backing: Backing, version: type[Semantics]
 ) -> None:
     async with (
         serving(tmp_path, backing, version()) as control,
         control.peer() as peer,
     ):
-        told = await peer.do("query-semantics")
-        assert told["name"] == version.name
+        reply = await peer.do("query-semantics")
+        assert reply["name"] == version.name
         by_range = version.scope == "range"
         if by_range:
             made = await peer.do("bind", file="/guest", start=0, end=8)
@@ -130,7 +130,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
             "put-pfn": {"file": "/guest", "pfn": 1},
         }
         for command in arguments:
-            if command in told["commands"]:
+            if command in reply["commands"]:
                 continue
             refusal = await peer.do(command, **arguments[command])
             assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
@@ -138,7 +138,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
         (left,) = await peer.do("query-notifiers")
         assert left["notifier"] == number
         last = "unbind" if by_range else "unregister-notifier"
-        assert last in told["commands"]
+        assert last in reply["commands"]
         assert await peer.do(last, notifier=number) == {}
         assert await peer.do("query-notifiers") == []
 
@@ -146,7 +146,9 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
 # --- bind -------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_bound_is_told(tmp_path: Path, backing: Backing) -> None:
+async def test_a_range_that_cannot_be_bound_is_refused(
+    tmp_path: Path, backing: Backing
+) -> None:
     async with serving(tmp_path, backing, Bind()) as control, control.peer() as peer:
         for start, end in ((4, 4), (5, 4), (8, 1)):
             refusal = await peer.do("bind", file="/guest", start=start, end=end)
@@ -209,7 +211,7 @@ async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> 
 # --- pages ------------------------------------------------------------------------
 
 
-async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
+async def test_an_unbound_page_has_the_errno_of_the_version(
     tmp_path: Path, backing: Backing
 ) -> None:
     for number, (rules, name) in enumerate(((Bind(), "EINVAL"), (GuestMemfd(), "EIO"))):
@@ -231,7 +233,7 @@ async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
         control.namespace.unlink(control.namespace.inodes.root, b"guest")
 
 
-async def test_poison_outlives_the_command_that_tells_of_it(
+async def test_poison_outlives_the_command_that_reports_it(
     tmp_path: Path, backing: Backing
 ) -> None:
     """Though nobody has the file open."""
@@ -271,7 +273,7 @@ async def test_without_references_nothing_is_counted(
         assert refusal.startswith("EOPNOTSUPP: these semantics give no references")
 
 
-async def test_who_keeps_pages_locked_is_disconnected(
+async def test_a_peer_that_keeps_pages_locked_is_disconnected(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(ack_seconds=0.05)
@@ -289,7 +291,7 @@ async def test_who_keeps_pages_locked_is_disconnected(
 
 
 @pytest.mark.parametrize("how", ["hangs up", "breaks"])
-async def test_who_tells_of_poison_may_go_in_the_middle(
+async def test_a_peer_that_reports_poison_may_go_in_the_middle(
     tmp_path: Path, backing: Backing, how: str
 ) -> None:
     """The others have been told of a start, and are told of its end."""
@@ -316,7 +318,7 @@ async def test_who_tells_of_poison_may_go_in_the_middle(
         await control.gone(1)
 
 
-async def test_who_is_waited_for_by_its_own_command_may_go(
+async def test_a_peer_that_its_own_command_waits_for_may_go(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not waited for any longer, and nobody calls it silent."""

@@ -90,7 +90,7 @@ def test_what_actors_change_untracked_is_refused_by_name(
     ("does", "said"),
     [
         (lambda _: socket.socket(), "a: it makes sockets"),
-        (lambda _: threading.Timer(0.2, int).start(), "a: it starts threads"),
+        (lambda _: threading.Timer(0.2, int).start(), "it starts threads"),
         (lambda _: subprocess.run(["true"], check=True), "a: it starts processes"),
     ],
     ids=["socket", "thread", "process"],

@@ -227,7 +227,7 @@ async def _after(passes: int, call: Callable[[], Awaitable[None]]) -> None:
 
 
 @pytest.mark.parametrize("second", [0, 1, 2, 3])
-async def test_whoever_waits_for_idle_is_woken(
+async def test_tasks_that_wait_for_idle_are_woken(
     file: InaccessibleFile, autojump_clock: trio.testing.MockClock, second: int
 ) -> None:
     """Whenever in the course of two long operations the wait begins."""
@@ -285,7 +285,7 @@ async def _expect_eintr(file: InaccessibleFile, interrupted: trio.Event) -> None
         await fallocate(file, 0, 0, LONG, interrupted)
 
 
-async def test_an_interrupt_is_told_before_the_file_has_settled(
+async def test_an_interrupted_call_returns_before_the_file_has_settled(
     file: InaccessibleFile, held: HeldAllocator
 ) -> None:
     """The backing still gives back what it had taken: nobody may look until then."""

@@ -72,7 +72,7 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
 
 
 @pytest.mark.parametrize(
-    ("semantics", "told"),
+    ("semantics", "expected"),
     [
         (V7(), ["invalidate"]),
         (V8(), ["invalidate"]),
@@ -83,8 +83,8 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
     ids=lambda each: getattr(each, "name", ""),
 )
 @pytest.mark.parametrize("pages", [2, 2048], ids=["at once", "in a task"])
-def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
-    semantics: Semantics, told: list[str], pages: int
+def test_a_punch_sends_the_events_of_the_rules_and_removes_the_pages(
+    semantics: Semantics, expected: list[str], pages: int
 ) -> None:
     seen: list[tuple[str, int, int]] = []
     with Mount(semantics, memory=SMALL) as mount:
@@ -97,16 +97,16 @@ def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
             file.put_pfn(pfn)
         punch(mount, fd, 0, 2 + pages)
         end = 16 if semantics.reported == "clipped" and pages > 16 else 2 + pages
-        assert seen == [(name, 0, end) for name in told]
+        assert seen == [(name, 0, end) for name in expected]
         assert client.query_pins().extents == []
         notifier.unregister()
         punch(mount, fd, 0, 2)
-        assert len(seen) == len(told)
+        assert len(seen) == len(expected)
         client.close()
         os.close(fd)
 
 
-def test_poison_is_told_as_an_error() -> None:
+def test_poison_is_reported_as_an_error() -> None:
     seen: list[tuple[str, int, int]] = []
     with Mount(V10()) as mount:
         fd = mount.memfd_create("file", 16 * PAGE)
@@ -162,7 +162,7 @@ def test_frames_are_freed_when_the_last_client_that_refers_to_them_ends(
 
 @pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
 @pytest.mark.parametrize("how", ["punch", "truncate"])
-def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) -> None:
+def test_on_change_is_called_before_the_change(semantics: Semantics, how: str) -> None:
     seen: list[tuple[str, int, int]] = []
     changes: list[tuple[int, int, int, int]] = []
 
@@ -184,8 +184,8 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
         else:
             mount.ftruncate(fd, 8 * PAGE)
         # A start has been told by then, and the page is still there.
-        told = int(semantics.order == "bracket")
-        assert changes == [(8 * PAGE, 8 * PAGE, told, 1)]
+        starts = int(semantics.order == "bracket")
+        assert changes == [(8 * PAGE, 8 * PAGE, starts, 1)]
         os.close(fd)
 
 
@@ -225,7 +225,7 @@ def test_a_callback_may_unregister_itself() -> None:
         os.close(fd)
 
 
-def test_what_a_callback_raises_is_told_by_unregister() -> None:
+def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
     """As a client has it: whoever punches has nothing to do with it."""
     with Mount() as mount:
         fd = mount.memfd_create("file", 16 * PAGE)

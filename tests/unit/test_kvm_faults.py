@@ -289,7 +289,7 @@ def test_a_bracketed_order_has_no_such_window() -> None:
     assert seen == [None, []]
 
 
-def test_punches_may_be_told_once_where_poison_has_a_start_and_an_end() -> None:
+def test_punches_may_have_one_event_where_poison_has_a_start_and_an_end() -> None:
 
     class Mine(V8):
         memory_failure: ClassVar[MemoryFailure] = "invalidate"

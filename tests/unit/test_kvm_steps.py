@@ -59,7 +59,7 @@ def test_the_steps_of_one_page_and_of_many_are_the_same(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["fault", "populate"])
-def test_what_was_invalidated_is_put_and_waited_for(what: str) -> None:
+def test_a_page_that_was_invalidated_is_put_and_the_end_awaited(what: str) -> None:
     """Between any two steps others may run."""
     with guest() as made:
         retried: list[object] = []
@@ -90,7 +90,7 @@ def test_no_lock_is_held_at_a_step() -> None:
         assert made.vm.stats.in_progress == 0
 
 
-def test_whatever_fails_after_get_pfn_the_reference_is_put() -> None:
+def test_after_any_failure_past_get_pfn_the_reference_is_put() -> None:
     """The hook is a step, too, if there is one."""
 
     def hook(point: str, start: int, end: int) -> None:
@@ -222,7 +222,7 @@ def test_memory_and_encryption_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_hook_is_told_where_slots_are_read_without_a_lock(*, private: bool) -> None:
+def test_a_hook_is_called_where_slots_are_read_without_a_lock(*, private: bool) -> None:
     seen: list[tuple[str, int, int]] = []
 
     def hook(point: str, start: int, end: int) -> None:

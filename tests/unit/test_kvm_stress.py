@@ -68,7 +68,9 @@ def test_what_was_punched_is_zeros(oracle: Oracle, cell: Cell) -> None:
     assert "which was replaced by zeros" in str(read(oracle, cell, stamp))
 
 
-def test_another_cells_stamp_is_told_by_its_name(oracle: Oracle, cell: Cell) -> None:
+def test_the_stamp_of_another_cell_is_reported_with_its_name(
+    oracle: Oracle, cell: Cell
+) -> None:
     other = oracle.cells("slot 1, page", 2)[1]
     stamp = write(oracle, other)
     write(oracle, cell)
@@ -193,7 +195,7 @@ class Operation:
         )
     )
 )
-def test_whatever_overlaps_what_is_right_is_not_called_wrong(
+def test_a_value_is_not_wrong_if_its_write_overlaps_the_read(
     steps: list[tuple[int, str]],
 ) -> None:
     register = Register()

@@ -203,7 +203,7 @@ class Held:
 
 
 @pytest.mark.parametrize("what", ["punch", "convert", "delete"])
-def test_whoever_takes_a_page_away_waits_for_an_access(
+def test_removing_a_page_waits_for_an_access(
     pool: ThreadPoolExecutor, what: str
 ) -> None:
     """As a TLB flush waits for the other CPUs: what was zapped is not used any more."""
@@ -385,7 +385,7 @@ def test_a_write_changes_its_blocks_and_no_others(offset: int, size: int) -> Non
 
 
 @needs_cryptography
-def test_what_nobody_has_written_is_noise_also_after_a_punch() -> None:
+def test_memory_that_was_never_written_is_noise_also_after_a_punch() -> None:
     with shim() as made, VM(made, encryption=True) as vm:
         file = made.memfd()
         add_slot(vm, file)

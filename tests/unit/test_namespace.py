@@ -294,7 +294,7 @@ def test_what_is_not_removed_is_not_kept(namespace: Namespace, tree: Path) -> No
     assert look(namespace, "f", directory).lookups == 1
 
 
-def test_a_removed_directory_is_there_for_who_has_it(
+def test_a_removed_directory_can_be_used_while_it_is_open(
     namespace: Namespace, tree: Path
 ) -> None:
     (tree / "d").mkdir()

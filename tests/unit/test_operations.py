@@ -138,7 +138,7 @@ async def _removexattr(operations: Operations, node: Node) -> object:
     "call",
     [_size, _mode, _owner, _times, _nothing, _link, _setxattr, _removexattr],
 )
-async def test_what_needs_the_lock_of_a_busy_file_waits(
+async def test_calls_that_need_the_lock_of_a_busy_file_wait(
     operations: Operations,
     namespace: Namespace,
     node: Node,
@@ -323,7 +323,7 @@ def test_the_end_of_a_directory_may_be_asked_for_again(
     assert counting.seeks == []
 
 
-def test_what_was_looked_at_and_not_taken_is_next(
+def test_an_entry_that_was_looked_at_and_not_taken_is_next(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
     """A reply had no room for it."""
@@ -378,7 +378,7 @@ def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
     return pyfuse3.FileHandleT(namespace.directories.open(namespace.inodes.root, 0))
 
 
-async def test_each_name_is_told_once_and_counts_one_lookup(
+async def test_each_name_is_listed_once_and_counts_one_lookup(
     operations: Operations, namespace: Namespace, tree: Path, replies: Replies
 ) -> None:
     """But not the one that a reply had no room for, until it is told."""
@@ -386,14 +386,14 @@ async def test_each_name_is_told_once_and_counts_one_lookup(
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}
     fh = _open_root(operations)
-    position, told = 0, []
+    position, listed = 0, []
     while taken := await _readdir(operations, fh, position, replies):
-        told += [(name, ino) for name, ino, _ in taken]
+        listed += [(name, ino) for name, ino, _ in taken]
         position = taken[-1][2]
         assert len(namespace.inodes.nodes) == 1 + sum(
-            not name.startswith(b".") for name, _ in told
+            not name.startswith(b".") for name, _ in listed
         )
-    assert sorted(told) == sorted([*inodes.items(), (b".", 1), (b"..", 1)])
+    assert sorted(listed) == sorted([*inodes.items(), (b".", 1), (b"..", 1)])
     for ino in inodes.values():
         assert namespace.inodes[ino].lookups == 1
         namespace.inodes.forget(ino, 1)
@@ -422,20 +422,20 @@ async def test_a_directory_can_be_emptied_while_it_is_read(
     await operations.releasedir(fh)
 
 
-async def test_a_name_that_has_gone_since_is_passed_over(
+async def test_a_name_removed_since_is_skipped(
     operations: Operations, tree: Path, replies: Replies
 ) -> None:
     for at in range(20):
         (tree / f"f{at}").touch()
     fh = _open_root(operations)
-    position, told = 0, []
+    position, listed = 0, []
     while taken := await _readdir(operations, fh, position, replies):
-        told += [os.fsdecode(name) for name, _, _ in taken]
+        listed += [os.fsdecode(name) for name, _, _ in taken]
         position = taken[-1][2]
-        for name in set(os.listdir(tree)) - set(told):
+        for name in set(os.listdir(tree)) - set(listed):
             os.unlink(tree / name)
-    assert set(told) == {".", "..", *os.listdir(tree)}
-    assert len(told) == 7
+    assert set(listed) == {".", "..", *os.listdir(tree)}
+    assert len(listed) == 7
     await operations.releasedir(fh)
 
 
@@ -466,7 +466,7 @@ async def test_the_root_has_virtual_attributes_that_stay(
 
 
 @pytest.mark.parametrize("name", [b"system.posix_acl_access", b"security.capability"])
-async def test_what_nobody_would_obey_cannot_be_set(
+async def test_attributes_that_the_kernel_would_not_obey_cannot_be_set(
     operations: Operations, node: Node, name: bytes
 ) -> None:
     with answered(errno.EOPNOTSUPP):

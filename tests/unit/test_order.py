@@ -199,19 +199,19 @@ async def test_each_plan_has_its_order(
 @hows
 async def test_nothing_goes_on_before_all_have_answered(world: World, how: How) -> None:
     one, other = await world.listener("1 "), await world.listener("2 ")
-    told = []
+    logs = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.drive, how, in_order(BRACKET, 0, 4))
         for _ in range(2):
             await trio.testing.wait_all_tasks_blocked()
             other.answer()
             await trio.testing.wait_all_tasks_blocked()
-            told.append(list(world.log))
+            logs.append(list(world.log))
             one.answer()
     start = [f"1 {INVALIDATE_START}", f"2 {INVALIDATE_START}"]
-    assert told[0] == start
-    assert told[1] == [*start, "change", f"1 {INVALIDATE_END}", f"2 {INVALIDATE_END}"]
-    assert world.log == told[1]
+    assert logs[0] == start
+    assert logs[1] == [*start, "change", f"1 {INVALIDATE_END}", f"2 {INVALIDATE_END}"]
+    assert world.log == logs[1]
     world.assert_free()
 
 
@@ -271,7 +271,7 @@ async def test_each_event_has_the_whole_time(
 
 @hows
 @pytest.mark.parametrize("plan", [AFTER, BEFORE, BRACKET], ids=str)
-async def test_everybody_may_go_while_being_told(
+async def test_all_notifiers_may_leave_while_the_event_is_sent(
     world: World, how: How, plan: Plan
 ) -> None:
     for name in ("1 ", "2 ", "3 "):
@@ -299,7 +299,7 @@ async def test_one_may_take_the_others_with_it(world: World, how: How) -> None:
 
 
 @hows
-async def test_who_unregisters_in_its_callback_waits_for_the_end_of_it(
+async def test_a_notifier_that_unregisters_in_its_callback_waits_for_the_end(
     world: World, how: How
 ) -> None:
     one, other = await world.listener("1 "), await world.listener("2 ", answers)
@@ -352,7 +352,7 @@ async def test_a_bug_of_the_steps_costs_one_call(world: World, how: How) -> None
 
 
 @pytest.mark.parametrize("how", HOWS[:2])
-async def test_who_is_cancelled_lets_the_list_go(
+async def test_a_cancelled_operation_unlocks_the_list(
     world: World, how: How, autojump_clock: trio.testing.MockClock
 ) -> None:
     await world.listener()
@@ -483,7 +483,7 @@ class RefusedAtError(OSError):
 
 @pytest.mark.parametrize("how", HOWS[1:])
 @pytest.mark.parametrize("plan", [AFTER_FAILURE, BEFORE, BRACKET], ids=str)
-async def test_what_a_check_refuses_nobody_hears_of(
+async def test_a_refusal_by_a_check_sends_no_event(
     world: World, how: How, plan: Plan
 ) -> None:
     await world.listener(then=answers)
@@ -526,7 +526,9 @@ async def test_a_bug_of_a_check_costs_one_call(world: World, how: How) -> None:
 
 
 @hows
-async def test_a_result_is_settled_before_it_is_told(world: World, how: How) -> None:
+async def test_a_result_is_settled_before_it_is_reported(
+    world: World, how: How
+) -> None:
     await world.listener(then=answers)
     settled: list[Changed] = []
 

@@ -296,7 +296,7 @@ def test_compaction_moves_no_frame_that_was_fetched() -> None:
         print(f"of 4096 pages that nothing held {moved} have moved")
 
 
-def test_what_has_moved_is_told(file: File) -> None:
+def test_pages_that_have_moved_are_returned(file: File) -> None:
     with unpinned(file) as loose:
         before = by_page(loose.fetch(0, 256).extents)
         assert loose.known(0, 256) is None
@@ -321,7 +321,7 @@ def shuffle(file: File, start: int, end: int) -> None:
         os.posix_fallocate(file.fd, page * PAGE, PAGE)
 
 
-def test_a_page_that_is_held_at_last_is_where_it_was_or_told(file: File) -> None:
+def test_a_page_that_is_pinned_late_is_where_it_was_or_reported(file: File) -> None:
     """Pinning was refused once, and is not any more."""
     held: pins.Pins = file.frames._buffers._pins
     refusing = pins.NoPins("a test")
@@ -363,7 +363,7 @@ def test_locked_pages_are_looked_at_again(
         assert len(file.fetch(0, 1024)) > 0
 
 
-def test_pages_that_may_not_be_pinned_are_told_of() -> None:
+def test_pages_that_cannot_be_pinned_are_reported() -> None:
     with locked_memory(2 * MIB), open_file() as file:
         if not file.source.pins.stays:
             pytest.skip(f"no io_uring: {file.source.pinning}")
@@ -388,7 +388,7 @@ def test_pages_that_may_not_be_pinned_are_told_of() -> None:
 # --- punching ---------------------------------------------------------------------
 
 
-def test_a_punch_tells_what_was_known_of_the_range(file: File) -> None:
+def test_a_punch_returns_the_known_pages_of_the_range(file: File) -> None:
     extents = by_page(file.fetch(0, 600))
     file.fetch(700, 710)
     punched = file.punch(500, 705)
@@ -527,7 +527,7 @@ def test_a_punch_across_huge_pages_frees_what_it_is_of(huge: File) -> None:
         assert before[page] == pfn or page in moved
 
 
-def test_folios_of_several_sizes_are_told_apart(huge: File) -> None:
+def test_folios_of_several_sizes_are_distinguished(huge: File) -> None:
     """What is left of a huge page after a punch, against every page's own flags."""
     huge.fetch(0, HUGE)
     huge.punch(37, 38)
@@ -642,7 +642,7 @@ def test_no_space_is_enospc_and_changes_nothing() -> None:
         assert file.frames.pages == 1024
 
 
-def test_an_error_in_the_middle_leaves_nothing_behind(
+def test_an_error_in_the_middle_leaves_nothing(
     narrow: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = narrow
@@ -760,7 +760,7 @@ def test_pages_that_cannot_be_found_after_a_punch_are_forgotten(
 # --- any history ------------------------------------------------------------------
 
 
-def test_pages_that_move_during_a_punch_that_fails_are_told_next(file: File) -> None:
+def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> None:
     before = by_page(file.fetch(0, HUGE))
 
     def move_and_fail() -> None:
@@ -816,25 +816,25 @@ steps = st.tuples(
 
 @settings(max_examples=40)
 @given(st.lists(steps, min_size=1, max_size=12))
-def test_each_page_is_where_it_was_told_to_be(
+def test_each_page_is_where_it_was_reported(
     done: list[tuple[str, tuple[int, int], bool]],
 ) -> None:
     """A page that is pinned has not moved; of any other the next call tells."""
     with open_file(size=LENGTH * PAGE) as file:
         pinning = Moody(file.frames._buffers._pins)
         file.frames._buffers._pins = pinning  # type: ignore[misc]
-        told: dict[int, int] = {}
+        known: dict[int, int] = {}
         for what, (start, end), pinning.allows in done:
-            _do(file, told, what, start, end)
-            assert by_page(file.frames.extents()) == told
-            assert file.frames.pages == len(told)
+            _do(file, known, what, start, end)
+            assert by_page(file.frames.extents()) == known
+            assert file.frames.pages == len(known)
             now = file.read()
-            for page, pfn in told.items():
+            for page, pfn in known.items():
                 if file.frames.known(page, page + 1) is not None:
                     assert now[page] == pfn
 
 
-def _do(file: File, told: dict[int, int], what: str, start: int, end: int) -> None:
+def _do(file: File, known: dict[int, int], what: str, start: int, end: int) -> None:
     """Do a step to a file, and to what its user has been told of its pages."""
 
     def fail() -> None:
@@ -849,23 +849,23 @@ def _do(file: File, told: dict[int, int], what: str, start: int, end: int) -> No
             assert found == dict(enumerate(file.read()[start:end], start))
             # It may pin and read more than was asked for, up to a chunk.
             moved = by_page(fetched.moved)
-            assert moved.items() <= told.items()
+            assert moved.items() <= known.items()
             assert {
-                page: pfn for page, pfn in told.items() if found.get(page, pfn) != pfn
+                page: pfn for page, pfn in known.items() if found.get(page, pfn) != pfn
             }.items() <= moved.items()
-            told.update(found)
+            known.update(found)
         case "punch":
             punched = file.punch(start, end)
             removed = by_page(punched.removed)
-            assert removed == {p: pfn for p, pfn in told.items() if start <= p < end}
+            assert removed == {p: pfn for p, pfn in known.items() if start <= p < end}
             for page in removed:
-                del told[page]
+                del known[page]
             for page in by_page(punched.moved):
                 now = by_page(file.frames.extents()).get(page)
                 if now is None:
-                    del told[page]
+                    del known[page]
                 else:
-                    told[page] = now
+                    known[page] = now
         case "punch and fail" | "move and fail":
             with refused(errno.EINTR):
                 file.frames.punch(start, end, fail)

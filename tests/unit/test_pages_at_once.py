@@ -79,7 +79,7 @@ async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> No
         await way(world, 2, 4)
         results.append(
             (
-                *(listener.told, listener.frames, world.is_punched(holder)),
+                *(listener.events, listener.frames, world.is_punched(holder)),
                 *(world.allocated, world.frames.freed),
                 world.file._superblock.trace.counters,
             )

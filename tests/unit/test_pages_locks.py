@@ -41,13 +41,13 @@ async def test_a_locked_page_is_not_punched_before_it_is_put() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.punch, 0, 8)
         await trio.testing.wait_all_tasks_blocked()
-        assert (listener.told, world.allocated) == ([], 1)
+        assert (listener.events, world.allocated) == ([], 1)
         world.put(holder, 3)
-    assert listener.told == [(INVALIDATE, 0, 8)]
+    assert listener.events == [(INVALIDATE, 0, 8)]
     assert world.allocated == 0
 
 
-async def test_a_punch_waits_for_all_who_have_a_page_of_it() -> None:
+async def test_a_punch_waits_for_all_peers_that_have_locked_a_page_of_it() -> None:
     world = world_of(V7())
     holders = [Holder(), Holder()]
     for at, holder in enumerate(holders):
@@ -101,7 +101,7 @@ async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.punch, 2, 4)
         await trio.testing.wait_all_tasks_blocked()
-        assert listener.told == [(INVALIDATE, 2, 4)]
+        assert listener.events == [(INVALIDATE, 2, 4)]
         for start, end in ((2, 3), (3, 9), (0, MANY)):
             with refused(errno.EAGAIN):
                 await world.get(holder, start, end)
@@ -124,7 +124,7 @@ async def test_new_locks_do_not_hold_a_punch_up() -> None:
     assert other.evicted_at == []
 
 
-async def test_who_does_not_put_is_evicted_in_time(
+async def test_a_peer_that_does_not_put_is_evicted_in_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """And once more after the same time, if it is still there; then the punch ends."""
@@ -143,7 +143,7 @@ async def test_who_does_not_put_is_evicted_in_time(
     assert other.evicted_at == []
 
 
-async def test_nobody_is_evicted_for_what_another_has_kept(
+async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The time of who gets pages begins when they have been got, however late."""
@@ -264,7 +264,7 @@ async def test_a_counted_frame_is_free_when_it_is_put() -> None:
     assert world.frames.freed == [(BASE, 4)]
 
 
-async def test_what_nobody_has_got_cannot_be_put() -> None:
+async def test_a_page_that_was_not_got_cannot_be_put() -> None:
     world = world_of(V8())
     with refused(errno.EINVAL):
         world.put(Holder(), 0)

@@ -333,8 +333,10 @@ def test_without_any_limit_left_nothing_is_held(
     monkeypatch.setattr(uring, "setup", no_ring)
     with locked_memory(0):
         made = pins.choose()
-    told = "none (io_uring: Function not implemented; mlock: Operation not permitted)"
-    assert made.description == told
+    description = (
+        "none (io_uring: Function not implemented; mlock: Operation not permitted)"
+    )
+    assert made.description == description
     assert made.hold(memory.buffers(MIB)) == [None, None]
 
 

@@ -65,7 +65,7 @@ def test_a_name_is_no_escape_sequence(tmp_path: Path) -> None:
     assert str(found) == "a?[31mb (pid 12)"
 
 
-def test_a_tracer_that_is_hidden_is_told(tmp_path: Path) -> None:
+def test_a_tracer_that_is_hidden_is_reported(tmp_path: Path) -> None:
     """hidepid= of proc(5): it is another user's, as far as anybody knows."""
     process(tmp_path, "self", TracerPid=12)
     found = tracer(tmp_path)

@@ -284,14 +284,14 @@ class EachPage(RuleBasedStateMachine):
         assert free == self.free(set(frames))
 
     @invariant()
-    def tells_each_reference(self) -> None:
-        told: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
+    def describes_each_reference(self) -> None:
+        by_place: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
         for one in described(self.tested):
             assert isinstance(one.holder, str)
             for at in range(one.count):
                 place = (one.holder, one.pfn - BASE + at)
-                told[place] += [(one.offset + at, one.punched)] * one.refs
-        assert told == {key: value for key, value in self.held.items() if value}
+                by_place[place] += [(one.offset + at, one.punched)] * one.refs
+        assert by_place == {key: value for key, value in self.held.items() if value}
         for holder in "ab":
             held = [v for (h, _), v in self.held.items() if h == holder]
             assert self.tested.total(holder) == sum(map(len, held))

@@ -162,8 +162,8 @@ def test_row_which_fallocate(name: str) -> None:
     made = load.load(name)
     assert (made.plan(punches=True), made.plan(punches=False)) == wanted[name]
     # As `inaccfs semantics` shows it.
-    told = "every fallocate" if name in (*V8S, "v9") else "punches"
-    assert made.notifies == told
+    calls = "every fallocate" if name in (*V8S, "v9") else "punches"
+    assert made.notifies == calls
     assert made.notifies_failures is (name != "v7")
     assert bool(made.plan(punches=False)) is (name in ("v7", *V8S, "v9"))
 
@@ -317,7 +317,7 @@ def test_what_an_interrupted_allocation_leaves(name: str) -> None:
 
 
 @versions
-def test_nobody_tells_frames(name: str) -> None:
+def test_no_version_reports_frames(name: str) -> None:
     """Roth's tree did, and no version that was posted."""
     assert not load.load(name).tells_frames
 
@@ -358,9 +358,9 @@ def test_every_value_of_every_rule_can_be_had(rule: str, value: object) -> None:
     made = checking.checked(mine, "mine.py")
     assert getattr(made, rule) == value
     assert all(event in messages.EVENTS for event in made.events)
-    told = queries.semantics(made)
-    assert told.name == "Mine"
-    assert set(told.commands) <= set(messages.COMMANDS)
+    rules = queries.semantics(made)
+    assert rules.name == "Mine"
+    assert set(rules.commands) <= set(messages.COMMANDS)
 
 
 def plans(**chosen: object) -> tuple[Plan, Plan]:
@@ -403,7 +403,7 @@ def test_the_plan_follows_from_the_rules(
     assert plans(**chosen) == (punches, punches if others is None else others)
 
 
-def test_a_start_has_its_end_whatever_becomes_of_the_change() -> None:
+def test_a_start_has_its_end_even_if_the_change_fails() -> None:
     for version in VERSIONS:
         for punches in (True, False):
             plan = version().plan(punches=punches)
@@ -433,13 +433,13 @@ def test_what_must_be_aligned(aligned: str, punch: str, allocation: str) -> None
         assert outcome(made.check_fallocate, mode, 0, PAGE, PAGE) == "ok"
 
 
-def test_query_semantics_tells_each_rule_that_it_has() -> None:
+def test_query_semantics_returns_each_rule() -> None:
     for version in VERSIONS:
         made = version()
-        told = queries.semantics(made)
-        for field in told.__struct_fields__:
+        rules = queries.semantics(made)
+        for field in rules.__struct_fields__:
             if field != "commands":
-                assert getattr(told, field) == getattr(made, field)
+                assert getattr(rules, field) == getattr(made, field)
 
 
 def test_a_refusal_has_the_kernels_words() -> None:

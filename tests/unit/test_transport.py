@@ -143,7 +143,7 @@ async def test_an_interrupt_reaches_a_request_of_another_transport(
     assert not world.channel.pending.interrupts
 
 
-async def test_a_request_tells_who_asks() -> None:
+async def test_a_request_has_its_caller() -> None:
     request = Request(Pending(), lambda *_: None)
     header = (40, Op.GETATTR, 8, 1, 1000, 1001, 4711, 0, 0)
     request.buffer[:40] = fakes.IN_HEADER.pack(*header)

@@ -195,7 +195,7 @@ def _clamp(message: bytearray, size: int) -> None:
         pytest.param(handshake.parse_init, bytes(15), id="half an init"),
     ],
 )
-def test_a_message_that_is_too_short_is_told(
+def test_a_message_that_is_too_short_is_reported(
     read: Callable[[bytearray, int], object], body: bytes
 ) -> None:
     """Though the buffer goes on, with what an earlier request has left there."""
@@ -240,7 +240,7 @@ def test_the_header_of_a_reply() -> None:
     assert wire.unpack_out_header(fakes.OUT_HEADER.pack(16, -22, 6)) == (16, -22, 6)
 
 
-def test_an_entry_tells_all_of_stat() -> None:
+def test_an_entry_has_all_of_stat() -> None:
     found = os.stat("/dev/null")
     packed = wire.pack_entry(wire.Entry(9, 3, found, 5, 4))
     assert fakes.ENTRY_OUT.unpack_from(packed) == (9, 3, 5, 4, 0, 0)

@@ -146,7 +146,7 @@ class MemfdCreate(Command, frozen=True, kw_only=True):
 
 
 class RegisterNotifier(Command, frozen=True, kw_only=True):
-    """inaccessible_register_notifier(): tell this peer of invalidations of a file.
+    """inaccessible_register_notifier(): send this peer the invalidations of a file.
 
     Waits while an invalidation of the file is under way. The file stays open until the
     notifier goes. EOPNOTSUPP in semantics whose notifiers are bound to ranges.

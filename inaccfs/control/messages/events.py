@@ -28,7 +28,7 @@ class Answered(Event, frozen=True, kw_only=True):
     start: Start
     end: End
     sequence: Sequence
-    # The fetched pages that go, where the semantics tell them.
+    # The fetched pages that go, in semantics that report them.
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -51,7 +51,7 @@ class InvalidateEnd(Answered, frozen=True, kw_only=True):
 
 
 class Populate(Answered, frozen=True, kw_only=True):
-    """Pages from `start` to `end` have been allocated, in semantics that tell it."""
+    """Pages from `start` to `end` have been allocated, in semantics that report it."""
 
     name: ClassVar[str] = "POPULATE"
 

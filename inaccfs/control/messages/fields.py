@@ -42,5 +42,5 @@ PinsRow = Annotated[
     int | str, Meta(description="0, or `next` of the page before, to go on there")
 ]
 Limit = Annotated[
-    int, Meta(ge=1, description="how many to tell at most, 1000 being the most")
+    int, Meta(ge=1, description="how many to return at most; no more than 1000")
 ]

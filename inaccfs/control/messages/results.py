@@ -250,7 +250,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
-    # "punched" or "clipped": the range of a punch that a bound notifier is told.
+    # "punched" or "clipped": which range of a punch a bound notifier gets.
     reported: str
     # "each walk" or "the whole call": how long the list of notifiers is locked.
     list_locked: str
@@ -260,7 +260,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     allocates: bool
     # "counted", "locked" or "none": what get-pfn leaves the peer.
     references: str
-    # Whether the kernel may move fetched pages, and nobody is told.
+    # Whether the kernel may move fetched pages without an event.
     movable: bool
     # "unknown", "error" or "invalidate": who hears of a poisoned page.
     memory_failure: str

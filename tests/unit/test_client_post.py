@@ -137,7 +137,7 @@ def test_so_many_answers_are_outstanding_and_no_more(
         peer.release()
 
 
-def test_to_close_wakes_who_waits_for_room(
+def test_close_wakes_a_thread_that_waits_for_room(
     daemon: FakeDaemon, memory: File, shim: Client, peer: Peer
 ) -> None:
     daemon.handlers[PutPfn] = hold
@@ -149,7 +149,7 @@ def test_to_close_wakes_who_waits_for_room(
             teller.result(PATIENCE)
 
 
-def test_a_daemon_that_has_gone_is_told_soon(
+def test_a_dead_daemon_is_reported_soon(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
     daemon.handlers[PutPfn] = lambda peer, _: peer.hang_up()
