@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from inaccfs.explore.schedule import UnstableError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -12,10 +14,6 @@ if TYPE_CHECKING:
     from inaccfs.explore.state import Key
 
 _N = TypeVar("_N", bound="Node")
-
-
-class UnstableError(Exception):
-    """The same choices have led somewhere else."""
 
 
 _MOST_CHANGES: Final = 3
@@ -212,14 +210,3 @@ def difference(one: Step, other: Step) -> str:
 def _said(key: Key, write: bool) -> str:
     words = key if isinstance(key, tuple) else (key,)
     return f"{'changes' if write else 'reads'} {' '.join(map(str, words))}"
-
-
-def conflict(one: dict[Key, bool], other: dict[Key, bool]) -> bool:
-    """Whether the order of two steps matters."""
-    if len(one) > len(other):
-        one, other = other, one
-    for key, write in one.items():
-        found = other.get(key)
-        if found is not None and (write or found):
-            return True
-    return False

@@ -30,6 +30,10 @@ class SpinError(Exception):
     """An actor takes steps without an end."""
 
 
+class UnstableError(Exception):
+    """The same choices have led somewhere else."""
+
+
 class Step(NamedTuple):
     """What a step has done. A key is touched with True by who changes it."""
 
@@ -205,8 +209,7 @@ class Schedule:
         if self._starting:
             self._carrier.leave(me.thread)
         else:
-            self._finish()
-            chosen = self._choose()
+            chosen = self._finish_and_choose()
             if chosen is not me:
                 if chosen is None:
                     self._next = None
@@ -304,13 +307,22 @@ class Schedule:
         if self._notes:
             self.log.append((me.index, [me.label]))
 
+    def _finish_and_choose(self) -> Actor | None:
+        try:
+            self._finish()
+            return self._choose()
+        except UnstableError as exc:
+            # Not in the code of the actor, which may catch it.
+            self.fail(exc)
+            return None
+
     def _finish(self) -> None:
         me = self.current
         assert me is not None
         if self.after is not None:
             self._check()
         for lock in self._opened:
-            # Kept over a point: whoever wants it conflicts with this.
+            # Kept over a point: other actors that want it conflict with this.
             if lock.kept:
                 self._touched[lock.key] = True
         self.state.step(me, self._seen, self._touched, self._counted)
@@ -396,8 +408,7 @@ class Schedule:
         actor.done = True
         if self._starting:
             return
-        self._finish()
-        self._next = None if self.ended else self._choose()
+        self._next = self._finish_and_choose()
 
     def fail(self, exc: BaseException) -> None:
         """The actor that runs has raised, and that is the end."""

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError
 from inaccfs.explore.causes import cone, switches
-from inaccfs.explore.choosers import Bounded, Chance, UnstableError
-from inaccfs.explore.schedule import Schedule, SpinError
+from inaccfs.explore.choosers import Bounded, Chance
+from inaccfs.explore.schedule import Schedule, SpinError, UnstableError
 from inaccfs.explore.states import States
+from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
 from inaccfs.semantics.checking import in_a_line
@@ -129,12 +130,19 @@ def execute(
             schedule.after = scenario.always
             _check_always(scenario)
         scenario._closed = True
-        schedule.run()
+        things = Things(scenario)
+        with guarded():
+            schedule.run()
+        if not isinstance(schedule.error, KeyboardInterrupt):
+            things.check()
         if schedule.error is not None:
             raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
+    except UnseenError as exc:
+        who = f"{schedule.failed}: " if schedule.failed else ""
+        raise ScenarioError(f"{case.scenario.__name__}: {who}{exc}") from exc
     except (ScenarioError, UnstableError, KeyboardInterrupt):
         raise
     except BaseException as exc:

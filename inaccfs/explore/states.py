@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.explore.choosers import UnstableError, difference
+from inaccfs.explore.choosers import difference
+from inaccfs.explore.schedule import UnstableError
 
 if TYPE_CHECKING:
     from inaccfs.explore.schedule import Schedule, Step

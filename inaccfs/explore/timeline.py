@@ -6,7 +6,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inaccfs.explore.causes import cone
-from inaccfs.explore.choosers import Replay, UnstableError
+from inaccfs.explore.choosers import Replay
+from inaccfs.explore.schedule import UnstableError
 from inaccfs.explore.search import ScenarioError, execute
 
 if TYPE_CHECKING:

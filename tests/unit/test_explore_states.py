@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 VARIABLES, LOCKS = 3, 2
 
 
+class Shared:
+    """What toys share. It is tracked by hand, so it is taken for a part of inaccfs."""
+
+    __module__ = "inaccfs"
+
+    def __init__(self, actors: int) -> None:
+        self.variables = [0] * VARIABLES
+        # What each actor has read.
+        self.registers: list[list[int]] = [[] for _ in range(actors)]
+
+
 class Toy(Scenario):
     """Actors that read, write and count variables, take locks, and wait."""
 
@@ -32,15 +43,14 @@ class Toy(Scenario):
 
     def setup(self) -> None:
         self.schedule: Schedule = self._world.schedule
-        self.variables = [0] * VARIABLES
-        self.registers: list[list[int]] = [[] for _ in self.program]
+        self.shared = Shared(len(self.program))
         self.locks = [Lock(self.schedule, "toy") for _ in range(LOCKS)]
         self.condition = Condition(self.schedule, self.locks[0])
         for index in range(VARIABLES):
             self.schedule.state.of_key["toy", index] = self.value(index)
 
     def value(self, index: int) -> Callable[[], int]:
-        return lambda: self.variables[index]
+        return lambda: self.shared.variables[index]
 
     def actors(self) -> Iterator[tuple[str, Callable[[], None]]]:
         for index, operations in enumerate(self.program):
@@ -56,17 +66,17 @@ class Toy(Scenario):
     def look(self, actor: int, index: int) -> None:
         self.schedule.point("reads")
         self.schedule.touch(("toy", index), False)
-        self.registers[actor].append(self.variables[index])
+        self.shared.registers[actor].append(self.shared.variables[index])
 
     def set(self, actor: int, index: int) -> None:
         self.schedule.point("writes")
         self.schedule.touch(("toy", index))
-        self.variables[index] = 10 * actor + len(self.registers[actor])
+        self.shared.variables[index] = 10 * actor + len(self.shared.registers[actor])
 
     def add(self, actor: int, index: int) -> None:
         self.schedule.point("adds")
         self.schedule.count(("toy", index))
-        self.variables[index] += 1
+        self.shared.variables[index] += 1
 
     def move(self, actor: int, index: int) -> None:
         """In a section of a lock, with a point in it."""
@@ -75,22 +85,22 @@ class Toy(Scenario):
             self.schedule.point("goes on")
             other = (index + 1) % VARIABLES
             self.schedule.touch(("toy", other))
-            self.variables[other] += self.registers[actor][-1] + 1
+            self.shared.variables[other] += self.shared.registers[actor][-1] + 1
 
     def wait(self, actor: int, index: int) -> None:
         """Until somebody has changed it; or for ever."""
 
         def changed() -> int:
             self.schedule.touch(("toy", index), False)
-            return self.variables[index]
+            return self.shared.variables[index]
 
         with self.locks[0]:
-            self.registers[actor].append(self.condition.wait_for(changed))
+            self.shared.registers[actor].append(self.condition.wait_for(changed))
 
     def wake(self, actor: int, index: int) -> None:
         with self.locks[0]:
             self.schedule.touch(("toy", index))
-            self.variables[index] += actor + 1
+            self.shared.variables[index] += actor + 1
             self.condition.notify_all()
 
 
@@ -115,26 +125,27 @@ def outcomes(program: Program, chooser: Bounded | States) -> tuple[set[object], 
     found: set[object] = set()
     number = 0
 
-    class Mine(Toy):
-        last: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
 
+    class Mine(Toy):
         def always(self) -> None:
-            Mine.last = tuple(self.variables)
-            found.update(map(tuple, enumerate(map(tuple, self.registers))))
+            nonlocal last
+            last = tuple(self.shared.variables)
+            found.update(map(tuple, enumerate(map(tuple, self.shared.registers))))
 
     Mine.program = program
     while True:
         schedule = execute(Case(Mine, V8()), chooser)
         number += 1
         if schedule.ended != "pruned":
-            found.add((Mine.last, frozenset(each.kind for each in schedule.violations)))
+            found.add((last, frozenset(each.kind for each in schedule.violations)))
         if not chooser.advance():
             return found, number
 
 
 @pytest.mark.parametrize(
     ("counts", "number"),
-    [((3, 3), 60), ((4, 2), 30), ((2, 2, 1), 40), ((1, 1, 2), 40), ((2, 2, 2), 6)],
+    [((3, 3), 30), ((4, 2), 20), ((2, 2, 1), 12), ((1, 1, 2), 30), ((2, 2, 2), 3)],
     ids=str,
 )
 def test_tiny_programs_come_to_what_all_their_schedules_come_to(
