@@ -10,9 +10,10 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from inaccfs.client import requests, wire
+from inaccfs.client.blockingpages import AttributesOfFile
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.control.messages import (
         Command,
         Extent,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
         VersionInfo,
     )
     from inaccfs.status import Status
+
+
+T = TypeVar("T")
 
 
 def connect(target: str | os.PathLike[str]) -> Client:
@@ -102,14 +106,22 @@ class Client:
         """
         if not isinstance(file, int):
             return File(self, requests.check_path(os.fspath(file)), None)
-        own = os.dup(file)
+        return self._file(file)
+
+    def weak_file(self, fd: int) -> File:
+        """A file that neither the `File` nor its notifiers, which use fd, keep open."""
+        return self._file(fd, weak=True)
+
+    def _file(self, fd: int, *, weak: bool = False) -> File:
+        fdname = f"fd{next(self._names)}"
+        own = fd if weak else os.dup(fd)
         try:
-            fdname = f"fd{next(self._names)}"
-            self._do(requests.get_fd(fdname, own))
+            self._do(requests.get_fd(fdname, own, weak=weak))
         except BaseException:
-            os.close(own)
+            if not weak:
+                os.close(own)
             raise
-        return File(self, fdname, own)
+        return File(self, fdname, own, weak=weak)
 
     def memfd_create(
         self,
@@ -223,7 +235,7 @@ class Client:
             file._close_fd()
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size.
 
     Close it, or use it as a context manager: until then a file that was passed by fd is
@@ -231,17 +243,24 @@ class File:
     references and notifiers.
     """
 
-    def __init__(self, client: Client, name: str, fd: int | None) -> None:
-        """Use `Client.file`."""
+    def __init__(
+        self, client: Client, name: str, fd: int | None, *, weak: bool = False
+    ) -> None:
+        """Use `Client.file`, or `Client.weak_file`."""
         self._client: Final = client
         self._name: Final = name
-        # Our own fd, for the connection of the notifiers; None for a path.
+        # For the connection of the notifiers; None for a path. It is our own, unless
+        # the file is weak.
         self._fd = fd
+        self._weak: Final = weak
         self._closed = False
         client._files.add(self)
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._commands.path}>"
+
+    def _ask(self, request: Request[T]) -> T:
+        return self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -273,7 +292,7 @@ class File:
         do = self._client._do if wait else self._client._post
         do(requests.put_pfn(self._open_name, pfn, count))
 
-    def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
+    def put_pfns(self, extents: Iterable[requests.Run], *, wait: bool = True) -> None:
         """Put a reference to each page of *extents*, as `get_pfns` returns them.
 
         EINVAL if this client lacks a reference to one; others may have been put.
@@ -308,7 +327,8 @@ class File:
         is *invalidate_start*; *invalidate_end* is called at the end. *populate* is
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
-        pages that are removed, in semantics whose events carry them.
+        pages that are removed, in semantics whose events carry them. With *with_kinds*
+        they get "private", "shared" or "both" last, or None, likewise.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering
@@ -330,22 +350,25 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for pages *start* to *end*, in semantics that bind.
 
-        EINVAL if the range overlaps another and one of the two is *exclusive*, which
-        all are in some semantics; EOPNOTSUPP in semantics whose notifiers are for
-        files.
+        EINVAL, or EEXIST in some semantics, if the range overlaps another and one of
+        the two is *exclusive*, which all are in some semantics; EOPNOTSUPP in semantics
+        whose notifiers are for files. With *prepare*, where the semantics know that, it
+        takes effect by `Notifier.commit`.
         """
         callbacks = Callbacks(invalidate, **options)
-        return self._register(callbacks, Range(start, end, exclusive))
+        return self._register(callbacks, Range(start, end, exclusive, prepare))
 
     def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name
         callbacks.check()
         listener = self._client._listen()
-        return Notifier(listener, *listener.register(name, self._fd, callbacks, bound))
+        made = listener.register(name, self._fd, callbacks, bound, weak=self._weak)
+        return Notifier(listener, *made)
 
     def close(self) -> None:
         """Have the daemon close an fd that was passed; harmless if done already."""
@@ -362,7 +385,7 @@ class File:
         """Close our own fd; False if there is none, or it is closed already."""
         self._client._files.discard(self)
         fd, self._fd = self._fd, None
-        if fd is not None:
+        if fd is not None and not self._weak:
             os.close(fd)
         return fd is not None
 

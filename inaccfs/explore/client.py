@@ -15,7 +15,7 @@ from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Unpack
 
     from inaccfs.explore.schedule import Schedule
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ShimCallbacks,
         ShimFileInfo,
         ShimPins,
+        ShimRun,
         ShimSemantics,
     )
     from inaccfs.shim.frames import Extent
@@ -133,7 +134,7 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
-        event, start, end, _ = due.notice
+        event, start, end = due.notice[:3]
         self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
@@ -149,7 +150,7 @@ class ExploredClient:
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
-            event, start, end, _ = due.notice
+            event, start, end = due.notice[:3]
             schedule.note(f"{event} [{start}, {end})")
             if self.listen is None:
                 self.call(due)
@@ -269,6 +270,11 @@ class ExploredFile:
         for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
             self._put(pfn, count)
+
+    def put_pfns(self, extents: Sequence[ShimRun], *, wait: bool = True) -> None:
+        """See `ShimFile`."""
+        for extent in extents:
+            self.put_pfn(extent.pfn, extent.count, wait=wait)
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule

@@ -240,7 +240,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
     os.close(theirs)
     found = bytearray()
     try:
-        # EIO is the end of a terminal whose last user has gone.
+        # EIO is the end of a terminal without users.
         while data := _read_terminal(ours):
             found += data
         assert child.wait(PATIENCE) == 0, bytes(found)
@@ -351,7 +351,7 @@ FOUND = {
 
 @pytest.mark.parametrize("bug", kvm_bugs.BUGS)
 def test_stress_finds_a_broken_part(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not `mount`: what is broken may leave threads and references behind.
+    # Not `mount`: what is broken may leave threads and references.
     with (
         support.mounted() as mount,
         inaccfs.connect(mount.control) as shim,
