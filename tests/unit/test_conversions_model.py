@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inaccfs.errors import PageError, PinnedError
@@ -30,10 +30,10 @@ calls = st.tuples(names, spans)
 class Model:
     """A flag and two counts for each page; does each call, and checks what it does."""
 
-    def __init__(self, it: World, pin_check: str) -> None:
+    def __init__(self, it: World, pin_check: str, *, private: bool) -> None:
         self._it = it
         self._pin_check = pin_check
-        self.private = [True] * SIZE
+        self.private = [private] * SIZE
         # How often a page was got, and pinned, and not punched since.
         self._got = [0] * SIZE
         self._pinned = [0] * SIZE
@@ -103,13 +103,18 @@ def runs(flags: list[bool]) -> Iterator[Span]:
         at += length
 
 
-@given(st.sampled_from(["references", "pins first"]), st.lists(calls, max_size=12))
+@given(
+    st.sampled_from(["references", "pins first"]),
+    st.sampled_from(["private", "shared"]),
+    st.lists(calls, max_size=12),
+)
+@settings(max_examples=300)
 def test_any_sequence_of_calls_does_what_a_flag_a_page_would(
-    pin_check: str, sequence: list[Call]
+    pin_check: str, initial: str, sequence: list[Call]
 ) -> None:
-    with world(pin_check=pin_check) as it:
+    with world(pin_check=pin_check, initial=initial) as it:
         it.listen(0, SIZE)
-        model = Model(it, pin_check)
+        model = Model(it, pin_check, private=initial == "private")
         for name, (start, count) in sequence:
             model.do(name, start, count)
             assert it.private == list(runs(model.private))
