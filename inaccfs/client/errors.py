@@ -40,7 +40,7 @@ class CannotConnectError(ControlError):
 
 
 class ConnectionLostError(ControlError):
-    """The daemon has gone, or has disconnected us."""
+    """The daemon has ended, or has disconnected us."""
 
 
 class NotControlSocketError(ControlError):

@@ -206,7 +206,7 @@ class Registered:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has gone or hung up."""
+        """False after `unregister`, and when the daemon has ended or hung up."""
         return not self._registration.leaving
 
 
@@ -286,7 +286,7 @@ class Notifiers:
         registration.settle(None)
 
     def abandon(self, call: Call[Registration]) -> None:
-        """Undo a registration whose caller is gone, now or once it is done."""
+        """Undo an abandoned registration, now or once it is done."""
         if call.done and call.error is None:
             self.leave(call.result())
         else:
@@ -376,7 +376,7 @@ class Notifiers:
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
-        """The first exception that no caller has got; its notes tell of the others."""
+        """The first exception not raised yet; its notes mention the others."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
         raised = [error for error in errors if error is not None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -68,6 +68,18 @@ T = TypeVar("T")
 _EXTENTS_A_COMMAND: Final = 256
 
 
+class Run(Protocol):
+    """Frames that follow each other, as an `Extent` has them."""
+
+    @property
+    def pfn(self) -> int:
+        """The first."""
+
+    @property
+    def count(self) -> int:
+        """How many pages of the file they are."""
+
+
 class _Frame(NamedTuple):
     # The number of a page frame, of 4 KiB frames.
     pfn: int
@@ -105,12 +117,12 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _itself(returned: Any) -> Any:  # noqa: ANN401 - whatever a command returns
+def _itself(returned: Any) -> Any:  # noqa: ANN401 - the return of any command
     return returned
 
 
 def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as above
-    """The commands that undo a command whose caller has gone."""
+    """The commands that undo an abandoned command."""
     match command:
         case GetFd() | MemfdCreate():
             return [CloseFd(fdname=command.fdname)]
@@ -189,8 +201,8 @@ def check_path(path: str) -> str:
     return path
 
 
-def get_fd(fdname: str, fd: int) -> Request[None]:
-    return Request(GetFd(fdname=fdname), _nothing, fd)
+def get_fd(fdname: str, fd: int, *, weak: bool = False) -> Request[None]:
+    return Request(GetFd(fdname=fdname, weak=weak), _nothing, fd)
 
 
 def close_fd(fdname: str) -> Request[None]:
@@ -241,7 +253,7 @@ def get_pfns(file: str, offset: int, count: int) -> Request[list[Extent]]:
     return Request(command, _extents, whole=True)
 
 
-def put_pfns(file: str, extents: Iterable[Extent]) -> list[Command]:
+def put_pfns(file: str, extents: Iterable[Run]) -> list[Command]:
     """The commands that put a reference to each page of *extents*, some at a time."""
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [

@@ -55,7 +55,7 @@ class _Dialing:
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._target: Final = target
-        # Guards the rest: the connection once it is there, and whether nobody wants it.
+        # Guards the next two: the connection when it is made, and whether to drop it.
         self._lock: Final = threading.Lock()
         self._connection: socket.socket | None = None
         self._unwanted = False

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Notifying:
-    """What one peer has registered. Commands raise `OSError`, for the peer."""
+    """The notifiers of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
@@ -37,7 +37,7 @@ class Notifying:
         self._is_silent = False
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.RegisterNotifier: self._register_notifier,
             messages.UnregisterNotifier: self._unregister_notifier,
@@ -54,7 +54,7 @@ class Notifying:
             registration.opened.file.notifiers.silence(registration)
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: unregister what it has registered."""
+        """The peer has disconnected: unregister its notifiers."""
         while self._registered:
             registration = next(iter(self._registered.values()))
             self._forget(registration)

@@ -52,7 +52,7 @@ class PageReferences:
         self.total = 0
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
     def evict_holder(self) -> None:
@@ -63,7 +63,7 @@ class PageReferences:
         )
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: drop its references."""
+        """The peer has disconnected: drop its references."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
@@ -172,7 +172,7 @@ class PageReferences:
 
 
 def _to_put(command: messages.PutPfn | messages.UnpinPages) -> list[tuple[int, int]]:
-    """The (pfn, count) of what is to be put."""
+    """The (pfn, count) of the pages to put."""
     if command.extents is None:
         if command.pfn is None:
             raise OSError(errno.EINVAL, "neither `pfn` nor `extents`: give one")

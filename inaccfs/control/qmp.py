@@ -60,7 +60,7 @@ class Framing:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add what has been received; take the messages that are whole."""
+        """Add received data; return the complete messages."""
         if not self._pending and data.find(b"\n") + 1 == len(data):
             # One message, as nearly always.
             if not data.isspace():
@@ -83,7 +83,7 @@ class Framing:
 
 
 def _is_whole(data: bytearray) -> bool:
-    """Whether *data* is JSON, or too deep to tell: it is refused then."""
+    """Whether *data* is JSON, or nested too deeply to check: it is refused then."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
@@ -128,7 +128,7 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
     """
     try:
         envelope = _envelope_decoder.decode(line)
-        # Told back to the letter, and looked at by nobody else.
+        # Returned as it is, and not used otherwise.
         if not (request_id := bytes(envelope.id)).isascii():
             request_id.decode()
     except _NOT_JSON as exc:
@@ -211,7 +211,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def greeting() -> bytes:
-    """What a peer gets first."""
+    """The first message to a peer."""
     return _with_id({"QMP": {"version": messages.version(), "capabilities": []}}, NO_ID)
 
 

@@ -36,7 +36,7 @@ _NAME_BYTES: Final = 1 << 18
 
 
 def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
-    """What carries out each query that is the same for all peers."""
+    """The handler of each query that is the same for all peers."""
     return {
         messages.QueryVersion: lambda _: messages.version(),
         messages.QueryCommands: lambda _: [
@@ -55,7 +55,7 @@ def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
 @cache
 def schema() -> msgspec.Raw:
     """query-qmp-schema."""
-    # Here and not above: hardly anybody asks, and it costs start-up time and memory.
+    # Imported here: it is rarely used, and costs start-up time and memory.
     from inaccfs.control import schema as types
 
     return msgspec.Raw(msgspec.json.encode(types.schema()))
@@ -158,7 +158,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
 
 
 class _Place(NamedTuple):
-    """Where a page of query-pins begins: what is there first, or comes after it."""
+    """Where a page of query-pins begins: at this row, or at the next one after it."""
 
     ino: int = 0
     # Whose references they are: see `_rank`; 0 for an extent.
@@ -187,7 +187,7 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 def _rows(
     context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
-    """What there is of one file from *place* on, each with its own; one more than room.
+    """The rows of one file from *place* on, with their places; one more than *room*.
 
     Drop the iterator when anything changes: it is not valid after that.
     """
@@ -198,7 +198,7 @@ def _rows(
                 messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
             )
-    # Nobody but the peers of this mount's control socket gets pages.
+    # Only peers of this mount's control socket get pages.
     holders = cast("list[Holder]", memory.references.holders())
     for holder in sorted(holders, key=_rank):
         number, its_rank = holder.who, _rank(holder)

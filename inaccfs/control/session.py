@@ -1,4 +1,4 @@
-"""What one peer may do and has: its names, notifiers and references to pages."""
+"""One peer: its commands, names, notifiers and references to pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Session:
     """Carries out the commands of one peer. It knows no socket."""
 
     def __init__(self, context: Context, caller: Caller, outlet: Outbound) -> None:
-        """Events go to *outlet*; replies are the business of who calls `execute`."""
+        """Events go to *outlet*; the caller of `execute` sends the replies."""
         self._context: Final = context
         self._is_owner: Final = caller.is_owner
         self._number: Final = caller.number
@@ -70,10 +70,10 @@ class Session:
         self._notifying.silence()
 
     async def close(self) -> None:
-        """The peer has gone: take back all that it has."""
+        """The peer has disconnected: release all its resources."""
         self.silence()
         slices = Slices()
-        # To the end even if the daemon ends: what is open has to be closed.
+        # To the end even if the daemon ends: open files have to be closed.
         with trio.CancelScope(shield=True):
             self._names.close()
             self._attributes.close()

@@ -77,6 +77,7 @@ class Channel:
         *read_errno* is the errno of READ and WRITE; *writing* has the handler of WRITE
         where it is not refused.
         """
+        self._namespace: Final = namespace
         self._keeps_nodes: Final = namespace.inodes.keeps_nodes
         self._make_seal: Final = make_seal
         # Set when INIT is done and every later open is sealed, or known not to be.
@@ -111,8 +112,12 @@ class Channel:
         """Serve until the file system is unmounted."""
         async with trio.open_nursery() as nursery:
             self.pending.nursery = nursery
+            self._namespace.opens.start = nursery.start_soon
             nursery.start_soon(self._relay.run)
-            await self._device.serve(self.handlers)
+            try:
+                await self._device.serve(self.handlers)
+            finally:
+                self._namespace.opens.start = None
             nursery.cancel_scope.cancel()
 
     # --- to and from pyfuse3 ---------------------------------------------------
@@ -127,7 +132,7 @@ class Channel:
         self._relay.send(request.message, largest_reply, reply.send)
 
     def _getxattr(self, request: Request) -> Answer:
-        # The kernel asks for this before it lets anybody change a file. There is none:
+        # The kernel asks for this before any change of a file. There is none:
         # the mount is nosuid, and setting one is refused.
         if wire.getxattr_name(request.buffer, request.size) == b"security.capability":
             return errno.ENODATA

@@ -56,7 +56,7 @@ _MAX_BACKGROUND: Final = 64
 
 
 class Init(NamedTuple):
-    """What the kernel offers in INIT."""
+    """The kernel's offer in INIT."""
 
     minor: int
     flags: int

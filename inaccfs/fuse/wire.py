@@ -238,7 +238,7 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 
 
 def setattr_in(request: bytearray, size: int) -> Setattr:
-    """What SETATTR asks for."""
+    """The changes in a SETATTR request."""
     need(size, _setattr.size)
     return Setattr._make(_setattr.unpack_from(request))
 

@@ -18,10 +18,11 @@ from inaccfs.shim.freezing import release
 from inaccfs.shim.memory import Pinner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
     from typing import Unpack
 
     from inaccfs.client.notifying import Callback, Options
+    from inaccfs.client.requests import Run
     from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.inprocess.mount import Mount
     from inaccfs.semantics import Semantics
@@ -165,7 +166,7 @@ class Notifier:
             raise lost.again()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client has closed."""
         self._leaving = True
         self.file.inode.notifiers.drop(self)
 
@@ -181,13 +182,13 @@ class Pin(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """What `Client.query_pins` returns."""
+    """The return of `Client.query_pins`."""
 
     extents: list[Pin]
 
 
 class FileInfo(NamedTuple):
-    """What `File.query` returns. *page_size* is bytes."""
+    """The return of `File.query`. *page_size* is bytes."""
 
     ino: int
     page_size: int
@@ -248,6 +249,11 @@ class File(AttributesOfFile):
         inode = self._use()
         with self.client.mount.loop.inside():
             inode.pages.put(self.client, pfn, count)
+
+    def put_pfns(self, extents: Iterable[Run], *, wait: bool = True) -> None:
+        """See `inaccfs.client.File.put_pfns`; without *wait* it raises, too."""
+        for extent in extents:
+            self.put_pfn(extent.pfn, extent.count)
 
     def get_memory(self) -> int:
         """See `inaccfs.client.File.get_memory`."""

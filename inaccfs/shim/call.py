@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, offset: int, length: int, page_size: int) -> Part:
-        """Of a range in bytes."""
+        """The pages of a range in bytes."""
         end = offset + length
         return cls(
             (offset // page_size, -(-end // page_size)),
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     @property
     def arguments(self) -> tuple[int, int, int]:
-        """Those of the system call, after the fd."""
+        """The arguments of the system call, after the fd."""
         return self.mode, self.offset, self.length
 
     def pieces(self, length: int) -> Iterator[Call]:

@@ -61,9 +61,9 @@ class InaccessibleFile(FileState):
     ) -> Begun:
         """inaccessible_fallocate() of v8: ask the rules, and do at once what is short.
 
-        Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
-        *hold* has been called then, and what it returned is called when the last has
-        answered, with what the call fails with, if it does; that may be before this
+        Returns DONE if the call is complete. Returns UNDER_WAY if notifiers have to
+        answer. Then *hold* has been called, and the `Done` that it returned is called
+        after the last answer, with the call's error, if any; that may be before this
         returns. Returns LATER if the call has to wait for the file or for memory, or
         takes long: the caller then awaits `finish`. *who* is the process, for traces.
 
@@ -210,7 +210,7 @@ class InaccessibleFile(FileState):
                 pages.steps(part, kind),
                 self.notifiers,
                 change,
-                # Without events nobody can tell how long the list is locked.
+                # Without events it makes no difference how long the list is locked.
                 whole_call=superblock.whole_call and bool(superblock.plans[kind]),
             )
         if refusal is not None:

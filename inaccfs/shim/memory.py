@@ -71,7 +71,7 @@ class Memory:
         *,
         keeps_references: bool = True,
     ) -> None:
-        """*changed* is called when pages have been fetched or have gone.
+        """*changed* is called when pages have been fetched or removed.
 
         *put* is called when the number of references has fallen. Without
         *keeps_references* there are none: `get` only counts the pages.
@@ -149,7 +149,7 @@ class Memory:
             yield self.references.first_of(extents, holders)
 
     def record(self, punched: Punched) -> None:
-        """Pages have gone or moved: references to them are to what was there before.
+        """Pages were removed or have moved: references to them are to the former pages.
 
         To be called in the loop after `frames.punch`; and after `frames.fetch` for what
         that has found moved.
@@ -200,7 +200,7 @@ class Memory:
             self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
-        """*holder* has gone, and its references with it; in steps, to be exhausted."""
+        """Drop all references of *holder*; in steps, to be exhausted."""
         dropped = self.references.drop(holder)
         if self._put is not None:
             self._put()

@@ -3,8 +3,9 @@
 struct inaccessible_data of v8 has a list of notifiers and a mutex, and calls one
 notifier after the other under the mutex. Here notifiers are in other processes: each
 event goes to all of them at once, and the list stays locked until each has answered,
-has gone, or has been silent for too long. restrictedmem_bind() came later: its
-notifiers are bound to a part of the file, and are found by their range.
+has been removed, or has been evicted because it did not answer in time. In
+restrictedmem_bind(), which came later, notifiers are bound to a range of the file, and
+are found by that.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ AT_ONCE: Final = 128
 
 
 class Notice(NamedTuple):
-    """What an event reports, in pages of the file."""
+    """The content of an event, in pages of the file."""
 
     event: str
     start: int
@@ -109,7 +110,7 @@ class Notifiers:
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # Called when the last one in _awaited has answered or has gone.
+        # Called when the last one in _awaited has answered or was removed.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -180,7 +181,7 @@ class Notifiers:
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
-        """Remove *notifier*, which has gone. Nothing waits for its answer any more."""
+        """Remove *notifier*. Nothing waits for its answer any more."""
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
@@ -259,7 +260,7 @@ class Notifiers:
         self._awaited = {}
 
     def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
-        """Send an event; call *then* when all that got it have answered or have gone.
+        """Send an event; call *then* when all that got it have answered or are removed.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.

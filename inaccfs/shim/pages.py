@@ -34,7 +34,7 @@ _GET_NOW_PAGES: Final = 1024
 
 
 class Pages(FetchedPages):
-    """What has been fetched of a file, and the rules for it. Numbers are pages.
+    """The fetched pages of a file, and the rules for them. Numbers are pages.
 
     Methods raise `OSError` with the errno and the words for the peer.
     """
@@ -45,6 +45,7 @@ class Pages(FetchedPages):
         "_fd",
         "_frozen",
         "_trace",
+        "abandoned",
     )
 
     def __init__(
@@ -68,6 +69,8 @@ class Pages(FetchedPages):
         )
         # Whether no hole may be filled: see `inaccfs.shim.freezing`.
         self._frozen = False
+        # Whether all users have closed the file, so that nobody gets pages any more.
+        self.abandoned = False
 
     @property
     def _guarded(self) -> bool:
@@ -140,6 +143,8 @@ class Pages(FetchedPages):
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
         """As `get`, at once; None if it would keep the trio loop for too long."""
+        if self.abandoned:
+            raise OSError(errno.EFAULT, "the file has been closed by all its users")
         if self._guarded:
             if (refusal := self._refusal(holder, start, end)) is not None:
                 raise refusal
@@ -265,7 +270,7 @@ class Pages(FetchedPages):
     # --- poison --------------------------------------------------------------------
 
     async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched nobody gets it.
+        """Report that a page is poisoned. Until it is punched no peer gets it.
 
         restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
 

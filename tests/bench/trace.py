@@ -1,9 +1,9 @@
-"""What the trace costs: with nobody listening, and with one listener.
+"""What the trace costs, without a listener and with one.
 
 usage: python -m tests.bench.trace [--rounds N] [--calls N]
 
 Calls `InaccessibleFile.begin` in this process, for a page that is allocated already:
-without its trace, which is cut out of its source here; with nobody listening; and with
+without its trace, which is cut out of its source here; without listeners; and with
 one listener. The three take turns. In µs, the median over the rounds; "ratio" is that
 of the second to the first in the same round, with its quartiles. The handler of
 FALLOCATE looks at the list of listeners once more: that look is timed by itself.

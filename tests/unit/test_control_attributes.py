@@ -248,7 +248,7 @@ async def test_who_asks_and_goes_leaves_no_bracket_open(
             assert event["event"] == name
             done = {"notifier": event["notifier"], "sequence": event["sequence"]}
             assert await vm.do("invalidate-done", **done) == {}
-        await control.gone(1)
+        await control.peers_down_to(1)
         assert await attributes(vm) == [(0, 1, False), (1, PAGES - 1, True)]
 
 
@@ -310,7 +310,7 @@ async def test_a_freeze_ends_with_its_connection(
                 assert answer == "EPERM: another peer has frozen it"
             with pytest.raises(OSError, match="not permitted"):
                 await fallocate(shim_of(control), 1, 0, PAGE, trio.Event())
-        await control.gone(1)
+        await control.peers_down_to(1)
         assert "frozen" not in await other.do("query-file", file="/guest")
         assert await other.do("unfreeze", file="/guest") == ("EINVAL: it is not frozen")
         assert await other.do("freeze", file="/guest") == {}
@@ -472,7 +472,7 @@ async def test_pins_that_never_go_end_with_their_peer(
         async with control.peer() as vfio:
             await vfio.do("pin-pages", file="/guest", offset=2)
             assert (await convert(peer, 0, PAGES, True)).startswith("EAGAIN: ")
-        await control.gone(1)
+        await control.peers_down_to(1)
         assert await convert(peer, 0, PAGES, True) == {}
 
 

@@ -57,7 +57,7 @@ def test_the_reference_is_printed(
     assert f"{reference.BEGIN}\n\n{printed}\n{reference.END}\n" in text, MAKE
 
 
-def test_what_is_stale_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
+def test_a_stale_reference_is_replaced_and_the_rest_stays(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{reference.BEGIN}\nstale\n{reference.END}\nafter\n")
     assert reference.main([str(page)]) == 0
@@ -144,7 +144,7 @@ def test_the_limits_are_those_of_the_code(text: str) -> None:
 
 
 def options(text: str) -> dict[str, tuple[str, str]]:
-    """Each option's default and what is written behind its name."""
+    """Each option's default, and the value that is written after its name."""
     documented = {}
     for words, default, _ in rows(text, "option"):
         name, _, value = words.strip("`").partition(" ")
@@ -190,14 +190,14 @@ def messages(text: str) -> list[bytes]:
     ]
 
 
-def test_what_is_shown_of_clients_are_commands(text: str) -> None:
+def test_lines_of_clients_in_the_page_are_commands(text: str) -> None:
     sent = [line for line in messages(text) if line.startswith(b'{"execute"')]
     assert len(sent) > 2
     for line in sent:
         qmp.decode_request(line)
 
 
-def test_what_is_shown_of_the_daemon_is_what_clients_read(text: str) -> None:
+def test_lines_of_the_daemon_in_the_page_can_be_read(text: str) -> None:
     received = [line for line in messages(text) if not line.startswith(b'{"execute"')]
     kinds = {type(qmp.decode_incoming(line)).__name__ for line in received}
     assert kinds == {"Greeting", "Reply", "Invalidate"}

@@ -110,7 +110,7 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
         check(punch, 0, 4096, 4096)
 
 
-# --- what is told ---------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "expected"), rows("mistake"))

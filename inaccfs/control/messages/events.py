@@ -1,4 +1,4 @@
-"""What a peer is sent without asking."""
+"""The events of the control socket."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answered(Event, frozen=True, kw_only=True):
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):
-    """Pages from `start` to `end` may have gone: stop using them, then answer."""
+    """Pages from `start` to `end` may be removed: stop using them, then answer."""
 
     name: ClassVar[str] = "INVALIDATE"
 

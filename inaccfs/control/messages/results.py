@@ -1,4 +1,4 @@
-"""What commands return.
+"""The results of commands.
 
 A comment above a member says what it means, in docs/control-protocol.md, too.
 """
@@ -88,7 +88,7 @@ class Frames(Result, frozen=True, kw_only=True):
 class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
-    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    # A path from the root; "memfd:NAME"; or a description of one without a name.
     name: str
     # As stat(2) on the mount has it.
     ino: int
@@ -203,7 +203,7 @@ class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Pins(Result, frozen=True, omit_defaults=False):
-    """What has been fetched, and who still refers to it.
+    """Fetched pages, and the references to them.
 
     Files are in order of `ino`; of each its extents, then the references to it.
     """
@@ -225,7 +225,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How many events have gone to notifiers, each counted once for all of a file's.
+    # How many events were sent, each counted once for all notifiers of a file.
     invalidations: int
     # The events sent for that.
     events: int
@@ -276,7 +276,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
     notifies_failures: bool
-    # "pages"; or "bytes", for what has been posted with that mistake.
+    # "pages"; or "bytes", for versions that were posted with that bug.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
@@ -294,7 +294,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     references: str
     # Whether the kernel may move fetched pages without an event.
     movable: bool
-    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    # "unknown", "error" or "invalidate": which event a poisoned page causes.
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
@@ -331,10 +331,43 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     frozen: str
     # "never" or "bracket": whether pages migrate.
     migration: str
+    # The rules of a KVM; the daemon does not use them. "private" or "shared": the
+    # attribute of a gfn that nobody has converted.
+    kvm_default_attribute: str
+    # "guest" or "attribute": what decides whether an access is private.
+    kvm_access: str
+    # "slots with a file" or "every gfn": where a mismatch of the two exits.
+    kvm_mismatch: str
+    # "exit" or "MMIO": what a private access gets where there is no slot.
+    kvm_no_slot: str
+    # Whether a gfn that had an MMIO exit keeps them when it is made private.
+    kvm_keeps_mmio: bool
+    # Whether private pages are mapped by more than 4 KiB.
+    kvm_huge: bool
+    # "1 << 0" or "1 << 3": the bit of the exit's flags that says private.
+    kvm_exit_flag: str
+    # "0" or "EFAULT": what KVM_RUN returns with a memory fault exit.
+    kvm_exit_returns: str
+    # Whether a slot keeps its file open.
+    kvm_slot_holds_file: bool
+    # Whether a file is for the VM that has made it only.
+    kvm_file_of_one_vm: bool
+    # "EINVAL" or "EBADF": for a slot with a number that is no file descriptor.
+    kvm_bad_fd: str
+    # Whether a slot's file is ignored without KVM_MEM_PRIVATE.
+    kvm_ignores_unused: bool
+    # "refused", "ignored" or "served": a file in a slot of a VM without private memory.
+    kvm_default_vm: str
+    # "private" or "all": which pages KVM_PRE_FAULT_MEMORY maps.
+    kvm_pre_fault: str
+    # Whether its error after the first page is a success.
+    kvm_pre_fault_partial: bool
+    # "ENOENT" or "EFAULT": its errno for a private gfn that no file serves.
+    kvm_pre_fault_error: str
 
     @property
     def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
+        """Whether pages that were got have to be put."""
         return self.references != "none"
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OpenHandlers:
-    """What the kernel asks of opens."""
+    """The requests about open files."""
 
     def __init__(self, namespace: Namespace, *, seekable: bool = False) -> None:
         """*seekable*: reads and writes have offsets, as where write(2) fills files."""
