@@ -106,11 +106,15 @@ def label(wanted: str) -> str:
 
 
 def versions() -> dict[str, Semantics]:
-    """Each version by its name, with the one whose rules are the same for a search."""
+    """Each version by its name, with the one whose rules are the same for a search.
+
+    Without those of huge pages: the scenarios' files are smaller than one.
+    """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
         rules.name: found.setdefault(_seen(rules), rules)
         for rules in (make() for make in VERSIONS)
+        if rules.granule == "page"
     }
 
 
@@ -121,4 +125,5 @@ def _seen(rules: Semantics) -> tuple[object, ...]:
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),
         *(rules.unit, rules.populates, rules.tells_frames, rules.memory_failure),
         *(rules.past_end, rules.size, rules.movable, tuple(rules.events)),
+        rules.get_waits,
     )

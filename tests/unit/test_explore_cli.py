@@ -117,7 +117,8 @@ def test_all_versions_are_rows(run: Run) -> None:
     status, out, _ = run("mapped", "--json")
     rows = json.loads(out)["rows"]
     assert status == 1
-    assert [row["semantics"] for row in rows] == [each.name for each in VERSIONS]
+    small = [each.name for each in VERSIONS if each.granule == "page"]
+    assert [row["semantics"] for row in rows] == small
     assert [row["semantics"] for row in rows if row["kinds"]] == ["v8", "v8-as-posted"]
 
 
