@@ -35,7 +35,8 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
-            EPERM for a frozen file; `PinnedError`, EAGAIN, for pages with references.
+            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
+            for pages with references.
             Nothing has been converted then, except as `atomicity` says.
     """
     try:
@@ -177,6 +178,9 @@ class _Running:
     def _check_part(self, part: Conversion) -> None:
         """The check before the point of no return. Raises `OSError`."""
         rules = self._superblock.semantics
+        # As where no node of the maple tree can be had.
+        if not self._file.attributes.has_room(part.start, part.end):
+            raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":
             page = content.first_present(self._file, part.start, part.end)
             if page is not None:
