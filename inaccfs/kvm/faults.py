@@ -293,7 +293,7 @@ class Faults:
             return slot, slot.backing
         private = mmu.attributes.is_private(gfn)
         differs = rules.kvm_mismatch == "every gfn" and not private
-        mmio = rules.kvm_no_slot == "MMIO" or gfn in mmu.mmio
+        mmio = rules.kvm_no_slot == "MMIO" or mmu.mmio.is_valid(gfn)
         if slot is None and mmio and not differs:
             raise MmioExit(gfn << PAGE_SHIFT)
         if slot is None or slot.backing is None or not private:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlots
+from inaccfs.kvm.mmiocache import MmioCache
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.sharedpages import SharedPages
 from inaccfs.kvm.stats import Counters, add
@@ -71,9 +72,8 @@ class Mmu:
         # The gfns of shared pages that are mapped. A vCPU adds in guest mode; who
         # removes has waited for that.
         self.shared: Final = SharedPages()
-        # The gfns that have had an MMIO exit, by the rule kvm_keeps_mmio, since slots
-        # were changed.
-        self.mmio: Final[set[int]] = set()
+        # Used by the rule kvm_keeps_mmio.
+        self.mmio: Final = MmioCache()
         self.counters: Final = Counters()
         # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
@@ -87,8 +87,7 @@ class Mmu:
         with self.lock:
             slots = self.slots if old is None else self.slots.minus(old)
             self.slots = slots if new is None else slots.plus(new)
-            # A new generation of slots makes cached MMIO void.
-            self.mmio.clear()
+            self.mmio.next_generation()
 
     def is_served(self, slot: MemorySlot | None) -> bool:
         """KVM_MEMSLOT_GMEM_ONLY: whether the file serves all accesses to the slot."""

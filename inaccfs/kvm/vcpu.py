@@ -174,11 +174,12 @@ class Vcpu:
         mmu, gfn = self._mmu, gpa >> PAGE_SHIFT
         if mmu.is_served(mmu.slots.find(gfn)):
             return self._private(gpa, end, transfer)
-        if not mmu.attributes.is_private(gfn):
-            return self._shared(gpa, end, transfer)
-        if gfn in mmu.mmio and mmu.slots.find(gfn) is None:
-            raise MmioExit(gpa)
-        return self._private(gpa, end, transfer)
+        if gfn in mmu.mmio:
+            if mmu.mmio.is_valid(gfn):
+                raise MmioExit(gpa)
+        elif mmu.attributes.is_private(gfn):
+            return self._private(gpa, end, transfer)
+        return self._shared(gpa, end, transfer)
 
     def _private(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
         """Transfer as much as one mapping has; return the gpa to continue at."""
@@ -239,6 +240,8 @@ class Vcpu:
                 base = slot.base_gfn << PAGE_SHIFT
                 transfer.shared(slot.shared, gpa - base, stop - gpa)
                 mmu.shared.map(gfn, (stop - 1 >> PAGE_SHIFT) + 1)
+                if gfn in mmu.mmio:
+                    mmu.mmio.drop(gfn)
                 return stop
         with mmu.lock:
             mmu.counters.exits += 1

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 _CODE: Final = 0x1000
 _STACK: Final = 0x8000
 
-# In seconds: a guest that goes on for so long, and not in a thread that is waited for no
-# longer than `machine.PATIENCE`, has no end.
+# In seconds: a guest that goes on for so long has no end. A spinning one is waited for
+# for less (`machine.PATIENCE`).
 _ENDLESS: Final = 8.0
 
 _U64: Final = (1 << 64) - 1
