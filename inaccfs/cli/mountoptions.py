@@ -104,7 +104,9 @@ def _number(options: dict[str, str], name: str) -> int | None:
     if text is None:
         return None
     if (number := natural(text)) is None:
-        raise OptionError(f"{name} {quoted(text)} is not a number that it can be")
+        raise OptionError(
+            f"{name} {quoted(text)} is not a number: give one of decimal digits"
+        )
     return number
 
 
@@ -112,7 +114,9 @@ def _mode(text: str | None) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"(0o)?[0-7]+", text) or int(text, 8) > 0o7777:
-        raise OptionError(f"mode {quoted(text)} is not an octal mode")
+        raise OptionError(
+            f"mode {quoted(text)} is not an octal mode: give one such as 0700"
+        )
     return int(text, 8)
 
 
@@ -171,7 +175,9 @@ def _simulated(ours: dict[str, str]) -> SimulatedMemory:
     source = ours.get("pfn-source", "auto")
     given = [name for name in _SIMULATED if name in ours]
     if given and source != "simulated":
-        raise OptionError(f"--{given[0]} is for --pfn-source simulated")
+        raise OptionError(
+            f"--{given[0]} is for --pfn-source simulated: give both, or neither"
+        )
     plain = SimulatedMemory()
     size = ours.get("simulated-memory")
     order = _number(ours, "simulated-order")
@@ -193,7 +199,10 @@ def _policy(options: Options) -> Policy:
             uid = _number({name: value}, name)
             assert uid is not None
             if uid > _LARGEST_UID:
-                raise OptionError(f"allow-uid {uid}: no user has that number")
+                raise OptionError(
+                    f"allow-uid {uid}: no user has that number: give {_LARGEST_UID} "
+                    "or less"
+                )
             uids.add(uid)
     policy = Policy(limits, frozenset(uids), options.guest_access)
     if (text := options.ours.get("ack-timeout")) is None:
@@ -203,5 +212,7 @@ def _policy(options: Options) -> Policy:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise OptionError(f"ack-timeout {quoted(text)} is not a number of seconds")
+        raise OptionError(
+            f"ack-timeout {quoted(text)} is not a number of seconds: give one above 0"
+        )
     return replace(policy, ack_seconds=seconds)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
@@ -121,6 +122,18 @@ def mention(text: str, *, end: str = "\n") -> None:
     # A failure to print changes neither the result nor the exit status.
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr, flush=True)
+
+
+def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
+    """Print the traceback of a user's code, without the first *ours* frames.
+
+    Our own frames are of no use to the author of the code.
+    """
+    at = exc.__traceback__
+    for _ in range(ours):
+        at = at.tb_next if at else None
+    lines = traceback.format_exception(exc.with_traceback(at))
+    mention(printable_lines("".join(lines)), end="")
 
 
 def complain_of_output(exc: OutputError) -> None:

@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> int:
             output.say(_describe(found))
         return 0
     answers = list(_ask_all())
-    told = [answer for answer in answers if not isinstance(answer, _Silent)]
+    statuses = [answer for answer in answers if not isinstance(answer, _Silent)]
     silent = [answer for answer in answers if isinstance(answer, _Silent)]
     for one in silent:
         if one.failed or args.json:
             output.complain(one.reason)
     if args.json:
-        output.say_json(encode(told))
+        output.say_json(encode(statuses))
     elif shown := [_describe(one) for one in answers if not _is_failed(one)]:
         output.say("\n\n".join(shown))
     elif not silent:

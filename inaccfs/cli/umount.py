@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unmount."""
-    told = ending.unmount(args.mountpoint, lazy=args.lazy)
-    if told is not None:
-        output.complain(told)
+    message = ending.unmount(args.mountpoint, lazy=args.lazy)
+    if message is not None:
+        output.complain(message)
     return 0

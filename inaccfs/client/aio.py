@@ -13,13 +13,14 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from inaccfs.client import requests, tasks
+from inaccfs.client.aiopages import AttributesOfFile
 from inaccfs.client.errors import ControlError
-from inaccfs.client.notifying import Callbacks, Range, tell
+from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.tasks import Notifier
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.client.tasks import Connection
     from inaccfs.control.messages import (
         Command,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
         VersionInfo,
     )
     from inaccfs.status import Status
+
+T = TypeVar("T")
 
 __all__ = ["Client", "File", "Notifier", "connect"]
 
@@ -65,7 +68,7 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
         except Exception as exc:
             # To come out as it is, and not in a nursery's ExceptionGroup.
             error = exc
-    tell(connection.notifiers.take_raised(), error)
+    raise_or_note(connection.notifiers.take_raised(), error)
     if error is not None:
         raise error
 
@@ -161,7 +164,7 @@ class Client:
         await self._do(requests.QUIT)
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size."""
 
     def __init__(self, client: Client, name: str, *, passed: bool) -> None:
@@ -174,6 +177,9 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._connection.path}>"
+
+    async def _ask(self, request: Request[T]) -> T:
+        return await self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -242,11 +248,12 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for a range of pages, in semantics that bind."""
         callbacks = Callbacks(invalidate, **options)
-        return await self._register(callbacks, Range(start, end, exclusive))
+        return await self._register(callbacks, Range(start, end, exclusive, prepare))
 
     async def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name

@@ -1,4 +1,4 @@
-"""The stream of what happens: who did what to which pages, and what came of it."""
+"""The trace: which peer or process did what to which pages, and the outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PID = 4711
 
 
 @contextmanager
-def told(world: World) -> Iterator[list[Happened]]:
+def traced(world: World) -> Iterator[list[Happened]]:
     found: list[Happened] = []
     with world.file._superblock.trace.listening(found.append):
         yield found
@@ -51,9 +51,9 @@ def calls(found: list[Happened]) -> list[tuple[str, int, int, int, int]]:
     return [(one.what, one.start, one.end, one.who, one.error) for one in found]
 
 
-async def test_quick_calls_are_told_with_their_outcome() -> None:
+async def test_quick_calls_are_traced_with_their_outcome() -> None:
     world = world_of(GuestMemfd(), pages=8)
-    with told(world) as found:
+    with traced(world) as found:
         begin(world, KEEP, 0, 4)
         begin(world, PUNCH, 1, 2)
         # Refused by the rules, by the size, and by the backing.
@@ -72,15 +72,15 @@ async def test_quick_calls_are_told_with_their_outcome() -> None:
     ]
 
 
-async def test_nothing_is_told_to_who_has_stopped_listening() -> None:
+async def test_a_listener_that_has_stopped_gets_nothing() -> None:
     world = world_of(V8())
-    with told(world) as found:
+    with traced(world) as found:
         begin(world, 0, 0, 1)
     begin(world, 0, 0, 1)
     assert len(found) == 1
 
 
-async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
+async def test_a_punch_is_traced_after_its_events_by_each_driver() -> None:
     streams = []
     for inline in (True, False):
         world = world_of(V8())
@@ -89,7 +89,7 @@ async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
             if inline:
                 nursery.start_soon(world.ack_timeouts.run)
                 await trio.testing.wait_all_tasks_blocked()
-            with told(world) as found:
+            with traced(world) as found:
                 begun = begin(world, PUNCH, 2, 4)
                 if begun is Begun.LATER:
                     call = Call(PUNCH, 2 * PAGE, 2 * PAGE, PID)
@@ -105,10 +105,10 @@ async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
     ]
 
 
-async def test_a_call_that_fails_late_is_told_so() -> None:
+async def test_a_call_that_fails_late_is_traced_with_its_error() -> None:
     world = world_of(V9(), pages=4)
     await world.listener()
-    with told(world) as found, refused(errno.EOPNOTSUPP):
+    with traced(world) as found, refused(errno.EOPNOTSUPP):
         # ZERO_RANGE: the backing refuses it, between the two events.
         await fallocate(world.file, 0x10, 0, PAGE, trio.Event())
     assert [(one.what, one.event, one.error) for one in found] == [
@@ -120,9 +120,9 @@ async def test_a_call_that_fails_late_is_told_so() -> None:
     ]
 
 
-async def test_a_truncation_is_told_with_both_sizes() -> None:
+async def test_a_truncation_is_traced_with_both_sizes() -> None:
     world = world_of(V8(), pages=0)
-    with told(world) as found:
+    with traced(world) as found:
         await world.file.set_size(4 * PAGE, who=PID)
         with refused(errno.EPERM):
             await world.file.set_size(PAGE, who=PID)
@@ -132,9 +132,9 @@ async def test_a_truncation_is_told_with_both_sizes() -> None:
     ]
 
 
-async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
+async def test_pages_are_traced_when_got_moved_put_and_poisoned() -> None:
     world, holder = world_of(V10()), Holder()
-    with told(world) as found:
+    with traced(world) as found:
         await world.get(holder, 2, 6)
         world.put(holder, 3, 2)
         await world.file.pages.poison(2)
@@ -149,12 +149,12 @@ async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
     ]
 
 
-async def test_who_does_not_answer_is_told(
+async def test_a_notifier_that_does_not_answer_is_traced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = world_of(V8())
     await world.listener(answers=False)
-    with told(world) as found:
+    with traced(world) as found:
         await world.punch(0, 1)
     assert trio.current_time() == ACK_SECONDS
     assert [(one.what, one.who, one.sequence) for one in found] == [
@@ -164,10 +164,10 @@ async def test_who_does_not_answer_is_told(
     ]
 
 
-async def test_the_counters_count_what_is_told() -> None:
+async def test_the_counters_agree_with_the_trace() -> None:
     world, holder = world_of(V8()), Holder()
     await world.listener()
-    with told(world) as found:
+    with traced(world) as found:
         await world.get(holder, 0, 4)
         world.put(holder, 0, 2)
         await world.punch(0, 4)

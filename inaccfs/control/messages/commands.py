@@ -1,4 +1,4 @@
-"""What can be asked of the daemon.
+"""The commands of the control socket.
 
 Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
 of a command there.
@@ -152,7 +152,7 @@ class MemfdCreate(Command, frozen=True, kw_only=True):
 
 
 class RegisterNotifier(Command, frozen=True, kw_only=True):
-    """inaccessible_register_notifier(): tell this peer of invalidations of a file.
+    """inaccessible_register_notifier(): send this peer the invalidations of a file.
 
     Waits while an invalidation of the file is under way. The file stays open until the
     notifier goes. EOPNOTSUPP in semantics whose notifiers are bound to ranges.
@@ -167,8 +167,9 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 class Bind(Command, frozen=True, kw_only=True):
     """restrictedmem_bind(): the same for a range of a file.
 
-    EINVAL where ranges are exclusive and this one overlaps another, or is not asked to
-    be; EOPNOTSUPP in semantics whose notifiers are registered for files.
+    EINVAL where ranges are exclusive and this one is not asked to be, or overlaps
+    another; that is EEXIST in some semantics. EOPNOTSUPP in semantics whose notifiers
+    are registered for files, and with `prepare` where bindings are not prepared.
     """
 
     name: ClassVar[str] = "bind"
@@ -180,6 +181,9 @@ class Bind(Command, frozen=True, kw_only=True):
     exclusive: (
         Annotated[bool, Meta(description="that no other may overlap it")] | None
     ) = None
+    prepare: Annotated[
+        bool, Meta(description="leave it to commit-bind to put it into effect")
+    ] = False
 
 
 class Unbind(Command, frozen=True, kw_only=True):
@@ -363,16 +367,3 @@ class Quit(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "quit"
     owner_only: ClassVar[bool] = True
-
-
-COMMANDS: Final[dict[str, type[Command]]] = {
-    command.name: command
-    for command in (
-        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
-        *(GetFd, CloseFd, MemfdCreate),
-        *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
-        *(GetPfn, PutPfn, GetMemory),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
-    )
-}

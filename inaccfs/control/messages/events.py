@@ -1,4 +1,4 @@
-"""What a peer is sent without asking."""
+"""The events of the control socket."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Answered(Event, frozen=True, kw_only=True):
     start: Start
     end: End
     sequence: Sequence
-    # The fetched pages that go, where the semantics tell them.
+    # The fetched pages that go, in semantics that report them.
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+    # "private", "shared" or "both": which of the pages, where the semantics say so.
+    kinds: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):
-    """Pages from `start` to `end` may have gone: stop using them, then answer."""
+    """Pages from `start` to `end` may be removed: stop using them, then answer."""
 
     name: ClassVar[str] = "INVALIDATE"
 
@@ -51,7 +53,7 @@ class InvalidateEnd(Answered, frozen=True, kw_only=True):
 
 
 class Populate(Answered, frozen=True, kw_only=True):
-    """Pages from `start` to `end` have been allocated, in semantics that tell it."""
+    """Pages from `start` to `end` have been allocated, in semantics that report it."""
 
     name: ClassVar[str] = "POPULATE"
 
