@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PageError, PinnedError
@@ -37,26 +38,31 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
             EPERM for a frozen file; `PinnedError`, EAGAIN, for pages with references.
             Nothing has been converted then, except as `atomicity` says.
     """
+    began = monotonic_ns() if file.trace.listeners else 0
     try:
         _check(superblock, file, call)
         running = _Running(superblock, file)
         with superblock.loop.shield():
             refusal = await drive(
-                running.steps(call), file.notifiers, running.change, whole_call=True
+                *(running.steps(call), file.notifiers, running.change),
+                whole_call=True,
+                cause=began,
             )
     except Exception as exc:
-        _trace(file, call, exc)
+        _trace(file, call, exc, began)
         raise
-    _trace(file, call, refusal)
+    _trace(file, call, refusal, began)
     if refusal is not None:
         raise refusal
 
 
-def _trace(file: FileState, call: Conversion, exc: Exception | None) -> None:
+def _trace(
+    file: FileState, call: Conversion, exc: Exception | None, began: int
+) -> None:
     if file.trace.listeners:
         page = file.page_size
         start, end = call.start * page, call.end * page
-        file.trace.tell(call.kind.value, start, end, call.who, exc)
+        file.trace.tell(call.kind.value, start, end, call.who, exc, began)
 
 
 def check_range(file: FileState, start: int, end: int) -> None:

@@ -19,6 +19,7 @@ from inaccfs.control.messages.commands import (
     QueryCommands,
     QueryFile,
     QueryFiles,
+    QueryMap,
     QueryNotifiers,
     QueryPins,
     QueryQmpSchema,
@@ -28,6 +29,8 @@ from inaccfs.control.messages.commands import (
     QueryVersion,
     Quit,
     RegisterNotifier,
+    TraceStart,
+    TraceStop,
     Unbind,
     UnregisterNotifier,
 )
@@ -61,7 +64,8 @@ COMMANDS: Final[dict[str, type[Command]]] = {
             Migrate,
         ),
         *(ReadShared, WriteShared, PinPages, UnpinPages),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
     )
 }
