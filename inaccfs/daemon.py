@@ -24,6 +24,7 @@ from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
+from inaccfs.fuse.handlers.writing import WritingHandlers
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.ownmount import OwnMount
@@ -65,7 +66,7 @@ def run(
     oom_score: OomScore,
     holder: Holder | None = None,
 ) -> None:
-    """Mount, serve until unmounted or stopped, and leave nothing behind.
+    """Mount, serve until unmounted or stopped, and clean up.
 
     *place* is closed as soon as it is mounted on. *ready* is called once the mount can
     be used, with what the user ought to know. *oom_score* is of this process. The mount
@@ -178,7 +179,7 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a mount is made of. `run` made them all, and closes them."""
+    """The parts of a mount. `run` has made them, and closes them."""
 
     # Its path.
     mountpoint: str
@@ -252,6 +253,9 @@ class _Daemon:
                 page_size=backing.page_size,
             ),
             config.rules.read_errno,
+            WritingHandlers(self._namespace, self._superblock).handlers()
+            if config.rules.population == "write"
+            else {},
         )
         self._nursery: trio.Nursery | None = None
         self._server: server.Server | None = None
@@ -259,7 +263,7 @@ class _Daemon:
     def serve(
         self, listener: socket.socket, ready: Callable[[list[str]], None]
     ) -> None:
-        """Run the loop until the mount has gone or somebody ends the daemon."""
+        """Run the loop until the mount is unmounted or the daemon is asked to end."""
         pyfuse3.init(
             self._operations, f"/dev/fd/{self._pyfuse3_fd}", {"fsname=inaccfs"}
         )

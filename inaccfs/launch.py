@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import streams
-from inaccfs.ending import unmount as unmount
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
     DaemonFailedError,
@@ -33,15 +32,13 @@ from inaccfs.fuse import finding, ownmount, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.holder import remove_scratch
+from inaccfs.runtime import READY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
-
-READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
@@ -175,7 +172,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
-        NoEntryError: it is another user's, who lets nobody else in.
+        NoEntryError: it is another user's, without --allow-other.
     """
     # Not at the top: to mount does not take msgspec.
     from inaccfs import status
@@ -226,7 +223,7 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, taken down at the end whatever happened.
+    """A mount with a daemon of its own, always taken down at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.

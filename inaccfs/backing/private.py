@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 from inaccfs import mountcalls
 from inaccfs.backing.fallback import directory_on_tmpfs
 from inaccfs.backing.root import Backing, open_root
-from inaccfs.backing.usertmpfs import detached_in_user_namespace
 from inaccfs.errors import BackingError
 
 if TYPE_CHECKING:
@@ -36,6 +35,9 @@ def private_tmpfs(
         if os.geteuid() == 0:
             mount = mountcalls.detached_mount("tmpfs", wanted, flags)
         else:
+            # Root does not need it.
+            from inaccfs.backing.usertmpfs import detached_in_user_namespace
+
             mount = detached_in_user_namespace(wanted, flags)
     except mountcalls.FsConfigError as exc:
         raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc

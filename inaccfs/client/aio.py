@@ -13,11 +13,12 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from inaccfs.client import requests, tasks, tracingtasks
+from inaccfs.client.aiopages import AttributesOfFile
 from inaccfs.client.errors import ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.tasks import Notifier
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.client.tasks import Connection
     from inaccfs.client.tracingtasks import Trace
     from inaccfs.control.messages import (
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     )
     from inaccfs.shim.trace import What
     from inaccfs.status import Status
+
+T = TypeVar("T")
 
 __all__ = ["Client", "File", "Notifier", "connect"]
 
@@ -165,7 +168,7 @@ class Client:
         await self._do(requests.QUIT)
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size."""
 
     def __init__(self, client: Client, name: str, *, passed: bool) -> None:
@@ -178,6 +181,9 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._connection.path}>"
+
+    async def _ask(self, request: Request[T]) -> T:
+        return await self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -250,11 +256,12 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for a range of pages, in semantics that bind."""
         callbacks = Callbacks(invalidate, **options)
-        return await self._register(callbacks, Range(start, end, exclusive))
+        return await self._register(callbacks, Range(start, end, exclusive, prepare))
 
     async def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name

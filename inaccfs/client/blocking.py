@@ -10,9 +10,10 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from inaccfs.client import requests, wire
+from inaccfs.client.blockingpages import AttributesOfFile
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.control.messages import (
         Command,
         Extent,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     )
     from inaccfs.shim.trace import What
     from inaccfs.status import Status
+
+
+T = TypeVar("T")
 
 
 def connect(target: str | os.PathLike[str]) -> Client:
@@ -239,7 +243,7 @@ class Client:
             file._close_fd()
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size.
 
     Close it, or use it as a context manager: until then a file that was passed by fd is
@@ -258,6 +262,9 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._commands.path}>"
+
+    def _ask(self, request: Request[T]) -> T:
+        return self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -289,7 +296,7 @@ class File:
         do = self._client._do if wait else self._client._post
         do(requests.put_pfn(self._open_name, pfn, count))
 
-    def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
+    def put_pfns(self, extents: Iterable[requests.Run], *, wait: bool = True) -> None:
         """Put a reference to each page of *extents*, as `get_pfns` returns them.
 
         EINVAL if this client lacks a reference to one; others may have been put.
@@ -328,7 +335,8 @@ class File:
         is *invalidate_start*; *invalidate_end* is called at the end. *populate* is
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
-        pages that are removed, in semantics whose events carry them.
+        pages that are removed, in semantics whose events carry them. With *with_kinds*
+        they get "private", "shared" or "both" last, or None, likewise.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering
@@ -350,16 +358,18 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for pages *start* to *end*, in semantics that bind.
 
-        EINVAL if the range overlaps another and one of the two is *exclusive*, which
-        all are in some semantics; EOPNOTSUPP in semantics whose notifiers are for
-        files.
+        EINVAL, or EEXIST in some semantics, if the range overlaps another and one of
+        the two is *exclusive*, which all are in some semantics; EOPNOTSUPP in semantics
+        whose notifiers are for files. With *prepare*, where the semantics know that, it
+        takes effect by `Notifier.commit`.
         """
         callbacks = Callbacks(invalidate, **options)
-        return self._register(callbacks, Range(start, end, exclusive))
+        return self._register(callbacks, Range(start, end, exclusive, prepare))
 
     def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name

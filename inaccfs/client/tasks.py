@@ -62,7 +62,7 @@ class _Dialing:
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._target: Final = target
-        # Guards the rest: the connection once it is there, and whether nobody wants it.
+        # Guards the next two: the connection when it is made, and whether to drop it.
         self._lock: Final = threading.Lock()
         self._connection: socket.socket | None = None
         self._unwanted = False
@@ -143,6 +143,14 @@ class Connection:
         request = self.notifiers.register(file, callbacks, left.set, bound)
         return Notifier(self, await self.do(request, self.notifiers.abandon), left)
 
+    async def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        try:
+            await self.do(self.notifiers.commit(registration))
+        except OSError:
+            self.notifiers.forget(registration)
+            raise
+
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
         self.notifiers.leave(registration)
@@ -217,6 +225,10 @@ class Notifier(Registered):
         super().__init__(registration)
         self._connection: Final = connection
         self._left: Final = left
+
+    async def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared; see the blocking face."""
+        await self._connection.commit(self._registration)
 
     async def unregister(self) -> None:
         """Return when no callback runs, and none will.

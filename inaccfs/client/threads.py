@@ -101,6 +101,22 @@ class Listener:
             raise named.error
         return call.result(), left
 
+    def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        if self.is_here():
+            raise OSError(errno.EDEADLK, "a callback cannot commit: it would wait")
+        answered = threading.Event()
+        with self._lock:
+            call = self._conversation.start(
+                self._notifiers.commit(registration), answered.set
+            )
+            self._send()
+        answered.wait()
+        if call.error is not None:
+            with self._lock:
+                self._notifiers.forget(registration)
+        call.result()
+
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
         with self._lock:
@@ -192,6 +208,13 @@ class Notifier(Registered):
         super().__init__(registration)
         self._listener: Final = listener
         self._left: Final = left
+
+    def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared. If it fails, nothing is left.
+
+        EEXIST or EINVAL for pages that are bound already; ENOENT if it is in effect.
+        """
+        self._listener.commit(self._registration)
 
     def unregister(self) -> None:
         """Return when no callback runs, and none will.

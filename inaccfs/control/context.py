@@ -1,4 +1,4 @@
-"""What the sessions of a mount share. It knows neither sessions nor sockets."""
+"""The state that the sessions of a mount share. No sessions and no sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What commands do to the daemon."""
+    """The actions of commands on the daemon itself."""
 
     status: Callable[[], Awaitable[Status]]
     quit: Callable[[], None]

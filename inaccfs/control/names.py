@@ -28,7 +28,7 @@ class Names:
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.GetFd: self._getfd,
             messages.CloseFd: self._closefd,
@@ -40,7 +40,7 @@ class Names:
         }
 
     def close(self) -> None:
-        """The peer has gone: forget its names."""
+        """The peer has disconnected: forget its names."""
         while self._fdnames:
             self._fdnames.popitem()[1].close()
 

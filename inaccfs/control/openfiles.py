@@ -16,7 +16,7 @@ class OpenFile(Protocol):
 
     @property
     def file(self) -> InaccessibleFile:
-        """What the shim has of it."""
+        """Its state in the shim."""
 
     @property
     def ino(self) -> int:

@@ -74,7 +74,7 @@ def render() -> str:
 
 
 def update(text: str) -> str:
-    """*text* with what is between the marks made anew.
+    """*text* with a new reference between the marks.
 
     Raises:
         ValueError: the marks are not there.
@@ -174,7 +174,7 @@ def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[s
 
 
 def _default(field: types.Field) -> str:
-    """What a member that may be left out is then."""
+    """The default of an optional member."""
     if field.default_factory is not NODEFAULT:
         return f"`{field.default_factory()}`"
     if field.default in (None, NODEFAULT):
@@ -283,7 +283,11 @@ def _heading(name: str, *, code: bool = True) -> str:
 
 
 def _link(name: str) -> str:
-    return f"[`{name}`](#{name.lower()})"
+    anchor = name.lower()
+    if name in EVENTS and anchor in COMMANDS:
+        # The second heading of that name, as GitHub numbers them.
+        anchor += "-1"
+    return f"[`{name}`](#{anchor})"
 
 
 def _names(fields: Sequence[types.Field]) -> str:

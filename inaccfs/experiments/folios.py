@@ -194,9 +194,9 @@ def _run(lab: Lab) -> None:
     before: list[list[object]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", huge="always") as bench:
-            held = bench.shim.query_status().pinning.split(" ")[0]
-            lab.say("\n" * bool(before) + f"{bench.semantics}, pages held by: {held}")
-            head = ["", "", "told", "allocated", "folio", "by 2M", "by 4K", "stale"]
+            pins = bench.shim.query_status().pinning.split(" ")[0]
+            lab.say("\n" * bool(before) + f"{bench.semantics}, pages pinned by: {pins}")
+            head = ["", "", "events", "allocated", "folio", "by 2M", "by 4K", "stale"]
             lab.table(head, _undisturbed(bench, _punched))
             rows = _undisturbed(bench, _converted_all)
         if rows != before:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm import VM
     from inaccfs.kvm.pagetable import ByLevel
     from inaccfs.kvm.uapi import Spte
-    from inaccfs.shim.notifiers import Notice, Notifier
+    from inaccfs.shim.notifiers import Notifier
 
 
 class UntrackedError(Exception):
@@ -273,12 +273,6 @@ class List(Notifiers):
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         self._sight.write("answers")
         return super()._expect(targets, then)
-
-    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
-        self._sight.schedule.note(
-            f"sends {notice.event} [{notice.start}, {notice.end})"
-        )
-        super()._send(notifier, notice, sequence)
 
 
 def watch_vm(vm: VM, sight: Sight) -> None:

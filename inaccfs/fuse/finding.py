@@ -139,12 +139,12 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
 
 def means_dead(exc: OSError) -> bool:
-    """Whether an error shows that the daemon of a mount is gone."""
+    """Whether an error shows that the daemon of a mount is dead."""
     return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def is_dead(path: str) -> bool:
-    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
+    """Whether the daemon of the mount at *path* is dead; one that is stopped is not.
 
     Asks for statvfs, because the kernel may answer stat from its cache.
     """

@@ -114,7 +114,7 @@ class Demo:
         self._show(f"\n\x1b[1m== {text}\x1b[0m" if self._colour else f"\n== {text}")
 
     def _counted(self) -> None:
-        """What KVM has counted since the last call."""
+        """Show KVM's counts since the last call."""
         before, now = self._before, self._vm.stats
         self._before = now
         counts = {

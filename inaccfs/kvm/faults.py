@@ -143,7 +143,7 @@ class Faults:
                 slot, backing, gfn, gfn + 1, seq, touched=True
             )
             if mapped:
-                # While the slot is held, and out of guest mode: it asks the daemon.
+                # While the slot has a user, and out of guest mode: it asks the daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)

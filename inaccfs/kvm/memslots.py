@@ -45,7 +45,7 @@ class Region(NamedTuple):
 
 
 class Notifier(Protocol):
-    """What a slot needs of its notifier; see kvm/notifier.py."""
+    """The part of a notifier that a slot uses; see kvm/notifier.py."""
 
     @property
     def lost(self) -> bool:

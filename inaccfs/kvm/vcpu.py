@@ -87,7 +87,7 @@ class Vcpu:
             MemoryFaultExit: the VMM has to convert, or there is no such memory.
             MmioExit: a shared access where there is no slot.
             OSError: EPERM where the mount refuses get-memory; EFAULT where a slot has
-                no shared half; `ControlError` when the daemon has gone.
+                no shared half; `ControlError` when the daemon has ended.
         """
         transfer = _Read(self._memory)
         self._access(gpa, size, transfer, private)

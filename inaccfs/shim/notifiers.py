@@ -3,8 +3,9 @@
 struct inaccessible_data of v8 has a list of notifiers and a mutex, and calls one
 notifier after the other under the mutex. Here notifiers are in other processes: each
 event goes to all of them at once, and the list stays locked until each has answered,
-has gone, or has been silent for too long. restrictedmem_bind() came later: its
-notifiers are bound to a part of the file, and are found by their range.
+has been removed, or has been evicted because it did not answer in time. In
+restrictedmem_bind(), which came later, notifiers are bound to a range of the file, and
+are found by that.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import errno
 from contextlib import asynccontextmanager
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.loop import TRIO
+from inaccfs.shim.notice import Notice as Notice
+from inaccfs.shim.notice import Notifier as Notifier
 from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
     from inaccfs.shim.trace import FileTrace, What
 
@@ -30,35 +32,7 @@ AT_ONCE: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
-class Notice(NamedTuple):
-    """What an event reports, in pages of the file."""
-
-    event: str
-    start: int
-    end: int
-    # The frames that go, where events carry them.
-    frames: Sequence[Extent] | None = None
-
-
 _NO_NOTICE: Final = Notice("", 0, 0)
-
-
-class Notifier(Protocol):
-    """struct inaccessible_notifier. Neither method may block or raise."""
-
-    @property
-    def who(self) -> int:
-        """The number of the peer, for traces."""
-
-    @property
-    def number(self) -> int:
-        """Its own number, for traces."""
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
-
-    def evict(self) -> None:
-        """It has not answered in time, and has been removed from the list."""
 
 
 class Notifiers:
@@ -72,18 +46,21 @@ class Notifiers:
         *,
         unit: int = 1,
         clips: bool = False,
+        overlap_errno: int = errno.EINVAL,
         loop: Loop = TRIO,
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
         *changed* is called after each change of the list. Events count in *unit* per
         page; with *clips* each reports only pages that its notifier is bound to.
+        `bind` raises *overlap_errno* for pages that are another's.
         """
         self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
+        self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
@@ -113,7 +90,7 @@ class Notifiers:
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # Called when the last one in _awaited has answered or has gone.
+        # Called when the last one in _awaited has answered or was removed.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -137,7 +114,7 @@ class Notifiers:
         From when its first event is sent to the last answer; with a bracket around the
         change, and the list locked for the whole call, all of that.
         """
-        event, start, end, _ = self._notice
+        event, start, end = self._notice[:3]
         return (start, end) if event.startswith("INVALIDATE") else None
 
     def cover(self, start: int, end: int) -> bool:
@@ -157,7 +134,8 @@ class Notifiers:
         """restrictedmem_bind(); waits while an invalidation runs.
 
         Raises:
-            OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
+            OSError: EINVAL or as the rules have it, when pages are another's, and one
+                of the two *exclusive*.
         """
         async with self._lock:
             taken = (self._bound if exclusive else self._exclusive).overlapping(
@@ -166,7 +144,7 @@ class Notifiers:
             if taken:
                 first, stop, _ = taken[0]
                 raise OSError(
-                    errno.EINVAL,
+                    self._overlap_errno,
                     f"pages {max(first, start)} to {min(stop, end)} are bound already: "
                     "unbind them",
                 )
@@ -193,7 +171,7 @@ class Notifiers:
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
-        """Remove *notifier*, which has gone. Nothing waits for its answer any more."""
+        """Remove *notifier*. Nothing waits for its answer any more."""
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
@@ -248,6 +226,11 @@ class Notifiers:
             finally:
                 self._end()
 
+    async def idle(self) -> None:
+        """Wait until the list is not locked."""
+        async with self._lock:
+            pass
+
     def take(self) -> bool:
         """Lock the list until `release`; False if it is locked already."""
         if not self._lock.take():
@@ -270,7 +253,7 @@ class Notifiers:
     def begin(
         self, notice: Notice, then: Callable[[], None], cause: int = 0
     ) -> int | None:
-        """Send an event; call *then* when all that got it have answered or have gone.
+        """Send an event; call *then* when all that got it have answered or are removed.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
@@ -303,7 +286,7 @@ class Notifiers:
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
-            event, start, end, _ = notice
+            event, start, end = notice[:3]
             cause = 0 if sequence is None else self._cause
             self._trace.tell_event(
                 *("event", start, end, notifier.who, event),
@@ -313,7 +296,7 @@ class Notifiers:
 
     def _trace_event(self, what: What, notifier: Notifier) -> None:
         """Trace what has become of the last event for *notifier*, which has got it."""
-        event, start, end, _ = self._notice
+        event, start, end = self._notice[:3]
         sent = self._awaited[notifier]
         self._trace.tell_event(
             *(what, start, end, notifier.who, event),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from inaccfs.semantics import Plan
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
 
@@ -50,6 +51,8 @@ def in_order(
     *,
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
+    kinds: Callable[[], Kinds | None] = lambda: None,
+    change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
 
@@ -57,8 +60,10 @@ def in_order(
     and no notifier hears of it then. Whatever it looks at must still hold when the file
     is changed, so the driver must lock the notifier list for the whole call.
 
-    *frames* finds the frames that are about to go, where events report them.
-    *settle* is called with the result as soon as the file has been changed.
+    *frames* finds the frames that are about to go, where events report them; *kinds*
+    finds which kinds of pages are concerned, where events carry them.
+    *settle* is called with the result as soon as the file has been changed. With
+    *change_last* that is done after the last event, which is sent in any case.
     """
     if check is not None:
         try:
@@ -66,14 +71,21 @@ def in_order(
         except OSError as exc:
             return exc
     if (before := plan.before) is not None:
-        yield lambda: Notice(before, start, end, None if frames is None else frames())
+        yield lambda: Notice(
+            before, start, end, None if frames is None else frames(), kinds()
+        )
+    if change_last and plan.after is not None:
+        now = None if frames is None else frames()
+        yield partial(Notice, plan.after, start, end, now, kinds())
     changed = yield None
     assert changed is not None
     if settle is not None:
         settle(changed)
-    if plan.after is not None and (changed.refusal is None or plan.after_failure):
+    if change_last or plan.after is None:
+        return changed.refusal
+    if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed)
+        yield partial(Notice, plan.after, start, end, removed, kinds())
     return changed.refusal
 
 

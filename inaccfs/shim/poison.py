@@ -45,10 +45,13 @@ class Poisoned:
         self._pages.add(page)
         self._changed()
 
+    def first(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that is poisoned."""
+        return min((page for page in self._pages if start <= page < end), default=None)
+
     def refusal(self, start: int, end: int) -> OSError | None:
         """Why pages from *start* to *end* may not be got, if one is poisoned."""
-        bad = min((page for page in self._pages if start <= page < end), default=None)
-        if bad is None:
+        if (bad := self.first(start, end)) is None:
             return None
         return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
 

@@ -1,6 +1,6 @@
 """One stream of what happens to the files of a mount; and counters of the same.
 
-Each place that counts something also tells it, if anybody listens:
+Each place that counts something also traces it, if there are listeners:
 
     trace.counters.pages_got += pages
     if trace.listeners:
@@ -32,6 +32,8 @@ What: TypeAlias = Literal[
     "allocate",
     "punch",
     "truncate",
+    # Pages have become private or shared, or that has been refused.
+    "convert",
     # System calls that no file allows. A read and a write have their range.
     "read",
     "write",

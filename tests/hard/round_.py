@@ -1,7 +1,7 @@
 """A round: everything that a mount and its control socket can do, once each.
 
-The outcome of each step is "ok", an errno's name, or what a peer is told. A step that
-hangs is told apart by the test, which has heard of the steps before it.
+The outcome of each step is "ok", an errno's name, or the daemon's reply. The test finds
+a step that hangs, because it gets the outcomes of the steps before it.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_an_event_that_wants_no_answer_gets_none(talk: Talk) -> None:
 
 
 def test_a_notifier_is_there_before_the_next_bytes_are_read(talk: Talk) -> None:
-    """Its first event may come with the reply, before whoever registered runs again."""
+    """Its first event may come with the reply, before the caller runs again."""
     talk.conversation.start(
         talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
     )
@@ -194,7 +194,7 @@ def test_callbacks_that_would_miss_removals_are_refused(
     wanted: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of callbacks for other semantics than the mount's, and of an end alone."""
+    """Callbacks for other semantics than the mount's, or only for an end."""
     registration = talk.register(callbacks)
     assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]
@@ -304,7 +304,7 @@ def test_the_first_exception_is_kept_and_the_rest_counted(
     assert [
         record.exc_info[1] for record in caplog.records if record.exc_info
     ] == errors
-    # It is told once.
+    # It is raised once.
     assert registration.take_error() is None
     assert talk.notifiers.take_raised() is None
 

@@ -318,7 +318,7 @@ class Numbers(Command, frozen=True, kw_only=True):
 
 
 @pytest.mark.parametrize("command", [Bytes, Numbers])
-def test_what_qmp_has_no_type_for_is_refused(command: type[Command]) -> None:
+def test_a_member_without_a_qmp_type_is_refused(command: type[Command]) -> None:
     with pytest.raises(TypeError, match="QMP has"):
         introspect([command], [])
 

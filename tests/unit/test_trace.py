@@ -1,4 +1,4 @@
-"""The stream of what happens: who did what to which pages, and what came of it."""
+"""The trace: which peer or process did what to which pages, and the outcome."""
 
 from __future__ import annotations
 

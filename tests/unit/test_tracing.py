@@ -90,7 +90,7 @@ async def test_all_of_it_has_come_when_the_trace_is_stopped(control: Control) ->
         # And once more.
         assert await peer.do("trace_start") == {}
         assert len(listeners) == 1
-    await control.gone()
+    await control.peers_down_to(0)
     assert not listeners
 
 
