@@ -12,6 +12,7 @@ import pytest
 
 import inaccfs
 from inaccfs.client import aio
+from inaccfs.semantics import VERSIONS
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 from tests.mount.support import (
     ENVIRONMENT,
@@ -270,3 +271,20 @@ def test_pages_of_the_users_own_tmpfs_are_seen(tmp_path: Path) -> None:
             assert drawn(path)[1] == "0x000000000  ..a."
     finally:
         run("umount", "-l", backing)
+
+
+def test_private_and_shared_pages_are_told_apart_where_there_are_attributes() -> None:
+    versions = [make() for make in VERSIONS]
+    name = next(one.name for one in versions if one.attributes == "file")
+    with mounted(semantics=name) as mount:
+        path = new_file(mount.path / "f", 8 * PAGE)
+        with (
+            inaccfs.connect(mount.path) as shim,
+            opened(path) as fd,
+            shim.file(fd) as memory,
+        ):
+            fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 4 * PAGE)
+            private = memory.query_map()[0].private
+            memory.set_memory_attributes(2, 4, private=not private)
+            cells = "ppssSSPP" if private else "ssppPPSS"
+            assert drawn(path)[1] == f"0x000000000  {cells}"
