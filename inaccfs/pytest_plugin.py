@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import inaccfs
     from inaccfs.client import Client
-    from inaccfs.kvm import VM
+    from inaccfs.kvm import VM, Guest
 
 _MARK: Final = "inaccfs"
 _MARKER_LINE: Final = (
@@ -136,6 +136,17 @@ def inaccfs_vm(inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client) -> Iterator[V
 
     with _unless_dead(inaccfs_mount), VM(inaccfs_shim) as vm:
         yield vm
+
+
+@pytest.fixture
+def inaccfs_guest(
+    inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client
+) -> Iterator[Guest]:
+    """A guest with 1 MiB of private memory; it runs machine code and functions."""
+    from inaccfs.kvm import Guest
+
+    with _unless_dead(inaccfs_mount), Guest(inaccfs_shim) as guest:
+        yield guest
 
 
 # --- parts ----------------------------------------------------------------------------

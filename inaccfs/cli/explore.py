@@ -219,7 +219,7 @@ def _outcomes(
     done: dict[Case, Outcome] = {}
     for number, (name, case) in enumerate(cases):
         if case not in done:
-            words = f"exploring {name} under {case.semantics.name}"
+            words = f"exploring {name}"
             with progress(words, len(cases), ticks=True) as shown:
                 shown.update(number)
                 done[case] = explore(case, limits)

@@ -105,8 +105,15 @@ class Client:
         """A file of the mount: by an open fd, or by its path from the mount's root."""
         if not isinstance(file, int):
             return File(self, requests.check_path(os.fspath(file)), passed=False)
+        return await self._file(file)
+
+    async def weak_file(self, fd: int) -> File:
+        """A file that neither the `File` nor its notifiers keep open."""
+        return await self._file(fd, weak=True)
+
+    async def _file(self, fd: int, *, weak: bool = False) -> File:
         fdname = f"fd{next(self._names)}"
-        await self._do(requests.get_fd(fdname, file))
+        await self._do(requests.get_fd(fdname, fd, weak=weak))
         return File(self, fdname, passed=True)
 
     async def memfd_create(

@@ -109,14 +109,22 @@ class Client:
         """
         if not isinstance(file, int):
             return File(self, requests.check_path(os.fspath(file)), None)
-        own = os.dup(file)
+        return self._file(file)
+
+    def weak_file(self, fd: int) -> File:
+        """A file that neither the `File` nor its notifiers, which use fd, keep open."""
+        return self._file(fd, weak=True)
+
+    def _file(self, fd: int, *, weak: bool = False) -> File:
+        fdname = f"fd{next(self._names)}"
+        own = fd if weak else os.dup(fd)
         try:
-            fdname = f"fd{next(self._names)}"
-            self._do(requests.get_fd(fdname, own))
+            self._do(requests.get_fd(fdname, own, weak=weak))
         except BaseException:
-            os.close(own)
+            if not weak:
+                os.close(own)
             raise
-        return File(self, fdname, own)
+        return File(self, fdname, own, weak=weak)
 
     def memfd_create(
         self,
@@ -251,12 +259,16 @@ class File(AttributesOfFile):
     references and notifiers.
     """
 
-    def __init__(self, client: Client, name: str, fd: int | None) -> None:
-        """Use `Client.file`."""
+    def __init__(
+        self, client: Client, name: str, fd: int | None, *, weak: bool = False
+    ) -> None:
+        """Use `Client.file`, or `Client.weak_file`."""
         self._client: Final = client
         self._name: Final = name
-        # Our own fd, for the connection of the notifiers; None for a path.
+        # For the connection of the notifiers; None for a path. It is our own, unless
+        # the file is weak.
         self._fd = fd
+        self._weak: Final = weak
         self._closed = False
         client._files.add(self)
 
@@ -375,7 +387,8 @@ class File(AttributesOfFile):
         name = self._open_name
         callbacks.check()
         listener = self._client._listen()
-        return Notifier(listener, *listener.register(name, self._fd, callbacks, bound))
+        made = listener.register(name, self._fd, callbacks, bound, weak=self._weak)
+        return Notifier(listener, *made)
 
     def close(self) -> None:
         """Have the daemon close an fd that was passed; harmless if done already."""
@@ -392,7 +405,7 @@ class File(AttributesOfFile):
         """Close our own fd; False if there is none, or it is closed already."""
         self._client._files.discard(self)
         fd, self._fd = self._fd, None
-        if fd is not None:
+        if fd is not None and not self._weak:
             os.close(fd)
         return fd is not None
 

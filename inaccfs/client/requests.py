@@ -206,8 +206,8 @@ def check_path(path: str) -> str:
     return path
 
 
-def get_fd(fdname: str, fd: int) -> Request[None]:
-    return Request(GetFd(fdname=fdname), _nothing, fd)
+def get_fd(fdname: str, fd: int, *, weak: bool = False) -> Request[None]:
+    return Request(GetFd(fdname=fdname, weak=weak), _nothing, fd)
 
 
 def close_fd(fdname: str) -> Request[None]:

@@ -64,12 +64,18 @@ class Listener:
     # --- for other threads ------------------------------------------------------------
 
     def register(
-        self, file: str, fd: int | None, callbacks: Callbacks, bound: Range | None
+        self,
+        file: str,
+        fd: int | None,
+        callbacks: Callbacks,
+        bound: Range | None,
+        *,
+        weak: bool = False,
     ) -> tuple[Registration, threading.Event]:
         """Register a notifier; the event is set once it is unregistered.
 
         *file* is a path, unless *fd* is an fd of the file. With *bound* the notifier is
-        for that range.
+        for that range; if it is *weak*, it does not keep the file open.
         """
         if self.is_here():
             raise OSError(
@@ -81,7 +87,7 @@ class Listener:
             named: Call[None] | None = None
             if fd is not None:
                 file = f"fd{next(self._names)}"
-                named = self._conversation.start(requests.get_fd(file, fd))
+                named = self._conversation.start(requests.get_fd(file, fd, weak=weak))
             call = self._conversation.start(
                 self._notifiers.register(file, callbacks, left.set, bound),
                 answered.set,

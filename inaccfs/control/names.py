@@ -103,7 +103,10 @@ class Names:
                 errno.EBADF, "no fd came with the message: send one as SCM_RIGHTS"
             )
         self._check_room(command.fdname)
-        self._name(command.fdname, self._context.files.open_fd(fd))
+        opened = self._context.files.open_fd(fd)
+        if command.weak:
+            opened.weaken()
+        self._name(command.fdname, opened)
         return Nothing()
 
     def _closefd(self, command: messages.CloseFd) -> Nothing:

@@ -92,7 +92,7 @@ class _Guest:
                     _allocate(fd, start, _CHUNK)
                     _allocate(gap, at, _GAP)
                     at += _GAP
-        self.vm: Final = stack.enter_context(VM(self._shim))
+        self.vm: Final = stack.enter_context(VM(self._shim, default_private=True))
         for slot, fd in enumerate(self.fds):
             self.vm.set_user_memory_region(
                 *(slot, slot * size, size), private_fd=fd, flags=KVM_MEM_PRIVATE

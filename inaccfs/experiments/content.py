@@ -104,7 +104,9 @@ def _watch(
         half = stack.enter_context(closing(mmap.mmap(-1, _PAGE)))
         shared = file if memory == "in place" else half
         try:
-            vm = stack.enter_context(VM(bench.shim, encryption=encryption))
+            vm = stack.enter_context(
+                VM(bench.shim, default_private=True, encryption=encryption)
+            )
         except EncryptionUnavailableError:
             return None
         vm.set_user_memory_region(

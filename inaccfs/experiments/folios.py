@@ -37,7 +37,9 @@ class _Guest:
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
         # The ranges of the events to KVM since they were last shown.
         self._events: list[str] = []
-        self.vm: Final = stack.enter_context(VM(self._shim, hooks=self._hook))
+        self.vm: Final = stack.enter_context(
+            VM(self._shim, default_private=True, hooks=self._hook)
+        )
         add_slot(self.vm, self._fd, 0, _HUGE)
         self._vcpu: Final = self.vm.create_vcpu()
         for page in (_PUNCHED - 1, _PUNCHED):

@@ -52,7 +52,7 @@ class _Guest:
         self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
         self._watched: Final = parts.Watched(asks=asks)
         self._vm: Final = stack.enter_context(
-            VM(shim, hooks=self._hook, invalidation=self._watched)
+            VM(shim, default_private=True, hooks=self._hook, invalidation=self._watched)
         )
         parts.add_slot(self._vm, self._fd, 0, 1)
         self._vcpu: Final = self._vm.create_vcpu()

@@ -91,7 +91,9 @@ class _Guest:
         self.got_event: Final = Event()
         self.may_zap: Final = Event()
         self.zapped: Final = Event()
-        self.vm: Final = stack.enter_context(VM(bench.shim, hooks=self._hook))
+        self.vm: Final = stack.enter_context(
+            VM(bench.shim, default_private=True, hooks=self._hook)
+        )
         self.vm.set_user_memory_region(
             *(0, 0, size), private_fd=self.fd, flags=KVM_MEM_PRIVATE
         )

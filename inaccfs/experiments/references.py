@@ -136,7 +136,7 @@ def _fault(world: _World) -> dict[str, object]:
                 punching.result(parts.PATIENCE)
             waited += not punching.done()
 
-    with VM(world.shim, hooks=hook, invalidation=watched) as vm:
+    with VM(world.shim, default_private=True, hooks=hook, invalidation=watched) as vm:
         parts.add_slot(vm, world.fd, 0, _PAGES)
         vcpu = vm.create_vcpu()
         for page in range(_PAGES):

@@ -111,6 +111,8 @@ class World:
         places: dict[int, tuple[int, int]] = {}
         made = ExploredVM(
             client,
+            # In every version: scenarios are about the memory of files.
+            default_private=True,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
             memory=GuestBytes(schedule, sight, self.frames, self.cells, places),

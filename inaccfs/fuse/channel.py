@@ -78,6 +78,7 @@ class Channel:
         *read_errno* is the errno of READ and WRITE; *writing* has the handler of WRITE
         where it is not refused.
         """
+        self._namespace: Final = namespace
         self._keeps_nodes: Final = namespace.inodes.keeps_nodes
         self._make_seal: Final = make_seal
         # Set when INIT is done and every later open is sealed, or known not to be.
@@ -113,8 +114,12 @@ class Channel:
         """Serve until the file system is unmounted."""
         async with trio.open_nursery() as nursery:
             self.pending.nursery = nursery
+            self._namespace.opens.start = nursery.start_soon
             nursery.start_soon(self._relay.run)
-            await self._device.serve(self.handlers)
+            try:
+                await self._device.serve(self.handlers)
+            finally:
+                self._namespace.opens.start = None
             nursery.cancel_scope.cancel()
 
     # --- to and from pyfuse3 ---------------------------------------------------

@@ -152,4 +152,5 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
             shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
             flags=KVM_MEM_PRIVATE,
         )
+        vm.set_memory_attributes(0, PAGES * PAGE_SIZE, private=True)
         Demo(vm, fd, show, colour=colour).run()

@@ -135,7 +135,7 @@ class Guest(Actor):
                 return
             except MemoryFaultExit as exc:
                 self.counts["exits"] += 1
-                if exc.errno:
+                if not exc.asks:
                     raise
                 if not self._world.convert(window, index, 1, private=private):
                     return

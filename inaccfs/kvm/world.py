@@ -165,6 +165,8 @@ class World:
             shared=mmap.mmap(-1, pages << PAGE_SHIFT),
             flags=KVM_MEM_PRIVATE,
         )
+        # What a confidential guest's VMM does, where it is not so by itself.
+        self.vm.set_memory_attributes(window.gpa(0), pages << PAGE_SHIFT, private=True)
         self.windows = (*self.windows, window)
         return window
 

@@ -53,6 +53,7 @@ class InPlaceV8(GuestMemfd72):
     name = "in-place-v8"
     source = "KVM: guest_memfd: in-place conversion, v8, 46 patches, 18 June 2026"
     mmap = "SIGBUS"
+    kvm_default_vm = "served"
     attributes = "file"
     kinds: ClassVar[EventKinds] = "present"
     # kvm_gmem_get_pfn() takes the invalidate_lock, shared.
@@ -102,6 +103,7 @@ class MigratableRfc(GuestMemfd72):
     name = "migratable-rfc"
     source = "RFC of 11 June 2026, migration of guest_memfd folios"
     mmap = "shared"
+    kvm_default_vm = "served"
     attributes = "nowhere"
     initial = "shared"
     migration = "bracket"
@@ -117,6 +119,7 @@ class LiveUpdate(GuestMemfd72):
     name = "live-update"
     source = "KVM: guest_memfd: live update, v3, 22 June 2026"
     mmap = "shared"
+    kvm_default_vm = "served"
     attributes = "nowhere"
     initial = "shared"
     frozen = "before the checks"

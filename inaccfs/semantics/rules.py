@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
 from inaccfs.semantics.attributes import AttributeRules
+from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ Check: TypeAlias = "Callable[[int, int, int, int], None]"
 """`Semantics.check_fallocate`, or what stands in for it."""
 
 
-class Semantics(AttributeRules):
+class Semantics(AttributeRules, KvmRules):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from inaccfs.semantics.kvm import MainlineKvm, V8Kvm
 from inaccfs.semantics.rules import Semantics
 from inaccfs.syscalls import TMPFS_MAGIC
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         Population,
         Stored,
     )
+    from inaccfs.semantics.kvm import KvmDefaultVm
     from inaccfs.semantics.rules import (
         Aligned,
         Calls,
@@ -51,7 +53,7 @@ RESTRICTEDMEM_MAGIC: Final = 0x5245534D
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 
-class V8(Semantics):
+class V8(V8Kvm, Semantics):
     """memfd_inaccessible, as v8 was meant."""
 
     name: ClassVar[str] = "v8"
@@ -166,7 +168,7 @@ class Bind(V10):
     list_locked = "the whole call"
 
 
-class GuestMemfd68(Bind):
+class GuestMemfd68(MainlineKvm, Bind):
     """guest_memfd as it was merged."""
 
     name = "guest_memfd-6.8"
@@ -183,11 +185,24 @@ class GuestMemfd68(Bind):
     memory_failure = "invalidate"
 
 
-class GuestMemfd(GuestMemfd68):
+class GuestMemfd612(GuestMemfd68):
+    """guest_memfd with KVM_PRE_FAULT_MEMORY, populate and a prepare hook.
+
+    None of them changes a rule: 6.8 has no pre-fault to differ from, and populate and
+    the hook are of CPUs that encrypt memory.
+    """
+
+    name = "guest_memfd-6.12"
+    source = "Linux 6.12, virt/kvm/guest_memfd.c"
+
+
+class GuestMemfd(GuestMemfd612):
     """guest_memfd with GUEST_MEMFD_FLAG_MMAP off."""
 
     name = "guest_memfd"
     source = "Linux 6.18, virt/kvm/guest_memfd.c"
+    # Any VM takes a file since 6.18.
+    kvm_default_vm: ClassVar[KvmDefaultVm] = "ignored"
 
 
 class GuestMemfdMmap(GuestMemfd):
@@ -195,6 +210,8 @@ class GuestMemfdMmap(GuestMemfd):
 
     name = "guest_memfd:mmap"
     mmap = "SIGBUS"
+    # KVM_MEMSLOT_GMEM_ONLY.
+    kvm_default_vm = "served"
 
 
 class GuestMemfdShared(GuestMemfd):
@@ -204,3 +221,4 @@ class GuestMemfdShared(GuestMemfd):
     mmap = "shared"
     attributes: ClassVar[Attributes] = "nowhere"
     initial = "shared"
+    kvm_default_vm = "served"

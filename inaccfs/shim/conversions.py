@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PageError, PinnedError
@@ -37,15 +38,13 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
             EPERM for a frozen file; `PinnedError`, EAGAIN, for pages with references.
             Nothing has been converted then, except as `atomicity` says.
     """
-    began = file.trace.now()
+    began = monotonic_ns() if file.trace.listeners else 0
     try:
         _check(superblock, file, call)
         running = _Running(superblock, file)
         with superblock.loop.shield():
             refusal = await drive(
-                running.steps(call),
-                file.notifiers,
-                running.change,
+                *(running.steps(call), file.notifiers, running.change),
                 whole_call=True,
                 cause=began,
             )

@@ -72,8 +72,9 @@ class InaccessibleFile(FileState):
         Raises:
             OSError: the rules forbid the call, or the backing has refused it.
         """
+        trace = self.trace
         # Not by a call of now(): each of them costs.
-        began = monotonic_ns() if self.trace.listeners else 0
+        began = monotonic_ns() if trace.listeners else 0
         try:
             self._check_fallocate(mode, offset, length, self.granule)
             # 0 also if it has not been looked up.
@@ -106,7 +107,7 @@ class InaccessibleFile(FileState):
             counters.punches += 1
         if began:
             what: What = "punch" if mode & FALLOC_FL_PUNCH_HOLE else "allocate"
-            self.trace.tell(what, offset, offset + length, who, None, began)
+            trace.tell(what, offset, offset + length, who, None, began)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:

@@ -45,6 +45,7 @@ class Pages(FetchedPages):
         "_fd",
         "_frozen",
         "_trace",
+        "abandoned",
     )
 
     def __init__(
@@ -68,6 +69,8 @@ class Pages(FetchedPages):
         )
         # Whether no hole may be filled: see `inaccfs.shim.freezing`.
         self._frozen = False
+        # Whether all users have closed the file, so that nobody gets pages any more.
+        self.abandoned = False
 
     def poisoned(self, start: int, end: int) -> list[int]:
         """The poisoned pages from *start* to *end*, in order."""
@@ -144,6 +147,8 @@ class Pages(FetchedPages):
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
         """As `get`, at once; None if it would keep the trio loop for too long."""
+        if self.abandoned:
+            raise OSError(errno.EFAULT, "the file has been closed by all its users")
         if self._guarded:
             if (refusal := self._refusal(holder, start, end)) is not None:
                 raise refusal

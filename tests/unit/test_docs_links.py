@@ -24,9 +24,14 @@ def _prose(page: Path) -> str:
 def _anchors(page: Path) -> set[str]:
     """The headings of a page, as GitHub makes them anchors."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)
+    found = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)
+    ]
+    # Of equal headings the second has -1 at its end, and so on.
     return {
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found
+        name if not (same := found[:at].count(name)) else f"{name}-{same}"
+        for at, name in enumerate(found)
     }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def names(
-    steps: Generator[Step, Any, None], meanwhile: dict[str, Callable[[], object]]
+    steps: Generator[Step, Any, object], meanwhile: dict[str, Callable[[], object]]
 ) -> list[str]:
     """Take all steps; the names of their classes. Before one something may happen."""
     seen: list[str] = []
@@ -43,7 +43,7 @@ def names(
         return seen
 
 
-def one_or_many(made: Guest, what: str) -> Generator[Step, Any, None]:
+def one_or_many(made: Guest, what: str) -> Generator[Step, Any, object]:
     faults = made.vm._faults
     return faults.fault(0) if what == "fault" else faults.populate(0, 4)
 

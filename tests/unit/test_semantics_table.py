@@ -37,6 +37,7 @@ V8S = ("v8", "v8-as-posted")
 RESTRICTEDMEM = ("v9", "v10", "bind")
 MERGED = (
     "guest_memfd-6.8",
+    "guest_memfd-6.12",
     "guest_memfd",
     "guest_memfd:mmap",
     "guest_memfd:mmap+init_shared",
@@ -282,7 +283,7 @@ def test_mapping(name: str) -> None:
     wanted = columns(
         (
             "refused",
-            ("v7", *V8S, *RESTRICTEDMEM, *MERGED[:2], "guest_memfd-7.2"),
+            ("v7", *V8S, *RESTRICTEDMEM, *MERGED[:3], "guest_memfd-7.2"),
         ),
         # A departure: shared pages of the latter three can be mapped in the kernel.
         ("SIGBUS", ("guest_memfd:mmap", *IN_PLACE)),
@@ -340,6 +341,41 @@ def test_the_versions_are_those_of_the_issue_and_in_the_order_of_history() -> No
     assert list(NAMES) == ["v7", *V8S, *RESTRICTEDMEM, *GUEST_MEMFD]
     assert len(set(NAMES)) == len(VERSIONS)
     assert all(version.source for version in VERSIONS)
+
+
+# --- KVM ----------------------------------------------------------------------------
+
+
+@versions
+def test_kvm(name: str) -> None:
+    """History, section 3, and what Linux 6.12's KVM was seen to answer."""
+    made = load.load(name)
+    mainline = name in GUEST_MEMFD
+    # A departure: since v10 it is shared.
+    assert made.kvm_default_attribute == ("shared" if mainline else "private")
+    assert made.kvm_access == ("attribute" if mainline else "guest")
+    assert made.kvm_mismatch == ("every gfn" if mainline else "slots with a file")
+    assert made.kvm_exit_flag == ("1 << 3" if mainline else "1 << 0")
+    assert made.kvm_exit_returns == ("EFAULT" if mainline else "0")
+    assert made.kvm_bad_fd == ("EBADF" if mainline else "EINVAL")
+    assert made.kvm_slot_holds_file is not mainline
+    assert made.kvm_file_of_one_vm is mainline
+    assert made.kvm_keeps_mmio is mainline
+    assert made.kvm_pre_fault == ("all" if mainline else "private")
+    assert made.kvm_pre_fault_partial is mainline
+    assert made.kvm_pre_fault_error == ("EFAULT" if mainline else "ENOENT")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    columns(
+        ("refused", ("v7", *V8S, *RESTRICTEDMEM, *GUEST_MEMFD[:2])),
+        ("ignored", ("guest_memfd", "guest_memfd-7.2")),
+        ("served", (*MERGED[3:], *SHARED, *IN_PLACE)),
+    ).items(),
+)
+def test_a_file_of_a_vm_without_private_memory(name: str, wanted: str) -> None:
+    assert load.load(name).kvm_default_vm == wanted
 
 
 # --- that each rule can be had ------------------------------------------------------

@@ -106,12 +106,18 @@ class GetFd(Command, frozen=True, kw_only=True):
     The fd must be open for writing. The daemon keeps the file open until closefd or
     the end of the connection. EINVAL if it is not a file of this mount; a name that is
     taken gets the new file.
+
+    A `weak` name does not keep it open, nor do notifiers that are registered by it:
+    when all others have closed a file without a name in the file system, its notifiers
+    get the events of a punch of all of it, and get-pfn is EFAULT from then on. Its
+    memory stays until the weak names go, too.
     """
 
     name: ClassVar[str] = "getfd"
     takes_fd: ClassVar[bool] = True
 
     fdname: FdName
+    weak: Annotated[bool, Meta(description="whether it does not keep the file")] = False
 
 
 class CloseFd(Command, frozen=True, kw_only=True):

@@ -331,6 +331,39 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     frozen: str
     # "never" or "bracket": whether pages migrate.
     migration: str
+    # The rules of a KVM; the daemon does not use them. "private" or "shared": the
+    # attribute of a gfn that nobody has converted.
+    kvm_default_attribute: str
+    # "guest" or "attribute": what decides whether an access is private.
+    kvm_access: str
+    # "slots with a file" or "every gfn": where a mismatch of the two exits.
+    kvm_mismatch: str
+    # "exit" or "MMIO": what a private access gets where there is no slot.
+    kvm_no_slot: str
+    # Whether a gfn that had an MMIO exit keeps them when it is made private.
+    kvm_keeps_mmio: bool
+    # Whether private pages are mapped by more than 4 KiB.
+    kvm_huge: bool
+    # "1 << 0" or "1 << 3": the bit of the exit's flags that says private.
+    kvm_exit_flag: str
+    # "0" or "EFAULT": what KVM_RUN returns with a memory fault exit.
+    kvm_exit_returns: str
+    # Whether a slot keeps its file open.
+    kvm_slot_holds_file: bool
+    # Whether a file is for the VM that has made it only.
+    kvm_file_of_one_vm: bool
+    # "EINVAL" or "EBADF": for a slot with a number that is no file descriptor.
+    kvm_bad_fd: str
+    # Whether a slot's file is ignored without KVM_MEM_PRIVATE.
+    kvm_ignores_unused: bool
+    # "refused", "ignored" or "served": a file in a slot of a VM without private memory.
+    kvm_default_vm: str
+    # "private" or "all": which pages KVM_PRE_FAULT_MEMORY maps.
+    kvm_pre_fault: str
+    # Whether its error after the first page is a success.
+    kvm_pre_fault_partial: bool
+    # "ENOENT" or "EFAULT": its errno for a private gfn that no file serves.
+    kvm_pre_fault_error: str
 
     @property
     def keeps_references(self) -> bool:
