@@ -11,7 +11,7 @@ from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
 from inaccfs.explore.weaker import KVMS
-from inaccfs.semantics import VERSIONS
+from inaccfs.semantics import V8, VERSIONS
 from inaccfs.semantics.checking import in_a_line
 from inaccfs.semantics.load import line, read_module, split
 from inaccfs.words import quoted
@@ -108,13 +108,12 @@ def label(wanted: str) -> str:
 def versions() -> dict[str, Semantics]:
     """Each version by its name, with the one whose rules are the same for a search.
 
-    Without those of huge pages: the scenarios' files are smaller than one.
+    Without the proposals: no scenario has what is new in them. They can be named.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
         rules.name: found.setdefault(_seen(rules), rules)
-        for rules in (make() for make in VERSIONS)
-        if rules.granule == "page"
+        for rules in (make() for make in VERSIONS if make.__module__ == V8.__module__)
     }
 
 
