@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import ptraced, runtime
+from inaccfs import launch, ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
+    from inaccfs.tracing.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,13 @@ def run(
         if holder is not None:
             stack.callback(holder.clean_up)
         stack.callback(helper.close)
+        recording: Recording | None = None
+        if config.trace is not None:
+            # Imported here because hardly any mount needs it.
+            from inaccfs.tracing import recording as recordings
+
+            recording = recordings.Recording(config.trace, launch.environment())
+            stack.callback(recording.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs,
@@ -126,6 +134,7 @@ def run(
             own_mount=own_mount,
             tracer=tracer,
             holder=holder,
+            recording=recording,
         )
         daemon = _Daemon(config, parts, stop)
         daemon.serve(listener, ready)
@@ -185,6 +194,8 @@ class _Parts:
     tracer: Tracer | None
     # The process whose end is the mount's, too.
     holder: Holder | None
+    # The trace from the start, if there is one.
+    recording: Recording | None
 
 
 class _Daemon:
@@ -291,6 +302,8 @@ class _Daemon:
                 receiver=self._parts.helper,
                 device=self._parts.mount.info.device,
             )
+            if self._parts.recording is not None:
+                self._parts.recording.start(self._server.context)
             nursery.start_soon(self._server.run)
             warnings = list(self._parts.backing.warnings)
             if not self._channel.seal.is_kept:

@@ -100,7 +100,7 @@ def start_daemon(
                 stderr=stderr,
                 # Ctrl-C in the terminal must not reach the daemon.
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         stack.callback(end, daemon)
         try:
@@ -134,17 +134,17 @@ def start_daemon(
         )
 
 
-def _environment() -> dict[str, str]:
-    """The environment in which the daemon imports the same package as we do."""
+def environment() -> dict[str, str]:
+    """An environment in which a child imports the same package as we do."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    environment = {
+    found = {
         **os.environ,
         "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
     }
     # The process that starts a daemon notifies the service manager itself.
-    environment.pop("NOTIFY_SOCKET", None)
-    return environment
+    found.pop("NOTIFY_SOCKET", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import msgspec
 
 from inaccfs.cli import output
 from inaccfs.cli.interrupts import interruptible
+from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.errors import OptionError
 from inaccfs.streams import printable_lines
@@ -216,9 +217,12 @@ def _outcomes(
     from inaccfs.explore.search import explore
 
     done: dict[Case, Outcome] = {}
-    for name, case in cases:
+    for number, (name, case) in enumerate(cases):
         if case not in done:
-            done[case] = explore(case, limits)
+            words = f"exploring {name}"
+            with progress(words, len(cases), ticks=True) as shown:
+                shown.update(number)
+                done[case] = explore(case, limits)
         yield name, done[case]
         if limits.stop():
             return
@@ -394,6 +398,6 @@ def _write_trace(path: str, found: Timeline) -> None:
 
     try:
         with open(path, "wb") as file:
-            file.write(msgspec.json.encode(timeline.as_trace(found)))
+            file.write(timeline.as_trace(found))
     except OSError as exc:
         raise OptionError(f"cannot write {quoted(path)}: {exc.strerror}") from exc

@@ -115,6 +115,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--log", metavar="FILE", help="the log of a daemon in the background"
     )
     parser.add_argument(
+        "--trace",
+        metavar="FILE.json",
+        help="write down what happens from the start, as inaccfs trace -o does",
+    )
+    parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
     # From `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the mountpoint,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from inaccfs.client import requests, tasks
+from inaccfs.client import requests, tasks, tracingtasks
 from inaccfs.client.aiopages import AttributesOfFile
 from inaccfs.client.errors import ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
@@ -26,21 +26,25 @@ from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from contextlib import AbstractAsyncContextManager
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
     from inaccfs.client.requests import Pfn, Request
     from inaccfs.client.tasks import Connection
+    from inaccfs.client.tracingtasks import Trace
     from inaccfs.control.messages import (
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
 
 T = TypeVar("T")
@@ -131,6 +135,13 @@ class Client:
 
     # --- the mount --------------------------------------------------------------------
 
+    def trace(self, *kinds: What) -> AbstractAsyncContextManager[Trace]:
+        """What happens from now on, as records: `async with` it, then `async for`.
+
+        As in the blocking face.
+        """
+        return tracingtasks.traced(self._connection.path, kinds)
+
     async def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""
         return await self._do(requests.QUERY_FILES)
@@ -219,6 +230,10 @@ class File(AttributesOfFile):
     async def query(self) -> FileInfo:
         """Size, pages, references and the like."""
         return await self._client._do(requests.query_file(self._open_name))
+
+    async def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return await self._client._do(requests.query_map(self._open_name))
 
     async def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""

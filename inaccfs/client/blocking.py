@@ -18,6 +18,7 @@ from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.threads import Listener, Notifier
+from inaccfs.client.tracing import Trace
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
 
 
@@ -146,6 +149,19 @@ class Client:
         return fd
 
     # --- the mount --------------------------------------------------------------------
+
+    def trace(self, *kinds: What) -> Trace:
+        """What happens to the files of the mount from now on, as records.
+
+        Of these *kinds*, or of all: `inaccfs.control.messages.TraceRecord` lists them.
+        It has a connection of its own, and so it may outlive the client. For root and
+        the mount's owner.
+
+            with client.trace("punch", "event", "answer") as trace:
+                for record in trace:
+                    print(record.kind, record.file, record.start, record.end)
+        """
+        return Trace(self._commands.path, kinds)
 
     def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""
@@ -311,6 +327,10 @@ class File(AttributesOfFile):
     def query(self) -> FileInfo:
         """Size, pages, references and the like."""
         return self._client._do(requests.query_file(self._open_name))
+
+    def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return self._client._do(requests.query_map(self._open_name))
 
     def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""

@@ -23,11 +23,13 @@ from inaccfs.control.messages import (
     GetFd,
     GetMemory,
     GetPfn,
+    MappedExtent,
     MemfdCreate,
     MemoryAttributes,
     MemoryFailure,
     Migrate,
     NotifierInfo,
+    PageMap,
     PinPages,
     Pins,
     PopulatePages,
@@ -35,6 +37,7 @@ from inaccfs.control.messages import (
     PutPfn,
     QueryFile,
     QueryFiles,
+    QueryMap,
     QueryMemoryAttributes,
     QueryNotifiers,
     QueryPins,
@@ -164,6 +167,8 @@ def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
             return first
         case list():
             return Rows(chain.from_iterable(pages))
+        case PageMap():
+            return PageMap(extents=[row for page in pages for row in page.extents])
         case Frames():
             return Frames(extents=[row for page in pages for row in page.extents])
         case Pins():
@@ -220,6 +225,14 @@ def get_memory(file: str) -> Request[int]:
 
 def query_file(file: str) -> Request[FileInfo]:
     return Request(QueryFile(file=file), _itself)
+
+
+def query_map(file: str) -> Request[list[MappedExtent]]:
+    return Request(QueryMap(file=file), _map_extents, whole=True)
+
+
+def _map_extents(found: PageMap) -> list[MappedExtent]:
+    return found.extents
 
 
 def memory_failure(file: str, offset: int) -> Request[None]:

@@ -50,6 +50,13 @@ async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]
                 nursery.cancel_scope.cancel()
 
 
+async def dial(path: str) -> tuple[socket.socket, Conversation]:
+    """A connection to the socket at *path*, which does not block."""
+    _, connection, conversation = await _Dialing(path).dial()
+    connection.setblocking(False)
+    return connection, conversation
+
+
 class _Dialing:
     """Connects in a thread, as that may block; leaves nothing if cancelled."""
 

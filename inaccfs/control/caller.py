@@ -31,5 +31,8 @@ class Outbound(Protocol):
     def send(self, data: bytes, fd: int = -1) -> None:
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
 
+    def offer(self, data: bytes) -> bool:
+        """Send *data* if there is room now, else return false. Never raises."""
+
     def evict(self, reason: str, text: str) -> None:
         """Disconnect the peer. *reason* says why; *text* has more for the log."""

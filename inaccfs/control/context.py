@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from inaccfs.control.limits import Policy
+from inaccfs.control.tracers import Tracers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -39,3 +40,5 @@ class Context:
     # The notifiers of all sessions, by number, and the numbers of those to come.
     notifiers: dict[int, Registration] = field(default_factory=dict)
     notifier_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    # The traces that are being taken.
+    tracers: Tracers = field(default_factory=Tracers)

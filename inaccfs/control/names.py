@@ -35,6 +35,7 @@ class Names:
             messages.MemfdCreate: self._memfd_create,
             messages.GetMemory: self._get_memory,
             messages.QueryFile: self._query_file,
+            messages.QueryMap: self._query_map,
             messages.MemoryFailure: self._memory_failure,
         }
 
@@ -142,6 +143,10 @@ class Names:
             return queries.describe(
                 opened.name, opened.ino, opened.file, opened.opens - 1
             )
+
+    async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
+        with closing(self.open(command.file)) as opened:
+            return await queries.page_map(self._context, opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

@@ -64,6 +64,9 @@ class Files(Protocol):
         asked for.
         """
 
+    def name(self, ino: int) -> str:
+        """What people call inode *ino*, open or not; empty if there is none."""
+
     def at(
         self, ino: int
     ) -> AbstractContextManager[tuple[str, int, InaccessibleFile, int] | None]:

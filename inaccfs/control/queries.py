@@ -17,6 +17,7 @@ from msgspec import UNSET
 from inaccfs.control import messages
 from inaccfs.control.request import Answer
 from inaccfs.shim.memory import Pinner
+from inaccfs.shim.pagestates import page_states
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -79,6 +80,21 @@ def describe(
         notifiers=len(file.notifiers),
         opens=opens,
         frozen=UNSET if file.frozen_by is None else True,
+    )
+
+
+async def page_map(
+    context: Context, file: InaccessibleFile, command: messages.QueryMap
+) -> messages.PageMap:
+    """query-map."""
+    most = min(command.limit or _ROWS, _ROWS)
+    runs, following = await page_states(file, context.superblock, command.start, most)
+    return messages.PageMap(
+        extents=[
+            messages.MappedExtent(offset=start, count=end - start, **state._asdict())
+            for start, end, state in runs
+        ],
+        next=UNSET if following is None else following,
     )
 
 

@@ -130,6 +130,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 transport.closings.nursery = nursery
                 nursery.start_soon(transport.readers.run)
+                nursery.start_soon(self.context.tracers.run)
                 await self._accept(nursery)
 
     async def _accept(self, nursery: trio.Nursery) -> None:
@@ -219,6 +220,7 @@ class Server:
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""
+        self.context.tracers.flush()
         event = qmp.encode_event(messages.Shutdown(reason=reason))
         for peer, session in list(self.peers.items()):
             if session.negotiated:

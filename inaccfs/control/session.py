@@ -15,6 +15,7 @@ from inaccfs.control.notifying import Notifying
 from inaccfs.control.pagepins import PagePins
 from inaccfs.control.pagerefs import PageReferences
 from inaccfs.control.request import Answer, Request
+from inaccfs.control.tracing import Tracing
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Session:
         self.references: Final = PageReferences(context, caller, self._names, outlet)
         self._pins: Final = PagePins(context, caller, self._names, outlet)
         self._attributes: Final = MemoryAttributes(context, caller, self._names)
+        self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,
             messages.Quit: self._quit,
@@ -48,6 +50,7 @@ class Session:
             **self.references.handlers(),
             **self._pins.handlers(),
             **self._attributes.handlers(),
+            **self._tracing.handlers(),
         }
         context.callers[caller.number] = caller
 
@@ -72,6 +75,7 @@ class Session:
     async def close(self) -> None:
         """The peer has disconnected: release all its resources."""
         self.silence()
+        self._tracing.stop()
         slices = Slices()
         # To the end even if the daemon ends: open files have to be closed.
         with trio.CancelScope(shield=True):

@@ -124,4 +124,5 @@ def _seen(rules: Semantics) -> tuple[object, ...]:
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),
         *(rules.unit, rules.populates, rules.tells_frames, rules.memory_failure),
         *(rules.past_end, rules.size, rules.movable, tuple(rules.events)),
+        rules.get_waits,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from inaccfs.chrometrace import Writer
 from inaccfs.explore.causes import cone
 from inaccfs.explore.choosers import Replay
 from inaccfs.explore.schedule import UnstableError
@@ -106,29 +107,15 @@ def as_columns(timeline: Timeline, width: int) -> str:
     return "\n".join(made)
 
 
-def as_trace(timeline: Timeline) -> dict[str, Any]:
-    """For chrome://tracing and ui.perfetto.dev: a step is a microsecond."""
-    actors = list(dict.fromkeys(line.actor for line in timeline.lines))
-    events: list[dict[str, Any]] = [
-        {
-            "name": "thread_name",
-            "ph": "M",
-            "pid": 1,
-            "tid": number,
-            "args": {"name": actor},
-        }
-        for number, actor in enumerate(actors, 1)
-    ]
+def as_trace(timeline: Timeline) -> bytes:
+    """For ui.perfetto.dev and chrome://tracing: a step is a microsecond."""
+    parts: list[bytes] = []
+    writer = Writer(parts.append, ["schedule"])
+    actors = dict.fromkeys(line.actor for line in timeline.lines)
+    tracks = {actor: writer.track("schedule", actor) for actor in actors}
     for index, line in enumerate(timeline.lines):
-        events.append(
-            {
-                "name": line.text,
-                "ph": "X",
-                "ts": index,
-                "dur": 1,
-                "pid": 1,
-                "tid": actors.index(line.actor) + 1,
-                "cat": "violation" if line.guilty else "step",
-            }
-        )
-    return {"traceEvents": events, "displayTimeUnit": "ns"}
+        category = "violation" if line.guilty else "step"
+        start, end = index * 1000, (index + 1) * 1000
+        writer.slice(tracks[line.actor], line.text, start, end, category)
+    writer.close()
+    return b"".join(parts)

@@ -27,6 +27,7 @@ from inaccfs.fuse.handlers.names import NameHandlers
 from inaccfs.fuse.handlers.openfiles import OpenHandlers
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.requests import Pending, table
+from inaccfs.fuse.timing import Timing
 from inaccfs.fuse.wire import Op
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Channel:
                 Op.INTERRUPT: self.pending.interrupt,
             },
         )
+        Timing(self.handlers, namespace.trace)
 
     @property
     def seal(self) -> Seal:

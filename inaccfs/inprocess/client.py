@@ -88,6 +88,11 @@ class Notifier:
         """See `inaccfs.shim.notifiers.Notifier`."""
         return self.file.client.who
 
+    @property
+    def number(self) -> int:
+        """See `inaccfs.shim.notifiers.Notifier`: nothing here needs one."""
+        return 0
+
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """See `inaccfs.shim.notifiers.Notifier`."""
         self._deliver(Due(self, notice, sequence))

@@ -46,8 +46,10 @@ class Call(NamedTuple):
     mode: int
     offset: int
     length: int
-    # The process that makes it, for traces; 0 if unknown.
+    # For traces: the process that makes it, 0 if unknown; and when it began, see
+    # `inaccfs.shim.trace.Happened`.
     who: int = 0
+    began: int = 0
 
     @property
     def arguments(self) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ import logging
 import os
 from contextlib import nullcontext
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.loop import Event
     from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +73,20 @@ class InaccessibleFile(FileState):
             OSError: the rules forbid the call, or the backing has refused it.
         """
         trace = self.trace
+        # Not by a call of now(): each of them costs.
+        began = monotonic_ns() if trace.listeners else 0
         try:
             self._check_fallocate(mode, offset, length, self.granule)
             # 0 also if it has not been looked up.
             if (limit := self._size_limit) is not None and offset + length > limit:
                 self._check_end(mode, offset + length)
         except OSError as exc:
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         if length > self._fast_limit:
             if mode & FALLOC_FL_PUNCH_HOLE:
-                return self._begin_punch(Call(mode, offset, length, who), hold)
+                return self._begin_punch(Call(mode, offset, length, who, began), hold)
             return LATER
         headroom = self._headroom
         if length <= headroom.left:
@@ -94,15 +98,16 @@ class InaccessibleFile(FileState):
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 return LATER
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         counters = self._counters
         counters.fallocates += 1
         if mode & FALLOC_FL_PUNCH_HOLE:
             counters.punches += 1
-        if trace.listeners:
-            self._tell(Call(mode, offset, length, who), None)
+        if began:
+            what: What = "punch" if mode & FALLOC_FL_PUNCH_HOLE else "allocate"
+            trace.tell(what, offset, offset + length, who, None, began)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:
@@ -126,7 +131,7 @@ class InaccessibleFile(FileState):
     def _tell(self, call: Call, exc: BaseException | None) -> None:
         """Trace a call that is over, and why it has failed, if it has."""
         end = call.offset + call.length
-        self.trace.tell(call.kind.value, call.offset, end, call.who, exc)
+        self.trace.tell(call.kind.value, call.offset, end, call.who, exc, call.began)
 
     def _traced(self, call: Call, done: Done) -> Done:
         """*done* of a call that is to be traced."""
@@ -163,7 +168,8 @@ class InaccessibleFile(FileState):
             done = self._traced(call, done)
         timeouts = superblock.ack_timeouts
         assert timeouts is not None
-        InlineDrive(steps, self.notifiers, timeouts, change, done).go_on()
+        drive = InlineDrive(steps, self.notifiers, timeouts, change, done, call.began)
+        drive.go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:
@@ -197,10 +203,14 @@ class InaccessibleFile(FileState):
                     raise
                 return await self._change(call, interrupted)
 
-        await self._drive(call.part(self.page_size), call.kind, change)
+        await self._drive(call.part(self.page_size), call.kind, change, call.began)
 
     async def _drive(
-        self, part: Part, kind: Kind, change: Callable[[], Awaitable[Changed]]
+        self,
+        part: Part,
+        kind: Kind,
+        change: Callable[[], Awaitable[Changed]],
+        began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
         superblock, pages = self._superblock, self.pages
@@ -212,6 +222,7 @@ class InaccessibleFile(FileState):
                 change,
                 # Without events it makes no difference how long the list is locked.
                 whole_call=superblock.whole_call and bool(superblock.plans[kind]),
+                cause=began,
             )
         if refusal is not None:
             raise refusal
@@ -256,18 +267,21 @@ class InaccessibleFile(FileState):
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.
         """
+        began = self.trace.now()
         await self.turn.wait()
         current = os.fstat(self.fd).st_size
         try:
-            await self._set_size(current, size, by_path=by_path)
+            await self._set_size(current, size, by_path=by_path, began=began)
         except Exception as exc:
             if self.trace.listeners:
-                self.trace.tell("truncate", size, current, who, exc)
+                self.trace.tell("truncate", size, current, who, exc, began)
             raise
         if self.trace.listeners:
-            self.trace.tell("truncate", size, current, who)
+            self.trace.tell("truncate", size, current, who, None, began)
 
-    async def _set_size(self, current: int, size: int, *, by_path: bool) -> None:
+    async def _set_size(
+        self, current: int, size: int, *, by_path: bool, began: int
+    ) -> None:
         self._superblock.semantics.check_size(current, size, self.granule)
         self.check_frozen()
         # The page at the cut stays, and the last one goes, be it only a part of one.
@@ -282,7 +296,7 @@ class InaccessibleFile(FileState):
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, size, current, start, end)
+            await self._shrink(truncate, size, current, (start, end), began)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
@@ -302,11 +316,11 @@ class InaccessibleFile(FileState):
         truncate: Callable[[], None],
         size: int,
         current: int,
-        start: int,
-        end: int,
+        pages: tuple[int, int],
+        began: int,
     ) -> None:
-        """Notifiers see a truncation as a punch of the pages past the new end."""
-        part = Part((start, end), (start, end))
+        """Notifiers see a truncation as a punch of the *pages* past the new end."""
+        part = Part(pages, pages)
 
         async def change() -> Changed:
             self._superblock.on_change(self.fd, size, current - size)
@@ -317,4 +331,4 @@ class InaccessibleFile(FileState):
                 return Changed()
             return await self._punch(part, truncate)
 
-        await self._drive(part, Kind.PUNCH, change)
+        await self._drive(part, Kind.PUNCH, change, began)

@@ -13,49 +13,26 @@ from __future__ import annotations
 import errno
 from contextlib import asynccontextmanager
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.loop import TRIO
+from inaccfs.shim.notice import Notice as Notice
+from inaccfs.shim.notice import Notifier as Notifier
 from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.semantics.attributes import Kinds
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
-    from inaccfs.shim.trace import FileTrace
+    from inaccfs.shim.trace import FileTrace, What
 
 
 AT_ONCE: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
-class Notice(NamedTuple):
-    """The content of an event, in pages of the file."""
-
-    event: str
-    start: int
-    end: int
-    # The frames that go, where events carry them.
-    frames: Sequence[Extent] | None = None
-    # Which kinds of pages are concerned, where events carry that.
-    kinds: Kinds | None = None
-
-
-class Notifier(Protocol):
-    """struct inaccessible_notifier. Neither method may block or raise."""
-
-    @property
-    def who(self) -> int:
-        """The number of the peer, for traces."""
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
-
-    def evict(self) -> None:
-        """It has not answered in time, and has been removed from the list."""
+_NO_NOTICE: Final = Notice("", 0, 0)
 
 
 class Notifiers:
@@ -104,9 +81,12 @@ class Notifiers:
         self.running = False
         # Of the last event that wanted answers. There is one at a time.
         self._sequence = 0
-        # The notifiers that have not answered it yet, and whether it has been sent to
-        # each: other tasks run between the slices of a long list.
-        self._awaited: dict[Notifier, bool] = {}
+        # That event, and the `cause` of it that traces tell.
+        self._notice = _NO_NOTICE
+        self._cause = 0
+        # The notifiers that have not answered it yet, and when it was sent to each: 0
+        # is not yet, for other tasks run between the slices of a long list.
+        self._awaited: dict[Notifier, int] = {}
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
@@ -126,6 +106,16 @@ class Notifiers:
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
         return self._registered.get(notifier)
+
+    @property
+    def invalidating(self) -> tuple[int, int] | None:
+        """The pages of the invalidation that is under way; None if there is none.
+
+        From when its first event is sent to the last answer; with a bracket around the
+        change, and the list locked for the whole call, all of that.
+        """
+        event, start, end = self._notice[:3]
+        return (start, end) if event.startswith("INVALIDATE") else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -216,7 +206,7 @@ class Notifiers:
                 f"no event {sequence} of this notifier waits for an answer",
             )
         if self._trace.listeners:
-            self._trace.tell_pages("answer", who=notifier.who, sequence=sequence)
+            self._trace_event("answer", notifier)
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
@@ -255,18 +245,23 @@ class Notifiers:
 
     def _end(self) -> None:
         self.running = False
+        self._notice = _NO_NOTICE
         # Those left over got an event of a call that has failed since, or the daemon is
         # shutting down. A late answer of theirs gets EINVAL.
         self._awaited = {}
 
-    def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
+    def begin(
+        self, notice: Notice, then: Callable[[], None], cause: int = 0
+    ) -> int | None:
         """Send an event; call *then* when all that got it have answered or are removed.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
+        *cause* is for traces.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return None
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, then)
         for notifier in targets:
             self._tell(notifier, notice, sequence)
@@ -277,32 +272,46 @@ class Notifiers:
         self._trace.counters.invalidations += 1
         self._trace.counters.events += len(targets)
         self._then = then
-        self._awaited = dict.fromkeys(targets, False)
+        self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
         return self._sequence
 
     def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
         # To send to one may end its peer's connection, and drop the peer's others.
         if notifier in self._awaited:
-            self._awaited[notifier] = True
+            # Without listeners any number that is not 0.
+            self._awaited[notifier] = self._trace.now() or 1
             self._send(notifier, notice, sequence)
 
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
             event, start, end = notice[:3]
-            number = sequence or 0
-            self._trace.tell_pages("event", start, end, notifier.who, event, number)
+            cause = 0 if sequence is None else self._cause
+            self._trace.tell_event(
+                *("event", start, end, notifier.who, event),
+                *(sequence or 0, notifier.number, 0, cause),
+            )
         notifier.tell(self._for(notifier, notice), sequence)
 
-    async def tell(self, notice: Notice) -> None:
+    def _trace_event(self, what: What, notifier: Notifier) -> None:
+        """Trace what has become of the last event for *notifier*, which has got it."""
+        event, start, end = self._notice[:3]
+        sent = self._awaited[notifier]
+        self._trace.tell_event(
+            *(what, start, end, notifier.who, event),
+            *(self._sequence, notifier.number, sent if sent > 1 else 0, self._cause),
+        )
+
+    async def tell(self, notice: Notice, cause: int = 0) -> None:
         """Send an event to any number of notifiers, and wait for their answers.
 
-        Evicts those that have not answered in time.
+        *cause* is for traces. Evicts those that have not answered in time.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return
         answered = self._loop.event()
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, answered.set)
         slices = Slices(self._loop)
         for notifier in targets:
@@ -327,7 +336,7 @@ class Notifiers:
         if notifier in self._awaited and sequence == self._sequence:
             self._trace.counters.evictions += 1
             if self._trace.listeners:
-                self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
+                self._trace_event("evict", notifier)
             self.drop(notifier)
             notifier.evict()
 

@@ -95,17 +95,23 @@ async def drive(
     change: Callable[[], Awaitable[Changed]],
     *,
     whole_call: bool,
+    cause: int = 0,
+    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
     """Take all steps in this task; return what the change was refused with.
 
-    The notifier list is locked for the *whole_call*, or for each event by itself.
+    The notifier list is locked for the *whole_call*, or for each event by itself. With
+    the *whole_call*, *begin* is awaited first, under the lock.
+    *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
 
     async def tell(make: Callable[[], Notice]) -> None:
-        await notifiers.tell(make())
+        await notifiers.tell(make(), cause)
 
     if whole_call:
         async with notifiers.fixed():
+            if begin is not None:
+                await begin()
             return await _take(steps, notifiers, change, tell)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:
@@ -161,7 +167,7 @@ Done: TypeAlias = "Callable[[Exception | None], None]"
 class InlineDrive:
     """Takes steps without a task: up to the next event, and on when it is answered."""
 
-    __slots__ = ("_change", "_done", "_notifiers", "_steps", "_timeouts")
+    __slots__ = ("_cause", "_change", "_done", "_notifiers", "_steps", "_timeouts")
 
     def __init__(
         self,
@@ -170,16 +176,18 @@ class InlineDrive:
         timeouts: Evictor,
         change: Callable[[], Changed],
         done: Done,
+        cause: int = 0,
     ) -> None:
         """*notifiers* must have been taken; they are released before *done* is called.
 
-        *done* gets what the change was refused with.
+        *done* gets what the change was refused with. *cause* is for traces.
         """
         self._steps: Final = steps
         self._notifiers: Final = notifiers
         self._timeouts: Final = timeouts
         self._change: Final = change
         self._done: Final = done
+        self._cause: Final = cause
 
     def go_on(self) -> None:
         """Take all steps up to the next event that is waited for. Never raises."""
@@ -192,7 +200,7 @@ class InlineDrive:
                 changed = self._changed() if step is None else None
                 if step is None:
                     continue
-                sequence = self._notifiers.begin(step(), self.go_on)
+                sequence = self._notifiers.begin(step(), self.go_on, self._cause)
                 if sequence is not None:
                     self._timeouts.watch(self._notifiers, sequence)
                     return

@@ -72,6 +72,10 @@ class Pages(FetchedPages):
         # Whether all users have closed the file, so that nobody gets pages any more.
         self.abandoned = False
 
+    def poisoned(self, start: int, end: int) -> list[int]:
+        """The poisoned pages from *start* to *end*, in order."""
+        return self._poisoned.within(start, end)
+
     @property
     def _guarded(self) -> bool:
         """Whether some pages may be refused to a holder that asks for them."""

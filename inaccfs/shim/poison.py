@@ -55,6 +55,10 @@ class Poisoned:
             return None
         return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
 
+    def within(self, start: int, end: int) -> list[int]:
+        """The poisoned pages from *start* to *end*, in order."""
+        return sorted(page for page in self._pages if start <= page < end)
+
     def heal(self, start: int, end: int) -> None:
         """These pages have been punched: the memory that replaces them is good."""
         if self._pages:

@@ -233,6 +233,21 @@ class References:
             )
         return min(found, default=None)
 
+    def places(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
+        """The pages of *extents* to which there are references, as ranges, in order.
+
+        References to what was there before a punch do not count.
+        """
+        found: RangeMap[bool] = RangeMap()
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            shift = offset - start
+            for ranges in self._ranges.values():
+                for first, stop, lots in ranges.clipped(start, start + count):
+                    if any(lot[1:] == (shift, False) for lot in lots):
+                        found.set(first + shift, stop + shift, True)
+        return [(first, stop) for first, stop, _ in found]
+
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
         """The references of *holder* from frame *since* on, in order of frames.
 

@@ -305,8 +305,10 @@ def test_a_private_mount_and_no_punchers_and_one_guest() -> None:
 
 
 def test_a_bar_on_a_terminal(mount: Mount) -> None:
-    out = on_terminal("stress", "--seconds", "0.5", mount.path, variables={})
-    bars = re.findall(r"\r\[(#*)(-*)\] \d/0.5 s, [\d,]+ accesses, \d+ punches", out)
+    out = on_terminal("stress", "--seconds", "2.5", mount.path, variables={})
+    bars = re.findall(
+        r"\r\[(#*)(-*)\] stress, \d of 2.5, [\d,]+ accesses, [\d,]+ punches, \d s", out
+    )
     assert len(bars) > 2
     assert {len(done + rest) for done, rest in bars} == {24}
     assert len(bars[-1][0]) > len(bars[0][0])

@@ -102,6 +102,9 @@ class NoFiles:
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         yield from ()
 
+    def name(self, ino: int) -> str:
+        return ""
+
     @contextmanager
     def at(self, ino: int) -> Iterator[None]:
         yield None

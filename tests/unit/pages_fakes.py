@@ -56,6 +56,7 @@ class Listener:
     sequence: int | None = None
 
     who = 8
+    number = 3
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.event, notice.start, notice.end))

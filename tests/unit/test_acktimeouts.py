@@ -24,7 +24,7 @@ class Silent:
     evictions: list[tuple[str, float]]
     sequence: int = 0
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None

@@ -1093,3 +1093,29 @@ async def test_an_oserror_without_an_errno_is_a_bug(
         assert (await world.kernel.lookup(b"f")).error == errno.EIO
     assert "bug in the handler" in caplog.text
     assert (await world.kernel.lookup(b"f")).entry().nodeid == 0
+
+
+async def test_other_requests_are_traced_for_who_asks_for_them(world: World) -> None:
+    trace = world.namespace.trace
+    found: list[Happened] = []
+    plain = list(world.channel.handlers)
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    with trace.listening(found.append):
+        await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+        assert not found
+        assert world.channel.handlers == plain
+    trace.listen(found.append, requests=True)
+    await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+    await world.kernel.lookup(b"none")
+    # Once, and as what it is.
+    await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+    trace.stop(found.append)
+    await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+    assert world.channel.handlers == plain
+    assert [(one.what, one.event, one.who) for one in found] == [
+        ("request", "GETATTR", 1),
+        ("request", "LOOKUP", 1),
+        ("allocate", "", 1),
+    ]
+    assert [one.file for one in found] == [nodeid, 1, nodeid]
+    assert all(0 < one.began <= one.time for one in found)

@@ -48,6 +48,10 @@ class Out:
         message = json.loads(data)
         self.events.append({"event": message["event"], **message["data"]})
 
+    def offer(self, data: bytes) -> bool:
+        self.send(data)
+        return True
+
     def evict(self, reason: str, text: str) -> None:
         self.evictions.append(f"{reason}: {text}")
 

@@ -23,7 +23,7 @@ class Listener:
     events: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.event, notice.start, notice.end, sequence))

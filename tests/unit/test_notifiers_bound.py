@@ -27,7 +27,7 @@ class Listener:
     answers: bool = True
     sequence: int = 0
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.start, notice.end))

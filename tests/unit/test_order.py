@@ -55,7 +55,7 @@ class Listener:
     sequences: list[int] = field(default_factory=list)
     evicted_at: float | None = None
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None

@@ -50,6 +50,7 @@ from inaccfs.control.messages.events import (
     MemoryError,
     Populate,
     Shutdown,
+    Trace,
 )
 from inaccfs.control.messages.filecommands import (
     CommitBind,
@@ -85,6 +86,15 @@ from inaccfs.control.messages.results import (
     VersionTriple,
     version,
 )
+from inaccfs.control.messages.views import (
+    MappedExtent,
+    PageMap,
+    QueryMap,
+    TraceRecord,
+    TraceStart,
+    TraceStop,
+    TraceSummary,
+)
 
 __all__ = [
     "COMMANDS",
@@ -112,6 +122,7 @@ __all__ = [
     "InvalidateDone",
     "InvalidateEnd",
     "InvalidateStart",
+    "MappedExtent",
     "MemfdCreate",
     "MemoryAttributes",
     "MemoryError",
@@ -120,6 +131,7 @@ __all__ = [
     "Nothing",
     "Notifier",
     "NotifierInfo",
+    "PageMap",
     "PinPages",
     "PinnedExtent",
     "Pins",
@@ -132,6 +144,7 @@ __all__ = [
     "QueryCommands",
     "QueryFile",
     "QueryFiles",
+    "QueryMap",
     "QueryMemoryAttributes",
     "QueryNotifiers",
     "QueryPins",
@@ -149,6 +162,11 @@ __all__ = [
     "SetMemoryAttributes",
     "Shutdown",
     "Stats",
+    "Trace",
+    "TraceRecord",
+    "TraceStart",
+    "TraceStop",
+    "TraceSummary",
     "Unbind",
     "Unfreeze",
     "UnpinPages",

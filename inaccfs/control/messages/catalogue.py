@@ -44,6 +44,7 @@ from inaccfs.control.messages.filecommands import (
     UnpinPages,
     WriteShared,
 )
+from inaccfs.control.messages.views import QueryMap, TraceStart, TraceStop
 
 COMMANDS: Final[dict[str, type[Command]]] = {
     command.name: command
@@ -61,7 +62,8 @@ COMMANDS: Final[dict[str, type[Command]]] = {
             Migrate,
         ),
         *(ReadShared, WriteShared, PinPages, UnpinPages),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
     )
 }

@@ -9,6 +9,7 @@ import msgspec
 from inaccfs.control.messages.commands import Command, InvalidateDone
 from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
 from inaccfs.control.messages.results import Extent
+from inaccfs.control.messages.views import TraceRecord
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,16 @@ class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contrac
     end: End
 
 
+class Trace(Event, frozen=True, kw_only=True):
+    """What has happened lately, in the order in which it was over."""
+
+    name: ClassVar[str] = "TRACE"
+
+    records: list[TraceRecord]
+    # How many records have been lost so far.
+    lost: int
+
+
 class Shutdown(Event, frozen=True, kw_only=True):
     """The daemon ends."""
 
@@ -81,6 +92,6 @@ EVENTS: Final[dict[str, type[Event]]] = {
     event.name: event
     for event in (
         *(Invalidate, InvalidateStart, InvalidateEnd, Populate),
-        *(MemoryError, Shutdown),
+        *(MemoryError, Trace, Shutdown),
     )
 }
