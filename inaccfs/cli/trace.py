@@ -110,6 +110,9 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
     try:
         with open(path, "wb") as file:
             yield file
+    except InaccfsError:
+        # The daemon's end is an OSError, too.
+        raise
     except OSError as exc:
         raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
 

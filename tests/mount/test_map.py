@@ -320,3 +320,18 @@ def test_private_and_shared_pages_are_told_apart_where_there_are_attributes() ->
             memory.set_memory_attributes(2, 4, private=not private)
             cells = "ppssSSPP" if private else "ssppPPSS"
             assert drawn(path)[1] == f"0x000000000  {cells}"
+
+
+def test_pages_of_huge_folios_have_capitals() -> None:
+    with mounted(pfn_source="simulated") as mount:
+        path = new_file(mount.path / "f", 1024 * PAGE)
+        with (
+            inaccfs.connect(mount.path) as shim,
+            opened(path) as fd,
+            shim.file(fd) as memory,
+        ):
+            got = memory.get_pfns(0, 512)
+            assert [extent.order for extent in got] == [9]
+            assert "R referenced, in a huge folio (512)" in drawn(path)[-1]
+            memory.put_pfns(got)
+            assert "H fetched, in a huge folio (512)" in drawn(path)[-1]
