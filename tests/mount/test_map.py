@@ -248,6 +248,25 @@ def test_watched_without_a_terminal_it_is_printed_when_it_changes(
     watching.stdout.close()
 
 
+def test_a_mount_is_not_busy_because_it_is_watched(tmp_path: Path) -> None:
+    with mounted() as mount:
+        path = new_file(mount.path / "f", 2 * PAGE)
+        watching = subprocess.Popen(
+            inaccfs_command("map", path, "--watch"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+        )
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        cli("umount", mount.path)
+        _, err = watching.communicate(timeout=PATIENCE)
+    assert watching.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert "the daemon has ended" in err
+
+
 # --- terminals --------------------------------------------------------------------
 
 
