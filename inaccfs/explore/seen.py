@@ -269,6 +269,17 @@ class List(Notifiers):
         self._sight.read("list")
         return super().__len__()
 
+    @property
+    def running(self) -> bool:
+        """See `Notifiers.running`. By some rules get-pfn waits until it is not."""
+        self._sight.read("locked")
+        return bool(self.__dict__["running"])
+
+    @running.setter
+    def running(self, value: bool) -> None:
+        self._sight.write("locked")
+        self.__dict__["running"] = value
+
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         self._sight.read("list")
         return super()._concerned(start, end)

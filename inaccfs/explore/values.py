@@ -76,6 +76,7 @@ class Values:
                 "seq": self._seq,
                 "in progress": self._in_progress,
                 "list": self._list,
+                "locked": self._locked,
                 "answers": self._answers,
                 "page": self._page,
                 "references": self._references,
@@ -143,6 +144,9 @@ class Values:
     def _list(self, file: int, _: int) -> Hashable:
         registered: Any = self._file(file).notifiers._registered
         return tuple((one.number, place) for one, place in registered.items())
+
+    def _locked(self, file: int, _: int) -> Hashable:
+        return bool(self._file(file).notifiers.__dict__["running"])
 
     def _answers(self, file: int, _: int) -> Hashable:
         notifiers: Any = self._file(file).notifiers
