@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     from inaccfs.cli.terminal import Ending
     from inaccfs.fuse import finding
 
-    mount, inner = finding.holding(args.file)
+    mount = finding.holding(args.file)
     with ExitStack() as stack:
         shim = stack.enter_context(client.connect(mount.path))
         try:
-            file = stack.enter_context(_opened(shim, mount.path, inner))
+            file = stack.enter_context(_opened(shim, mount.path, args.file))
             shown = _Shown(args.file, file)
             if not args.watch:
                 shown.once(as_json=args.json)
@@ -93,42 +94,48 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(shim: Client, mountpoint: str, inner: str) -> File:
-    """The file by its path; by an fd for who may not use paths.
+def _opened(shim: Client, mountpoint: str, path: str) -> File:
+    """The file, by its path from the mount's root if the user may use that.
+
+    An fd keeps the mount busy. But others may not use paths, and a file may have none,
+    or another one in the daemon's eyes.
 
     Raises:
-        OSError: there is none, or the user may not.
-        InaccfsError: the daemon has stopped.
+        OSError: there is none, or the user may not look at it.
+        NoAnswerError: the daemon has stopped.
     """
     from inaccfs.fuse import finding
 
-    path = os.path.normpath(mountpoint + inner)
-    if path == mountpoint:
-        raise InaccfsError(f"{path} is the mount itself: name a file in it")
-
-    def resolve() -> str:
-        found = os.path.realpath(path)
-        os.stat(found)
-        return found
+    def open_it() -> int:
+        # The daemon takes an fd that may write, and the user need not be the owner.
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
     try:
-        real = finding.ask(resolve, _ANSWER_SECONDS)
+        fd = finding.ask(open_it, _ANSWER_SECONDS)
     except TimeoutError:
         raise NoAnswerError(f"{path}: its daemon does not answer (stopped?)") from None
-    below = os.path.relpath(real, mountpoint)
-    if below.startswith(".."):
-        raise InaccfsError(f"{path} is a link that leads out of the mount: {real}")
-    file = shim.file(f"/{below}")
-    try:
-        file.query()
-    except PermissionError:
-        # Paths are for root and the owner. The daemon wants an fd that may write.
-        fd = os.open(real, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         try:
-            return shim.file(fd)
-        finally:
-            os.close(fd)
-    return file
+            return _by_path(shim, mountpoint, path)[0]
+        except PermissionError:
+            raise exc from None
+    try:
+        with suppress(OSError):
+            file, ino = _by_path(shim, mountpoint, path)
+            if ino == os.fstat(fd).st_ino:
+                return file
+        return shim.file(fd)
+    finally:
+        os.close(fd)
+
+
+def _by_path(shim: Client, mountpoint: str, path: str) -> tuple[File, int]:
+    """The file that the daemon finds by its path, and its inode number."""
+    below = os.path.relpath(os.path.realpath(path), mountpoint)
+    file = shim.file(f"/{below}")
+    return file, file.query().ino
 
 
 def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:

@@ -35,9 +35,6 @@ class Scenario:
     evicts: ClassVar[bool] = False
     """Whether an answer may come too late at any time."""
 
-    twins: ClassVar[tuple[str, ...]] = ()
-    """Names of actors that do the same to the same: which is which does not matter."""
-
     _world: World
     _closed = False
 
@@ -125,11 +122,12 @@ class Scenario:
     def _access(self, vcpu: Vcpu, call: Callable[[], Any]) -> None:
         world = self._world
         try:
-            call()
+            with self._world.schedule.access():
+                call()
         except (MemoryFaultExit, MmioExit) as exc:
             world.schedule.note(f"exits: {exc}")
             if isinstance(exc, MemoryFaultExit):
-                world.check_exit(vcpu, exc)
+                world.judge.exit(vcpu, exc)
         except ConnectionError:
             world.schedule.note("its daemon has disconnected it")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from inaccfs.errors import InaccfsError
 from inaccfs.kvm import emulation
+from inaccfs.kvm.deferring import Deferred
 from inaccfs.kvm.probe.protocol import (
     MemoryFault,
     MmioRead,
@@ -209,24 +210,24 @@ class Cpu:
         """
         due = None if seconds is None else time.monotonic() + seconds
         count = 0
-        while True:
-            try:
-                found = self._step()
-            except _Stopped as stopped:
-                return stopped.exit
-            if found is not None:
-                return found
-            count += 1
-            if instructions is not None and count >= instructions:
-                raise GuestLimitError(
-                    f"the guest has executed {count} instructions without an exit; it "
-                    f"is at {self[self._pc]:#x}"
-                )
-            if due is not None and not count % _LOOK and time.monotonic() > due:
-                raise GuestLimitError(
-                    f"the guest has run for {seconds:g} s without an exit; it is at "
-                    f"{self[self._pc]:#x}"
-                )
+        self._scratch.reset()
+        with Deferred() as signals:
+            while True:
+                try:
+                    found = self._step()
+                except _Stopped as stopped:
+                    return stopped.exit
+                if found is not None:
+                    return found
+                signals.deliver()
+                count += 1
+                late = due is not None and not count % _LOOK and time.monotonic() > due
+                if late or count == instructions:
+                    limit = f"for {seconds:g} s" if late else f"{count} instructions"
+                    raise GuestLimitError(
+                        f"the guest has run {limit} without an exit; it is at "
+                        f"{self[self._pc]:#x}"
+                    )
 
     def _step(self) -> Exit | None:
         """Execute one instruction, or as much of a repeated one as goes at once."""
@@ -237,11 +238,29 @@ class Cpu:
         code = self._fetch(pc)
         if (found := self._emulator.emulated(pc, code)) is not None:
             return None if found == "done" else found
-        self._scratch.begin(pc, code)
         before = self._uc.context_save()
+        try:
+            self._execute(pc, code)
+        except BaseException as exc:
+            # Ctrl-C, too, may come in the middle of it.
+            self._uc.context_restore(before)
+            self[self._pc] = pc
+            if isinstance(exc, self._error):
+                # No handler is there for what the CPU raises.
+                return OtherExit(0, "KVM_EXIT_SHUTDOWN")
+            raise
+        self._forget_answers()
+        return self._after
+
+    def _execute(self, pc: int, code: bytes) -> None:
+        """Have unicorn execute an instruction.
+
+        Raises:
+            BaseException: what an access raises; all that has happened is to be undone.
+        """
+        self._scratch.begin(pc, code)
         turns = self._turns()
-        self._raised = None
-        self._after = None
+        self._raised = self._after = None
         try:
             self._uc.emu_start(pc, _NOWHERE, 0, 1)
             if self._turns() == turns and self._scratch.writes_code(pc):
@@ -251,19 +270,10 @@ class Cpu:
                 self._uc.emu_start(pc, _NOWHERE, 0, 2)
         except self._error:
             if self._raised is None:
-                # No handler is there for what the CPU raises.
-                return OtherExit(0, "KVM_EXIT_SHUTDOWN")
-        if self._raised is None:
-            try:
-                self._scratch.finish()
-            except BaseException as exc:
-                self._raised = exc
+                raise
         if self._raised is not None:
-            self._uc.context_restore(before)
-            self[self._pc] = pc
             raise self._raised
-        self._forget_answers()
-        return self._after
+        self._scratch.finish()
 
     def _turns(self) -> list[int]:
         """Registers of which each instruction that writes memory changes one."""

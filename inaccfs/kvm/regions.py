@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.shim import ShimSemantics
 
 _U64: Final = 1 << 64
-# TASK_SIZE_MAX of x86, with four levels of page tables.
-_USER_SPACE: Final = (1 << 47) - PAGE_SIZE
+_USER_SPACE: Final = 1 << 63
 
 
 class Kind(enum.Enum):
@@ -167,7 +166,8 @@ def _check_shared(region: Region) -> None:
                 f"the shared memory has {view.nbytes} of {region.memory_size} bytes"
             )
     elif not 0 <= shared <= _USER_SPACE - region.memory_size:
-        # access_ok()
+        # access_ok() of 6.12, which looks at the sign. Later ones know how long an
+        # address is.
         raise _invalid(f"userspace_addr {shared:#x} is not an address of userspace")
     if not is_aligned(shared):
         raise _invalid("the shared memory does not begin at a page boundary")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -148,3 +149,44 @@ def test_v8_holds_the_file() -> None:
         os.close(world.fd)
         world.settle()
         assert world.reads() == b"secret"
+
+
+@pytest.mark.parametrize("semantics", ["v8", "v9", "guest_memfd-6.8"])
+def test_a_weak_name_does_not_keep_a_file(semantics: str) -> None:
+    """getfd with weak: a notifier hears of the last close, and nothing is got then."""
+    heard: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def hear(start: int, end: int) -> None:
+        heard.append((start, end))
+        done.set()
+
+    with (
+        inaccfs.mounted(size="16m", semantics=semantics) as mount,
+        inaccfs.connect(mount.path) as shim,
+        inaccfs.connect(mount.path) as other,
+    ):
+        fd = shim.memfd_create("guest", size=SIZE)
+        by_range = shim.query_semantics().scope == "range"
+        with shim.weak_file(fd) as weak, other.file(fd) as strong:
+            notifier = (
+                weak.bind(0, 16, hear) if by_range else weak.register_notifier(hear)
+            )
+            with notifier:
+                weak.put_pfn(weak.get_pfn(3).pfn)
+                os.close(fd)
+                os.statvfs(mount.path)
+                # The other client keeps it, by a name and by an fd of its own.
+                assert weak.query().opens == 2
+                weak.put_pfn(weak.get_pfn(3).pfn)
+                assert not heard
+                strong.close()
+                assert done.wait(10)
+                with pytest.raises(OSError, match=r"closed by all") as caught:
+                    weak.get_pfn(3)
+                assert caught.value.errno == errno.EFAULT
+                assert weak.query().opens == 0
+            unit = PAGE if semantics == "v9" else 1
+            assert heard == [(0, 16 * unit)]
+        assert shim.query_files() == []
+        assert "Traceback" not in mount.log.read_text()

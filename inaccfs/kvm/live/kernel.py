@@ -51,7 +51,8 @@ def build(say: Callable[[str], None]) -> Kernel:
             with _locked(_beside(target, ".lock")):
                 _Build(source, target, say).run()
         except OSError as exc:
-            raise LiveError(f"cannot build in {target.parent}: {exc}") from exc
+            where = exc.filename or target.parent
+            raise LiveError(f"cannot build: {where}: {exc.strerror}") from exc
     return Kernel(target, str(source))
 
 

@@ -129,6 +129,7 @@ class Machine:
         self._low: mmap.mmap | None = None
         self._keep: Final[list[HostMemory]] = []
         self._base = 0
+        self._ended = False
         if low:
             self._low = self.anonymous(LOW // PAGE).pages
             address = self._keep[-1].address
@@ -287,7 +288,9 @@ class Machine:
         return self.story(vcpu, bytes([answer]) * 8)
 
     def resume(self, answer: int = 0x5A) -> str:
-        """KVM_RUN again, without any change."""
+        """KVM_RUN again, for a guest whose program has not come to its end."""
+        if self._ended:
+            return "it has ended"
         return self.story(self.vcpu, bytes([answer]) * 8)
 
     def read(self, gpa: int = T, width: int = 4) -> str:
@@ -328,7 +331,8 @@ class Machine:
         seen: list[str] = []
         for _ in range(_MOST_EXITS):
             found = vcpu.run()
-            if isinstance(found, Halt):
+            self._ended = isinstance(found, Halt)
+            if self._ended:
                 return ", ".join(seen) or "done"
             if isinstance(found, PortOut) and found.port == STARTED:
                 if started is not None:

@@ -265,5 +265,11 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
         InaccfsError: unicorn is not installed, or nothing can be mounted.
     """
     check_available()
-    with launch.mounted(semantics=semantics) as mount:
+    # Frames of order 0, as guest_memfd has them. Whoever may not read pagemap would get
+    # larger ones, and a page that is touched would allocate its neighbours.
+    with launch.mounted(
+        semantics=semantics,
+        pfn_source="simulated",
+        options=["simulated-order=0"],
+    ) as mount:
         yield _Simulated(mount)

@@ -153,7 +153,8 @@ _TWO_MISTAKES: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "bad-fd-slot-0": ("No descriptor, and a slot that exists.", {"fd": -1, "slot": 0}),
     "bad-fd-past-end": (
         "No descriptor, and more than any file.",
-        {"fd": -1, "size": 1 << 40},
+        # Low, so that the end is an address of userspace on any CPU.
+        {"fd": -1, "size": 1 << 40, "address": 0x10000},
     ),
     "past-end-over-slot-0": (
         "The gfns of slot 0, and past the end of the file.",
