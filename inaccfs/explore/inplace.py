@@ -83,6 +83,10 @@ class _Dma(Scenario):
         self.dma(self.device, 0)
         self.dma(self.device, 0)
 
+    def actor_restore(self) -> None:
+        """What has been unmapped by then is mapped again."""
+        self.restore(self.mapped)
+
 
 class Dma(_Dma):
     """Does a device use a page after it was converted?"""

@@ -200,6 +200,11 @@ class Scenario:
             else:
                 device.read(page * PAGE_SIZE, STAMP)
 
+    def restore(self, iommu: ExploredIommu) -> None:
+        """An IOMMU maps again what events have unmapped."""
+        self._world.schedule.point("restores")
+        iommu.restore()
+
     def kill(self, vm: ExploredVM) -> None:
         """The VM's process dies."""
         vm.client.die()
