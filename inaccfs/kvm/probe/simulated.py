@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import launch
 from inaccfs.client import MFD_INACCESSIBLE, connect
-from inaccfs.kvm.cpu import Cpu, GuestLimitError, check_available
+from inaccfs.kvm.cpu import Cpu, check_available
+from inaccfs.kvm.cpubase import GuestLimitError
 from inaccfs.kvm.emulation import KVM_HC_MAP_GPA_RANGE
 from inaccfs.kvm.probe import assembler
 from inaccfs.kvm.probe.protocol import (
