@@ -57,18 +57,18 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
         InaccfsError: there is no mount, or it is in use.
     """
     found = finding.find(mountpoint)
-    told: str | None
+    message: str | None
     try:
         control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else _ANSWER_SECONDS)
     except DeadDaemonError:
-        told = _unmount_dead(found, lazy=lazy)
+        message = _unmount_dead(found, lazy=lazy)
     except NoAnswerError:
-        told = _detach_silent(found) if lazy else _end_silent(found)
+        message = _detach_silent(found) if lazy else _end_silent(found)
     else:
-        told = _unmount_living(found, control, lazy=lazy)
+        message = _unmount_living(found, control, lazy=lazy)
     # A daemon that was killed leaves these.
     remove_fallbacks(runtime.fallback_name(found.path))
-    return told
+    return message
 
 
 # --- asking -------------------------------------------------------------------
@@ -198,13 +198,13 @@ def _unmount_living(
     daemon = None if lazy else _daemon_at(control)
     unmounting.unmount(found, lazy=lazy)
     if daemon is None:
-        return None if lazy else _tell_copies(found, "its daemon goes on")
+        return None if lazy else _describe_copies(found, "its daemon goes on")
     with daemon:
         goes_on = f"its daemon {daemon.pid} goes on"
         deadline = time.monotonic() + _STOP_SECONDS
         greetings = 0
         while not daemon.has_ended(_NOTICE_SECONDS):
-            if copies := _tell_copies(found, goes_on):
+            if copies := _describe_copies(found, goes_on):
                 return copies
             # The daemon may not have noticed yet that the mount has gone. It notices
             # before it accepts a second connection.
@@ -223,7 +223,7 @@ def _unmount_living(
     return None
 
 
-def _tell_copies(found: MountInfo, goes_on: str) -> str | None:
+def _describe_copies(found: MountInfo, goes_on: str) -> str | None:
     copies = [mount.path for mount in finding.mounts() if mount.device == found.device]
     if not copies:
         return None
@@ -248,8 +248,8 @@ def _unmount_dead(found: MountInfo, *, lazy: bool) -> str:
 def _detach_silent(found: MountInfo) -> str:
     unmounting.unmount(found, lazy=True)
     return (
-        f"{found.path} is unmounted; its daemon does not answer, so whoever has "
-        "something open there waits until it goes on or is killed (or: "
+        f"{found.path} is unmounted; its daemon does not answer, so processes "
+        "with open files there wait until it goes on or is killed (or: "
         f"{unmounting.how_to_abort(found)})"
     )
 
@@ -266,20 +266,20 @@ def _end_silent(found: MountInfo) -> str:
     # MNT_FORCE may have unmounted it already.
     if unmounting.find_own(found) is not None:
         unmounting.unmount(found, lazy=True)
-    told = f"{found.path} is unmounted; its daemon did not answer"
+    message = f"{found.path} is unmounted; its daemon did not answer"
     if aborted:
-        told += ", so its connection is aborted"
+        message += ", so its connection is aborted"
     else:
-        told += (
+        message += (
             ", and only root can abort its connection "
             f"({unmounting.how_to_abort(found)})"
         )
     if daemon is not None:
         with daemon:
             if not daemon.has_ended(_ENDING_SECONDS):
-                told += (
+                message += (
                     f"; {daemon.pid} is still there with its memory: kill -CONT "
                     f"{daemon.pid} lets it end if it is stopped, kill -KILL "
                     f"{daemon.pid} ends it"
                 )
-    return told
+    return message

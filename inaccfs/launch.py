@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import streams
-from inaccfs.ending import unmount as unmount
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
     DaemonFailedError,
@@ -33,15 +32,13 @@ from inaccfs.fuse import finding, ownmount, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.holder import remove_scratch
+from inaccfs.runtime import READY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
-
-READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
@@ -51,6 +48,11 @@ _ANSWER_SECONDS: Final = 10.0
 _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 1.5
 _STOP_SECONDS: Final = 60.0
+
+# After that it is looked at: it hangs if it is found waiting so many times in a row.
+# Once is not enough, for a daemon also waits for its helper.
+_LOOKS: Final = 5
+_LOOK_SECONDS: Final = 0.1
 
 
 def start_daemon(
@@ -98,7 +100,7 @@ def start_daemon(
                 stderr=stderr,
                 # Ctrl-C in the terminal must not reach the daemon.
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         stack.callback(end, daemon)
         try:
@@ -127,21 +129,22 @@ def start_daemon(
         if daemon.returncode == 0:
             raise MountError("the daemon ended before there was a mount")
         raise MountError(
-            f"the daemon was killed by signal {-daemon.returncode} as it started"
+            f"the daemon was killed by signal {-daemon.returncode} as it started: "
+            "try again with --foreground"
         )
 
 
-def _environment() -> dict[str, str]:
-    """The environment in which the daemon imports the same package as we do."""
+def environment() -> dict[str, str]:
+    """An environment in which a child imports the same package as we do."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    environment = {
+    found = {
         **os.environ,
         "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
     }
     # The process that starts a daemon notifies the service manager itself.
-    environment.pop("NOTIFY_SOCKET", None)
-    return environment
+    found.pop("NOTIFY_SOCKET", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
-        NoEntryError: it is another user's, who lets nobody else in.
+        NoEntryError: it is another user's, without --allow-other.
     """
     # Not at the top: to mount does not take msgspec.
     from inaccfs import status
@@ -220,7 +223,7 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, taken down at the end whatever happened.
+    """A mount with a daemon of its own, always taken down at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.
@@ -275,8 +278,8 @@ def mounted(
                 )
             except DaemonFailedError as exc:
                 lines = log.read_text(errors="replace").strip().splitlines()
-                told = lines[-1] if lines else str(exc)
-                raise MountError(told.removeprefix("inaccfs: ")) from None
+                message = lines[-1] if lines else str(exc)
+                raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
         mount = Mount(path, daemon.pid, socket_path, log, daemon)
         own = OwnMount(finding.find(str(path)))
@@ -364,14 +367,14 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + _STOP_SECONDS
     seconds = _ENDING_SECONDS
-    while True:
+    idle = 0
+    while idle < _LOOKS and time.monotonic() < deadline:
         try:
             daemon.wait(seconds)
         except subprocess.TimeoutExpired:
             # It may have little CPU time, or much memory to free.
-            if not _is_running(daemon.pid) or time.monotonic() > deadline:
-                break
-            seconds = 0.1
+            idle = 0 if _is_running(daemon.pid) else idle + 1
+            seconds = _LOOK_SECONDS
         else:
             return
     daemon.kill()

@@ -35,10 +35,10 @@ _DYING_SECONDS: Final = 5.0
 
 
 class _Log:
-    """What a daemon writes; its file goes with the mount, the text stays."""
+    """The log of a daemon; its file is removed with the mount, the text is kept."""
 
     def __init__(self, file: TextIO) -> None:
-        # Closed when the daemon is gone.
+        # Closed when the daemon has ended.
         self._file: Final = file
         self._text = ""
 
@@ -50,7 +50,7 @@ class _Log:
         return self._text
 
     def finish(self) -> str:
-        """The whole of it: nobody writes any more."""
+        """The whole log: the daemon has ended."""
         text = self.read()
         self._file.close()
         return text
@@ -157,7 +157,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _options(item: pytest.Item) -> dict[str, Any]:
-    """What the markers of a test say, the closest of them last."""
+    """The options in the markers of a test, the closest of them last."""
     options: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers(_MARK))):
         if marker.args:
@@ -203,11 +203,11 @@ def _begin(stack: ExitStack, options: dict[str, Any]) -> inaccfs.Mount:
     try:
         return stack.enter_context(inaccfs.mounted(**options))
     except inaccfs.InaccfsError as exc:
-        told = f"cannot mount: {exc}"
+        message = f"cannot mount: {exc}"
     except (TypeError, ValueError) as exc:
-        told = f"cannot mount with {options}: {exc}"
+        message = f"cannot mount with {options}: {exc}"
     # Not in the handler: the report would show what was handled, too.
-    _fail(told)
+    _fail(message)
 
 
 def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:
@@ -230,7 +230,7 @@ def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:
 
 @contextmanager
 def _unless_dead(mount: inaccfs.Mount) -> Iterator[None]:
-    """Leave it to the fixture of the mount to tell that its daemon is dead."""
+    """Leave it to the fixture of the mount to report that its daemon is dead."""
     import subprocess
 
     from inaccfs.client import ControlError

@@ -1,4 +1,4 @@
-"""The paths of the control socket and the log, by which others find them."""
+"""What others know of a daemon: where its socket and its log are, and READY."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import string
 from typing import Final
 
 from inaccfs.errors import MountError
+
+READY: Final = b"ready\n"
+"""What a daemon writes to --ready-fd once its mount can be used."""
 
 # sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
 _SOCKET_PATH_BYTES: Final = 107
@@ -43,7 +46,7 @@ def directory() -> str:
     if os.geteuid() == 0 and _is_ours(_ROOTS):
         return _ROOTS
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # Everybody can write to /tmp: make_directory() refuses a directory of another user.
+    # All users can write to /tmp: make_directory() refuses another user's directory.
     # XDG_RUNTIME_DIR must be absolute, says its specification, or be ignored.
     return (
         f"{runtime}/inaccfs"

@@ -7,7 +7,6 @@ Each raises `OSError` with the kernel's errno. Offsets, lengths and sizes are by
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import struct
@@ -26,18 +25,6 @@ AT_FDCWD: Final = -100
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_NOATIME: Final = 1 << 10
-MS_NODIRATIME: Final = 1 << 11
-MS_STRICTATIME: Final = 1 << 24
-
-MNT_FORCE: Final = 1
-MNT_DETACH: Final = 2
-UMOUNT_NOFOLLOW: Final = 8
-
 TMPFS_MAGIC: Final = 0x01021994
 HUGETLBFS_MAGIC: Final = 0x958458F6
 
@@ -50,23 +37,8 @@ UTIME_OMIT: Final = (1 << 30) - 2
 Time: TypeAlias = tuple[int, int]
 """Seconds and nanoseconds, or `UTIME_NOW` or `UTIME_OMIT` for nanoseconds."""
 
-_FSCONFIG_SET_STRING: Final = 1
-_FSCONFIG_CMD_CREATE: Final = 6
-_FSOPEN_CLOEXEC: Final = 1
-_FSMOUNT_CLOEXEC: Final = 1
-_MOUNT_ATTR_NOSUID: Final = 2
-_MOUNT_ATTR_NODEV: Final = 4
-_MOUNT_ATTR_NOEXEC: Final = 8
-_MOUNT_ATTR_NOATIME: Final = 0x10
-_MOUNT_ATTR_STRICTATIME: Final = 0x20
-_MOUNT_ATTR_NODIRATIME: Final = 0x80
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
-
-# The numbers of the mount API are the same on every architecture since Linux 5.2.
-_SYS_FSOPEN: Final = 430
-_SYS_FSCONFIG: Final = 431
-_SYS_FSMOUNT: Final = 432
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Calls through this one keep the GIL: for those known to be over in microseconds.
@@ -80,15 +52,6 @@ _libc.fallocate64.argtypes = [
 ]
 _libc.getdents64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 _libc.getdents64.restype = ctypes.c_ssize_t
-_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.mount.argtypes = [
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
-]
-_libc.syscall.restype = ctypes.c_long
 
 
 def _error(path: object = None) -> OSError:
@@ -129,20 +92,16 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_INO: Final = 0x100
-_STATX_MNT_ID: Final = 0x1000
-_STATX_MNT_ID_UNIQUE: Final = 0x4000
 # struct statx: stx_ino is at 32, stx_dev_major and stx_dev_minor at 136.
 _statx_buffer = ctypes.create_string_buffer(256)
 _statx_ino = struct.Struct("=32xQ96xII")
-# stx_mask is at 0, stx_mnt_id at 144.
-_statx_mount = struct.Struct("=I140xQ")
 
 
 def identity(fd: int) -> tuple[str, int]:
     """The device number of an fd's file system, as "major:minor", and the inode number.
 
-    Asks no file system: neither this daemon's own, which would wait for itself, nor
-    one that hangs. See statx(2), AT_STATX_DONT_SYNC.
+    Sends no request to any file system: neither to this mount, where the daemon would
+    wait for itself, nor to one that hangs. See statx(2), AT_STATX_DONT_SYNC.
     """
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if _libc.statx(fd, b"", flags, _STATX_INO, _statx_buffer):
@@ -156,62 +115,27 @@ _STATX_BTIME: Final = 0x800
 
 
 def statx(fd: int) -> bytes:
-    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) tells it."""
+    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) fills it in."""
     mask = _STATX_BASIC_STATS | _STATX_BTIME
     if _libc_gil.statx(fd, b"", _AT_EMPTY_PATH, mask, _statx_buffer):
         raise _error()
     return _statx_buffer.raw
 
 
-def mount_number(fd: int) -> int | None:
-    """The number of the mount that *fd* is on, as mountinfo has it.
-
-    None before Linux 5.8. Asks no file system. See statx(2), STATX_MNT_ID.
-    """
-    return _mount_number(fd, b"", _STATX_MNT_ID)
-
-
-def unique_mount_number(path: str) -> int | None:
-    """A number of the topmost mount at *path*, given to no other mount until a reboot.
-
-    None before Linux 6.8. Asks no file system. See statx(2), STATX_MNT_ID_UNIQUE.
-    """
-    return _mount_number(AT_FDCWD, os.fsencode(path), _STATX_MNT_ID_UNIQUE)
-
-
-def _mount_number(fd: int, path: bytes, wanted: int) -> int | None:
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(fd, path, flags, wanted, buffer):
+def fstatfs_magic(fd: int) -> int:
+    """f_type of fstatfs(2): which file system *fd* is on."""
+    # struct statfs is 120 bytes on 64-bit Linux; f_type is its first word.
+    buffer = (ctypes.c_long * 32)()
+    if _libc.fstatfs(fd, buffer):
         raise _error()
-    mask, number = _statx_mount.unpack_from(buffer)
-    return number if mask & wanted else None
-
-
-_STATMOUNT: Final = 457
-_statmount_request = struct.Struct("=IIQQ")  # size, spare, mnt_id, param
-
-
-def is_mount_gone(unique: int) -> bool | None:
-    """Whether this mount namespace has no mount of that unique number any more.
-
-    None where statmount(2) (Linux 6.8) is not to be had. Asks no file system.
-    """
-    size = _statmount_request.size
-    request = ctypes.create_string_buffer(_statmount_request.pack(size, 0, unique, 0))
-    buffer = ctypes.create_string_buffer(512)
-    number = ctypes.c_long(_STATMOUNT)
-    length = ctypes.c_size_t(len(buffer))
-    if _libc.syscall(number, request, buffer, length, ctypes.c_uint(0)) == 0:
-        return False
-    return True if ctypes.get_errno() == errno.ENOENT else None
+    return buffer[0] & 0xFFFFFFFF
 
 
 # --- names ------------------------------------------------------------------
 
 
 class DirectoryEntry(NamedTuple):
-    """One entry as getdents64(2) tells it; *offset* leads to the entry after it."""
+    """An entry of getdents64(2); reading goes on after it at *offset*."""
 
     name: bytes
     ino: int
@@ -255,82 +179,7 @@ def utimensat(path: str, atime: Time, mtime: Time) -> None:
         raise _error()
 
 
-# --- mounting ---------------------------------------------------------------
-
-
-def mount(source: str, target: str, fstype: str, flags: int, options: str) -> None:
-    """mount(2)."""
-    if _libc.mount(
-        os.fsencode(source),
-        os.fsencode(target),
-        fstype.encode(),
-        flags,
-        os.fsencode(options),
-    ):
-        raise _error(target)
-
-
-def umount(target: str, flags: int) -> None:
-    """umount2(2)."""
-    if _libc.umount2(os.fsencode(target), flags):
-        raise _error(target)
-
-
-class FsConfigError(OSError):
-    """fsconfig(2) refused an option, or the file system did when it was made."""
-
-
-def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
-    """Mount *fstype* where no path leads; return an O_PATH fd of its root.
-
-    The mount is nosuid, nodev and noexec, and goes with the last fd that leads
-    to it. Of *flags*, MS_* as for mount(2), it has those about times of access. See
-    fsopen(2), fsconfig(2), fsmount(2).
-
-    Raises:
-        FsConfigError: an option was refused; `filename` is the option.
-        OSError: the kernel has no such calls (ENOSYS), or does not allow them
-            (EPERM).
-    """
-    context = _libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
-    if context < 0:
-        raise _error(fstype)
-    try:
-        for key, value in options.items():
-            if (
-                _libc.syscall(
-                    _SYS_FSCONFIG,
-                    context,
-                    _FSCONFIG_SET_STRING,
-                    key.encode(),
-                    value.encode(),
-                    0,
-                )
-                < 0
-            ):
-                number = ctypes.get_errno()
-                raise FsConfigError(number, os.strerror(number), f"{key}={value}")
-        if _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0):
-            raise _error(fstype)
-        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
-        attributes |= _access_attributes(flags)
-        root: int = _libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
-        if root < 0:
-            raise _error(fstype)
-        return root
-    finally:
-        os.close(context)
-
-
-def _access_attributes(flags: int) -> int:
-    """MOUNT_ATTR_* about times of access for MS_*; as path_mount() puts them together.
-
-    None of them is relatime.
-    """
-    found = _MOUNT_ATTR_NODIRATIME if flags & MS_NODIRATIME else 0
-    if flags & MS_STRICTATIME:
-        return found | _MOUNT_ATTR_STRICTATIME
-    return found | (_MOUNT_ATTR_NOATIME if flags & MS_NOATIME else 0)
+# --- the process ------------------------------------------------------------
 
 
 def unshare(flags: int) -> None:
@@ -343,18 +192,6 @@ def setns(fd: int, kind: int) -> None:
     """setns(2): enter the namespace of *kind*, CLONE_NEW..., that *fd* leads to."""
     if _libc.setns(fd, kind):
         raise _error()
-
-
-def fstatfs_magic(fd: int) -> int:
-    """f_type of fstatfs(2): which file system *fd* is on."""
-    # struct statfs is 120 bytes on 64-bit Linux; f_type is its first word.
-    buffer = (ctypes.c_long * 32)()
-    if _libc.fstatfs(fd, buffer):
-        raise _error()
-    return buffer[0] & 0xFFFFFFFF
-
-
-# --- the process ------------------------------------------------------------
 
 
 def set_dumpable(dumpable: bool) -> None:
@@ -373,20 +210,21 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 class OomScore:
-    """How much sooner than others the OOM killer takes this process. proc(5).
+    """The OOM score of this process: how early the OOM killer kills it. proc(5).
 
-    Make it while the process is dumpable: a plain user's /proc/self is root's then.
+    Make it while the process is dumpable: otherwise /proc/self belongs to root, and a
+    plain user cannot open it.
     """
 
     def __init__(self) -> None:
-        """Where /proc does not let us, the score stays as it is."""
+        """If /proc refuses the open, the score stays as it is."""
         self._fd = -1
         with suppress(OSError):
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
 
     @contextmanager
     def raised(self, adjustment: int) -> Iterator[None]:
-        """For a with block; what is forked in it keeps it for good. Once."""
+        """For a with block. Processes forked in it keep the score. Use it once."""
         if self._fd < 0:
             yield
             return
@@ -413,9 +251,9 @@ class _MessageQueueAttributes(ctypes.Structure):
 
 
 def anonymous_message_queue(name: str) -> int:
-    """A POSIX message queue of one byte that has no name any more; its fd.
+    """The fd of a POSIX message queue of one byte, which has no name any more.
 
-    *name* begins with a slash and is taken for a moment. See mq_open(3).
+    *name* begins with a slash, and exists for a moment. See mq_open(3).
     """
     attributes = _MessageQueueAttributes(mq_maxmsg=1, mq_msgsize=1)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -6,10 +6,9 @@ import errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from inaccfs import syscalls
+from inaccfs import mountcalls
 from inaccfs.backing.fallback import directory_on_tmpfs
 from inaccfs.backing.root import Backing, open_root
-from inaccfs.backing.usertmpfs import detached_in_user_namespace
 from inaccfs.errors import BackingError
 
 if TYPE_CHECKING:
@@ -34,10 +33,13 @@ def private_tmpfs(
     wanted = {"mode": "0700", **options.as_mount_options()}
     try:
         if os.geteuid() == 0:
-            mount = syscalls.detached_mount("tmpfs", wanted, flags)
+            mount = mountcalls.detached_mount("tmpfs", wanted, flags)
         else:
+            # Root does not need it.
+            from inaccfs.backing.usertmpfs import detached_in_user_namespace
+
             mount = detached_in_user_namespace(wanted, flags)
-    except syscalls.FsConfigError as exc:
+    except mountcalls.FsConfigError as exc:
         raise BackingError(f"the tmpfs refused {exc.filename}: {exc.strerror}") from exc
     except OSError as exc:
         if exc.errno == errno.EINVAL:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from inaccfs._version import __version__
-from inaccfs.cli import (
-    experiment,
-    explore,
-    fstab,
-    kvm,
-    mount,
-    output,
-    probe,
-    qmp,
-    semantics,
-    status,
-    umount,
-)
+from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
 from inaccfs.errors import InaccfsError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_COMMANDS: Final = (
+    *("mount", "umount", "status", "top", "map", "trace", "metrics", "semantics"),
+    *("qmp", "kvm", "probe", "experiment", "compare", "explore"),
+    *("doctor", "report", "setup-system"),
+)
+"""Each is a module of this package."""
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -47,7 +43,12 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         words = fstab.translated(words) or words
-        args = _parser().parse_args(words)
+        known = parser(words)
+        if "_ARGCOMPLETE" in os.environ:
+            from inaccfs.cli import completing
+
+            completing.answer(known)
+        args = known.parse_args(words)
         # The command's own words; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
@@ -67,27 +68,21 @@ def _run(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def _parser() -> output.Parser:
-    parser = output.Parser(
+def parser(words: Sequence[str] = ()) -> output.Parser:
+    """The parser of all words, or of the command that *words* begin with."""
+    found = output.Parser(
         prog="inaccfs",
         description="memory that userspace can size, allocate and punch, but never "
         "read, write or map",
     )
-    parser.add_argument("--version", action="version", version=f"inaccfs {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (
-        mount,
-        umount,
-        status,
-        semantics,
-        qmp,
-        kvm,
-        probe,
-        experiment,
-        explore,
-    ):
+    found.add_argument("--version", action="version", version=f"inaccfs {__version__}")
+    commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # The others would be a tenth of what a daemon takes to start.
+    named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
+    for name in named:
+        module = import_module(f"inaccfs.cli.{name.replace('-', '_')}")
         module.add_parser(commands)
-    return parser
+    return found
 
 
 def _has_working_directory() -> bool:

@@ -41,7 +41,9 @@ def translated(argv: Sequence[str]) -> list[str] | None:
         return None
     if spec.startswith("/"):
         if "," in spec:
-            raise OptionError(f"{spec}: a name with a comma cannot be passed to mount")
+            raise OptionError(
+                f"{spec}: a name with a comma cannot be passed to mount: rename it"
+            )
         options.append(f"backing={spec}")
     if not any(option.startswith("fsname=") for option in options):
         options.append(f"fsname={spec}")

@@ -10,7 +10,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs import launch, runtime, syscalls
+from inaccfs import runtime, syscalls
 from inaccfs.backing.options import HUGE_CHOICES
 from inaccfs.cli import logfile, mountoptions, output
 from inaccfs.errors import DaemonFailedError, MountError, OptionError
@@ -115,9 +115,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--log", metavar="FILE", help="the log of a daemon in the background"
     )
     parser.add_argument(
+        "--trace",
+        metavar="FILE.json",
+        help="write down what happens from the start, as inaccfs trace -o does",
+    )
+    parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
-    # From `launch.start_daemon`: the pipe for `launch.READY`, an fd of the mountpoint,
+    # From `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the mountpoint,
     # a pidfd of the process that holds the mount, and the directory to remove with it.
     for name in _HANDED:
         parser.add_argument(
@@ -151,6 +156,9 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     if config.log is None:
         runtime.make_directory()
         words = ["--log", runtime.log_path(mountpoint.path), *words]
+    # Imported here because a daemon starts none.
+    from inaccfs import launch
+
     try:
         launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
@@ -175,7 +183,9 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
             if fd is not None:
                 os.fstat(fd)
         except (OSError, OverflowError):
-            raise OptionError(f"{name}-fd {fd}: no such fd") from None
+            raise OptionError(
+                f"--{name}-fd {fd}: no such fd: give an open one"
+            ) from None
     if args.mountpoint_fd is None:
         mountpoint = Mountpoint.open(args.mountpoint)
     else:
@@ -216,7 +226,7 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
 def _tell_ready(fd: int) -> None:
     """Tell the process that has started the daemon that the mount is ready."""
     try:
-        os.write(fd, launch.READY)
+        os.write(fd, runtime.READY)
     except BrokenPipeError:
         # That process was interrupted, and does not want the mount any more.
         signal.raise_signal(signal.SIGTERM)
@@ -230,6 +240,6 @@ def _notify_systemd() -> None:
         return
     # An abstract address is written with @ for its NUL.
     target = "\0" + address[1:] if address.startswith("@") else address
-    # "Errors should be ignored", says the manual page: nobody may be listening.
+    # "Errors should be ignored", says the manual page: there may be no listener.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1\n", target)

@@ -24,7 +24,7 @@ _TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
 _SIMULATED: Final = ("simulated-memory", "simulated-order", "simulated-fragmentation")
 _OURS: Final = (
     *_TMPFS,
-    *("backing", "control", "log"),
+    *("backing", "control", "log", "trace"),
     *("pfn-source", *_SIMULATED),
     *("ack-timeout", "semantics"),
 )
@@ -104,7 +104,9 @@ def _number(options: dict[str, str], name: str) -> int | None:
     if text is None:
         return None
     if (number := natural(text)) is None:
-        raise OptionError(f"{name} {quoted(text)} is not a number that it can be")
+        raise OptionError(
+            f"{name} {quoted(text)} is not a number: give one of decimal digits"
+        )
     return number
 
 
@@ -112,7 +114,9 @@ def _mode(text: str | None) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"(0o)?[0-7]+", text) or int(text, 8) > 0o7777:
-        raise OptionError(f"mode {quoted(text)} is not an octal mode")
+        raise OptionError(
+            f"mode {quoted(text)} is not an octal mode: give one such as 0700"
+        )
     return int(text, 8)
 
 
@@ -143,7 +147,7 @@ def parse(options: Options) -> Config:
         raise OptionError(
             f"pfn-source {quoted(source)} is not one of {', '.join(PFN_SOURCES)}"
         )
-    log = ours.get("log")
+    log, trace = ours.get("log"), ours.get("trace")
     return Config(
         backing=ours.get("backing"),
         tmpfs=tmpfs,
@@ -154,6 +158,7 @@ def parse(options: Options) -> Config:
         policy=_policy(options),
         semantics=_semantics(ours),
         log=None if log is None else os.path.abspath(log),
+        trace=None if trace is None else os.path.abspath(trace),
     )
 
 
@@ -171,7 +176,9 @@ def _simulated(ours: dict[str, str]) -> SimulatedMemory:
     source = ours.get("pfn-source", "auto")
     given = [name for name in _SIMULATED if name in ours]
     if given and source != "simulated":
-        raise OptionError(f"--{given[0]} is for --pfn-source simulated")
+        raise OptionError(
+            f"--{given[0]} is for --pfn-source simulated: give both, or neither"
+        )
     plain = SimulatedMemory()
     size = ours.get("simulated-memory")
     order = _number(ours, "simulated-order")
@@ -193,7 +200,10 @@ def _policy(options: Options) -> Policy:
             uid = _number({name: value}, name)
             assert uid is not None
             if uid > _LARGEST_UID:
-                raise OptionError(f"allow-uid {uid}: no user has that number")
+                raise OptionError(
+                    f"allow-uid {uid}: no user has that number: give {_LARGEST_UID} "
+                    "or less"
+                )
             uids.add(uid)
     policy = Policy(limits, frozenset(uids), options.guest_access)
     if (text := options.ours.get("ack-timeout")) is None:
@@ -203,5 +213,7 @@ def _policy(options: Options) -> Policy:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise OptionError(f"ack-timeout {quoted(text)} is not a number of seconds")
+        raise OptionError(
+            f"ack-timeout {quoted(text)} is not a number of seconds: give one above 0"
+        )
     return replace(policy, ack_seconds=seconds)

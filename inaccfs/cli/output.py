@@ -12,13 +12,15 @@ import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager, suppress
+import traceback
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from inaccfs.streams import printable, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
@@ -27,6 +29,9 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 # The length of the longest line that the terminal had to wrap.
 _too_wide = 0
+
+# Makes room for what is printed, where a bar is drawn: see `beside`.
+_room: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class OutputError(Exception):
@@ -106,9 +111,21 @@ def show(text: str, *, end: str = "\n") -> None:
         OutputError: writing failed.
     """
     try:
-        print(text, end=end, flush=True)
+        with _room():
+            print(text, end=end, flush=True)
     except OSError as exc:
         raise OutputError from exc
+
+
+@contextmanager
+def beside(room: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Print only within *room()* during a with block, for a bar is drawn there."""
+    global _room
+    before, _room = _room, room
+    try:
+        yield
+    finally:
+        _room = before
 
 
 def complain(text: str) -> None:
@@ -121,6 +138,18 @@ def mention(text: str, *, end: str = "\n") -> None:
     # A failure to print changes neither the result nor the exit status.
     with suppress(OSError, ValueError):
         print(text, end=end, file=sys.stderr, flush=True)
+
+
+def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
+    """Print the traceback of a user's code, without the first *ours* frames.
+
+    Our own frames are of no use to the author of the code.
+    """
+    at = exc.__traceback__
+    for _ in range(ours):
+        at = at.tb_next if at else None
+    lines = traceback.format_exception(exc.with_traceback(at))
+    mention(printable_lines("".join(lines)), end="")
 
 
 def complain_of_output(exc: OutputError) -> None:

@@ -50,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
     rules = ["events", *checking.rules()]
     code = [checking.own_code(one) for one in shown]
     if args.json:
-        told = [_as_dict(one, rules, own) for one, own in zip(shown, code, strict=True)]
-        output.say_json(msgspec.json.encode(told))
+        table = [
+            _as_dict(one, rules, own) for one, own in zip(shown, code, strict=True)
+        ]
+        output.say_json(msgspec.json.encode(table))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         rows = [*(_row(rule, shown) for rule in rules), *_code_rows(code)]

@@ -10,13 +10,15 @@ import os
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from inaccfs.client import requests, wire
+from inaccfs.client.blockingpages import AttributesOfFile
 from inaccfs.client.commands import Commands
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.notifying import Callbacks, Range, tell
+from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.threads import Listener, Notifier
+from inaccfs.client.tracing import Trace
 from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
@@ -25,18 +27,23 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.control.messages import (
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
+
+
+T = TypeVar("T")
 
 
 def connect(target: str | os.PathLike[str]) -> Client:
@@ -77,7 +84,7 @@ class Client:
         self._files: Final[set[File]] = set()
         self._names: Final = itertools.count()
         self._do: Final = commands.do
-        self._tell: Final = commands.tell
+        self._post: Final = commands.post
         _clients.add(self)
 
     def __repr__(self) -> str:
@@ -143,6 +150,19 @@ class Client:
 
     # --- the mount --------------------------------------------------------------------
 
+    def trace(self, *kinds: What) -> Trace:
+        """What happens to the files of the mount from now on, as records.
+
+        Of these *kinds*, or of all: `inaccfs.control.messages.TraceRecord` lists them.
+        It has a connection of its own, and so it may outlive the client. For root and
+        the mount's owner.
+
+            with client.trace("punch", "event", "answer") as trace:
+                for record in trace:
+                    print(record.kind, record.file, record.start, record.end)
+        """
+        return Trace(self._commands.path, kinds)
+
     def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""
         return self._do(requests.QUERY_FILES)
@@ -186,7 +206,7 @@ class Client:
         Raises:
             BaseException: an exception of a callback that no unregister() has raised.
         """
-        tell(self._close(), None)
+        raise_or_note(self._close(), None)
 
     def _close(self) -> BaseException | None:
         """Close; return the exception to raise, if any."""
@@ -210,7 +230,7 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(self._close(), error)
+        raise_or_note(self._close(), error)
 
     def _listen(self) -> Listener:
         """The connection of the notifiers; a new one if the last was lost."""
@@ -231,7 +251,7 @@ class Client:
             file._close_fd()
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size.
 
     Close it, or use it as a context manager: until then a file that was passed by fd is
@@ -254,6 +274,9 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._commands.path}>"
+
+    def _ask(self, request: Request[T]) -> T:
+        return self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -282,15 +305,15 @@ class File:
         Without *wait* it does not wait for the reply: an error is only logged, when the
         client is used next or closed.
         """
-        do = self._client._do if wait else self._client._tell
+        do = self._client._do if wait else self._client._post
         do(requests.put_pfn(self._open_name, pfn, count))
 
-    def put_pfns(self, extents: Iterable[Extent], *, wait: bool = True) -> None:
+    def put_pfns(self, extents: Iterable[requests.Run], *, wait: bool = True) -> None:
         """Put a reference to each page of *extents*, as `get_pfns` returns them.
 
         EINVAL if this client lacks a reference to one; others may have been put.
         """
-        do = self._client._do if wait else self._client._tell
+        do = self._client._do if wait else self._client._post
         for command in requests.put_pfns(self._open_name, extents):
             do(requests.Request(command, lambda _: None))
 
@@ -304,6 +327,10 @@ class File:
     def query(self) -> FileInfo:
         """Size, pages, references and the like."""
         return self._client._do(requests.query_file(self._open_name))
+
+    def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return self._client._do(requests.query_map(self._open_name))
 
     def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""
@@ -320,7 +347,8 @@ class File:
         is *invalidate_start*; *invalidate_end* is called at the end. *populate* is
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
-        pages that are removed, in semantics whose events carry them.
+        pages that are removed, in semantics whose events carry them. With *with_kinds*
+        they get "private", "shared" or "both" last, or None, likewise.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering
@@ -342,16 +370,18 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for pages *start* to *end*, in semantics that bind.
 
-        EINVAL if the range overlaps another and one of the two is *exclusive*, which
-        all are in some semantics; EOPNOTSUPP in semantics whose notifiers are for
-        files.
+        EINVAL, or EEXIST in some semantics, if the range overlaps another and one of
+        the two is *exclusive*, which all are in some semantics; EOPNOTSUPP in semantics
+        whose notifiers are for files. With *prepare*, where the semantics know that, it
+        takes effect by `Notifier.commit`.
         """
         callbacks = Callbacks(invalidate, **options)
-        return self._register(callbacks, Range(start, end, exclusive))
+        return self._register(callbacks, Range(start, end, exclusive, prepare))
 
     def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name

@@ -67,7 +67,7 @@ class Commands:
                 raise
         return call.result()
 
-    def tell(self, request: Request[None]) -> None:
+    def post(self, request: Request[None]) -> None:
         """Send a command without waiting: the next command, or `close`, reads the
         answer.
 

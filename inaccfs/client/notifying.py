@@ -20,6 +20,7 @@ from inaccfs.client.requests import Request
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     Bind,
+    CommitBind,
     Event,
     Invalidate,
     InvalidateDone,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; and with `with_frames` the
-    # extents that go.
+    # Takes the first page and the page after the last; with `with_frames` the extents
+    # that go; and with `with_kinds` the kinds.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,10 @@ class Options(TypedDict, total=False):
     invalidate_end: Callback | None
     populate: Callback | None
     error: Callback | None
-    # Whether callbacks take a list of the extents that go, too.
+    # Whether callbacks take a list of the extents that go, too; and the kinds of pages
+    # that are concerned, None where events do not carry that.
     with_frames: bool
+    with_kinds: bool
 
 
 class Callbacks(NamedTuple):
@@ -67,10 +70,11 @@ class Callbacks(NamedTuple):
     populate: Callback | None = None
     error: Callback | None = None
     with_frames: bool = False
+    with_kinds: bool = False
 
     def check(self) -> Callbacks:
         """Return itself; `TypeError` if there is nothing to call."""
-        if not any(self[:-1]):
+        if not any(self[:-2]):
             raise TypeError("a notifier needs a callback")
         return self
 
@@ -99,12 +103,18 @@ class Callbacks(NamedTuple):
         return None
 
     def call(
-        self, callback: Callback, start: int, end: int, frames: Iterable[object] | None
+        self,
+        callback: Callback,
+        start: int,
+        end: int,
+        frames: Iterable[object] | None,
+        kinds: str | None = None,
     ) -> object:
         """Call one of these: with *frames* if they take them, [] where none are."""
-        if self.with_frames:
-            return callback(start, end, list(frames or ()))
-        return callback(start, end)
+        more: list[object] = [list(frames or ())] if self.with_frames else []
+        if self.with_kinds:
+            more.append(kinds)
+        return callback(start, end, *more)
 
     @staticmethod
     def _needed(
@@ -138,9 +148,9 @@ class Registration:
         self.running = 0
         # No callback is called any more.
         self.leaving = False
-        # The daemon has been told.
+        # The daemon has been asked to remove it.
         self.asked = False
-        # The daemon knows, or is not there. Then `on_left` is called.
+        # The daemon has removed it, or is not there. Then `on_left` is called.
         self.left = False
         self._on_left = on_left
         # Why that went wrong.
@@ -196,7 +206,7 @@ class Registered:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has gone or hung up."""
+        """False after `unregister`, and when the daemon has ended or hung up."""
         return not self._registration.leaving
 
 
@@ -206,6 +216,8 @@ class Range(NamedTuple):
     start: int
     end: int
     exclusive: bool | None = None
+    # Whether `commit` puts it into effect, and not `bind`.
+    prepare: bool = False
 
 
 class Due(NamedTuple):
@@ -218,10 +230,11 @@ class Due(NamedTuple):
     def call(self) -> object:
         """Call it."""
         event = self.event
-        frames = None if isinstance(event, messages.MemoryError) else event.frames
-        return self.registration.callbacks.call(
-            *(self.callback, event.start, event.end, frames or None)
-        )
+        call, callback = self.registration.callbacks.call, self.callback
+        if isinstance(event, messages.MemoryError):
+            return call(callback, event.start, event.end, None)
+        frames, kinds = event.frames or None, event.kinds or None
+        return call(callback, event.start, event.end, frames, kinds)
 
 
 class Notifiers:
@@ -257,12 +270,23 @@ class Notifiers:
 
         if bound is None:
             return Request(RegisterNotifier(file=file), interpret)
-        start, end, exclusive = bound
-        command = Bind(file=file, start=start, end=end, exclusive=exclusive)
+        start, end, exclusive, prepare = bound
+        command = Bind(
+            file=file, start=start, end=end, exclusive=exclusive, prepare=prepare
+        )
         return Request(command, interpret)
 
+    def commit(self, registration: Registration) -> Request[None]:
+        """The request that puts a prepared one into effect. If it fails, forget it."""
+        return Request(CommitBind(notifier=registration.number), lambda _: None)
+
+    def forget(self, registration: Registration) -> None:
+        """The daemon has refused to commit it, and knows it no more."""
+        self._registered.pop(registration.number, None)
+        registration.settle(None)
+
     def abandon(self, call: Call[Registration]) -> None:
-        """Undo a registration whose caller is gone, now or once it is done."""
+        """Undo an abandoned registration, now or once it is done."""
         if call.done and call.error is None:
             self.leave(call.result())
         else:
@@ -325,15 +349,18 @@ class Notifiers:
 
         def done() -> None:
             self._registered.pop(registration.number, None)
-            registration.settle(self._worth_telling(call.error))
+            registration.settle(self._unexpected(call.error))
 
         if call.done:
             done()
         else:
             call.on_done = done
 
-    def _worth_telling(self, error: OSError | None) -> OSError | None:
-        """A notifier goes with its daemon, and with its client, as it should."""
+    def _unexpected(self, error: OSError | None) -> OSError | None:
+        """*error*, unless the client was closed or the daemon has shut down.
+
+        A notifier is expected to end with either.
+        """
         expected = isinstance(error, ClientClosedError) or (
             isinstance(error, ControlError) and self._conversation.shutdown is not None
         )
@@ -342,23 +369,26 @@ class Notifiers:
     def _end(self) -> None:
         ended = self._conversation.ended
         assert ended is not None
-        if self._registered and self._worth_telling(ended):
+        if self._registered and self._unexpected(ended):
             log.error("%s; notifiers registered no more: %d", ended, len(self))
         for registration in self._registered.values():
-            registration.settle(self._worth_telling(ended.again()))
+            registration.settle(self._unexpected(ended.again()))
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
-        """The first exception that no caller has got; its notes tell of the others."""
+        """The first exception not raised yet; its notes mention the others."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
-        told = [error for error in errors if error is not None]
-        if len(told) > 1:
-            told[0].add_note(f"callbacks of {len(told) - 1} more notifiers raised, too")
-        return told[0] if told else None
+        raised = [error for error in errors if error is not None]
+        if len(raised) > 1:
+            more = len(raised) - 1
+            raised[0].add_note(f"callbacks of {more} more notifiers raised, too")
+        return raised[0] if raised else None
 
 
-def tell(raised: BaseException | None, leaving_for: BaseException | None) -> None:
+def raise_or_note(
+    raised: BaseException | None, leaving_for: BaseException | None
+) -> None:
     """Raise *raised* at the end of a with block, unless the block itself raised.
 
     In that case the block's exception gets a note; the log has *raised*, too.

@@ -12,7 +12,7 @@ import trio
 
 from inaccfs.client import errors, wire
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.client.notifying import Notifiers, Registered, tell
+from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.outlet import Outlet
 
 if TYPE_CHECKING:
@@ -50,12 +50,19 @@ async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]
                 nursery.cancel_scope.cancel()
 
 
+async def dial(path: str) -> tuple[socket.socket, Conversation]:
+    """A connection to the socket at *path*, which does not block."""
+    _, connection, conversation = await _Dialing(path).dial()
+    connection.setblocking(False)
+    return connection, conversation
+
+
 class _Dialing:
     """Connects in a thread, as that may block; leaves nothing if cancelled."""
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._target: Final = target
-        # Guards the rest: the connection once it is there, and whether nobody wants it.
+        # Guards the next two: the connection when it is made, and whether to drop it.
         self._lock: Final = threading.Lock()
         self._connection: socket.socket | None = None
         self._unwanted = False
@@ -136,6 +143,14 @@ class Connection:
         request = self.notifiers.register(file, callbacks, left.set, bound)
         return Notifier(self, await self.do(request, self.notifiers.abandon), left)
 
+    async def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        try:
+            await self.do(self.notifiers.commit(registration))
+        except OSError:
+            self.notifiers.forget(registration)
+            raise
+
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
         self.notifiers.leave(registration)
@@ -211,6 +226,10 @@ class Notifier(Registered):
         self._connection: Final = connection
         self._left: Final = left
 
+    async def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared; see the blocking face."""
+        await self._connection.commit(self._registration)
+
     async def unregister(self) -> None:
         """Return when no callback runs, and none will.
 
@@ -219,7 +238,7 @@ class Notifier(Registered):
         have returned. So it is if the task is cancelled while it waits here. It raises
         the same as in the blocking face.
         """
-        tell(await self._unregister(), None)
+        raise_or_note(await self._unregister(), None)
 
     async def _unregister(self) -> BaseException | None:
         self._connection.leave(self._registration)
@@ -238,4 +257,4 @@ class Notifier(Registered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(await self._unregister(), error)
+        raise_or_note(await self._unregister(), error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.client import errors, requests, wire
 from inaccfs.client.errors import ConnectionLostError
-from inaccfs.client.notifying import Notifiers, Registered, tell
+from inaccfs.client.notifying import Notifiers, Registered, raise_or_note
 from inaccfs.control.messages import CloseFd
 from inaccfs.control.outlet import Outlet
 
@@ -106,6 +106,22 @@ class Listener:
         if named is not None and named.error is not None:
             raise named.error
         return call.result(), left
+
+    def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        if self.is_here():
+            raise OSError(errno.EDEADLK, "a callback cannot commit: it would wait")
+        answered = threading.Event()
+        with self._lock:
+            call = self._conversation.start(
+                self._notifiers.commit(registration), answered.set
+            )
+            self._send()
+        answered.wait()
+        if call.error is not None:
+            with self._lock:
+                self._notifiers.forget(registration)
+        call.result()
 
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
@@ -199,17 +215,24 @@ class Notifier(Registered):
         self._listener: Final = listener
         self._left: Final = left
 
+    def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared. If it fails, nothing is left.
+
+        EEXIST or EINVAL for pages that are bound already; ENOENT if it is in effect.
+        """
+        self._listener.commit(self._registration)
+
     def unregister(self) -> None:
         """Return when no callback runs, and none will.
 
         In a callback it returns at once: no more callbacks are called, and the daemon
-        is told when the running one has returned.
+        removes the notifier when the running one has returned.
 
         Raises:
             BaseException: the first exception of its callbacks.
             ConnectionLostError: the daemon had hung up, so events may have been missed.
         """
-        tell(self._unregister(), None)
+        raise_or_note(self._unregister(), None)
 
     def _unregister(self) -> BaseException | None:
         self._listener.leave(self._registration)
@@ -227,4 +250,4 @@ class Notifier(Registered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tell(self._unregister(), error)
+        raise_or_note(self._unregister(), error)

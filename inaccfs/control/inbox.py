@@ -1,4 +1,4 @@
-"""What a peer sends: its bytes as commands, and the fds that go with some.
+"""The input of a peer: bytes parsed to commands, and the fds of some of them.
 
 A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are
 some. So we know what comes before we read it. Fds that no command takes we leave to the
@@ -22,6 +22,7 @@ from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from inaccfs.control.closings import Closings, Received, Receiver
     from inaccfs.control.messages import Command
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 # The peer has hung up.
 _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
-# So little that one who floods us does not keep others waiting.
+# So little that a peer that floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
 
@@ -69,12 +70,14 @@ class Inbox:
         device: str,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
+        joined: Callable[[], AbstractContextManager[None]],
         wait_room: Callable[[], Awaitable[None]],
     ) -> None:
         """*limit* is how many bytes a message may have.
 
-        *take* gets each command, and *refuse* the reply to what is none. *device* is
-        the number of the mount whose fds are taken.
+        *take* gets each command, and *refuse* the reply to what is none. In a *joined*
+        block replies go together. *device* is the number of the mount whose fds are
+        taken.
         """
         self._connection: Final = connection
         self._uid: Final = uid
@@ -84,7 +87,8 @@ class Inbox:
         self._device: Final = device
         self._take: Final = take
         self._refuse: Final = refuse
-        # Waits until the peer has read enough of what it was sent.
+        self._joined: Final = joined
+        # Waits until the peer has read enough of its replies and events.
         self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
         # The fd for the object that has begun, if that takes one.
@@ -93,7 +97,7 @@ class Inbox:
         self._is_closing = False
 
     def read(self) -> Event:
-        """Read what is there, unless fds come with it, and deal with it."""
+        """Read and process the data that is there, unless fds come with it."""
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
@@ -103,7 +107,7 @@ class Inbox:
         except BlockingIOError:
             return Event.NOTHING
         except OSError:
-            # Reset, mostly; whatever it is, no more can be read.
+            # Reset, mostly; in any case no more can be read.
             return Event.END
         if not data:
             return Event.END
@@ -115,9 +119,10 @@ class Inbox:
             else:
                 self._take(command, request_id, NO_FD)
                 return Event.READ
-        for found in self._stream.feed(data):
-            if not self._deal(found):
-                return Event.END
+        with self._joined():
+            for found in self._stream.feed(data):
+                if not self._deal(found):
+                    return Event.END
         return Event.READ
 
     async def read_with_fds(self) -> Event:

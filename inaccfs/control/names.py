@@ -28,18 +28,19 @@ class Names:
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.GetFd: self._getfd,
             messages.CloseFd: self._closefd,
             messages.MemfdCreate: self._memfd_create,
             messages.GetMemory: self._get_memory,
             messages.QueryFile: self._query_file,
+            messages.QueryMap: self._query_map,
             messages.MemoryFailure: self._memory_failure,
         }
 
     def close(self) -> None:
-        """The peer has gone: forget its names."""
+        """The peer has disconnected: forget its names."""
         while self._fdnames:
             self._fdnames.popitem()[1].close()
 
@@ -142,6 +143,10 @@ class Names:
             return queries.describe(
                 opened.name, opened.ino, opened.file, opened.opens - 1
             )
+
+    async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
+        with closing(self.open(command.file)) as opened:
+            return await queries.page_map(self._context, opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

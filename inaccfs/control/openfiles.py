@@ -16,7 +16,7 @@ class OpenFile(Protocol):
 
     @property
     def file(self) -> InaccessibleFile:
-        """What the shim has of it."""
+        """Its state in the shim."""
 
     @property
     def ino(self) -> int:
@@ -63,6 +63,9 @@ class Files(Protocol):
         Files may come and go meanwhile. A file may be used only until the next one is
         asked for.
         """
+
+    def name(self, ino: int) -> str:
+        """What people call inode *ino*, open or not; empty if there is none."""
 
     def at(
         self, ino: int

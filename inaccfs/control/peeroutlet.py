@@ -1,8 +1,9 @@
-"""What a peer is sent, and how much of it may wait until the peer reads it."""
+"""The output of a peer, and how much of it may wait until the peer reads it."""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -12,15 +13,19 @@ from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import trio
 
     from inaccfs.control.limits import Policy
 
 
+# So many bytes of short replies go into one send(2), which costs more than they do.
+_JOINED_BYTES: Final = 2048
+
+
 class Backlog:
-    """What waits for all peers to read it."""
+    """The output of all peers that is not read yet."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -60,6 +65,8 @@ class PeerOutlet:
         self.nursery: trio.Nursery | None = None
         self._writing = False
         self._closed = False
+        # What has been sent in a `joined` block, and goes with what follows there.
+        self._joined: bytearray | None = None
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -83,6 +90,8 @@ class PeerOutlet:
         and something of it for this one.
         """
         waiting = self._outlet.waiting
+        if self._joined is not None:
+            waiting += len(self._joined)
         if not waiting:
             return False
         limits = self._policy.limits
@@ -90,6 +99,17 @@ class PeerOutlet:
 
     def send(self, data: bytes, fd: int = -1) -> None:
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+        if self._joined is not None:
+            if fd < 0 and len(self._joined) < _JOINED_BYTES:
+                self._joined += data
+                return
+            self._send_joined()
+            self._joined = bytearray()
+        self._send(data, fd)
+        if self._outlet.waiting:
+            self._check()
+
+    def _send(self, data: bytes, fd: int = -1) -> None:
         if self._closed:
             if fd >= 0:
                 os.close(fd)
@@ -104,14 +124,34 @@ class PeerOutlet:
             return
         if outlet.waiting != before:
             self._count(before)
-            self._check()
             self._write_later()
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Send what is short together, at the latest when the with block ends.
+
+        To be used where one read has brought many commands. Nothing may be awaited.
+        """
+        self._joined = bytearray()
+        try:
+            yield
+        finally:
+            self._send_joined()
+
+    def _send_joined(self) -> None:
+        data, self._joined = self._joined, None
+        # Without a check: nearly always these are replies, which `is_full` limits.
+        if data:
+            self._send(bytes(data))
 
     def offer(self, data: bytes) -> bool:
         """Send *data* if there is room now; else drop it, count it, and return false.
 
         Never blocks, never raises, and never leads to the peer's eviction.
         """
+        if self._joined is not None:
+            self._send_joined()
+            self._joined = bytearray()
         if self._closed:
             return False
         before = self._outlet.waiting
@@ -145,7 +185,7 @@ class PeerOutlet:
     def _check(self) -> None:
         """Evict a peer that leaves too much unread: this one, or the worst of all."""
         # Replies wait for output to be read; only events can come to so much. The
-        # first message may be a reply, which is as long as it likes.
+        # first message may be a reply, which may have any length.
         limits = self._policy.limits
         events = self._outlet.waiting_after_first
         if events > limits.output:

@@ -17,9 +17,10 @@ import msgspec
 from inaccfs import errnos
 from inaccfs.control import messages
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
+from inaccfs.errors import PageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # Any JSON that the peer has chosen, repeated to the letter; empty if it has none.
 RequestId = msgspec.Raw
@@ -33,6 +34,22 @@ _encoder: Final = msgspec.json.Encoder()
 _any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
+class _Decoders(dict[str, msgspec.json.Decoder[Any]]):
+    """Decoders of types by name. Each is made when it is first needed.
+
+    Most peers use few of them, and to make them all takes a while.
+    """
+
+    def __init__(self, types: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._types: Final = types
+
+    def __missing__(self, name: str) -> msgspec.json.Decoder[Any]:
+        # A KeyError here is for who has asked.
+        made = self[name] = msgspec.json.Decoder(self._types[name])
+        return made
+
+
 class Framing:
     """Takes what a server sends apart into messages, of which no line has two.
 
@@ -43,7 +60,7 @@ class Framing:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add what has been received; take the messages that are whole."""
+        """Add received data; return the complete messages."""
         if not self._pending and data.find(b"\n") + 1 == len(data):
             # One message, as nearly always.
             if not data.isspace():
@@ -66,7 +83,7 @@ class Framing:
 
 
 def _is_whole(data: bytearray) -> bool:
-    """Whether *data* is JSON, or too deep to tell: it is refused then."""
+    """Whether *data* is JSON, or nested too deeply to check: it is refused then."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
@@ -99,9 +116,7 @@ class MalformedError(BadRequestError):
 
 
 _envelope_decoder: Final = msgspec.json.Decoder(_Envelope)
-_command_decoders: Final = {
-    name: msgspec.json.Decoder(command) for name, command in COMMANDS.items()
-}
+_command_decoders: Final = _Decoders(COMMANDS)
 
 
 def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
@@ -113,18 +128,19 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
     """
     try:
         envelope = _envelope_decoder.decode(line)
-        # Told back to the letter, and looked at by nobody else.
+        # Returned as it is, and not used otherwise.
         if not (request_id := bytes(envelope.id)).isascii():
             request_id.decode()
     except _NOT_JSON as exc:
         raise MalformedError("GenericError", f"EINVAL: {exc}", NO_ID) from exc
-    decoder = _command_decoders.get(envelope.execute)
-    if decoder is None:
+    try:
+        decoder = _command_decoders[envelope.execute]
+    except KeyError:
         raise BadRequestError(
             "CommandNotFound",
             f"The command {envelope.execute} has not been found",
             envelope.id,
-        )
+        ) from None
     try:
         return decoder.decode(envelope.arguments), envelope.id
     except _NOT_JSON as exc:
@@ -173,9 +189,17 @@ def encode_return(
     return _with_id({"return": value, "next": next_start}, request_id)
 
 
-def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
-    """The reply to one that was not; *kind* is the class of QMP."""
-    return _with_id({"error": {"class": kind, "desc": description}}, request_id)
+def encode_error(
+    kind: str, description: str, request_id: RequestId, offset: int | None = None
+) -> bytes:
+    """The reply to one that was not; *kind* is the class of QMP.
+
+    *offset* is the page that is to blame, if one is.
+    """
+    error: dict[str, object] = {"class": kind, "desc": description}
+    if offset is not None:
+        error["offset"] = offset
+    return _with_id({"error": error}, request_id)
 
 
 def encode_event(event: Event) -> bytes:
@@ -187,7 +211,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def greeting() -> bytes:
-    """What a peer gets first."""
+    """The first message to a peer."""
     return _with_id({"QMP": {"version": messages.version(), "capabilities": []}}, NO_ID)
 
 
@@ -196,6 +220,8 @@ class ErrorInfo(msgspec.Struct, frozen=True):
 
     kind: str = msgspec.field(name="class")
     desc: str
+    # The page that is to blame, if one is.
+    offset: int | None = None
 
 
 class _Incoming(msgspec.Struct, frozen=True):
@@ -231,12 +257,10 @@ class NotQmpError(Exception):
 
 
 _incoming_decoder: Final = msgspec.json.Decoder(_Incoming)
-_event_decoders: Final = {
-    name: msgspec.json.Decoder(event) for name, event in EVENTS.items()
-}
-_return_decoders: Final[dict[type[Command], msgspec.json.Decoder[Any]]] = {
-    command: msgspec.json.Decoder(command.returns) for command in COMMANDS.values()
-}
+_event_decoders: Final = _Decoders(EVENTS)
+_return_decoders: Final = _Decoders(
+    {name: command.returns for name, command in COMMANDS.items()}
+)
 
 
 def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
@@ -248,8 +272,10 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     try:
         found = _incoming_decoder.decode(line)
         if found.event is not None:
-            decoder = _event_decoders.get(found.event)
-            return None if decoder is None else decoder.decode(found.data)
+            if found.event not in EVENTS:
+                return None
+            event: Event = _event_decoders[found.event].decode(found.data)
+            return event
     except _NOT_JSON as exc:
         raise NotQmpError(f"not QMP: {exc}") from exc
     if found.error is not None:
@@ -268,7 +294,7 @@ def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: A
         NotQmpError: the server has returned something else.
     """
     try:
-        return _return_decoders[command].decode(value)
+        return _return_decoders[command.name].decode(value)
     except _NOT_JSON as exc:
         raise NotQmpError(f"{command.name} returned something else: {exc}") from exc
 
@@ -276,7 +302,9 @@ def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: A
 def encode_os_error(exc: OSError, request_id: RequestId) -> bytes:
     """The reply to a command that failed: its text begins with the errno's name."""
     name = errnos.NAMES.get(exc.errno or errno.EIO, "EIO")
-    return encode_error("GenericError", f"{name}: {exc.strerror}", request_id)
+    offset = exc.offset if isinstance(exc, PageError) else None
+    description = f"{name}: {exc.strerror}"
+    return encode_error("GenericError", description, request_id, offset)
 
 
 _ERRNO: Final = re.compile(r"(E[A-Z0-9]+): (.*)", re.DOTALL)

@@ -43,7 +43,7 @@ _BUILTINS: Final[dict[type[inspect.Type], tuple[str, str]]] = {
 
 @cache
 def schema() -> list[SchemaInfo]:
-    """What `query-qmp-schema` returns. Shared by all callers: not to be changed."""
+    """The return of `query-qmp-schema`. All callers share it: do not change it."""
     return introspect(messages.COMMANDS.values(), messages.EVENTS.values())
 
 
@@ -56,12 +56,12 @@ def introspect(
         TypeError: QMP has no type for a member's, or two types have one name.
     """
     types = _Types()
-    told = [_command(command, types) for command in commands]
-    told += [
+    schema = [_command(command, types) for command in commands]
+    schema += [
         {"name": event.name, "meta-type": "event", "arg-type": types.name_of(event)}
         for event in events
     ]
-    return [*told, *types.infos.values()]
+    return [*schema, *types.infos.values()]
 
 
 def _command(command: type[Command], types: _Types) -> SchemaInfo:
@@ -71,7 +71,7 @@ def _command(command: type[Command], types: _Types) -> SchemaInfo:
         "arg-type": types.name_of(command),
         "ret-type": types.name_of(command.returns),
     }
-    # QEMU's place for what a client must know and no type tells.
+    # QEMU's place for what a client must know and the types do not show.
     features = {
         "owner-only": command.owner_only,
         "takes-fd": command.takes_fd,
@@ -146,7 +146,7 @@ class _Types:
             )
         info: SchemaInfo = {"name": field.encode_name, "type": self._use(kind)}
         if not field.required:
-            # Null says that it may be left out, not what it is then.
+            # Null says that it may be left out, but not the default.
             info["default"] = None
         return info
 

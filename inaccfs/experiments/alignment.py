@@ -68,7 +68,7 @@ def _aligned(place: _Place) -> bool:
     return place.offset % _bytes(_fitting(place.size)) == 0
 
 
-def _told(accepted: bool) -> str:
+def _outcome(accepted: bool) -> str:
     return "ok" if accepted else "EINVAL"
 
 
@@ -111,7 +111,7 @@ def _row(bench: Bench, place: _Place) -> list[object]:
             place.name,
             *map(_size, (place.gpa, place.offset, place.size)),
             *(_LEVELS[_allowed(slot)], *got),
-            *(_told(_congruent(place)), _told(_aligned(place))),
+            *(_outcome(_congruent(place)), _outcome(_aligned(place))),
         ]
 
 

@@ -128,7 +128,7 @@ class _Guest:
         self.peak = max(self.peak, private + shared)
         return private, shared, self.vm.double_allocated()
 
-    def told(self) -> str:
+    def counted(self) -> str:
         private, shared, both = self.count()
         return f"{private}+{shared}" + (f" ({both})" if both else "")
 
@@ -152,7 +152,7 @@ def _live(bench: Bench, allocates: str, *, punches: bool) -> list[object]:
             except MemoryFaultExit as exc:
                 found.append(NAMES[exc.errno])
                 break
-            found.append(guest.told())
+            found.append(guest.counted())
         found += ["-"] * (len(_STEPS) + 2 - len(found))
         return [*found, guest.peak, guest.conversions, guest.enoents]
 

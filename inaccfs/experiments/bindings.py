@@ -33,11 +33,11 @@ class _Taken(NamedTuple):
     """The median time of a punch, in µs, and how many notifiers it reached."""
 
     time: float
-    told: float
+    reached: float
 
     @property
     def shown(self) -> tuple[int, int]:
-        return round(self.time), round(self.told)
+        return round(self.time), round(self.reached)
 
 
 class Tree(V8):
@@ -55,7 +55,7 @@ _ANSWER: Final = (
 
 
 class _Peer:
-    """All notifiers, on one connection. Answers what it has read with one write."""
+    """All notifiers, on one connection. Answers all events read with one write."""
 
     def __init__(self, bench: Bench, path: str, *, binds: bool, aliases: bool) -> None:
         self._path: Final = path
@@ -124,8 +124,8 @@ def _measure(bench: Bench, *, binds: bool, aliases: bool = False) -> list[_Taken
             times = 1 + max(min(_EVENTS // concerned, 100), 3)
             events = bench.shim.query_stats().events
             samples = [_punch(fd) for _ in range(times)]
-            told = (bench.shim.query_stats().events - events) / times
-            found.append(_Taken(statistics.median(samples[1:]), told))
+            reached = (bench.shim.query_stats().events - events) / times
+            found.append(_Taken(statistics.median(samples[1:]), reached))
     return found
 
 
@@ -148,7 +148,7 @@ def _run(lab: Lab) -> None:
                 name = f"{bench.semantics}, one page"
                 series[name] = _measure(bench, binds=True, aliases=True)
     lab.table(
-        ["notifiers", *(word for name in series for word in (name, "told"))],
+        ["notifiers", *(word for name in series for word in (name, "reached"))],
         [
             [number, *(word for each in series.values() for word in each[at].shown)]
             for at, number in enumerate(_NUMBERS)

@@ -61,7 +61,7 @@ def _fragmented() -> Iterator[None]:
         yield
     finally:
         os.close(scraps)
-        # Somebody may do the same at the same time.
+        # Another process may do the same at the same time.
         _LISTS.write_text("0" if before == _SHORT else before)
 
 
@@ -164,12 +164,12 @@ def _watch(bench: Bench, mover: Callable[[Bench, _Guest], str]) -> list[object]:
         events = bench.shim.query_stats().events
         outcome = mover(bench, guest)
         stale = guest.stale()
-        told = bench.shim.query_stats().events - events
+        sent = bench.shim.query_stats().events - events
         if not stale:
-            return [outcome, 0, "none", told, 0]
+            return [outcome, 0, "none", sent, 0]
         others = Neighbour(stack, bench.shim, _OTHERS)
         others.take(_OTHERS)
-        return [outcome, len(stale), "some", told, len(stale & others.frames)]
+        return [outcome, len(stale), "some", sent, len(stale & others.frames)]
 
 
 def _run(lab: Lab) -> None:
@@ -180,15 +180,15 @@ def _run(lab: Lab) -> None:
         # Huge pages only on request, which MADV_COLLAPSE is.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
-            held = bench.shim.query_status().pinning.split(" ")[0]
+            pins = bench.shim.query_status().pinning.split(" ")[0]
             for name, mover in _MOVERS:
                 for _ in range(_TRIES if movable else 1):
                     if "some" in (found := _watch(bench, mover)):
                         break
                 rule = "may move" if movable else "stays"
-                rows.append((bench.semantics, rule, held, name, *found))
+                rows.append((bench.semantics, rule, pins, name, *found))
     lab.say(f"Of {_MAPPED} pages that KVM has mapped, and put")
-    head = "rules", "a page", "held by", "the kernel", "", "moved", "", "events"
+    head = "rules", "a page", "pinned by", "the kernel", "", "moved", "", "events"
     lab.table([*head, "now another's"], rows)
 
 

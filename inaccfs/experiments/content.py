@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 
-# The data that is written, and the names of what is read.
+# The data that is written, and the names of data that is read.
 _PUBLIC: Final = b"public".ljust(_PAGE, b".")
 _SECRET: Final = b"secret".ljust(_PAGE, b"!")
 _NAMES: Final = {_PUBLIC: "public", _SECRET: "secret", bytes(_PAGE): "zeros"}

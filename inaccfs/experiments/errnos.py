@@ -131,7 +131,7 @@ def _where(rule: str, values: str, step: _Step) -> _Step:
 
 
 _bound = partial(_where, "scope", "range")
-_told = partial(_where, "memory_failure", "error invalidate")
+_reported = partial(_where, "memory_failure", "error invalidate")
 
 _STEPS: Final[tuple[tuple[str, _Step], ...]] = (
     ("truncate to the same size", _truncate(_SIZE)),
@@ -155,7 +155,7 @@ _STEPS: Final[tuple[tuple[str, _Step], ...]] = (
     ("get-pfn of a hole", lambda to: _get_pfn(to, 2)),
     ("get-pfn past the end", lambda to: _get_pfn(to, _PAGES)),
     ("get-pfn, nobody bound", _bound(lambda to: to.file.get_pfn(1))),
-    ("get-pfn, poisoned", _told(_get_poisoned)),
+    ("get-pfn, poisoned", _reported(_get_poisoned)),
     ("get-pfn, locked", _where("references", "locked", _get_locked)),
     ("put without get", _put),
     ("memory-failure", lambda to: to.file.memory_failure(1)),

@@ -22,7 +22,7 @@ _HUGE: Final = pages_of_level(PG_LEVEL_2M)
 _SIZE: Final = _HUGE * PAGE_SIZE
 
 # The page that is punched, and the guest's data there and in the page before it.
-_GONE: Final = 100
+_PUNCHED: Final = 100
 _SECRET: Final = b"secret"
 
 
@@ -36,18 +36,19 @@ class _Guest:
         self._puts: Final = rules.keeps_references
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
         # The ranges of the events to KVM since they were last shown.
-        self._told: list[str] = []
+        self._events: list[str] = []
         self.vm: Final = stack.enter_context(
             VM(self._shim, default_private=True, hooks=self._hook)
         )
         add_slot(self.vm, self._fd, 0, _HUGE)
         self._vcpu: Final = self.vm.create_vcpu()
-        for page in (_GONE - 1, _GONE):
+        for page in (_PUNCHED - 1, _PUNCHED):
             self._vcpu.write(page * PAGE_SIZE, _SECRET)
 
     def _hook(self, point: str, start: int, end: int) -> None:
         if point == "invalidate:begin":
-            self._told.append(f"{start}" if end == start + 1 else f"{start}-{end - 1}")
+            pages = f"{start}" if end == start + 1 else f"{start}-{end - 1}"
+            self._events.append(pages)
 
     # --- actions -----------------------------------------------------------------
 
@@ -94,9 +95,9 @@ class _Guest:
                 file.put_pfn(extent.pfn, extent.count)
         return "2M" if 1 << found[0].order == _HUGE else "smaller"
 
-    def told(self) -> str:
-        told, self._told = self._told, []
-        return ", ".join(told) or "-"
+    def events(self) -> str:
+        events, self._events = self._events, []
+        return ", ".join(events) or "-"
 
     def there(self) -> tuple[int, str, str]:
         """The allocated memory, page 0's folio, and the level of its mapping."""
@@ -108,10 +109,10 @@ class _Guest:
 # --- a page is punched ----------------------------------------------------------------
 
 _STEPS: Final[tuple[tuple[str, Callable[[_Guest], str | None]], ...]] = (
-    (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),
-    (f"punch page {_GONE}", lambda guest: guest.punch(_GONE, 1)),
-    (f"touch page {_GONE - 1}", lambda guest: guest.read(_GONE - 1)),
-    (f"allocate page {_GONE}", lambda guest: guest.allocate(_GONE, 1)),
+    (f"touch page {_PUNCHED - 1}", lambda guest: guest.read(_PUNCHED - 1)),
+    (f"punch page {_PUNCHED}", lambda guest: guest.punch(_PUNCHED, 1)),
+    (f"touch page {_PUNCHED - 1}", lambda guest: guest.read(_PUNCHED - 1)),
+    (f"allocate page {_PUNCHED}", lambda guest: guest.allocate(_PUNCHED, 1)),
     ("touch all", _Guest.touch),
     ("zap all, touch all", _Guest.touch_anew),
     ("MADV_COLLAPSE", _Guest.collapse),
@@ -128,10 +129,10 @@ def _punched(bench: Bench) -> Iterator[list[object]]:
         guest = _Guest(stack, bench)
         for name, step in _STEPS:
             outcome = step(guest) or ""
-            told, allocated, folio = guest.told(), guest.allocated, guest.folio()
+            events, allocated, folio = guest.events(), guest.allocated, guest.folio()
             small, huge, _ = guest.vm.stats.mapped
             stale = len(guest.vm.stale_sptes())
-            yield [name, outcome, told, allocated, folio, huge, small, stale]
+            yield [name, outcome, events, allocated, folio, huge, small, stale]
 
 
 # --- a page is converted, and comes back ----------------------------------------------
@@ -142,14 +143,14 @@ class _Deferring:
 
     def __init__(self, guest: _Guest) -> None:
         self._guest: Final = guest
-        self._gone: Final[set[int]] = set()
+        self._shared: Final[set[int]] = set()
 
     def convert(self, gpa: int, size: int, *, private: bool) -> None:
         self._guest.vm.set_memory_attributes(gpa, size, private=private)
-        (self._gone.discard if private else self._gone.add)(gpa)
-        if len(self._gone) == _HUGE:
+        (self._shared.discard if private else self._shared.add)(gpa)
+        if len(self._shared) == _HUGE:
             self._guest.punch(0, _HUGE)
-            self._gone.clear()
+            self._shared.clear()
 
 
 def _converted(bench: Bench, *, defers: bool) -> Iterator[list[object]]:
@@ -157,13 +158,13 @@ def _converted(bench: Bench, *, defers: bool) -> Iterator[list[object]]:
         guest = _Guest(stack, bench)
         convert = _Deferring(guest).convert if defers else Vmm(guest.vm).convert
         policy = "deferred" if defers else "at once"
-        convert(_GONE * PAGE_SIZE, PAGE_SIZE, private=False)
+        convert(_PUNCHED * PAGE_SIZE, PAGE_SIZE, private=False)
         guest.read(0)
         yield [policy, "one page to shared", *guest.there(), "-"]
-        convert(_GONE * PAGE_SIZE, PAGE_SIZE, private=True)
+        convert(_PUNCHED * PAGE_SIZE, PAGE_SIZE, private=True)
         if not guest.allocates:
-            guest.allocate(_GONE, 1)
-        content = guest.read(_GONE)
+            guest.allocate(_PUNCHED, 1)
+        content = guest.read(_PUNCHED)
         yield [policy, "and back", *guest.there(), content]
         for page in range(_HUGE):
             convert(page * PAGE_SIZE, PAGE_SIZE, private=False)
@@ -195,15 +196,15 @@ def _run(lab: Lab) -> None:
     before: list[list[object]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", huge="always") as bench:
-            held = bench.shim.query_status().pinning.split(" ")[0]
-            lab.say("\n" * bool(before) + f"{bench.semantics}, pages held by: {held}")
-            head = ["", "", "told", "allocated", "folio", "by 2M", "by 4K", "stale"]
+            pins = bench.shim.query_status().pinning.split(" ")[0]
+            lab.say("\n" * bool(before) + f"{bench.semantics}, pages pinned by: {pins}")
+            head = ["", "", "events", "allocated", "folio", "by 2M", "by 4K", "stale"]
             lab.table(head, _undisturbed(bench, _punched))
             rows = _undisturbed(bench, _converted_all)
         if rows != before:
             lab.say()
             head = ["the VMM punches", "", "allocated", "folio", "page 0"]
-            lab.table([*head, f"in page {_GONE}"], rows)
+            lab.table([*head, f"in page {_PUNCHED}"], rows)
         before = rows
 
 

@@ -1,4 +1,4 @@
-"""What an experiment uses: mounts, and output."""
+"""The tools of an experiment: mounts, and output."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A table that an experiment has shown."""
+
+    head: list[str]
+    # Numbers stay numbers; all else is text.
+    rows: list[list[int | float | str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """A mount, and a client of it."""
 
@@ -55,6 +64,9 @@ class Lab:
         """*show* takes a line; *plot* is where an SVG goes, if anywhere."""
         self.semantics: Final = tuple(semantics)
         self.plot: Final = plot
+        # What was shown so far, for programs.
+        self.tables: Final[list[Table]] = []
+        self.lines: Final[list[str]] = []
         self._show: Final = show
 
     @staticmethod
@@ -74,10 +86,16 @@ class Lab:
 
     def say(self, text: str = "") -> None:
         """Show a line."""
+        self.lines.append(text)
         self._show(text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table, with numbers aligned right."""
+        """Show a table, with numbers aligned right.
+
+        Raises:
+            ValueError: a row is not as long as *head*.
+        """
+        self.tables.append(Table(list(head), [list(map(_plain, row)) for row in rows]))
         cells = [list(map(str, row)) for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
         right = [
@@ -91,3 +109,7 @@ class Lab:
                     for cell, width, flush in zip(line, widths, right, strict=True)
                 ).rstrip()
             )
+
+
+def _plain(cell: object) -> int | float | str:
+    return cell if isinstance(cell, int | float) else str(cell)

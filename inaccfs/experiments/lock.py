@@ -25,20 +25,20 @@ class _Unchecked(parts.Watched):
     simulated KVM.
     """
 
-    __slots__ = ("_told",)
+    __slots__ = ("_calls",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: list[str] = []
+        self._calls: list[str] = []
 
     def begin(self, start: int, end: int) -> None:
         super().begin(start, end)
-        self._told.append("begin")
+        self._calls.append("begin")
 
     def end(self) -> None:
         self.seq += 1
         self.in_progress -= 1
-        self._told.append("end")
+        self._calls.append("end")
 
     def covers(self, start: int, end: int) -> bool:
         """As in C, where any number but 0 is true."""
@@ -47,8 +47,8 @@ class _Unchecked(parts.Watched):
 
     def since(self) -> tuple[str, int]:
         """The calls since the last `since`, and in_progress now."""
-        told, self._told = self._told, []
-        return " ".join(told) or "nothing", self.in_progress
+        calls, self._calls = self._calls, []
+        return " ".join(calls) or "nothing", self.in_progress
 
 
 class _Guest:

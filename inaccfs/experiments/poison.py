@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: which events, which calls wait, when is it dropped?"""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class _Guest:
         stack.callback(os.close, self.fd)
         fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
         self.other: Final[File] = stack.enter_context(other.file(self.fd))
-        # Set when KVM has been told and has not zapped yet; and when it may, and has.
-        self.told: Final = Event()
+        # Set when KVM has the event and has not zapped yet; when it may; when it has.
+        self.got_event: Final = Event()
         self.may_zap: Final = Event()
         self.zapped: Final = Event()
         self.vm: Final = stack.enter_context(
@@ -103,7 +103,7 @@ class _Guest:
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         if point == "invalidate:begin":
-            self.told.set()
+            self.got_event.set()
             self.may_zap.wait(_PATIENCE)
         elif point == "invalidate:end":
             self.zapped.set()
@@ -138,7 +138,7 @@ class _Guest:
         if reply != "ok":
             return reply
         self.zapped.wait(_PATIENCE)
-        return f"ok, told {self.vm.stats.invalidations - before}x"
+        return f"ok, events: {self.vm.stats.invalidations - before}"
 
 
 def _column(bench: Bench) -> list[tuple[str, str]]:
@@ -149,8 +149,8 @@ def _column(bench: Bench) -> list[tuple[str, str]]:
         window = _read_in_window(guest)
         rows = [
             ("memory-failure", reply),
-            ("a notifier hears", ", ".join(heard) or "nothing"),
-            ("who reports waits for it", ("no", "yes")[waited] if heard else "-"),
+            ("a notifier gets", ", ".join(heard) or "nothing"),
+            ("the reporter waits for it", ("no", "yes")[waited] if heard else "-"),
             ("guest reads meanwhile", window),
             ("guest had mapped, and has", f"{mapped}, {guest.mapped(_POISONED)}"),
             ("guest reads the page", guest.read(_POISONED)),
@@ -159,7 +159,7 @@ def _column(bench: Bench) -> list[tuple[str, str]]:
             ("and maps it with", guest.mapped(_NEIGHBOUR)),
             ("another's get-pfn of it", guest.get_pfn(_NEIGHBOUR)),
             ("so the page is mapped by", guest.mapped(_POISONED)),
-            ("pages gone from the file", str(had - guest.other.query().allocated)),
+            ("pages removed by that", str(had - guest.other.query().allocated)),
             ("reported again", guest.report(_POISONED)),
         ]
         guest.punch(_POISONED)
@@ -176,8 +176,8 @@ def _read_in_window(guest: _Guest) -> str:
     """What a vCPU reads after KVM has got the event, if any, and before it zaps."""
     with ThreadPoolExecutor() as pool:
         report = pool.submit(guest.report, _POISONED)
-        report.add_done_callback(lambda _: guest.told.set())
-        guest.told.wait(_PATIENCE)
+        report.add_done_callback(lambda _: guest.got_event.set())
+        guest.got_event.wait(_PATIENCE)
         found = guest.read(_POISONED)
         guest.may_zap.set()
     return found

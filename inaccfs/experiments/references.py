@@ -101,7 +101,7 @@ def _share(world: _World) -> dict[str, object]:
                 if exc.errno != errno.EAGAIN:
                     raise
                 refused += 1
-    told = world.shim.query_stats().events
+    before = world.shim.query_stats().events
     punching = world.punching()
     puts = 0
     if not world.locks:
@@ -109,14 +109,14 @@ def _share(world: _World) -> dict[str, object]:
     for frame in frames if world.puts else ():
         if not punching.done():
             # Nor has it sent an event.
-            assert world.shim.query_stats().events == told
+            assert world.shim.query_stats().events == before
             puts += 1
         user.put_pfn(frame)
     punching.result(parts.PATIENCE)
     return {
         "another's get-pfn of pages in use: refused": refused,
         "a punch of pages in use waits for: puts": puts,
-        "  and answers": world.shim.query_stats().events - told,
+        "  and answers": world.shim.query_stats().events - before,
     }
 
 
@@ -162,7 +162,7 @@ def _forget(world: _World) -> dict[str, object]:
     kept = sum(each.count * each.references for each in references if each.punched)
     world.neighbour.take(_PAGES)
     return {
-        "who never puts, after a punch: frames kept": kept,
+        "a user that never puts, after a punch: frames kept": kept,
         "  frames it knows that another file has": len(
             world.neighbour.frames.intersection(frames)
         ),
@@ -176,10 +176,10 @@ def _kill(world: _World) -> dict[str, object]:
     world.user()
     with world.shim.file(world.fd) as file:
         with parts.victim(world.bench.mount, world.fd, _PAGES):
-            held = file.query().referenced
+            before = file.query().referenced
         parts.until(lambda: not file.query().referenced)
         left = file.query().referenced
-    return {"who is killed: references before": held, "  and after": left}
+    return {"a user that is killed: references before": before, "  and after": left}
 
 
 def _punch_own(world: _World) -> dict[str, object]:
@@ -188,7 +188,7 @@ def _punch_own(world: _World) -> dict[str, object]:
     user.get_pfns(0, _PAGES)
     world.punch()
     outcome = "returns" if _lives(user) else "deadlock"
-    return {"who punches what it has got itself": outcome}
+    return {"a user that punches its own pages": outcome}
 
 
 # How long a locked page may delay a punch; in the kernel there is no limit.

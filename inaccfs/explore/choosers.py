@@ -17,20 +17,49 @@ class UnstableError(Exception):
     """The same choices have led somewhere else."""
 
 
+_MOST_CHANGES: Final = 3
+
+# In steps: changes come before the end of most schedules.
+_SHORT: Final = 30
+
+
 class Chance:
-    """At random."""
+    """At random: each step, and in every other schedule few switches.
+
+    Some bugs show where actors alternate all the time, and others where one is held up
+    for long. For the latter actors have priorities, which change up to three times: see
+    Burckhardt and others, ASPLOS 2010.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self._dice: Final = random.Random(seed)
         self.steps: list[Step] = []
+        self._by_step = False
+        # By actor; the highest one goes on, but at a change it becomes the lowest.
+        self._priorities: dict[int, float] = {}
+        self._changes: set[int] = set()
 
     def begin(self) -> None:
         """A schedule begins."""
         self.steps = []
+        self._by_step = not self._by_step
+        if self._by_step:
+            return
+        self._priorities = {}
+        count = self._dice.randrange(_MOST_CHANGES + 1)
+        self._changes = {self._dice.randrange(_SHORT) for _ in range(count)}
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`."""
-        return self._dice.choice(enabled)
+        if self._by_step:
+            return self._dice.choice(enabled)
+        priorities = self._priorities
+        for actor in enabled:
+            if actor not in priorities:
+                priorities[actor] = self._dice.random()
+        if depth in self._changes and current in enabled:
+            priorities[current] = -depth
+        return max(enabled, key=priorities.__getitem__)
 
     def record(self, step: Step) -> None:
         """See `Chooser`."""
@@ -45,7 +74,7 @@ class Chance:
 
 
 class Replay(Chance):
-    """One schedule; behind its end each actor goes on as long as it can."""
+    """One schedule; after its end each actor goes on as long as it can."""
 
     def __init__(self, wanted: Sequence[int]) -> None:
         super().__init__()
@@ -257,12 +286,12 @@ class All(_Tree):
     def _races(self) -> None:
         by_key: dict[Key, list[tuple[int, bool]]] = {}
         clocks: dict[int, Clock] = {}
-        held: dict[int, set[Key]] = {}
+        holding: dict[int, set[Key]] = {}
         for index, node in enumerate(self.stack):
             step = node.step
             assert step is not None
             actor = node.chosen
-            mine = held.setdefault(actor, set())
+            mine = holding.setdefault(actor, set())
             node.holds = frozenset(mine)
             if step.taken:
                 mine.update(step.taken)

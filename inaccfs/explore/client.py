@@ -9,11 +9,13 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
+from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections import Counter
+    from collections.abc import Callable, Sequence
     from typing import Unpack
 
     from inaccfs.explore.schedule import Key, Schedule
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         ShimCallbacks,
         ShimFileInfo,
         ShimPins,
+        ShimRun,
         ShimSemantics,
     )
     from inaccfs.shim.frames import Extent
@@ -55,7 +58,7 @@ class Registered:
 
 
 class _Client(Client):
-    """Tracks that it is disconnected, whoever does that."""
+    """Tracks that it is disconnected, by either side."""
 
     explored: ExploredClient
 
@@ -70,6 +73,7 @@ class _Client(Client):
                 if schedule.runs:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")
+        explored.held.clear()
         super().disconnect(why)
 
 
@@ -84,10 +88,13 @@ class ExploredClient:
         name: str,
         numbers: dict[int, int],
         who: int,
+        held: Counter[int],
         *,
         puts_late: bool = False,
     ) -> None:
         """*numbers* has a number for each file, by st_ino; *who* is its own.
+
+        *held* gets the references that it has, by frame.
 
         With *puts_late* references are put by an actor of their own, as a client sends
         a put-pfn and goes on.
@@ -96,6 +103,7 @@ class ExploredClient:
         self.name: Final = name
         self.loop: Final = loop
         self.numbers: Final = numbers
+        self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
         # Events that no callback has been called for, and puts that have been sent.
@@ -105,6 +113,9 @@ class ExploredClient:
         # What a weaker KVM does: see `inaccfs.explore.weaker`.
         self.puts_each = 1
         self.unregisters = True
+        self.bug: Callable[[], object] = bool
+        # It asks for the page beside the one that it means.
+        self.asks_beside = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
         # Each VM listens in a thread of its own.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
@@ -122,6 +133,8 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
+        event, start, end = due.notice[:3]
+        self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
             due.answer()
@@ -135,7 +148,7 @@ class ExploredClient:
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
-            event, start, end, _ = due.notice
+            event, start, end = due.notice[:3]
             schedule.note(f"{event} [{start}, {end})")
             if self.listen is None:
                 self.call(due)
@@ -190,6 +203,7 @@ class ExploredFile:
         self._file: Final = file
         self._schedule: Final = client.schedule
         self._number: Final = client.numbers[file.ino]
+        self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
         self._pages: Final[dict[int, int]] = {}
@@ -203,6 +217,11 @@ class ExploredFile:
 
     def get_pfn(self, offset: int) -> Extent:
         """See `ShimFile`."""
+        if self._client.asks_beside:
+            return self._get_pfn(offset ^ 1)._replace(offset=offset)
+        return self._get_pfn(offset)
+
+    def _get_pfn(self, offset: int) -> Extent:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
@@ -226,6 +245,7 @@ class ExploredFile:
         if schedule.runs:
             schedule.touch(seen.references_key(found.pfn), False)
         self._pages[found.pfn] = offset
+        self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
@@ -245,20 +265,24 @@ class ExploredFile:
             schedule.point("put-pfn")
             self._put(pfn, count)
 
+    def put_pfns(self, extents: Sequence[ShimRun], *, wait: bool = True) -> None:
+        """See `ShimFile`."""
+        for extent in extents:
+            self.put_pfn(extent.pfn, extent.count, wait=wait)
+
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        if not schedule.runs:
-            self._file.put_pfn(pfn, count)
-            return
-        page = self._pages[pfn]
-        schedule.touch(self._page(page), False)
-        known = self._known(page)
-        gone = not known or known[0].pfn != pfn
-        # Those to a page that is there are only counted; the last one to a page that
-        # has gone frees its frame.
-        schedule.touch(seen.references_key(pfn), gone)
-        if self._locked:
-            schedule.touch(LOT)
+        self._client.held[pfn] -= 1
+        if schedule.runs:
+            page = self._pages[pfn]
+            schedule.touch(self._page(page), False)
+            known = self._known(page)
+            gone = not known or known[0].pfn != pfn
+            # Those to a page that is there are only counted; the last one to a page
+            # that has gone frees its frame.
+            schedule.touch(seen.references_key(pfn), gone)
+            if self._locked:
+                schedule.touch(LOT)
         schedule.note(f"puts frame {frame(pfn)}")
         if self._file.client.lost is not None:
             return
@@ -315,11 +339,18 @@ class ExploredFile:
 
         def call(start: int, end: int) -> None:
             try:
+                self._client.bug()
                 callback(start, end)
             except Ended:
                 pass
-            except (KeyboardInterrupt, SpinError) as exc:
+            except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
                 self._schedule.fail(exc)
+            except Exception as exc:
+                self._schedule.violate(
+                    "raises",
+                    f"a callback of {self._client.name} raises "
+                    f"{type(exc).__name__}: {exc}",
+                )
 
         return call
 

@@ -15,9 +15,13 @@ KINDS: Final = {
     "unpaired": "an end without its begin, or a begin without its end",
     "leaked-reference": "a reference to a page is left when all is over",
     "leaked-notifier": "a notifier is left when its VM has been closed",
-    "leaked-frame": "a frame is not given back when its file has gone",
+    "leaked-frame": "a frame is not free that no page has, and nobody holds",
+    "freed-held": "a frame is freed to which somebody has a reference",
     "refused-put": "a reference is put that there is not",
     "unexplained-read": "a guest reads what no order of the calls explains",
+    "unexplained-exit": "a guest is refused a page that its file has",
+    "raises": "a callback of a VM raises",
+    "miscounted": "the counters of a VM do not say what it has mapped",
     "deadlock": "actors wait for each other",
     "waits-for-ever": "an actor waits for what never comes",
     "always": "what a scenario says holds always does not",
@@ -71,7 +75,7 @@ class CountedInvalidation(Invalidation):
         else:
             self._sight.schedule.violate(
                 "unpaired",
-                f"{self._who} is told of an end, and of no begin before it",
+                f"{self._who} gets an end without a begin before it",
             )
             self.seq += 1
             self.in_progress -= 1

@@ -202,7 +202,8 @@ class Schedule:
 
     def violate(self, kind: str, text: str) -> None:
         """Something has happened that may not."""
-        self.violations.append(Violation(kind, text, self.step))
+        # What happens in the setup shows in the first step.
+        self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
 
     def opened(self, lock: Mutex) -> None:
@@ -228,7 +229,7 @@ class Schedule:
             self._check()
         taken: list[Key] = []
         for lock in self._opened:
-            # Kept over a point: whoever wants it conflicts with this.
+            # Kept over a point: other actors that want it conflict with this.
             if lock.owner is me and lock.since == self.step:
                 self._touched[lock.key] = True
                 taken.append(lock.key)
@@ -241,6 +242,9 @@ class Schedule:
             self.after()
         except AssertionError as exc:
             self.violate("always", str(exc) or "an assertion of always() fails")
+        except Exception as exc:
+            # Here, as whatever code has come to this point may catch it.
+            self.fail(exc)
 
     def _choose(self) -> Actor | None:
         if self.ended:

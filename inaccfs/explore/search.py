@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,9 +17,10 @@ from inaccfs.explore.choosers import All, Bounded, Chance, Replay, UnstableError
 from inaccfs.explore.schedule import Schedule, SpinError
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
+from inaccfs.semantics.checking import in_a_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from inaccfs.explore.scenario import Scenario
     from inaccfs.explore.schedule import Step
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 
 _BY_CHANCE: Final = 30
 """So many random schedules come first."""
+
+MOST_ACTORS: Final = 62
+"""So many have a letter or a digit each in the name of a schedule."""
+
+_PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 _STEP_SECONDS: Final = 10
 """No schedule takes longer, on however slow a machine."""
@@ -42,6 +50,10 @@ class Case(NamedTuple):
     kvm: str = "kvm"
 
 
+def _never() -> bool:
+    return False
+
+
 class Limits(NamedTuple):
     """When a search ends before its end. None is no limit."""
 
@@ -50,6 +62,8 @@ class Limits(NamedTuple):
     # Of schedules; None is dynamic partial order reduction.
     preemptions: int | None = None
     schedules: int | None = None
+    # Asked after each schedule: the search ends once it returns True.
+    stop: Callable[[], bool] = _never
 
 
 class Found(NamedTuple):
@@ -77,7 +91,6 @@ class Outcome:
         self.steps = 0
         self.longest = 0
         self.complete = False
-        self.interrupted = False
         self.seconds = 0.0
         self.found: Final[dict[str, Found]] = {}
 
@@ -113,23 +126,46 @@ def execute(
         _check_twins(scenario, schedule)
         if type(scenario).always is not None:
             schedule.after = scenario.always
+            _check_always(scenario)
         scenario._closed = True
         schedule.run()
         if schedule.error is not None:
-            raise schedule.error  # noqa: TRY301 - it is told as what setup() raises
+            raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
     except (ScenarioError, UnstableError, KeyboardInterrupt):
         raise
-    except Exception as exc:
-        who = "" if schedule.failed is None else f"{schedule.failed}: "
+    except BaseException as exc:
+        # SystemExit, too: it is the scenario's, and not the command's.
+        who = schedule.failed or ("setup" if schedule.step < 0 else "the end")
         raise ScenarioError(
-            f"{case.scenario.__name__}: {who}{type(exc).__name__}: {exc}"
+            f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
         ) from exc
     finally:
         world.discard()
     return schedule
+
+
+def _place(exc: BaseException) -> str:
+    """Where it was raised, if not in inaccfs itself."""
+    places = [
+        f"{os.path.basename(at.filename)} line {at.lineno}: "
+        for at in traceback.extract_tb(exc.__traceback__)
+        if not at.filename.startswith(_PACKAGE)
+    ]
+    return places[-1] if places else ""
+
+
+def _check_always(scenario: Scenario) -> None:
+    assert scenario.always is not None
+    try:
+        scenario.always()
+    except AssertionError as exc:
+        raise ScenarioError(
+            f"{type(scenario).__name__}: always() fails before any actor has begun"
+            + (f": {exc}" if str(exc) else "")
+        ) from exc
 
 
 def _check_threads(before: int) -> None:
@@ -143,6 +179,11 @@ def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
         raise ScenarioError(f"twins: there is no actor {missing[0]!r}")
     if not any(not actor.daemon for actor in schedule.actors):
         raise ScenarioError("there is no method actor_NAME")
+    if len(names) > MOST_ACTORS:
+        raise ScenarioError(
+            f"it has {len(names)} actors, with one for each VM: the most is "
+            f"{MOST_ACTORS}"
+        )
 
 
 def twins_of(case: Case) -> list[frozenset[int]]:
@@ -160,7 +201,7 @@ def twins_of(case: Case) -> list[frozenset[int]]:
 
 
 def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
-    """Search. Raises `ScenarioError`; Ctrl-C ends it, and is in the outcome."""
+    """Search. Raises `ScenarioError`."""
     outcome = Outcome(case, limits)
     begin = time.process_time()
     with _no_garbage(), _watched(outcome):
@@ -173,8 +214,6 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
         except UnstableError as exc:
             raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
-        except KeyboardInterrupt:
-            outcome.interrupted = True
     outcome.seconds = time.process_time() - begin
     return outcome
 
@@ -192,7 +231,7 @@ def _search(
         _note(outcome, schedule, chooser.steps, seconds)
         if not chooser.advance():
             return True
-        if limit is not None and seconds > limit:
+        if (limit is not None and seconds > limit) or outcome.limits.stop():
             return False
     return False
 
@@ -216,7 +255,8 @@ def _note(
         if old is not None and outcome.schedules > old.schedules + 2000:
             # It has been shortened long enough.
             continue
-        wanted = cone(steps, last)
+        # Without steps it is what the setup has done.
+        wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
             first = (

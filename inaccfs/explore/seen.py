@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm import VM
     from inaccfs.kvm.pagetable import ByLevel
     from inaccfs.kvm.uapi import Spte
-    from inaccfs.shim.notifiers import Notice, Notifier
+    from inaccfs.shim.notifiers import Notifier
 
 
 class UntrackedError(Exception):
@@ -153,7 +153,7 @@ class Attributes(MemoryAttributes):
 
 
 class Slot(MemorySlot):
-    """Its users count up and down; whoever waits for none is woken by a condition."""
+    """Its users count up and down; a condition wakes threads that wait for none."""
 
     __slots__ = ()
 
@@ -270,15 +270,9 @@ class List(Notifiers):
         self._sight.write("answers")
         super().answer(notifier, sequence)
 
-    def _expect(self, told: list[Notifier], then: Callable[[], None]) -> int:
+    def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
         self._sight.write("answers")
-        return super()._expect(told, then)
-
-    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
-        self._sight.schedule.note(
-            f"sends {notice.event} [{notice.start}, {notice.end})"
-        )
-        super()._send(notifier, notice, sequence)
+        return super()._expect(targets, then)
 
 
 def watch_vm(vm: VM, sight: Sight) -> None:

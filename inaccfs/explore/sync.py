@@ -213,6 +213,12 @@ class Loop(BlockingLoop):
         if self.me() in self._hurried:
             lates = "any" if self._evicts else "last"
         if not self.schedule.point(f"waits for {why}", ready, lates=lates):
+            if not self._evicts and self.schedule.current is not None:
+                who = self.schedule.current.name
+                self.schedule.violate(
+                    "waits-for-ever",
+                    f"{who} waits for {why} that do not come, until its time is over",
+                )
             raise _TooLateError(why)
 
     def changed(self) -> None:

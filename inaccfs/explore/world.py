@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import ExitStack, suppress
+import string
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
@@ -12,34 +14,29 @@ from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.kvm import KVM_MEM_PRIVATE, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
+    from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
+    from inaccfs.shim.memory import Memory
+
+MOST_PAGES: Final = 512
+"""A scenario is about few pages: each is looked at by itself."""
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
 # So many pages of a file are looked at that has no size yet.
 _UNSIZED: Final = 4
-
-
-class ExploredVM(VM):
-    """A VM of a scenario."""
-
-    name: str
-    client: ExploredClient
-    vmm: Vmm
-
-    @property
-    def in_progress(self) -> int:
-        """mmu_invalidate_in_progress."""
-        return self._mmu.invalidation.in_progress
 
 
 class World:
@@ -67,6 +64,8 @@ class World:
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
         self._pages: Final[list[int]] = []
+        # The sizes that files had from the beginning.
+        self._sized: Final[list[int]] = []
         # How many frames have failed, and never come back.
         self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
@@ -77,13 +76,22 @@ class World:
 
     def file(self, pages: int) -> int:
         """A file's fd; 0 *pages* is one without a size."""
+        _check_size(pages)
         fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
         self._pages.append(pages or _UNSIZED)
+        self._sized.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
+
+    def check_file(self, fd: int) -> int:
+        """The number of a file. EINVAL if it is none of the scenario."""
+        found = self._numbers.get(os.fstat(fd).st_ino)
+        if found is None:
+            raise OSError(errno.EINVAL, f"fd {fd} is no file of the scenario")
+        return found
 
     def _sight(self, number: int) -> seen.Sight:
         return seen.Sight(self.schedule, number, frame, self._numbers)
@@ -91,22 +99,26 @@ class World:
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
         schedule = self.schedule
+        same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
+        name += str(same + 1) if same else ""
         client = ExploredClient(
             *(schedule, self.mount, self.loop, name, self._numbers),
             len(self.vms) + 1,
+            self.frames.held[name],
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
+        places: dict[int, tuple[int, int]] = {}
         made = ExploredVM(
             client,
             # In every version: scenarios are about the memory of files.
             default_private=True,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
-            memory=GuestBytes(schedule, sight, self.frames, self.cells),
+            memory=GuestBytes(schedule, sight, self.frames, self.cells, places),
             sync=Sync(schedule),
         )
-        made.name, made.client = name, client
+        made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
         client.listen = kvm.listen
@@ -124,9 +136,12 @@ class World:
             self.schedule.note(point)
 
     def slot(
-        self, vm: VM, fd: int, page: int, pages: int, number: int, gfn: int
+        self, vm: ExploredVM, fd: int, page: int, pages: int, number: int, gfn: int
     ) -> None:
         """Give a VM pages of a file."""
+        file = self._numbers.get(os.fstat(fd).st_ino)
+        if file is not None:
+            vm.places |= {gfn + each: (file, page + each) for each in range(pages)}
         vm.set_user_memory_region(
             *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
             private_fd=fd,
@@ -144,7 +159,8 @@ class World:
         schedule.point(
             f"fallocate {'punches' if punches else 'allocates'} [{first}, {end})"
         )
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
+        end = min(end, MOST_PAGES)
         self._look(fd, number, max(end, self._pages[number]))
         me = self.loop.me()
         if not punches or not schedule.runs:
@@ -167,21 +183,43 @@ class World:
         if not self._punching:
             self.check_mappings(fd, first, end, "the punch has returned")
 
+    @contextmanager
+    def converting(
+        self, vm: ExploredVM, first: int, end: int, *, private: bool
+    ) -> Iterator[None]:
+        """The private pages of gfns that become shared are lost meanwhile."""
+        lost = [
+            vm.places[gfn]
+            for gfn in range(first, end)
+            if not private and gfn in vm.places
+        ]
+        for place in lost:
+            self._lose(place, self.cells.punch_begins)
+        yield
+        for place in lost:
+            self._lose(place, self.cells.punch_ends)
+
+    def _lose(self, place: tuple[int, int], change: Callable[[int, int], None]) -> None:
+        if self.schedule.runs:
+            self.schedule.touch(seen.cell_key(*place))
+        change(*place)
+
     def _look(self, fd: int, number: int, pages: int) -> None:
-        """A call asks whether there is anything to be told, or to be removed."""
+        """A call looks whether it must send events or remove pages."""
         schedule = self.schedule
-        told = len(self.mount.inode(fd).notifiers)
+        notifiers = len(self.mount.inode(fd).notifiers)
         if schedule.runs:
             schedule.touch(("punching", number))
-            for page in range(0 if told else pages):
+            for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
             if self.semantics.references == "locked":
                 schedule.touch(LOT)
 
     def ftruncate(self, fd: int, pages: int) -> None:
         """ftruncate(2), in pages."""
+        _check_size(pages)
         self.schedule.point(f"ftruncate to {pages} pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         if self.schedule.runs:
             for page in range(max(pages, self._pages[number])):
                 self.schedule.touch(seen.page_key(number, page))
@@ -191,7 +229,7 @@ class World:
         """memory-failure; notes what it is refused with."""
         schedule = self.schedule
         schedule.point(f"memory-failure of page {page}")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
         try:
@@ -207,8 +245,9 @@ class World:
             return
         removes = self.loop.me() in self._punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        end = min(end, MOST_PAGES)
         memory = self.mount.inode(fd).pages.memory
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
@@ -224,6 +263,18 @@ class World:
 
     # --- what has to hold -------------------------------------------------------------
 
+    def check_exit(self, vcpu: Vcpu, exit_: MemoryFaultExit) -> None:
+        """A file with a size has all its pages, and EINVAL is for those it has not."""
+        gfn = exit_.gpa // PAGE_SIZE
+        for vm in self.vms:
+            if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
+                file, page = place
+                if exit_.errno == errno.EINVAL and page < self._sized[file]:
+                    self.schedule.violate(
+                        "unexplained-exit",
+                        f"{vm.name} is refused page {page} of a file that has it",
+                    )
+
     def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
         """No VM maps a frame that its page does not have."""
         memory = self.mount.inode(fd).pages.memory
@@ -235,7 +286,7 @@ class World:
                 if slot.backing is None or slot.backing.ino != ino:
                     continue
                 for gfn in range(slot.base_gfn, slot.end_gfn):
-                    page = slot.pgoff(gfn)
+                    _, page = vm.places.get(gfn) or (ino, slot.pgoff(gfn))
                     if not first <= page < end or (spte := vm.spte(gfn)) is None:
                         continue
                     known = memory and memory.frames.known(page, page + 1)
@@ -259,26 +310,51 @@ class World:
                     "unpaired",
                     f"{vm.name} counts {left} invalidations in progress of none",
                 )
+            vm.check_counts(schedule)
         if "stale-mapping" not in found:
             for fd, pages in zip(self._fds, self._pages, strict=True):
                 self.check_mappings(fd, 0, pages, "all is over")
         for _, file in self.mount.files():
             memory = file.pages.memory
             if memory is not None and memory.references_count:
-                schedule.violate(
-                    "leaked-reference", f"{memory.references_count} are left"
-                )
+                schedule.violate("leaked-reference", self._who_holds(memory))
         for vm in self.vms:
             with suppress(ConnectionError):
                 vm.close()
         for _, file in self.mount.files():
-            if count := len(file.notifiers):
-                schedule.violate("leaked-notifier", f"{count} are left")
+            for notifier in file.notifiers:
+                vm = self.vms[notifier.who - 1]
+                schedule.violate(
+                    "leaked-notifier", f"{vm.name} has been closed, and has a notifier"
+                )
+        leaks = "leaked-reference" in {each.kind for each in schedule.violations}
+        lost = self.frames.used - self._fetched()
+        if len(lost) > self._poisoned and not leaks:
+            names = ", ".join(map(frame, sorted(lost)))
+            schedule.violate("leaked-frame", f"{names}: no page has it, and nobody")
         self.mount.close()
-        if len(self.frames.used) > self._poisoned:
-            names = ", ".join(map(frame, sorted(self.frames.used)))
-            if "leaked-reference" not in {each.kind for each in schedule.violations}:
-                schedule.violate("leaked-frame", f"{names} never came back")
+
+    def _who_holds(self, memory: Memory) -> str:
+        found = [
+            f"{who} has not put frame {frame(pfn)}"
+            for who, held in self.frames.held.items()
+            for pfn, count in sorted(held.items())
+            if count > 0
+        ]
+        return "all is over, and " + (
+            ", ".join(found)
+            or f"{memory.references_count} references are counted that nobody has"
+        )
+
+    def _fetched(self) -> set[int]:
+        """The frames of all pages."""
+        return {
+            extent.pfn + at
+            for _, file in self.mount.files()
+            if file.pages.memory is not None
+            for extent in file.pages.memory.frames.extents()
+            for at in range(extent.count)
+        }
 
     def discard(self) -> None:
         """Close what is open, whatever has become of it."""
@@ -290,6 +366,11 @@ class World:
                 for backing in list(vm._files._files.values()):
                     stack.callback(_close, backing)
                 vm._files._files.clear()
+
+
+def _check_size(pages: int) -> None:
+    if not 0 <= pages <= MOST_PAGES:
+        raise ValueError(f"a file of {pages} pages: give 0 to {MOST_PAGES}")
 
 
 def _close(backing: object) -> None:

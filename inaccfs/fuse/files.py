@@ -193,6 +193,11 @@ class Files:
                 if found is not None:
                     yield found
 
+    def name(self, ino: int) -> str:
+        """What people call an inode, open or not; empty if there is none."""
+        node = self._inodes.nodes.get(ino)
+        return "" if node is None else name_of(node)
+
     @contextmanager
     def at(self, ino: int) -> Iterator[tuple[str, int, InaccessibleFile, int] | None]:
         """The same of one inode, for a with block; None if it is neither."""

@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
@@ -79,6 +80,38 @@ def find(path: str) -> MountInfo:
     )
 
 
+def holding(path: str) -> tuple[MountInfo, str]:
+    """The inaccfs mount that the file at *path* is in, and its path from there.
+
+    Follows no link inside of the mount, whose daemon may hang. *path* need not exist.
+
+    Raises:
+        NotMountedError: it is in another file system.
+    """
+    wanted = os.path.abspath(path)
+    if (found := _holding(wanted)) is not None:
+        return found
+    # Perhaps by a link.
+    with suppress(TimeoutError):
+        wanted = ask(lambda: _without_links(wanted), _ANSWER_SECONDS)
+    if (found := _holding(wanted)) is not None:
+        return found
+    raise NotMountedError(
+        f"{wanted} is not in an inaccfs mount (inaccfs status lists them)"
+    )
+
+
+def _holding(wanted: str) -> tuple[MountInfo, str] | None:
+    mounts = {mount.path: mount for mount in mountinfo.read()}
+    place = wanted
+    while place not in mounts and place != "/":
+        place = os.path.dirname(place)
+    mount = mounts.get(place)
+    if mount is None or mount.fstype != FSTYPE:
+        return None
+    return mount, "/" + os.path.relpath(wanted, place)
+
+
 def ask(question: Callable[[], T], seconds: float) -> T:
     """Call *question*, which waits for the daemon of a mount, for at most *seconds*.
 
@@ -106,12 +139,12 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
 
 def means_dead(exc: OSError) -> bool:
-    """Whether an error shows that the daemon of a mount is gone."""
+    """Whether an error shows that the daemon of a mount is dead."""
     return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def is_dead(path: str) -> bool:
-    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
+    """Whether the daemon of the mount at *path* is dead; one that is stopped is not.
 
     Asks for statvfs, because the kernel may answer stat from its cache.
     """

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs import syscalls
+from inaccfs import mountcalls
 from inaccfs.errors import MountError, OptionError, UnmountError
 from inaccfs.fuse import unmounting
 from inaccfs.fuse.finding import FSTYPE, is_dead, mounts
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 DEVICE: Final = "/dev/fuse"
 
 _FLAGS: Final = {
-    "ro": syscalls.MS_RDONLY,
+    "ro": mountcalls.MS_RDONLY,
     "sync": 16,
     "dirsync": 128,
     "nosymfollow": 256,
-    "noatime": syscalls.MS_NOATIME,
-    "nodiratime": syscalls.MS_NODIRATIME,
+    "noatime": mountcalls.MS_NOATIME,
+    "nodiratime": mountcalls.MS_NODIRATIME,
     "relatime": 1 << 21,
-    "strictatime": syscalls.MS_STRICTATIME,
+    "strictatime": mountcalls.MS_STRICTATIME,
     "lazytime": 1 << 25,
 }
 
@@ -101,10 +101,10 @@ class FuseOptions:
     @property
     def noatime_directories(self) -> bool:
         """Whether reading a directory leaves its atime unchanged."""
-        if self.flags & syscalls.MS_NODIRATIME:
+        if self.flags & mountcalls.MS_NODIRATIME:
             return True
-        return bool(self.flags & syscalls.MS_NOATIME) and not (
-            self.flags & syscalls.MS_STRICTATIME
+        return bool(self.flags & mountcalls.MS_NOATIME) and not (
+            self.flags & mountcalls.MS_STRICTATIME
         )
 
     def names(self) -> list[str]:
@@ -183,10 +183,15 @@ def _mount_as_root(
         f"group_id={os.getegid()}",
         *options.names(),
     ]
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC | options.flags
+    flags = (
+        mountcalls.MS_NOSUID
+        | mountcalls.MS_NODEV
+        | mountcalls.MS_NOEXEC
+        | options.flags
+    )
     path = mountpoint.path
     try:
-        syscalls.mount(options.fsname, mountpoint.link, FSTYPE, flags, ",".join(data))
+        mountcalls.mount(options.fsname, mountpoint.link, FSTYPE, flags, ",".join(data))
     except OSError as exc:
         if exc.errno == errno.EPERM:
             raise MountError(
@@ -200,7 +205,7 @@ def _mount_as_root(
 def _undo_as_root(mountpoint: Mountpoint) -> None:
     # Not by the path, which may lead elsewhere by now. It may be unmounted already.
     with suppress(OSError):
-        syscalls.umount(mountpoint.link, syscalls.MNT_DETACH)
+        mountcalls.umount(mountpoint.link, mountcalls.MNT_DETACH)
 
 
 def _mount_as_user(

@@ -1,4 +1,4 @@
-"""A directory to mount on, held by one fd until the mount is made.
+"""A directory to mount on, kept open by one fd until the mount is made.
 
 Where others can rename directories, a path may lead elsewhere at any moment. So the
 path is resolved once, and everything after that uses the fd.
@@ -10,13 +10,13 @@ import errno
 import os
 from typing import Final, Self
 
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import MountError
 from inaccfs.fuse import finding
 
 
 class Mountpoint:
-    """A directory that nothing of ours is mounted on, held by an O_PATH fd."""
+    """A directory without a mount of ours, kept open by an O_PATH fd."""
 
     def __init__(self, path: str, fd: int) -> None:
         """Take over *fd* of the directory at *path*, an absolute path without links.
@@ -53,8 +53,8 @@ class Mountpoint:
             if not os.path.isdir(os.path.dirname(wanted)):
                 raise MountError(f"mountpoint {wanted}: {exc.strerror}") from None
             if _is_loop(wanted):
-                told = os.strerror(errno.ELOOP)
-                raise MountError(f"mountpoint {wanted}: {told}") from None
+                reason = os.strerror(errno.ELOOP)
+                raise MountError(f"mountpoint {wanted}: {reason}") from None
             if os.path.islink(wanted):
                 raise MountError(_replaced(wanted)) from None
             raise MountError(
@@ -83,7 +83,7 @@ class Mountpoint:
         Raises:
             MountError: it is not at the path, or not on the directory itself.
         """
-        on = syscalls.mount_number(self.fd)
+        on = mountcalls.mount_number(self.fd)
         for mount in reversed(finding.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
                 # On the directory itself, and not on another mount.

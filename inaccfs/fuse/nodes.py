@@ -78,8 +78,8 @@ class Node:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether pages of it have been fetched or poisoned, so that it must stay."""
-        return self.file is not None and not self.file.pages.nothing_fetched
+        """Whether something is known of its pages, so that it must stay."""
+        return self.file is not None and self.file.must_stay
 
 
 def can_be_let_go(node: Node) -> bool:
@@ -91,6 +91,7 @@ def can_be_let_go(node: Node) -> bool:
         and not node.borrowed
         and node.parent is not None
         and file.is_plain
+        and not file.must_stay
     )
 
 

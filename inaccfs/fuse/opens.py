@@ -82,7 +82,7 @@ class Opens:
             self._nameless.add(node)
 
     def reopen(self, node: Node) -> InaccessibleFile:
-        """The file of an open node that `Inodes.make_room` has let go.
+        """The file of an open node whose fd `Inodes.make_room` has closed.
 
         Raises:
             OSError: EBADF, it is not open; EMFILE, no fds are left.

@@ -6,7 +6,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import UnmountError
 from inaccfs.fuse import finding, unmounting
 
@@ -32,13 +32,15 @@ class OwnMount:
         if mount is None:
             return None
         # The numbers of a mount are reused after it is unmounted.
-        gone = None if self._unique is None else syscalls.is_mount_gone(self._unique)
-        if gone is None:
+        unmounted = (
+            None if self._unique is None else mountcalls.is_mount_gone(self._unique)
+        )
+        if unmounted is None:
             # Before Linux 6.8. Ours would be dead.
-            gone = (
+            unmounted = (
                 self.lost and not is_covered(mount) and not finding.is_dead(mount.path)
             )
-        return None if gone else mount
+        return None if unmounted else mount
 
     def unmount(self) -> None:
         """In the daemon, after the loop has ended: unmount.
@@ -59,7 +61,7 @@ class OwnMount:
 
 def _unique_number(path: str) -> int | None:
     with suppress(OSError):
-        return syscalls.unique_mount_number(path)
+        return mountcalls.unique_mount_number(path)
     return None
 
 
@@ -73,7 +75,7 @@ def is_covered(mount: MountInfo) -> bool:
 
 
 def why_covered(mount: MountInfo) -> str:
-    """What to do about a mount that stays because another one covers it."""
+    """A hint about a mount that stays because another one covers it."""
     return (
         f"{mount.path} is covered by another mount and stays: umount {mount.path}, and "
         "then inaccfs umount"

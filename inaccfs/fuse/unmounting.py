@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import UnmountError
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """
     path = mounted.path
     if os.geteuid() == 0:
-        flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+        flags = mountcalls.UMOUNT_NOFOLLOW | (mountcalls.MNT_DETACH if lazy else 0)
         try:
-            syscalls.umount(path, flags)
+            mountcalls.umount(path, flags)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
                 raise UnmountError(_busy(mounted)) from exc
@@ -50,10 +50,12 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         )
     except FileNotFoundError:
         raise UnmountError(
-            f"cannot unmount {path}: no fusermount3 (package fuse3)"
+            f"cannot unmount {path}: no fusermount3: install the package fuse3"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UnmountError(f"cannot unmount {path}: fusermount3 hangs") from None
+        raise UnmountError(
+            f"cannot unmount {path}: fusermount3 hangs: try inaccfs umount --lazy"
+        ) from None
     # If SIGCHLD is ignored the exit status is lost, so check the mount as well.
     left = find_own(mounted)
     if left is not None and (helper.returncode or left == mounted):
@@ -101,7 +103,9 @@ def abort(mounted: MountInfo) -> bool:
                 return True
     # Fails with EPERM unless we are root in the mount's user namespace.
     try:
-        syscalls.umount(mounted.path, syscalls.MNT_FORCE | syscalls.UMOUNT_NOFOLLOW)
+        mountcalls.umount(
+            mounted.path, mountcalls.MNT_FORCE | mountcalls.UMOUNT_NOFOLLOW
+        )
     except OSError as exc:
         # EBUSY: the connection has been aborted, but the mount is still in use.
         return exc.errno == errno.EBUSY

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Evictor:
-    """Evicts nobody: events that are delivered at once are answered at once."""
+    """Evicts no notifier: events that are delivered at once are answered at once."""
 
     running = True
 

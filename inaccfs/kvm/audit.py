@@ -22,7 +22,7 @@ class StaleSpte(NamedTuple):
     """A mapping of a frame that its page does not have, or no longer has."""
 
     gfn: int
-    # The frame that is mapped, and the page's frame now; None if the page is gone.
+    # The frame that is mapped, and the page's frame now; None if the page was removed.
     pfn: int
     level: int
     now: int | None

@@ -9,6 +9,7 @@ import errno
 import os
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -32,6 +33,14 @@ class Frames(NamedTuple):
     pfn: int
     pages: int
     order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Frames that follow each other, in pages of the file."""
+
+    pfn: int
+    count: int
 
 
 _pfn: Final = attrgetter("pfn")
@@ -145,23 +154,25 @@ class BackingFile:
 
     def put(self, frames: Sequence[Frames]) -> None:
         """Put the references that `get` took, without waiting for the reply."""
+        if not self._puts:
+            return
         if len(frames) == 1:
             _, pfn, pages, _ = frames[0]
-            self._put(pfn, pfn + pages)
+            self.file.put_pfn(pfn, pages >> self.shift, wait=False)
             return
-        # Sorted by frame and not by pgoff, which makes fewer calls: frames that the
+        # Sorted by frame and not by pgoff, which makes fewer runs: frames that the
         # kernel allocates one after the other are often contiguous in falling order.
+        runs: list[Run] = []
         start = end = 0
         for each in sorted(frames, key=_pfn):
             if each.pfn != end:
-                self._put(start, end)
+                if end:
+                    runs.append(Run(start, (end - start) >> self.shift))
                 start = each.pfn
             end = each.pfn + each.pages
-        self._put(start, end)
-
-    def _put(self, start: int, end: int) -> None:
-        if end > start and self._puts:
-            self.file.put_pfn(start, (end - start) >> self.shift, wait=False)
+        if end:
+            runs.append(Run(start, (end - start) >> self.shift))
+        self.file.put_pfns(runs, wait=False)
 
     def reach(self, end: int) -> None:
         """Make `window` map the pages up to *end*, as far as the file has them.
@@ -178,7 +189,7 @@ class BackingFile:
             self.window = self._memory.reach(size)
 
     def close(self) -> None:
-        """Close the file. Call it once nobody uses it any more."""
+        """Close the file. Call it when no thread uses it any more."""
         self.window = None
         if self._memory is not None:
             self._memory.close()

@@ -128,12 +128,34 @@ class Cpu(CpuBase):
 
     # --- running ----------------------------------------------------------------------
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._scratch.reset()
+
     def _execute(self, pc: int, code: bytes) -> Exit | None:
-        self._scratch.begin(pc, code)
         before = self._uc.context_save()
+        try:
+            self._have_executed(pc, code)
+        except BaseException as exc:
+            # Ctrl-C, too, may come in the middle of it.
+            self._uc.context_restore(before)
+            self[self._pc] = pc
+            if isinstance(exc, self._error):
+                # No handler is there for what the CPU raises.
+                return OtherExit(0, "KVM_EXIT_SHUTDOWN")
+            raise
+        self._forget_answers()
+        return self._after
+
+    def _have_executed(self, pc: int, code: bytes) -> None:
+        """Have unicorn execute an instruction.
+
+        Raises:
+            BaseException: what an access raises; all that has happened is to be undone.
+        """
+        self._scratch.begin(pc, code)
         turns = self._turns()
-        self._raised = None
-        self._after = None
+        self._raised = self._after = None
         try:
             self._uc.emu_start(pc, _NOWHERE, 0, 1)
             if self._turns() == turns and self._scratch.writes_code(pc):
@@ -143,19 +165,10 @@ class Cpu(CpuBase):
                 self._uc.emu_start(pc, _NOWHERE, 0, 2)
         except self._error:
             if self._raised is None:
-                # No handler is there for what the CPU raises.
-                return OtherExit(0, "KVM_EXIT_SHUTDOWN")
-        if self._raised is None:
-            try:
-                self._scratch.finish()
-            except BaseException as exc:
-                self._raised = exc
+                raise
         if self._raised is not None:
-            self._uc.context_restore(before)
-            self[self._pc] = pc
             raise self._raised
-        self._forget_answers()
-        return self._after
+        self._scratch.finish()
 
     def _turns(self) -> list[int]:
         """Registers of which each instruction that writes memory changes one."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from inaccfs.errors import InaccfsError
 from inaccfs.kvm import emulation
+from inaccfs.kvm.deferring import Deferred
 from inaccfs.kvm.probe.protocol import (
     MemoryFault,
     MmioRead,
@@ -93,6 +94,10 @@ class CpuBase(ABC):
     def __setitem__(self, name: str, value: int) -> None:
         """Set a register."""
 
+    def _reset(self) -> None:
+        """Forget what an interrupted instruction has left."""
+        self._after = None
+
     @abstractmethod
     def _execute(self, pc: int, code: bytes) -> Exit | None:
         """Execute the instruction at *pc*; *code* begins with it.
@@ -132,24 +137,24 @@ class CpuBase(ABC):
         """
         due = None if seconds is None else time.monotonic() + seconds
         count = 0
-        while True:
-            try:
-                found = self._step()
-            except Stopped as stopped:
-                return stopped.exit
-            if found is not None:
-                return found
-            count += 1
-            if instructions is not None and count >= instructions:
-                raise GuestLimitError(
-                    f"the guest has executed {count} instructions without an exit; it "
-                    f"is at {self[self._pc]:#x}"
-                )
-            if due is not None and not count % _LOOK and time.monotonic() > due:
-                raise GuestLimitError(
-                    f"the guest has run for {seconds:g} s without an exit; it is at "
-                    f"{self[self._pc]:#x}"
-                )
+        self._reset()
+        with Deferred() as signals:
+            while True:
+                try:
+                    found = self._step()
+                except Stopped as stopped:
+                    return stopped.exit
+                if found is not None:
+                    return found
+                signals.deliver()
+                count += 1
+                late = due is not None and not count % _LOOK and time.monotonic() > due
+                if late or count == instructions:
+                    limit = f"for {seconds:g} s" if late else f"{count} instructions"
+                    raise GuestLimitError(
+                        f"the guest has run {limit} without an exit; it is at "
+                        f"{self[self._pc]:#x}"
+                    )
 
     def _step(self) -> Exit | None:
         """Execute one instruction, or as much of a repeated one as goes at once."""

@@ -44,7 +44,7 @@ class Demo:
         self._colour: Final = colour
         self._before: Stats = vm.stats
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Run all steps."""
         self._title("A slot: 640 pages of guest memory, and nothing is there yet")
         self._map()
@@ -88,7 +88,9 @@ class Demo:
         for start, pages in ((2, 4), (540, 10)):
             mode = PUNCH
             fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
-        self._show("fallocate(2) has returned: KVM was told, and has let go of them")
+        self._show(
+            "fallocate(2) has returned: KVM got the event, and has let go of them"
+        )
         self._counted()
         self._map()
 
@@ -96,8 +98,8 @@ class Demo:
         self._title("The guest reads what it had written")
         for page in (3, 520, 545, 555):
             found = self._vcpu.read(page << PAGE_SHIFT, len(_SECRET))
-            told = repr(found) if any(found) else "zeros: the page is a new one"
-            self._show(f"page {page:3}: {told}")
+            text = repr(found) if any(found) else "zeros: the page is a new one"
+            self._show(f"page {page:3}: {text}")
         self._counted()
         self._map()
 
@@ -112,10 +114,10 @@ class Demo:
         self._show(f"\n\x1b[1m== {text}\x1b[0m" if self._colour else f"\n== {text}")
 
     def _counted(self) -> None:
-        """What KVM has counted since the last call."""
+        """Show KVM's counts since the last call."""
         before, now = self._before, self._vm.stats
         self._before = now
-        told = {
+        counts = {
             "faults": now.faults - before.faults,
             "exits": now.exits - before.exits,
             "invalidations": now.invalidations - before.invalidations,
@@ -124,7 +126,7 @@ class Demo:
             "zapped": sum(now.zapped) - sum(before.zapped),
         }
         self._show(
-            ", ".join(f"{name} {count}" for name, count in told.items() if count)
+            ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         )
 
     def _map(self) -> None:
@@ -151,4 +153,4 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
             flags=KVM_MEM_PRIVATE,
         )
         vm.set_memory_attributes(0, PAGES * PAGE_SIZE, private=True)
-        Demo(vm, fd, show, colour=colour).tell()
+        Demo(vm, fd, show, colour=colour).run()

@@ -175,7 +175,7 @@ class Faults:
                 slot, backing, gfn, gfn + 1, seq, touched=True
             )
             if mapped:
-                # While the slot is held, and out of guest mode: it asks the daemon.
+                # While the slot has a user, and out of guest mode: it asks the daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)
@@ -227,7 +227,7 @@ class Faults:
                 )
             if private or mmu.is_served(slot):
                 assert backing is not None
-                _check_told(slot)
+                _check_notifier(slot)
             slot.users += 1
         try:
             if not (private or mmu.is_served(slot)):
@@ -299,7 +299,7 @@ class Faults:
         if slot is None or slot.backing is None or not private:
             mmu.counters.exits += 1
             raise memory_fault(rules, gfn, private=True)
-        _check_told(slot)
+        _check_notifier(slot)
         return slot, slot.backing
 
     def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
@@ -334,9 +334,9 @@ def _install(
     mmu.install_locked(slot, start, pfn + start - first, stop - start, order)
 
 
-def _check_told(slot: MemorySlot) -> None:
+def _check_notifier(slot: MemorySlot) -> None:
     """Fail if the slot has lost its notifier, which KVM's own cannot."""
-    if slot.untold:
+    if slot.notifier_lost:
         raise ConnectionLostError(
             f"slot {slot.id}: the daemon has disconnected its notifier, and its pages "
             "may go without an invalidation: delete the slot, or make the VM anew"

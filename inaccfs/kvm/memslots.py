@@ -38,7 +38,7 @@ class Region(NamedTuple):
 
 
 class Notifier(Protocol):
-    """What a slot needs of its notifier; see kvm/notifier.py."""
+    """The part of a notifier that a slot uses; see kvm/notifier.py."""
 
     @property
     def lost(self) -> bool:
@@ -70,8 +70,8 @@ class MemorySlot:
     users: int = field(default=0, repr=False)
 
     @property
-    def untold(self) -> bool:
-        """Whether its notifier is lost: pages may go unnoticed, so none can be used."""
+    def notifier_lost(self) -> bool:
+        """Whether it no longer gets events. Its pages may go at any time: use none."""
         return self.notifier is not None and self.notifier.lost
 
     @property

@@ -59,7 +59,7 @@ class SlotNotifier:
 
     @property
     def lost(self) -> bool:
-        """Whether the daemon has gone, or has disconnected us for being slow."""
+        """Whether the daemon has ended, or has disconnected us for being slow."""
         return not self._notifier.registered
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""What a guest may read: records all writes and clears, and finds stale reads.
+"""Judges reads of guests: records all writes and clears, and finds stale reads.
 
 Each page is a register. A write stores a unique stamp; a punch or a conversion stores
 0. Operations overlap in time, so each has a beginning and an end on a logical clock. A
@@ -164,7 +164,7 @@ class Oracle:
         wrong = verdict.wrong
         if value and value >> _COUNT_BITS != cell.number:
             wrong = f"belongs to {self._owner(value)}"
-        return Verdict(f"{cell}: read {_told(value)}, which {wrong}")
+        return Verdict(f"{cell}: read {_text(value)}, which {wrong}")
 
 
 def _judge(changes: list[Change], begin: int, value: int) -> Verdict:
@@ -176,8 +176,7 @@ def _judge(changes: list[Change], begin: int, value: int) -> Verdict:
     last = max(over, key=lambda each: each.begin, default=changes[0])
     possible = [each for each in makers if each.end is None or each.end >= last.begin]
     if not possible:
-        told = f"was replaced by {_told(last.stamp)} before the read began"
-        return Verdict(told)
+        return Verdict(f"was replaced by {_text(last.stamp)} before the read began")
     early = all(each.end is None or each.end > begin for each in possible)
     return Verdict(None, tuple(possible) if early else ())
 
@@ -189,5 +188,5 @@ def _tidy(cell: Cell, oldest: int) -> None:
     cell.changes = [c for c in cell.changes if c.end is None or c.end >= bound]
 
 
-def _told(value: int) -> str:
+def _text(value: int) -> str:
     return f"stamp {value & (1 << _COUNT_BITS) - 1}" if value else "zeros"

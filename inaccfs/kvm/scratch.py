@@ -35,6 +35,13 @@ class Scratch:
         # Writes that unicorn has done in its memory only.
         self._pending: Final[list[tuple[int, bytes]]] = []
 
+    def reset(self) -> None:
+        """Unmap all, also what an interrupted instruction has left."""
+        for first, last, _ in self._uc.mem_regions():
+            self._uc.mem_unmap(first, last + 1 - first)
+        self._pages.clear()
+        self._code = None
+
     def begin(self, pc: int, code: bytes) -> None:
         """An instruction begins."""
         page = pc & -PAGE_SIZE

@@ -43,7 +43,7 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, and for how long."""
+    """The options of a run."""
 
     seconds: float = 10.0
     vcpus: int = 4
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """What was done, and which invariants were violated."""
+    """The counts of a run, and the violated invariants."""
 
     plan: Plan
     # The name of the mount's semantics, and their rule `order`.
@@ -221,20 +221,21 @@ def _round(
     return [thread.name for thread in threads if thread.is_alive()]
 
 
-# --- what has to hold -----------------------------------------------------------------
+# --- invariants -----------------------------------------------------------------------
 
 
 def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
     """Violations of the invariants, while no thread runs."""
     for stale in world.vm.stale_sptes():
-        now = "has gone" if stale.now is None else f"is in frame {stale.now:#x}"
+        now = "was removed" if stale.now is None else f"is in frame {stale.now:#x}"
         yield (
             f"gfn {stale.gfn:#x} is mapped to frame {stale.pfn:#x} at level "
             f"{stale.level}, but its page {now}"
         )
     stats = world.vm.stats
     balance = [
-        made - gone for made, gone in zip(stats.installed, stats.zapped, strict=True)
+        made - zapped
+        for made, zapped in zip(stats.installed, stats.zapped, strict=True)
     ]
     if balance != list(stats.mapped):
         there = list(stats.mapped)
@@ -298,7 +299,7 @@ def _sweep(world: World) -> Iterator[str]:
 
 
 def _left_behind(shim: Client, ino: int) -> list[str]:
-    """What is left of a closed VM, and of its file."""
+    """The remains of a closed VM, and of its file."""
     # The kernel sends RELEASE for the last close asynchronously.
     deadline = time.monotonic() + _GONE_SECONDS
     while (found := list(_left(shim, ino))) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What userspace sees of KVM: flags, levels, and the exits of a vCPU.
+"""KVM's interface to userspace: flags, levels, and the exits of a vCPU.
 
 Names and values are those of include/uapi/linux/kvm.h with the v8 series applied.
 """

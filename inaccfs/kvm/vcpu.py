@@ -99,7 +99,7 @@ class Vcpu:
             MemoryFaultExit: the VMM has to convert, or there is no such memory.
             MmioExit: an access where there is no slot, or a write to a read-only one.
             OSError: EPERM where the mount refuses get-memory; EFAULT where a slot has
-                no shared half; `ControlError` when the daemon has gone.
+                no shared half; `ControlError` when the daemon has ended.
         """
         transfer = _Read(self._memory)
         self._access(gpa, size, transfer, private)
@@ -198,7 +198,7 @@ class Vcpu:
         if self.hook is not no_hook:
             self.hook("looks_up", gfn, gfn + 1)
         slot = self._mmu.slots.find(gfn)
-        if spte is None or slot is None or slot.backing is None or slot.untold:
+        if spte is None or slot is None or slot.backing is None or slot.notifier_lost:
             return 0
         window = slot.backing.window
         position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE

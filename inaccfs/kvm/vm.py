@@ -82,7 +82,7 @@ class VM:
         Raises:
             TypeError: both *encryption* and *memory* are given.
             EncryptionUnavailableError: the package cryptography is not installed.
-            ControlError: the daemon has gone.
+            ControlError: the daemon has ended.
         """
         self._shim: Final = shim
         self._hook: Final[Hook] = hooks or no_hook

@@ -94,8 +94,8 @@ class Guest(Actor):
             if verdict.wrong is not None:
                 world.violation(f"{self.name}, gpa {gpa:#x}: {verdict.wrong}")
             if not value and verdict.early == (world.used_leaving.get(thread),):
-                # The page was gone, and was reached through its former frame. If others
-                # remove the page, too, the frame may belong to another page by then.
+                # The page was removed, but was accessed through its former frame. If
+                # others remove the page, too, another page may have that frame by then.
                 self.counts["stale"] += 1
 
         self._do(access, window, index, private=private)
@@ -145,7 +145,7 @@ class Guest(Actor):
 
 
 class Host(Actor):
-    """The VMM and others, who change the memory of a running guest."""
+    """Threads that change a running guest's memory: of the VMM, and of others."""
 
     def __init__(self, number: int, world: World, dice: Random) -> None:
         super().__init__(f"puncher {number}", world, dice)

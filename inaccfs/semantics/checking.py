@@ -69,17 +69,20 @@ _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 
 @functools.cache
 def rules() -> dict[str, Any]:
-    """The name of each rule, and its type without the ClassVar around it.
-
-    Those of `Semantics` itself come first, and those of its base, KVM's, afterwards.
-    """
+    """The name of each rule, and its type without the ClassVar around it."""
     hints = get_type_hints(Semantics)
-    names = (*inspect.get_annotations(Semantics), *hints)
+    # Those of `Semantics` itself, then those of its bases.
+    names = [name for base in Semantics.__mro__ for name in _annotated(base)]
     return {
         name: get_args(hints[name])[0]
-        for name in dict.fromkeys(names)
+        for name in names
         if get_origin(hints[name]) is ClassVar and name not in _LABELS
     }
+
+
+def _annotated(base: type) -> list[str]:
+    """The names that *base* itself annotates."""
+    return list(vars(base).get("__annotations__", ()))
 
 
 class _Pinned(Semantics):
@@ -113,7 +116,9 @@ def checked(found: type[Semantics], path: str) -> Semantics:
     name = found.__name__
     made = _asked(f"{name}: {name}()", found)
     if not isinstance(made, Semantics):
-        raise OptionError(f"semantics {name}: {name}() makes something else of it")
+        raise OptionError(
+            f"semantics {name}: {name}() does not return a {name}: check its __new__"
+        )
     # __init__() may set a rule, too.
     own = vars(found) | vars(made)
     _check_names(found, own)
@@ -299,5 +304,8 @@ def _plan(made: Semantics, *, punches: bool) -> Plan:
         raise OptionError(f"semantics {called} returns {plan!r}: it must be a Plan")
     for event, allowed in ((plan.before, _BEFORE), (plan.after, _AFTER)):
         if event not in allowed:
-            raise OptionError(f"semantics {called}: no such event there: {event!r}")
+            choices = " or ".join(map(repr, allowed))
+            raise OptionError(
+                f"semantics {called}: no such event there: {event!r}, only {choices}"
+            )
     return plan

@@ -15,8 +15,8 @@ from types import ModuleType
 
 from inaccfs.errors import OptionError
 from inaccfs.semantics import checking
+from inaccfs.semantics.catalogue import VERSIONS
 from inaccfs.semantics.rules import Semantics
-from inaccfs.semantics.versions import VERSIONS
 from inaccfs.words import quoted
 
 
@@ -71,7 +71,7 @@ def load(wanted: str) -> Semantics:
     except OptionError:
         raise
     except BaseException as exc:
-        reason = f"{_line(exc, path)}{checking.in_a_line(exc)}"
+        reason = f"{line(exc, path)}{checking.in_a_line(exc)}"
         raise OptionError(f"semantics {wanted}: {reason}") from exc
 
 
@@ -81,7 +81,7 @@ def _module(path: str) -> ModuleType:
     try:
         exec(compile(source, path, "exec"), module.__dict__)
     except BaseException as exc:
-        reason = f"{_line(exc, path)}{checking.in_a_line(exc)}"
+        reason = f"{line(exc, path)}{checking.in_a_line(exc)}"
         raise OptionError(f"semantics {path}: {reason}") from exc
     return module
 
@@ -110,8 +110,8 @@ def read_module(kind: str, path: str) -> tuple[ModuleType, bytes]:
     return module, source
 
 
-def _line(exc: BaseException, path: str) -> str:
-    """The line at which the file raised; empty if that is not known."""
+def line(exc: BaseException, path: str) -> str:
+    """The line at which the file raised, for a message; empty if that is not known."""
     lines = [
         at.lineno
         for at in traceback.extract_tb(exc.__traceback__)

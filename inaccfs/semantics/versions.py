@@ -1,4 +1,4 @@
-"""The semantics of every version that was posted or merged.
+"""The semantics of the versions up to Linux 6.18; `proposals` has what came later.
 
 Each class inherits from its predecessor, and sets the rules that differ. The sources
 are mails to the kernel's lists and the kernel's own files; docs/semantics.md lists
@@ -15,6 +15,22 @@ from inaccfs.semantics.rules import Semantics
 from inaccfs.syscalls import TMPFS_MAGIC
 
 if TYPE_CHECKING:
+    from inaccfs.semantics.attributes import (
+        Atomicity,
+        Attributes,
+        Binding,
+        Content,
+        ConversionKinds,
+        EventKinds,
+        Frozen,
+        Granule,
+        Initial,
+        Migration,
+        PinCheck,
+        PinnedPunch,
+        Population,
+        Stored,
+    )
     from inaccfs.semantics.kvm import KvmDefaultVm
     from inaccfs.semantics.rules import (
         Aligned,
@@ -72,6 +88,25 @@ class V8(V8Kvm, Semantics):
     # v8 promises that pages do not move, without ensuring it; here they do not.
     movable: ClassVar[bool] = False
     memory_failure: ClassVar[MemoryFailure] = "unknown"
+
+    # KVM_MEMORY_ENCRYPT_REG_REGION, and later KVM_SET_MEMORY_ATTRIBUTES, of a VM.
+    attributes: ClassVar[Attributes] = "vm"
+    initial: ClassVar[Initial] = "private"
+    kinds: ClassVar[EventKinds] = "none"
+    granule: ClassVar[Granule] = "page"
+    pinned_punch: ClassVar[PinnedPunch] = "done"
+    overlap_errno: ClassVar[int] = errno.EINVAL
+    binding: ClassVar[Binding] = "at once"
+    population: ClassVar[Population] = "none"
+    frozen: ClassVar[Frozen] = "unknown"
+    migration: ClassVar[Migration] = "never"
+    get_waits: ClassVar[bool] = False
+    # Of use only where the attributes are kept in the file.
+    conversion_kinds: ClassVar[ConversionKinds] = "present"
+    stored: ClassVar[Stored] = "before the end"
+    atomicity: ClassVar[Atomicity] = "range"
+    pin_check: ClassVar[PinCheck] = "references"
+    content: ClassVar[Content] = "unspecified"
 
 
 class V7(V8):
@@ -184,20 +219,6 @@ class GuestMemfdShared(GuestMemfd):
 
     name = "guest_memfd:mmap+init_shared"
     mmap = "shared"
+    attributes: ClassVar[Attributes] = "nowhere"
+    initial = "shared"
     kvm_default_vm = "served"
-
-
-VERSIONS: Final[tuple[type[Semantics], ...]] = (
-    V7,
-    V8,
-    V8AsPosted,
-    V9,
-    V10,
-    Bind,
-    GuestMemfd68,
-    GuestMemfd612,
-    GuestMemfd,
-    GuestMemfdMmap,
-    GuestMemfdShared,
-)
-"""In the order of history."""

@@ -40,7 +40,7 @@ def choose(
         except OSError as exc:
             if wanted == "pagemap":
                 raise OptionError(
-                    f"no real page frames: {exc.strerror}; they take CAP_SYS_ADMIN of "
+                    f"no real page frames: {exc.strerror}; they need CAP_SYS_ADMIN in "
                     "the initial user namespace, so mount as root outside of "
                     "containers, or choose simulated frames"
                 ) from exc

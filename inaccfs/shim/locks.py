@@ -1,7 +1,7 @@
 """Page locks, for semantics whose get-pfn leaves pages locked until put-pfn.
 
 lock_page() of the kernel: shmem of v5 and v6 returns from get_lock_pfn() with it held,
-and a punch takes it before it tells of a page and removes it.
+and a punch takes it before it reports a page and removes it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PageLocks:
 
     @contextmanager
     def claimed(self, start: int, end: int) -> Iterator[None]:
-        """Nobody else locks these pages, which have been checked, in a with block."""
+        """No other peer locks these pages, which were checked, during a with block."""
         with self._claim(start, end):
             yield
 

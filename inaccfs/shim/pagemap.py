@@ -153,8 +153,8 @@ class PagemapFrames:
         pass
 
     def poison(self, page: int) -> None:
-        # The kernel is not told. To keep the frame out of use would take a pin for as
-        # long as the mount lasts: any peer could use up the memory.
+        # The kernel is not informed. To keep the frame out of use would take a pin for
+        # as long as the mount lasts: any peer could use up the memory.
         pass
 
     def close(self) -> None:
@@ -164,7 +164,13 @@ class PagemapFrames:
 
     # --- fetching ----------------------------------------------------------------
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def move(self, start: int, end: int) -> list[Extent]:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "real frames do not move on demand: mount with --pfn-source simulated",
+        )
+
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
         pieces = self._buffers.pieces(start, end)
         if pieces:

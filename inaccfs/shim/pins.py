@@ -46,7 +46,7 @@ class Pins(Protocol):
 
     @property
     def stays(self) -> bool:
-        """Whether held pages cannot move."""
+        """Whether pinned pages cannot move."""
 
     @property
     def refusal(self) -> str:
@@ -58,7 +58,7 @@ class Pins(Protocol):
         If the kernel refuses one, the tokens of this and all later ones are None.
 
         Raises:
-            OSError: EFAULT, nothing is mapped there. Then none is held.
+            OSError: EFAULT, nothing is mapped there. Then nothing is pinned.
         """
 
     def release(self, tokens: Iterable[int]) -> None:
@@ -120,20 +120,20 @@ class RingPins:
 
     def hold(self, buffers: list[Buffer]) -> list[int | None]:
         slots = self._take(len(buffers))
-        held = 0
+        pinned = 0
         try:
-            while held < len(slots):
-                ring, first = divmod(slots[held], uring.SLOTS)
-                run = _run_length(slots, held)
-                memory = [(one.address, one.length) for one in buffers[held:][:run]]
-                held += uring.update_buffers(self._rings[ring], first, memory)
+            while pinned < len(slots):
+                ring, first = divmod(slots[pinned], uring.SLOTS)
+                run = _run_length(slots, pinned)
+                memory = [(one.address, one.length) for one in buffers[pinned:][:run]]
+                pinned += uring.update_buffers(self._rings[ring], first, memory)
         except OSError as exc:
             if exc.errno == errno.EFAULT:
                 self.release(slots)
                 raise
             self.refusal = exc.strerror or str(exc)
-            self._give_back(slots[held:])
-        return [*slots[:held], *[None] * (len(buffers) - held)]
+            self._give_back(slots[pinned:])
+        return [*slots[:pinned], *[None] * (len(buffers) - pinned)]
 
     def release(self, tokens: Iterable[int]) -> None:
         self._releasing.release(sorted(tokens))
@@ -250,7 +250,7 @@ class LockPins:
 
 
 class NoPins:
-    """No way at all: nothing is held."""
+    """No way at all: nothing is pinned."""
 
     stays: Final = False
     refusal: Final = ""

@@ -11,7 +11,7 @@ operation, and just before each of them v8 has one, which is what it is divided 
     fallocate, KEEP_SIZE  of a page that is allocated already
     punch, a page         an allocated page (allocated before, outside the clock)
 
-Nobody is registered: that is what a file costs that has no notifiers, whichever the
+No notifier is registered: these are the costs of a file without notifiers, under any
 rules. p50 is that of a turn, the median over the rounds, in µs. A ratio is taken within
 a round, between two turns that follow each other, and then the median over the rounds.
 

@@ -12,19 +12,19 @@ process of its own: what it waits for at worst is the machine's, not ours.
     query-notifiers      all pages of it
     query-files          all pages of it, of 2,000 open files
     query-stats, query-status, query-qmp-schema
-                         as it says, many under way
-    unread               many of each of these, whose replies nobody reads
+                         that command, many in flight
+    unread               many of each of these, without reading the replies
     get-pfn              all pages, in as many commands as it takes, and put-pfn of them
     hang up              with a reference to each page
     notifiers            1,000 registered, and the connection is closed
-    punch                of a page of which all notifiers are told; each answers
+    punch                of a page; all notifiers get an event and answer it
     bind                 1,000 ranges that overlap, and the connection is closed
-    garbage              what is no JSON, half objects, and objects without line ends
-    fds                  250 with each command, and none wants one
+    garbage              text that is not JSON, half objects, objects without line ends
+    fds                  250 with each command, which takes none
     getfd                an fd of another file system
 
 Worst and 99.9th percentile in ms. The target is 20 ms for the worst. A stat of a tmpfs
-needs no other process: what another one does to the daemon, the row `idle` tells.
+needs no other process; the row `idle` shows what the daemon itself costs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ processes = multiprocessing.get_context("fork")
 
 
 class Raw:
-    """A peer that says what it is told to, with or without waiting."""
+    """A peer that sends given commands, with or without waiting."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
@@ -207,8 +207,8 @@ class Peer:
         raw.close()
 
     def punch(self) -> None:
-        """Punch a page of which many are told."""
-        fd = os.open(self.root / "told", os.O_RDWR)
+        """Punch a page with many notifiers."""
+        fd = os.open(self.root / "busy", os.O_RDWR)
         harness.fallocate(fd, 3, 0, PAGE)
         os.close(fd)
 
@@ -305,25 +305,25 @@ def measure(row: Row, options: Any) -> list[str]:
         tempfile.NamedTemporaryFile(dir="/dev/shm") as beside,
         ExitStack() as stack,
     ):
-        for file in ("guest", "told"):
+        for file in ("guest", "busy"):
             (mount.path / file).touch()
             os.truncate(mount.path / file, options.pages * PAGE)
         (mount.path / "file").touch()
         ready, over = processes.Event(), processes.Event()
-        done, told_done = processes.Pipe(duplex=False)
+        done, done_sender = processes.Pipe(duplex=False)
         results = []
         for path in (str(mount.path / "file"), beside.name):
-            result, told = processes.Pipe(duplex=False)
+            result, sender = processes.Pipe(duplex=False)
             results.append(result)
             process = processes.Process(
-                target=stat_for, args=(path, options.seconds, ready, told)
+                target=stat_for, args=(path, options.seconds, ready, sender)
             )
             process.start()
             stack.callback(process.join)
 
         def be_peer() -> None:
             peer = Peer(mount, options.pages, options.notifiers)
-            disturb(peer, row, ready, over, told_done)
+            disturb(peer, row, ready, over, done_sender)
 
         peer = processes.Process(target=be_peer)
         peer.start()

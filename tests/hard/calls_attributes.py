@@ -264,8 +264,8 @@ def _(at: Place, what: str, how: str) -> object:
 ))  # fmt: skip
 def _(at: Place, kind: str, name: str) -> object:
     path = at.make(kind)
-    told = outcome(os.setxattr, path, name, b"value", follow_symlinks=False)
-    return [told, _names(path)]
+    result = outcome(os.setxattr, path, name, b"value", follow_symlinks=False)
+    return [result, _names(path)]
 
 
 def _names(path: str) -> list[str]:
@@ -436,8 +436,8 @@ def _(at: Place, flags: str) -> object:
 @call("fallocate past the limit of the file system")
 def _(at: Place) -> object:
     fd = os.open(at.make("file"), os.O_RDWR)
-    told = outcome(raw.fallocate, fd, 0, 0, 1 << 30)
-    return [told, shape(at.path())]
+    result = outcome(raw.fallocate, fd, 0, 0, 1 << 30)
+    return [result, shape(at.path())]
 
 
 @call("fallocate past RLIMIT_FSIZE")
@@ -520,8 +520,8 @@ def _(at: Place) -> object:
     child = os.fork()
     if child == 0:
         other = os.open(at.path(), os.O_RDWR)
-        told = outcome(fcntl.lockf, other, fcntl.LOCK_EX | fcntl.LOCK_NB, 10)
-        os._exit(0 if told in ("EAGAIN", "EACCES") else 1)
+        result = outcome(fcntl.lockf, other, fcntl.LOCK_EX | fcntl.LOCK_NB, 10)
+        os._exit(0 if result in ("EAGAIN", "EACCES") else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -560,8 +560,8 @@ def _(at: Place, how: str) -> object:
         "setxattr": lambda: os.setxattr(at.path(), "trusted.a", b"1"),
         "fallocate": lambda: raw.fallocate(os.open(at.path(), 2), 0, 0, 4096),
     }
-    told = outcome(calls[how])
-    return [told, [[f"{mask:#x}", name] for mask, name in kernel.events(fd)]]
+    result = outcome(calls[how])
+    return [result, [[f"{mask:#x}", name] for mask, name in kernel.events(fd)]]
 
 
 @call("poll a {kind}", kind=("file", "directory"))

@@ -259,8 +259,8 @@ def _(at: Place, flag: str, old: str, new: str) -> object:
     at.make(old)
     at.make(new, "y")
     flags = getattr(raw, f"RENAME_{flag}")
-    told = outcome(raw.renameat2, at.path(), at.path("y"), flags)
-    return [told, tree(at.own)]
+    result = outcome(raw.renameat2, at.path(), at.path("y"), flags)
+    return [result, tree(at.own)]
 
 
 @call("renameat2 with flags {flags}", flags=(3, 5, 6, 8, 1 << 31))

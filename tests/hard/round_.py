@@ -1,7 +1,7 @@
 """A round: everything that a mount and its control socket can do, once each.
 
-The outcome of each step is "ok", an errno's name, or what a peer is told. A step that
-hangs is told apart by the test, which has heard of the steps before it.
+The outcome of each step is "ok", an errno's name, or the daemon's reply. The test finds
+a step that hangs, because it gets the outcomes of the steps before it.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ def _punched(peer: Connection, directory: str, first: int, pages: int) -> None:
     """Punch in a child: this process is the peer that answers."""
     child = os.fork()
     if child == 0:
-        told = plain.outcome(_punch_path, f"{directory}/a", first, pages)
-        os._exit(0 if told == "ok" else 1)
+        result = plain.outcome(_punch_path, f"{directory}/a", first, pages)
+        os._exit(0 if result == "ok" else 1)
     pidfd = os.pidfd_open(child)
     try:
         while True:
@@ -224,8 +224,8 @@ def play(mount: str, control: str) -> Iterator[tuple[str, str]]:
 def serve(mount: str, control: str) -> None:
     """Play a round for each line of standard input; then an empty line."""
     for _ in sys.stdin:
-        for name, told in play(mount, control):
-            sys.stdout.write(f"{name}\t{told}\n")
+        for name, result in play(mount, control):
+            sys.stdout.write(f"{name}\t{result}\n")
             sys.stdout.flush()
         sys.stdout.write("\n")
         sys.stdout.flush()

@@ -1,9 +1,9 @@
-"""Somebody who may not enter: what becomes of each attempt, told in JSON.
+"""A process without permission tries to get in; prints the results as JSON.
 
     stranger UID yes|no MOUNTPOINT PID SOCKET|- FILE...
 
-"yes" is for a user namespace of one's own, in which one is root; "-" for nothing but
-looking into the daemon.
+"yes" is for a user namespace of its own, in which it is root; "-" to try only to look
+into the daemon.
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ def _say(control: str) -> dict[str, str]:
         with connection.makefile("rwb") as stream:
             if not stream.readline():
                 return {"connect": "hung up"}
-            told = {"connect": "ok"}
+            replies = {"connect": "ok"}
             for command, arguments in _COMMANDS.items():
                 message = {"execute": command, "arguments": arguments}
                 stream.write(json.dumps(message).encode() + b"\n")
                 stream.flush()
                 answer = json.loads(stream.readline())
                 error = answer.get("error", {}).get("desc", "ok")
-                told[command] = error.partition(":")[0]
-            return told
+                replies[command] = error.partition(":")[0]
+            return replies
 
 
 def _main(
@@ -147,9 +147,9 @@ def _main(
         attempts |= _on_the_mount(point)
         attempts["end it"] = lambda: os.kill(int(pid), signal.SIGTERM)
         said = _say(control)
-    told = {name: plain.outcome(attempt) for name, attempt in attempts.items()}
-    told |= {f"read {path}": plain.outcome(os.open, path, 0) for path in files}
-    json.dump({"attempts": told, "control": said}, sys.stdout)
+    result = {name: plain.outcome(attempt) for name, attempt in attempts.items()}
+    result |= {f"read {path}": plain.outcome(os.open, path, 0) for path in files}
+    json.dump({"attempts": result, "control": said}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ BY_RULE: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
         ),
     ),
     "contents are never mapped": ("ENODEV", ("mmap MAP_SHARED", "mmap MAP_PRIVATE")),
-    "nobody is told where there is data": ("ESPIPE", ("SEEK_DATA and SEEK_HOLE",)),
+    "no call shows where there is data": ("ESPIPE", ("SEEK_DATA and SEEK_HOLE",)),
     "a size is a whole number of pages": (
         "EINVAL",
         tuple(f"ftruncate to {size} bytes" for size in (1, 4095, 5000)),
@@ -55,7 +55,7 @@ BY_RULE: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
 
 # Only where the caller is not the daemon's own user.
 OF_ANOTHER_USER: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
-    "what is new is given to its owner, and that moves its ctime": (
+    "the daemon makes a file and then changes its owner, which moves its ctime": (
         [False],
         tuple(
             f"times of {kind} when it is new"
@@ -70,7 +70,7 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
     ground: Ground, uid: int
 ) -> None:
     rules = BY_RULE | (OF_ANOTHER_USER if uid else {})
-    listed = {name: told for told, names in rules.values() for name in names}
+    listed = {name: result for result, names in rules.values() for name in names}
     # All that differ, and of the others as many as there is time for.
     alike = [name for name in calls.names() if name not in listed]
     chosen = [*listed, *some(alike, 300)]
@@ -85,11 +85,11 @@ def test_each_call_is_as_on_a_tmpfs_or_differs_by_rule(
     (ground.path / "tmpfs").rmdir()
 
     assert len(wanted) >= 250
-    untrue = [name for name, told in listed.items() if wanted[name] == told]
+    untrue = [name for name, result in listed.items() if wanted[name] == result]
     assert untrue == [], "listed as different, and as on a tmpfs"
     different = [
-        f"{name}: {told} on a tmpfs, {found[name]} here"
-        for name, told in wanted.items()
-        if found[name] != listed.get(name, told)
+        f"{name}: {result} on a tmpfs, {found[name]} here"
+        for name, result in wanted.items()
+        if found[name] != listed.get(name, result)
     ]
     assert different == [], "\n".join(different)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 
-def test_what_a_test_leaves_is_told(ground: Ground, point: Path) -> None:
+def test_leftovers_of_a_test_are_reported(ground: Ground, point: Path) -> None:
     assert set(ground.left()) == {"files"}
     sleeper = subprocess.Popen(["sleep", "100"], env=support.ENVIRONMENT)
     bound = socket.socket(socket.AF_UNIX)
@@ -48,7 +48,7 @@ def _of_temporary(left: dict[str, object]) -> dict[str, int]:
     return {kind: count for kind, count in fds.items() if "deleted" in kind}
 
 
-def test_what_a_mount_holds_is_told(ground: Ground, point: Path) -> None:
+def test_resources_of_a_mount_are_reported(ground: Ground, point: Path) -> None:
     with support.mounted(point) as mount:
         ground.remember(point)
         before = Census.of(mount.pid, point)

@@ -1,4 +1,4 @@
-"""Whatever comes in: requests of the kernel, messages of peers, words of users.
+"""Malformed input: requests of the kernel, messages of peers, words of users.
 
 By `random` with a fixed seed and not by Hypothesis, which the unit tests use: there is
 nothing to shrink (a failure names its round, and each round is one small input), and a
@@ -175,7 +175,7 @@ def _fuzz_peer(shim: Peer, dice: random.Random, fds: Sequence[int], count: int) 
         shown = dice.choices(fds, k=dice.choice([0, 0, 0, 1, 2]))
         while data:
             part = dice.choice([len(data), dice.randrange(1, len(data) + 1)])
-            # One that is behind, or has been hung up on, has said enough.
+            # One that is too slow, or was disconnected, is done.
             with suppress(BlockingIOError):
                 socket.send_fds(shim.socket, [data[:part]], shown)
             data, shown = data[part:], []
@@ -261,7 +261,7 @@ def test_words_of_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each is taken, or refused in one line with status 1 or 2."""
-    # Whatever is taken gets as far as the start of a daemon.
+    # Accepted options get as far as the start of a daemon.
     taken: list[object] = []
     monkeypatch.setattr("inaccfs.launch.start_daemon", _not_started(taken))
     dice = random.Random(SEED)
@@ -279,17 +279,17 @@ def test_words_of_users(
             status = main(words)
         except SystemExit as exc:
             status = int(exc.code or 0)
-        told = capsys.readouterr().err
-        assert status in (1, 2), (number, words, told)
-        assert "Traceback" not in told, (number, words, told)
-        if told.startswith("usage: "):
+        message = capsys.readouterr().err
+        assert status in (1, 2), (number, words, message)
+        assert "Traceback" not in message, (number, words, message)
+        if message.startswith("usage: "):
             # argparse's own: usage and a line.
-            assert status == 2, (number, words, told)
+            assert status == 2, (number, words, message)
             continue
         refused += status == 2
-        assert told.startswith("inaccfs: "), (number, words, told)
-        assert told.count("\n") == 1, (number, words, told)
-        assert told[:-1].isprintable(), (number, words, told)
+        assert message.startswith("inaccfs: "), (number, words, message)
+        assert message.count("\n") == 1, (number, words, message)
+        assert message[:-1].isprintable(), (number, words, message)
     # What was not understood has status 2; what was is not started here, status 1.
     assert refused > 1000
     assert taken
@@ -361,9 +361,9 @@ def test_rules_of_users(tmp_path: Path) -> None:
             made = load.load(f"{path}:Mine")
         except InaccfsError as exc:
             refused += 1
-            told = str(exc)
-            assert told, (number, text)
-            assert told.isprintable(), (number, text, told)
+            message = str(exc)
+            assert message, (number, text)
+            assert message.isprintable(), (number, text, message)
         else:
             assert isinstance(made, rules.Semantics), (number, text)
     assert refused > 100

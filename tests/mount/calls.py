@@ -2,7 +2,7 @@
 
 python -m tests.mount.calls PLACE UID GID OWNER GROUP: with files of OWNER and GROUP in
 the directory PLACE, as user UID. Prints JSON: for each call its result, and what has
-become of mode, size and times. To be held against the same on a tmpfs.
+become of mode, size and times. To be compared with the same on a tmpfs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _wait_for_a_tick(path: str) -> None:
             return
 
 
-def _told(path: str, call: Callable[[str], None]) -> list[object]:
+def _effects(path: str, call: Callable[[str], None]) -> list[object]:
     _wait_for_a_tick(path)
     before = os.stat(path)
     result = outcome(call, path)
@@ -108,7 +108,7 @@ def main() -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    print(json.dumps({path: _told(path, call) for path, call in todo}))
+    print(json.dumps({path: _effects(path, call) for path, call in todo}))
 
 
 if __name__ == "__main__":

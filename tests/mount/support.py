@@ -48,6 +48,9 @@ TOP: Final = Path(inaccfs.__file__).resolve().parent.parent
 # For what takes milliseconds. It only decides how long a failing test takes.
 PATIENCE: Final = 60.0
 
+# What would wait for a minute, or for ever, if it did not know better, takes less.
+SOON: Final = 30.0
+
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(TOP), "LC_ALL": "C.UTF-8"}
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -204,7 +207,7 @@ def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
 def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
     """A mount made by `inaccfs mount`, as a user makes it; gives the daemon's pid.
 
-    Whoever uses it ends the daemon, or fails.
+    The user of it must end the daemon; otherwise the test fails.
     """
     log = scratch / "background.log"
     control = scratch / "background.sock"
@@ -226,7 +229,7 @@ def log_text(log: Path) -> str:
 
 
 def give_up(path: Path, daemon: int) -> None:
-    """Leave nothing behind; *daemon* is a pidfd and is closed."""
+    """Leave nothing; *daemon* is a pidfd and is closed."""
     with suppress(ProcessLookupError):
         import signal
 
@@ -244,7 +247,7 @@ def wait_readable(fd: int, seconds: float = PATIENCE) -> bool:
 
 
 def wait_for_exit(pid: int) -> None:
-    """Wait until a process that is no child of ours has gone."""
+    """Wait until a process that is not our child has ended."""
     try:
         daemon = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -260,6 +263,31 @@ def ask_until(question: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not question():
         assert time.monotonic() < deadline, "the answer stayed no"
+
+
+def wait_until_unused(path: Path) -> None:
+    """Wait until no memory of a mount is in use.
+
+    The kernel sends RELEASE and FORGET after close(2) and unlink(2) have returned, and
+    a request that is made later may overtake them: see fuse_dev_do_read() in
+    fs/fuse/dev.c.
+    """
+    ask_until(lambda: used(path) == 0)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have."""
+    found = []
+    with suppress(FileNotFoundError):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        for child in map(int, text.split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def open_fds(pid: int) -> int:
+    """How many fds a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 # --- files --------------------------------------------------------------------

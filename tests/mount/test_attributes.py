@@ -28,7 +28,7 @@ SECOND = 1_000_000_000
 
 
 @support.needs_root
-def test_memory_that_comes_behind_the_kernels_back_shows_at_once(memory: Path) -> None:
+def test_memory_allocated_in_the_backing_shows_at_once(memory: Path) -> None:
     """As when KVM allocates: inaccessible_get_pfn() of v8 fills holes."""
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file", 8 * PAGE)
@@ -42,14 +42,14 @@ def test_memory_that_comes_behind_the_kernels_back_shows_at_once(memory: Path) -
             assert allocated(file) == allocated(fd) == 4 * PAGE
             os.ftruncate(behind, 16 * PAGE)
             assert os.stat(file).st_size == os.fstat(fd).st_size == 16 * PAGE
-        # And with nobody who has it open.
+        # And without an open fd.
         with opened(memory / "file") as behind:
             raw.punch(behind, 0, 16 * PAGE)
         assert allocated(file) == 0
 
 
 @support.needs_root
-def test_a_size_set_behind_the_mount_is_final_through_it(memory: Path) -> None:
+def test_a_size_set_in_the_backing_is_final_through_the_mount(memory: Path) -> None:
     with support.mounted(backing=memory) as mount:
         file = new_file(mount.path / "file")
         os.truncate(memory / "file", PAGE)
@@ -68,7 +68,7 @@ def test_stat_shows_each_allocation_and_each_punch(mount: Mount) -> None:
             assert allocated(file) == allocated(fd) == (7 - page) * PAGE
 
 
-def test_stat_1_and_ls_and_du_show_what_is_allocated(mount: Mount) -> None:
+def test_stat_1_and_ls_and_du_show_the_allocated_memory(mount: Mount) -> None:
     file = new_file(mount.path / "file", 4 * PAGE)
     run("fallocate", "-l", 3 * PAGE, file)
 
@@ -161,7 +161,7 @@ def test_times_of_a_symbolic_link_are_its_own(mount: Mount) -> None:
     assert times(target) == (1, 1)
 
 
-def test_what_changes_a_directory_changes_its_time(mount: Mount) -> None:
+def test_a_change_of_a_directory_changes_its_time(mount: Mount) -> None:
     directory = mount.path / "directory"
     directory.mkdir()
     changes: dict[str, Callable[[], object]] = {
@@ -240,14 +240,14 @@ def test_a_set_group_id_directory_hands_its_group_down(
         touch d/file; mkdir d/sub d/sub/sub; ln -s x d/link; mkfifo d/fifo
         stat -c '%n %a %u %g %F' d d/*  d/sub/sub
     """
-    told = run("sh", "-c", script, cwd=mount.path).stdout
+    output = run("sh", "-c", script, cwd=mount.path).stdout
 
-    assert told == run("sh", "-c", script, cwd=memory).stdout
-    assert "d/sub/sub 2755 0 34 directory" in told
+    assert output == run("sh", "-c", script, cwd=memory).stdout
+    assert "d/sub/sub 2755 0 34 directory" in output
 
 
 @support.needs_root
-def test_who_may_do_what_is_decided_as_on_a_tmpfs(scratch: Path, memory: Path) -> None:
+def test_permissions_are_those_of_a_tmpfs(scratch: Path, memory: Path) -> None:
     """By the kernel, from mode and owner: default_permissions of fuse(4)."""
     setup = """
         mkdir open closed sticky setgid; chmod 777 open; chmod 700 closed
@@ -279,7 +279,7 @@ def test_who_may_do_what_is_decided_as_on_a_tmpfs(scratch: Path, memory: Path) -
     point = scratch / "mnt"
     point.mkdir()
     with support.mounted(point, allow_other=True) as mount:
-        told = []
+        seen = []
         for place in (mount.path, memory):
             run("sh", "-c", setup, cwd=place)
             tried = run(
@@ -287,11 +287,11 @@ def test_who_may_do_what_is_decided_as_on_a_tmpfs(scratch: Path, memory: Path) -
                 cwd=place, user=support.NOBODY, group=support.NOBODY, extra_groups=[],
             )  # fmt: skip
             shown = run("sh", "-c", show, cwd=place)
-            told.append((tried.stdout + shown.stdout).splitlines())
+            seen.append((tried.stdout + shown.stdout).splitlines())
 
-        assert told[0] == told[1]
-        assert "0 touch open/new" in told[0]
-        assert "1 touch closed/new" in told[0]
+        assert seen[0] == seen[1]
+        assert "0 touch open/new" in seen[0]
+        assert "1 touch closed/new" in seen[0]
 
 
 @support.needs_root
@@ -305,14 +305,14 @@ def test_others_are_kept_out_unless_allowed_in(scratch: Path) -> None:
         "extra_groups": [],
     }
     with support.mounted(point, mode=0o777) as mount:
-        told = run("ls", mount.path, status=None, **nobody)
-        assert os.strerror(errno.EACCES) in told.stderr
+        ran = run("ls", mount.path, status=None, **nobody)
+        assert os.strerror(errno.EACCES) in ran.stderr
     with support.mounted(point, mode=0o777, allow_other=True) as mount:
         run("ls", mount.path, **nobody)
         # The root alone decides from then on.
         os.chmod(mount.path, 0o700)
-        told = run("ls", mount.path, status=None, **nobody)
-        assert os.strerror(errno.EACCES) in told.stderr
+        ran = run("ls", mount.path, status=None, **nobody)
+        assert os.strerror(errno.EACCES) in ran.stderr
 
 
 @support.needs_root
@@ -333,9 +333,9 @@ def test_the_root_is_the_owners_alone_by_default(mount: Mount) -> None:
 
 
 def test_the_mount_is_nosuid_nodev_and_noexec(mount: Mount) -> None:
-    told = run("findmnt", "-n", "-o", "FSTYPE,SOURCE,VFS-OPTIONS", mount.path).stdout
+    output = run("findmnt", "-n", "-o", "FSTYPE,SOURCE,VFS-OPTIONS", mount.path).stdout
 
-    fstype, source, options = told.split()
+    fstype, source, options = output.split()
     assert fstype == "fuse.inaccfs"
     assert source == "inaccfs"
     assert {"nosuid", "nodev", "noexec"} <= set(options.split(","))
@@ -365,8 +365,8 @@ def test_the_size_of_the_file_system_is_that_of_the_backing() -> None:
         now = os.statvfs(mount.path)
         assert now.f_bfree == now.f_bavail == 11 * MIB // PAGE
         assert now.f_ffree == empty.f_ffree - 1
-        told = run("df", "-B1", "--output=size,used,avail", mount.path).stdout
-        assert told.splitlines()[1].split() == list(
+        output = run("df", "-B1", "--output=size,used,avail", mount.path).stdout
+        assert output.splitlines()[1].split() == list(
             map(str, (16 * MIB, 5 * MIB, 11 * MIB))
         )
 
@@ -374,7 +374,7 @@ def test_the_size_of_the_file_system_is_that_of_the_backing() -> None:
 @support.needs_root
 def test_options_of_the_mount_reach_the_kernel() -> None:
     with support.mounted(options=["fsname=guest,noatime", "ro"]) as mount:
-        told = run("findmnt", "-n", "-o", "SOURCE,OPTIONS", mount.path).stdout
-        assert told.startswith("guest ")
-        assert "noatime" in told
+        output = run("findmnt", "-n", "-o", "SOURCE,OPTIONS", mount.path).stdout
+        assert output.startswith("guest ")
+        assert "noatime" in output
         assert outcome((mount.path / "file").touch) == "EROFS"

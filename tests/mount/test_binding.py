@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fuse
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 KEEP = syscalls.FALLOC_FL_KEEP_SIZE
 
-Told = list[tuple[Any, ...]]
+Events = list[tuple[Any, ...]]
 
 FRAMES = """
 from inaccfs.semantics import V10
@@ -55,10 +55,10 @@ class Guest:
         self.shim = shim
         self.fd = fd
         self.file = shim.file(fd)
-        self.told: Told = []
+        self.events: Events = []
 
     def note(self, name: str) -> Callable[..., None]:
-        return lambda *args: self.told.append((name, *args))
+        return lambda *args: self.events.append((name, *args))
 
     def punch(self, first: int, pages: int) -> None:
         syscalls.fallocate(self.fd, PUNCH, first * PAGE, pages * PAGE)
@@ -99,7 +99,7 @@ def refusal(call: Callable[[], object]) -> int | None:
 
 
 @pytest.mark.parametrize("guest", ["bind", "guest_memfd"], indirect=True)
-def test_only_what_is_bound_is_got_and_told(guest: Guest) -> None:
+def test_only_bound_pages_are_got_and_reported(guest: Guest) -> None:
     file, note = guest.file, guest.note
     clipped = guest.shim.query_semantics().name == "guest_memfd"
     with (
@@ -114,14 +114,14 @@ def test_only_what_is_bound_is_got_and_told(guest: Guest) -> None:
         assert refusal(lambda: file.register_notifier(note("x"))) == errno.EOPNOTSUPP
         guest.punch(0, 2)
         guest.punch(4, 1)
-        assert guest.told == [("start", 4, 5), ("end", 4, 5)]
-        guest.told.clear()
+        assert guest.events == [("start", 4, 5), ("end", 4, 5)]
+        guest.events.clear()
         guest.punch(0, 7)
-        told = [(2, 6), (6, 7)] if clipped else [(0, 7), (0, 7)]
-        assert sorted(guest.told) == [
-            ("end", *told[0]),
-            ("other", *told[1]),
-            ("start", *told[0]),
+        ranges = [(2, 6), (6, 7)] if clipped else [(0, 7), (0, 7)]
+        assert sorted(guest.events) == [
+            ("end", *ranges[0]),
+            ("other", *ranges[1]),
+            ("start", *ranges[0]),
         ]
         other.unregister()
         assert refusal(lambda: file.get_pfn(7)) == unbound
@@ -142,7 +142,7 @@ def test_ranges_may_overlap_where_the_rules_let_them(
         with guest.file.bind(0, 8, guest.note("ram")):
             with guest.file.bind(4, 6, guest.note("smram")) as smram:
                 guest.punch(5, 1)
-                assert sorted(guest.told) == [("ram", 5, 6), ("smram", 5, 6)]
+                assert sorted(guest.events) == [("ram", 5, 6), ("smram", 5, 6)]
                 assert (
                     refusal(lambda: guest.file.bind(6, 7, print, exclusive=True))
                     == errno.EINVAL
@@ -153,17 +153,17 @@ def test_ranges_may_overlap_where_the_rules_let_them(
                     if one.notifier == smram.number
                 )
                 assert found == (4, 6)
-            guest.told.clear()
+            guest.events.clear()
             guest.punch(5, 1)
-            assert guest.told == [("ram", 5, 6)]
+            assert guest.events == [("ram", 5, 6)]
 
 
 @pytest.mark.parametrize("guest", ["v7"], indirect=True)
-def test_allocations_are_told_where_the_rules_say_so(guest: Guest) -> None:
+def test_allocations_send_events_where_the_rules_say_so(guest: Guest) -> None:
     with guest.file.register_notifier(guest.note("gone"), populate=guest.note("come")):
         guest.allocate(2, 3)
         guest.punch(2, 1)
-        assert guest.told == [("come", 2, 5), ("gone", 2, 3)]
+        assert guest.events == [("come", 2, 5), ("gone", 2, 3)]
 
 
 @pytest.mark.parametrize("guest", ["v7"], indirect=True)
@@ -176,13 +176,13 @@ def test_a_locked_page_is_punched_when_it_is_put(guest: Guest) -> None:
     ):
         punch = pool.submit(guest.punch, 3, 1)
         support.ask_until(lambda: guest.shim.query_stats().punches == 1)
-        assert guest.told == []
+        assert guest.events == []
         guest.file.put_pfn(pfn)
         punch.result(support.PATIENCE)
-        assert guest.told == [("gone", 3, 4)]
+        assert guest.events == [("gone", 3, 4)]
 
 
-def test_who_keeps_a_page_locked_is_disconnected() -> None:
+def test_a_peer_that_keeps_a_page_locked_is_disconnected() -> None:
     with support.mounted(semantics="v7", ack_timeout=0.3) as mount:
         with (
             support.opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,
@@ -216,12 +216,12 @@ def test_callbacks_get_the_frames_that_go(mine: Callable[[str, str], str]) -> No
         ):
             guest.punch(0, 8)
             gone = [Extent(3, pfn, 1, order)]
-            assert guest.told == [("start", 0, 8, gone), ("end", 0, 8, gone)]
-            guest.told.clear()
+            assert guest.events == [("start", 0, 8, gone), ("end", 0, 8, gone)]
+            guest.events.clear()
             guest.file.get_pfn(5)
             guest.file.memory_failure(5)
-            # It wants no answer, so nobody has waited for it.
-            support.ask_until(lambda: guest.told == [("error", 5, 6, [])])
+            # It needs no answer, so no call has waited for it.
+            support.ask_until(lambda: guest.events == [("error", 5, 6, [])])
 
 
 @pytest.mark.parametrize("guest", ["v10", "guest_memfd"], indirect=True)
@@ -236,8 +236,8 @@ def test_a_poisoned_page_is_not_got_before_it_is_punched(guest: Guest) -> None:
     with register(guest.note("gone"), error=guest.note("error")):
         file.get_pfn(4)
         file.memory_failure(4)
-        support.ask_until(lambda: bool(guest.told))
-        assert guest.told == [("gone" if bound else "error", 4, 5)]
+        support.ask_until(lambda: bool(guest.events))
+        assert guest.events == [("gone" if bound else "error", 4, 5)]
         assert refusal(lambda: file.get_pfn(4)) == errnos.EHWPOISON
         assert refusal(lambda: file.memory_failure(16)) == errno.EINVAL
         assert refusal(lambda: file.memory_failure(9)) == errno.ENXIO
@@ -247,7 +247,7 @@ def test_a_poisoned_page_is_not_got_before_it_is_punched(guest: Guest) -> None:
 
 
 async def test_tasks_bind_too() -> None:
-    told: Told = []
+    events: Events = []
     with (
         support.mounted(semantics="bind") as mount,
         support.opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,
@@ -256,7 +256,7 @@ async def test_tasks_bind_too() -> None:
 
         async def start(first: int, end: int) -> None:
             await trio.lowlevel.checkpoint()
-            told.append((first, end))
+            events.append((first, end))
 
         async with aio.connect(mount.path) as shim:
             file = await shim.file(fd)
@@ -264,7 +264,7 @@ async def test_tasks_bind_too() -> None:
                 await trio.to_thread.run_sync(
                     syscalls.fallocate, fd, PUNCH, 0, 3 * PAGE
                 )
-                assert told == [(0, 3)]
+                assert events == [(0, 3)]
             assert await shim.query_notifiers() == []
             with pytest.raises(OSError, match="use bind"):
                 await file.register_notifier(start)

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.fuse
 
 
 def test_mount_returns_when_the_mount_is_ready(point: Path, scratch: Path) -> None:
-    """And lets go of the terminal: `cli` reads both outputs to their ends."""
+    """The daemon closes both outputs: `cli` reads them to their ends."""
     with background(point, scratch):
         assert support.is_mounted(point)
         run("fallocate", "-l", PAGE, new_file(point / "file"))
@@ -48,17 +48,17 @@ def test_mount_returns_when_the_mount_is_ready(point: Path, scratch: Path) -> No
 
 
 def test_mount_says_nothing_when_all_is_well(point: Path, scratch: Path) -> None:
-    told = cli(
+    ran = cli(
         *("mount", "--log", scratch / "log", "--control", scratch / "socket", point)
     )
     try:
-        assert told.stdout == ""
+        assert ran.stdout == ""
         if support.status_of(point).sealed:
-            assert told.stderr == ""
+            assert ran.stderr == ""
         assert os.stat(scratch / "log").st_mode & 0o777 == 0o600
     finally:
         cli("umount", point)
-    # Nothing happened that anybody would look for.
+    # Nothing worth a log line has happened.
     assert not (scratch / "log").exists()
 
 
@@ -95,12 +95,14 @@ def test_the_log_and_the_socket_have_places_of_their_own(point: Path) -> None:
     assert not os.path.exists(status.control)
     assert status.log is not None
     with open(status.log, encoding="utf-8") as log:
-        told = log.read()
+        output = log.read()
     os.unlink(status.log)
-    assert re.search(r"^\S+ \S+ INFO inaccfs.daemon: unmounted: ", told, re.MULTILINE)
+    assert re.search(r"^\S+ \S+ INFO inaccfs.daemon: unmounted: ", output, re.MULTILINE)
 
 
-def test_in_the_foreground_ready_is_told_on_a_pipe(point: Path, scratch: Path) -> None:
+def test_in_the_foreground_readiness_is_written_to_a_pipe(
+    point: Path, scratch: Path
+) -> None:
     reader, writer = os.pipe()
     with subprocess.Popen(
         [
@@ -120,14 +122,14 @@ def test_in_the_foreground_ready_is_told_on_a_pipe(point: Path, scratch: Path) -
         assert daemon.poll() is None
         assert support.status_of(point).pid == daemon.pid
         daemon.send_signal(signal.SIGINT)
-        _, told = daemon.communicate(timeout=PATIENCE)
+        _, output = daemon.communicate(timeout=PATIENCE)
         assert daemon.returncode == 0
-        support.assert_clean(told)
+        support.assert_clean(output)
     assert not support.is_mounted(point)
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_a_service_manager_is_told_of_readiness(
+def test_a_service_manager_gets_the_readiness_message(
     point: Path, scratch: Path, abstract: bool
 ) -> None:
     """Type=notify of systemd.service(5); sd_notify(3) has the protocol."""
@@ -144,21 +146,21 @@ def test_a_service_manager_is_told_of_readiness(
             assert "READY=1" in manager.recv(4096).decode().splitlines()
             new_file(point / "file", PAGE)
             daemon.terminate()
-            _, told = daemon.communicate(timeout=PATIENCE)
+            _, output = daemon.communicate(timeout=PATIENCE)
             assert daemon.returncode == 0
-            support.assert_clean(told)
+            support.assert_clean(output)
 
 
 def test_a_service_manager_that_is_not_there_costs_no_mount(
     point: Path, scratch: Path
 ) -> None:
-    """sd_notify(3): who calls it ought to ignore failures."""
+    """sd_notify(3): callers should ignore failures."""
     env = {**ENVIRONMENT, "NOTIFY_SOCKET": str(scratch / "missing")}
-    told = cli(
+    ran = cli(
         *("mount", "--log", scratch / "log", "--control", scratch / "socket", point),
         env=env,
     )
-    assert "Traceback" not in told.stderr
+    assert "Traceback" not in ran.stderr
     assert support.is_mounted(point), (scratch / "log").read_text()
     try:
         new_file(point / "file", PAGE)
@@ -182,8 +184,8 @@ def test_options_may_be_written_in_either_way(point: Path, scratch: Path) -> Non
         try:
             assert support.status_of(point).size == 8 * MIB
             assert os.stat(point).st_mode & 0o7777 == 0o711
-            told = run("findmnt", "-n", "-o", "FS-OPTIONS", point).stdout
-            assert "allow_other" in told
+            output = run("findmnt", "-n", "-o", "FS-OPTIONS", point).stdout
+            assert "allow_other" in output
         finally:
             cli("umount", point)
 
@@ -199,8 +201,8 @@ def test_a_mountpoint_may_have_any_name(scratch: Path, name: str) -> None:
         new_file(point / "file", PAGE)
         status = support.status_of(point)
         assert status.mountpoint == str(point)
-        told = json.loads(cli("status", "--json", point).stdout)
-        assert told["mountpoint"] == str(point)
+        found = json.loads(cli("status", "--json", point).stdout)
+        assert found["mountpoint"] == str(point)
         assert cli("status", point).stdout.splitlines()[0] == str(point)
         cli("umount", point)
 
@@ -216,9 +218,9 @@ def test_a_mountpoint_may_be_reached_by_a_link_or_a_relative_path(
         try:
             assert support.is_mounted(point)
             # Any other way leads to the same mount.
-            told = json.loads(cli("status", "--json", link, cwd=scratch).stdout)
-            assert told["mountpoint"] == str(point)
-            assert told["control"] == str(scratch / "control")
+            found = json.loads(cli("status", "--json", link, cwd=scratch).stdout)
+            assert found["mountpoint"] == str(point)
+            assert found["control"] == str(scratch / "control")
         finally:
             cli("umount", named, cwd=scratch)
         assert not support.is_mounted(point)
@@ -263,7 +265,7 @@ def test_two_mounts_can_wrap_the_same_directory(memory: Path) -> None:
 # --- status -------------------------------------------------------------------
 
 
-def test_status_shows_what_there_is(mount: Mount) -> None:
+def test_status_shows_files_and_pages(mount: Mount) -> None:
     run("fallocate", "-l", 3 * PAGE, new_file(mount.path / "file"))
     new_file(mount.path / "other")
     status = mount.status()
@@ -274,11 +276,11 @@ def test_status_shows_what_there_is(mount: Mount) -> None:
     assert status.pid == mount.pid
     assert status.control == str(mount.control)
     assert status.version == inaccfs.__version__
-    told = json.loads(cli("status", "--json", mount.path).stdout)
+    found = json.loads(cli("status", "--json", mount.path).stdout)
     fields = {name: getattr(status, name) for name in status.__struct_fields__}
-    # It is there where somebody traces the daemon.
+    # It is there if a process traces the daemon.
     assert fields.pop("tracer") is None
-    assert told == fields
+    assert found == fields
     lines = cli("status", mount.path).stdout.splitlines()
     assert lines[0] == str(mount.path)
     shown = dict(line.split(maxsplit=1) for line in lines[1:])
@@ -290,7 +292,7 @@ def test_status_shows_what_there_is(mount: Mount) -> None:
 
 
 @support.needs_root
-def test_status_tells_the_size(memory: Path) -> None:
+def test_status_has_the_size(memory: Path) -> None:
     with support.mounted(size="8m") as mount:
         assert mount.status().size == 8 * MIB
         assert "8 MiB" in cli("status", mount.path).stdout
@@ -315,7 +317,7 @@ def test_status_counts_each_file_once(mount: Mount) -> None:
     assert mount.status().allocated_pages == 1
 
 
-def test_status_counts_what_is_open_without_a_name(mount: Mount) -> None:
+def test_status_counts_open_files_without_a_name(mount: Mount) -> None:
     """status.py: "Regular files that have a name, or are open"."""
     with support.opened(mount.path, os.O_TMPFILE | os.O_RDWR) as fd:
         os.posix_fallocate(fd, 0, PAGE)
@@ -327,8 +329,8 @@ def test_status_of_all_shows_each_mount() -> None:
     with support.mounted() as first, support.mounted() as second:
         ours = {str(first.path): first.pid, str(second.path): second.pid}
         # Others may have mounts here, dead ones even.
-        told = run(*inaccfs_command("status", "--json"), status=None)
-        found = {one["mountpoint"]: one["pid"] for one in json.loads(told.stdout)}
+        ran = run(*inaccfs_command("status", "--json"), status=None)
+        found = {one["mountpoint"]: one["pid"] for one in json.loads(ran.stdout)}
         assert ours.items() <= found.items()
         text = run(*inaccfs_command("status"), status=None).stdout
         assert set(ours) <= set(text.splitlines())
@@ -341,9 +343,9 @@ def test_status_of_a_dead_daemon_says_so() -> None:
         assert f"{mount.path}: its daemon is dead" in wanted
         assert "inaccfs umount" in wanted
         # It spoils nothing for the others.
-        told = cli("status", "--json", status=1)
-        assert wanted in told.stderr.splitlines()
-        assert str(other.path) in {one["mountpoint"] for one in json.loads(told.stdout)}
+        ran = cli("status", "--json", status=1)
+        assert wanted in ran.stderr.splitlines()
+        assert str(other.path) in {one["mountpoint"] for one in json.loads(ran.stdout)}
 
 
 def test_where_there_is_no_mount_status_and_umount_say_so(
@@ -351,8 +353,10 @@ def test_where_there_is_no_mount_status_and_umount_say_so(
 ) -> None:
     for path in (point, scratch / "missing", new_file(scratch / "file"), Path("/proc")):
         for command in ("status", "umount"):
-            told = complaint(command, path)
-            assert f"{path} is not an inaccfs mount (inaccfs status lists them)" in told
+            message = complaint(command, path)
+            assert (
+                f"{path} is not an inaccfs mount (inaccfs status lists them)" in message
+            )
 
 
 def test_a_file_in_a_mount_is_no_mount(mount: Mount) -> None:
@@ -365,15 +369,15 @@ def test_a_file_in_a_mount_is_no_mount(mount: Mount) -> None:
 # --- the command itself -------------------------------------------------------
 
 
-def test_help_and_version_are_told() -> None:
+def test_help_and_version_are_printed() -> None:
     assert cli("--version").stdout == f"inaccfs {inaccfs.__version__}\n"
     for command in ("umount", "status"):
         assert f"usage: inaccfs {command}" in cli(command, "--help").stdout
     assert "usage: inaccfs" in cli("nonsense", status=2).stderr
 
 
-def test_output_that_nobody_reads_is_no_bug(mount: Mount) -> None:
+def test_output_without_a_reader_is_no_bug(mount: Mount) -> None:
     """`inaccfs status | head -0`."""
     command = " ".join(inaccfs_command("status", mount.path))
-    told = run("bash", "-c", f"{command} > >(exec true); wait $!", status=None)
-    assert "Traceback" not in told.stderr
+    ran = run("bash", "-c", f"{command} > >(exec true); wait $!", status=None)
+    assert "Traceback" not in ran.stderr

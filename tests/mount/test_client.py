@@ -89,10 +89,10 @@ def memory(request: pytest.FixtureRequest, shim: Client, fd: int) -> Iterator[Fi
 
 
 def test_the_snippet(mount: inaccfs.Mount, fd: int) -> None:
-    told: list[tuple[int, int]] = []
+    events: list[tuple[int, int]] = []
     with inaccfs.connect(mount.path) as shim:
         memory = shim.file(fd)
-        with memory.register_notifier(lambda start, end: told.append((start, end))):
+        with memory.register_notifier(lambda start, end: events.append((start, end))):
             pfn, order = memory.get_pfn(3)
             extents = memory.get_pfns(0, 256)
             memory.put_pfn(pfn)
@@ -103,7 +103,7 @@ def test_the_snippet(mount: inaccfs.Mount, fd: int) -> None:
     # get_pfn() had allocated the page already.
     page = next(extent for extent in extents if extent.offset + extent.count > 3)
     assert page.pfn + 3 - page.offset == pfn
-    assert told == [(2, 6)]
+    assert events == [(2, 6)]
     assert os.fstat(made).st_size == 0
     os.close(made)
 
@@ -165,26 +165,26 @@ def test_a_put_that_was_refused_is_logged_at_the_latest_by_close(
 def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
     mount: inaccfs.Mount, shim: Client, memory: File
 ) -> None:
-    """So many are sent, and no more are kept here or there."""
+    """At most UNAWAITED are in flight; neither side keeps more."""
     count = 3 * UNAWAITED
     pfns = [memory.get_pfn(page).pfn for page in range(count)]
-    told: list[int] = []
+    events: list[int] = []
 
     def put() -> None:
         for pfn in pfns:
-            told.append(pfn)
+            events.append(pfn)
             memory.put_pfn(pfn, wait=False)
 
     os.kill(mount.pid, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as pool:
             putting = pool.submit(put)
-            support.ask_until(lambda: len(told) > UNAWAITED)
+            support.ask_until(lambda: len(events) > UNAWAITED)
             os.kill(mount.pid, signal.SIGCONT)
             putting.result(PATIENCE)
     finally:
         os.kill(mount.pid, signal.SIGCONT)
-    assert told == pfns
+    assert events == pfns
     assert shim.query_pins().references == []
 
 
@@ -299,7 +299,9 @@ def test_a_callback_may_use_the_client(memory: File, fd: int) -> None:
     assert found == [memory.get_pfn(3).pfn]
 
 
-def test_what_a_callback_raises_comes_out_of_the_block(memory: File, fd: int) -> None:
+def test_an_exception_of_a_callback_is_raised_by_the_block(
+    memory: File, fd: int
+) -> None:
     def fail(start: int, end: int) -> None:
         raise ZeroDivisionError(f"{start} {end}")
 
@@ -314,25 +316,25 @@ def test_what_a_callback_raises_comes_out_of_the_block(memory: File, fd: int) ->
 def test_a_callback_may_unregister_itself_and_others(
     shim: Client, memory: File, fd: int
 ) -> None:
-    told: list[str] = []
+    events: list[str] = []
 
     def callback(start: int, end: int) -> None:
-        told.append("own")
+        events.append("own")
         own.unregister()
         for other in others:
             other.unregister()
 
     own = memory.register_notifier(callback)
-    others = [memory.register_notifier(lambda *_: told.append("o")) for _ in range(3)]
+    others = [memory.register_notifier(lambda *_: events.append("o")) for _ in range(3)]
     punch(fd)
     punch(fd)
-    assert told == ["own"]
+    assert events == ["own"]
     for notifier in (own, *others):
         notifier.unregister()
     assert shim.query_notifiers() == []
 
 
-def test_who_registers_while_a_file_is_punched_holds_up_nobody(
+def test_registering_while_a_file_is_punched_delays_no_other_call(
     shim: Client, memory: File, fd: int
 ) -> None:
     """A registration waits for the punch, and the answer must overtake it."""
@@ -409,7 +411,7 @@ threading.Event().wait()
 """
 
 
-def test_a_client_that_is_killed_in_a_callback_holds_up_nobody(
+def test_a_client_that_is_killed_in_a_callback_delays_no_other(
     mount: inaccfs.Mount, shim: Client, fd: int
 ) -> None:
     with subprocess.Popen(
@@ -452,7 +454,7 @@ def test_quit_ends_the_daemon_and_its_notifiers_quietly() -> None:
             shim.query_version()
 
 
-def test_a_daemon_that_dies_is_told(mount: inaccfs.Mount) -> None:
+def test_a_daemon_that_dies_is_an_error(mount: inaccfs.Mount) -> None:
     with support.doomed() as doomed, inaccfs.connect(doomed.path) as shim:
         support.new_file(doomed.path / "guest0", MIB)
         notifier = shim.file("/guest0").register_notifier(lambda *_: None)
@@ -467,7 +469,7 @@ def test_a_daemon_that_dies_is_told(mount: inaccfs.Mount) -> None:
             inaccfs.connect(doomed.control)
 
 
-def test_a_daemon_that_is_stopped_is_told(
+def test_a_daemon_that_is_stopped_is_an_error(
     mount: inaccfs.Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_ANSWER_SECONDS", 0.1)
@@ -482,8 +484,8 @@ def test_a_daemon_that_is_stopped_is_told(
         os.kill(mount.pid, signal.SIGCONT)
 
 
-def test_limits_are_told_to_whom_they_meet() -> None:
-    """Who has notifiers is two peers."""
+def test_a_limit_is_an_error_of_the_command_that_meets_it() -> None:
+    """A client with notifiers is two peers."""
     with support.mounted(options="limit=peers=1") as mount:
         support.new_file(mount.path / "guest0", MIB)
         with inaccfs.connect(mount.path) as shim:
@@ -494,7 +496,7 @@ def test_limits_are_told_to_whom_they_meet() -> None:
             assert shim.file("/guest0").query().notifiers == 0
 
 
-def test_what_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
+def test_a_path_that_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
     for path in (mount.path / "guest0", mount.path.parent, mount.path / "none"):
         with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
             inaccfs.connect(path)
@@ -502,7 +504,7 @@ def test_what_is_no_mount(mount: inaccfs.Mount, fd: int) -> None:
 
 def test_two_hundred_clients_at_once(mount: inaccfs.Mount, fd: int) -> None:
     """More than a backlog holds, some of them with notifiers."""
-    told: list[int] = []
+    events: list[int] = []
     with ExitStack() as stack, ThreadPoolExecutor(20) as pool:
         shims = [
             stack.enter_context(made)
@@ -510,10 +512,10 @@ def test_two_hundred_clients_at_once(mount: inaccfs.Mount, fd: int) -> None:
         ]
         for shim in shims[:20]:
             stack.enter_context(
-                shim.file("/guest0").register_notifier(lambda *_: told.append(1))
+                shim.file("/guest0").register_notifier(lambda *_: events.append(1))
             )
         punch(fd)
-        assert len(told) == 20
+        assert len(events) == 20
         assert shims[0].query_stats().peers == 220
 
 
@@ -526,11 +528,11 @@ async def apunch(fd: int, first: int = 0, pages: int = 1) -> None:
 
 
 async def test_the_snippet_with_trio(mount: inaccfs.Mount, fd: int) -> None:
-    told: list[tuple[int, int]] = []
+    events: list[tuple[int, int]] = []
 
     async def callback(start: int, end: int) -> None:
         await trio.lowlevel.checkpoint()
-        told.append((start, end))
+        events.append((start, end))
 
     with trio.fail_after(PATIENCE):
         async with (
@@ -547,13 +549,13 @@ async def test_the_snippet_with_trio(mount: inaccfs.Mount, fd: int) -> None:
             os.close(made)
     assert order == 0
     assert sum(extent.count for extent in extents) == 256
-    assert told == [(2, 6)]
+    assert events == [(2, 6)]
 
 
 async def test_a_cancelled_get_leaves_no_reference(
     mount: inaccfs.Mount, fd: int
 ) -> None:
-    """Who was quicker has his in hand, and gives it back."""
+    """A thread that was quicker has its result already, and gives it back."""
 
     async def get(memory: aio.File, offset: int) -> None:
         pfn, _ = await memory.get_pfn(offset)
@@ -604,7 +606,7 @@ async def test_trio_callbacks_use_the_client_and_unregister(
             assert await shim.query_notifiers() == []
 
 
-async def test_what_a_trio_callback_raises_comes_out_of_the_block(
+async def test_an_exception_of_a_trio_callback_is_raised_by_the_block(
     mount: inaccfs.Mount, fd: int
 ) -> None:
     def fail(start: int, end: int) -> None:
@@ -643,7 +645,7 @@ async def test_slow_trio_callbacks_of_a_punch_run_side_by_side(
     assert running == 5
 
 
-async def test_a_daemon_that_ends_is_told_to_trio() -> None:
+async def test_a_daemon_that_ends_is_an_error_in_trio() -> None:
     with support.mounted() as mount, trio.fail_after(PATIENCE):
         support.new_file(mount.path / "guest0", MIB)
         async with aio.connect(mount.path) as shim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -41,7 +42,7 @@ BUGS: Final = {
     "one that cannot be told": "raise Untold",
 }
 
-# The loop ends when it is told to, by a bug; or what comes after it does.
+# The loop, or what comes after it, ends by a bug.
 BROKEN: Final = """
 import signal, sys, trio
 from inaccfs import daemon
@@ -95,8 +96,8 @@ def test_a_daemon_that_dies_of_an_exception_says_so_in_its_log(
         with open(reader, "rb") as ready:
             assert ready.read() == b"ready\n"
         daemon.terminate()
-        _, told = daemon.communicate(timeout=PATIENCE)
-    assert (daemon.returncode, told) == (1, b"")
+        _, output = daemon.communicate(timeout=PATIENCE)
+    assert (daemon.returncode, output) == (1, b"")
     assert not support.is_mounted(point)
     said = log.read_text()
     assert "CRITICAL inaccfs.cli.mount: the daemon ends: this is a bug" in said
@@ -104,7 +105,7 @@ def test_a_daemon_that_dies_of_an_exception_says_so_in_its_log(
     assert "the bug" in said or "Untold" in said
 
 
-def test_what_python_cannot_survive_is_in_the_log(point: Path, scratch: Path) -> None:
+def test_a_crash_of_python_is_in_the_log(point: Path, scratch: Path) -> None:
     log = scratch / "log"
     cli("mount", "--log", log, "--control", scratch / "c", point)
     pid = support.status_of(point).pid
@@ -112,6 +113,49 @@ def test_what_python_cannot_survive_is_in_the_log(point: Path, scratch: Path) ->
     support.wait_for_exit(pid)
     cli("umount", point)
     assert "Fatal Python error: Segmentation fault" in log.read_text()
+
+
+# --- what it imports --------------------------------------------------------------
+
+# Rooms, and modules of the command, that a daemon does without at its start. To import
+# what nobody has asked for yet would make everybody wait.
+NOT_AT_START: Final = (
+    *("client", "kvm", "explore", "inprocess", "experiments", "probe", "launch"),
+    *("ending", "backing.usertmpfs"),
+    *("pytest_plugin", "pytest_trio_plugin"),
+    *("control.schema", "control.reference"),
+    # The rules of a user's own, and frames that are made up.
+    *("semantics.load", "semantics.checking", "shim.simulated", "shim.buddy"),
+    *("cli.console", "cli.experiment", "cli.explore", "cli.interrupts", "cli.kvm"),
+    *("cli.probe", "cli.qmp", "cli.semantics", "cli.status", "cli.umount"),
+    *("cli.compare", "cli.completing", "cli.kvmmount", "cli.kvmstress", "cli.manual"),
+    *("cli.setup_system", "system"),
+)
+
+
+@support.needs_root
+def test_a_daemon_imports_only_what_it_needs_at_its_start(point: Path) -> None:
+    ready, writer = os.pipe()
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-X", "importtime", "-m", "inaccfs", "mount"),
+            *("--foreground", "--ready-fd", str(writer), point),
+        ],
+        pass_fds=[writer],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as daemon:
+        os.close(writer)
+        with open(ready, "rb") as told:
+            assert told.read() == b"ready\n"
+        cli("umount", point)
+        _, log = daemon.communicate(timeout=PATIENCE)
+    imported = set(re.findall(r"^import time:.*\| +inaccfs\.(\S+)$", log, re.MULTILINE))
+    assert "daemon" in imported
+    for name in NOT_AT_START:
+        assert importlib.util.find_spec(f"inaccfs.{name}"), name
+        assert name not in imported
 
 
 # --- what it inherits -------------------------------------------------------------
@@ -131,7 +175,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("start", ["nohup", "ignored", "blocked"])
-def test_the_daemon_hears_signals_whatever_its_parent_did(
+def test_the_daemon_handles_signals_that_its_parent_ignored_or_blocked(
     point: Path, scratch: Path, start: str, number: int
 ) -> None:
     log = scratch / "log"
@@ -157,18 +201,18 @@ def test_the_daemon_hears_signals_whatever_its_parent_did(
     assert support.log_text(log) == ""
 
 
-def test_a_refused_mount_is_told_where_children_are_ignored(
+def test_a_refused_mount_is_reported_where_children_are_ignored(
     point: Path, scratch: Path
 ) -> None:
     """Their exit status would be lost."""
     wanted = inaccfs_command(
         *("mount", "--control", scratch / "c", "--backing", "/proc", point)
     )
-    told = support.run("bash", "-c", STARTS["ignored"], "bash", *wanted, status=1)
-    assert told.stderr.startswith("inaccfs: backing /proc is on proc")
+    ran = support.run("bash", "-c", STARTS["ignored"], "bash", *wanted, status=1)
+    assert ran.stderr.startswith("inaccfs: backing /proc is on proc")
 
 
-def test_whoever_is_interrupted_as_it_waits_gets_no_mount(
+def test_a_command_that_is_interrupted_while_it_waits_makes_no_mount(
     point: Path, scratch: Path
 ) -> None:
     reader, writer = os.pipe()
@@ -210,11 +254,11 @@ def test_a_log_that_is_no_place_for_one(
     point: Path, scratch: Path, make: str, reason: str
 ) -> None:
     support.run("sh", "-c", make.replace("H", quoted(scratch)))
-    told = complaint(
+    message = complaint(
         *("mount", "--log", scratch / "log", "--control", scratch / "c", point)
     )
-    assert told.startswith(f"inaccfs: cannot write the log {scratch}/log: ")
-    assert reason in told
+    assert message.startswith(f"inaccfs: cannot write the log {scratch}/log: ")
+    assert reason in message
     assert not (scratch / "elsewhere").exists()
     assert not support.is_mounted(point)
 
@@ -223,8 +267,8 @@ def test_a_fifo_with_a_reader_is_no_log_either(point: Path, scratch: Path) -> No
     log = scratch / "log"
     os.mkfifo(log)
     with open(os.open(log, os.O_RDONLY | os.O_NONBLOCK), "rb"):
-        told = complaint("mount", "--log", log, "--control", scratch / "c", point)
-    assert "neither a regular file nor a character device" in told
+        message = complaint("mount", "--log", log, "--control", scratch / "c", point)
+    assert "neither a regular file nor a character device" in message
 
 
 def logged(point: Path, scratch: Path, *options: str) -> list[str]:
@@ -251,7 +295,7 @@ def logged(point: Path, scratch: Path, *options: str) -> list[str]:
 def test_verbose_says_what_happens(point: Path, scratch: Path) -> None:
     lines = logged(point, scratch, "-v", "--pfn-source", "simulated")
     peer = f"peer 1 (pid {os.getpid()}, uid {os.geteuid()})"
-    told = "\n".join(lines)
+    output = "\n".join(lines)
     for part in (
         f"INFO inaccfs.daemon: mounted: {point}: private tmpfs, control socket ",
         "INFO inaccfs.daemon: rules: v8 (v8 1/8, ",
@@ -262,15 +306,15 @@ def test_verbose_says_what_happens(point: Path, scratch: Path) -> None:
         f"INFO inaccfs.daemon: unmounted: {point}",
         "INFO inaccfs.daemon: ending: unmounted",
     ):
-        assert part in told
-    assert "DEBUG" not in told
+        assert part in output
+    assert "DEBUG" not in output
 
 
 def test_very_verbose_says_what_the_rules_refuse(point: Path, scratch: Path) -> None:
-    told = "\n".join(logged(point, scratch, "-vv"))
-    assert "v8: check_size(current=4096, new=5, page_size=4096): EPERM" in told
+    output = "\n".join(logged(point, scratch, "-vv"))
+    assert "v8: check_size(current=4096, new=5, page_size=4096): EPERM" in output
     assert re.search(
-        r"v8: check_fallocate\(mode=3, offset=1, length=5, .*\): EINVAL", told
+        r"v8: check_fallocate\(mode=3, offset=1, length=5, .*\): EINVAL", output
     )
 
 
@@ -303,12 +347,15 @@ sys.exit(main())
         ("inaccfs.cli.dispatch", "status"),
         ("argparse", "status"),
         ("msgspec", "status"),
-        ("inaccfs.cli.umount", "mount --help"),
+        ("inaccfs.cli.mount", "mount --help"),
+        ("inaccfs.cli.umount", "--help"),
         ("inaccfs.semantics.load", "semantics"),
         ("inaccfs.client", "kvm demo"),
         ("inaccfs.kvm.demo", "kvm demo"),
         ("inaccfs.probe.table", "probe memfd"),
         ("inaccfs.experiments.lab", "experiment"),
+        ("inaccfs.explore.search", "explore mapped"),
+        ("inaccfs.explore.scenarios", "explore mapped"),
         ("trio", "mount --foreground /nowhere"),
         ("pyfuse3", "mount --foreground /nowhere"),
     ],
@@ -316,13 +363,13 @@ sys.exit(main())
 def test_an_interrupt_during_imports_leaves_no_traceback(
     module: str, words: str
 ) -> None:
-    told = support.run(
+    ran = support.run(
         *(sys.executable, "-c", INTERRUPTED, module, *words.split()), status=130
     )
-    assert (told.stdout, told.stderr) == ("", "")
+    assert (ran.stdout, ran.stderr) == ("", "")
 
 
-def test_an_interrupted_stress_tells_its_seed_and_what_it_found() -> None:
+def test_an_interrupted_stress_reports_its_seed_and_what_it_found() -> None:
     with subprocess.Popen(
         inaccfs_command("kvm", "stress", "--seconds", "1000", "--seed", "77"),
         stdout=subprocess.PIPE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,21 +49,23 @@ GONE = ("ENOTCONN", "ECONNABORTED")
 @pytest.mark.parametrize(
     "command", ["umount", "fusermount3 -u", "inaccfs umount", "inaccfs umount --lazy"]
 )
-def test_whatever_unmounts_ends_the_daemon_well(mount: Mount, command: str) -> None:
+def test_every_way_of_unmounting_ends_the_daemon_well(
+    mount: Mount, command: str
+) -> None:
     run("fallocate", "-l", MIB, new_file(mount.path / "file"))
     words = command.split()
     if words[0] == "inaccfs":
         words = inaccfs_command(*words[1:])
 
-    told = run(*words, mount.path)
+    ran = run(*words, mount.path)
 
-    assert told.stdout + told.stderr == ""
+    assert ran.stdout + ran.stderr == ""
     assert mount.process.wait(PATIENCE) == 0
     assert os.listdir(mount.path) == []
 
 
-def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> None:
-    """So that the memory is back, and the next mount is not in its way."""
+def test_umount_returns_after_the_daemon_has_ended(point: Path, scratch: Path) -> None:
+    """Then the memory is free, and the next mount does not meet the old daemon."""
     with background(point, scratch) as pid:
         daemon = os.pidfd_open(pid)
         try:
@@ -75,9 +78,9 @@ def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> 
 
 def test_a_busy_mount_stays_and_the_message_says_what_to_do(mount: Mount) -> None:
     with opened(new_file(mount.path / "file", PAGE)):
-        told = complaint("umount", mount.path)
-        assert f"{mount.path} is busy: close what is open there" in told
-        assert "inaccfs umount --lazy" in told
+        message = complaint("umount", mount.path)
+        assert f"{mount.path} is busy: close what is open there" in message
+        assert "inaccfs umount --lazy" in message
         assert os.listdir(mount.path) == ["file"]
         assert mount.process.poll() is None
 
@@ -273,19 +276,34 @@ def start_allocation(file: Path, size: int, mount: Mount) -> subprocess.Popen[by
     return child
 
 
+@contextmanager
+def unfinished(mount: Mount) -> Iterator[None]:
+    """An allocation that has begun does not go on for the length of a with block."""
+    workers = support.children_of(support.children_of(mount.pid)[0])
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 @support.needs_root
 def test_the_mount_answers_while_a_long_allocation_runs() -> None:
     support.need_memory(2 * GIB)
     with support.mounted(size="3g") as mount:
         other = new_file(mount.path / "other", PAGE)
         with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
-            assert os.stat(other).st_size == PAGE
-            with opened(other) as fd:
-                raw.fallocate(fd, 0, 0, PAGE)
-            assert allocated(other) == PAGE
-            assert sorted(os.listdir(mount.path)) == ["file", "other"]
-            assert mount.status().files == 2
-            assert child.poll() is None
+            with unfinished(mount):
+                assert os.stat(other).st_size == PAGE
+                with opened(other) as fd:
+                    raw.fallocate(fd, 0, 0, PAGE)
+                assert allocated(other) == PAGE
+                assert sorted(os.listdir(mount.path)) == ["file", "other"]
+                assert mount.status().files == 2
+                assert child.poll() is None
             assert child.wait(PATIENCE) == 0
         assert allocated(mount.path / "file") == 2 * GIB
 
@@ -295,9 +313,10 @@ def test_a_mount_that_goes_lazily_finishes_a_long_allocation() -> None:
     support.need_memory(2 * GIB)
     with support.mounted(size="3g") as mount:
         with start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child:
-            complaint("umount", mount.path)
-            cli("umount", "--lazy", mount.path)
-            assert child.poll() is None
+            with unfinished(mount):
+                complaint("umount", mount.path)
+                cli("umount", "--lazy", mount.path)
+                assert child.poll() is None
             assert child.wait(PATIENCE) == 0
         assert mount.process.wait(PATIENCE) == 0
 
@@ -308,6 +327,7 @@ def test_a_signal_to_the_daemon_ends_a_long_allocation() -> None:
     with (
         support.mounted(size="3g") as mount,
         start_allocation(new_file(mount.path / "file"), 2 * GIB, mount) as child,
+        unfinished(mount),
     ):
         mount.process.terminate()
         assert mount.process.wait(PATIENCE) == 0
@@ -329,7 +349,7 @@ with support.opened(sys.argv[1]) as fd:
 
 @support.needs_root
 def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
-    """EINTR at once, and whoever looks waits until shmem has given all back."""
+    """EINTR at once; later calls wait until shmem has freed all pages."""
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")
@@ -383,7 +403,7 @@ def test_an_interrupted_allocation_keeps_its_pages_where_the_rules_say_so() -> N
 
 
 @support.needs_root
-def test_who_is_killed_in_an_allocation_leaves_nothing_behind() -> None:
+def test_a_process_killed_in_an_allocation_leaves_nothing() -> None:
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")
@@ -403,4 +423,4 @@ def test_a_file_that_is_removed_while_it_is_allocated_goes_at_the_end() -> None:
             os.unlink(file)
             assert os.listdir(mount.path) == []
             assert child.wait(PATIENCE) == 0
-        ask_until(lambda: used(mount.path) == 0)
+        support.wait_until_unused(mount.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_they_are_listed() -> None:
         assert re.search(rf"^{name} +\S", ran.stdout, re.MULTILINE)
 
 
-def test_a_plot_that_cannot_be_written_is_told_first() -> None:
+def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
     ran = experiment("bindings", "--plot", "/nowhere/x.svg")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
@@ -86,15 +87,93 @@ def test_a_plot_that_cannot_be_written_is_told_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (("siez",), "inaccfs: no experiment 'siez': did you mean size? There are "),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
 )
-def test_a_wrong_word_is_told_in_a_line(words: tuple[str, ...], told: str) -> None:
+def test_a_wrong_word_is_reported_in_a_line(
+    words: tuple[str, ...], expected: str
+) -> None:
     ran = experiment(*words)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(told)
+    assert ran.stderr.startswith(expected)
     assert ran.stderr.count("\n") == 1
+
+
+# --- experiments of one's own ---------------------------------------------------------
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
+    page = (PAGES / "README.md").read_text()
+    found = re.search(
+        r"```python\n(.*?)```\n\n```console\n\$ inaccfs experiment (\S+)\n(.*?)```",
+        page,
+        re.DOTALL,
+    )
+    assert found is not None
+    source, name, out = found.groups()
+    assert len(source.splitlines()) <= 30
+    (tmp_path / "mine.py").write_text(source)
+    ran = experiment(f"{tmp_path}/{name}")
+    assert (ran.returncode, ran.stderr, ran.stdout) == (0, "", out)
+    ran = experiment(f"{tmp_path}/{name}", "--semantics", "v9", "--json")
+    found = json.loads(ran.stdout)
+    assert (found["name"], found["semantics"]) == ("HalfAPage", ["v9"])
+    assert found["tables"][0]["rows"] == [["v9", "Invalid argument", 2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "text"),
+    [
+        ("", 2, "has no class 'Mine'"),
+        ("Mine = 3", 2, "has no class 'Mine'"),
+        ("class Mine: pass", 2, "set `question` to a sentence"),
+        ("class Mine: question = 'Why?'", 2, "give it a method `run(self, lab)`"),
+        (
+            "class Mine:\n question = '?'\n semantics = 'v8'\n def run(self, lab): 0",
+            2,
+            "set `semantics` to a tuple of names",
+        ),
+        (
+            "class Mine:\n question = '?'\n semantics = 'v1',\n def run(self, lab): 0",
+            2,
+            "unknown semantics 'v1'",
+        ),
+        ("x =", 1, "line 1: SyntaxError"),
+        ("1 / 0", 1, "line 1: ZeroDivisionError: division by zero"),
+        ("class Mine:\n def __init__(self): 1 / 0", 1, "line 2: ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_class_is_one_line(
+    tmp_path: Path, source: str, status: int, text: str
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    ran = experiment(f"{tmp_path}/mine.py:Mine")
+    assert (ran.returncode, ran.stdout) == (status, "")
+    assert text in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_class_that_raises_has_its_own_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Mine:\n question = '?'\n def run(self, lab):\n  lab.say('a')\n  1 / 0\n"
+    )
+    ran = experiment(f"{path}:Mine")
+    assert (ran.returncode, ran.stdout) == (1, "a\n")
+    assert ran.stderr.splitlines()[1] == f'  File "{path}", line 5, in run'
+    assert ran.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_file_without_a_class(tmp_path: Path) -> None:
+    ran = experiment(f"{tmp_path}/mine.py")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "name the class, too" in ran.stderr
+
+
+def test_the_list_for_programs() -> None:
+    found = json.loads(experiment("--json").stdout)
+    assert [one["name"] for one in found] == list(catalogue.NAMES)

@@ -37,10 +37,6 @@ def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 # --- a daemon that is stopped ---------------------------------------------------------
 
 
@@ -78,11 +74,11 @@ def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("semantics", ["v8", "v10", "guest_memfd"])
 @pytest.mark.parametrize("length", [PAGE, 8 * MIB], ids=["quick", "long"])
-def test_who_has_answered_a_stopped_daemon_is_not_evicted(
+def test_a_peer_that_answered_a_stopped_daemon_is_not_evicted(
     semantics: str, length: int
 ) -> None:
     with (
-        inaccfs.mounted(size="64m", ack_timeout=0.5, semantics=semantics) as mount,
+        inaccfs.mounted(size="64m", ack_timeout=1.0, semantics=semantics) as mount,
         peer(mount.control) as shim,
     ):
         path = mount.path / "guest"
@@ -91,7 +87,7 @@ def test_who_has_answered_a_stopped_daemon_is_not_evicted(
         watch(shim, semantics)
         punch = Punch(path, length)
         punch.start()
-        stop_for(mount.pid, 1.0, partial(answer, shim, shim.event()))
+        stop_for(mount.pid, 1.5, partial(answer, shim, shim.event()))
         assert shim.answer() == {"return": {}}
         if semantics != "v8":
             answer(shim, shim.event())
@@ -146,9 +142,9 @@ def test_of_a_silent_peer_there_is_one_line_however_many_its_notifiers() -> None
         assert mount.log.read_text().count("\n") == 1
 
 
-def test_who_reads_nothing_while_the_daemon_is_stopped_is_not_disconnected() -> None:
+def test_a_peer_that_does_not_read_while_the_daemon_is_stopped_stays() -> None:
     with (
-        inaccfs.mounted(ack_timeout=0.5, options="limit=output=10000") as mount,
+        inaccfs.mounted(ack_timeout=1.0, options="limit=output=10000") as mount,
         peer(mount.control) as shim,
     ):
         count = 1000
@@ -158,7 +154,7 @@ def test_who_reads_nothing_while_the_daemon_is_stopped_is_not_disconnected() -> 
         )
         sender.start()
         assert "return" in shim.receive()
-        stop_for(mount.pid, 1.0, lambda: None)
+        stop_for(mount.pid, 1.5, lambda: None)
         for _ in range(count - 1):
             assert "return" in shim.receive()
         sender.join()
@@ -177,7 +173,7 @@ def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
         path.touch()
         with ExitStack() as stack:
             stuck = stack.enter_context(unanswered(point))
-            before = threads(mount.pid), fds(mount.pid)
+            before = threads(mount.pid), support.open_fds(mount.pid)
             peers = [stack.enter_context(peer(mount.control)) for _ in range(8)]
             for one in peers:
                 for _ in range(4):
@@ -185,9 +181,9 @@ def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
                     assert "return" in one.answer()
                 one.begin("getfd", stuck, fdname="a")
                 one.begin("getfd", stuck, fdname="b")
-                told = [one.answer()["error"]["desc"][:6] for _ in range(2)]
-                assert told[0] in ("EINVAL", "EBUSY:")
-                assert told[1] == "EBUSY:"
+                reply = [one.answer()["error"]["desc"][:6] for _ in range(2)]
+                assert reply[0] in ("EINVAL", "EBUSY:")
+                assert reply[1] == "EBUSY:"
                 one.begin("query-version", *[stuck] * 250)
                 one.socket.send(b'{"execute":')
             fd = os.open(path, os.O_RDWR)
@@ -197,7 +193,7 @@ def test_fds_that_hang_cost_the_daemon_nothing(tmp_path: Path) -> None:
                 assert "peers" in other.do("query-stats")
             os.close(fd)
             assert threads(mount.pid) <= before[0] + 4
-            assert fds(mount.pid) <= before[1] + 4 * len(peers) + 8
+            assert support.open_fds(mount.pid) <= before[1] + 4 * len(peers) + 8
             os.stat(path)
 
 
@@ -226,7 +222,7 @@ def test_killed_with_fds_that_hang_it_ends(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A socket whose backlog is full, for nobody is let in."""
+    """A socket whose backlog is full, because no connection is accepted."""
     path = tmp_path / "full"
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -242,10 +238,10 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_a_socket_that_lets_nobody_in_is_refused_at_once(
+def test_a_socket_that_accepts_no_connection_is_refused_at_once(
     tmp_path: Path, full: Path
 ) -> None:
-    """`mount --control` asks whether somebody is there, and does not wait for that."""
+    """`mount --control` checks whether a daemon listens there, and does not wait."""
     with (
         pytest.raises(inaccfs.InaccfsError, match="another daemon's"),
         inaccfs.mounted(control=full),

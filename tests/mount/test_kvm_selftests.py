@@ -14,15 +14,15 @@ of data that survive a conversion has another meaning: each half keeps its own, 
 the VMM discards it. That is asserted instead. These have no meaning for v8, or another:
 
 =  ======================================  =============================================
-C  elevated_refcount: conversion of a      v8 asks nobody; that the conversion succeeds,
-   page in use is EAGAIN, and tells where  and that the daemon knows of the reference
+C  elevated_refcount: conversion of a      v8 does not check; that the conversion
+   page in use is EAGAIN, and says where   succeeds, and the daemon has the reference
 C  forked_accesses: one state for all      the state is the VM's; that another process
    processes that have it mapped           sees the shared half only, and may punch
 C  flags PRESERVE and ZERO of a conversion v8 has none
 C  INIT_SHARED, a flag of the file         an argument of the VM here
-K  a second VM or slot on the same range   v8 knows no bindings; that all are told
+K  a second VM or slot on the same range   v8 has no bindings; that all get events
    is refused
-R  another VM's guest_memfd is refused     a file is nobody's
+R  another VM's guest_memfd is refused     a file belongs to no VM
 =  ======================================  =============================================
 """
 
@@ -84,9 +84,9 @@ def vm(shim: Client, fd: int) -> Iterator[VM]:
 EXITS_GPA: Final = 0xC0000000
 
 
-def assert_private_exit(told: MemoryFaultExit, gpa: int) -> None:
-    found = (told.flags, told.gpa, told.size, told.errno)
-    assert found == (KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE, 0)
+def assert_private_exit(exited: MemoryFaultExit, gpa: int) -> None:
+    values = (exited.flags, exited.gpa, exited.size, exited.errno)
+    assert values == (KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE, 0)
 
 
 def test_a_private_access_after_its_slot_was_deleted(shim: Client, fd: int) -> None:
@@ -104,9 +104,9 @@ def test_a_private_access_after_its_slot_was_deleted(shim: Client, fd: int) -> N
         run = pool.submit(read_repeatedly, vm.create_vcpu())
         assert begun.wait(PATIENCE)
         vm.set_user_memory_region(0, 0, 0)
-        told = run.exception(PATIENCE)
-    assert isinstance(told, MemoryFaultExit)
-    assert_private_exit(told, EXITS_GPA)
+        exited = run.exception(PATIENCE)
+    assert isinstance(exited, MemoryFaultExit)
+    assert_private_exit(exited, EXITS_GPA)
 
 
 def test_a_private_access_to_a_slot_without_private_memory(shim: Client) -> None:
@@ -127,7 +127,7 @@ OFFSET: Final = 3
 
 
 def check_private(made: Guest, page: int, expected: bytes, new: bytes) -> None:
-    """C test_private: the guest has it, and for everybody else it is not there."""
+    """C test_private: the guest has it, and no other process can see it."""
     gpa = made.gpa + page * PAGE
     before = made.host[page * PAGE : (page + 1) * PAGE]
     assert made.vm.is_private(gpa // PAGE)
@@ -137,8 +137,8 @@ def check_private(made: Guest, page: int, expected: bytes, new: bytes) -> None:
     assert made.host[page * PAGE : (page + 1) * PAGE] == before
     with pytest.raises(MemoryFaultExit) as caught:
         made.vcpu.read(gpa, 1, private=False)
-    told = caught.value
-    assert (told.flags, told.gpa, told.size, told.errno) == (0, gpa, PAGE, 0)
+    exited = caught.value
+    assert (exited.flags, exited.gpa, exited.size, exited.errno) == (0, gpa, PAGE, 0)
 
 
 def check_shared(
@@ -186,7 +186,7 @@ def test_basic_from_shared(shim: Client) -> None:
 
 
 def test_basic_with_a_vmm_that_discards(shim: Client) -> None:
-    """C basic, as QEMU converts: what is left behind is gone when one comes back."""
+    """C basic, as QEMU converts: the half that is left loses its data."""
     with guest(shim, 1) as made:
         for _ in range(2):
             check_private(made, 0, b"\0", b"A")
@@ -294,8 +294,8 @@ def test_another_process(shim: Client, fd: int) -> None:
             check=False,
             timeout=PATIENCE,
         )
-        told = [repr(b"parent"), repr(bytes(6)), str(errno.EINVAL)]
-        assert (done.stdout.split(), done.stderr) == (told, "")
+        expected = [repr(b"parent"), repr(bytes(6)), str(errno.EINVAL)]
+        assert (done.stdout.split(), done.stderr) == (expected, "")
         assert vcpu.read(0, 6, private=False) == b"childt"
         assert vm.spte(1) is None
         assert vcpu.read(PAGE, 6) == bytes(6)
@@ -303,7 +303,7 @@ def test_another_process(shim: Client, fd: int) -> None:
 
 @pytest.mark.parametrize("page", range(4))
 def test_pages_in_use_are_converted(shim: Client, page: int) -> None:
-    """C elevated_refcount; in v8 a reference keeps nobody from anything."""
+    """C elevated_refcount; in v8 a reference prevents nothing."""
     with guest(shim, 4, gpa=GPA, offset=OFFSET) as made, shim.file(made.fd) as file:
         for each in range(4):
             check_private(made, each, b"\0", b"A")

@@ -35,16 +35,22 @@ def shared(point: Path, scratch: Path) -> Iterator[Mount]:
 # --- set-ID bits, sizes and times ---------------------------------------------------
 
 
-def _expected(told: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """What a tmpfs tells, but for a mode that changes there without a time of change.
+def _expected(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """As on a tmpfs, except for a mode that changes there without a new ctime.
 
     It does for truncate(2) to the size that the file has.
     """
-    for path, (result, mode, size, *times) in told.items():
+    for path, (result, mode, size, *times) in found.items():
         mode_before, _, call = path.partition(" ")
         changed = call == "truncate(0)" and int(mode, 8) & 0o7777 != int(mode_before, 8)
-        told[path] = [result, mode, size, *times, *(["st_ctime_ns"] if changed else [])]
-    return told
+        found[path] = [
+            result,
+            mode,
+            size,
+            *times,
+            *(["st_ctime_ns"] if changed else []),
+        ]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -63,13 +69,13 @@ def test_calls_change_the_attributes_that_they_change_on_a_tmpfs(
 ) -> None:
     """Set-ID bits most of all, and the times."""
     program = sys.executable, "-m", "tests.mount.calls"
-    told, wanted = (
+    found, wanted = (
         json.loads(run(*program, place, uid, gid, owner, group).stdout)
         for place in (shared.path, memory)
     )
 
-    assert len(told) == len(calls.MODES) * len(calls.CALLS) + 4
-    assert told == _expected(wanted)
+    assert len(found) == len(calls.MODES) * len(calls.CALLS) + 4
+    assert found == _expected(wanted)
 
 
 # --- times of access ----------------------------------------------------------------
@@ -142,7 +148,7 @@ def test_o_noatime_has_an_effect_on_a_wrapped_directory_too(memory: Path) -> Non
         assert _accessed(mount.path) == ["d-older", "l-older"]
 
 
-def test_to_count_what_is_there_is_no_access(mount: Mount) -> None:
+def test_counting_files_is_no_access(mount: Mount) -> None:
     directory = mount.path / "d"
     directory.mkdir()
     os.utime(directory, ns=(AGES_AGO, AGES_AGO))
@@ -183,7 +189,7 @@ def test_everything_has_its_time_of_birth(mount: Mount, memory: Path) -> None:
         assert _birth(wrapped.path) == _birth(memory) != "-\n"
 
 
-def test_a_stat_with_the_time_of_birth_tells_all_that_one_without_tells(
+def test_a_stat_with_the_time_of_birth_has_all_that_one_without_has(
     mount: Mount,
 ) -> None:
     file = new_file(mount.path / "file", 16 * support.PAGE)
@@ -206,19 +212,19 @@ def test_an_open_file_without_a_name_was_born_too(mount: Mount) -> None:
     with support.opened(file) as fd:
         born = _birth(file)
         file.unlink()
-        told = run("stat", "-L", "-c", "%w", f"/proc/self/fd/{fd}", pass_fds=[fd])
-        assert told.stdout == born
+        ran = run("stat", "-L", "-c", "%w", f"/proc/self/fd/{fd}", pass_fds=[fd])
+        assert ran.stdout == born
 
 
 # --- extended attributes ------------------------------------------------------------
 
 
-def test_trusted_attributes_are_told_to_whom_a_tmpfs_tells_them(
+def test_trusted_attributes_are_listed_to_the_same_callers_as_on_a_tmpfs(
     shared: Mount, memory: Path
 ) -> None:
     memory.chmod(0o755)
     list_them = "import os, sys; print(sorted(os.listxattr(sys.argv[1])))"
-    told = []
+    names_of = []
     for place in (shared.path, memory):
         file = new_file(place / "file")
         file.chmod(0o644)
@@ -227,7 +233,7 @@ def test_trusted_attributes_are_told_to_whom_a_tmpfs_tells_them(
         if outcome(os.setxattr, memory, "user.x", b"1") == "ok":
             os.setxattr(file, "user.plain", b"1")
         listing = sys.executable, "-c", list_them, file
-        told.append(
+        names_of.append(
             [
                 run(*listing).stdout,
                 run(*listing, **AS_NOBODY).stdout,
@@ -237,6 +243,6 @@ def test_trusted_attributes_are_told_to_whom_a_tmpfs_tells_them(
             ]
         )
 
-    assert told[0] == told[1]
-    assert ["trusted" in names for names in told[0]] == [True, False, False, False]
-    assert all("security.label" in names for names in told[0])
+    assert names_of[0] == names_of[1]
+    assert ["trusted" in names for names in names_of[0]] == [True, False, False, False]
+    assert all("security.label" in names for names in names_of[0])

@@ -22,17 +22,11 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 HELPER = TOP / "mountscripts" / "mount.inaccfs"
 
 
-@pytest.fixture(autouse=True)
-def _helper() -> None:
-    if not HELPER.exists():
-        pytest.skip("no mountscripts/mount.inaccfs")
-
-
 @pytest.fixture
 def helper(scratch: Path) -> Path:
     """The script beside the environment that runs the tests, as in a checkout."""
-    scripts, bin_ = scratch / "mountscripts", scratch / ".venv" / "bin"
-    scripts.mkdir()
+    scripts, bin_ = scratch / "inaccfs" / "system", scratch / ".venv" / "bin"
+    scripts.mkdir(parents=True)
     bin_.mkdir(parents=True)
     copy = scripts / HELPER.name
     copy.write_bytes(HELPER.read_bytes())
@@ -68,8 +62,8 @@ def test_a_private_tmpfs_is_mounted_as_mount_8_asks_for_it(
     status = support.status_of(point)
     assert status.size == 16 * MIB
     assert status.backing == "private tmpfs"
-    told = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout.split()
-    assert told == ["none", "fuse.inaccfs"]
+    output = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout.split()
+    assert output == ["none", "fuse.inaccfs"]
     run("fallocate", "-l", PAGE, new_file(point / "file"))
     run("umount", point)
     support.wait_for_exit(status.pid)
@@ -81,16 +75,16 @@ def test_a_directory_of_a_tmpfs_is_wrapped(
     run(helper, memory, point, "-s", "-n", "-o", "rw,noatime,allow_other")
 
     assert support.status_of(point).backing == f"{memory} (tmpfs)"
-    told = run("findmnt", "-n", "-o", "SOURCE,OPTIONS", point).stdout
-    assert told.startswith(f"{memory} ")
-    assert "noatime" in told
-    assert "allow_other" in told
+    output = run("findmnt", "-n", "-o", "SOURCE,OPTIONS", point).stdout
+    assert output.startswith(f"{memory} ")
+    assert "noatime" in output
+    assert "allow_other" in output
 
 
 def test_a_fake_mount_only_says_what_it_would_do(helper: Path, point: Path) -> None:
-    told = run(helper, "none", point, "-f", "-v", "-o", "size=1m").stdout
-    assert told.startswith("mount.inaccfs: ")
-    assert told.rstrip().endswith(f"inaccfs mount -o size=1m,fsname=none {point}")
+    output = run(helper, "none", point, "-f", "-v", "-o", "size=1m").stdout
+    assert output.startswith("mount.inaccfs: ")
+    assert output.rstrip().endswith(f"inaccfs mount -o size=1m,fsname=none {point}")
     assert not support.is_mounted(point)
 
 
@@ -107,21 +101,21 @@ def test_a_fake_mount_only_says_what_it_would_do(helper: Path, point: Path) -> N
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_refused_is_told_in_one_line(
+def test_a_refusal_is_reported_in_one_line(
     helper: Path, point: Path, arguments: list[str], reason: str
 ) -> None:
     words = [str(point) if word == "DIR" else word for word in arguments]
-    told = run(helper, *words, status=1)
-    assert reason in told.stderr
-    assert told.stderr.count("\n") == 1
-    assert told.stdout == ""
+    ran = run(helper, *words, status=1)
+    assert reason in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert ran.stdout == ""
 
 
 def test_a_remount_is_left_to_mount_8(helper: Path, point: Path) -> None:
     run(helper, "none", point, "-o", "rw,size=16m")
-    told = run(helper, "none", point, "-o", "ro,remount,user_id=0,size=1m")
-    assert told.stdout == ""
-    assert told.stderr == (
+    ran = run(helper, "none", point, "-o", "ro,remount,user_id=0,size=1m")
+    assert ran.stdout == ""
+    assert ran.stderr == (
         "inaccfs: remount: size=1m stays as it is: unmount to change it\n"
     )
     options = run("findmnt", "-n", "-o", "OPTIONS", point).stdout.split(",")
@@ -131,11 +125,11 @@ def test_a_remount_is_left_to_mount_8(helper: Path, point: Path) -> None:
     new_file(point / "file")
 
 
-def test_mount_fuse_3_is_told_what_is_wrong(point: Path) -> None:
-    told = support.complaint("/a,b", point, "-o", "rw,dev,suid", status=2)
-    assert "/a,b: a name with a comma" in told
-    told = support.complaint("none", point, "-o", "rw,dev,suid,nonsense", status=2)
-    assert "unknown mount option 'nonsense'" in told
+def test_mount_fuse_3_passes_on_the_error(point: Path) -> None:
+    message = support.complaint("/a,b", point, "-o", "rw,dev,suid", status=2)
+    assert "/a,b: a name with a comma" in message
+    message = support.complaint("none", point, "-o", "rw,dev,suid,nonsense", status=2)
+    assert "unknown mount option 'nonsense'" in message
 
 
 # --- through mount(8) ---------------------------------------------------------
@@ -145,7 +139,7 @@ def test_mount_fuse_3_is_told_what_is_wrong(point: Path) -> None:
 def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
     """A mount namespace in which mount(8) finds the helper in /sbin, by both names.
 
-    By an overlay: nobody else sees that.
+    By an overlay, which no other process sees.
     """
     sbin = Path("/sbin").resolve()
     layers = helper.parent.parent
@@ -165,12 +159,12 @@ def test_mount_8_and_umount_8_know_the_type(
 ) -> None:
     options = "size=16m,huge=always,mode=0711"
     with_helper.run("mount", "-t", "inaccfs", "none", point, "-o", options)
-    told = with_helper.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout
-    assert told.split() == ["none", "fuse.inaccfs"]
+    output = with_helper.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", point).stdout
+    assert output.split() == ["none", "fuse.inaccfs"]
     assert with_helper.run("stat", "-c", "%a", point).stdout == "711\n"
     with_helper.run("fallocate", "-l", "16m", point / "file")
-    told = with_helper.run(*support.inaccfs_command("status", "--json", point)).stdout
-    pid = int(json.loads(told)["pid"])
+    output = with_helper.run(*support.inaccfs_command("status", "--json", point)).stdout
+    pid = int(json.loads(output)["pid"])
 
     with_helper.run("umount", point)
 
@@ -199,11 +193,11 @@ def test_the_type_that_the_mount_has_is_one_for_fstab(
     fstab.write_text(f"none {point} fuse.inaccfs noauto,size=8m 0 0\n")
     namespace.run("mount", "-T", fstab, point)
     try:
-        told = namespace.run("stat", "-f", "-c", "%b", point).stdout
-        assert told == f"{8 * MIB // PAGE}\n"
+        output = namespace.run("stat", "-f", "-c", "%b", point).stdout
+        assert output == f"{8 * MIB // PAGE}\n"
         namespace.run("mount", "-o", "remount,ro", point)
-        told = namespace.run("findmnt", "-n", "-o", "OPTIONS", point).stdout
-        assert told.startswith("ro,nosuid,nodev,noexec")
+        output = namespace.run("findmnt", "-n", "-o", "OPTIONS", point).stdout
+        assert output.startswith("ro,nosuid,nodev,noexec")
         namespace.run("mount", "-o", "remount,rw", point)
         new = namespace.run("touch", point / "file")
         assert new.stderr == ""
@@ -214,16 +208,16 @@ def test_the_type_that_the_mount_has_is_one_for_fstab(
 def test_a_line_of_fstab_is_enough(
     with_helper: PrivateNamespace, point: Path, scratch: Path
 ) -> None:
-    """And `mount -a` sees what is mounted already."""
+    """`mount -a` recognizes a mount that exists already."""
     fstab = scratch / "fstab"
     fstab.write_text(f"none {point} inaccfs noauto,user,x-test,size=8m,nofail 0 0\n")
     with_helper.run("mount", "-T", fstab, point)
     try:
-        told = with_helper.run("stat", "-f", "-c", "%b %S", point).stdout
-        assert told == f"{8 * MIB // PAGE} {PAGE}\n"
+        output = with_helper.run("stat", "-f", "-c", "%b %S", point).stdout
+        assert output == f"{8 * MIB // PAGE} {PAGE}\n"
         fstab.write_text(fstab.read_text().replace("noauto,", ""))
         with_helper.run("mount", "-a", "-T", fstab)
-        told = with_helper.run("findmnt", "-n", point).stdout
-        assert told.count("\n") == 1
+        output = with_helper.run("findmnt", "-n", point).stdout
+        assert output.count("\n") == 1
     finally:
         with_helper.run(*support.inaccfs_command("umount", point))

@@ -1,4 +1,4 @@
-"""A mountpoint that somebody replaces while it is mounted on, and failures halfway."""
+"""A mountpoint that is replaced while it is mounted on, and failures halfway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import inaccfs
-from inaccfs import mountinfo, syscalls
+from inaccfs import mountcalls, mountinfo
 from inaccfs.errors import MountError
 from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.mounting import FuseOptions
@@ -27,7 +27,7 @@ REPLACED = r"^mountpoint \S+ was replaced while it was to be mounted on: try onc
 
 
 def make(point: Path) -> mounting.NewMount:
-    """Mount at *point*, with nobody to serve it."""
+    """Mount at *point*, without a daemon."""
     with Mountpoint.open(str(point)) as it:
         return mounting.mount(it, FuseOptions())
 
@@ -45,8 +45,8 @@ def _nothing_left(scratch: Path) -> object:
     yield
     left = mountinfo.below(str(scratch))
     for path in reversed(left):
-        # Nobody serves it: whoever looked would hang.
-        syscalls.umount(path, syscalls.MNT_DETACH)
+        # It has no daemon: any access would hang.
+        mountcalls.umount(path, mountcalls.MNT_DETACH)
     assert left == []
 
 
@@ -88,8 +88,8 @@ def test_a_mountpoint_that_becomes_a_link_is_refused(
         open_ = after(Mountpoint.open, lambda: swap(point))
         monkeypatch.setattr(Mountpoint, "open", open_)
     else:
-        mount = before(syscalls.mount, lambda: swap(point))
-        monkeypatch.setattr(syscalls, "mount", mount)
+        mount = before(mountcalls.mount, lambda: swap(point))
+        monkeypatch.setattr(mountcalls, "mount", mount)
     with pytest.raises(MountError, match=REPLACED):
         make(point)
 
@@ -105,13 +105,13 @@ def test_a_directory_above_that_is_renamed_afterwards_is_refused(
         above.rename(scratch / "other")
         (above / "mnt").mkdir(parents=True)
 
-    monkeypatch.setattr(syscalls, "mount", after(syscalls.mount, rename))
+    monkeypatch.setattr(mountcalls, "mount", after(mountcalls.mount, rename))
     with pytest.raises(MountError, match=REPLACED):
         make(above / "mnt")
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_what_is_mounted_there_meanwhile_is_not_covered(point: Path) -> None:
+def test_a_mount_made_there_meanwhile_is_not_covered(point: Path) -> None:
     with Mountpoint.open(str(point)) as it:
         run("mount", "-t", "tmpfs", "inaccfs-test", point)
         with pytest.raises(MountError, match=REPLACED):
@@ -123,7 +123,7 @@ def test_what_is_mounted_there_meanwhile_is_not_covered(point: Path) -> None:
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_a_mountpoint_that_is_removed_meanwhile_is_told(point: Path) -> None:
+def test_a_mountpoint_that_is_removed_meanwhile_is_reported(point: Path) -> None:
     with Mountpoint.open(str(point)) as it:
         point.rmdir()
         with pytest.raises(MountError, match=f"cannot mount on {point}: No such file"):
@@ -134,8 +134,8 @@ def test_a_mountpoint_that_is_removed_meanwhile_is_told(point: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        (syscalls, "mount"),
-        (syscalls, "mount_number"),
+        (mountcalls, "mount"),
+        (mountcalls, "mount_number"),
         (mountinfo, "read"),
         (mounting, "_device_of"),
         (os, "set_blocking"),
@@ -174,11 +174,11 @@ def test_a_bug_after_the_mount_leaves_none(
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_a_kernel_that_does_not_tell_numbers_does_as_well(
+def test_a_kernel_without_mount_numbers_works_too(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounting, "_device_of", lambda _: None)
-    monkeypatch.setattr(syscalls, "mount_number", lambda _: None)
+    monkeypatch.setattr(mountcalls, "mount_number", lambda _: None)
     new = make(point)
     assert new.info == mountinfo.topmost(str(point))
     os.close(new.fuse)

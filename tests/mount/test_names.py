@@ -79,7 +79,7 @@ def test_a_file_without_a_name_goes_with_the_last_close(mount: Mount) -> None:
     with opened(mount.path, os.O_TMPFILE | os.O_RDWR) as fd:
         raw.fallocate(fd, 0, 0, 16 * PAGE)
         assert used(mount.path) == 16 * PAGE
-    assert used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 def test_o_excl_keeps_a_file_without_a_name_from_ever_getting_one(mount: Mount) -> None:
@@ -97,15 +97,15 @@ def test_mknod_makes_files_fifos_and_sockets(mount: Mount) -> None:
         server.listen()
         peer.connect(str(mount.path / "socket"))
 
-    told = run("stat", "-c", "%n %F", "file", "fifo", "socket", cwd=mount.path).stdout
-    assert told == "file regular empty file\nfifo fifo\nsocket socket\n"
+    output = run("stat", "-c", "%n %F", "file", "fifo", "socket", cwd=mount.path).stdout
+    assert output == "file regular empty file\nfifo fifo\nsocket socket\n"
     # The file is as inaccessible as any.
     os.truncate(mount.path / "file", PAGE)
     with opened(mount.path / "file") as fd:
         assert outcome(os.read, fd, 1) == "EINVAL"
     # A fifo is no memory: it carries bytes.
-    told = run("sh", "-c", "echo through > fifo & cat fifo", cwd=mount.path).stdout
-    assert told == "through\n"
+    output = run("sh", "-c", "echo through > fifo & cat fifo", cwd=mount.path).stdout
+    assert output == "through\n"
 
 
 def test_symbolic_links_lead_where_they_say(mount: Mount) -> None:
@@ -141,7 +141,7 @@ def test_hard_links_are_one_file(mount: Mount) -> None:
     assert allocated(link) == PAGE
     assert outcome(os.link, link.parent, mount.path / "directory2") == "EPERM"
     os.unlink(link)
-    assert used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 def test_a_symbolic_link_can_have_hard_links(mount: Mount) -> None:
@@ -183,7 +183,7 @@ def test_a_file_that_is_open_outlives_its_name(mount: Mount) -> None:
         # Through /proc, too; see proc(5).
         with opened(f"/proc/self/fd/{fd}", os.O_RDONLY) as third:
             assert allocated(third) == 3 * PAGE
-    assert used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 @pytest.mark.parametrize("size", [16 * PAGE, 64 * MIB], ids=["small", "large"])
@@ -196,7 +196,7 @@ def test_the_memory_goes_with_the_last_close(mount: Mount, size: int) -> None:
         stack.enter_context(opened(file, os.O_RDONLY))
         os.unlink(file)
         assert used(mount.path) == size
-    support.ask_until(lambda: used(mount.path) == 0)
+    support.wait_until_unused(mount.path)
 
 
 def test_a_file_that_a_rename_replaced_goes_with_the_last_close(mount: Mount) -> None:
@@ -207,7 +207,7 @@ def test_a_file_that_a_rename_replaced_goes_with_the_last_close(mount: Mount) ->
         assert os.fstat(fd).st_nlink == 0
         assert allocated(fd) == 4 * PAGE
         assert allocated(old) == 0
-    assert used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 def test_a_directory_that_is_open_outlives_its_name(mount: Mount) -> None:
@@ -262,7 +262,7 @@ def test_a_file_that_is_open_can_be_moved(mount: Mount) -> None:
         assert allocated(mount.path / "other/file") == 2 * PAGE
 
 
-def test_rename_noreplace_refuses_what_is_there(mount: Mount) -> None:
+def test_rename_noreplace_refuses_an_existing_name(mount: Mount) -> None:
     first = new_file(mount.path / "first", PAGE)
     second = new_file(mount.path / "second", 2 * PAGE)
 
@@ -285,8 +285,8 @@ def test_rename_exchange_swaps_files_and_trees(mount: Mount) -> None:
     raw.renameat2(mount.path / "a", mount.path / "file/b", raw.RENAME_EXCHANGE)
     assert os.stat(mount.path / "a/inner").st_size == 2 * PAGE
     assert os.stat(mount.path / "file/b").st_size == PAGE
-    told = outcome(raw.renameat2, file, mount.path / "nothing", raw.RENAME_EXCHANGE)
-    assert told == "ENOENT"
+    result = outcome(raw.renameat2, file, mount.path / "nothing", raw.RENAME_EXCHANGE)
+    assert result == "ENOENT"
     # Links count for both ways.
     assert os.stat(mount.path).st_nlink == 4
 
@@ -327,7 +327,7 @@ def test_a_hundred_thousand_names_are_listed_each_once(scratch: Path) -> None:
         assert set(names) == wanted
 
 
-def test_what_is_removed_while_listing_costs_no_other_name(mount: Mount) -> None:
+def test_a_removal_while_listing_loses_no_other_name(mount: Mount) -> None:
     names = {f"name-{number}" for number in range(2000)}
     for name in names:
         os.mknod(mount.path / name)
@@ -390,7 +390,7 @@ def test_a_directory_can_be_read_from_where_it_was_left(mount: Mount) -> None:
         assert len(again) == len(names)
 
 
-def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
+def test_listing_shows_kinds_and_inodes(mount: Mount) -> None:
     new_file(mount.path / "file")
     (mount.path / "directory").mkdir()
     (mount.path / "link").symlink_to("file")
@@ -398,8 +398,8 @@ def test_listing_tells_the_kinds_and_inodes(mount: Mount) -> None:
         assert entry.inode() == os.lstat(entry.path).st_ino
         assert entry.is_dir(follow_symlinks=False) == (entry.name == "directory")
         assert entry.is_symlink() == (entry.name == "link")
-    told = run("ls", "-ai", mount.path / "directory").stdout.split()
-    assert told == [
+    output = run("ls", "-ai", mount.path / "directory").stdout.split()
+    assert output == [
         *(str(os.stat(mount.path / "directory").st_ino), "."),
         *(str(os.stat(mount.path).st_ino), ".."),
     ]
@@ -453,7 +453,7 @@ def test_a_tree_may_be_deep(mount: Mount) -> None:
     os.rename(mount.path / "d" / "d", mount.path / "e")
     assert allocated(mount.path / deep.replace("d/d", "e", 1)) == PAGE
     run("rm", "-rf", "d", "e", cwd=mount.path)
-    assert used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 def opened_at(directory: int, name: str, flags: int = os.O_RDONLY) -> OpenedAt:
@@ -478,7 +478,7 @@ class OpenedAt:
 
 
 @support.needs_root
-def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
+def test_names_that_change_in_the_backing_show_at_once(memory: Path) -> None:
     with support.mounted(backing=memory) as mount:
         assert not (mount.path / "file").exists()
         new_file(memory / "file", PAGE)
@@ -502,7 +502,7 @@ def test_names_that_change_behind_the_mount_show_at_once(memory: Path) -> None:
 
 
 @support.needs_root
-def test_files_that_are_open_survive_what_happens_behind_the_mount(
+def test_open_files_survive_changes_in_the_backing(
     memory: Path,
 ) -> None:
     with support.mounted(backing=memory) as mount:
@@ -515,8 +515,7 @@ def test_files_that_are_open_survive_what_happens_behind_the_mount(
             new_file(memory / "file", 8 * PAGE)
             assert os.stat(mount.path / "file").st_size == 8 * PAGE
             assert os.fstat(fd).st_size == 2 * PAGE
-        # The kernel tells of the close when it likes, but before it asks this.
-        assert used(mount.path) == 0
+        support.wait_until_unused(mount.path)
 
 
 @support.needs_root

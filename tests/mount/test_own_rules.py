@@ -48,15 +48,15 @@ def test_the_file_of_a_class_is_run_once(point: Path, scratch: Path, way: str) -
         ("Mine.told = 'clipped'", "rule 'told' is called 'reported' now"),
     ],
 )
-def test_what_is_wrong_with_a_class_is_told_in_a_line(
+def test_an_error_of_a_class_is_reported_in_a_line(
     point: Path, scratch: Path, way: tuple[str, ...], text: str, reason: str
 ) -> None:
     """By the daemon, and with the same status as if the command had."""
     words = ("--control", scratch / "control", "--log", scratch / "log")
     wanted = written(scratch, text)
-    told = complaint("mount", *way, *words, "--semantics", wanted, point, status=2)
-    assert told.startswith("inaccfs: semantics ")
-    assert reason in told
+    message = complaint("mount", *way, *words, "--semantics", wanted, point, status=2)
+    assert message.startswith("inaccfs: semantics ")
+    assert reason in message
     assert not support.is_mounted(point)
     assert sorted(path.name for path in scratch.iterdir()) == ["mine.py", "mnt"]
 
@@ -74,12 +74,12 @@ def test_a_file_that_ends_the_process_makes_no_mount(
     assert not support.is_mounted(point)
 
 
-def test_an_interrupt_tells_the_line_of_a_file_that_does_not_end(
+def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
     point: Path, scratch: Path
 ) -> None:
     fifo = scratch / "fifo"
     support.run("mkfifo", fifo)
-    # It tells us that it is there, and waits.
+    # It signals that it runs, and waits.
     text = f"open({str(fifo)!r}, 'w').close(); import time; time.sleep(1000)"
     with subprocess.Popen(
         inaccfs_command(
@@ -100,7 +100,7 @@ def test_an_interrupt_tells_the_line_of_a_file_that_does_not_end(
 
 
 def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> None:
-    """However they are written, and whatever stands between them."""
+    """Written in any way, and in any order."""
     words = ("-o", "fsname=a b", "--size=1m", "--no-guest-access", "-vv", "--")
     with support.background(point, scratch, *words):
         shown = support.run("findmnt", "-n", "-o", "SOURCE,SIZE", point).stdout
@@ -109,6 +109,6 @@ def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> N
     assert "rules: v8" in (scratch / "background.log").read_text()
 
 
-def test_what_is_for_a_daemon_is_refused_without_one(point: Path) -> None:
-    told = complaint("mount", "--ready-fd", "1", point, status=2)
-    assert told == "inaccfs: --ready-fd is for a daemon: give --foreground, too"
+def test_options_of_a_daemon_are_refused_without_foreground(point: Path) -> None:
+    message = complaint("mount", "--ready-fd", "1", point, status=2)
+    assert message == "inaccfs: --ready-fd is for a daemon: give --foreground, too"

@@ -52,7 +52,7 @@ def report_of(output: str, title: str) -> str:
 # --- what the fixtures give ---------------------------------------------------
 
 
-def test_a_test_has_a_mount_of_its_own_and_then_it_is_gone(
+def test_a_test_has_a_mount_of_its_own_which_ends_with_it(
     pytester: pytest.Pytester,
 ) -> None:
     result = run_tests(
@@ -89,8 +89,8 @@ def test_a_test_has_a_mount_of_its_own_and_then_it_is_gone(
             os.open(inaccfs_mount.path / "guest", os.O_RDWR | os.O_CREAT)
 
         def test_unmounted_by_the_test_itself(inaccfs_mount):
-            from inaccfs import launch
-            launch.unmount(str(inaccfs_mount.path), lazy=False)
+            from inaccfs import ending
+            ending.unmount(str(inaccfs_mount.path), lazy=False)
         """,
         *PLAIN,
     )
@@ -132,19 +132,19 @@ def test_markers_are_options_and_the_closest_wins(pytester: pytest.Pytester) -> 
 
 
 def test_the_marker_and_the_fixtures_are_documented(pytester: pytest.Pytester) -> None:
-    told = pytester.runpytest_subprocess(*PLAIN, "--markers")
-    told.stdout.fnmatch_lines(["@pytest.mark.inaccfs(**options): how *"])
-    told = pytester.runpytest_subprocess(*PLAIN, "--fixtures")
-    told.stdout.fnmatch_lines_random(
+    ran = pytester.runpytest_subprocess(*PLAIN, "--markers")
+    ran.stdout.fnmatch_lines(["@pytest.mark.inaccfs(**options): how *"])
+    ran = pytester.runpytest_subprocess(*PLAIN, "--fixtures")
+    ran.stdout.fnmatch_lines_random(
         [f"inaccfs_{name} -- *" for name in ("mount", "shim", "vm")]
     )
-    told.stdout.no_fnmatch_line("*inaccfs_aio_shim*")
+    ran.stdout.no_fnmatch_line("*inaccfs_aio_shim*")
 
 
 # --- markers that are wrong ---------------------------------------------------
 
 
-def test_a_wrong_marker_is_told_in_one_line(pytester: pytest.Pytester) -> None:
+def test_a_wrong_marker_is_reported_in_one_line(pytester: pytest.Pytester) -> None:
     result = run_tests(
         pytester,
         """
@@ -167,7 +167,7 @@ def test_a_wrong_marker_is_told_in_one_line(pytester: pytest.Pytester) -> None:
     )
     result.assert_outcomes(errors=5)
     output = result.stdout.str()
-    for test, told in {
+    for test, message in {
         "name": "inaccfs: marker inaccfs has no option 'sice', only mountpoint, "
         "backing, size, huge",
         "position": "inaccfs: marker inaccfs: '64m' has no name: write size='64m'",
@@ -178,7 +178,7 @@ def test_a_wrong_marker_is_told_in_one_line(pytester: pytest.Pytester) -> None:
         report = report_of(output, f"ERROR at setup of test_{test}")
         lines = report.strip("_\n").splitlines()
         assert len(lines) == 1, report
-        assert lines[0].startswith(told)
+        assert lines[0].startswith(message)
 
 
 # --- failures -----------------------------------------------------------------
@@ -354,15 +354,15 @@ def test_copies_of_a_mount_do_not_keep_its_daemon(pytester: pytest.Pytester) -> 
 
 
 def test_a_run_that_is_killed_leaves_nothing(pytester: pytest.Pytester) -> None:
-    told = pytester.path / "told"
+    report = pytester.path / "report"
     source = f"""
         def test_killed(inaccfs_mount, inaccfs_vm):
-            with open({str(told)!r}, "w") as file:
+            with open({str(report)!r}, "w") as file:
                 print(inaccfs_mount.pid, inaccfs_mount.path, file=file)
             os.kill(os.getpid(), signal.SIGKILL)
     """
     run_tests(pytester, source, *PLAIN)
-    pid, path = told.read_text().split()
+    pid, path = report.read_text().split()
     support.wait_for_exit(int(pid))
     assert not support.is_mounted(path)
     assert not Path(path).parent.exists()
@@ -398,16 +398,16 @@ def test_with_pytest_trio(pytester: pytest.Pytester) -> None:
 
         @pytest.mark.trio
         async def test_punch(inaccfs_aio_shim, inaccfs_mount):
-            told = []
+            events = []
             with open(inaccfs_mount.path / "guest", "wb") as file:
                 async with await inaccfs_aio_shim.file(file.fileno()) as memory:
                     async with await memory.register_notifier(
-                        lambda *pages: told.append(pages)
+                        lambda *pages: events.append(pages)
                     ):
                         await trio.to_thread.run_sync(
                             os.posix_fallocate, file.fileno(), 0, 8192
                         )
-            assert told == [(0, 2)]
+            assert events == [(0, 2)]
 
         @pytest.mark.trio
         async def test_fails(inaccfs_aio_shim):
@@ -426,10 +426,10 @@ def test_with_pytest_trio(pytester: pytest.Pytester) -> None:
     )
 
 
-# --- those who do not use it --------------------------------------------------
+# --- tests without the plugin-------------------------------------------------
 
 
-def test_whoever_does_not_use_it_does_not_import_much(
+def test_tests_that_do_not_use_it_do_not_import_much(
     pytester: pytest.Pytester,
 ) -> None:
     source = """
@@ -473,7 +473,7 @@ def test_without_the_capability_tests_are_skipped_with_the_reason(
 
 
 def pytest_command(path: Path) -> list[str]:
-    """What runs the tests in *path*, from whatever directory, and tells of skips."""
+    """The command that runs the tests in *path* from any directory, and shows skips."""
     root = f"--rootdir={path}"
     return [sys.executable, "-m", "pytest", *PLAIN, "-rs", root, str(path)]
 

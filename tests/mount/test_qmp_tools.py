@@ -62,11 +62,11 @@ def typed(mount: inaccfs.Mount, text: str, *options: str) -> Any:
 
 
 def test_one_command_prints_what_it_returns(mount: inaccfs.Mount) -> None:
-    told = cli("qmp", mount.path, "get-pfn", "file=/guest0", "offset=0x10", "count=8")
-    extents = json.loads(told.stdout)["extents"]
+    ran = cli("qmp", mount.path, "get-pfn", "file=/guest0", "offset=0x10", "count=8")
+    extents = json.loads(ran.stdout)["extents"]
     assert (extents[0]["offset"], sum(one["count"] for one in extents)) == (16, 8)
-    assert len(told.stdout.splitlines()) > 3
-    assert told.stderr == ""
+    assert len(ran.stdout.splitlines()) > 3
+    assert ran.stderr == ""
 
 
 def test_a_return_in_one_line_for_programs(mount: inaccfs.Mount) -> None:
@@ -75,14 +75,14 @@ def test_a_return_in_one_line_for_programs(mount: inaccfs.Mount) -> None:
         (mount.control, "--compact", "query-version"),
         (mount.control, "query-version", "--compact"),
     ):
-        told = cli("qmp", *words)
-        [line] = told.stdout.splitlines()
+        ran = cli("qmp", *words)
+        [line] = ran.stdout.splitlines()
         assert json.loads(line)["package"] == "inaccfs"
 
 
 def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
-    told = cli("qmp", mount.path, "--fd", f"g={guest}", "query-file", "file=g")
-    assert json.loads(told.stdout)["name"] == "/guest0"
+    ran = cli("qmp", mount.path, "--fd", f"g={guest}", "query-file", "file=g")
+    assert json.loads(ran.stdout)["name"] == "/guest0"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
         (["getfd", "fdname=x", "fd=/dev/null"], "getfd: EINVAL"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_an_error_is_reported_in_one_line(
     mount: inaccfs.Mount, words: list[str], said: str
 ) -> None:
     # What the daemon, or the kernel, has refused had words that were right.
@@ -117,15 +117,15 @@ def test_what_is_wrong_is_told_in_one_line(
     assert said in complaint("qmp", mount.path, *words, status=status)
 
 
-def test_what_is_no_mount_is_told_in_one_line(scratch: Path) -> None:
+def test_a_path_that_is_no_mount_is_reported_in_one_line(scratch: Path) -> None:
     assert "neither" in complaint("qmp", scratch, "query-version")
 
 
-def test_help_tells_all_commands() -> None:
-    told = cli("qmp", "-h").stdout
+def test_help_lists_all_commands() -> None:
+    output = cli("qmp", "-h").stdout
     for name in ("get-pfn file=FILE offset=N [count=N]", "quit", "--fd NAME=PATH"):
-        assert name in told
-    assert "qmp_capabilities" not in told
+        assert name in output
+    assert "qmp_capabilities" not in output
 
 
 def test_to_quit_is_no_error() -> None:
@@ -138,7 +138,7 @@ def test_to_quit_is_no_error() -> None:
 
 
 def test_commands_one_a_line(mount: inaccfs.Mount, guest: Path) -> None:
-    told = typed(
+    ran = typed(
         mount,
         f"""
         # Names live as long as this does.
@@ -149,8 +149,8 @@ def test_commands_one_a_line(mount: inaccfs.Mount, guest: Path) -> None:
         query-file file=m""",
         "--compact",
     )
-    assert (told.returncode, told.stderr) == (0, "")
-    named, got, file, made, memfd = map(json.loads, told.stdout.splitlines())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    named, got, file, made, memfd = map(json.loads, ran.stdout.splitlines())
     assert named == {}
     assert got["order"] == 0
     assert file["referenced"] == 1
@@ -158,14 +158,14 @@ def test_commands_one_a_line(mount: inaccfs.Mount, guest: Path) -> None:
     assert (memfd["name"], memfd["size"]) == ("memfd:a guest", 8192)
 
 
-def test_what_is_wrong_in_a_line_stops_no_other(mount: inaccfs.Mount) -> None:
-    told = typed(
+def test_an_error_in_a_line_stops_no_other(mount: inaccfs.Mount) -> None:
+    ran = typed(
         mount, "foo\nget-pfn file=/guest0 offset=999\n'\nquery-version\n", "--compact"
     )
-    assert told.returncode == 1
-    assert json.loads(told.stdout)["package"] == "inaccfs"
-    assert [line.split(":")[0] for line in told.stderr.splitlines()] == ["inaccfs"] * 3
-    assert "EINVAL" in told.stderr
+    assert ran.returncode == 1
+    assert json.loads(ran.stdout)["package"] == "inaccfs"
+    assert [line.split(":")[0] for line in ran.stderr.splitlines()] == ["inaccfs"] * 3
+    assert "EINVAL" in ran.stderr
 
 
 @contextmanager
@@ -205,9 +205,9 @@ def test_events_are_printed_and_answered_by_hand(
         with subprocess.Popen(
             ["fallocate", "-p", "-o", f"{PAGE}", "-l", f"{2 * PAGE}", guest]
         ) as punch:
-            told = said(process)
-            assert told["event"] == "INVALIDATE"
-            data = told["data"]
+            output = said(process)
+            assert output["event"] == "INVALIDATE"
+            data = output["data"]
             assert (data["notifier"], data["start"], data["end"]) == (1, 1, 3)
             # A command that waits for the punch does not hold up the answer.
             say(process, "register-notifier file=/guest0")
@@ -252,7 +252,7 @@ def test_watch_answers_every_event_that_wants_an_answer(
     The log is checked: it would say so.
     """
     words = [watched, "file=/guest0"] + ["start=0", "end=4"] * (watched == "bind")
-    with support.mounted(semantics=semantics, ack_timeout=3) as mount:
+    with support.mounted(semantics=semantics) as mount:
         guest = new_file(mount.path / "guest0", MIB)
         with watching(mount, "--watch", *words) as process:
             assert said(process)["notifier"] == 1
@@ -283,10 +283,10 @@ def test_a_terminal_gets_a_prompt(mount: inaccfs.Mount) -> None:
         env=ENVIRONMENT,
     ) as process:
         os.close(theirs)
-        told = until(ours, b"inaccfs> ")
+        output = until(ours, b"inaccfs> ")
         os.write(ours, b"query-version\n")
-        told = until(ours, b"inaccfs> ")
-        assert b'"package":"inaccfs"' in told
+        output = until(ours, b"inaccfs> ")
+        assert b'"package":"inaccfs"' in output
         # Ctrl-D, as a terminal sends it.
         os.write(ours, b"\x04")
         assert process.wait(PATIENCE) == 0
@@ -295,18 +295,18 @@ def test_a_terminal_gets_a_prompt(mount: inaccfs.Mount) -> None:
 
 def until(fd: int, end: bytes) -> bytes:
     """Read until what was read ends so."""
-    told = b""
-    while not told.endswith(end):
-        assert support.wait_readable(fd), told
-        told += os.read(fd, 4096)
-    return told
+    output = b""
+    while not output.endswith(end):
+        assert support.wait_readable(fd), output
+        output += os.read(fd, 4096)
+    return output
 
 
 # --- a stock qmp-shell --------------------------------------------------------------
 
 
 def test_a_stock_qmp_shell(mount: inaccfs.Mount, scratch: Path) -> None:
-    told = subprocess.run(
+    ran = subprocess.run(
         [QMP_SHELL, str(mount.control)],
         input="query-status\n"
         "get-pfn file=/guest0 offset=3\n"
@@ -320,13 +320,13 @@ def test_a_stock_qmp_shell(mount: inaccfs.Mount, scratch: Path) -> None:
         check=True,
         env={**ENVIRONMENT, "HOME": str(scratch)},
     )
-    assert "Connected to QEMU 0.1.0" in told.stdout
-    assert f'"mountpoint": "{mount.path}"' in told.stdout
-    assert '"order": 0' in told.stdout
-    assert "EINVAL: offset 256 lies past the end" in told.stdout
-    assert '"notifier": 1' in told.stdout
-    assert "CommandNotFound" in told.stdout
-    assert '"package": "inaccfs"' in told.stdout
+    assert "Connected to QEMU 0.2.0" in ran.stdout
+    assert f'"mountpoint": "{mount.path}"' in ran.stdout
+    assert '"order": 0' in ran.stdout
+    assert "EINVAL: offset 256 lies past the end" in ran.stdout
+    assert '"notifier": 1' in ran.stdout
+    assert "CommandNotFound" in ran.stdout
+    assert '"package": "inaccfs"' in ran.stdout
 
 
 # --- the package qemu.qmp -----------------------------------------------------------
@@ -389,6 +389,6 @@ def test_qemu_qmp_sees_the_daemon_end() -> None:
         return event["data"]
 
     with support.mounted() as mount:
-        told = asyncio.run(asyncio.wait_for(use(str(mount.control)), PATIENCE))
-        assert told == {"reason": "quit"}
+        output = asyncio.run(asyncio.wait_for(use(str(mount.control)), PATIENCE))
+        assert output == {"reason": "quit"}
         assert mount.process.wait(PATIENCE) == 0

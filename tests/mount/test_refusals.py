@@ -60,7 +60,7 @@ def test_reading_is_refused(mount: Mount, file: Path) -> None:
         assert outcome(os.readv, fd, [page]) == "EINVAL"
         assert outcome(os.pread, fd, PAGE, 0) in refused(mount)
         assert outcome(os.preadv, fd, [page], 0) in refused(mount)
-        # Where nothing is allocated, and behind the end.
+        # Where nothing is allocated, and past the end.
         assert outcome(os.pread, fd, PAGE, 3 * PAGE) in refused(mount)
         assert outcome(os.pread, fd, PAGE, 64 * PAGE) in refused(mount)
     assert page == bytes(PAGE)
@@ -163,8 +163,8 @@ def test_no_mapping_can_be_made(mount: Mount, file: Path) -> None:
                     ):
                         # The kernel asks this before it asks the file.
                         wanted = "EACCES"
-                    told = outcome(mmap.mmap, fd, PAGE, flags=share, prot=protection)
-                    assert told == wanted, (flags, protection, share)
+                    result = outcome(mmap.mmap, fd, PAGE, flags=share, prot=protection)
+                    assert result == wanted, (flags, protection, share)
 
 
 def test_a_file_that_create_has_opened_is_sealed_like_any(mount: Mount) -> None:
@@ -188,7 +188,7 @@ def test_a_file_cannot_be_executed(mount: Mount, file: Path) -> None:
 
 
 def test_a_file_takes_no_seals(mount: Mount, file: Path) -> None:
-    """The seed refuses MFD_INACCESSIBLE together with MFD_ALLOW_SEALING."""
+    """v8 refuses MFD_INACCESSIBLE together with MFD_ALLOW_SEALING."""
     with opened(file) as fd:
         assert outcome(fcntl.fcntl, fd, F_ADD_SEALS, 1) == "EINVAL"
         assert outcome(fcntl.fcntl, fd, F_GET_SEALS) == "EINVAL"
@@ -201,7 +201,7 @@ def test_ioctl_has_no_commands(mount: Mount, file: Path) -> None:
             assert outcome(fcntl.ioctl, fd, command, argument) == "ENOTTY"
 
 
-def test_what_is_allocated_where_cannot_be_asked(mount: Mount, file: Path) -> None:
+def test_no_call_shows_where_pages_are_allocated(mount: Mount, file: Path) -> None:
     with opened(file) as fd:
         assert outcome(os.lseek, fd, 0, os.SEEK_DATA) == "ESPIPE"
         assert outcome(os.lseek, fd, 0, os.SEEK_HOLE) == "ESPIPE"
@@ -222,8 +222,8 @@ def test_o_direct_makes_no_file_and_sets_no_size(mount: Mount, file: Path) -> No
     assert outcome(os.open, mount.path, os.O_RDWR | os.O_TMPFILE | os.O_DIRECT) == (
         "EINVAL"
     )
-    told = outcome(os.open, mount.path / "keep", os.O_RDWR | os.O_TRUNC | os.O_DIRECT)
-    assert told == "EINVAL"
+    result = outcome(os.open, mount.path / "keep", os.O_RDWR | os.O_TRUNC | os.O_DIRECT)
+    assert result == "EINVAL"
     assert allocated(mount.path / "keep") == PAGE
     assert support.used(mount.path) == 3 * PAGE
 
@@ -262,10 +262,10 @@ def test_tools_that_read_or_write_say_why_they_cannot(mount: Mount, file: Path) 
         f"echo x >> {file}",
         f"echo x > {new}",
     ):
-        told = run("sh", "-c", command, status=None)
-        assert told.returncode != 0, command
+        ran = run("sh", "-c", command, status=None)
+        assert ran.returncode != 0, command
         reasons = (os.strerror(errno.EINVAL), "I/O error", os.strerror(errno.ESPIPE))
-        assert any(reason in told.stderr for reason in reasons), told.stderr
+        assert any(reason in ran.stderr for reason in reasons), ran.stderr
 
 
 def test_xfs_io_sees_the_same(mount: Mount, file: Path) -> None:
@@ -274,8 +274,8 @@ def test_xfs_io_sees_the_same(mount: Mount, file: Path) -> None:
 
     def xfs_io(*commands: str) -> str:
         words = [word for command in commands for word in ("-c", command)]
-        told = run("xfs_io", *words, file, status=None)
-        return told.stdout + told.stderr
+        ran = run("xfs_io", *words, file, status=None)
+        return ran.stdout + ran.stderr
 
     assert "Invalid argument" in xfs_io("pwrite 0 4k")
     assert "No such device" in xfs_io("mmap -rw 0 4k") or not mount.status().sealed
@@ -289,7 +289,7 @@ def test_fio_is_refused(mount: Mount, file: Path, scratch: Path) -> None:
     if shutil.which("fio", path=ENVIRONMENT["PATH"]) is None:
         pytest.skip("no fio")
     for engine in ("psync", "mmap"):
-        told = run(
+        ran = run(
             *("fio", "--name=test", f"--filename={file}", f"--ioengine={engine}"),
             *(
                 "--rw=read",
@@ -301,4 +301,4 @@ def test_fio_is_refused(mount: Mount, file: Path, scratch: Path) -> None:
             status=None,
             cwd=scratch,
         )
-        assert told.returncode != 0, engine
+        assert ran.returncode != 0, engine

@@ -38,7 +38,7 @@ def test_an_allocation_takes_memory_and_sets_the_size(mount: Mount) -> None:
 
 
 def test_an_allocation_grows_a_file_whose_size_is_set(mount: Mount) -> None:
-    """The seed's size is final for truncate(2) only: history.md, section 0."""
+    """In v8 the size is final for truncate(2) only."""
     file = new_file(mount.path / "file", PAGE)
 
     run("fallocate", "-o", PAGE, "-l", PAGE, file)
@@ -57,7 +57,7 @@ def test_keep_size_allocates_beyond_the_end(mount: Mount) -> None:
 
 
 def test_an_allocation_may_be_unaligned_and_takes_whole_pages(mount: Mount) -> None:
-    """The seed checks the alignment of a punch only."""
+    """v8 checks the alignment of a punch only."""
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         raw.fallocate(fd, 0, 100, PAGE)
 
@@ -103,7 +103,7 @@ def test_an_unaligned_punch_is_refused_and_frees_nothing(mount: Mount) -> None:
 
 
 def test_the_modes_are_answered_as_by_a_tmpfs(mount: Mount, memory: Path) -> None:
-    """And none with ENOSYS, after which the kernel would refuse every later one."""
+    """None fails with ENOSYS, after which the kernel would refuse every later call."""
     file, plain = mount.path / "file", memory / "file"
     modes = [*range(0x80), 0x100, 1 << 30]
     with (
@@ -149,11 +149,11 @@ def test_ranges_that_no_file_has_are_refused_as_by_a_tmpfs(
             ]:
                 wanted = outcome(raw.fallocate, plain_fd, mode, offset, length)
                 assert wanted != "ok"
-                told = outcome(raw.fallocate, fd, mode, offset, length)
-                assert told == wanted, (mode, offset, length)
+                result = outcome(raw.fallocate, fd, mode, offset, length)
+                assert result == wanted, (mode, offset, length)
 
 
-def test_only_who_may_write_may_allocate(mount: Mount) -> None:
+def test_only_users_with_write_permission_may_allocate(mount: Mount) -> None:
     new_file(mount.path / "file")
     with opened(mount.path / "file", os.O_RDONLY) as fd:
         assert outcome(raw.fallocate, fd, 0, 0, PAGE) == "EBADF"
@@ -171,9 +171,9 @@ def test_a_full_backing_says_enospc_and_keeps_the_file(quick: bool) -> None:
         taken = 15 * MIB if quick else 8 * MIB
         run("fallocate", "-l", taken, first)
 
-        told = run("fallocate", "-l", 16 * MIB - taken + PAGE, second, status=1)
+        ran = run("fallocate", "-l", 16 * MIB - taken + PAGE, second, status=1)
 
-        assert os.strerror(errno.ENOSPC) in told.stderr
+        assert os.strerror(errno.ENOSPC) in ran.stderr
         assert allocated(second) == 0
         assert os.stat(second).st_size == 0
         assert allocated(first) == taken
@@ -214,8 +214,8 @@ def test_the_size_is_set_once(mount: Mount) -> None:
     run("truncate", "-s", 2 * PAGE, file)
 
     for size in (PAGE, 2 * PAGE, 3 * PAGE, 0):
-        told = run("truncate", "-s", size, file, status=1)
-        assert os.strerror(errno.EPERM) in told.stderr
+        ran = run("truncate", "-s", size, file, status=1)
+        assert os.strerror(errno.EPERM) in ran.stderr
     assert os.stat(file).st_size == 2 * PAGE
 
 
@@ -267,7 +267,7 @@ def test_ftruncate_obeys_the_same_rules(mount: Mount) -> None:
         assert outcome(os.ftruncate, fd, 4 * PAGE) == "EPERM"
         assert outcome(os.ftruncate, fd, 4 * PAGE + 1) == "EPERM"
 
-        # And so when the name has gone.
+        # And so when the name is removed.
         os.unlink(mount.path / "file")
         assert outcome(os.ftruncate, fd, 0) == "EPERM"
         assert os.fstat(fd).st_size == 4 * PAGE
@@ -280,13 +280,13 @@ def test_o_trunc_is_a_truncation_and_a_refused_one_opens_nothing(mount: Mount) -
 
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT):
         assert outcome(os.open, file, flags | os.O_TRUNC) == "EPERM"
-    told = run("sh", "-c", f": > {file}", status=None)
-    assert os.strerror(errno.EPERM) in told.stderr
+    ran = run("sh", "-c", f": > {file}", status=None)
+    assert os.strerror(errno.EPERM) in ran.stderr
     assert os.stat(file).st_size == PAGE
     assert allocated(file) == PAGE
     # What was refused holds nothing: with the name goes the memory.
     os.unlink(file)
-    assert support.used(mount.path) == 0
+    support.wait_until_unused(mount.path)
 
 
 def test_the_size_stays_set_across_opens_and_names(mount: Mount) -> None:

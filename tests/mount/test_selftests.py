@@ -12,7 +12,7 @@ tools/testing/selftests:
 These have no meaning for v8, or another one:
 
 =  ======================================  =============================================
-G  fallocate at and behind the size fails  v8 hands plain allocations on to shmem, which
+G  fallocate at and past the size fails    v8 passes plain allocations to shmem, which
                                            takes them; here that they are taken
 G  flags of KVM_CAP_GUEST_MEMFD_FLAGS      memfd_create(2) has its own; here those
 G  mmap, fault_overflow, fault_private,    nothing can be mapped, so there is no address
@@ -95,7 +95,7 @@ def test_a_new_file_has_no_such_size_either(shim: Client) -> None:
     """G test_create_guest_memfd_invalid_sizes: where creation takes the size."""
     for size in (1, PAGE - 1, PAGE + 1):
         assert outcome(shim.memfd_create, "odd", size=size) == "EINVAL"
-    # The kernel tells the daemon of the last close when it gets to it.
+    # The kernel sends RELEASE for the last close some time later.
     ask_until(lambda: shim.query_files() == [])
 
 
@@ -110,7 +110,7 @@ def test_two_files_are_two(shim: Client, fd: int) -> None:
     os.close(other)
 
 
-def test_fstat_tells_size_and_page_size(fd: int) -> None:
+def test_fstat_returns_size_and_page_size(fd: int) -> None:
     """G test_file_size."""
     found = os.fstat(fd)
     assert (found.st_size, found.st_blksize) == (TOTAL, PAGE)
@@ -167,8 +167,8 @@ def test_fallocate_and_punch(new: int) -> None:
     assert allocated(new) == TOTAL - PAGE
 
 
-def test_fallocate_within_and_behind_the_size(fd: int) -> None:
-    """G test_fallocate; v8 allocates behind the size, where guest_memfd refuses."""
+def test_fallocate_within_and_past_the_size(fd: int) -> None:
+    """G test_fallocate; v8 allocates past the size, where guest_memfd refuses."""
     fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, TOTAL)
     for offset in (TOTAL, TOTAL + PAGE):
         fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, PAGE)
@@ -210,7 +210,7 @@ def test_a_punched_page_is_zero_and_can_be_filled_again(shim: Client, fd: int) -
         assert vcpu.read(0, TOTAL) == b"\xaa" * TOTAL
 
 
-def test_what_lies_behind_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
+def test_pages_past_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
     """G test_fault_overflow: SIGBUS there; here an exit with the errno of get-pfn."""
     with VM(shim) as vm:
         add_slot(vm, fd, memory_size=4 * TOTAL)
@@ -222,7 +222,7 @@ def test_what_lies_behind_the_size_cannot_be_reached(shim: Client, fd: int) -> N
     assert allocated(fd) == TOTAL
 
 
-def test_what_is_private_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
+def test_private_memory_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
     """G test_fault_private: SIGBUS there; here the exit that asks for a conversion."""
     with VM(shim) as vm:
         add_slot(vm, fd, memory_size=TOTAL)

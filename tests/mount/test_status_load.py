@@ -1,4 +1,4 @@
-"""Many ask for the status while the walk takes long: nobody else waits for them."""
+"""Many processes ask for the status during a long walk: no other caller waits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HELD = """
 
 @contextmanager
 def held_daemon(point: Path, scratch: Path) -> Iterator[Path]:
-    """A mount of a directory whose walks are held; where its control socket is."""
+    """A mount of a directory whose walks stop midway; and its control socket."""
     script, control = scratch / "held.py", scratch / "control"
     script.write_text(textwrap.dedent(HELD))
     ready_read, ready_write = os.pipe()
@@ -79,7 +79,7 @@ def held_daemon(point: Path, scratch: Path) -> Iterator[Path]:
             support.run("umount", "-l", point)
 
 
-def test_nobody_waits_for_who_asks_for_the_status(point: Path, scratch: Path) -> None:
+def test_no_caller_waits_for_requests_of_the_status(point: Path, scratch: Path) -> None:
     begun, let_go = scratch / "begun", scratch / "let_go"
     with (
         support.tmpfs(scratch / "memory"),
@@ -100,7 +100,7 @@ def test_nobody_waits_for_who_asks_for_the_status(point: Path, scratch: Path) ->
                 other.do("get-pfn", file="/file", offset=0, count=4096)
                 raw.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 8 * MIB)
                 path.unlink()
-            support.ask_until(lambda: support.used(point) == 0)
+            support.wait_until_unused(point)
             # And what goes the way that the askers went.
             new_file(point / "other", PAGE).chmod(0o640)
             assert not any(answer.done() for answer in answers)

@@ -1,4 +1,4 @@
-"""Every command, whatever its standard streams are: closed, full, or nobody's.
+"""Every command with standard streams that are closed, full, or without a reader.
 
 It ends, with the status that it would have otherwise, and without a traceback.
 """
@@ -101,7 +101,7 @@ COMMANDS: Final = [
 @pytest.mark.parametrize(
     ("words", "status", "lost"), COMMANDS, ids=[words for words, *_ in COMMANDS]
 )
-def test_every_command_ends_whatever_its_streams_are(
+def test_every_command_ends_with_any_kind_of_streams(
     mount: Mount, scratch: Path, words: str, status: int, lost: int
 ) -> None:
     (scratch / "script.py").write_text("print('hello')\n")
@@ -114,18 +114,18 @@ def test_every_command_ends_whatever_its_streams_are(
                 file = new_file(mount.path / f"file{number}")
                 arguments = ["probe", str(file)]
             started[state] = stack.enter_context(start(arguments, state))
-        told = {
+        output = {
             state: (*process.communicate(timeout=PATIENCE), process.returncode)
             for state, process in started.items()
         }
-    for state, (out, err, ended) in told.items():
+    for state, (out, err, ended) in output.items():
         assert "Traceback" not in out + err, (state, out, err)
         expected = lost if STATES[state][2] else status
         assert ended == expected, (state, out, err)
 
 
-def test_all_mounts_are_shown_whatever_the_streams_are() -> None:
-    """Those of others may be dead or stopped, so the status is not known."""
+def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
+    """Mounts of other tests may be dead or stopped, so the status may be 0 or 1."""
     with ExitStack() as stack:
         started = [stack.enter_context(start(["status"], state)) for state in STATES]
         for process in started:
@@ -135,10 +135,10 @@ def test_all_mounts_are_shown_whatever_the_streams_are() -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_mount_is_made_and_undone_whatever_the_streams_are(
+def test_a_mount_is_made_and_undone_with_any_kind_of_streams(
     point: Path, scratch: Path, state: str
 ) -> None:
-    """Closed, they would be the pipe that readiness is told on: nothing came, ever."""
+    """If closed, the pipe for readiness would get their numbers, and nothing came."""
     log = scratch / "log"
     options = ["--size=4m", f"--log={log}", f"--control={scratch}/c"]
     with start(["mount", *options, str(point)], state) as process:
@@ -180,7 +180,7 @@ def test_commands_are_not_read_for_ever(mount: Mount, state: str) -> None:
     assert err.count("\n") == 1
 
 
-def test_a_path_that_means_nothing_is_told() -> None:
+def test_a_relative_path_in_a_removed_directory_is_reported() -> None:
     with start(["umount", "relative"], "no directory") as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
@@ -215,9 +215,9 @@ def test_names_reach_no_terminal_as_they_are(scratch: Path) -> None:
             support.run(*inaccfs_command("mount", "-o", EVIL, point), status=2),
             support.run(*inaccfs_command("semantics", f"{point}/x.py:X"), status=2),
         ]
-    for told in said:
-        for line in (told.stdout + told.stderr).split("\n"):
-            assert line.isprintable(), told
+    for ran in said:
+        for line in (ran.stdout + ran.stderr).split("\n"):
+            assert line.isprintable(), ran
     assert said[3].stderr.count("\n") == 1
 
 

@@ -78,9 +78,9 @@ def test_a_daemon_may_be_debugged_and_says_so(point: Path, scratch: Path) -> Non
         assert json.loads(cli("status", "--json", point).stdout)["tracer"] == tracer
         shown = cli("status", point).stdout
         assert f"  traced by  {tracer}, since it was started" in shown.splitlines()
-        told = (scratch / "log").read_text().splitlines()
+        lines = (scratch / "log").read_text().splitlines()
         assert (
-            f"inaccfs: warning: {tracer} traces this daemon: it can reach all" in told
+            f"inaccfs: warning: {tracer} traces this daemon: it can reach all" in lines
         )
         cli("umount", point)
         assert traced.wait(PATIENCE) == 0
@@ -103,8 +103,8 @@ def test_a_daemon_that_is_not_traced_says_nothing(point: Path) -> None:
 def test_another_users_tracer_is_refused(point: Path, scratch: Path) -> None:
     command = foreground(point, scratch)
     command[0] = sys.executable
-    told = run(sys.executable, "-c", TRACER, STRANGER, *command, status=1)
-    (line,) = told.stderr.splitlines()
+    ran = run(sys.executable, "-c", TRACER, STRANGER, *command, status=1)
+    (line,) = ran.stderr.splitlines()
     assert line.startswith("inaccfs: ")
     assert f"of user {STRANGER} traces this process" in line
     assert not support.is_mounted(point)
@@ -115,5 +115,5 @@ def test_another_users_tracer_is_refused(point: Path, scratch: Path) -> None:
 def test_roots_tracer_is_not(point: Path, scratch: Path) -> None:
     """What refuses the other one is not that it is traced."""
     missing = foreground(scratch / "missing", scratch)
-    told = run(sys.executable, "-c", TRACER, 0, *missing, status=1)
-    assert "does not exist" in told.stderr
+    ran = run(sys.executable, "-c", TRACER, 0, *missing, status=1)
+    assert "does not exist" in ran.stderr

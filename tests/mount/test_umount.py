@@ -1,4 +1,4 @@
-"""`inaccfs umount` whatever state the daemon is in, and mounts that have copies."""
+"""`inaccfs umount` in every state of the daemon, and mounts that have copies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import inaccfs
-from inaccfs import ending, launch, mountinfo, syscalls
+from inaccfs import ending, launch, mountcalls, mountinfo
 from inaccfs.fuse import finding, mounting, unmounting
 from inaccfs.fuse.ownmount import OwnMount, is_covered
 from tests.mount import support
 from tests.mount.namespaces import private_namespace, quoted
 from tests.mount.support import (
     PATIENCE,
+    SOON,
     background,
     cli,
     complaint,
@@ -49,7 +50,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def umount(*words: str | Path) -> str:
-    """What `inaccfs umount` tells in its one line, with status 0."""
+    """The one line that `inaccfs umount` prints, with status 0."""
     result = cli("umount", *words)
     assert result.stdout == ""
     assert result.stderr.startswith("inaccfs: ")
@@ -65,7 +66,7 @@ def stopped(mount: Mount) -> Iterator[None]:
     """The daemon is stopped for as long as the block lasts."""
     mount.process.send_signal(signal.SIGSTOP)
     try:
-        # Stopped is what it is when its state is told, not when it is signalled.
+        # It is stopped when /proc says so, not when the signal is sent.
         os.waitid(os.P_PID, mount.pid, os.WSTOPPED | os.WNOWAIT)
         yield
     finally:
@@ -84,7 +85,7 @@ except OSError:
 
 @contextmanager
 def hanging_request(mount: Mount) -> Iterator[subprocess.Popen[str]]:
-    """Somebody who waits for the daemon, and ends when there is an answer."""
+    """A process that waits for the daemon, and ends when there is an answer."""
     with subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -108,10 +109,10 @@ def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
         stopped(mount),
         hanging_request(mount) as child,
     ):
-        told = umount(mount.path)
+        message = umount(mount.path)
 
-        assert f"{mount.path} is unmounted; its daemon did not answer" in told
-        assert "so its connection is aborted" in told
+        assert f"{mount.path} is unmounted; its daemon did not answer" in message
+        assert "so its connection is aborted" in message
         assert not support.is_mounted(mount.path)
         assert outcome(os.fstat, fd) in GONE
         assert child.wait(PATIENCE) == 0
@@ -119,7 +120,7 @@ def test_a_stopped_daemon_loses_its_connection_and_umount_says_so(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_a_stopped_daemon_that_stays_is_told_with_its_pid(
+def test_a_stopped_daemon_that_stays_is_reported_with_its_pid(
     point: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ending, "_ENDING_SECONDS", 0.1)
@@ -129,9 +130,9 @@ def test_a_stopped_daemon_that_stays_is_told_with_its_pid(
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        told = umount(point)
-        assert f"{pid} is still there with its memory: kill -CONT {pid} " in told
-        assert f"kill -KILL {pid} ends it" in told
+        message = umount(point)
+        assert f"{pid} is still there with its memory: kill -CONT {pid} " in message
+        assert f"kill -KILL {pid} ends it" in message
         os.kill(pid, signal.SIGCONT)
         assert support.wait_readable(daemon)
         assert not log.exists()
@@ -159,19 +160,19 @@ def test_with_fusectl_the_connection_is_aborted_by_it(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
+def test_lazily_a_stopped_daemon_keeps_open_files(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         with stopped(mount):
-            told = umount("--lazy", mount.path)
-            assert "its daemon does not answer, so whoever has something open" in told
-            assert "/sys/fs/fuse/connections/" in told
+            message = umount("--lazy", mount.path)
+            assert "its daemon does not answer, so processes with open files" in message
+            assert "/sys/fs/fuse/connections/" in message
             assert not support.is_mounted(mount.path)
         assert outcome(os.fstat, fd) == "ok"
         assert mount.process.poll() is None
     assert mount.process.wait(PATIENCE) == 0
 
 
-def test_a_dead_daemon_is_told(point: Path) -> None:
+def test_a_dead_daemon_is_reported(point: Path) -> None:
     for words in ((point,), ("--lazy", point)):
         with support.doomed(point) as mount:
             support.kill(mount)
@@ -196,40 +197,40 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
         support.kill(mount)
         # Other tests may do it as well: those in which a mount fails as a user.
         with suppress(OSError):
-            syscalls.umount(str(point), syscalls.MNT_DETACH)
+            mountcalls.umount(str(point), mountcalls.MNT_DETACH)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
         unmounting.unmount(found, lazy=False)
         monkeypatch.undo()
 
 
-def test_a_question_that_hangs_is_left_behind(
+def test_umount_returns_though_its_question_hangs(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever becomes of the child: here one that takes no notice of its time."""
+    """Even if the child ignores its time limit."""
     monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
     with support.mounted(point) as mount:
         before = time.monotonic()
         assert "did not answer" in umount(point)
-        assert time.monotonic() - before < 20
+        assert time.monotonic() - before < SOON
         assert mount.process.wait(PATIENCE) == 0
 
 
-def test_a_connection_that_nobody_reads_is_aborted(
+def test_a_connection_without_a_reader_is_aborted(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGKILL, when a thread of the daemon hangs and keeps /dev/fuse open."""
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
-    syscalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
+    mountcalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)
     try:
         assert "so its connection is aborted" in umount(point)
         assert not support.is_mounted(point)
     finally:
         os.close(fuse)
         with suppress(OSError):
-            syscalls.umount(str(point), syscalls.MNT_DETACH)
+            mountcalls.umount(str(point), mountcalls.MNT_DETACH)
 
 
 # --- a mount that has copies --------------------------------------------------
@@ -246,7 +247,7 @@ def bound(source: Path, place: Path) -> Iterator[Path]:
         run("umount", "-l", place, status=None)
 
 
-def test_umount_of_one_of_two_tells_where_the_other_is(
+def test_umount_of_one_of_two_says_where_the_other_is(
     point: Path, scratch: Path
 ) -> None:
     with background(point, scratch) as pid, bound(point, scratch / "b") as copy:
@@ -255,7 +256,7 @@ def test_umount_of_one_of_two_tells_where_the_other_is(
             f"inaccfs: {copy} is unmounted; its daemon {pid} goes on, because the "
             f"mount has copies: {point}\n"
         )
-        assert time.monotonic() - before < 10
+        assert time.monotonic() - before < SOON
         run("mount", "--bind", point, copy)
         assert f"because the mount has copies: {copy}\n" in umount(point)
         assert os.listdir(copy) == []
@@ -278,14 +279,16 @@ def test_a_copy_of_a_directory_is_one_too(point: Path, scratch: Path) -> None:
             assert cli("umount", copy).stderr == ""
 
 
-def test_umount_tells_that_another_namespace_has_a_copy(
+def test_umount_says_that_another_namespace_has_a_copy(
     point: Path, scratch: Path
 ) -> None:
     with background(point, scratch) as pid:
         with private_namespace() as namespace:
-            told = umount(point)
-            assert f"{point} is unmounted; its daemon {pid} goes on, because " in told
-            assert "copies in another mount namespace" in told
+            message = umount(point)
+            assert (
+                f"{point} is unmounted; its daemon {pid} goes on, because " in message
+            )
+            assert "copies in another mount namespace" in message
             namespace.run("ls", point)
         support.wait_for_exit(pid)
 
@@ -301,15 +304,13 @@ def test_umount_inside_a_container_that_does_not_see_the_daemon(
             namespace.shell(f"mount -t tmpfs none {sockets}")
             before = time.monotonic()
             namespace.run(*inaccfs_command("umount", point))
-            assert time.monotonic() - before < 20
+            assert time.monotonic() - before < SOON
         assert os.listdir(point) == []
         assert mount.process.poll() is None
 
 
 @pytest.mark.parametrize("where", ["bind", "namespace", "lazily"])
-def test_mounted_ends_its_daemon_whatever_copies_there_are(
-    scratch: Path, where: str
-) -> None:
+def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -> None:
     with support.mounted() as mount:
         new_file(mount.path / "file")
         own = OwnMount(finding.find(str(mount.path)))
@@ -323,11 +324,11 @@ def test_mounted_ends_its_daemon_whatever_copies_there_are(
                 run("umount", "-l", mount.path)
             before = time.monotonic()
             launch._take_down(mount, own, quiet=False)
-            assert time.monotonic() - before < 10
+            assert time.monotonic() - before < SOON
             assert mount.process.returncode == 0
 
 
-def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
+def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> None:
     """Even if it is given the numbers of the mount that was there."""
     with inaccfs.mounted(point) as mount:
         run("umount", point)
@@ -338,7 +339,7 @@ def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
     block.__exit__(None, None, None)
 
 
-def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
+def test_a_mount_with_reused_numbers_is_another() -> None:
     """Also while the daemon is there, and if the other mount is dead or covered."""
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
@@ -356,7 +357,7 @@ def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
         run("umount", mount.path)
 
 
-def test_a_mount_that_has_gone_meanwhile_is_not_covered() -> None:
+def test_a_mount_that_is_unmounted_meanwhile_is_not_covered() -> None:
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
         assert not is_covered(found)
@@ -388,7 +389,7 @@ def test_mounted_kills_a_daemon_that_does_not_listen(
         inaccfs.mounted(options="fsname=deaf") as mount,
     ):
         before = time.monotonic()
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < SOON
     assert not support.is_mounted(mount.path)
     assert not mount.path.exists()
 
@@ -406,21 +407,21 @@ def test_a_mount_inside_the_mount_is_named(mount: Mount) -> None:
     # And mounted() takes both.
 
 
-def test_a_mount_that_is_covered_is_told(mount: Mount) -> None:
+def test_a_mount_that_is_covered_is_reported(mount: Mount) -> None:
     run("mount", "-t", "tmpfs", "none", mount.path)
-    told = complaint("umount", mount.path)
-    assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in told
+    message = complaint("umount", mount.path)
+    assert f"an inaccfs mount that a tmpfs covers: umount {mount.path} first" in message
     run("umount", mount.path)
     cli("umount", mount.path)
 
 
-def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
+def test_mounted_does_not_empty_a_mount_that_covers_its_own(scratch: Path) -> None:
     block = inaccfs.mounted()
     mount = block.__enter__()
     run("mount", "-t", "tmpfs", "none", mount.path)
     new_file(mount.path / "precious")
-    told = f"{mount.path} is covered by another mount and stays: umount {mount.path}"
-    with pytest.raises(inaccfs.InaccfsError, match=told):
+    message = f"{mount.path} is covered by another mount and stays: umount {mount.path}"
+    with pytest.raises(inaccfs.InaccfsError, match=message):
         block.__exit__(None, None, None)
     assert mount.process.returncode == 0
     assert os.listdir(mount.path) == ["precious"]
@@ -429,7 +430,7 @@ def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
     run("rm", "-r", mount.path.parent)
 
 
-def test_a_daemon_finds_its_mount_where_it_has_gone(scratch: Path) -> None:
+def test_a_daemon_finds_its_mount_after_it_was_moved(scratch: Path) -> None:
     (scratch / "old" / "mnt").mkdir(parents=True)
     with inaccfs.mounted(scratch / "old" / "mnt") as mount:
         os.rename(scratch / "old", scratch / "new")

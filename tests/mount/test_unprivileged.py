@@ -1,6 +1,6 @@
 """A mount of a user without privileges: through fusermount3, and without the seal.
 
-Each test has a mount namespace of its own with a /dev/fuse that everybody may open,
+Each test has a mount namespace of its own with a /dev/fuse that all users may open,
 and runs inaccfs in it as uid 65534.
 """
 
@@ -25,8 +25,8 @@ import pytest
 from inaccfs.runtime import escape
 from tests.mount import support
 from tests.mount.namespaces import PrivateNamespace, private_namespace, quoted
-from tests.mount.support import GIB, NOBODY, TOP, run
-from tests.mount.test_helper import children_of, end
+from tests.mount.support import GIB, NOBODY, TOP, children_of, run
+from tests.mount.test_helper import end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,14 +85,14 @@ class Nobody:
 
     def complaint(self, *words: str | Path) -> str:
         """What inaccfs says when it refuses: exactly one line."""
-        told = self.inaccfs(*words, status=1).stderr
-        assert told.startswith("inaccfs: "), told
-        assert told.count("\n") == 1, told
-        return told
+        message = self.inaccfs(*words, status=1).stderr
+        assert message.startswith("inaccfs: "), message
+        assert message.count("\n") == 1, message
+        return message
 
     @contextmanager
     def mounted(self, *words: str) -> Iterator[str]:
-        """A mount; gives its warnings. Asserted to leave nothing behind."""
+        """A mount; gives its warnings. Asserts at the end that nothing is left."""
         warnings = self.inaccfs("mount", "--log", self.log, *words, self.point).stderr
         daemon = os.pidfd_open(int(self.pid()))
         try:
@@ -119,7 +119,7 @@ class Nobody:
         return found
 
     def pid(self) -> str:
-        """Of the daemon."""
+        """The pid of the daemon."""
         return str(self.status()["pid"])
 
 
@@ -162,7 +162,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def nobody(home: Path) -> Iterator[Nobody]:
-    """A user who may make user namespaces, if anybody may."""
+    """A user who may make user namespaces, if the machine allows them."""
     with private_namespace(setup_script(home)) as namespace:
         yield Nobody(namespace, home)
 
@@ -178,9 +178,9 @@ def confined(home: Path) -> Iterator[Nobody]:
 
 def need_user_namespace(user: Nobody) -> None:
     """Skip unless *user* may make a user namespace."""
-    told = user.run("unshare", "--user", "--mount", "true", status=None)
-    if told.returncode:
-        pytest.skip(f"no user namespaces: {told.stderr.strip()}")
+    ran = user.run("unshare", "--user", "--mount", "true", status=None)
+    if ran.returncode:
+        pytest.skip(f"no user namespaces: {ran.stderr.strip()}")
 
 
 def test_a_user_mounts_through_fusermount3(nobody: Nobody) -> None:
@@ -194,10 +194,12 @@ def test_a_user_mounts_through_fusermount3(nobody: Nobody) -> None:
         assert str(status["control"]).startswith(str(nobody.runtime / "inaccfs"))
         shown = nobody.inaccfs("status", nobody.point).stdout
         assert f"mmap       {status['mmap']}" in shown
-        told = nobody.run("findmnt", "-n", "-o", "FSTYPE,OPTIONS", nobody.point).stdout
-        assert told.startswith("fuse.inaccfs ")
+        output = nobody.run(
+            "findmnt", "-n", "-o", "FSTYPE,OPTIONS", nobody.point
+        ).stdout
+        assert output.startswith("fuse.inaccfs ")
         assert {"nosuid", "nodev", "noexec", f"user_id={NOBODY}"} <= set(
-            told.split()[1].split(",")
+            output.split()[1].split(",")
         )
 
 
@@ -208,8 +210,8 @@ def test_a_user_has_times_of_access_and_of_birth(nobody: Nobody, option: str) ->
         "chmod 6755 f; truncate -s 4096 f; stat -c '%n %X %a' d l f; stat -c %w f"
     )
     with nobody.mounted("-o", option):
-        told = nobody.run("sh", "-c", f"cd {nobody.point} && {script}").stdout
-    target, directory, link, file, birth = told.splitlines()
+        output = nobody.run("sh", "-c", f"cd {nobody.point} && {script}").stdout
+    target, directory, link, file, birth = output.splitlines()
     assert target == "x"
     for line in (directory, link):
         assert (line.split()[1] == "1000") is (option == "noatime")
@@ -228,8 +230,8 @@ def test_the_rules_are_the_same_for_a_user(nobody: Nobody) -> None:
         )
         nobody.run("fallocate", "-p", "-o", "4k", "-l", "4k", file)
         assert nobody.run("stat", "-c", "%b", file).stdout == "8\n"
-        told = nobody.run("fallocate", "-p", "-o", "1", "-l", "4k", file, status=1)
-        assert os.strerror(errno.EINVAL) in told.stderr
+        ran = nobody.run("fallocate", "-p", "-o", "1", "-l", "4k", file, status=1)
+        assert os.strerror(errno.EINVAL) in ran.stderr
         nobody.run("chmod", "000", file)
         nobody.run("chmod", "4700", file)
         nobody.run("setfattr", "-n", "user.a", "-v", "b", file)
@@ -242,8 +244,8 @@ def test_the_rules_are_the_same_for_a_user(nobody: Nobody) -> None:
             ["setfattr", "-n", "trusted.a", "-v", "b", nobody.point / "link"],
         )
         for refused in refusals:
-            told = nobody.run(*refused, status=1)
-            assert os.strerror(errno.EPERM) in told.stderr
+            ran = nobody.run(*refused, status=1)
+            assert os.strerror(errno.EPERM) in ran.stderr
 
 
 PROBE = """
@@ -282,8 +284,8 @@ def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
 ) -> None:
     """architecture.md, decision 2; pread and lseek are then those of v8."""
     with nobody.mounted():
-        told = run(*nobody.python("-c", PROBE, nobody.point / "file"))
-    assert json.loads(told.stdout) == {
+        ran = run(*nobody.python("-c", PROBE, nobody.point / "file"))
+    assert json.loads(ran.stdout) == {
         "read": "EINVAL",
         "write": "EINVAL",
         "pread": "ESPIPE",
@@ -299,8 +301,8 @@ def test_without_the_seal_a_private_mapping_can_be_made_but_not_touched(
 def test_not_even_the_users_own_processes_reach_the_backing(nobody: Nobody) -> None:
     """Through /proc/PID/fd; see PR_SET_DUMPABLE of prctl(2)."""
     with nobody.mounted():
-        told = nobody.run("ls", f"/proc/{nobody.pid()}/fd/", status=None)
-        assert os.strerror(errno.EACCES) in told.stderr
+        ran = nobody.run("ls", f"/proc/{nobody.pid()}/fd/", status=None)
+        assert os.strerror(errno.EACCES) in ran.stderr
 
 
 def test_a_users_helper_is_taken_first_and_cannot_be_looked_into(
@@ -314,8 +316,8 @@ def test_a_users_helper_is_taken_first_and_cannot_be_looked_into(
             for pid in children_of(daemon):
                 score = Path(f"/proc/{pid}/oom_score_adj").read_text()
                 assert score == "1000\n"
-                told = nobody.run("ls", f"/proc/{pid}/fd/", status=None)
-                assert os.strerror(errno.EACCES) in told.stderr
+                ran = nobody.run("ls", f"/proc/{pid}/fd/", status=None)
+                assert os.strerror(errno.EACCES) in ran.stderr
             before = children_of(daemon)
             end(before[0])
             support.ask_until(lambda: before[0] not in children_of(daemon))  # noqa: B023
@@ -323,8 +325,8 @@ def test_a_users_helper_is_taken_first_and_cannot_be_looked_into(
 
 def test_the_mount_is_the_users_alone(nobody: Nobody) -> None:
     with nobody.mounted():
-        told = nobody.namespace.run("ls", nobody.point, status=None).stderr
-        assert os.strerror(errno.EACCES) in told
+        message = nobody.namespace.run("ls", nobody.point, status=None).stderr
+        assert os.strerror(errno.EACCES) in message
 
 
 def test_a_users_daemon_ends_well_by_a_signal(nobody: Nobody) -> None:
@@ -359,12 +361,12 @@ def test_a_users_busy_mount_goes_lazily(nobody: Nobody) -> None:
         assert user.stdin is not None
         pid = int(nobody.pid())
         assert user.stdout.readline() == "open\n"
-        told = nobody.complaint("umount", nobody.point)
-        assert "is busy: close what is open there" in told
+        message = nobody.complaint("umount", nobody.point)
+        assert "is busy: close what is open there" in message
         # The exit status of fusermount3 is lost then.
         ignoring = ("-c", IGNORING, nobody.point)
-        told = run(*nobody.python(*ignoring), status=1).stderr
-        assert "is busy: close what is open there" in told
+        message = run(*nobody.python(*ignoring), status=1).stderr
+        assert "is busy: close what is open there" in message
         nobody.inaccfs("umount", "--lazy", nobody.point)
         user.stdin.write("done\n")
         user.stdin.close()
@@ -376,8 +378,8 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
     file = nobody.point / "file"
 
     def begun() -> bool:
-        told = nobody.run("stat", "-f", "-c", "%b %f", nobody.point).stdout.split()
-        return told[0] != told[1]
+        output = nobody.run("stat", "-f", "-c", "%b %f", nobody.point).stdout.split()
+        return output[0] != output[1]
 
     with nobody.mounted():
         with subprocess.Popen(nobody.command("fallocate", "-l", "4g", file)) as child:
@@ -394,7 +396,7 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
 def test_root_of_a_user_namespace_has_places_of_its_own(
     nobody: Nobody, runtime: str
 ) -> None:
-    """/run is another's there, and XDG_RUNTIME_DIR what it is told to set."""
+    """There /run belongs to another user, and the test sets XDG_RUNTIME_DIR."""
     need_user_namespace(nobody)
     if runtime == "/tmp":
         # As long as the path of a socket may be.
@@ -413,10 +415,10 @@ def test_root_of_a_user_namespace_has_places_of_its_own(
     ls -A {runtime}
     [ {runtime} != /tmp/inaccfs-0 ] || rmdir {runtime}
     """
-    told = nobody.run(
+    ran = nobody.run(
         "unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script
     )
-    first, *rest = told.stdout.splitlines()
+    first, *rest = ran.stdout.splitlines()
     found = json.loads(first)
     name = escape(str(nobody.point))
     assert found["control"] == f"{runtime}/{name}.sock"
@@ -443,18 +445,18 @@ def test_without_user_namespaces_a_directory_takes_the_tmpfss_place(
         )
         place = fallback(confined)
         assert f"is in {place}, which your own processes can read" in warnings
-        told = confined.run("stat", "-c", "%a %u %F", place).stdout
-        assert told == f"700 {NOBODY} directory\n"
+        output = confined.run("stat", "-c", "%a %u %F", place).stdout
+        assert output == f"700 {NOBODY} directory\n"
         confined.run("fallocate", "-l", "4k", confined.point / "file")
         assert confined.run("ls", place).stdout == "file\n"
 
 
 def test_options_of_a_tmpfs_need_one_of_ones_own(confined: Nobody) -> None:
-    told = confined.complaint(
+    message = confined.complaint(
         "mount", "--log", confined.log, "--size=1m", confined.point
     )
-    assert "a user namespace was refused (Operation not permitted)" in told
-    assert "leave them out, or mount as root" in told
+    assert "a user namespace was refused (Operation not permitted)" in message
+    assert "leave them out, or mount as root" in message
 
 
 def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> None:
@@ -465,8 +467,8 @@ def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> No
         os.kill(pid, signal.SIGKILL)
         support.wait_for_exit(pid)
         assert confined.run("ls", place).stdout == "file\n"
-        told = confined.complaint("mount", confined.point)
-        assert "left from a daemon that died: inaccfs umount" in told
+        message = confined.complaint("mount", confined.point)
+        assert "left from a daemon that died: inaccfs umount" in message
 
         confined.inaccfs("umount", confined.point)
 
@@ -474,7 +476,7 @@ def test_a_killed_daemons_directory_is_removed_by_umount(confined: Nobody) -> No
 # --- a daemon that does not answer --------------------------------------------
 
 
-def test_a_users_stopped_daemon_is_unmounted_and_told(nobody: Nobody) -> None:
+def test_a_users_stopped_daemon_is_unmounted_and_reported(nobody: Nobody) -> None:
     # Where the machine has fusectl mounted, its user could abort the connection.
     nobody.namespace.shell("umount /sys/fs/fuse/connections || true")
     nobody.inaccfs("mount", "--log", nobody.log, nobody.point)
@@ -482,13 +484,13 @@ def test_a_users_stopped_daemon_is_unmounted_and_told(nobody: Nobody) -> None:
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        told = nobody.inaccfs("umount", nobody.point).stderr
-        assert told.startswith(
+        message = nobody.inaccfs("umount", nobody.point).stderr
+        assert message.startswith(
             f"inaccfs: {nobody.point} is unmounted; its daemon did not answer, and "
             "only root can abort its connection (echo 1 > /sys/fs/fuse/connections/"
         )
-        assert f"{pid} is still there with its memory: kill -CONT {pid} " in told
-        assert told.count("\n") == 1
+        assert f"{pid} is still there with its memory: kill -CONT {pid} " in message
+        assert message.count("\n") == 1
         assert nobody.run("ls", "-A", nobody.point).stdout == ""
         os.kill(pid, signal.SIGCONT)
         assert support.wait_readable(daemon)
@@ -513,14 +515,14 @@ def test_root_unmounts_a_users_mount(nobody: Nobody, state: str) -> None:
             os.kill(pid, signal.SIGKILL)
             support.wait_readable(daemon)
         umount = support.inaccfs_command("umount", nobody.point)
-        told = nobody.namespace.run(*umount).stderr
+        message = nobody.namespace.run(*umount).stderr
         if state == "works":
-            assert told == ""
+            assert message == ""
             assert support.wait_readable(daemon, 0)
         elif state == "stopped":
-            assert "did not answer, so its connection is aborted" in told
+            assert "did not answer, so its connection is aborted" in message
         else:
-            assert "its daemon was dead" in told
+            assert "its daemon was dead" in message
     finally:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGKILL)
@@ -537,8 +539,8 @@ def test_a_user_aborts_by_fusectl(nobody: Nobody) -> None:
     daemon = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
-        told = nobody.inaccfs("umount", nobody.point).stderr
-        assert "its daemon did not answer, so its connection is aborted" in told
+        message = nobody.inaccfs("umount", nobody.point).stderr
+        assert "its daemon did not answer, so its connection is aborted" in message
     finally:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(daemon, signal.SIGKILL)
@@ -609,11 +611,13 @@ def test_a_users_mountpoint_that_is_replaced_leaves_no_mount(
     # Unmounting is not meddled with.
     fake_fusermount3(nobody, f'[ "$1" = -o ] || exec $real {WORDS}; {script}')
     point = nobody.home / "dir" / "mnt" if "$home/dir" in script else nobody.point
-    told = nobody.complaint("mount", "--log", nobody.log, point)
+    message = nobody.complaint("mount", "--log", nobody.log, point)
     if "oh" in script:
-        assert told == f"inaccfs: cannot mount on {point}: oh\n"
+        assert message == f"inaccfs: cannot mount on {point}: oh\n"
     else:
-        assert f"mountpoint {point} was replaced while it was to be mounted on" in told
+        assert (
+            f"mountpoint {point} was replaced while it was to be mounted on" in message
+        )
     left = nobody.namespace.run("cat", "/proc/self/mountinfo").stdout
     assert f"{nobody.home}/" in left
     assert not [
@@ -692,36 +696,38 @@ def test_a_users_mountpoint_with_any_name(nobody: Nobody, name: str | bytes) -> 
 # --- what fusermount3 refuses -------------------------------------------------
 
 
-def test_a_mountpoint_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_mountpoint_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir -m 755 {nobody.home}/roots")
-    told = nobody.complaint("mount", "--log", nobody.log, nobody.home / "roots")
-    assert f"cannot mount on {nobody.home}/roots: " in told
+    message = nobody.complaint("mount", "--log", nobody.log, nobody.home / "roots")
+    assert f"cannot mount on {nobody.home}/roots: " in message
 
 
 def test_allow_other_is_root_s_to_grant(nobody: Nobody) -> None:
     """user_allow_other of /etc/fuse.conf; fuse(8)."""
     conf = nobody.home / "conf"
     nobody.namespace.shell(f": > {conf}; mount --bind {conf} /etc/fuse.conf")
-    told = nobody.complaint("mount", "--log", nobody.log, "--allow-other", nobody.point)
-    assert "user_allow_other" in told
+    message = nobody.complaint(
+        "mount", "--log", nobody.log, "--allow-other", nobody.point
+    )
+    assert "user_allow_other" in message
 
 
-def test_a_dev_fuse_without_permission_is_told(nobody: Nobody) -> None:
+def test_a_dev_fuse_without_permission_is_reported(nobody: Nobody) -> None:
     nobody.namespace.run("chmod", "600", "/dev/fuse")
-    told = nobody.complaint("mount", "--log", nobody.log, nobody.point)
-    assert "/dev/fuse: Permission denied" in told
+    message = nobody.complaint("mount", "--log", nobody.log, nobody.point)
+    assert "/dev/fuse: Permission denied" in message
 
 
-def test_a_missing_fusermount3_is_told(nobody: Nobody) -> None:
+def test_a_missing_fusermount3_is_reported(nobody: Nobody) -> None:
     env = shutil.which("env")
     assert env is not None
     nobody.namespace.shell(f"mkdir {nobody.home}/bin; ln -s {env} {nobody.home}/bin")
     nobody.environment["PATH"] = str(nobody.home / "bin")
-    told = nobody.complaint("mount", "--log", nobody.log, nobody.point)
-    assert "no fusermount3: install the package fuse3, or mount as root" in told
+    message = nobody.complaint("mount", "--log", nobody.log, nobody.point)
+    assert "no fusermount3: install the package fuse3, or mount as root" in message
 
 
-def test_a_runtime_directory_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_runtime_directory_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
-    told = nobody.complaint("mount", nobody.point)
-    assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in told
+    message = nobody.complaint("mount", nobody.point)
+    assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in message

@@ -34,8 +34,8 @@ def file(mount: Mount) -> Path:
 def test_an_attribute_is_set_read_listed_and_removed(file: Path) -> None:
     run("setfattr", "-n", "user.colour", "-v", "blue", file)
 
-    told = run("getfattr", "--absolute-names", "-n", "user.colour", file).stdout
-    assert 'user.colour="blue"' in told
+    output = run("getfattr", "--absolute-names", "-n", "user.colour", file).stdout
+    assert 'user.colour="blue"' in output
     assert os.listxattr(file) == ["user.colour"]
     run("setfattr", "-x", "user.colour", file)
     assert os.listxattr(file) == []
@@ -56,7 +56,7 @@ def test_values_are_bytes_of_any_kind_and_length(mount: Mount, file: Path) -> No
         assert os.getxattr(path, "user.value") == largest
 
 
-def test_create_and_replace_are_told_apart(file: Path) -> None:
+def test_create_and_replace_are_distinguished(file: Path) -> None:
     """XATTR_CREATE and XATTR_REPLACE of setxattr(2)."""
     assert outcome(os.setxattr, file, "user.a", b"1", os.XATTR_REPLACE) == "ENODATA"
     assert outcome(os.setxattr, file, "user.a", b"1", os.XATTR_CREATE) == "ok"
@@ -66,7 +66,7 @@ def test_create_and_replace_are_told_apart(file: Path) -> None:
     assert os.getxattr(file, "user.a") == b"2"
 
 
-def test_a_buffer_that_is_too_small_is_told(file: Path) -> None:
+def test_a_buffer_that_is_too_small_is_erange(file: Path) -> None:
     os.setxattr(file, "user.value", b"x" * 100)
 
     assert raw.getxattr(file, "user.value", 0) == 100
@@ -104,8 +104,8 @@ def test_attributes_of_root_are_kept_from_others(mount: Mount, file: Path) -> No
 def test_a_symbolic_link_has_no_user_attributes(mount: Mount, file: Path) -> None:
     link = mount.path / "link"
     link.symlink_to("file")
-    told = outcome(os.setxattr, link, "user.a", b"", follow_symlinks=False)
-    assert told == "EPERM"
+    result = outcome(os.setxattr, link, "user.a", b"", follow_symlinks=False)
+    assert result == "EPERM"
 
 
 def test_attributes_stay_with_the_file(mount: Mount, file: Path) -> None:
@@ -125,7 +125,7 @@ def test_attributes_stay_with_the_file(mount: Mount, file: Path) -> None:
 # --- virtual attributes -------------------------------------------------------
 
 
-def test_the_root_tells_the_magic_the_control_socket_and_the_status(
+def test_the_root_has_the_magic_the_control_socket_and_the_status(
     mount: Mount,
 ) -> None:
     """statfs(2) cannot: its f_type stays FUSE's. INACCESSIBLE_MAGIC of v8."""
@@ -138,16 +138,16 @@ def test_the_root_tells_the_magic_the_control_socket_and_the_status(
 
 def test_the_virtual_attributes_are_listed_with_the_others(mount: Mount) -> None:
     assert set(os.listxattr(mount.path)) == set(VIRTUAL)
-    told = run("getfattr", "--absolute-names", "-d", mount.path).stdout
-    assert 'user.inaccfs.magic="0x494e4143"' in told
+    output = run("getfattr", "--absolute-names", "-d", mount.path).stdout
+    assert 'user.inaccfs.magic="0x494e4143"' in output
 
 
 def test_the_virtual_attributes_cannot_be_changed(mount: Mount) -> None:
     for name in VIRTUAL:
         before = os.getxattr(mount.path, name)
         assert outcome(os.setxattr, mount.path, name, b"x") == "EPERM"
-        told = outcome(os.setxattr, mount.path, name, b"x", os.XATTR_REPLACE)
-        assert told == "EPERM"
+        result = outcome(os.setxattr, mount.path, name, b"x", os.XATTR_REPLACE)
+        assert result == "EPERM"
         assert outcome(os.removexattr, mount.path, name) == "EPERM"
         assert os.getxattr(mount.path, name) == before
         shown = run("setfattr", "-n", name, "-v", "x", mount.path, status=1)
@@ -170,7 +170,7 @@ def test_only_the_root_has_virtual_attributes(mount: Mount, file: Path) -> None:
 
 
 @support.needs_root
-def test_what_the_kernel_would_not_obey_cannot_be_set(mount: Mount) -> None:
+def test_attributes_that_the_kernel_would_not_obey_cannot_be_set(mount: Mount) -> None:
     """Access control lists and file capabilities."""
     directory = mount.path / "directory"
     directory.mkdir()

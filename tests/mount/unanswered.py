@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import mountcalls
 from inaccfs.fuse.wire import Op
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def unanswered(point: Path) -> Iterator[int]:
     """An fd of a file at *point* whose close would hang for as long as a with block."""
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
-    syscalls.mount("unanswered", str(point), "fuse", 0, options)
+    mountcalls.mount("unanswered", str(point), "fuse", 0, options)
     reading, writing = os.pipe()
     server = threading.Thread(target=_serve, args=(device, reading))
     server.start()
@@ -80,10 +80,10 @@ def unanswered(point: Path) -> Iterator[int]:
     finally:
         os.close(writing)
         server.join()
-        # Now nobody waits for an answer any more.
+        # Now no process waits for an answer any more.
         os.close(device)
         os.close(reading)
         if fd >= 0:
             with suppress(OSError):
                 os.close(fd)
-        syscalls.umount(str(point), syscalls.MNT_DETACH)
+        mountcalls.umount(str(point), mountcalls.MNT_DETACH)

@@ -63,7 +63,7 @@ def raise_(exc: BaseException) -> str:
 # --- children -------------------------------------------------------------------------
 
 
-def test_a_child_tells_what_its_work_returns() -> None:
+def test_a_child_returns_the_result_of_its_work() -> None:
     def work(say: Callable[[str], None]) -> str:
         say("one")
         say("two")
@@ -135,16 +135,16 @@ def test_a_child_leaves_no_fd_and_no_zombie() -> None:
         (NotHere("no such thing"), "not here: no such thing"),
     ],
 )
-def test_what_is_raised_has_a_name(exc: Exception, name: str) -> None:
+def test_an_exception_is_reported_by_name(exc: Exception, name: str) -> None:
     assert outcomes.of(lambda: raise_(exc)) == name
 
 
-def test_what_returns_nothing_is_ok() -> None:
+def test_a_call_that_returns_none_is_ok() -> None:
     assert outcomes.of(lambda: None) == "ok"
     assert outcomes.of(lambda: "ok 8 bytes") == "ok 8 bytes"
 
 
-def test_what_was_not_tried_does_not_differ() -> None:
+def test_rows_that_were_not_tried_do_not_differ() -> None:
     assert outcomes.differ("ok", "EINVAL")
     assert not outcomes.differ("ok", "ok")
     assert not outcomes.differ("ok", "not here: why")
@@ -170,7 +170,7 @@ def test_no_row_resizes_a_file_unseen() -> None:
     assert attempt(Memfd("memfd"), row(grow_and_fail)) == f"EIO, size {8 * PAGE}"
 
 
-def test_a_mapping_that_kills_is_told_from_one_that_is_refused() -> None:
+def test_a_mapping_that_kills_differs_from_one_that_is_refused() -> None:
     def touch(subject: Subject) -> str:
         subject.say("ok, read")
         address = calls.mmap(subject.fd, SIZE, PAGE, calls.PROT_READ, calls.MAP_PRIVATE)
@@ -212,15 +212,17 @@ def test_a_target_that_hangs_ends_the_probe() -> None:
         attempt(Broken(hang), row(lambda _subject: None))
 
 
-def test_what_the_machine_lacks_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_the_machine_lacks_costs_one_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where io_uring_disabled is 1, on an unknown architecture, with an old libc."""
     found = {row.name: row for row in table.ROWS}
     memfd = Memfd("memfd")
 
     with monkeypatch.context() as patch:
         patch.setattr(uring, "_SYS_IO_URING_SETUP", 100_000)
-        told = attempt(memfd, found["io_uring read"])
-        assert told == "not here: no io_uring, ENOSYS"
+        result = attempt(memfd, found["io_uring read"])
+        assert result == "not here: no io_uring, ENOSYS"
     with monkeypatch.context() as patch:
         patch.setattr(calls, "_NUMBERS", {})
         assert attempt(memfd, found["AIO pread"]).startswith("not here: the number of")
@@ -228,7 +230,7 @@ def test_what_the_machine_lacks_costs_one_row(monkeypatch: pytest.MonkeyPatch) -
         calls._function("nonsense")
 
 
-def test_an_operation_that_the_kernel_lacks_is_told_from_one_that_fails() -> None:
+def test_an_operation_that_the_kernel_lacks_differs_from_one_that_fails() -> None:
     """io_uring says EINVAL to both."""
 
     def submit(opcode: int) -> str | None:
@@ -236,20 +238,20 @@ def test_an_operation_that_the_kernel_lacks_is_told_from_one_that_fails() -> Non
         rings.Ring().submit(rings.Operation(opcode=opcode, fd=fd, offset=PAGE))
         return f"size {os.fstat(fd).st_size}"
 
-    def told(opcode: int) -> str | None:
+    def missing(opcode: int) -> str | None:
         return children.run(lambda _say: outcomes.of(lambda: submit(opcode))).result
 
-    if told(rings.FSYNC) == "not here: no io_uring, EPERM":
+    if missing(rings.FSYNC) == "not here: no io_uring, EPERM":
         pytest.skip("no io_uring")
-    assert told(rings.FSYNC) == "size 0"
-    assert told(200) == "not here: io_uring has no operation 200"
+    assert missing(rings.FSYNC) == "size 0"
+    assert missing(200) == "not here: io_uring has no operation 200"
 
 
 # --- what a user names ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("missing", "missing does not exist: name an empty file, a directory"),
         ("guest-memfd", "does not exist: .* guest_memfd:mmap"),
@@ -262,13 +264,13 @@ def test_an_operation_that_the_kernel_lacks_is_told_from_one_that_fails() -> Non
         ("/proc", "/proc: cannot make a file: "),
     ],
 )
-def test_what_cannot_be_probed_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+def test_a_target_that_cannot_be_probed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     (tmp_path / "full").write_text("full")
-    with pytest.raises(ProbeError, match=told) as refusal:
+    with pytest.raises(ProbeError, match=expected) as refusal:
         naming.find(name)
     assert "\n" not in str(refusal.value)
     assert (tmp_path / "full").read_text() == "full"
@@ -307,19 +309,19 @@ def test_an_empty_file_is_used(tmp_path: Path) -> None:
     assert path.stat().st_size == 0
 
 
-def test_a_file_that_was_named_keeps_what_it_can(tmp_path: Path) -> None:
-    """Its bytes are gone, as told; its owner, mode and names are not."""
+def test_a_named_file_keeps_its_attributes(tmp_path: Path) -> None:
+    """Its bytes are lost, as documented; its owner, mode and names are kept."""
     path = tmp_path / "full"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o4751)
     before = path.stat()
     target = naming.find(str(path), force=True)
-    told = {row.name: attempt(target, row) for row in table.ROWS}
+    result = {row.name: attempt(target, row) for row in table.ROWS}
 
     assert path.read_bytes().count(0) == path.stat().st_size
-    assert told["execveat"] != "ends with status 3"
-    assert told["ftruncate larger"] == f"ok, size {2 * SIZE}"
-    assert told["FICLONE"] == "not here: takes two files"
+    assert result["execveat"] != "ends with status 3"
+    assert result["ftruncate larger"] == f"ok, size {2 * SIZE}"
+    assert result["FICLONE"] == "not here: takes two files"
     after = path.stat()
     assert stat.S_IMODE(after.st_mode) & 0o777 == 0o751
     assert (after.st_ino, after.st_uid, after.st_gid) == (
@@ -344,7 +346,7 @@ def test_a_file_with_content_is_not_run(tmp_path: Path) -> None:
             assert attempt(Stubborn(str(path)), row_) == "not here: is not empty"
 
 
-def test_a_size_that_stays_is_told(tmp_path: Path) -> None:
+def test_a_size_that_cannot_change_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "sized"
     path.write_bytes(b"x")
 
@@ -357,17 +359,19 @@ def test_a_size_that_stays_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "expected"),
     [(errno.ENOENT, "No such file or directory"), (errno.EACCES, "Permission denied")],
 )
 def test_where_there_is_no_kvm_there_is_no_guest_memfd(
-    monkeypatch: pytest.MonkeyPatch, number: int, told: str
+    monkeypatch: pytest.MonkeyPatch, number: int, expected: str
 ) -> None:
     def refuse(*_arguments: object) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ProbeError, match=f"no guest_memfd here: .*/dev/kvm: {told}"):
+    with pytest.raises(
+        ProbeError, match=f"no guest_memfd here: .*/dev/kvm: {expected}"
+    ):
         GuestMemfd("guest_memfd", 0).make()
 
 
@@ -380,8 +384,8 @@ class Named(Memfd):
 
 def results(*found: tuple[str, ...], group: str = "read") -> list[Result]:
     return [
-        Result(Row(group, name, lambda _subject: None, False), list(told))
-        for name, *told in found
+        Result(Row(group, name, lambda _subject: None, False), list(outcomes))
+        for name, *outcomes in found
     ]
 
 
@@ -416,11 +420,11 @@ def test_one_target_differs_from_nothing() -> None:
 
 @pytest.mark.parametrize("width", [200, 100, 80, 60, 47, 30])
 def test_a_narrow_terminal_loses_nothing(width: int) -> None:
-    told = results(
+    rows = results(
         ("fallocate PUNCH_HOLE|KEEP_SIZE unaligned offset", "ok", "EOPNOTSUPP"),
         ("copy_file_range", "not here: a rather long reason", "ok, size 16384"),
     )
-    shown = report.table([Named("guest_memfd"), Named("/mnt/guests/here")], told, width)
+    shown = report.table([Named("guest_memfd"), Named("/mnt/guests/here")], rows, width)
     # No column is narrower than 12, so there is a narrowest table.
     assert max(map(len, shown.splitlines())) <= max(width, 42)
     words = shown.split()
@@ -429,7 +433,7 @@ def test_a_narrow_terminal_loses_nothing(width: int) -> None:
     assert sum(line.startswith("! ") for line in shown.splitlines()) == 1
 
 
-def test_a_file_for_all_rows_is_told() -> None:
+def test_the_report_says_that_one_file_is_used_for_all_rows() -> None:
     shown = report.table([GivenFile("f")], results(("read", "EINVAL")), None)
     assert shown.startswith("f: the same for all rows: ")
 
@@ -442,15 +446,15 @@ def test_names_that_are_no_text_are_shown() -> None:
 
 
 def test_json_has_the_same() -> None:
-    told = json.loads(
+    found = json.loads(
         report.as_json(
             [Named("a"), GivenFile("b")],
             results(("read", "ok", "EINVAL"), ("pread", "ok", "not here: why")),
         )
     )
-    assert told["target"] == {"name": "a", "file": Target.origin}
-    assert told["against"] == {"name": "b", "file": GivenFile.origin}
-    assert told["rows"] == [
+    assert found["target"] == {"name": "a", "file": Target.origin}
+    assert found["against"] == {"name": "b", "file": GivenFile.origin}
+    assert found["rows"] == [
         {
             "group": "read",
             "name": "read",

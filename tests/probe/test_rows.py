@@ -42,23 +42,23 @@ def probe(name: str) -> Mapping[str, str]:
     return {name: attempt(target, row) for name, row in ROWS.items()}
 
 
-def assert_has(told: Mapping[str, str], expected: dict[str, str]) -> None:
-    """*told* has what is *expected*, where the machine could try it."""
+def assert_has(found: Mapping[str, str], expected: dict[str, str]) -> None:
+    """*found* has what is *expected*, where the machine could try it."""
     assert {
         name: outcome
-        for name, outcome in told.items()
+        for name, outcome in found.items()
         if name in expected and outcomes.was_tried(outcome)
     } == {
         name: outcome
         for name, outcome in expected.items()
-        if outcomes.was_tried(told[name])
+        if outcomes.was_tried(found[name])
     }
 
 
 def test_a_memfd_can_do_all() -> None:
-    told = probe("memfd")
+    found = probe("memfd")
     assert_has(
-        told,
+        found,
         {
             "first size unaligned": "ok, size 100",
             "ftruncate the same size": "ok",
@@ -143,7 +143,7 @@ def test_memfd_secret_is_mapped_but_not_reached_otherwise() -> None:
             "mmap MAP_SHARED PROT_READ|PROT_WRITE": "ok, write ok",
             "mmap MAP_PRIVATE PROT_READ": "EINVAL",
             "mmap MAP_SHARED PROT_READ past the end": "ok, read SIGBUS",
-            # What is locked out: whoever comes by the page and not by the mapping.
+            # Accesses by the page and not by the mapping are refused.
             "process_vm_readv of a mapping": "EFAULT",
             "read of a mapping by /proc/self/mem": "EIO",
             "ptrace PEEKDATA of a mapping": "EIO",
@@ -229,14 +229,14 @@ def test_guest_memfd_that_is_shared_is_reached_by_its_mapping() -> None:
 
 
 def test_a_named_file_is_as_a_nameless_one(tmp_path: Path) -> None:
-    """But for what takes two, and what is asked of something that grew before."""
+    """Only a number that each file has of its own may differ."""
     (tmp_path / "directory").mkdir()
     file = tmp_path / "file"
     file.touch()
-    told = probe(str(file))
+    named = probe(str(file))
     other = probe(str(tmp_path / "directory"))
     # FS_IOC_GETVERSION is a number that the file system gives each file.
-    differing = [name for name in ROWS if outcomes.differ(told[name], other[name])]
+    differing = [name for name in ROWS if outcomes.differ(named[name], other[name])]
     assert set(differing) <= {"FS_IOC_GETVERSION"}
 
 
@@ -249,21 +249,21 @@ def test_no_row_depends_on_another(name: str) -> None:
 
 
 def test_a_row_that_kills_says_no_more_than_its_outcome() -> None:
-    """Also where Python is told to be talkative, PYTHONFAULTHANDLER."""
+    """Also with PYTHONFAULTHANDLER, which makes Python print a traceback."""
     program = """
 from inaccfs.probe import attempts, table, targets
 name = "mmap MAP_SHARED PROT_READ past the end"
 row = next(row for row in table.ROWS if row.name == name)
 print(attempts.attempt(targets.Memfd("memfd"), row))
 """
-    told = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", program],
         env={**os.environ, "PYTHONPATH": TOP},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (told.stdout, told.stderr) == ("ok, read SIGBUS\n", "")
+    assert (ran.stdout, ran.stderr) == ("ok, read SIGBUS\n", "")
 
 
 def test_the_rows_go_at_all_that_was_asked_for() -> None:

@@ -73,7 +73,7 @@ def guest(
 ) -> Iterator[Guest]:
     with Mount(semantics) as mount, mmap.mmap(-1, MIB) as shared:
         shared[:] = b"s" * MIB
-        fd = mount.memfd_create("guest", MIB)
+        fd = mount.memfd_create("guest", 2 * MIB)
         with VM(mount.connect(), **options) as vm:
             made = Guest(mount, vm, fd, shared)
             if slot:

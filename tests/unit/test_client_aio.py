@@ -1,4 +1,4 @@
-"""The trio client, against a fake daemon behind a real socket."""
+"""The trio client, against a fake daemon at a real socket."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def next_any(peer: Peer) -> Any:
 # --- connecting -------------------------------------------------------------------
 
 
-async def test_what_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
+async def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> None:
     with pytest.raises(NotMountedError, match="neither an inaccfs mount nor"):
         async with aio.connect(tmp_path):
             pass
@@ -140,7 +140,7 @@ async def test_connecting_can_be_cancelled_and_leaves_nothing(
 async def test_a_connection_that_comes_with_the_cancellation_is_closed(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread had ended; whoever waited for it has not got it any more."""
+    """The thread has ended; its waiting task was cancelled before it got the result."""
     token = trio.lowlevel.current_trio_token()
     scope = trio.CancelScope()
     dial = tasks._Dialing._dial
@@ -228,16 +228,16 @@ async def test_tasks_share_a_client_and_do_not_wait_for_each_other(
     assert found == {offset: Pfn(offset, 0) for offset in range(20)}
 
 
-async def test_a_body_that_raises_is_left_with_what_it_raised(
+async def test_an_exception_of_the_body_leaves_the_block(
     daemon: FakeDaemon,
 ) -> None:
-    """Not with an ExceptionGroup around it."""
+    """It is not wrapped in an ExceptionGroup."""
     with pytest.raises(ZeroDivisionError):
         async with connected(daemon):
             raise ZeroDivisionError
 
 
-async def test_a_daemon_that_goes_is_told_to_who_waits_and_who_comes(
+async def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
     daemon.handlers[GetPfn] = lambda peer, _: peer.hang_up()
@@ -250,7 +250,7 @@ async def test_a_daemon_that_goes_is_told_to_who_waits_and_who_comes(
 async def test_more_is_sent_than_there_is_room_for(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """And who is cancelled then has not cut a message."""
+    """A task that is cancelled then has not cut a message."""
     shim, peer = both
     busy, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
@@ -285,7 +285,7 @@ async def test_more_is_sent_than_there_is_room_for(
 # --- cancellation -----------------------------------------------------------------
 
 
-async def test_what_a_cancelled_command_gets_is_given_back(
+async def test_the_result_of_a_cancelled_command_is_given_back(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
     shim, peer = both
@@ -297,7 +297,7 @@ async def test_what_a_cancelled_command_gets_is_given_back(
         assert {(await next_of(peer, GetPfn)).count for _ in range(2)} == {None, 5}
         nursery.cancel_scope.cancel()
     assert peer.nothing_more()
-    for request_id in peer.held:
+    for request_id in peer.waiting:
         value = messages.Frames(pfn=77, order=0, extents=[messages.Extent(1, 77, 5, 0)])
         peer.reply(request_id, value)
     puts = [await next_any(peer) for _ in range(2)]
@@ -318,7 +318,7 @@ async def test_a_command_that_is_cancelled_before_is_not_sent(
     assert await next_any(peer) == QueryVersion()
 
 
-async def test_what_is_given_back_is_so_in_cancellation_too(
+async def test_it_is_given_back_in_a_cancelled_scope_too(
     both: tuple[aio.Client, Peer],
 ) -> None:
     shim, peer = both
@@ -351,7 +351,7 @@ async def test_the_fd_of_a_cancelled_command_is_closed(
 async def test_a_file_that_is_left_in_cancellation_is_closed(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """Behind the put of what was on its way: that needs the name."""
+    """After the put of references on their way: that needs the name."""
     shim, peer = both
     daemon.handlers[GetPfn] = hold
     fd = os.open("/dev/null", os.O_RDWR)
@@ -448,7 +448,9 @@ async def test_callbacks_may_be_of_either_kind(both: tuple[aio.Client, Peer]) ->
     assert not notifier.registered
 
 
-async def test_a_slow_callback_holds_nobody_up(both: tuple[aio.Client, Peer]) -> None:
+async def test_a_slow_callback_delays_no_other_task(
+    both: tuple[aio.Client, Peer],
+) -> None:
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 
@@ -496,7 +498,7 @@ async def afail(start: int, end: int) -> None:
 
 
 @pytest.mark.parametrize("callback", [fail, afail])
-async def test_what_a_callback_raises_comes_out_of_the_block(
+async def test_an_exception_of_a_callback_is_raised_by_the_block(
     both: tuple[aio.Client, Peer],
     caplog: pytest.LogCaptureFixture,
     callback: Callable[[int, int], object],
@@ -505,29 +507,29 @@ async def test_what_a_callback_raises_comes_out_of_the_block(
     memory = await shim.file("/a")
     with pytest.raises(ZeroDivisionError, match="2 5"):
         async with await memory.register_notifier(callback):
-            await told(peer)
+            await invalidated(peer)
     assert "ZeroDivisionError" in caplog.text
     await next_of(peer, UnregisterNotifier)
 
 
-async def told(peer: Peer) -> None:
+async def invalidated(peer: Peer) -> None:
     peer.tell(invalidate())
     await next_of(peer, InvalidateDone)
 
 
-async def test_what_nobody_was_told_is_raised_when_the_client_ends(
+async def test_an_exception_not_raised_yet_is_raised_when_the_client_ends(
     daemon: FakeDaemon,
 ) -> None:
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
 
     with pytest.raises(ZeroDivisionError):
         await use()
 
 
-async def test_what_a_callback_raises_does_not_hide_the_blocks_own(
+async def test_an_exception_of_a_callback_does_not_hide_the_blocks_own(
     daemon: FakeDaemon,
 ) -> None:
     mine = KeyError("mine")
@@ -535,7 +537,7 @@ async def test_what_a_callback_raises_does_not_hide_the_blocks_own(
     async def use() -> None:
         async with connected(daemon) as (shim, peer):
             await (await shim.file("/a")).register_notifier(fail)
-            await told(peer)
+            await invalidated(peer)
             raise mine
 
     with pytest.raises(KeyError):
@@ -604,7 +606,7 @@ async def test_unregister_waits_for_a_running_callback(
 async def test_a_notifier_that_is_left_in_cancellation_is_unregistered(
     both: tuple[aio.Client, Peer],
 ) -> None:
-    """When its callback has returned, with nobody waiting."""
+    """When its callback has returned, without a waiting task."""
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 
@@ -641,14 +643,18 @@ async def test_callbacks_end_with_the_client(daemon: FakeDaemon) -> None:
         await entered.wait()
 
 
-async def test_a_client_whose_block_has_ended_says_so(daemon: FakeDaemon) -> None:
+async def test_a_client_after_its_block_says_that_it_is_closed(
+    daemon: FakeDaemon,
+) -> None:
     async with connected(daemon) as (shim, _):
         memory = await shim.file("/a")
     with pytest.raises(ClientClosedError, match="connect anew"):
         await memory.get_pfn(1)
 
 
-async def test_who_waits_when_the_block_ends_is_told(daemon: FakeDaemon) -> None:
+async def test_a_task_that_waits_when_the_block_ends_gets_an_error(
+    daemon: FakeDaemon,
+) -> None:
     daemon.handlers[GetPfn] = hold
     errors: list[BaseException] = []
 

@@ -137,7 +137,7 @@ def test_an_error_is_an_oserror(
     assert type(caught.value) is type(OSError(number, text))
 
 
-def test_replies_go_to_those_who_asked(talk: Talk) -> None:
+def test_each_reply_goes_to_its_command(talk: Talk) -> None:
     done: list[str] = []
     first = talk.conversation.start(
         requests.get_pfn("/a", 1), lambda: done.append("first")
@@ -175,7 +175,7 @@ def test_a_name_that_is_no_text_is_refused_before_it_is_sent(talk: Talk) -> None
         pytest.param(b"[" * 20_000 + b"\n", id="deep"),
     ],
 )
-def test_what_is_not_the_protocol_ends_the_conversation(
+def test_a_violation_of_the_protocol_ends_the_conversation(
     talk: Talk, data: bytes
 ) -> None:
     call = talk.conversation.start(requests.get_pfn("/a", 7))
@@ -197,7 +197,7 @@ def test_a_return_of_another_shape_costs_its_command(talk: Talk, value: str) -> 
     assert talk.conversation.ended is None
 
 
-def test_the_end_is_told_to_all_who_wait_and_who_come_later(talk: Talk) -> None:
+def test_the_end_fails_waiting_and_later_commands(talk: Talk) -> None:
     done: list[int] = []
     calls = [
         talk.conversation.start(requests.get_pfn("/a", n), lambda: done.append(1))
@@ -230,7 +230,7 @@ def test_the_end_is_told_to_all_who_wait_and_who_come_later(talk: Talk) -> None:
     ],
     ids=["shutdown", "complaint"],
 )
-def test_the_end_says_what_the_daemon_said_last(
+def test_the_end_has_the_last_error_of_the_daemon(
     talk: Talk, before: bytes, why: str
 ) -> None:
     call = talk.conversation.start(requests.get_pfn("/a", 7))
@@ -240,14 +240,14 @@ def test_the_end_says_what_the_daemon_said_last(
         call.result()
 
 
-def test_whoever_is_not_greeted_was_not_let_in() -> None:
+def test_no_greeting_means_not_admitted() -> None:
     conversation = Conversation("/run/socket")
     conversation.feed(b"")
     with pytest.raises(ControlError, match="--allow-uid"):
         conversation.start(requests.QUERY_VERSION).result()
 
 
-# --- what nobody waits for any more -----------------------------------------------
+# --- commands that were given up --------------------------------------------------
 
 FRAMES = messages.Frames(pfn=70, order=0)
 EXTENTS = messages.Frames(
@@ -278,7 +278,7 @@ EXTENTS = messages.Frames(
     ids=["get-pfn", "extents", "closefd", "query"],
 )
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_what_an_abandoned_command_gets_is_given_back(
+def test_the_result_of_an_abandoned_command_is_given_back(
     talk: Talk,
     request_: requests.Request[Any],
     returned: object,
@@ -328,7 +328,7 @@ def test_a_refused_command_has_nothing_to_be_given_back(talk: Talk) -> None:
     assert talk.sent() == []
 
 
-def test_a_name_is_closed_when_what_came_under_it_was_given_back(talk: Talk) -> None:
+def test_a_name_is_closed_after_its_references_were_given_back(talk: Talk) -> None:
     """The put would find no file, and the reference would stay."""
     call = talk.conversation.start(requests.get_pfn("fd0", 7))
     talk.conversation.abandon(call)
@@ -404,7 +404,7 @@ def test_surplus_fds_are_closed(talk: Talk) -> None:
     os.close(fds[0])
 
 
-def test_a_return_whose_fd_has_not_come_says_so(talk: Talk) -> None:
+def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
     call = talk.conversation.start(requests.get_memory("/a"))
     talk.returns(1, {})
     with pytest.raises(OSError, match="too many") as caught:
@@ -413,7 +413,7 @@ def test_a_return_whose_fd_has_not_come_says_so(talk: Talk) -> None:
 
 
 def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
-    """The caller may close his before it has gone."""
+    """The caller may close its own before the message is sent."""
     fd = new_fd()
     talk.conversation.start(requests.get_fd("x", fd))
     os.close(fd)
@@ -424,7 +424,7 @@ def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("end", [Conversation.end, Conversation.disown])
-def test_the_end_closes_what_is_on_its_way(
+def test_the_end_closes_fds_on_their_way(
     talk: Talk, end: Callable[[Conversation, ControlError], None]
 ) -> None:
     fd, came = new_fd(), new_fd()
@@ -439,7 +439,7 @@ def test_the_end_closes_what_is_on_its_way(
     os.close(fd)
 
 
-def test_a_child_calls_nobody_of_its_parent(talk: Talk) -> None:
+def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
     """Their threads are not here, and what they wait on may be locked."""
     woken: list[str] = []
     talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))
@@ -474,7 +474,7 @@ def test_execute_knows_which_command_takes_an_fd() -> None:
         requests.execute(messages.Quit(), 1)
 
 
-def test_a_path_is_told_from_an_fdname() -> None:
+def test_a_path_and_an_fdname_are_distinguished() -> None:
     assert requests.check_path("/a") == "/a"
     with pytest.raises(ValueError, match="begins with /"):
         requests.check_path("a")

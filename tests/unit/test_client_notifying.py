@@ -17,7 +17,7 @@ from inaccfs.client.notifying import (
     Notifiers,
     Options,
     Registration,
-    tell,
+    raise_or_note,
 )
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import (
@@ -111,7 +111,7 @@ def test_an_event_is_answered_when_its_callback_has_ended(
     assert talk.said() == [DONE]
 
 
-def test_an_event_of_nobodys_notifier_is_answered_at_once(talk: Talk) -> None:
+def test_an_event_for_an_unknown_notifier_is_answered_at_once(talk: Talk) -> None:
     """As of one whose registration was cancelled."""
     assert talk.notifiers.begin(invalidate()) is None
     assert talk.said() == [DONE]
@@ -129,7 +129,7 @@ def test_an_event_that_wants_no_answer_gets_none(talk: Talk) -> None:
 
 
 def test_a_notifier_is_there_before_the_next_bytes_are_read(talk: Talk) -> None:
-    """Its first event may come with the reply, before whoever registered runs again."""
+    """Its first event may come with the reply, before the caller runs again."""
     talk.conversation.start(
         talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
     )
@@ -187,20 +187,20 @@ def test_which_callback_an_event_is_for(
     ],
     ids=["start only", "end only", "end only, of a start"],
 )
-def test_who_would_not_hear_of_removals_is_told(
+def test_callbacks_that_would_miss_removals_are_refused(
     talk: Talk,
     callbacks: Callbacks,
     event: Invalidate | InvalidateStart,
     wanted: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of callbacks for other semantics than the mount's, and of an end alone."""
+    """Callbacks for other semantics than the mount's, or only for an end."""
     registration = talk.register(callbacks)
     assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]
     assert event.name in caplog.text
     with pytest.raises(NotImplementedError, match=f"an {wanted} callback"):
-        tell(registration.take_error(), None)
+        raise_or_note(registration.take_error(), None)
 
 
 def test_nothing_to_call_is_a_mistake() -> None:
@@ -211,7 +211,7 @@ def test_nothing_to_call_is_a_mistake() -> None:
 # --- leaving ----------------------------------------------------------------------
 
 
-def test_whoever_leaves_is_left_when_the_daemon_says_so(talk: Talk) -> None:
+def test_a_notifier_has_left_when_the_daemon_says_so(talk: Talk) -> None:
     registration = talk.register()
     talk.notifiers.leave(registration)
     assert talk.said() == [LEAVE]
@@ -260,7 +260,7 @@ def test_to_leave_twice_is_to_leave(talk: Talk) -> None:
     assert talk.left == [7]
 
 
-def test_what_the_daemon_says_against_it_is_kept(talk: Talk) -> None:
+def test_a_refusal_of_the_daemon_is_kept(talk: Talk) -> None:
     registration = talk.register()
     talk.notifiers.leave(registration)
     talk.said()
@@ -271,7 +271,9 @@ def test_what_the_daemon_says_against_it_is_kept(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_a_registration_that_nobody_waits_for_is_undone(talk: Talk, late: bool) -> None:
+def test_a_registration_without_a_waiting_caller_is_undone(
+    talk: Talk, late: bool
+) -> None:
     call = talk.conversation.start(
         talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
     )
@@ -302,12 +304,12 @@ def test_the_first_exception_is_kept_and_the_rest_counted(
     assert [
         record.exc_info[1] for record in caplog.records if record.exc_info
     ] == errors
-    # It is told once.
+    # It is raised once.
     assert registration.take_error() is None
     assert talk.notifiers.take_raised() is None
 
 
-def test_what_was_not_told_is_told_at_the_end(talk: Talk) -> None:
+def test_an_exception_not_raised_yet_is_raised_at_the_end(talk: Talk) -> None:
     errors = [ValueError("one"), ValueError("two")]
     for number, error in enumerate(errors):
         talk.register(number=number)
@@ -321,20 +323,20 @@ def test_what_was_not_told_is_told_at_the_end(talk: Talk) -> None:
     assert talk.notifiers.take_raised() is None
 
 
-def test_what_is_told_at_the_end_of_a_block() -> None:
+def test_which_exception_leaves_a_block() -> None:
     error, other = ValueError("mine"), KeyError("other")
-    tell(None, None)
+    raise_or_note(None, None)
     with pytest.raises(ValueError, match="mine") as caught:
-        tell(error, None)
+        raise_or_note(error, None)
     assert caught.value is error
-    tell(error, other)
+    raise_or_note(error, other)
     assert other.__notes__ == ["besides, of a notifier: ValueError('mine')"]
 
 
 # --- the end of the connection ----------------------------------------------------
 
 
-def test_who_is_disconnected_is_told_once(
+def test_a_disconnection_is_raised_once(
     talk: Talk, caplog: pytest.LogCaptureFixture
 ) -> None:
     registration = talk.register()

@@ -26,7 +26,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.mark.parametrize("with_fd", [False, True], ids=["bytes", "fd"])
-def test_what_there_is_no_room_for_is_sent_later(
+def test_data_without_room_is_sent_later(
     pair: tuple[socket.socket, socket.socket], with_fd: bool
 ) -> None:
     """The fd goes with the first bytes, and is closed then."""
@@ -77,7 +77,7 @@ def test_without_any_room_nothing_is_lost(
 
 
 @pytest.mark.parametrize("with_fd", [False, True], ids=["bytes", "fd"])
-def test_whoever_has_gone_gets_nothing(
+def test_a_closed_peer_gets_nothing(
     pair: tuple[socket.socket, socket.socket], with_fd: bool
 ) -> None:
     ours, theirs = pair

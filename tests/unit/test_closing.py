@@ -171,7 +171,7 @@ class BrokenFile:
 
 
 @pytest.mark.parametrize("length", [4096, LARGE])
-async def test_a_file_is_closed_whatever_fails(
+async def test_a_file_is_closed_after_any_failure(
     backing: Backing,
     length: int,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""The control socket, over a real AF_UNIX socket: QMP, and nobody ends the server."""
+"""The control socket, over a real AF_UNIX socket: QMP, and no peer ends the server."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 # --- the conversation -------------------------------------------------------------
 
 
-async def test_the_greeting_tells_the_version(control: Control) -> None:
+async def test_the_greeting_has_the_version(control: Control) -> None:
     async with await trio.open_unix_socket(control.path) as stream:
         greeting = await Peer(stream).receive()
     version = greeting["QMP"]["version"]["qemu"]
-    told = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
-    assert __version__.startswith(told)
+    output = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
+    assert __version__.startswith(output)
     assert greeting["QMP"]["capabilities"] == []
 
 
@@ -149,7 +149,7 @@ async def test_a_bad_argument_does_not_cost_the_id(control: Control) -> None:
 
 async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "control")
-    with trio.fail_after(10), server.listen(path) as listener:
+    with trio.fail_after(60), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
             # As the daemon ends: all that runs in its nursery is cancelled.
             actions = Actions(Daemon().status, nursery.cancel_scope.cancel)
@@ -164,8 +164,8 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
             )
             nursery.start_soon(made.run)
         assert nursery.cancel_scope.cancelled_caught
-    with client, client.makefile("rb") as told:
-        _, _, reply = told
+    with client, client.makefile("rb") as lines:
+        _, _, reply = lines
     assert json.loads(reply) == {"return": {}, "id": "last"}
 
 
@@ -200,7 +200,7 @@ async def test_a_whole_object_needs_no_line_end(control: Control, command: str) 
         assert (await peer.receive())["id"] == {"x": 5}
 
 
-async def test_what_is_too_long_is_told_and_ends_the_connection(
+async def test_a_message_that_is_too_long_gets_an_error_and_ends_the_connection(
     control: Control,
 ) -> None:
     async with control.peer() as peer:
@@ -215,7 +215,7 @@ async def test_what_is_too_long_is_told_and_ends_the_connection(
 # --- peers that misbehave ---------------------------------------------------------
 
 
-async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
+async def test_a_peer_that_hangs_up_in_the_middle_disturbs_no_other(
     control: Control,
 ) -> None:
     async with control.peer() as witness:
@@ -227,7 +227,7 @@ async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
         assert "return" in await witness.ask('{"execute": "query-version"}')
 
 
-async def test_a_peer_that_does_not_read_holds_up_nobody(control: Control) -> None:
+async def test_a_peer_that_does_not_read_delays_no_other(control: Control) -> None:
     async with control.peer() as mute:
         with trio.move_on_after(0.05) as scope:
             while True:
@@ -293,7 +293,7 @@ def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
 
 
 def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
-    """Whatever the umask, which is the caller's again afterwards."""
+    """With any umask, which is restored afterwards."""
     path = tmp_path / "control"
     before = os.umask(0)
     try:
@@ -318,7 +318,7 @@ def test_a_live_daemons_socket_is_refused_and_left_alone(tmp_path: Path) -> None
         with pytest.raises(MountError, match="another daemon"):
             server.listen(path)
         client.connect(path)
-        # The one that asked whether somebody is there, and this one.
+        # The connection that checked for a daemon, and this one.
         listener.accept()[0].close()
 
 
@@ -348,7 +348,7 @@ def test_a_socket_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", [_file, _directory, _link])
-def test_what_is_no_socket_is_refused_and_left_alone(
+def test_a_file_at_the_path_of_the_socket_is_refused_and_kept(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "control"
@@ -361,6 +361,6 @@ def test_what_is_no_socket_is_refused_and_left_alone(
         assert path.read_text() == "precious"
 
 
-def test_a_place_that_does_not_exist_is_told(tmp_path: Path) -> None:
+def test_a_place_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="No such file"):
         server.listen(str(tmp_path / "nowhere" / "control"))

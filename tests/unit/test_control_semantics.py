@@ -41,7 +41,7 @@ async def serving(
     tmp_path: Path, backing: Backing, rules: Semantics, policy: Policy | None = None
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         path = str(tmp_path / "control")
         async with controlling(path, backing, policy, rules) as control:
             control.make("guest", 8)
@@ -53,10 +53,10 @@ def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
     return made
 
 
-# --- what is told of them -----------------------------------------------------------
+# --- query-semantics ----------------------------------------------------------------
 
 
-async def test_who_asks_for_them_runs_nobodys_code(
+async def test_query_semantics_runs_no_code_of_a_user(
     tmp_path: Path, backing: Backing
 ) -> None:
     """A plan is asked before there is a mount, and may end nothing later."""
@@ -77,7 +77,7 @@ async def test_who_asks_for_them_runs_nobodys_code(
             assert (await peer.do("query-semantics"))["events"] == ["INVALIDATE"]
 
 
-async def test_what_no_message_can_have_is_a_bug_of_one_command(
+async def test_a_value_that_no_message_can_have_is_a_bug_of_one_command(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is returned as well as the words of an error."""
@@ -90,7 +90,9 @@ async def test_what_no_message_can_have_is_a_bug_of_one_command(
         assert "qemu" in await peer.do("query-version")
 
 
-async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) -> None:
+async def test_the_fd_with_a_value_that_no_message_can_have_is_closed(
+    control: Control,
+) -> None:
     fd = os.open("/", os.O_PATH)
     async with control.peer() as peer:
         (served,) = control.server.peers
@@ -102,19 +104,19 @@ async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) ->
         os.fstat(fd)
 
 
-# --- who has which commands -------------------------------------------------------
+# --- commands of each version -----------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
+async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
     tmp_path: Path, backing: Backing, version: type[Semantics]
 ) -> None:
     async with (
         serving(tmp_path, backing, version()) as control,
         control.peer() as peer,
     ):
-        told = await peer.do("query-semantics")
-        assert told["name"] == version.name
+        reply = await peer.do("query-semantics")
+        assert reply["name"] == version.name
         by_range = version.scope == "range"
         if by_range:
             made = await peer.do("bind", file="/guest", start=0, end=8)
@@ -130,7 +132,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
             "put-pfn": {"file": "/guest", "pfn": 1},
         }
         for command in arguments:
-            if command in told["commands"]:
+            if command in reply["commands"]:
                 continue
             refusal = await peer.do(command, **arguments[command])
             assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
@@ -138,7 +140,7 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
         (left,) = await peer.do("query-notifiers")
         assert left["notifier"] == number
         last = "unbind" if by_range else "unregister-notifier"
-        assert last in told["commands"]
+        assert last in reply["commands"]
         assert await peer.do(last, notifier=number) == {}
         assert await peer.do("query-notifiers") == []
 
@@ -146,7 +148,9 @@ async def test_each_has_the_commands_that_it_tells_and_refuses_the_others(
 # --- bind -------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_bound_is_told(tmp_path: Path, backing: Backing) -> None:
+async def test_a_range_that_cannot_be_bound_is_refused(
+    tmp_path: Path, backing: Backing
+) -> None:
     async with serving(tmp_path, backing, Bind()) as control, control.peer() as peer:
         for start, end in ((4, 4), (5, 4), (8, 1)):
             refusal = await peer.do("bind", file="/guest", start=start, end=end)
@@ -185,7 +189,7 @@ async def test_a_guest_memfd_is_bound_inside_its_size(
 
 
 async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> None:
-    """An alias slot, such as QEMU's for SMRAM. Exclusive is who asks to be."""
+    """An alias slot, such as QEMU's for SMRAM. Only one that asks is exclusive."""
     rules = mine(Bind, exclusive=False)
     async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
         for start, end in ((0, 8), (2, 4), (2, 4)):
@@ -203,13 +207,13 @@ async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> 
         for _ in range(3):
             async with control.peer() as peer:
                 await peer.do("bind", file="/guest", start=0, end=8)
-            await control.gone()
+            await control.peers_down_to(0)
 
 
 # --- pages ------------------------------------------------------------------------
 
 
-async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
+async def test_an_unbound_page_has_the_errno_of_the_version(
     tmp_path: Path, backing: Backing
 ) -> None:
     for number, (rules, name) in enumerate(((Bind(), "EINVAL"), (GuestMemfd(), "EIO"))):
@@ -221,7 +225,7 @@ async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
         ):
             refusal = await peer.do("get-pfn", file="/guest", offset=3)
             assert refusal.startswith(f"{name}: nobody is bound to all of the pages 3")
-            # Whoever is bound: it is the page that is looked at.
+            # By any peer: only the page is checked.
             async with control.peer() as other:
                 await other.do("bind", file="/guest", start=3, end=4)
                 assert await peer.do("get-pfn", file="/guest", offset=3) == {
@@ -231,10 +235,10 @@ async def test_an_unbound_page_is_told_with_the_errno_of_the_version(
         control.namespace.unlink(control.namespace.inodes.root, b"guest")
 
 
-async def test_poison_outlives_the_command_that_tells_of_it(
+async def test_poison_outlives_the_command_that_reports_it(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """Though nobody has the file open."""
+    """It does so even if no process has the file open."""
     async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
@@ -271,7 +275,7 @@ async def test_without_references_nothing_is_counted(
         assert refusal.startswith("EOPNOTSUPP: these semantics give no references")
 
 
-async def test_who_keeps_pages_locked_is_disconnected(
+async def test_a_peer_that_keeps_pages_locked_is_disconnected(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(ack_seconds=0.05)
@@ -289,10 +293,10 @@ async def test_who_keeps_pages_locked_is_disconnected(
 
 
 @pytest.mark.parametrize("how", ["hangs up", "breaks"])
-async def test_who_tells_of_poison_may_go_in_the_middle(
+async def test_a_peer_that_reports_poison_may_go_in_the_middle(
     tmp_path: Path, backing: Backing, how: str
 ) -> None:
-    """The others have been told of a start, and are told of its end."""
+    """The others got a start event, and get its end."""
     async with (
         serving(tmp_path, backing, GuestMemfd()) as control,
         control.peer() as other,
@@ -313,13 +317,13 @@ async def test_who_tells_of_poison_may_go_in_the_middle(
         end = await other.event()
         assert (end["event"], end["start"], end["end"]) == ("INVALIDATE_END", 3, 4)
         await other.do("invalidate-done", notifier=end["notifier"], sequence=2)
-        await control.gone(1)
+        await control.peers_down_to(1)
 
 
-async def test_who_is_waited_for_by_its_own_command_may_go(
+async def test_a_peer_that_its_own_command_waits_for_may_go(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not waited for any longer, and nobody calls it silent."""
+    """The daemon waits for it no longer, and does not log it as silent."""
     async with serving(tmp_path, backing, GuestMemfd()) as control:
         for page, how in enumerate(("hangs up", "breaks")):
             async with control.peer() as teller:
@@ -331,5 +335,5 @@ async def test_who_is_waited_for_by_its_own_command_may_go(
                 if how == "breaks":
                     (served,) = control.server.peers
                     served.disconnect("a test")
-            await control.gone()
+            await control.peers_down_to(0)
     assert "no answer" not in caplog.text

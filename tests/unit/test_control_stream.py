@@ -1,4 +1,4 @@
-"""A stream of JSON objects: however it is cut, and whatever is between them."""
+"""A stream of JSON objects, cut in any way, with anything between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fed(chunks: Iterable[bytes], limit: int = LIMIT) -> tuple[list[Found], Strea
     return [found for chunk in chunks for found in stream.feed(chunk)], stream
 
 
-def told(found: list[Found]) -> list[Any]:
+def answers_to(found: list[Found]) -> list[Any]:
     """The ids of commands, and the first words of errors."""
     return [
         json.loads(bytes(one.id) or b"null")
@@ -87,7 +87,7 @@ def test_objects_are_found_and_the_rest_is_refused(
 ) -> None:
     for chunks in ([data], bytewise(data), [data[:7], data[7:-3], data[-3:]]):
         found, stream = fed(chunks)
-        assert told(found) == answers
+        assert answers_to(found) == answers
         assert stream.begun == 0
 
 
@@ -99,10 +99,10 @@ def test_objects_are_found_and_the_rest_is_refused(
         *(b'{"a":--', b'{"a":1.e', b'{"a":\x00', b"\xef\xbb\xbf{"),
     ],
 )
-def test_what_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
-    """Not only at a line end, which may never come."""
-    assert told(fed([data])[0]) == ["EINVAL"]
-    assert told(fed(bytewise(data))[0]) == ["EINVAL"]
+def test_input_that_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
+    """The error does not wait for a line end, which may never come."""
+    assert answers_to(fed([data])[0]) == ["EINVAL"]
+    assert answers_to(fed(bytewise(data))[0]) == ["EINVAL"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
         *(b'{"a":-', b'{"a":1.', b'{"a":1e', b'{"a":tr', b'{"a":[', b'{"a":1', b" \n "),
     ],
 )
-def test_what_may_still_become_one_is_waited_for(data: bytes) -> None:
+def test_input_that_may_become_an_object_is_not_refused(data: bytes) -> None:
     assert fed([data])[0] == []
 
 
@@ -184,16 +184,16 @@ def test_an_object_has_a_limit(data: bytes) -> None:
         assert isinstance(fed(chunks)[0][0], TooLong)
 
 
-def test_so_has_what_is_skipped() -> None:
-    assert told(fed([b"x" * LIMIT, b"x" * 10])[0])[:2] == ["EINVAL", "too long"]
-    assert told(fed([b"x" * (LIMIT - 1), b"\n", version(1)])[0]) == ["EINVAL", 1]
+def test_a_skipped_line_has_a_limit_too() -> None:
+    assert answers_to(fed([b"x" * LIMIT, b"x" * 10])[0])[:2] == ["EINVAL", "too long"]
+    assert answers_to(fed([b"x" * (LIMIT - 1), b"\n", version(1)])[0]) == ["EINVAL", 1]
 
 
 def test_white_space_has_none() -> None:
-    assert told(fed([b"\n " * LIMIT] * 3 + [version(1)])[0]) == [1]
+    assert answers_to(fed([b"\n " * LIMIT] * 3 + [version(1)])[0]) == [1]
 
 
-def test_where_an_object_begins_is_told() -> None:
+def test_the_place_where_an_object_begins_is_returned() -> None:
     first, second = b'{"execute":"query', b'-version"} {"execute":"quit"}'
     found, _ = fed([first, second])
     assert [one.begin for one in found] == [-len(first), 11]

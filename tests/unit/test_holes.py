@@ -108,7 +108,7 @@ def test_the_first_of_any_holes_is_found(fd: int) -> None:
     assert allocated(fd) == PAGES - len(holes)
 
 
-def test_what_else_is_wrong_is_told(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_raised(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> int:
         raise OSError(errno.EPERM, "no")
 
@@ -153,10 +153,10 @@ def test_a_guest_that_touches_the_page_itself_keeps_it(
 
 
 @pytest.mark.usefixtures("_uncounted")
-def test_what_has_been_fetched_is_not_tried(
+def test_pages_that_were_fetched_are_not_tried(
     fd: int, before_allocating: Callable[[Callable[[], None]], list[int]]
 ) -> None:
-    """Be it empty: it is pinned, and somebody maps it."""
+    """Even if it is empty: it is pinned, and a peer maps it."""
     syscalls.fallocate(fd, 0, 0, 4 * PAGE)
     calls = before_allocating(lambda: None)
 

@@ -68,11 +68,11 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
     return file.register_notifier(**events(seen))
 
 
-# --- what is told ---------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("semantics", "told"),
+    ("semantics", "expected"),
     [
         (V7(), ["invalidate"]),
         (V8(), ["invalidate"]),
@@ -83,8 +83,8 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
     ids=lambda each: getattr(each, "name", ""),
 )
 @pytest.mark.parametrize("pages", [2, 2048], ids=["at once", "in a task"])
-def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
-    semantics: Semantics, told: list[str], pages: int
+def test_a_punch_sends_the_events_of_the_rules_and_removes_the_pages(
+    semantics: Semantics, expected: list[str], pages: int
 ) -> None:
     seen: list[tuple[str, int, int]] = []
     with Mount(semantics, memory=SMALL) as mount:
@@ -97,16 +97,16 @@ def test_a_punch_is_told_by_the_rules_and_takes_the_pages(
             file.put_pfn(pfn)
         punch(mount, fd, 0, 2 + pages)
         end = 16 if semantics.reported == "clipped" and pages > 16 else 2 + pages
-        assert seen == [(name, 0, end) for name in told]
+        assert seen == [(name, 0, end) for name in expected]
         assert client.query_pins().extents == []
         notifier.unregister()
         punch(mount, fd, 0, 2)
-        assert len(seen) == len(told)
+        assert len(seen) == len(expected)
         client.close()
         os.close(fd)
 
 
-def test_poison_is_told_as_an_error() -> None:
+def test_poison_is_reported_as_an_error() -> None:
     seen: list[tuple[str, int, int]] = []
     with Mount(V10()) as mount:
         fd = mount.memfd_create("file", 16 * PAGE)
@@ -162,7 +162,7 @@ def test_frames_are_freed_when_the_last_client_that_refers_to_them_ends(
 
 @pytest.mark.parametrize("semantics", [V8(), V10()], ids=["v8", "v10"])
 @pytest.mark.parametrize("how", ["punch", "truncate"])
-def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) -> None:
+def test_on_change_is_called_before_the_change(semantics: Semantics, how: str) -> None:
     seen: list[tuple[str, int, int]] = []
     changes: list[tuple[int, int, int, int]] = []
 
@@ -183,9 +183,9 @@ def test_a_change_is_heard_of_before_it_happens(semantics: Semantics, how: str) 
             punch(mount, fd, 8, 16)
         else:
             mount.ftruncate(fd, 8 * PAGE)
-        # A start has been told by then, and the page is still there.
-        told = int(semantics.order == "bracket")
-        assert changes == [(8 * PAGE, 8 * PAGE, told, 1)]
+        # A start has been sent by then, and the page is still there.
+        starts = int(semantics.order == "bracket")
+        assert changes == [(8 * PAGE, 8 * PAGE, starts, 1)]
         os.close(fd)
 
 
@@ -225,8 +225,8 @@ def test_a_callback_may_unregister_itself() -> None:
         os.close(fd)
 
 
-def test_what_a_callback_raises_is_told_by_unregister() -> None:
-    """As a client has it: whoever punches has nothing to do with it."""
+def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
+    """As in a client: the caller that punches does not see it."""
     with Mount() as mount:
         fd = mount.memfd_create("file", 16 * PAGE)
         file = mount.connect().file(fd)
@@ -240,7 +240,7 @@ def test_what_a_callback_raises_is_told_by_unregister() -> None:
 
 
 def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
-    """By whoever decides what happens next: a punch waits for the answer."""
+    """By the scheduler of the test: a punch waits for the answer."""
     due: list[Due] = []
     come = threading.Event()
 
@@ -268,7 +268,7 @@ def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
 
 
 def test_others_go_on_while_a_callback_runs(pool: ThreadPoolExecutor) -> None:
-    """But for those who want to change the list of notifiers."""
+    """Except for calls that change the list of notifiers."""
     inside, go = threading.Event(), threading.Event()
 
     def hold(start: int, end: int) -> None:
@@ -370,7 +370,7 @@ def test_nothing_is_left() -> None:
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of docs/simulated-kvm.md."""
+    """The example of docs/simulated-kvm.md."""
     page = Path(__file__).parents[2] / "docs/simulated-kvm.md"
     text = page.read_text()
     start = text.index("    import os\n    from inaccfs.inprocess")

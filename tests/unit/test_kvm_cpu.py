@@ -338,7 +338,7 @@ def test_a_file_that_serves_all_of_a_slot() -> None:
 
 def test_a_guest_that_never_exits_is_stopped(guest: Machine) -> None:
     cpu = guest.cpu("ebfe")
-    with pytest.raises(GuestLimitError, match="executed 500 instructions"):
+    with pytest.raises(GuestLimitError, match="run 500 instructions"):
         cpu.run(instructions=500)
     with pytest.raises(GuestLimitError, match=r"run for 0\.01 s without an exit"):
         cpu.run(instructions=None, seconds=0.01)
@@ -346,18 +346,36 @@ def test_a_guest_that_never_exits_is_stopped(guest: Machine) -> None:
 
 
 def test_a_guest_that_never_exits_can_be_interrupted(guest: Machine) -> None:
-    cpu = guest.cpu(LOAD.split()[0] + "ebfc", rdi=GPA)
-    timer = threading.Timer(
-        0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)
-    )
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        cpu.run(instructions=None, seconds=None)
-    timer.join()
+    """Wherever the signal comes: an instruction is executed, or it is not."""
+    # inc dword [rdi]; mov eax, [rdi]; jmp
+    code = bytes.fromhex("ff07 8b07 ebfa")
+    guest.low[CODE : CODE + len(code)] = code
+    accesses = due = 0
+
+    def interrupt(gpa: int) -> None:
+        nonlocal accesses
+        accesses += 1
+        if accesses == due:
+            signal.raise_signal(signal.SIGINT)
+
+    cpu = Cpu(guest.vm.create_vcpu(), private=interrupt)
+    cpu["rdi"] = GPA
+    cpu.start(CODE)
+    counted = 0
+    for due in range(1, 40):
+        accesses = 0
+        with pytest.raises(KeyboardInterrupt):
+            cpu.run(instructions=None, seconds=None)
+        assert cpu["rip"] in (CODE, CODE + 2, CODE + 4)
+        count = int.from_bytes(guest.vm.create_vcpu().read(GPA, 4), "little")
+        assert 0 <= count - counted <= due
+        counted = count
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # It goes on where it was.
-    assert cpu["rip"] in (CODE, CODE + 2)
-    with pytest.raises(GuestLimitError):
-        cpu.run(instructions=10)
+    due = 0
+    with pytest.raises(GuestLimitError, match="30 instructions"):
+        cpu.run(instructions=30)
+    assert guest.vm.create_vcpu().read(GPA, 4) == (counted + 10).to_bytes(4, "little")
 
 
 def test_a_page_converted_to_and_fro_is_read_whole(guest: Machine) -> None:

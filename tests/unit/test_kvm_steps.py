@@ -59,7 +59,7 @@ def test_the_steps_of_one_page_and_of_many_are_the_same(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["fault", "populate"])
-def test_what_was_invalidated_is_put_and_waited_for(what: str) -> None:
+def test_a_page_that_was_invalidated_is_put_and_the_end_awaited(what: str) -> None:
     """Between any two steps others may run."""
     with guest() as made:
         retried: list[object] = []
@@ -75,7 +75,7 @@ def test_what_was_invalidated_is_put_and_waited_for(what: str) -> None:
         assert retried == [None]
 
 
-def test_no_lock_is_held_at_a_step() -> None:
+def test_no_lock_is_taken_at_a_step() -> None:
     with guest() as made:
         for steps in (made.vm._faults.fault(0), made.vm._faults.populate(4, 8)):
             try:
@@ -90,7 +90,7 @@ def test_no_lock_is_held_at_a_step() -> None:
         assert made.vm.stats.in_progress == 0
 
 
-def test_whatever_fails_after_get_pfn_the_reference_is_put() -> None:
+def test_after_any_failure_past_get_pfn_the_reference_is_put() -> None:
     """The hook is a step, too, if there is one."""
 
     def hook(point: str, start: int, end: int) -> None:
@@ -117,7 +117,7 @@ def test_a_locked_page_is_tried_again(what: str) -> None:
 
 
 def test_every_step_is_of_a_kind_that_can_be_known() -> None:
-    """Whoever decides who goes next knows by it what the step is about."""
+    """A scheduler knows by it what the step accesses."""
     kinds: list[object] = []
     with guest(hooks=lambda *_: None) as made:
         steps = made.vm._faults.fault(3)
@@ -199,7 +199,7 @@ class FrameMemory:
 
 
 def test_memory_may_be_that_of_frames() -> None:
-    """As on hardware: through a stale entry a guest reaches whoever has the frame."""
+    """As on hardware: through a stale entry a guest accesses the frame's new owner."""
     memory = FrameMemory()
     with shim() as made, VM(made, memory=memory) as vm, VM(made, memory=memory) as evil:
         victim, file = made.memfd(), made.memfd()
@@ -222,7 +222,7 @@ def test_memory_and_encryption_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_hook_is_told_where_slots_are_read_without_a_lock(*, private: bool) -> None:
+def test_a_hook_is_called_where_slots_are_read_without_a_lock(*, private: bool) -> None:
     seen: list[tuple[str, int, int]] = []
 
     def hook(point: str, start: int, end: int) -> None:
@@ -237,7 +237,7 @@ def test_a_hook_is_told_where_slots_are_read_without_a_lock(*, private: bool) ->
 
 
 @pytest.mark.parametrize("order", [0, 9])
-def test_what_some_gfns_are_mapped_by_can_be_asked(order: int) -> None:
+def test_the_mappings_of_some_gfns_can_be_queried(order: int) -> None:
     with guest(4 * MIB, order) as made:
         made.vm.pre_fault_memory(0, 2 * MIB)
         some = made.vm.runs(5, 7)

@@ -91,20 +91,20 @@ class Histories(RuleBasedStateMachine):
         self.namespace = Namespace(
             self.backing, Superblock(V8(), self.backing.page_size)
         )
-        # What the kernel has been told of, by nodeid.
+        # The nodes that the kernel knows, by nodeid.
         self.known: Counter[int] = Counter()
         self.handles: list[Handle] = []
 
     # --- both sides ---------------------------------------------------------------
 
-    def told(self, entry: Entry) -> Node:
+    def looked_up(self, entry: Entry) -> Node:
         self.known[entry.nodeid] += 1
         return self.namespace.inodes[entry.nodeid]
 
     def walk(self, path: Path) -> Node:
         node = self.namespace.inodes.root
         for name in path:
-            node = self.told(self.namespace.lookup(node, name))
+            node = self.looked_up(self.namespace.lookup(node, name))
         return node
 
     def directory(self, path: Path) -> Node:
@@ -139,7 +139,7 @@ class Histories(RuleBasedStateMachine):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         if self.same(
             lambda: made.append(
-                self.told(
+                self.looked_up(
                     self.namespace.create(
                         self.directory(parent), name, flags, 0o640, *ME
                     )
@@ -156,7 +156,9 @@ class Histories(RuleBasedStateMachine):
         flags = os.O_RDWR | os.O_TMPFILE
         if self.same(
             lambda: made.append(
-                self.told(self.namespace.tmpfile(self.directory(parent), 2, 0o600, *ME))
+                self.looked_up(
+                    self.namespace.tmpfile(self.directory(parent), 2, 0o600, *ME)
+                )
             ),
             lambda: fds.append(os.open(self.there(parent), flags, 0o600)),
         ):
@@ -165,7 +167,7 @@ class Histories(RuleBasedStateMachine):
     @rule(parent=parents, name=names)
     def mkdir(self, parent: Path, name: bytes) -> None:
         self.same(
-            lambda: self.told(
+            lambda: self.looked_up(
                 self.namespace.mkdir(self.directory(parent), name, 0o755, *ME)
             ),
             lambda: os.mkdir(self.there((*parent, name)), 0o755),
@@ -174,7 +176,7 @@ class Histories(RuleBasedStateMachine):
     @rule(parent=parents, name=names, mode=st.sampled_from([0, *KINDS]))
     def mknod(self, parent: Path, name: bytes, mode: int) -> None:
         self.same(
-            lambda: self.told(
+            lambda: self.looked_up(
                 self.namespace.mknod(self.directory(parent), name, mode, 0, *ME)
             ),
             lambda: os.mknod(self.there((*parent, name)), mode),
@@ -183,7 +185,7 @@ class Histories(RuleBasedStateMachine):
     @rule(parent=parents, name=names)
     def symlink(self, parent: Path, name: bytes) -> None:
         self.same(
-            lambda: self.told(
+            lambda: self.looked_up(
                 self.namespace.symlink(self.directory(parent), name, NO_DIRECTORY, *ME)
             ),
             lambda: os.symlink(NO_DIRECTORY, self.there((*parent, name))),
@@ -192,7 +194,7 @@ class Histories(RuleBasedStateMachine):
     @rule(old=parents.filter(bool), parent=parents, name=names)
     def link(self, old: Path, parent: Path, name: bytes) -> None:
         self.same(
-            lambda: self.told(
+            lambda: self.looked_up(
                 self.namespace.link(self.walk(old), self.directory(parent), name)
             ),
             lambda: os.link(
@@ -205,7 +207,7 @@ class Histories(RuleBasedStateMachine):
     def link_what_is_open(self, data: st.DataObject, parent: Path, name: bytes) -> None:
         handle = data.draw(st.sampled_from(self.handles))
         self.same(
-            lambda: self.told(
+            lambda: self.looked_up(
                 self.namespace.link(handle.node, self.directory(parent), name)
             ),
             lambda: os.link(
@@ -261,7 +263,7 @@ class Histories(RuleBasedStateMachine):
         )
 
     def walk_from(self, parent: Node, name: bytes) -> None:
-        self.told(self.namespace.lookup(parent, name))
+        self.looked_up(self.namespace.lookup(parent, name))
 
     @rule(path=parents)
     def open(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Invalidation that is waited for: who gets an event, and whose answer is awaited."""
+"""Invalidation with answers: which notifiers get an event, and which must answer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ACK_SECONDS = 10.0
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that remembers what it was told."""
+    """A notifier that remembers its events."""
 
-    told: list[tuple[str, int, int, int | None]] = field(default_factory=list)
+    events: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
-        self.told.append((notice.event, notice.start, notice.end, sequence))
+        self.events.append((notice.event, notice.start, notice.end, sequence))
 
     def evict(self) -> None:
         self.evicted = True
@@ -54,21 +54,21 @@ async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-async def test_with_nobody_there_nothing_waits(
+async def test_without_notifiers_nothing_waits(
     notifiers: Notifiers, trace: FileTrace
 ) -> None:
     await invalidate(notifiers)
     assert (trace.counters.invalidations, trace.counters.events) == (0, 0)
 
 
-async def test_all_are_told_before_any_has_answered(
+async def test_the_event_is_sent_to_all_before_any_answer(
     notifiers: Notifiers, trace: FileTrace
 ) -> None:
     first, second = await registered(notifiers, 2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidate, notifiers)
         await trio.testing.wait_all_tasks_blocked()
-        assert first.told == second.told == [("INVALIDATE", 1, 5, 1)]
+        assert first.events == second.events == [("INVALIDATE", 1, 5, 1)]
         notifiers.answer(second, 1)
         await trio.testing.wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1
@@ -86,10 +86,10 @@ async def test_each_event_has_its_own_sequence(notifiers: Notifiers) -> None:
             nursery.start_soon(invalidate, notifiers)
             await trio.testing.wait_all_tasks_blocked()
             notifiers.answer(one, sequence)
-    assert [told[3] for told in one.told] == [1, 2, 3]
+    assert [event[3] for event in one.events] == [1, 2, 3]
 
 
-async def test_an_answer_must_be_to_what_was_asked(notifiers: Notifiers) -> None:
+async def test_an_answer_must_match_an_event(notifiers: Notifiers) -> None:
     first, second = await registered(notifiers, 2)
     with refused(errno.EINVAL):
         notifiers.answer(first, 1)
@@ -120,7 +120,7 @@ async def test_the_list_is_fixed_while_an_invalidation_runs(
         assert list(notifiers) == [first, second]
         notifiers.answer(second, 1)
     assert list(notifiers) == [second, late]
-    assert late.told == []
+    assert late.events == []
 
 
 async def test_unregistering_is_an_answer_and_waits_for_the_end(
@@ -147,7 +147,7 @@ async def test_unregistering_is_an_answer_and_waits_for_the_end(
         nursery.start_soon(invalidate, notifiers)
         await trio.testing.wait_all_tasks_blocked()
         notifiers.answer(second, 2)
-    assert len(first.told) == 1
+    assert len(first.events) == 1
 
 
 async def test_a_cancelled_unregistration_has_happened(notifiers: Notifiers) -> None:
@@ -162,7 +162,7 @@ async def test_a_cancelled_unregistration_has_happened(notifiers: Notifiers) -> 
         notifiers.answer(second, 1)
 
 
-async def test_who_has_gone_holds_up_nobody(notifiers: Notifiers) -> None:
+async def test_a_notifier_that_was_removed_delays_nothing(notifiers: Notifiers) -> None:
     first, second = await registered(notifiers, 2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidate, notifiers)
@@ -194,10 +194,10 @@ async def test_two_invalidations_take_turns(notifiers: Notifiers) -> None:
         nursery.start_soon(invalidate, notifiers, 0, 1)
         nursery.start_soon(invalidate, notifiers, 7, 8)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(one.told) == 1
+        assert len(one.events) == 1
         notifiers.answer(one, 1)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(one.told) == 2
+        assert len(one.events) == 2
         notifiers.answer(one, 2)
 
 
@@ -208,14 +208,14 @@ async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -
             nursery.start_soon(invalidate, notifiers)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    with trio.fail_after(1):
+    with trio.fail_after(60):
         await notifiers.register(Listener())
     assert len(notifiers) == 2
     # What it says now is too late, and no bug.
     notifiers.drop(one)
 
 
-async def test_a_change_is_told() -> None:
+async def test_a_change_of_the_list_is_reported() -> None:
     changes: list[int] = []
     made = Notifiers(FileTrace(Trace()), ACK_SECONDS, lambda: changes.append(len(made)))
     (one,) = await registered(made, 1)

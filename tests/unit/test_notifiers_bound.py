@@ -1,4 +1,4 @@
-"""restrictedmem_bind(): who gets an event of which pages, and in which units."""
+"""restrictedmem_bind(): which notifiers get which events, and in which units."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Listener:
     """A notifier that answers at once, or when a test wants it to."""
 
     notifiers: Notifiers
-    told: list[tuple[int, int]] = field(default_factory=list)
+    events: list[tuple[int, int]] = field(default_factory=list)
     answers: bool = True
     sequence: int = 0
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
-        self.told.append((notice.start, notice.end))
+        self.events.append((notice.start, notice.end))
         if sequence is None:
             return
         self.sequence = sequence
@@ -57,11 +57,11 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-# --- who gets an event --------------------------------------------------------------
+# --- targets of an event ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "told"),
+    ("start", "end", "expected"),
     [
         (0, 4, False),
         (0, 5, True),
@@ -75,71 +75,71 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         (5, 5, False),
     ],
 )
-async def test_whoever_is_bound_to_a_page_is_told(
-    start: int, end: int, told: bool
+async def test_all_notifiers_bound_to_a_page_get_the_event(
+    start: int, end: int, expected: bool
 ) -> None:
-    """Of the range as it is punched: the raw one."""
+    """With "punched" the event has the whole range of the punch."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, start, end)
-    assert one.told == ([(start, end)] if told else [])
+    assert one.events == ([(start, end)] if expected else [])
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "told"),
+    ("start", "end", "expected"),
     [(0, 100, (4, 8)), (5, 6, (5, 6)), (0, 5, (4, 5)), (7, 9, (7, 8)), (4, 8, (4, 8))],
 )
-async def test_clipped_each_is_told_of_its_own(
-    start: int, end: int, told: tuple[int, int]
+async def test_with_clipped_each_gets_its_part_of_the_range(
+    start: int, end: int, expected: tuple[int, int]
 ) -> None:
     notifiers = made(clips=True)
     one = await Listener(notifiers).bind(4, 8)
     other = await Listener(notifiers).bind(8, 9)
     await invalidate(notifiers, start, end)
-    assert one.told == [told]
-    assert all(8 <= first < stop <= 9 for first, stop in other.told)
+    assert one.events == [expected]
+    assert all(8 <= first < stop <= 9 for first, stop in other.events)
 
 
-async def test_who_is_not_bound_is_never_clipped() -> None:
+async def test_an_event_to_an_unbound_notifier_is_never_clipped() -> None:
     notifiers = made(clips=True)
     one = Listener(notifiers)
     await notifiers.register(one)
     await invalidate(notifiers, 3, 9)
-    assert one.told == [(3, 9)]
+    assert one.events == [(3, 9)]
 
 
 @pytest.mark.parametrize(
-    ("clips", "told"), [(False, (2 * PAGE, 9 * PAGE)), (True, (4 * PAGE, 8 * PAGE))]
+    ("clips", "expected"), [(False, (2 * PAGE, 9 * PAGE)), (True, (4 * PAGE, 8 * PAGE))]
 )
 async def test_units_are_those_of_the_notifier(
-    clips: bool, told: tuple[int, int]
+    clips: bool, expected: tuple[int, int]
 ) -> None:
     """Bytes for pages, which was the bug: also of what wants no answer."""
     notifiers = made(unit=PAGE, clips=clips)
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, 2, 9)
     await notifiers.announce(Notice("MEMORY_ERROR", 2, 9))
-    assert one.told == [told, told]
+    assert one.events == [expected, expected]
 
 
-async def test_what_needs_no_answer_goes_to_whom_it_concerns() -> None:
+async def test_an_event_without_answer_goes_to_the_notifiers_concerned() -> None:
     trace = FileTrace(Trace())
     notifiers = Notifiers(trace, 10)
     one = await Listener(notifiers, answers=False).bind(4, 8)
     other = await Listener(notifiers, answers=False).bind(8, 9)
     await notifiers.announce(Notice("MEMORY_ERROR", 4, 5))
-    assert (one.told, other.told) == ([(4, 5)], [])
+    assert (one.events, other.events) == ([(4, 5)], [])
     assert notifiers.waiting(one) is None
     assert (trace.counters.events, trace.counters.invalidations) == (1, 0)
 
 
-async def test_each_is_told_once_however_many_pieces_it_has() -> None:
+async def test_each_gets_one_event_for_any_number_of_pieces() -> None:
     """An alias cuts the range of the first into three."""
     notifiers = made()
     one = await Listener(notifiers).bind(0, 9, exclusive=False)
     other = await Listener(notifiers).bind(3, 6, exclusive=False)
     await invalidate(notifiers, 0, 9)
-    assert (one.told, other.told) == ([(0, 9)], [(0, 9)])
+    assert (one.events, other.events) == ([(0, 9)], [(0, 9)])
 
 
 async def test_those_for_the_file_hear_of_all_besides_those_that_are_bound() -> None:
@@ -149,7 +149,7 @@ async def test_those_for_the_file_hear_of_all_besides_those_that_are_bound() -> 
     await notifiers.register(whole)
     elsewhere = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, 1, 2)
-    assert (bound.told, whole.told, elsewhere.told) == ([(1, 2)], [(1, 2)], [])
+    assert (bound.events, whole.events, elsewhere.events) == ([(1, 2)], [(1, 2)], [])
     assert notifiers._concerned(0, 9) == [bound, whole, elsewhere]
     assert notifiers._concerned(20, 21) == [whole]
 
@@ -163,7 +163,7 @@ async def test_the_bound_are_found_in_the_order_of_their_pages() -> None:
     assert notifiers._concerned(0, 9) == [sooner, later]
 
 
-async def test_who_leaves_is_not_told() -> None:
+async def test_a_notifier_that_leaves_gets_no_event() -> None:
     notifiers = made()
     one = await Listener(notifiers, answers=False).bind(0, 4)
     other = await Listener(notifiers, answers=False).bind(4, 8)
@@ -177,13 +177,13 @@ async def test_who_leaves_is_not_told() -> None:
     assert list(notifiers) == [other]
 
 
-async def test_of_many_only_those_are_looked_at_that_are_told() -> None:
+async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
     notifiers = made()
     many = [await Listener(notifiers).bind(at, at + 1) for at in range(10_000)]
     # What is looked at has answers; the rest is not even there to be asked.
     notifiers._registered = dict.fromkeys(many[4990:5010])
     await invalidate(notifiers, 5000, 5002)
-    assert [at for at, one in enumerate(many) if one.told] == [5000, 5001]
+    assert [at for at, one in enumerate(many) if one.events] == [5000, 5001]
 
 
 # --- bind and unbind ------------------------------------------------------------------
@@ -205,7 +205,7 @@ async def test_of_many_only_those_are_looked_at_that_are_told() -> None:
 async def test_ranges_that_overlap_need_both_to_agree(
     start: int, end: int, taken: bool, first: bool, second: bool
 ) -> None:
-    """Exclusive is exclusive, whoever was there first; SMRAM is an alias of neither."""
+    """Exclusive works in both orders of binding; SMRAM is an alias of neither."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8, exclusive=first)
     other = Listener(notifiers)
@@ -222,7 +222,7 @@ async def test_ranges_that_overlap_need_both_to_agree(
         assert notifiers.bound(other) == (start, end)
 
 
-async def test_what_was_exclusive_is_free_again_afterwards() -> None:
+async def test_an_exclusive_range_is_free_after_unbinding() -> None:
     notifiers = made()
     for exclusive in (True, False, True):
         one = await Listener(notifiers).bind(4, 8, exclusive=exclusive)
@@ -272,7 +272,7 @@ async def test_bind_and_unbind_wait_while_an_invalidation_runs() -> None:
         assert not notifiers.cover(4, 8)
         first.answer()
     assert list(notifiers) == [first, late]
-    assert late.told == []
+    assert late.events == []
 
 
 async def test_a_refused_bind_lets_the_list_go() -> None:
@@ -283,7 +283,7 @@ async def test_a_refused_bind_lets_the_list_go() -> None:
     assert notifiers.take()
 
 
-async def test_a_change_of_the_list_is_told() -> None:
+async def test_a_change_of_the_list_is_reported() -> None:
     changes: list[int] = []
     notifiers = Notifiers(
         FileTrace(Trace()), 10, lambda: changes.append(len(notifiers))
@@ -302,9 +302,9 @@ async def test_bindings_that_come_and_go_are_found_as_by_a_list() -> None:
         start = dice.randrange(40)
         end = start + dice.randrange(1, 10)
         if there and dice.random() < 0.4:
-            gone = dice.choice(list(there))
-            notifiers.drop(gone)
-            del there[gone]
+            dropped = dice.choice(list(there))
+            notifiers.drop(dropped)
+            del there[dropped]
         else:
             made_ = await Listener(notifiers).bind(start, end, exclusive=False)
             there[made_] = start, end

@@ -20,6 +20,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
 from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
+from inaccfs.cli.units import size_text
 from inaccfs.config import Config
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import (
@@ -118,7 +119,7 @@ def test_a_value_keeps_its_equals_signs() -> None:
     assert parse("-o", "control=/a=b").ours == {"control": "/a=b"}
 
 
-def test_what_is_not_ours_goes_to_fuse() -> None:
+def test_other_options_go_to_fuse() -> None:
     options = parse("-o", "ro,fsname=x,size=1m")
     assert options.fuse == ["ro", "fsname=x"]
     assert options.ours == {"size": "1m"}
@@ -224,14 +225,14 @@ def test_flags_go_by_number_and_by_name(option: str, flags: int) -> None:
     ["rw", "defaults", "nosuid", "nodev", "noexec", "_netdev", "x-systemd.automount",
      "nofail", "user", "comment=hello", "X-mount.mkdir", "default_permissions"],
 )  # fmt: skip
-def test_what_fstab_says_is_ignored(option: str) -> None:
+def test_options_for_fstab_are_ignored(option: str) -> None:
     options = FuseOptions()
     options.take(option)
     assert options == FuseOptions()
 
 
 @pytest.mark.parametrize("option", ["suid", "dev", "exec"])
-def test_what_the_mount_never_is_is_refused(option: str) -> None:
+def test_options_that_a_mount_never_has_are_refused(option: str) -> None:
     with pytest.raises(OptionError, match="nosuid, nodev and noexec"):
         FuseOptions().take(option)
 
@@ -239,12 +240,12 @@ def test_what_the_mount_never_is_is_refused(option: str) -> None:
 @pytest.mark.parametrize(
     "option", ["fsname=", "max_read", "context=", "allow_other=1", "", "ro=1", "RO"]
 )
-def test_what_is_malformed_is_unknown(option: str) -> None:
+def test_a_malformed_option_is_unknown(option: str) -> None:
     with pytest.raises(OptionError, match="unknown"):
         FuseOptions().take(option)
 
 
-def test_what_the_kernel_is_told_by_name() -> None:
+def test_options_that_the_kernel_gets_by_name() -> None:
     options = FuseOptions()
     for option in ("allow_other", "fsname=mem", "max_read=65536", "ro"):
         options.take(option)
@@ -274,13 +275,13 @@ PATHS = [
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_escaped_as_systemd_does(path: str) -> None:
-    told = subprocess.run(
+    ran = subprocess.run(
         ["systemd-escape", "--path", "--", path],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert runtime.escape(path) == told.stdout.removesuffix("\n")
+    assert runtime.escape(path) == ran.stdout.removesuffix("\n")
 
 
 def test_root_has_run_if_it_is_his(
@@ -417,7 +418,7 @@ def test_all_mounts_are_read_and_the_topmost_counts() -> None:
     assert mountinfo.topmost("/mnt/covered/") is None
 
 
-def test_what_is_really_mounted_is_read() -> None:
+def test_mounts_of_this_machine_are_read() -> None:
     proc = mountinfo.topmost("/proc")
     assert proc is not None
     assert proc.fstype == "proc"
@@ -426,7 +427,7 @@ def test_what_is_really_mounted_is_read() -> None:
 
 
 @pytest.mark.usefixtures("_mountinfo")
-def test_what_is_mounted_below_a_path_is_found() -> None:
+def test_mounts_below_a_path_are_found() -> None:
     assert mountinfo.below("/mnt/covered") == ["/mnt/covered"] * 2
     assert len(mountinfo.below("/mnt")) == 8
     assert len(mountinfo.below("/")) == 9
@@ -434,7 +435,7 @@ def test_what_is_mounted_below_a_path_is_found() -> None:
 
 
 @pytest.mark.usefixtures("_mountinfo")
-def test_a_mount_that_is_covered_is_told_apart() -> None:
+def test_a_mount_that_is_covered_is_distinguished() -> None:
     with pytest.raises(NotMountedError, match="that a tmpfs covers: umount /mnt/cov"):
         finding.find("/mnt/covered")
 
@@ -442,7 +443,7 @@ def test_a_mount_that_is_covered_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"), [("nowhere", "mkdir -p"), ("file", "not a directory")]
 )
-def test_what_cannot_be_mounted_on_is_told(
+def test_a_path_that_cannot_be_mounted_on_is_reported(
     tmp_path: Path, name: str, reason: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -465,7 +466,7 @@ def test_an_empty_path_is_not_the_working_directory(
         pass
 
 
-def test_a_link_that_leads_in_circles_is_told(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_reported(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(MountError, match=r"loop: Too many levels of symbolic links$"):
         Mountpoint.open(str(tmp_path / "loop"))
@@ -506,7 +507,7 @@ def test_a_status_survives_its_journey() -> None:
     assert status.decode(status.encode(STATUS)) == STATUS
 
 
-def test_another_versions_status_is_told() -> None:
+def test_the_status_of_another_version_is_reported() -> None:
     with pytest.raises(msgspec.ValidationError):
         status.decode(b'{"mountpoint": 5}')
 
@@ -541,9 +542,9 @@ def test_a_mount_that_goes_away_meanwhile_is_no_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(monkeypatch, {"/gone": None, "/mnt": STATUS}) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "gone" not in told.out
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "gone" not in captured.out
     assert ask(monkeypatch, {"/gone": None}) == 0
     assert capsys.readouterr() == ("no inaccfs mounts\n", "")
     assert ask(monkeypatch, {"/gone": None}, "--json") == 0
@@ -554,13 +555,15 @@ def test_a_mount_that_may_not_be_looked_at_is_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert told.out.endswith("\n\n/b: Permission denied: the mount is another user's\n")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.endswith(
+        "\n\n/b: Permission denied: the mount is another user's\n"
+    )
     assert ask(monkeypatch, {"/mnt": STATUS, "/b": HIDDEN}, "--json") == 0
-    told = capsys.readouterr()
-    assert msgspec.json.decode(told.out, type=list[status.Status]) == [STATUS]
-    assert told.err.startswith("inaccfs: /b: Permission denied")
+    captured = capsys.readouterr()
+    assert msgspec.json.decode(captured.out, type=list[status.Status]) == [STATUS]
+    assert captured.err.startswith("inaccfs: /b: Permission denied")
 
 
 def test_a_mount_that_is_covered_is_a_line(
@@ -578,13 +581,13 @@ def test_a_daemon_that_does_not_answer_is_an_error(
     failure: type[Exception],
 ) -> None:
     assert ask(monkeypatch, {"/b": failure("/b: \x1b"), "/mnt": STATUS}) == 1
-    told = capsys.readouterr()
-    assert told.err == "inaccfs: /b: \\x1b\n"
-    assert told.out.startswith("/mnt\n")
+    captured = capsys.readouterr()
+    assert captured.err == "inaccfs: /b: \\x1b\n"
+    assert captured.out.startswith("/mnt\n")
 
 
 def test_a_status_for_people() -> None:
-    assert status_command._describe(STATUS).splitlines() == [
+    assert status_command.describe(STATUS).splitlines() == [
         "/mnt",
         "  backing    private tmpfs",
         "  size       no limit",
@@ -612,7 +615,7 @@ def test_a_status_for_people() -> None:
     ],
 )
 def test_sizes_for_people(count: int, text: str) -> None:
-    assert status_command._bytes(count) == text
+    assert size_text(count) == text
 
 
 def test_a_link_that_is_replaced_while_it_is_resolved_is_no_bug(

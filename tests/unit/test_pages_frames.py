@@ -1,4 +1,4 @@
-"""Events that tell the frames which go, where that is the rule."""
+"""Events that list the frames which go, under the rule `tells_frames`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
     ],
     ids=["after", "before", "bracket"],
 )
-async def test_events_tell_the_frames_that_go(
+async def test_events_list_the_frames_that_go(
     base: type[Semantics], changes: dict[str, str]
 ) -> None:
     """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
@@ -37,13 +37,13 @@ async def test_events_tell_the_frames_that_go(
     listener = await world.listener()
     await world.punch(3, 9)
     assert listener.frames == [[(3, BASE + 3, 2), (7, BASE + 7, 1)]] * len(
-        listener.told
+        listener.events
     )
     await world.punch(20, 30)
     assert listener.frames[-1] == []
 
 
-async def test_what_was_fetched_since_the_start_is_told_at_the_end() -> None:
+async def test_pages_fetched_since_the_start_are_in_the_end_event() -> None:
     world = world_of(rules(V10, tells_frames=True))
     listener = await world.listener(answers=False)
     async with trio.open_nursery() as nursery:
@@ -79,7 +79,7 @@ async def test_a_punch_that_is_refused_has_taken_none(
     assert listener.frames == [[]]
 
 
-async def test_most_tell_none() -> None:
+async def test_most_semantics_list_no_frames() -> None:
     world = world_of(V8())
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
@@ -88,21 +88,21 @@ async def test_most_tell_none() -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "bracket"])
-async def test_what_is_fetched_while_the_list_is_waited_for_is_told(
+async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
     order: str,
 ) -> None:
-    """Of a start, too: what is there when it is told, and not when the call came."""
+    """Also in a start: the pages when it is sent, and not when the call arrived."""
     world, holder = world_of(rules(tells_frames=True, order=order)), Holder()
     listener = await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
         nursery.start_soon(world.punch, 0, 8)
         await trio.testing.wait_all_tasks_blocked()
         await world.get(holder, 3, 4)
-    assert listener.frames == [[(3, BASE + 3, 1)]] * len(listener.told)
-    assert listener.told
+    assert listener.frames == [[(3, BASE + 3, 1)]] * len(listener.events)
+    assert listener.events
 
 
-async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
+async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> None:
     world = world_of(rules(order="before", tells_frames=True))
     await world.get(Holder(), 0, 4)
     listener = await world.listener()
@@ -110,7 +110,7 @@ async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
         for _ in range(2):
             nursery.start_soon(world.punch, 0, 4)
         await trio.testing.wait_all_tasks_blocked()
-    assert listener.told == [(INVALIDATE, 0, 4)] * 2
+    assert listener.events == [(INVALIDATE, 0, 4)] * 2
     assert listener.frames == [[(0, BASE, 4)], []]
 
 
@@ -120,10 +120,10 @@ async def test_what_goes_while_the_list_is_waited_for_is_told_once() -> None:
     [(V8, [INVALIDATE]), (V10, [INVALIDATE_START, INVALIDATE_END])],
     ids=["v8", "v10"],
 )
-async def test_where_pages_had_been_is_told_when_they_have_moved(
+async def test_events_for_moved_pages_have_the_old_frames(
     base: type[Semantics], events: list[str], by: str
 ) -> None:
-    """As of what goes: those are the frames that nobody may use any more."""
+    """As for removed pages: these are the frames that must not be used any more."""
     world, holder = world_of(rules(base, tells_frames=True)), Holder()
     await world.get(holder, 0, 16)
     listener = await world.listener()
@@ -132,9 +132,9 @@ async def test_where_pages_had_been_is_told_when_they_have_moved(
         await world.get(holder, 20, 21)
     else:
         await world.punch(3, 4)
-        del listener.told[: len(events)], listener.frames[: len(events)]
+        del listener.events[: len(events)], listener.frames[: len(events)]
     first, second = [(event, 6, 8) for event in events], [(e, 12, 13) for e in events]
-    assert listener.told == first + second
+    assert listener.events == first + second
     assert listener.frames == [
         *[[(6, BASE + 6, 2)]] * len(events),
         *[[(12, BASE + 12, 1)]] * len(events),
@@ -142,7 +142,7 @@ async def test_where_pages_had_been_is_told_when_they_have_moved(
 
 
 async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
-    """Noted while an invalidation runs, which tells both when it ends."""
+    """Noted while an invalidation runs, which reports both at its end."""
     world, holder = world_of(rules(tells_frames=True)), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener(answers=False)
@@ -154,5 +154,5 @@ async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
             await world.get(holder, at, at + 1)
         listener.answers = True
         listener.answer()
-    assert listener.told == [(INVALIDATE, 0, 2), (INVALIDATE, 5, 6)]
+    assert listener.events == [(INVALIDATE, 0, 2), (INVALIDATE, 5, 6)]
     assert listener.frames[1] == [(5, BASE + 5, 1), (5, 0x9000, 1)]

@@ -36,7 +36,7 @@ from tests.unit.pages_fakes import (
     MANY,
     PUNCH,
     SIZE,
-    HeldFrames,
+    BlockedFrames,
     Holder,
     fetching,
     rules,
@@ -87,7 +87,7 @@ async def test_the_first_hole_is_named() -> None:
     assert world.allocated == 5
 
 
-async def test_what_was_punched_is_a_hole_again() -> None:
+async def test_a_punched_page_is_a_hole_again() -> None:
     world, holder = world_of(rules(allocates=False)), Holder()
     await world.fallocate(KEEP, 0, 4)
     await world.get(holder, 0, 4)
@@ -99,8 +99,10 @@ async def test_what_was_punched_is_a_hole_again() -> None:
     await world.get(holder, 0, 4)
 
 
-async def test_what_a_full_backing_has_is_got(backing_of_8_pages: int) -> None:
-    """And a hole in it is one."""
+async def test_allocated_pages_of_a_full_backing_can_be_got(
+    backing_of_8_pages: int,
+) -> None:
+    """Where get-pfn does not allocate, a hole is ENOENT."""
     world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
     await world.fallocate(KEEP, 0, 8)
     await world.get(holder, 0, 8)
@@ -153,9 +155,7 @@ async def test_where_there_are_no_frames_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("version", "number"), [(Bind, errno.EINVAL), (GuestMemfd, errno.EIO)], ids=str
 )
-async def test_what_nobody_is_bound_to_is_not_got(
-    version: type[Semantics], number: int
-) -> None:
+async def test_unbound_pages_are_not_got(version: type[Semantics], number: int) -> None:
     world, holder = world_of(version()), Holder()
     with pytest.raises(OSError, match="nobody is bound to all of the pages 0 to 1"):
         world.file.pages.get_now(holder, 0, 1)
@@ -172,14 +172,14 @@ async def test_what_nobody_is_bound_to_is_not_got(
     world.put(holder, 4, 4)
 
 
-async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
+async def test_pages_unbound_during_the_fetch_are_not_got() -> None:
     """restrictedmem_get_page() has the lock; a fetch in a thread looks once more."""
     world, holder = world_of(Bind()), Holder()
     one = await world.bound(0, SIZE)
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(errno.EINVAL):
@@ -193,12 +193,12 @@ async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
     assert world.is_punched(holder) == [(SIZE - 1, False)]
 
 
-async def test_an_allocation_that_nobody_is_told_of_holds_up_no_bind() -> None:
+async def test_an_allocation_without_events_delays_no_bind() -> None:
     """restrictedmem_fallocate() takes the lock for a punch only."""
     world = world_of(Bind())
     await world.bound(0, 4)
     assert world.file.notifiers.take()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await world.fallocate(KEEP, 0, 4)
     world.file.notifiers.release()
     assert world.allocated == 4
@@ -242,8 +242,8 @@ def test_the_number_is_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("fetched", [True, False])
-async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
-    """And a punch of it is not done at once, though there is nothing else to settle."""
+async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
+    """A punch of a poisoned page is not done at once, even if it was not fetched."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)
     if fetched:
@@ -273,23 +273,23 @@ async def test_a_punch_that_is_refused_heals_nothing(
         await world.get(Holder(), 3, 4)
 
 
-async def test_an_error_is_told_and_needs_no_answer() -> None:
+async def test_an_error_is_sent_and_needs_no_answer() -> None:
     world = world_of(V10())
     world.allocate(3, 4)
     listener = await world.listener(answers=False)
     await world.file.pages.poison(3)
-    assert listener.told == [(MEMORY_ERROR, 3, 4)]
+    assert listener.events == [(MEMORY_ERROR, 3, 4)]
     assert listener.sequence is None
 
 
-async def test_an_invalidation_for_poison_is_told_as_for_a_punch() -> None:
+async def test_an_invalidation_for_poison_is_that_of_a_punch() -> None:
     """kvm_gmem_error_folio(): begin and end, to those whose page it is."""
     world = world_of(GuestMemfd())
     one, other = await world.bound(0, 4), await world.bound(4, 8)
     await world.get(Holder(), 3, 4)
     await world.file.pages.poison(3)
-    assert one.told == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
-    assert other.told == []
+    assert one.events == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
+    assert other.events == []
     # The page stays where it is: MF_DELAYED.
     assert world.allocated == 1
 
@@ -302,10 +302,10 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
         world.bound(0, 8) if version.scope == "range" else world.listener()
     )
     await world.file.pages.poison(3)
-    told = list(listener.told)
+    before = list(listener.events)
     with refused(EHWPOISON):
         await world.file.pages.poison(3)
-    assert listener.told == told
+    assert listener.events == before
     await world.punch(3, 4)
     world.allocate(3, 4)
     await world.file.pages.poison(3)
@@ -314,7 +314,7 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
 
 @pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
 async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
-    """And nobody is told; nor does it get any by that."""
+    """There is no event, and the page is not allocated by that."""
     world = world_of(version())
     world.allocate(2, 3)
     listener = await (
@@ -323,17 +323,17 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
     for page in (1, 3):
         with refused(errno.ENXIO):
             await world.file.pages.poison(page)
-    assert listener.told == []
+    assert listener.events == []
     assert world.file.pages.nothing_fetched
     assert world.allocated == 1
     # What has been punched is a hole, also if it had been poisoned before.
     await world.file.pages.poison(2)
     assert world.file.pages.poisoned_count == 1
     await world.punch(0, 8)
-    listener.told.clear()
+    listener.events.clear()
     with refused(errno.ENXIO):
         await world.file.pages.poison(2)
-    assert (listener.told, world.file.pages.poisoned_count) == ([], 0)
+    assert (listener.events, world.file.pages.poisoned_count) == ([], 0)
 
 
 async def test_a_page_that_is_being_punched_is_a_hole_by_then() -> None:
@@ -371,7 +371,7 @@ async def test_a_huge_page_is_looked_for_in_a_thread(
 async def test_a_folio_with_a_poisoned_page_is_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever gets a page beside it would map the whole folio anew."""
+    """A peer that gets a page next to it would map the whole folio again."""
     world, holder = world_of(V10()), Holder()
     await world.get(holder, 0, 16)
 
@@ -395,8 +395,8 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
     assert world.file.pages.nothing_fetched
 
 
-async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:
-    """Else a start without an end would bar the others from the page for ever."""
+async def test_a_peer_that_reports_poison_may_go_and_the_end_is_sent() -> None:
+    """Otherwise a start without an end would keep the others from the page for ever."""
     world = world_of(GuestMemfd())
     world.allocate(3, 4)
     listener = await world.bound(0, 4, answers=False)
@@ -406,15 +406,15 @@ async def test_who_tells_of_poison_may_go_and_the_end_is_told() -> None:
         nursery.cancel_scope.cancel()
         listener.answers = True
         listener.answer()
-    assert listener.told == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
+    assert listener.events == [(INVALIDATE_START, 3, 4), (INVALIDATE_END, 3, 4)]
 
 
 async def test_a_page_that_is_poisoned_while_it_is_fetched_is_not_got() -> None:
     world, holder = world_of(V10()), Holder()
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(EHWPOISON):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import subprocess
 import sys
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
 import pytest
@@ -14,6 +14,7 @@ from msgspec import Meta
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Nothing, Result
 from inaccfs.control.schema import introspect, schema
+from inaccfs.shim.trace import What
 
 # --- SchemaInfo, as QEMU's qapi/introspect.json has it ----------------------------
 
@@ -120,15 +121,15 @@ def parse(infos: list[dict[str, Any]]) -> dict[str, SchemaInfo]:
 
 
 @pytest.fixture
-def told() -> dict[str, SchemaInfo]:
+def parsed() -> dict[str, SchemaInfo]:
     return parse(schema())
 
 
-def arguments(told: dict[str, SchemaInfo], name: str) -> dict[str, Member]:
+def arguments(parsed: dict[str, SchemaInfo], name: str) -> dict[str, Member]:
     """What a command takes, or what an event has as data."""
-    info = told[name]
+    info = parsed[name]
     assert isinstance(info, CommandInfo | EventInfo)
-    kind = told[info.arg_type]
+    kind = parsed[info.arg_type]
     assert isinstance(kind, ObjectInfo)
     return {member.name: member for member in kind.members}
 
@@ -136,17 +137,19 @@ def arguments(told: dict[str, SchemaInfo], name: str) -> dict[str, Member]:
 # --- the schema of inaccfs ---------------------------------------------------------
 
 
-def test_every_command_and_every_event_is_told(told: dict[str, SchemaInfo]) -> None:
+def test_every_command_and_event_is_in_the_schema(
+    parsed: dict[str, SchemaInfo],
+) -> None:
     assert [
-        name for name, info in told.items() if isinstance(info, CommandInfo)
+        name for name, info in parsed.items() if isinstance(info, CommandInfo)
     ] == list(COMMANDS)
-    assert [name for name, info in told.items() if isinstance(info, EventInfo)] == list(
-        EVENTS
-    )
+    assert [
+        name for name, info in parsed.items() if isinstance(info, EventInfo)
+    ] == list(EVENTS)
 
 
-def test_what_is_used_is_told_and_what_is_told_is_used(
-    told: dict[str, SchemaInfo],
+def test_the_schema_has_exactly_the_types_in_use(
+    parsed: dict[str, SchemaInfo],
 ) -> None:
     used: set[str] = set()
     to_visit = [*COMMANDS, *EVENTS]
@@ -154,8 +157,8 @@ def test_what_is_used_is_told_and_what_is_told_is_used(
         name = to_visit.pop()
         if name not in used:
             used.add(name)
-            to_visit += told[name].uses()
-    assert used == set(told)
+            to_visit += parsed[name].uses()
+    assert used == set(parsed)
 
 
 SAMPLES: dict[str, Any] = {
@@ -166,14 +169,16 @@ SAMPLES: dict[str, Any] = {
     "[Extent]": [],
     "[PutExtent]": [{"pfn": 1}],
     "int|str": "1-2-3-4",
+    f"[{'|'.join(sorted(get_args(What)))}]": ["punch"],
+    "[TraceRecord]": [{"time": 1, "kind": "punch", "ino": 5}],
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_takes_what_is_told_and_needs_what_is_not_optional(
-    told: dict[str, SchemaInfo], name: str
+def test_a_command_takes_the_members_of_the_schema_and_needs_those_not_optional(
+    parsed: dict[str, SchemaInfo], name: str
 ) -> None:
-    members = arguments(told, name)
+    members = arguments(parsed, name)
     full = {member.name: SAMPLES[member.type] for member in members.values()}
     qmp.make_command(name, full)
     with pytest.raises(ValueError, match="unknown field"):
@@ -190,42 +195,47 @@ def test_a_command_takes_what_is_told_and_needs_what_is_not_optional(
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_an_event_has_the_data_that_are_told(
-    told: dict[str, SchemaInfo], name: str
+def test_an_event_has_the_data_of_the_schema(
+    parsed: dict[str, SchemaInfo], name: str
 ) -> None:
-    members = arguments(told, name)
+    members = arguments(parsed, name)
     data = {member.name: SAMPLES[member.type] for member in members.values()}
     event = msgspec.convert(data, EVENTS[name])
     assert msgspec.to_builtins(event) == data
 
 
-def test_members_have_their_names_on_the_wire(told: dict[str, SchemaInfo]) -> None:
-    assert list(arguments(told, "memfd-create")) == ["name", "flags", "fdname", "size"]
+def test_members_have_their_names_on_the_wire(parsed: dict[str, SchemaInfo]) -> None:
+    assert list(arguments(parsed, "memfd-create")) == [
+        "name",
+        "flags",
+        "fdname",
+        "size",
+    ]
 
 
 def test_a_number_that_may_be_left_out_is_a_number(
-    told: dict[str, SchemaInfo],
+    parsed: dict[str, SchemaInfo],
 ) -> None:
-    assert arguments(told, "get-pfn")["count"] == Member("count", "int", None)
+    assert arguments(parsed, "get-pfn")["count"] == Member("count", "int", None)
 
 
-def test_a_null_that_is_sent_is_told(told: dict[str, SchemaInfo]) -> None:
-    info = told["NotifierInfo"]
+def test_a_null_that_is_sent_is_in_the_schema(parsed: dict[str, SchemaInfo]) -> None:
+    info = parsed["NotifierInfo"]
     assert isinstance(info, ObjectInfo)
     (waiting,) = (member for member in info.members if member.name == "waiting")
     assert not waiting.optional
-    assert sorted(told[waiting.type].uses()) == ["int", "null"]
+    assert sorted(parsed[waiting.type].uses()) == ["int", "null"]
 
 
-def test_all_that_is_empty_has_one_type(told: dict[str, SchemaInfo]) -> None:
-    assert told["quit"].uses() == ["Nothing", "Nothing"]
-    assert told["Nothing"] == ObjectInfo(name="Nothing", members=[])
+def test_all_that_is_empty_has_one_type(parsed: dict[str, SchemaInfo]) -> None:
+    assert parsed["quit"].uses() == ["Nothing", "Nothing"]
+    assert parsed["Nothing"] == ObjectInfo(name="Nothing", members=[])
 
 
-def test_features_tell_what_types_cannot(told: dict[str, SchemaInfo]) -> None:
-    assert told["getfd"].features == ["takes-fd"]
-    assert told["get-memory"].features == ["owner-only", "gives-fd"]
-    assert told["get-pfn"].features == []
+def test_features_show_facts_that_types_cannot(parsed: dict[str, SchemaInfo]) -> None:
+    assert parsed["getfd"].features == ["takes-fd"]
+    assert parsed["get-memory"].features == ["owner-only", "gives-fd"]
+    assert parsed["get-pfn"].features == []
 
 
 def test_the_schema_is_made_once() -> None:
@@ -267,9 +277,9 @@ def an_enum(name: str, *values: str) -> EnumInfo:
 
 
 def test_types_of_all_kinds() -> None:
-    told = parse(introspect([Grow], []))
+    parsed = parse(introspect([Grow], []))
 
-    tree = told["Tree"]
+    tree = parsed["Tree"]
     assert isinstance(tree, ObjectInfo)
     assert {member.name: member.type for member in tree.members} == {
         "leaves": "[Tree]",
@@ -280,11 +290,11 @@ def test_types_of_all_kinds() -> None:
         "told": "bool",
         "anything": "any",
     }
-    assert told["Colour"] == an_enum("Colour", "red", "blue")
-    assert told["flat|round"] == an_enum("flat|round", "flat", "round")
+    assert parsed["Colour"] == an_enum("Colour", "red", "blue")
+    assert parsed["flat|round"] == an_enum("flat|round", "flat", "round")
     assert {
         info.name: info.json_type
-        for info in told.values()
+        for info in parsed.values()
         if isinstance(info, BuiltinInfo)
     } == {
         "bool": "boolean",
@@ -308,7 +318,7 @@ class Numbers(Command, frozen=True, kw_only=True):
 
 
 @pytest.mark.parametrize("command", [Bytes, Numbers])
-def test_what_qmp_has_no_type_for_is_refused(command: type[Command]) -> None:
+def test_a_member_without_a_qmp_type_is_refused(command: type[Command]) -> None:
     with pytest.raises(TypeError, match="QMP has"):
         introspect([command], [])
 

@@ -1,4 +1,4 @@
-"""What is behind an open, and what is told where it cannot be had."""
+"""The backing file of an open, and the messages if there is none."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def test_memory_of_huge_pages_is_not_shared() -> None:
 
 
 @pytest.mark.parametrize("rule", ["refused", "SIGBUS", "shared"])
-def test_a_kernel_without_passthrough_is_told(rule: Mmap) -> None:
+def test_a_kernel_without_passthrough_is_reported(rule: Mmap) -> None:
     made = make_seal(-1, passthrough=False, rule=rule)
     assert (made.is_kept, made.sealed, made.rule) == (False, False, rule)
     assert str(made).startswith("not sealed (needs Linux 6.9")
 
 
 @pytest.mark.parametrize("rule", ["refused", "SIGBUS", "shared"])
-def test_what_the_kernel_does_not_take_is_told(rule: Mmap) -> None:
+def test_a_backing_file_that_the_kernel_refuses_is_reported(rule: Mmap) -> None:
     with open(os.devnull) as device:
         made = make_seal(device.fileno(), passthrough=True, rule=rule)
     assert not made.is_kept
     assert "Inappropriate ioctl" in str(made)
 
 
-def test_only_what_is_refused_is_sealed() -> None:
+def test_only_a_mount_that_refuses_mmap_is_sealed() -> None:
     assert Seal("refused", 3).sealed
     assert not Seal("SIGBUS", 3).sealed
     assert Seal("SIGBUS", 3).is_kept
 
 
-def test_all_opens_of_an_inode_have_the_same_behind_them(
+def test_all_opens_of_an_inode_have_the_same_backing_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until the last has ended: then the number may be another inode's."""

@@ -67,7 +67,7 @@ def test_all_versions_are_shown_with_all_their_rules(
     assert found["* events"][at] == "INVALIDATE, POPULATE"
 
 
-def test_what_differs_is_marked(
+def test_differences_are_marked(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE)
@@ -113,13 +113,13 @@ class Other(V8):
         (["v8", "v8"], {}),
     ],
 )
-def test_what_is_code_is_marked_where_it_differs(
+def test_code_is_marked_where_it_differs(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     names: list[str],
     code: dict[str, list[str]],
 ) -> None:
-    """No value tells of it: the rest of these tables is the same."""
+    """No value shows it: the rest of these tables is the same."""
     (tmp_path / "mine.py").write_text(CODE)
     words = [name if name == "v8" else f"{tmp_path}/mine.py:{name}" for name in names]
     found = rows(shown(capsys, *words))
@@ -128,8 +128,8 @@ def test_what_is_code_is_marked_where_it_differs(
     }
     del more["events"]
     assert more == code
-    told = json.loads(shown(capsys, "--json", *words))
-    own = [bool(each.get("code")) for each in told]
+    parsed = json.loads(shown(capsys, "--json", *words))
+    own = [bool(each.get("code")) for each in parsed]
     assert own == ["v8" not in name for name in names]
 
 
@@ -168,7 +168,7 @@ def test_programs_get_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found) == {"name", "source", "events", *checking.rules()}
 
 
-def test_what_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_version_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["semantics", "v11"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -96,7 +96,8 @@ def examples(tmp_path: Path) -> dict[str, Semantics]:
 
 
 def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
-    assert sorted(examples) == ["Before", "Twice", "WholeFolios"]
+    assert sorted(examples) == ["Before", "OppositeOnly", "Twice", "WholeFolios"]
+    assert examples["OppositeOnly"].conversion_kinds == "opposite"
     assert examples["Before"].plan(punches=True).before == INVALIDATE
     twice = examples["Twice"]
     assert twice.events == [INVALIDATE]
@@ -109,22 +110,22 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
         check(punch, 0, 4096, 4096)
 
 
-# --- what is told ---------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("body", "told"), rows("in it"))
-def test_a_mistake_is_told_as_the_page_says(
-    body: str, told: str, tmp_path: Path
+@pytest.mark.parametrize(("body", "expected"), rows("mistake"))
+def test_a_mistake_is_reported_as_the_page_says(
+    body: str, expected: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.py"
     head = "from inaccfs.semantics import V8\n\n\nclass Mine(V8):\n    "
     path.write_text(f"{head}{codes(body)[0]}\n")
     with pytest.raises(OptionError) as caught:
         load.load(f"{path}:Mine")
-    assert str(caught.value).replace(str(path), "FILE") == codes(told)[0]
+    assert str(caught.value).replace(str(path), "FILE") == codes(expected)[0]
 
 
-def test_an_unknown_name_is_told_as_the_page_says() -> None:
+def test_an_unknown_name_is_reported_as_the_page_says() -> None:
     said = re.search(r"`(unknown semantics [^`]*)\.\.\.`", TEXT)
     assert said is not None
     with pytest.raises(OptionError, match=re.escape(said[1])):

@@ -39,10 +39,10 @@ def complaint(wanted: str) -> str:
     """What the loader says of it: one line."""
     with pytest.raises(OptionError) as caught:
         load.load(wanted)
-    told = str(caught.value)
-    assert told
-    assert told.isprintable(), told
-    return told
+    message = str(caught.value)
+    assert message
+    assert message.isprintable(), message
+    return message
 
 
 def complaint_of(directory: Path, body: str, base: str = "V8") -> str:
@@ -70,23 +70,23 @@ def test_every_version_has_a_name_that_loads_it(version: type[Semantics]) -> Non
         ("blind", "bind"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_and_the_list(
+def test_an_unknown_name_is_reported_with_the_nearest_and_the_list(
     wanted: str, near: str
 ) -> None:
-    told = complaint(wanted)
-    assert told.startswith(f"unknown semantics {wanted!r}: did you mean {near}? ")
-    assert all(version.name in told for version in VERSIONS)
-    assert "FILE.py:CLASS" in told
+    message = complaint(wanted)
+    assert message.startswith(f"unknown semantics {wanted!r}: did you mean {near}? ")
+    assert all(version.name in message for version in VERSIONS)
+    assert "FILE.py:CLASS" in message
 
 
 @pytest.mark.parametrize("wanted", ["", "mesi", "mine.pyc:Mine", ":", "a:b:c", "\n"])
-def test_a_name_like_nothing_is_told_with_the_list(wanted: str) -> None:
-    told = complaint(wanted)
-    assert "did you mean" not in told
-    assert "v8-as-posted" in told
+def test_a_name_like_no_other_is_reported_with_the_list(wanted: str) -> None:
+    message = complaint(wanted)
+    assert "did you mean" not in message
+    assert "v8-as-posted" in message
 
 
-# --- code of somebody's own, wherever it is ---------------------------------------
+# --- code of a user, in any place --------------------------------------------------
 
 
 HOSTILE = """
@@ -148,7 +148,7 @@ class Odd:
         "class Mine(V8): locals()['ordre\\x1b'] = 1",
     ],
 )
-def test_whatever_somebodys_code_raises_is_one_line(
+def test_any_exception_of_a_users_code_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     method = text.partition("# ")[2] or "unused"
@@ -187,7 +187,7 @@ def test_a_refusal_is_the_errno_that_it_really_has(tmp_path: Path) -> None:
 def test_twenty_lines_are_enough_for_v8_but_before(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """And it is v8 but for that, under its own name."""
+    """It is v8 except for that rule, and has its own name."""
     text = """\
     from inaccfs.semantics import V8
 
@@ -226,7 +226,7 @@ def test_a_class_may_give_itself_a_name_and_a_source(tmp_path: Path) -> None:
     assert (made.name, made.source) == ("ours, draft 3", "a talk")
 
 
-def test_a_path_that_is_not_utf8_can_be_told(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
     directory = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     os.mkdir(directory)
     path = tmp_path / directory / "mine.py"
@@ -267,7 +267,7 @@ def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_each_load_sees_the_file_as_it_is(tmp_path: Path) -> None:
-    """However soon it was edited."""
+    """Even if it was edited within the resolution of its mtime."""
     for order in ("before", "bracket", "after"):
         wanted = written(tmp_path, f"class Mine(V8): order = {order!r}")
         assert load.load(f"{wanted}:Mine").order == order
@@ -296,7 +296,7 @@ def test_a_path_may_have_a_colon(tmp_path: Path) -> None:
     assert load.load(written(directory, "class Mine(V8): pass") + ":Mine").name
 
 
-def test_a_file_without_its_class_is_told_what_to_write(tmp_path: Path) -> None:
+def test_a_file_without_its_class_is_refused_with_a_hint(tmp_path: Path) -> None:
     wanted = written(tmp_path, "class Mine(V8): pass")
     assert complaint(wanted) == (
         f"semantics {wanted}: name the class, too: {wanted}:Mine"
@@ -305,7 +305,7 @@ def test_a_file_without_its_class_is_told_what_to_write(tmp_path: Path) -> None:
     assert complaint(empty).endswith(f"{empty}:CLASS")
 
 
-def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_class_is_reported_with_those_that_exist(tmp_path: Path) -> None:
     wanted = written(tmp_path, "class Mine(V8): pass\nclass Yours(V8): pass")
     for name in ("Thine", "", "Mine.Yours"):
         assert complaint(f"{wanted}:{name}") == (
@@ -316,11 +316,11 @@ def test_a_class_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["errno", "Mine", "value"])
-def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
+def test_a_class_that_is_not_semantics_is_refused(tmp_path: Path, name: str) -> None:
     wanted = written(tmp_path, "class Mine:\n    order = 'before'\nvalue = 5")
-    told = complaint(f"{wanted}:{name}")
-    assert told.startswith(f"semantics {wanted}:{name} is not derived from ")
-    assert "V8" in told
+    message = complaint(f"{wanted}:{name}")
+    assert message.startswith(f"semantics {wanted}:{name} is not derived from ")
+    assert "V8" in message
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ def test_what_is_no_semantics_is_told(tmp_path: Path, name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ":Mine"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, kind: str, reason: str, suffix: str
 ) -> None:
-    """And nobody waits for a FIFO."""
+    """It does not wait for a FIFO."""
     path = tmp_path / "mine.py"
     if kind == "FIFO":
         os.mkfifo(path)
@@ -361,16 +361,16 @@ def test_a_file_that_cannot_be_read_is_told(
         pytest.param("x = 1\x00", "source code", id="NUL"),
     ],
 )
-def test_a_file_that_does_not_run_is_told_with_its_line(
+def test_a_file_that_raises_is_reported_with_its_line(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     wanted = written(tmp_path, text)
-    told = complaint(f"{wanted}:Mine")
-    assert told.startswith(f"semantics {wanted}: ")
-    assert reason in told
+    message = complaint(f"{wanted}:Mine")
+    assert message.startswith(f"semantics {wanted}: ")
+    assert reason in message
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_bytes(b"x = '\xff'\n")
     assert "SyntaxError" in complaint(f"{path}:Mine")
@@ -385,15 +385,15 @@ def test_the_line_of_another_file_is_not_taken_for_this_ones(tmp_path: Path) -> 
 
 
 def test_a_class_of_no_version_must_give_every_rule(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "order = 'after'", "Semantics")
-    assert told.startswith("semantics Mine has no rule 'magic': give it, or derive ")
+    message = complaint_of(tmp_path, "order = 'after'", "Semantics")
+    assert message.startswith("semantics Mine has no rule 'magic': give it, or derive ")
 
 
 @pytest.mark.parametrize("rule", checking.rules())
 def test_a_missing_rule_is_named(tmp_path: Path, rule: str) -> None:
     body = "\n".join(f"{name} = V8.{name}" for name in checking.rules() if name != rule)
-    told = complaint_of(tmp_path, body, "Semantics")
-    assert told.startswith(f"semantics Mine has no rule {rule!r}: ")
+    message = complaint_of(tmp_path, body, "Semantics")
+    assert message.startswith(f"semantics Mine has no rule {rule!r}: ")
 
 
 def test_a_class_of_no_version_with_every_rule_is_one(tmp_path: Path) -> None:
@@ -429,35 +429,37 @@ _WRONG: dict[type, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("rule", checking.rules())
-def test_a_wrong_value_is_told_with_those_that_are_right(
+def test_a_wrong_value_is_reported_with_the_allowed_ones(
     tmp_path: Path, rule: str
 ) -> None:
     kind = checking.rules()[rule]
     for value in _WRONG.get(kind, ("'nonsense'", "5", "True", "['after']", "str")):
-        told = complaint_of(tmp_path, f"{rule} = {value}")
-        assert told.startswith(f"semantics Mine.{rule} is "), told
+        message = complaint_of(tmp_path, f"{rule} = {value}")
+        assert message.startswith(f"semantics Mine.{rule} is "), message
         if kind is bool:
-            assert told.endswith("it must be True or False")
+            assert message.endswith("it must be True or False")
         elif kind is int:
-            assert told.endswith("it must be a whole number")
+            assert message.endswith("it must be a whole number")
         else:
-            assert repr(getattr(V8, rule)) in told
-            assert " or " in told
+            assert repr(getattr(V8, rule)) in message
+            assert " or " in message
 
 
 @pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
 @pytest.mark.parametrize("value", ["0", "-errno.EINVAL", "512", "1 << 40"])
 def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
     """The kernel takes no reply with another number, and the caller would hang."""
-    told = complaint_of(tmp_path, f"{rule} = {value}")
-    assert told.startswith(f"semantics Mine.{rule} is ")
-    assert told.endswith("it must be an errno, such as errno.EINVAL")
+    message = complaint_of(tmp_path, f"{rule} = {value}")
+    assert message.startswith(f"semantics Mine.{rule} is ")
+    assert message.endswith("it must be an errno, such as errno.EINVAL")
 
 
 @pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
 def test_enosys_is_no_answer(tmp_path: Path, rule: str) -> None:
-    told = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
-    assert told.startswith(f"semantics Mine.{rule} is ENOSYS, after which the kernel")
+    message = complaint_of(tmp_path, f"{rule} = errno.ENOSYS")
+    assert message.startswith(
+        f"semantics Mine.{rule} is ENOSYS, after which the kernel"
+    )
 
 
 @pytest.mark.parametrize("value", ["-1", "1 << 32"])
@@ -466,22 +468,22 @@ def test_a_magic_must_be_one(tmp_path: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize(("word", "value"), [("name", "5"), ("source", "None")])
-def test_what_people_call_it_must_be_text(
-    tmp_path: Path, word: str, value: str
-) -> None:
+def test_name_and_source_must_be_text(tmp_path: Path, word: str, value: str) -> None:
     assert complaint_of(tmp_path, f"{word} = {value}") == (
         f"semantics Mine.{word} is {value}: it must be text"
     )
 
 
 @pytest.mark.parametrize("word", ["name", "source"])
-def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
-    told = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
-    assert told.startswith(f"semantics Mine.{word} is 'a\\udcff': it must be text, and")
+def test_name_and_source_must_be_utf8(tmp_path: Path, word: str) -> None:
+    message = complaint_of(tmp_path, f"{word} = 'a\\udcff'")
+    assert message.startswith(
+        f"semantics Mine.{word} is 'a\\udcff': it must be text, and"
+    )
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "expected"),
     [
         ("read_errno = 5000", "Mine.read_errno is 5000: it must be an errno"),
         ("order = 'befor'", "Mine.order is 'befor': it can be"),
@@ -491,14 +493,14 @@ def test_what_people_call_it_must_be_utf8(tmp_path: Path, word: str) -> None:
         ("check_size = 5", "Mine.check_size"),
     ],
 )
-def test_what_is_set_when_it_is_made_is_checked(
-    tmp_path: Path, statement: str, told: str
+def test_rules_set_in_init_are_checked(
+    tmp_path: Path, statement: str, expected: str
 ) -> None:
     body = f"def __init__(self):\n    self.{statement}"
-    assert complaint_of(tmp_path, body).startswith(f"semantics {told}")
+    assert complaint_of(tmp_path, body).startswith(f"semantics {expected}")
 
 
-def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
+def test_rules_set_in_init_count(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         """
@@ -518,12 +520,12 @@ def test_what_is_set_when_it_is_made_counts(tmp_path: Path) -> None:
         made.check_size(0, 0, PAGE)
 
 
-def test_a_rule_that_cannot_be_asked_is_told(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
-    assert told == "semantics Mine.order raises SystemExit: 1"
+def test_a_rule_that_raises_is_reported(tmp_path: Path) -> None:
+    message = complaint_of(tmp_path, "@property\ndef order(self): raise SystemExit(1)")
+    assert message == "semantics Mine.order raises SystemExit: 1"
 
 
-def test_what_only_equals_a_value_is_not_kept(tmp_path: Path) -> None:
+def test_an_equal_value_of_another_type_is_not_kept(tmp_path: Path) -> None:
     wanted = written(
         tmp_path,
         """
@@ -543,7 +545,7 @@ def test_events_are_not_given(tmp_path: Path) -> None:
     )
 
 
-def test_what_it_says_of_itself_is_asked_once(tmp_path: Path) -> None:
+def test_name_and_source_are_read_once(tmp_path: Path) -> None:
     """A rule that is code, and is not a check, is not run while the mount is there."""
     wanted = written(
         tmp_path,
@@ -589,7 +591,7 @@ def test_what_it_says_of_itself_is_asked_once(tmp_path: Path) -> None:
         ("aligned_", "aligned"),
     ],
 )
-def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None:
+def test_a_misspelt_rule_is_reported(tmp_path: Path, wrong: str, right: str) -> None:
     assert complaint_of(tmp_path, f"{wrong} = 'before'") == (
         f"semantics Mine.{wrong}: no rule has that name: did you mean {right}?"
     )
@@ -598,12 +600,12 @@ def test_a_misspelt_rule_is_told(tmp_path: Path, wrong: str, right: str) -> None
 @pytest.mark.parametrize(
     ("wrong", "right"), [("check_sise", "check_size"), ("plans", "plan")]
 )
-def test_a_misspelt_method_is_told(tmp_path: Path, wrong: str, right: str) -> None:
-    told = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
-    assert told.endswith(f"did you mean {right}?")
+def test_a_misspelt_method_is_reported(tmp_path: Path, wrong: str, right: str) -> None:
+    message = complaint_of(tmp_path, f"def {wrong}(self, *args, **kwargs): pass")
+    assert message.endswith(f"did you mean {right}?")
 
 
-def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
+def test_a_misspelt_rule_of_a_base_is_reported(tmp_path: Path) -> None:
     wanted = written(
         tmp_path,
         """
@@ -636,7 +638,7 @@ def test_a_misspelt_rule_of_a_base_is_told(tmp_path: Path) -> None:
         ("check_size", "def check_size(self, current, new, page): yield"),
     ],
 )
-def test_a_method_that_cannot_be_called_is_told(
+def test_a_method_that_cannot_be_called_is_reported(
     tmp_path: Path, method: str, header: str
 ) -> None:
     assert complaint_of(tmp_path, header).startswith(f"semantics Mine.{method}")
@@ -661,7 +663,7 @@ def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "expected"),
     [
         ("raise ValueError('a\\nb')", ".plan raises ValueError: a"),
         ("raise SystemExit(1)", ".plan raises SystemExit: 1"),
@@ -677,10 +679,12 @@ def test_a_method_that_can_be_called_is_taken(tmp_path: Path, method: str) -> No
         ("return Plan() if punches else None", ".plan returns None"),
     ],
 )
-def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, told: str) -> None:
+def test_a_plan_that_is_not_one_is_reported(
+    tmp_path: Path, body: str, expected: str
+) -> None:
     found = complaint_of(tmp_path, f"def plan(self, *, punches):\n    {body}")
     assert found.startswith("semantics Mine.plan")
-    assert told in found
+    assert expected in found
 
 
 @pytest.mark.parametrize(
@@ -691,16 +695,16 @@ def test_a_plan_that_is_none_is_told(tmp_path: Path, body: str, told: str) -> No
         ("self.nothing", "raises AttributeError"),
     ],
 )
-def test_a_class_that_cannot_be_made_is_told(
+def test_a_class_that_cannot_be_instantiated_is_reported(
     tmp_path: Path, body: str, reason: str
 ) -> None:
-    told = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
-    assert told.startswith(f"semantics Mine: Mine() {reason}")
+    message = complaint_of(tmp_path, f"def __init__(self):\n    {body}")
+    assert message.startswith(f"semantics Mine: Mine() {reason}")
 
 
-def test_a_class_that_wants_arguments_is_told(tmp_path: Path) -> None:
-    told = complaint_of(tmp_path, "def __init__(self, what): pass")
-    assert "raises TypeError" in told
+def test_a_class_that_needs_arguments_is_reported(tmp_path: Path) -> None:
+    message = complaint_of(tmp_path, "def __init__(self, what): pass")
+    assert "raises TypeError" in message
 
 
 def rule_that_raises(directory: Path, what: str) -> Semantics:
@@ -718,7 +722,7 @@ def rule_that_raises(directory: Path, what: str) -> Semantics:
     return load.load(f"{wanted}:Mine")
 
 
-def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
+def test_the_errno_of_a_rule_is_the_callers(tmp_path: Path) -> None:
     made = rule_that_raises(tmp_path, "refused(errno.ENOLCK)")
     with refused(errno.ENOLCK):
         made.check_fallocate(0, 0, PAGE, PAGE)
@@ -751,8 +755,10 @@ def test_what_a_rule_refuses_is_the_callers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_be_more_than_a_bug_is_a_bug(tmp_path: Path, what: str) -> None:
-    """Of the loop's end, and of a reply that the kernel does not take, too."""
+def test_an_exception_that_would_end_the_daemon_is_a_bug(
+    tmp_path: Path, what: str
+) -> None:
+    """Including those that would end the loop, and errnos the kernel would refuse."""
     made = rule_that_raises(tmp_path, what)
     with pytest.raises(RuntimeError, match=r"Mine\.check_fallocate raises") as caught:
         made.check_fallocate(0, 0, PAGE, PAGE)
@@ -761,7 +767,7 @@ def test_what_would_be_more_than_a_bug_is_a_bug(tmp_path: Path, what: str) -> No
         made.check_size(0, PAGE, PAGE)
 
 
-def test_an_ordinary_bug_stays_what_it_is(tmp_path: Path) -> None:
+def test_an_ordinary_exception_is_passed_on(tmp_path: Path) -> None:
     made = rule_that_raises(tmp_path, "ZeroDivisionError('mine')")
     with pytest.raises(ZeroDivisionError, match="mine"):
         made.check_size(0, PAGE, PAGE)

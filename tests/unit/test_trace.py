@@ -1,9 +1,10 @@
-"""The stream of what happens: who did what to which pages, and what came of it."""
+"""The trace: which peer or process did what to which pages, and the outcome."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,15 @@ from tests.unit.pages_fakes import ACK_SECONDS, KEEP, PUNCH, Holder, World, worl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.trace import Happened
+
+
+class FreeSize(V10):
+    """A file may be truncated as often as one likes."""
+
+    size = "free"
+
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
@@ -29,7 +38,7 @@ PID = 4711
 
 
 @contextmanager
-def told(world: World) -> Iterator[list[Happened]]:
+def traced(world: World) -> Iterator[list[Happened]]:
     found: list[Happened] = []
     with world.file._superblock.trace.listening(found.append):
         yield found
@@ -51,9 +60,9 @@ def calls(found: list[Happened]) -> list[tuple[str, int, int, int, int]]:
     return [(one.what, one.start, one.end, one.who, one.error) for one in found]
 
 
-async def test_quick_calls_are_told_with_their_outcome() -> None:
+async def test_quick_calls_are_traced_with_their_outcome() -> None:
     world = world_of(GuestMemfd(), pages=8)
-    with told(world) as found:
+    with traced(world) as found:
         begin(world, KEEP, 0, 4)
         begin(world, PUNCH, 1, 2)
         # Refused by the rules, by the size, and by the backing.
@@ -72,15 +81,15 @@ async def test_quick_calls_are_told_with_their_outcome() -> None:
     ]
 
 
-async def test_nothing_is_told_to_who_has_stopped_listening() -> None:
+async def test_a_listener_that_has_stopped_gets_nothing() -> None:
     world = world_of(V8())
-    with told(world) as found:
+    with traced(world) as found:
         begin(world, 0, 0, 1)
     begin(world, 0, 0, 1)
     assert len(found) == 1
 
 
-async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
+async def test_a_punch_is_traced_after_its_events_by_each_driver() -> None:
     streams = []
     for inline in (True, False):
         world = world_of(V8())
@@ -89,40 +98,98 @@ async def test_a_punch_comes_after_its_events_whoever_drives_it() -> None:
             if inline:
                 nursery.start_soon(world.ack_timeouts.run)
                 await trio.testing.wait_all_tasks_blocked()
-            with told(world) as found:
+            with traced(world) as found:
                 begun = begin(world, PUNCH, 2, 4)
                 if begun is Begun.LATER:
                     call = Call(PUNCH, 2 * PAGE, 2 * PAGE, PID)
                     await world.file.finish(call, trio.Event())
             assert (begun is Begun.UNDER_WAY) is inline
             nursery.cancel_scope.cancel()
-        streams.append([one[1:2] + one[3:] for one in found])
+        streams.append([without_times(one) for one in found])
     assert streams[0] == streams[1]
     assert streams[0] == [
-        ("event", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1),
-        ("answer", 0, 0, 8, 0, "", 1),
-        ("punch", 2 * PAGE, 4 * PAGE, PID, 0, "", 0),
+        ("event", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1, 3),
+        ("answer", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1, 3),
+        ("punch", 2 * PAGE, 4 * PAGE, PID, 0, "", 0, 0),
     ]
 
 
-async def test_a_call_that_fails_late_is_told_so() -> None:
+def without_times(one: Happened) -> tuple[object, ...]:
+    fields = ("what", "start", "end", "who", "error", "event", "sequence", "notifier")
+    return tuple(getattr(one, name) for name in fields)
+
+
+@pytest.mark.parametrize("rules", [V8(), V9()])
+async def test_events_and_answers_name_their_call(rules: Semantics) -> None:
+    """By when it began, whoever drives it; a truncation does so, too."""
+    world = world_of(rules)
+    await world.listener()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.ack_timeouts.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with traced(world) as found:
+            begun = begin(world, PUNCH, 2, 4)
+            if begun is Begun.LATER:
+                began = time.monotonic_ns()
+                call = Call(PUNCH, 2 * PAGE, 2 * PAGE, PID, began)
+                await world.file.finish(call, trio.Event())
+        nursery.cancel_scope.cancel()
+    *events, punch = found
+    assert punch.what == "punch"
+    assert len(events) == (2 if begun is Begun.UNDER_WAY else 4)
+    assert {one.cause for one in events} == {punch.began}
+    for sent, answered in zip(events[::2], events[1::2], strict=True):
+        assert (sent.what, answered.what) == ("event", "answer")
+        assert punch.began < sent.time <= answered.time < punch.time
+        assert sent.began == 0
+        # The time of sending is read before the event is told, and that before it goes.
+        assert punch.began < answered.began <= sent.time
+
+
+async def test_a_truncation_is_the_cause_of_its_events() -> None:
+    world = world_of(FreeSize(), pages=4)
+    await world.listener()
+    with traced(world) as found:
+        await world.file.set_size(PAGE, who=PID)
+    assert [one.what for one in found][-1] == "truncate"
+    assert {one.cause for one in found[:-1]} == {found[-1].began}
+    assert found[-1].began < found[0].time
+
+
+async def test_what_began_before_anybody_listened_has_no_beginning() -> None:
+    world = world_of(V8())
+    await world.listener(answers=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.punch, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with traced(world) as found:
+            (notifier,) = world.file.notifiers
+            world.file.notifiers.answer(notifier, 1)
+            await trio.testing.wait_all_tasks_blocked()
+    assert [(one.what, one.began, one.cause) for one in found] == [
+        ("answer", 0, 0),
+        ("punch", 0, 0),
+    ]
+
+
+async def test_a_call_that_fails_late_is_traced_with_its_error() -> None:
     world = world_of(V9(), pages=4)
     await world.listener()
-    with told(world) as found, refused(errno.EOPNOTSUPP):
+    with traced(world) as found, refused(errno.EOPNOTSUPP):
         # ZERO_RANGE: the backing refuses it, between the two events.
         await fallocate(world.file, 0x10, 0, PAGE, trio.Event())
     assert [(one.what, one.event, one.error) for one in found] == [
         ("event", INVALIDATE_START, 0),
-        ("answer", "", 0),
+        ("answer", INVALIDATE_START, 0),
         ("event", INVALIDATE_END, 0),
-        ("answer", "", 0),
+        ("answer", INVALIDATE_END, 0),
         ("allocate", "", errno.EOPNOTSUPP),
     ]
 
 
-async def test_a_truncation_is_told_with_both_sizes() -> None:
+async def test_a_truncation_is_traced_with_both_sizes() -> None:
     world = world_of(V8(), pages=0)
-    with told(world) as found:
+    with traced(world) as found:
         await world.file.set_size(4 * PAGE, who=PID)
         with refused(errno.EPERM):
             await world.file.set_size(PAGE, who=PID)
@@ -132,9 +199,9 @@ async def test_a_truncation_is_told_with_both_sizes() -> None:
     ]
 
 
-async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
+async def test_pages_are_traced_when_got_moved_put_and_poisoned() -> None:
     world, holder = world_of(V10()), Holder()
-    with told(world) as found:
+    with traced(world) as found:
         await world.get(holder, 2, 6)
         world.put(holder, 3, 2)
         await world.file.pages.poison(2)
@@ -149,12 +216,12 @@ async def test_pages_are_told_as_they_are_got_moved_put_and_poisoned() -> None:
     ]
 
 
-async def test_who_does_not_answer_is_told(
+async def test_a_notifier_that_does_not_answer_is_traced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     world = world_of(V8())
     await world.listener(answers=False)
-    with told(world) as found:
+    with traced(world) as found:
         await world.punch(0, 1)
     assert trio.current_time() == ACK_SECONDS
     assert [(one.what, one.who, one.sequence) for one in found] == [
@@ -164,10 +231,10 @@ async def test_who_does_not_answer_is_told(
     ]
 
 
-async def test_the_counters_count_what_is_told() -> None:
+async def test_the_counters_agree_with_the_trace() -> None:
     world, holder = world_of(V8()), Holder()
     await world.listener()
-    with told(world) as found:
+    with traced(world) as found:
         await world.get(holder, 0, 4)
         world.put(holder, 0, 2)
         await world.punch(0, 4)

@@ -18,7 +18,7 @@ TOP = Path(inaccfs.__file__).resolve().parent.parent
 # What each script begins with: be a user without privileges, as a daemon is at first.
 BEGIN = """
 import ctypes, json, os, stat, sys
-from inaccfs import syscalls, ptraced
+from inaccfs import mountcalls, ptraced, syscalls
 from inaccfs.backing.options import TmpfsOptions
 from inaccfs.backing.private import private_tmpfs
 
@@ -44,23 +44,24 @@ drop()
 """
 
 WATCHED = """
-def watched(name):
-    real = getattr(syscalls, name)
+def watched(module, name):
+    real = getattr(module, name)
     def call(*arguments):
         before = prctl(PR_GET_DUMPABLE)
         result = real(*arguments)
         after = prctl(PR_GET_DUMPABLE)
         fds = len(os.listdir("/proc/self/fd")) - 1
-        told = {"call": name, "dumpable": [before, after], "fds": fds}
-        os.write(1, json.dumps(told).encode() + b"\\n")
+        seen = {"call": name, "dumpable": [before, after], "fds": fds}
+        os.write(1, json.dumps(seen).encode() + b"\\n")
         return result
-    setattr(syscalls, name, call)
+    setattr(module, name, call)
 
 syscalls.set_dumpable(True)
 ptraced.hide()
 kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
-for name in ("unshare", "setns", "detached_mount"):
-    watched(name)
+watched(syscalls, "unshare")
+watched(syscalls, "setns")
+watched(mountcalls, "detached_mount")
 make()
 """
 
@@ -125,20 +126,20 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_what_holds_the_tmpfs_has_never_been_dumpable() -> None:
-    """And what is dumpable holds nothing, not even what the daemon had before."""
-    told: list[dict[str, Any]] = [
+def test_no_process_with_the_tmpfs_was_ever_dumpable() -> None:
+    """A dumpable process has no fds, not even those that the daemon had before."""
+    found: list[dict[str, Any]] = [
         json.loads(line) for line in finish(start(WATCHED)).splitlines()
     ]
-    assert [(one["call"], one["dumpable"]) for one in told] == [
+    assert [(one["call"], one["dumpable"]) for one in found] == [
         ("unshare", [1, 1]),
         ("setns", [0, 0]),
         ("unshare", [0, 0]),
         ("detached_mount", [0, 0]),
     ]
     # Standard input, output and error, and the way to the daemon.
-    assert told[0]["fds"] == 4
-    assert told[1]["fds"] > 20
+    assert found[0]["fds"] == 4
+    assert found[1]["fds"] > 20
 
 
 def test_a_thief_that_polls_gets_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What can be asked of the daemon.
+"""The commands of the control socket.
 
 Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
 of a command there.
@@ -32,11 +32,14 @@ from inaccfs.control.messages.results import (
     Nothing,
     Notifier,
     NotifierInfo,
+    PageMap,
     Pins,
     Semantics,
     Stats,
+    TraceSummary,
     VersionInfo,
 )
+from inaccfs.shim.trace import What
 from inaccfs.status import Status
 
 # memfd_create(2); the last is the patch's.
@@ -152,7 +155,7 @@ class MemfdCreate(Command, frozen=True, kw_only=True):
 
 
 class RegisterNotifier(Command, frozen=True, kw_only=True):
-    """inaccessible_register_notifier(): tell this peer of invalidations of a file.
+    """inaccessible_register_notifier(): send this peer the invalidations of a file.
 
     Waits while an invalidation of the file is under way. The file stays open until the
     notifier goes. EOPNOTSUPP in semantics whose notifiers are bound to ranges.
@@ -167,8 +170,9 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 class Bind(Command, frozen=True, kw_only=True):
     """restrictedmem_bind(): the same for a range of a file.
 
-    EINVAL where ranges are exclusive and this one overlaps another, or is not asked to
-    be; EOPNOTSUPP in semantics whose notifiers are registered for files.
+    EINVAL where ranges are exclusive and this one is not asked to be, or overlaps
+    another; that is EEXIST in some semantics. EOPNOTSUPP in semantics whose notifiers
+    are registered for files, and with `prepare` where bindings are not prepared.
     """
 
     name: ClassVar[str] = "bind"
@@ -180,6 +184,9 @@ class Bind(Command, frozen=True, kw_only=True):
     exclusive: (
         Annotated[bool, Meta(description="that no other may overlap it")] | None
     ) = None
+    prepare: Annotated[
+        bool, Meta(description="leave it to commit-bind to put it into effect")
+    ] = False
 
 
 class Unbind(Command, frozen=True, kw_only=True):
@@ -303,6 +310,21 @@ class QueryFile(Command, frozen=True, kw_only=True):
     file: File
 
 
+class QueryMap(Command, frozen=True, kw_only=True):
+    """Tells the states of a file's pages, as extents.
+
+    Where there are more the return has `next`. What happens meanwhile may be in it or
+    not.
+    """
+
+    name: ClassVar[str] = "query-map"
+    returns: ClassVar[Any] = PageMap
+
+    file: File
+    start: FirstPage = 0
+    limit: Limit | None = None
+
+
 class QueryNotifiers(Command, frozen=True, kw_only=True):
     """Lists the notifiers of all peers.
 
@@ -358,21 +380,37 @@ class MemoryFailure(Command, frozen=True, kw_only=True):
     offset: Pgoff
 
 
+class TraceStart(Command, frozen=True, kw_only=True):
+    """Sends this peer a TRACE of what happens from now on.
+
+    EBUSY if this connection has one already. A peer that does not read loses records,
+    which are counted.
+    """
+
+    name: ClassVar[str] = "trace-start"
+    owner_only: ClassVar[bool] = True
+
+    kinds: Annotated[
+        list[What],
+        Meta(
+            description="what the trace is to have; empty for all but `request`",
+        ),
+    ] = []
+
+
+class TraceStop(Command, frozen=True, kw_only=True):
+    """Ends the trace, once all of it has been sent.
+
+    EINVAL if this connection has none.
+    """
+
+    name: ClassVar[str] = "trace-stop"
+    returns: ClassVar[Any] = TraceSummary
+    owner_only: ClassVar[bool] = True
+
+
 class Quit(Command, frozen=True, kw_only=True):
     """Ends the daemon and unmounts."""
 
     name: ClassVar[str] = "quit"
     owner_only: ClassVar[bool] = True
-
-
-COMMANDS: Final[dict[str, type[Command]]] = {
-    command.name: command
-    for command in (
-        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
-        *(GetFd, CloseFd, MemfdCreate),
-        *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
-        *(GetPfn, PutPfn, GetMemory),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
-    )
-}

@@ -31,6 +31,10 @@ Start = Annotated[int, Meta(ge=0, description="the first page")]
 End = Annotated[int, Meta(ge=0, description="the page after the last")]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
+ByteOffset = Annotated[
+    int, Meta(ge=0, le=(1 << 63) - 1, description="in bytes of the file")
+]
+ByteCount = Annotated[int, Meta(ge=1, le=1 << 14, description="how many bytes")]
 NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
 Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
 
@@ -42,5 +46,5 @@ PinsRow = Annotated[
     int | str, Meta(description="0, or `next` of the page before, to go on there")
 ]
 Limit = Annotated[
-    int, Meta(ge=1, description="how many to tell at most, 1000 being the most")
+    int, Meta(ge=1, description="how many to return at most; no more than 1000")
 ]

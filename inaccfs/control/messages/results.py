@@ -1,4 +1,4 @@
-"""What commands return.
+"""The results of commands.
 
 A comment above a member says what it means, in docs/control-protocol.md, too.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from inaccfs._version import __version__
+from inaccfs.shim.trace import What
 
 # There can be thousands of rows at once, and they form no cycles: gc=False keeps the
 # collector from looking at them.
@@ -66,6 +67,8 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     count: int
     # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
+    # In a return of get-pfn: whether the pages are private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Frames(Result, frozen=True, kw_only=True):
@@ -75,6 +78,8 @@ class Frames(Result, frozen=True, kw_only=True):
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
+    # Whether the page is private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
     # In order of offset; 1000 at most.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # The page to go on with, if these are not all: to the rest there is no reference.
@@ -84,7 +89,7 @@ class Frames(Result, frozen=True, kw_only=True):
 class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
-    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    # A path from the root; "memfd:NAME"; or a description of one without a name.
     name: str
     # As stat(2) on the mount has it.
     ino: int
@@ -104,6 +109,67 @@ class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
     opens: int
+    # True if a peer has frozen it.
+    frozen: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class MemoryAttributes(msgspec.Struct, frozen=True, gc=False):
+    """Pages of a file that are all private, or all shared."""
+
+    # The first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # KVM_MEMORY_ATTRIBUTE_PRIVATE; else they are shared.
+    private: bool
+
+
+class Populated(Result, frozen=True, kw_only=True):
+    """How far populate has come."""
+
+    # How many pages, from the first on. If not all, populate the rest to learn why.
+    count: int
+
+
+class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
+    """Content of shared pages."""
+
+    # In base64.
+    data: str
+
+
+class MappedExtent(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True
+):
+    """Pages of a file that are all in the same state."""
+
+    # Of the first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # "hole" or "allocated"; "unknown" where the kernel does not tell.
+    memory: str
+    # Whether get-pfn has fetched them.
+    fetched: bool = False
+    # Of the folios of fetched pages.
+    order: int = 0
+    # Whether any peer has a reference to each of them.
+    referenced: bool = False
+    # Whether memory-failure has been called for them.
+    poisoned: bool = False
+    # Whether an invalidation of them is under way.
+    invalidating: bool = False
+    # Their attribute, in semantics that keep one.
+    private: bool | None = None
+
+
+class PageMap(Result, frozen=True, kw_only=True, omit_defaults=True):
+    """The pages of a file, from its first to its last."""
+
+    # In order of offset, and without gaps.
+    extents: list[MappedExtent]
+    # The page to go on with, if these are not all: `start` of the same command.
+    next: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -150,6 +216,8 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     references: int
     # Whether the file has other pages there by now, or none.
     punched: bool
+    # True if pin-pages has got them, and not get-pfn.
+    pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -170,7 +238,7 @@ class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Pins(Result, frozen=True, omit_defaults=False):
-    """What has been fetched, and who still refers to it.
+    """Fetched pages, and the references to them.
 
     Files are in order of `ino`; of each its extents, then the references to it.
     """
@@ -192,7 +260,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How many events have gone to notifiers, each counted once for all of a file's.
+    # How many events were sent, each counted once for all notifiers of a file.
     invalidations: int
     # The events sent for that.
     events: int
@@ -216,6 +284,55 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fetched: int
 
 
+class TraceRecord(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True
+):
+    """One thing that has happened. Times are CLOCK_MONOTONIC, in nanoseconds.
+
+    What is left out is 0, or the empty string: it is unknown, or there is none.
+    """
+
+    # When it was over.
+    time: int
+    # A system call; what a peer got or put; what happened to pages; or an event.
+    kind: What
+    # As stat(2) on the mount has it.
+    ino: int
+    # As query-files calls it.
+    file: str = ""
+    # In bytes; of "put" in bytes of memory. A truncation has its new and its old size.
+    start: int = 0
+    # The byte after the last.
+    end: int = 0
+    # When the system call was read, or when the event was sent that has been answered.
+    began: int = 0
+    # `began` of the system call that an event or its answer belongs to.
+    cause: int = 0
+    # The errno of a system call that has failed, by its name.
+    error: str = ""
+    # The process that has made the system call; or the peer's, when it connected.
+    pid: int = 0
+    # The name of that process, as in /proc/PID/comm.
+    command: str = ""
+    # The number of the peer that did it, or to whom the event was sent.
+    peer: int = 0
+    # To which of its notifiers.
+    notifier: int = 0
+    # The name of the event; of a `request` that of the opcode, such as LOOKUP.
+    event: str = ""
+    # As the event gave it.
+    sequence: int = 0
+
+
+class TraceSummary(Result, frozen=True, omit_defaults=False):
+    """What has become of a trace."""
+
+    # How many have been sent.
+    records: int
+    # How many have been dropped, because the peer did not read.
+    lost: int
+
+
 class Semantics(Result, frozen=True, omit_defaults=False):
     """The rules of this mount. `inaccfs semantics` shows those of all versions."""
 
@@ -225,8 +342,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     source: str
     # The events that its notifiers get.
     events: list[str]
-    # The commands that not all semantics have: bind, unbind, register-notifier,
-    # unregister-notifier, put-pfn, memory-failure.
+    # The commands that not all semantics have, such as bind and register-notifier.
     commands: list[str]
     # "once", "fixed" or "free": how truncate(2) sets the size.
     size: str
@@ -244,13 +360,13 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
     notifies_failures: bool
-    # "pages"; or "bytes", for what has been posted with that mistake.
+    # "pages"; or "bytes", for versions that were posted with that bug.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
-    # "punched" or "clipped": the range of a punch that a bound notifier is told.
+    # "punched" or "clipped": which range of a punch a bound notifier gets.
     reported: str
     # "each walk" or "the whole call": how long the list of notifiers is locked.
     list_locked: str
@@ -260,12 +376,45 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     allocates: bool
     # "counted", "locked" or "none": what get-pfn leaves the peer.
     references: str
-    # Whether the kernel may move fetched pages, and nobody is told.
+    # Whether the kernel may move fetched pages without an event.
     movable: bool
-    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    # "unknown", "error" or "invalidate": which event a poisoned page causes.
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
+    # "nowhere", "vm" or "file": where it is kept which pages are private.
+    attributes: str
+    # "private" or "shared": what all pages of a new file are.
+    initial: str
+    # "none", "initial", "present" or "both": the kinds that a punch's events carry.
+    kinds: str
+    # "present", "opposite" or "both": the kinds that a conversion's events carry.
+    conversion_kinds: str
+    # "before the end" or "after the end": when a conversion stores the attribute.
+    stored: str
+    # "range" or "huge page": what a conversion does as a whole or not at all.
+    atomicity: str
+    # "references", "pins first" or "none": what makes a conversion EAGAIN.
+    pin_check: str
+    # "unspecified", "zeroed", "preserved" or "refused": content after a conversion.
+    content: str
+    # Whether get-pfn waits for a punch or a conversion that is under way.
+    get_waits: bool
+    # "page" or "huge page": what the file consists of.
+    granule: str
+    # "done" or "refused": what becomes of a punch of pages with references.
+    pinned_punch: str
+    # Of bind, for pages that are bound already.
+    overlap_errno: int
+    # "at once" or "prepared": whether bind can leave a binding to commit-bind.
+    binding: str
+    # "none", "write", "populate" or "populate in place": how a VMM fills a file.
+    population: str
+    # "unknown", "before the checks" or "after the checks": when a fallocate(2) of a
+    # frozen file is EPERM.
+    frozen: str
+    # "never" or "bracket": whether pages migrate.
+    migration: str
     # The rules of a KVM; the daemon does not use them. "private" or "shared": the
     # attribute of a gfn that nobody has converted.
     kvm_default_attribute: str
@@ -302,7 +451,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
 
     @property
     def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
+        """Whether pages that were got have to be put."""
         return self.references != "none"
 
     @property

@@ -22,17 +22,17 @@ _CHECKS: Final = {
 }
 
 
-def telling(rules: Semantics) -> Semantics:
+def with_logged_refusals(rules: Semantics) -> Semantics:
     """*rules* with checks that log each refusal, if the log has level DEBUG.
 
     Otherwise *rules* itself is returned, so the checks cost nothing more.
     """
     if not log.isEnabledFor(logging.DEBUG):
         return rules
-    told = copy.copy(rules)
+    logged = copy.copy(rules)
     for name, words in _CHECKS.items():
-        vars(told)[name] = _logged(rules.name, name, getattr(rules, name), words)
-    return told
+        vars(logged)[name] = _logged(rules.name, name, getattr(rules, name), words)
+    return logged
 
 
 def _logged(

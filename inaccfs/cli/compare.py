@@ -1,0 +1,212 @@
+"""inaccfs compare: one workload on several rules, and what differs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from inaccfs.cli import kvmmount, mountoptions, output
+from inaccfs.cli.progress import progress
+from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.words import quoted
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+
+# The widest cell of the table; --json has all of a line.
+_WIDTH: Final = 40
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "compare",
+        help="run one workload on several rules, and show what differs",
+        description="Run a script as inaccfs kvm run does, once on each semantics, on "
+        "private mounts one after the other, and show what differs: its status and the "
+        "lines that it prints, the counts of the shim and of the VM, and how long it "
+        "took. Status 1 if a mount cannot be made.",
+    )
+    parser.add_argument(
+        "--semantics",
+        action="append",
+        default=[],
+        metavar="NAME|FILE.py:CLASS",
+        help="rules to run it on; give two or more",
+    )
+    kvmmount.add_options(parser)
+    parser.add_argument("--all", action="store_true", help="also show what is equal")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("script", metavar="SCRIPT.py")
+    parser.add_argument("args", metavar="ARG", nargs="*")
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of the script on one semantics."""
+
+    semantics: str
+    # The exit status of the script.
+    status: int
+    # What it printed, on both streams.
+    stdout: list[str]
+    stderr: list[str]
+    # From the start of the script to its end, in seconds.
+    seconds: float
+    # Of the mount, as query-stats has them, and of `vm`; empty if it has closed them.
+    shim: dict[str, int] = field(default_factory=dict)
+    kvm: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[tuple[str, object]]:
+        """The rows of the table, in order, but for the time."""
+        yield "status", self.status
+        for number, line in enumerate(self.stdout, 1):
+            yield f"output {number}", line
+        if self.stderr:
+            # Of a traceback, the exception.
+            yield "error", self.stderr[-1]
+        for room, counts in (("shim", self.shim), ("kvm", self.kvm)):
+            for name, count in counts.items():
+                yield f"{room} {name}", count
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the script on each semantics, and show what differs."""
+    from inaccfs.semantics import load
+
+    if len(args.semantics) < 2:
+        raise OptionError("give --semantics twice or more: there is nothing to compare")
+    if not os.path.isfile(args.script):
+        raise InaccfsError(f"cannot read {quoted(args.script)}: no such file")
+    mountoptions.check(args.options)
+    for name in args.semantics:
+        # Before the first run, which may be long.
+        load.load(name)
+    runs: list[Run] = []
+    with progress("comparing", len(args.semantics), ticks=True) as shown:
+        for name in args.semantics:
+            shown.update(len(runs), name)
+            runs.append(_run(load.absolute(name), args))
+    if args.json:
+        output.say_json(msgspec.json.encode(runs))
+    else:
+        labels = [_label(name) for name in args.semantics]
+        output.say(_table(labels, runs, everything=args.all))
+    return 0
+
+
+def _run(semantics: str, args: argparse.Namespace) -> Run:
+    """Run the script in a process of its own, so that no run sees another's state."""
+    reader, writer = os.pipe()
+    options = [word for option in args.options for word in ("-o", option)]
+    command = [
+        *(sys.executable, "-m", "inaccfs", "kvm", "run", "--report-fd", str(writer)),
+        *options,
+        *("-o", f"semantics={semantics}", args.script, *args.args),
+    ]
+    with open(reader, "rb") as reports:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                pass_fds=[writer],
+                check=False,
+            )
+        finally:
+            os.close(writer)
+        report = reports.read()
+    errors = _lines(done.stderr)
+    if not report:
+        # The script has not run.
+        raise InaccfsError(
+            errors[-1].removeprefix("inaccfs: ")
+            if errors
+            else f"{semantics}: no report"
+        )
+    found = msgspec.json.decode(report)
+    return Run(
+        semantics,
+        done.returncode,
+        _lines(done.stdout),
+        errors,
+        found["seconds"],
+        found["shim"],
+        found["kvm"],
+    )
+
+
+def _lines(data: bytes) -> list[str]:
+    return data.decode(errors="backslashreplace").splitlines()
+
+
+def _label(semantics: str) -> str:
+    from inaccfs.experiments.lab import Lab
+
+    return Lab.label(semantics)
+
+
+def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> str:
+    columns = [dict(one.rows()) for one in runs]
+    # All names, in the order in which they come; a run may lack some.
+    names = dict.fromkeys(name for column in columns for name in column)
+    shown = [
+        (name, cells)
+        for name in sorted(names, key=_place)
+        if (cells := [column.get(name) for column in columns])
+        and (everything or any(cell != cells[0] for cell in cells))
+    ]
+    rows = [["", *labels]]
+    rows += [[name, *map(_cell, cells)] for name, cells in shown]
+    if not shown:
+        rows.append(["nothing differs", *("" for _ in runs)])
+    rows.append(["seconds", *(f"{one.seconds:.3f}" for one in runs)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a row belongs: lines in their order, also if only one run has them."""
+    room, _, rest = name.partition(" ")
+    order = ("status", "output", "error", "shim", "kvm")
+    return order.index(room), int(rest) if room == "output" else 0
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def write_report(
+    fd: int, seconds: float, shim: Callable[[], object], kvm: Callable[[], object]
+) -> None:
+    """Write what `compare` asks of the run that this process has made.
+
+    *shim* and *kvm* return the counts.
+    """
+    report = {"seconds": seconds, "shim": _counts(shim), "kvm": _counts(kvm)}
+    with open(fd, "wb", closefd=False) as file:
+        file.write(msgspec.json.encode(report))
+
+
+def _counts(ask: Callable[[], object]) -> dict[str, Any]:
+    """The counts; none if the script has closed the client or the VM."""
+    try:
+        found: dict[str, Any] = msgspec.to_builtins(ask())
+    except OSError:
+        return {}
+    return found

@@ -1,0 +1,79 @@
+"""What the completions of the shells ask: which words may come next.
+
+The shells run the command itself with _ARGCOMPLETE in its environment, so that they
+know every option without a list of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+import argcomplete
+from argcomplete.completers import FilesCompleter
+
+from inaccfs.experiments import catalogue
+from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.fuse import finding
+from inaccfs.semantics import VERSIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def answer(parser: argparse.ArgumentParser) -> None:
+    """Write the words for the shell that asks, and end the process."""
+    files = FilesCompleter()
+    for action in _actions(parser):
+        more = _WORDS.get(action.dest)
+        if more is not None:
+            action.completer = _Words(more, files)  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
+
+
+def _mountpoints() -> list[str]:
+    return [mounted.path for mounted in finding.mounts()]
+
+
+def _versions() -> list[str]:
+    return [version.name for version in VERSIONS]
+
+
+def _experiments() -> list[str]:
+    return list(catalogue.NAMES)
+
+
+def _scenarios() -> list[str]:
+    return list(SCENARIOS)
+
+
+# What else than a file an argument may be, by its dest.
+_WORDS: Final[dict[str, Callable[[], list[str]]]] = {
+    "mountpoint": _mountpoints,
+    "target": _mountpoints,
+    "mount": _mountpoints,
+    "semantics": _versions,
+    "names": _versions,
+    "name": _experiments,
+    "scenario": _scenarios,
+}
+
+
+class _Words:
+    """The words of a function, and files."""
+
+    def __init__(self, words: Callable[[], list[str]], files: FilesCompleter) -> None:
+        self._words: Final = words
+        self._files: Final = files
+
+    def __call__(self, prefix: str, **known: object) -> list[str]:
+        return [*self._words(), *self._files(prefix, **known)]
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The actions of *parser* and of its subcommands. Private to argparse."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from _actions(one)

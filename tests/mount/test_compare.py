@@ -1,0 +1,125 @@
+"""`inaccfs compare`: one workload on several rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.cli import main
+from tests.mount.support import TOP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Compare = Callable[..., tuple[int, str, str]]
+
+pytestmark = pytest.mark.fuse
+
+PAGE = TOP / "docs" / "experiments" / "README.md"
+
+
+@pytest.fixture
+def compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Compare:
+    """Compares a script, whose text is given."""
+
+    def compare(script: str, *words: str) -> tuple[int, str, str]:
+        path = tmp_path / "script.py"
+        path.write_text(dedent(script))
+        try:
+            status = main(["compare", str(path), *words])
+        except SystemExit as exc:
+            status = int(exc.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return compare
+
+
+TWO = ("--semantics", "v8", "--semantics", "v10")
+
+
+def test_the_example_of_the_page(compare: Compare) -> None:
+    found = re.search(
+        r"\$ cat punch\.py\n(.*?)\$ inaccfs compare punch\.py (.*?)\n(.*?)```",
+        PAGE.read_text(),
+        re.DOTALL,
+    )
+    assert found is not None
+    script, words, shown = found.groups()
+    status, out, err = compare(script, *words.split())
+    assert (status, err) == (0, "")
+    before, seconds = out.rstrip().rsplit("\n", 1)
+    assert before == shown.rstrip().rsplit("\n", 1)[0]
+    assert re.fullmatch(r"seconds +\d+\.\d{3} +\d+\.\d{3}", seconds)
+
+
+def test_what_a_script_raises_is_an_outcome(compare: Compare) -> None:
+    script = """
+        import sys
+        rules = shim.query_semantics().name
+        if rules == "v8":
+            sys.exit(7)
+        shim.close()
+        raise KeyError(rules)
+    """
+    status, out, err = compare(script, *TWO)
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["v8", "v10"]
+    assert rows[1] == ["status", "7", "1"]
+    assert rows[2] == ["error", "-", "KeyError:", "'v10'"]
+    # It has closed the client, so nobody can count.
+    assert ["shim", "fallocates", "0", "-"] in rows
+
+
+def test_nothing_differs(compare: Compare) -> None:
+    status, out, _ = compare("print(1)", *TWO)
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["nothing", "seconds"]
+    _, out, _ = compare("print(1)", *TWO, "--all")
+    assert re.search(r"^output 1 +1 +1$", out, re.MULTILINE)
+    assert re.search(r"^kvm faults +0 +0$", out, re.MULTILINE)
+
+
+def test_json(compare: Compare) -> None:
+    status, out, _ = compare("print(*__import__('sys').argv[1:])", "a", *TWO, "--json")
+    assert status == 0
+    runs = json.loads(out)
+    assert [(one["semantics"], one["stdout"]) for one in runs] == [
+        ("v8", ["a"]),
+        ("v10", ["a"]),
+    ]
+    assert all(one["shim"]["fallocates"] == 0 for one in runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (("--semantics", "v8"), 2, "give --semantics twice or more"),
+        ((*TWO, "--semantics", "v12"), 2, "unknown semantics 'v12': did you mean"),
+        ((*TWO, "-o", "size=3x"), 2, "size '3x' is not a size"),
+        ((*TWO, "-o", "uid=4294967295"), 1, "uid"),
+        ((*TWO, "-o", "backing=/proc"), 1, "/proc"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    compare: Compare, words: tuple[str, ...], status: int, text: str
+) -> None:
+    found, out, err = compare("", *words)
+    assert (found, out) == (status, "")
+    assert err.startswith("inaccfs: ")
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_a_script_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "/nowhere/x.py", *TWO]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "inaccfs: cannot read '/nowhere/x.py': no such file\n",
+    )
