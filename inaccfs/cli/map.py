@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     from inaccfs.cli.terminal import Ending
     from inaccfs.fuse import finding
 
-    mount, inner = finding.holding(args.file)
+    mount = finding.holding(args.file)
     with ExitStack() as stack:
         shim = stack.enter_context(client.connect(mount.path))
         try:
-            file = stack.enter_context(_opened(shim, mount.path, inner))
+            file = stack.enter_context(_opened(shim, mount.path, args.file))
             shown = _Shown(args.file, file)
             if not args.watch:
                 shown.once(as_json=args.json)
@@ -93,42 +94,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(shim: Client, mountpoint: str, inner: str) -> File:
-    """The file by its path; by an fd for who may not use paths.
+def _opened(shim: Client, mountpoint: str, path: str) -> File:
+    """The file by an fd; by its path from the mount's root for who may not write to it.
 
     Raises:
-        OSError: there is none, or the user may not.
-        InaccfsError: the daemon has stopped.
+        OSError: there is none, or the user may not look at it.
+        NoAnswerError: the daemon has stopped.
     """
     from inaccfs.fuse import finding
 
-    path = os.path.normpath(mountpoint + inner)
-    if path == mountpoint:
-        raise InaccfsError(f"{path} is the mount itself: name a file in it")
-
-    def resolve() -> str:
-        found = os.path.realpath(path)
-        os.stat(found)
-        return found
+    def open_it() -> int:
+        # The daemon takes an fd that may write, and the user need not be the owner.
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
     try:
-        real = finding.ask(resolve, _ANSWER_SECONDS)
+        fd = finding.ask(open_it, _ANSWER_SECONDS)
     except TimeoutError:
         raise NoAnswerError(f"{path}: its daemon does not answer (stopped?)") from None
-    below = os.path.relpath(real, mountpoint)
-    if below.startswith(".."):
-        raise InaccfsError(f"{path} is a link that leads out of the mount: {real}")
-    file = shim.file(f"/{below}")
-    try:
-        file.query()
-    except PermissionError:
-        # Paths are for root and the owner. The daemon wants an fd that may write.
-        fd = os.open(real, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        below = os.path.relpath(os.path.realpath(path), mountpoint)
+        file = shim.file(f"/{below}")
         try:
-            return shim.file(fd)
-        finally:
-            os.close(fd)
-    return file
+            file.query()
+        except PermissionError:
+            raise exc from None
+        return file
+    try:
+        return shim.file(fd)
+    finally:
+        os.close(fd)
 
 
 def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:

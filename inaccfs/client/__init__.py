@@ -21,12 +21,14 @@ from inaccfs.control.messages import (
     MFD_HUGETLB,
     MFD_INACCESSIBLE,
 )
+from inaccfs.errors import BusError, PageError, PinnedError
 
 __all__ = [
     "MFD_ALLOW_SEALING",
     "MFD_CLOEXEC",
     "MFD_HUGETLB",
     "MFD_INACCESSIBLE",
+    "BusError",
     "CannotConnectError",
     "Client",
     "ClientClosedError",
@@ -35,6 +37,8 @@ __all__ = [
     "File",
     "NotControlSocketError",
     "Notifier",
+    "PageError",
     "Pfn",
+    "PinnedError",
     "connect",
 ]

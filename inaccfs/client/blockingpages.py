@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs.client import requests
-from inaccfs.client.window import bus_error, pieces, span
+from inaccfs.client.window import Sliced, bus_error, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,7 +98,7 @@ class AttributesOfFile(ABC):
         return SharedWindow(self)
 
 
-class SharedWindow:
+class SharedWindow(Sliced):
     """A file's shared pages as the host has them mapped. Offsets are bytes.
 
     Each access is as good as a page fault: it waits for punches and conversions, fills
@@ -130,14 +130,3 @@ class SharedWindow:
             for at, size in pieces(offset, len(data)):
                 part = data[at - offset : at - offset + size]
                 self._file._ask(requests.write_shared(name, at, part))
-
-    def __getitem__(self, place: slice) -> bytes:
-        """Read window[start:stop]."""
-        return self.read(*span(place))
-
-    def __setitem__(self, place: slice, data: bytes) -> None:
-        """Write window[start:stop]; *data* has just that size."""
-        offset, count = span(place)
-        if len(data) != count:
-            raise ValueError(f"{len(data)} bytes do not fit into {count}")
-        self.write(offset, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -25,12 +26,37 @@ def pieces(offset: int, count: int) -> Iterator[tuple[int, int]]:
         offset += size
 
 
-def span(place: slice) -> tuple[int, int]:
-    """The offset and the size of window[start:stop]."""
-    start, stop = place.start or 0, place.stop
-    if place.step not in (None, 1) or stop is None:
-        raise ValueError("a window has window[start:stop], without a step")
-    return start, max(stop - start, 0)
+class Sliced(ABC):
+    """window[start:stop] for what can be read and written. In bytes."""
+
+    @abstractmethod
+    def read(self, offset: int, count: int) -> bytes:
+        """Read *count* bytes."""
+
+    @abstractmethod
+    def write(self, offset: int, data: bytes) -> None:
+        """Write *data*."""
+
+    def __getitem__(self, place: slice) -> bytes:
+        """Read window[start:stop]."""
+        return self.read(*_span(place))
+
+    def __setitem__(self, place: slice, data: bytes) -> None:
+        """Write window[start:stop]; *data* has just that size."""
+        offset, count = _span(place)
+        if len(data) != count:
+            raise ValueError(f"{len(data)} bytes do not fit into {count}")
+        self.write(offset, data)
+
+
+def _span(place: slice) -> tuple[int, int]:
+    """The offset and the size of a slice."""
+    if not isinstance(place, slice) or place.stop is None:
+        raise TypeError("a window has window[start:stop]")
+    if place.step not in (None, 1):
+        raise ValueError("a window has no steps")
+    start = place.start or 0
+    return start, max(place.stop - start, 0)
 
 
 @contextmanager

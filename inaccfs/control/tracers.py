@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 # Records that have come within this time go in one message. Longer would keep users
 # waiting, shorter costs the callers of fallocate(2) time.
-_TOGETHER_SECONDS: Final = 0.01
+_TOGETHER_SECONDS: Final = 0.03
 
 
 class Tracer(Protocol):

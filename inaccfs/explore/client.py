@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Unpack
 
-    from inaccfs.explore.schedule import Key, Schedule
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.state import Key
     from inaccfs.explore.sync import Loop
     from inaccfs.inprocess import Due, File, Mount, Notifier
     from inaccfs.kvm.shim import (
@@ -145,6 +146,7 @@ class ExploredClient:
     def _listen(self) -> None:
         schedule = self.schedule
         while True:
+            schedule.forget()
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
@@ -225,8 +227,11 @@ class ExploredFile:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
-        new = self._known(offset) is None
+        known = self._known(offset)
+        new = known is None
         if schedule.runs:
+            if known:
+                schedule.state.meet(seen.references_key(known[0].pfn))
             schedule.touch(self._page(offset), new)
             if self._locked:
                 schedule.touch(LOT)
@@ -243,7 +248,8 @@ class ExploredFile:
                 schedule.touch(LOT)
             raise
         if schedule.runs:
-            schedule.touch(seen.references_key(found.pfn), False)
+            schedule.state.meet_as(seen.references_key(found.pfn), ())
+            schedule.count(seen.references_key(found.pfn))
         self._pages[found.pfn] = offset
         self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
@@ -272,17 +278,19 @@ class ExploredFile:
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        self._client.held[pfn] -= 1
         if schedule.runs:
             page = self._pages[pfn]
             schedule.touch(self._page(page), False)
             known = self._known(page)
-            gone = not known or known[0].pfn != pfn
             # Those to a page that is there are only counted; the last one to a page
             # that has gone frees its frame.
-            schedule.touch(seen.references_key(pfn), gone)
+            if known and known[0].pfn == pfn:
+                schedule.count(seen.references_key(pfn))
+            else:
+                schedule.touch(seen.references_key(pfn))
             if self._locked:
                 schedule.touch(LOT)
+        self._client.held[pfn] -= 1
         schedule.note(f"puts frame {frame(pfn)}")
         if self._file.client.lost is not None:
             return
@@ -352,6 +360,8 @@ class ExploredFile:
                     f"{type(exc).__name__}: {exc}",
                 )
 
+        # Whose state it changes: that is no part of what the caller knows.
+        call.__dict__["owner"] = getattr(callback, "__self__", None)
         return call
 
     def _all(self, callbacks: ShimCallbacks) -> ShimCallbacks:

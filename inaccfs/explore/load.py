@@ -11,7 +11,7 @@ from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
 from inaccfs.explore.weaker import KVMS
-from inaccfs.semantics import VERSIONS
+from inaccfs.semantics import V8, VERSIONS
 from inaccfs.semantics.checking import in_a_line
 from inaccfs.semantics.load import line, read_module, split
 from inaccfs.words import quoted
@@ -106,11 +106,14 @@ def label(wanted: str) -> str:
 
 
 def versions() -> dict[str, Semantics]:
-    """Each version by its name, with the one whose rules are the same for a search."""
+    """Each version by its name, with the one whose rules are the same for a search.
+
+    Without the proposals: no scenario has what is new in them. They can be named.
+    """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
         rules.name: found.setdefault(_seen(rules), rules)
-        for rules in (make() for make in VERSIONS)
+        for rules in (make() for make in VERSIONS if make.__module__ == V8.__module__)
     }
 
 
@@ -121,4 +124,5 @@ def _seen(rules: Semantics) -> tuple[object, ...]:
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),
         *(rules.unit, rules.populates, rules.tells_frames, rules.memory_failure),
         *(rules.past_end, rules.size, rules.movable, tuple(rules.events)),
+        rules.get_waits,
     )

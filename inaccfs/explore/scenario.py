@@ -125,11 +125,12 @@ class Scenario:
     def _access(self, vcpu: Vcpu, call: Callable[[], Any]) -> None:
         world = self._world
         try:
-            call()
+            with self._world.schedule.access():
+                call()
         except (MemoryFaultExit, MmioExit) as exc:
             world.schedule.note(f"exits: {exc}")
             if isinstance(exc, MemoryFaultExit):
-                world.check_exit(vcpu, exc)
+                world.judge.exit(vcpu, exc)
         except ConnectionError:
             world.schedule.note("its daemon has disconnected it")
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError
 from inaccfs.explore.causes import cone, switches
-from inaccfs.explore.choosers import All, Bounded, Chance, Replay, UnstableError
-from inaccfs.explore.schedule import Schedule, SpinError
+from inaccfs.explore.choosers import Bounded, Chance
+from inaccfs.explore.schedule import Schedule, SpinError, UnstableError
+from inaccfs.explore.states import States
+from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
 from inaccfs.semantics.checking import in_a_line
@@ -59,7 +61,7 @@ class Limits(NamedTuple):
 
     # Of CPU.
     seconds: float | None = 20.0
-    # Of schedules; None is dynamic partial order reduction.
+    # Of schedules; None is all states.
     preemptions: int | None = None
     schedules: int | None = None
     # Asked after each schedule: the search ends once it returns True.
@@ -107,15 +109,15 @@ class Outcome:
 
 def execute(
     case: Case,
-    chooser: Chance | All | Bounded,
+    chooser: Chance | States | Bounded,
     *,
     by_lock: bool = False,
     notes: bool = False,
 ) -> Schedule:
     """One schedule from its beginning. Raises `ScenarioError`."""
-    chooser.begin()
     threads = threading.active_count()
     schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
+    chooser.begin(schedule)
     scenario = case.scenario()
     world = World(schedule, case.semantics, KVMS[case.kvm], evicts=case.scenario.evicts)
     try:
@@ -128,12 +130,19 @@ def execute(
             schedule.after = scenario.always
             _check_always(scenario)
         scenario._closed = True
-        schedule.run()
+        things = Things(scenario)
+        with guarded():
+            schedule.run()
+        if not isinstance(schedule.error, KeyboardInterrupt):
+            things.check()
         if schedule.error is not None:
             raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
+    except UnseenError as exc:
+        who = f"{schedule.failed}: " if schedule.failed else ""
+        raise ScenarioError(f"{case.scenario.__name__}: {who}{exc}") from exc
     except (ScenarioError, UnstableError, KeyboardInterrupt):
         raise
     except BaseException as exc:
@@ -186,20 +195,6 @@ def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
         )
 
 
-def twins_of(case: Case) -> list[frozenset[int]]:
-    """The indices of actors that are alike."""
-    if not case.scenario.twins:
-        return []
-    schedule = execute(case, Replay([]))
-    return [
-        frozenset(
-            actor.index
-            for actor in schedule.actors
-            if actor.name in case.scenario.twins
-        )
-    ]
-
-
 def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
     """Search. Raises `ScenarioError`."""
     outcome = Outcome(case, limits)
@@ -208,7 +203,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
         try:
             _search(outcome, Chance(), begin, _BY_CHANCE)
             if limits.preemptions is None:
-                chooser: All | Bounded = All(twins_of(case))
+                chooser: States | Bounded = States()
             else:
                 chooser = Bounded(limits.preemptions)
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
@@ -219,7 +214,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
 
 
 def _search(
-    outcome: Outcome, chooser: Chance | All | Bounded, begin: float, most: int | None
+    outcome: Outcome, chooser: Chance | States | Bounded, begin: float, most: int | None
 ) -> bool:
     """Run schedules; return whether these were all."""
     limit = outcome.limits.seconds

@@ -26,13 +26,18 @@ class ExploredVM(VM):
         """mmu_invalidate_in_progress."""
         return self._mmu.invalidation.in_progress
 
+    def balance(self) -> int:
+        """How many mappings there are, as it has counted."""
+        counters = self._mmu.counters
+        return sum(counters.installed) - sum(counters.zapped)
+
     def check_counts(self, schedule: Schedule) -> None:
         """What has been installed has been zapped, or is there."""
         if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
             return
         counters = self._mmu.counters
         there = sum(self.spte(gfn) is not None for gfn in self.places)
-        if there != sum(counters.installed) - sum(counters.zapped):
+        if there != self.balance():
             schedule.violate(
                 "miscounted",
                 f"{self.name} has counted {sum(counters.installed)} mappings that were "

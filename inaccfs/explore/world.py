@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.client import ExploredClient
+from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.values import Values
 from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, Vmm
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
-    from inaccfs.kvm import MemoryFaultExit, Vcpu
     from inaccfs.semantics import Semantics
-    from inaccfs.shim.memory import Memory
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notifiers import Notifier
 
 MOST_PAGES: Final = 512
 """A scenario is about few pages: each is looked at by itself."""
@@ -60,17 +62,18 @@ class World:
         )
         self.vms: Final[list[ExploredVM]] = []
         self.cells: Final = Cells(schedule)
+        self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
         # The number of each file, by its st_ino; and each one's fd and size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
+        # By those numbers; and every notifier that there has been.
+        self.inodes: Final[list[InaccessibleFile]] = []
+        self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
-        # The sizes that files had from the beginning.
-        self._sized: Final[list[int]] = []
-        # How many frames have failed, and never come back.
-        self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
-        self._punchers: Final[set[int]] = set()
+        self.punchers: Final[set[int]] = set()
+        Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
@@ -81,8 +84,9 @@ class World:
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
+        self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
-        self._sized.append(pages)
+        self.judge.sizes.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
@@ -94,7 +98,9 @@ class World:
         return found
 
     def _sight(self, number: int) -> seen.Sight:
-        return seen.Sight(self.schedule, number, frame, self._numbers)
+        return seen.Sight(
+            *(self.schedule, number, frame, self._numbers, self.notifiers)
+        )
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
@@ -121,6 +127,7 @@ class World:
         made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
+        schedule.state.beside.append(made.balance)
         client.listen = kvm.listen
         if kvm.spoil is not None:
             kvm.spoil(made, client)
@@ -168,12 +175,12 @@ class World:
             return
         assert isinstance(me, int)
         self._punching += 1
-        self._punchers.add(me)
+        self.punchers.add(me)
         try:
             self.mount.fallocate(fd, mode, offset, length)
         finally:
             self._punching -= 1
-            self._punchers.discard(me)
+            self.punchers.discard(me)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page), False)
             schedule.touch(seen.cell_key(number, page))
@@ -181,7 +188,7 @@ class World:
         schedule.note("fallocate returns")
         schedule.touch(("punching", number))
         if not self._punching:
-            self.check_mappings(fd, first, end, "the punch has returned")
+            self.judge.mappings(fd, first, end, "the punch has returned")
 
     @contextmanager
     def converting(
@@ -232,18 +239,25 @@ class World:
         number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
+        memory = self.mount.inode(fd).pages.memory
+        known = memory and memory.frames.known(page, page + 1)
+        failing = {known[0].pfn} if known else set()
+        self.judge.failed.update(failing)
         try:
             vm.client.client.file(fd).memory_failure(page)
-            self._poisoned += 1
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
+            self.judge.failed.difference_update(failing)
+            return
+        if self.semantics.memory_failure == "invalidate":
+            self.judge.failures("memory-failure has returned")
 
     def _on_change(self, fd: int, offset: int, length: int) -> None:
         """The pages are about to go or to come."""
         schedule = self.schedule
         if not schedule.runs:
             return
-        removes = self.loop.me() in self._punchers
+        removes = self.loop.me() in self.punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self.check_file(fd)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
@@ -261,100 +275,13 @@ class World:
                     schedule.touch(seen.references_key(pfn))
                     schedule.note(f"page {extent.offset + at} goes, frame {frame(pfn)}")
 
-    # --- what has to hold -------------------------------------------------------------
-
-    def check_exit(self, vcpu: Vcpu, exit_: MemoryFaultExit) -> None:
-        """A file with a size has all its pages, and EINVAL is for those it has not."""
-        gfn = exit_.gpa // PAGE_SIZE
-        for vm in self.vms:
-            if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
-                file, page = place
-                if exit_.errno == errno.EINVAL and page < self._sized[file]:
-                    self.schedule.violate(
-                        "unexplained-exit",
-                        f"{vm.name} is refused page {page} of a file that has it",
-                    )
-
-    def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
-        """No VM maps a frame that its page does not have."""
-        memory = self.mount.inode(fd).pages.memory
-        ino = os.fstat(fd).st_ino
-        for vm in self.vms:
-            if vm.client.client.lost is not None:
-                continue
-            for slot in vm.slots:
-                if slot.backing is None or slot.backing.ino != ino:
-                    continue
-                for gfn in range(slot.base_gfn, slot.end_gfn):
-                    _, page = vm.places.get(gfn) or (ino, slot.pgoff(gfn))
-                    if not first <= page < end or (spte := vm.spte(gfn)) is None:
-                        continue
-                    known = memory and memory.frames.known(page, page + 1)
-                    now = known[0].pfn if known else None
-                    if now != spte.pfn:
-                        has = "none" if now is None else frame(now)
-                        self.schedule.violate(
-                            "stale-mapping",
-                            f"{when}, and gfn {gfn} of {vm.name} is mapped to frame "
-                            f"{frame(spte.pfn)}; page {page} has {has}",
-                        )
+    # --- the end ----------------------------------------------------------------------
 
     def finish(self) -> None:
         """Check what has to hold when all is over, and take all apart."""
-        schedule = self.schedule
-        found = {violation.kind for violation in schedule.violations}
-        alive = [vm for vm in self.vms if vm.client.client.lost is None]
-        for vm in alive:
-            if (left := vm.in_progress) and "unpaired" not in found:
-                schedule.violate(
-                    "unpaired",
-                    f"{vm.name} counts {left} invalidations in progress of none",
-                )
-            vm.check_counts(schedule)
-        if "stale-mapping" not in found:
-            for fd, pages in zip(self._fds, self._pages, strict=True):
-                self.check_mappings(fd, 0, pages, "all is over")
-        for _, file in self.mount.files():
-            memory = file.pages.memory
-            if memory is not None and memory.references_count:
-                schedule.violate("leaked-reference", self._who_holds(memory))
-        for vm in self.vms:
-            with suppress(ConnectionError):
-                vm.close()
-        for _, file in self.mount.files():
-            for notifier in file.notifiers:
-                vm = self.vms[notifier.who - 1]
-                schedule.violate(
-                    "leaked-notifier", f"{vm.name} has been closed, and has a notifier"
-                )
-        leaks = "leaked-reference" in {each.kind for each in schedule.violations}
-        lost = self.frames.used - self._fetched()
-        if len(lost) > self._poisoned and not leaks:
-            names = ", ".join(map(frame, sorted(lost)))
-            schedule.violate("leaked-frame", f"{names}: no page has it, and nobody")
+        files = zip(self._fds, self._pages, strict=True)
+        self.judge.end(files)
         self.mount.close()
-
-    def _who_holds(self, memory: Memory) -> str:
-        found = [
-            f"{who} has not put frame {frame(pfn)}"
-            for who, held in self.frames.held.items()
-            for pfn, count in sorted(held.items())
-            if count > 0
-        ]
-        return "all is over, and " + (
-            ", ".join(found)
-            or f"{memory.references_count} references are counted that nobody has"
-        )
-
-    def _fetched(self) -> set[int]:
-        """The frames of all pages."""
-        return {
-            extent.pfn + at
-            for _, file in self.mount.files()
-            if file.pages.memory is not None
-            for extent in file.pages.memory.frames.extents()
-            for at in range(extent.count)
-        }
 
     def discard(self) -> None:
         """Close what is open, whatever has become of it."""

@@ -80,10 +80,11 @@ def find(path: str) -> MountInfo:
     )
 
 
-def holding(path: str) -> tuple[MountInfo, str]:
-    """The inaccfs mount that the file at *path* is in, and its path from there.
+def holding(path: str) -> MountInfo:
+    """The inaccfs mount that the file at *path* is in.
 
-    Follows no link inside of the mount, whose daemon may hang. *path* need not exist.
+    Follows no link inside of a mount that the path leads into, for its daemon may hang;
+    then *path* need not exist. A file without a name has one in /proc/PID/fd.
 
     Raises:
         NotMountedError: it is in another file system.
@@ -91,25 +92,31 @@ def holding(path: str) -> tuple[MountInfo, str]:
     wanted = os.path.abspath(path)
     if (found := _holding(wanted)) is not None:
         return found
-    # Perhaps by a link.
-    with suppress(TimeoutError):
-        wanted = ask(lambda: _without_links(wanted), _ANSWER_SECONDS)
-    if (found := _holding(wanted)) is not None:
-        return found
+    with suppress(TimeoutError, OSError):
+        real = ask(lambda: os.path.realpath(wanted), _ANSWER_SECONDS)
+        if (found := _holding(real)) is not None:
+            return found
+        device = ask(lambda: os.stat(wanted).st_dev, _ANSWER_SECONDS)
+        number = f"{os.major(device)}:{os.minor(device)}"
+        for mount in mounts():
+            if mount.device == number:
+                return mount
     raise NotMountedError(
         f"{wanted} is not in an inaccfs mount (inaccfs status lists them)"
     )
 
 
-def _holding(wanted: str) -> tuple[MountInfo, str] | None:
-    mounts = {mount.path: mount for mount in mountinfo.read()}
+def _holding(wanted: str) -> MountInfo | None:
+    """The mount that *wanted* leads into by its name, if that is one of inaccfs."""
+    places = {mount.path: mount for mount in mountinfo.read()}
     place = wanted
-    while place not in mounts and place != "/":
+    while place not in places and place != "/":
         place = os.path.dirname(place)
-    mount = mounts.get(place)
+    mount = places.get(place)
     if mount is None or mount.fstype != FSTYPE:
         return None
-    return mount, "/" + os.path.relpath(wanted, place)
+    # A bind mount of a directory has another root, which does not say whose it is.
+    return next(one for one in mounts() if one.device == mount.device)
 
 
 def ask(question: Callable[[], T], seconds: float) -> T:

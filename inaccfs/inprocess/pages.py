@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.client.window import Sliced
 from inaccfs.shim import conversions, freezing, hostaccess, migration, populating
 from inaccfs.shim.call import Conversion
 from inaccfs.shim.frames import Extent
@@ -132,7 +133,7 @@ class AttributesOfFile(ABC):
         return SharedWindow(self._use, self._superblock, self._loop)
 
 
-class SharedWindow:
+class SharedWindow(Sliced):
     """See `inaccfs.client.blockingpages.SharedWindow`. Offsets are bytes."""
 
     def __init__(

@@ -6,6 +6,7 @@ the file, with or without memory. A punch changes nothing of it.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 _END: Final = 1 << 52
 
 
+MOST_RANGES: Final = 1_000_000
+"""How many ranges a file has at most: some 200 MB, as no page of them needs memory."""
+
+
 class Attributes:
     """The attribute of each page. Ranges with equal ones are merged."""
 
-    def __init__(self, initial: Initial) -> None:
-        """*initial* is what all pages are."""
+    def __init__(self, initial: Initial, most: int = MOST_RANGES) -> None:
+        """*initial* is what all pages are; *most* is how many ranges there may be."""
+        self._most: Final = most
         self._initial: Final = initial == PRIVATE
         self._private: Final[RangeMap[bool]] = RangeMap()
         self._private.set(0, _END, self._initial)
@@ -54,6 +60,14 @@ class Attributes:
         if self.first(start, end, private=not private) is not None:
             return BOTH
         return PRIVATE if private else SHARED
+
+    def has_room(self, start: int, end: int) -> bool:
+        """Whether the pages from *start* to *end* may be made one range."""
+        # What is there becomes three ranges at most.
+        return (
+            len(self._private) + 2 <= self._most
+            or len(list(islice(self.since(start, end), 3))) == 3
+        )
 
     def set(self, start: int, end: int, *, private: bool) -> None:
         """Make all pages from *start* to *end* private, or shared."""

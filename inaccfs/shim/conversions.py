@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,8 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
-            EPERM for a frozen file; `PinnedError`, EAGAIN, for pages with references.
+            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
+            for pages with references.
             Nothing has been converted then, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
@@ -47,6 +49,7 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
                 *(running.steps(call), file.notifiers, running.change),
                 whole_call=True,
                 cause=began,
+                begin=partial(running.look, call),
             )
     except Exception as exc:
         _trace(file, call, exc, began)
@@ -99,12 +102,40 @@ class _Running:
         self._file: Final = file
         # What `change` has to convert.
         self._part: Conversion
+        # The page that `look` has found, if it was to look.
+        self._looked = False
+        self._found: int | None = None
+
+    async def look(self, call: Conversion) -> None:
+        """Look for references to all pages, where that may take long.
+
+        Those who get pages meanwhile wait, or could get them at any time.
+        """
+        # Who gets pages in a thread has a reference to them after that.
+        await self._file.turn.wait()
+        if self._is_done(call):
+            return
+        if self._superblock.semantics.atomicity == "range" and self._looks(call):
+            self._found = await self._find(call)
+            self._looked = True
+
+    def _looks(self, part: Conversion) -> bool:
+        """Whether references matter: what is private is its VM's."""
+        rules = self._superblock.semantics
+        return part.private and rules.pin_check != "none"
+
+    async def _find(self, call: Conversion) -> int | None:
+        find = self._file.pages.find_reference
+        if self._superblock.semantics.pin_check == "pins first":
+            page = await find(call.start, call.end, pins_only=True)
+            if page is not None:
+                return page
+        return await find(call.start, call.end)
 
     def steps(self, call: Conversion) -> Steps:
         """The steps of all parts. To be taken with the notifier list locked."""
-        rules, file = self._superblock.semantics, self._file
-        attributes = file.attributes
-        if attributes.first(call.start, call.end, private=not call.private) is None:
+        rules = self._superblock.semantics
+        if self._is_done(call):
             # The whole range is as wanted: no event is sent.
             return None
         frames = list if rules.tells_frames else None
@@ -123,6 +154,11 @@ class _Running:
             if refusal is not None:
                 return refusal
         return None
+
+    def _is_done(self, call: Conversion) -> bool:
+        """Whether all pages are as wanted."""
+        find = self._file.attributes.first
+        return find(call.start, call.end, private=not call.private) is None
 
     def _parts(self, call: Conversion) -> Iterable[Conversion]:
         """The parts that are converted one after the other, each as a whole."""
@@ -145,6 +181,9 @@ class _Running:
     def _check_part(self, part: Conversion) -> None:
         """The check before the point of no return. Raises `OSError`."""
         rules = self._superblock.semantics
+        # As where no node of the maple tree can be had.
+        if not self._file.attributes.has_room(part.start, part.end):
+            raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":
             page = content.first_present(self._file, part.start, part.end)
             if page is not None:
@@ -153,19 +192,20 @@ class _Running:
                     f"page {page} has memory, and would lose its content: punch it",
                     page,
                 )
-        # What is shared may be pinned by anybody. What is private is its VM's.
-        if not part.private or rules.pin_check == "none":
+        if not self._looks(part):
             return
-        pages = self._file.pages
-        page = None
-        if rules.pin_check == "pins first":
-            page = pages.first_referenced(part.start, part.end, pins_only=True)
-        if page is None:
-            page = pages.first_referenced(part.start, part.end)
+        page = self._found if self._looked else self._first_referenced(part)
         if page is not None:
             raise PinnedError(
                 errno.EAGAIN, f"page {page} has references, or is pinned", page
             )
+
+    def _first_referenced(self, part: Conversion) -> int | None:
+        find = self._file.pages.first_referenced
+        page = None
+        if self._superblock.semantics.pin_check == "pins first":
+            page = find(part.start, part.end, pins_only=True)
+        return find(part.start, part.end) if page is None else page
 
     async def change(self) -> Changed:
         """Convert the next part."""

@@ -150,12 +150,24 @@ class FetchedPages:
             return None
         return self.memory.first_referenced(start, end, pins_only=pins_only)
 
+    async def find_reference(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """As `first_referenced`; others may go on meanwhile, and put references."""
+        if self.memory is None:
+            return None
+        slices = Slices(self._superblock.loop)
+        for page in self.memory.look(start, end, pins_only=pins_only):
+            if page is not None:
+                return page
+            await slices.give()
+        return None
+
     def _check_unpinned(self, start: int, end: int) -> None:
         """Raise `OSError`, EAGAIN, where the rules refuse to punch referenced pages."""
         if self._superblock.semantics.pinned_punch == "done":
             return
-        if (page := self.first_referenced(start, end)) is not None:
-            raise PinnedError(errno.EAGAIN, f"page {page} has references", page)
+        _refuse(self.first_referenced(start, end))
 
     def punch_now(self, start: int, end: int, punch: Callable[[], None]) -> Changed:
         """Call *punch*, which removes these pages and may clear parts of others."""
@@ -171,8 +183,9 @@ class FetchedPages:
         """As `punch_now`, in a thread and in a turn of the file's."""
         memory = self.memory
         assert memory is not None
-        self._check_unpinned(start, end)
         with self._turn.take():
+            if self._superblock.semantics.pinned_punch == "refused":
+                _refuse(await self.find_reference(start, end))
             punched = await self._superblock.loop.in_thread(
                 memory.frames.punch,
                 start,
@@ -193,3 +206,9 @@ class FetchedPages:
     async def tell_moved(self, moved: Sequence[Extent]) -> None:
         """See `Moved.tell`."""
         await self._moved.tell(moved)
+
+
+def _refuse(page: int | None) -> None:
+    """Raise `OSError`, EAGAIN, if a page has references."""
+    if page is not None:
+        raise PinnedError(errno.EAGAIN, f"page {page} has references", page)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import FileTrace
 
 
+_EXTENTS_A_STEP: Final = 256
+
+
 class Holder(Protocol):
     """A peer that gets references. Hashable."""
 
@@ -93,10 +96,24 @@ class Memory:
         return len(self.references.holders())
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
-        """The fetched pages from *start* to *end*. May look at all of the file's."""
+        """The fetched pages from *start* to *end*."""
         if start < end and (known := self.frames.known(start, end)) is not None:
             return known
-        return clipped(self.frames.extents(), start, end, self._per_page)
+        return [one for some in self.windows(start, end) for one in some]
+
+    def windows(self, start: int, end: int) -> Iterator[list[Extent]]:
+        """The fetched pages from *start* to *end*, some at a time.
+
+        Others may change what is fetched in between.
+        """
+        while start < end:
+            some = self.frames.extents_since(start, _EXTENTS_A_STEP)
+            found = clipped(some, start, end, self._per_page)
+            if found:
+                yield found
+            if len(some) < _EXTENTS_A_STEP:
+                return
+            start = some[-1].offset + some[-1].count
 
     def holders_of(self, start: int, end: int) -> list[Holder]:
         """The holders of references to those pages that are still in the file."""
@@ -110,18 +127,26 @@ class Memory:
     def first_referenced(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """The first of the pages that has a reference; with *pins_only* one that pins.
+        """The first of the pages that has a reference; with *pins_only* a pin.
 
         The cost grows with what has been fetched, not with the range.
         """
-        if not self.references:
-            return None
-        holders = [
-            one
-            for one in self.references.holders()
-            if not pins_only or isinstance(one, Pinner)
-        ]
-        return self.references.first_of(self.extents_in(start, end), holders)
+        found = self.look(start, end, pins_only=pins_only)
+        return next((page for page in found if page is not None), None)
+
+    def look(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> Iterator[int | None]:
+        """As `first_referenced` in steps that are short: None until it is found."""
+        for extents in self.windows(start, end):
+            holders = [
+                one
+                for one in self.references.holders()
+                if not pins_only or isinstance(one, Pinner)
+            ]
+            if not holders:
+                return
+            yield self.references.first_of(extents, holders)
 
     def record(self, punched: Punched) -> None:
         """Pages were removed or have moved: references to them are to the former pages.

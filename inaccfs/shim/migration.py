@@ -44,7 +44,7 @@ async def migrate(
     async def change() -> Changed:
         await file.turn.wait()
         memory = file.pages.memory
-        page = file.pages.first_referenced(start, end)
+        page = await file.pages.find_reference(start, end)
         if page is not None:
             raise PinnedError(errno.EAGAIN, f"page {page} has references", page)
         if memory is not None:

@@ -13,17 +13,17 @@ from __future__ import annotations
 import errno
 from contextlib import asynccontextmanager
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.loop import TRIO
+from inaccfs.shim.notice import Notice as Notice
+from inaccfs.shim.notice import Notifier as Notifier
 from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.semantics.attributes import Kinds
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
     from inaccfs.shim.trace import FileTrace, What
 
@@ -32,37 +32,7 @@ AT_ONCE: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
-class Notice(NamedTuple):
-    """The content of an event, in pages of the file."""
-
-    event: str
-    start: int
-    end: int
-    # The frames that go, where events carry them.
-    frames: Sequence[Extent] | None = None
-    # Which kinds of pages are concerned, where events carry that.
-    kinds: Kinds | None = None
-
-
 _NO_NOTICE: Final = Notice("", 0, 0)
-
-
-class Notifier(Protocol):
-    """struct inaccessible_notifier. Neither method may block or raise."""
-
-    @property
-    def who(self) -> int:
-        """The number of the peer, for traces."""
-
-    @property
-    def number(self) -> int:
-        """Its own number, for traces."""
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
-
-    def evict(self) -> None:
-        """It has not answered in time, and has been removed from the list."""
 
 
 class Notifiers:

@@ -96,10 +96,12 @@ async def drive(
     *,
     whole_call: bool,
     cause: int = 0,
+    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
     """Take all steps in this task; return what the change was refused with.
 
-    The notifier list is locked for the *whole_call*, or for each event by itself.
+    The notifier list is locked for the *whole_call*, or for each event by itself. With
+    the *whole_call*, *begin* is awaited first, under the lock.
     *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
 
@@ -108,6 +110,8 @@ async def drive(
 
     if whole_call:
         async with notifiers.fixed():
+            if begin is not None:
+                await begin()
             return await _take(steps, notifiers, change, tell)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from inaccfs.mmcalls import pages_there
@@ -96,7 +97,12 @@ async def page_states(
         for offset, _, count, order in extents
     ]
     referenced, stop = await _referenced(file, superblock, extents, stop, most)
-    layers = (memory, fetched, referenced, *_others(file, start, stop))
+    if superblock.converts:
+        attributes = _attributes(file, start, stop, most)
+        stop = min(stop, attributes[-1][1])
+    else:
+        attributes = []
+    layers = (memory, fetched, referenced, attributes, *_others(file, start, stop))
     runs = list(_merged(start, stop, layers))
     if len(runs) > most:
         stop = runs[most].start
@@ -168,6 +174,12 @@ async def _referenced(
             return found, min(piece.offset + piece.count, stop)
         await slices.give()
     return found, stop
+
+
+def _attributes(file: InaccessibleFile, start: int, stop: int, most: int) -> Layer:
+    """Which pages are private, up to *most* extents."""
+    found = islice(file.attributes.since(start, stop), most)
+    return [(first, last, {"private": private}) for first, last, private in found]
 
 
 def _others(file: InaccessibleFile, start: int, stop: int) -> Iterator[Layer]:

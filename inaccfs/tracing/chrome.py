@@ -101,11 +101,10 @@ class Picture:
             self._send(record)
         elif record.kind in ("answer", "evict"):
             self._answer(record)
-        elif record.peer:
-            track = self._peer(record).first
-            self._mark(track, record)
         elif record.began:
             self._call(record)
+        elif record.peer:
+            self._mark(self._peer(record).first, record)
         else:
             name = record.event if record.kind == "request" else ""
             self._mark(self._file(record).first, record, name)

@@ -28,10 +28,11 @@ import pytest
 
 import inaccfs
 from inaccfs.explore import timeline
-from inaccfs.explore.choosers import All, Chance
+from inaccfs.explore.choosers import Chance
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
-from inaccfs.explore.search import Case, Limits, Outcome, execute, explore, twins_of
+from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
+from inaccfs.explore.states import States
 from inaccfs.kvm import stress
 from inaccfs.semantics import V8, V9, V10, Bind, GuestMemfd
 from tests.bench import harness
@@ -170,7 +171,7 @@ def _first(race: Race) -> tuple[float, int]:
     case = Case(SCENARIOS[race.scenario], race.rules)
     begin = time.perf_counter()
     number = 0
-    chooser: Chance | All = Chance()
+    chooser: Chance | States = Chance()
     while True:
         number += 1
         found = execute(case, chooser).violations
@@ -179,7 +180,7 @@ def _first(race: Race) -> tuple[float, int]:
         if not chooser.advance():
             raise AssertionError(f"{race.text}: not found")
         if number == 30:
-            chooser = All(twins_of(case))
+            chooser = States()
 
 
 def _stressed(race: Race) -> float | None:

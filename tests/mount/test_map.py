@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import inaccfs
 from inaccfs.client import aio
+from inaccfs.semantics import VERSIONS
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 from tests.mount.support import (
     ENVIRONMENT,
@@ -34,7 +36,6 @@ from tests.mount.terminals import needs_tmux, terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from inaccfs import Mount
 
@@ -177,14 +178,46 @@ def test_who_may_use_no_paths_passes_an_fd() -> None:
 def test_what_is_no_file_of_a_mount_is_one_line(mount: Mount, tmp_path: Path) -> None:
     assert "is not in an inaccfs mount" in complaint("map", tmp_path / "x")
     assert "No such file" in complaint("map", mount.path / "missing")
-    assert "name a file in it" in complaint("map", mount.path)
+    assert "Is a directory" in complaint("map", mount.path)
+    (mount.path / "out").symlink_to(new_file(tmp_path / "theirs"))
+    assert "no file of this mount" in complaint("map", mount.path / "out")
+
+
+def test_a_link_to_a_file_is_as_good(mount: Mount, tmp_path: Path) -> None:
+    path = new_file(mount.path / "f", PAGE)
     (mount.path / "d").mkdir()
-    assert "no regular file" in complaint("map", mount.path / "d")
-    (mount.path / "out").symlink_to("/etc/passwd")
-    assert "leads out of the mount" in complaint("map", mount.path / "out")
-    new_file(mount.path / "f", PAGE)
-    (mount.path / "d" / "in").symlink_to("../f")
-    assert drawn(mount.path / "d" / "in")[1] == "0x000000000  ."
+    for link in (mount.path / "d" / "in", tmp_path / "from outside"):
+        link.symlink_to(path)
+        assert drawn(link)[1] == "0x000000000  ."
+
+
+def test_a_memfd_has_a_name_in_proc(mount: Mount) -> None:
+    with inaccfs.connect(mount.path) as shim:
+        fd = shim.memfd_create("guest", size=3 * PAGE)
+    try:
+        fallocate(fd, 0, PAGE, PAGE)
+        path = Path(f"/proc/{os.getpid()}/fd/{fd}")
+        assert drawn(path)[1] == "0x000000000  .a."
+    finally:
+        os.close(fd)
+
+
+def test_a_directory_that_is_mounted_elsewhere(mount: Mount, tmp_path: Path) -> None:
+    """A bind mount: its files have other paths from its root."""
+    (mount.path / "d").mkdir()
+    new_file(mount.path / "d" / "f", 2 * PAGE)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run("mount", "--bind", mount.path / "d", elsewhere)
+    try:
+        assert drawn(elsewhere / "f")[1] == "0x000000000  .."
+    finally:
+        run("umount", elsewhere)
+
+
+def test_on_a_mount_that_is_read_only_it_goes_by_path() -> None:
+    with mounted(options="ro") as mount:
+        assert "No such file" in complaint("map", mount.path / "f")
 
 
 def test_the_mount_of_a_dead_daemon_is_one_line() -> None:
@@ -270,3 +303,20 @@ def test_pages_of_the_users_own_tmpfs_are_seen(tmp_path: Path) -> None:
             assert drawn(path)[1] == "0x000000000  ..a."
     finally:
         run("umount", "-l", backing)
+
+
+def test_private_and_shared_pages_are_told_apart_where_there_are_attributes() -> None:
+    versions = [make() for make in VERSIONS]
+    name = next(one.name for one in versions if one.attributes == "file")
+    with mounted(semantics=name) as mount:
+        path = new_file(mount.path / "f", 8 * PAGE)
+        with (
+            inaccfs.connect(mount.path) as shim,
+            opened(path) as fd,
+            shim.file(fd) as memory,
+        ):
+            fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 4 * PAGE)
+            private = memory.query_map()[0].private
+            memory.set_memory_attributes(2, 4, private=not private)
+            cells = "ppssSSPP" if private else "ssppPPSS"
+            assert drawn(path)[1] == f"0x000000000  {cells}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 from typing import TYPE_CHECKING
@@ -185,3 +186,28 @@ def test_files_of_huge_pages() -> None:
                 assert outcome(raw.punch, fd, huge, huge) == "EAGAIN"
                 file.set_memory_attributes(700, 1, False)
                 assert file.get_pfn(601).order == 0
+
+
+def test_many_ranges_come_in_pages_and_are_joined(in_place: inaccfs.Mount) -> None:
+    pages = 2400
+    with inaccfs.connect(in_place.control) as client:
+        fd = client.memfd_create("guest", size=pages * PAGE)
+        file = client.file(fd)
+        for page in range(0, pages, 2):
+            file.set_memory_attributes(page, 1, False)
+        rows = file.query_memory_attributes()
+        assert [row.offset for row in rows] == list(range(pages))
+        assert [row.private for row in rows] == [False, True] * (pages // 2)
+        os.close(fd)
+
+
+def test_a_shell_has_the_commands_too(in_place: inaccfs.Mount) -> None:
+    os.close(sized(in_place))
+    words = ("qmp", in_place.path, "--compact")
+    where = ("file=/guest", "offset=4", "count=2")
+    support.cli(*words, "set-memory-attributes", *where, "private=false")
+    out = support.cli(*words, "query-memory-attributes", "file=/guest").stdout
+    rows = [(row["offset"], row["count"], row["private"]) for row in json.loads(out)]
+    assert rows == [(0, 4, True), (4, 2, False), (6, 26, True)]
+    refusal = support.complaint(*words, "populate", *where)
+    assert "populate: EINVAL: page 4 is shared" in refusal

@@ -83,6 +83,15 @@ def _unlocked_list(patch: Patch) -> None:
     patch.setattr(Notifiers, "fixed", fixed)
 
 
+def _fails_in_silence(patch: Patch) -> None:
+    """A page is poisoned, and nobody gets an event."""
+
+    async def announce(_self: Notifiers, _notice: Notice) -> None:
+        """Nothing."""
+
+    patch.setattr(Notifiers, "announce", announce)
+
+
 # --- pages ----------------------------------------------------------------------------
 
 
@@ -142,6 +151,7 @@ BUGS: Final[dict[str, Callable[[Patch], None]]] = {
     "wrong unit": _wrong_unit,
     "short event": _short_event,
     "unlocked list": _unlocked_list,
+    "fails in silence": _fails_in_silence,
     "no page locks": _no_page_locks,
     "unlocks and wakes nobody": _punch_waits_for_ever,
     "forgets a put": _forgets_a_put,

@@ -71,3 +71,16 @@ def test_extents_are_cut_where_the_attribute_or_the_order_changes(
     assert orders == {
         page: 3 if granule == 1 or is_whole(page) else 0 for page in range(start, end)
     }
+
+
+def test_there_is_room_for_so_many_ranges_and_always_for_fewer() -> None:
+    made = Attributes("private", most=5)
+    for page in (2, 4):
+        assert made.has_room(page, page + 1)
+        made.set(page, page + 1, private=False)
+    assert not made.has_room(6, 7)
+    assert not made.has_room(0, 1)
+    # This makes no more of them.
+    assert made.has_room(2, 5)
+    made.set(2, 5, private=False)
+    assert made.has_room(6, 7)

@@ -100,6 +100,25 @@ async def test_a_conversion_and_its_events(tmp_path: Path, backing: Backing) -> 
         assert await attributes(vmm) == [(0, 2, True), (2, 3, False), (5, 3, True)]
 
 
+async def test_who_converts_can_be_the_one_who_is_notified(
+    tmp_path: Path, backing: Backing
+) -> None:
+    """An answer overtakes the command that waits for it, on one connection."""
+    async with serving(tmp_path, backing) as control, control.peer() as peer:
+        await peer.do("bind", file="/guest", start=0, end=PAGES)
+        line = peer.line(
+            "set-memory-attributes", file="/guest", offset=0, count=1, private=False
+        )
+        await peer.send(line + "\n")
+        for name in ("INVALIDATE_START", "INVALIDATE_END"):
+            event = await peer.event()
+            assert event["event"] == name
+            done = {"notifier": event["notifier"], "sequence": event["sequence"]}
+            assert await peer.do("invalidate-done", **done) == {}
+        assert await peer.answer() == {"return": {}}
+        assert await attributes(peer) == [(0, 1, False), (1, PAGES - 1, True)]
+
+
 async def test_eagain_carries_the_page(tmp_path: Path, backing: Backing) -> None:
     async with (
         serving(tmp_path, backing, initial="shared") as control,

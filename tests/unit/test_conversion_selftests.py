@@ -235,3 +235,16 @@ def test_private_mem_conversions(base: type[Semantics]) -> None:
         it.host_cannot_access(0)
         it.to_shared(0, 2)
         assert it.host_reads(0) == 6
+
+
+def test_a_window_has_slices_and_says_what_it_has_not() -> None:
+    with world(InPlaceV8, 2, initial="shared") as it:
+        it.host[PAGE - 2 : PAGE + 2] = b"edge"
+        assert it.host[PAGE - 2 : PAGE + 2] == b"edge"
+        assert it.host[5:5] == b""
+        with pytest.raises(ValueError, match="4 bytes do not fit into 3"):
+            it.host[0:3] = b"edge"
+        with pytest.raises(ValueError, match="no steps"):
+            it.host[0:4:2]
+        with pytest.raises(TypeError, match=r"window\[start:stop\]"):
+            it.host[3:]

@@ -101,6 +101,7 @@ SHIM: Final = {
     "wrong unit": Shown("two-slots", V10, STALE),
     "short event": Shown("mapped", V10, STALE),
     "unlocked list": Shown("late-slot", Bind, UNPAIRED),
+    "fails in silence": Shown("poison", V10, STALE),
     "no page locks": Shown("mapped", V7, UAF),
     "unlocks and wakes nobody": Shown("punch", V7, EVER),
     "forgets a put": Shown("mapped", V8, "leaked-reference"),

@@ -28,7 +28,6 @@ from inaccfs.control.messages.commands import (
     QueryCommands,
     QueryFile,
     QueryFiles,
-    QueryMap,
     QueryNotifiers,
     QueryPins,
     QueryQmpSchema,
@@ -38,8 +37,6 @@ from inaccfs.control.messages.commands import (
     QueryVersion,
     Quit,
     RegisterNotifier,
-    TraceStart,
-    TraceStop,
     Unbind,
     UnregisterNotifier,
 )
@@ -74,12 +71,10 @@ from inaccfs.control.messages.results import (
     Extent,
     FileInfo,
     Frames,
-    MappedExtent,
     MemoryAttributes,
     Nothing,
     Notifier,
     NotifierInfo,
-    PageMap,
     PinnedExtent,
     Pins,
     Populated,
@@ -87,11 +82,18 @@ from inaccfs.control.messages.results import (
     Result,
     Semantics,
     Stats,
-    TraceRecord,
-    TraceSummary,
     VersionInfo,
     VersionTriple,
     version,
+)
+from inaccfs.control.messages.views import (
+    MappedExtent,
+    PageMap,
+    QueryMap,
+    TraceRecord,
+    TraceStart,
+    TraceStop,
+    TraceSummary,
 )
 
 __all__ = [

@@ -19,7 +19,6 @@ from inaccfs.control.messages.commands import (
     QueryCommands,
     QueryFile,
     QueryFiles,
-    QueryMap,
     QueryNotifiers,
     QueryPins,
     QueryQmpSchema,
@@ -29,8 +28,6 @@ from inaccfs.control.messages.commands import (
     QueryVersion,
     Quit,
     RegisterNotifier,
-    TraceStart,
-    TraceStop,
     Unbind,
     UnregisterNotifier,
 )
@@ -47,6 +44,7 @@ from inaccfs.control.messages.filecommands import (
     UnpinPages,
     WriteShared,
 )
+from inaccfs.control.messages.views import QueryMap, TraceStart, TraceStop
 
 COMMANDS: Final[dict[str, type[Command]]] = {
     command.name: command

@@ -32,14 +32,11 @@ from inaccfs.control.messages.results import (
     Nothing,
     Notifier,
     NotifierInfo,
-    PageMap,
     Pins,
     Semantics,
     Stats,
-    TraceSummary,
     VersionInfo,
 )
-from inaccfs.shim.trace import What
 from inaccfs.status import Status
 
 # memfd_create(2); the last is the patch's.
@@ -310,21 +307,6 @@ class QueryFile(Command, frozen=True, kw_only=True):
     file: File
 
 
-class QueryMap(Command, frozen=True, kw_only=True):
-    """Tells the states of a file's pages, as extents.
-
-    Where there are more the return has `next`. What happens meanwhile may be in it or
-    not.
-    """
-
-    name: ClassVar[str] = "query-map"
-    returns: ClassVar[Any] = PageMap
-
-    file: File
-    start: FirstPage = 0
-    limit: Limit | None = None
-
-
 class QueryNotifiers(Command, frozen=True, kw_only=True):
     """Lists the notifiers of all peers.
 
@@ -378,35 +360,6 @@ class MemoryFailure(Command, frozen=True, kw_only=True):
 
     file: File
     offset: Pgoff
-
-
-class TraceStart(Command, frozen=True, kw_only=True):
-    """Sends this peer a TRACE of what happens from now on.
-
-    EBUSY if this connection has one already. A peer that does not read loses records,
-    which are counted.
-    """
-
-    name: ClassVar[str] = "trace-start"
-    owner_only: ClassVar[bool] = True
-
-    kinds: Annotated[
-        list[What],
-        Meta(
-            description="what the trace is to have; empty for all but `request`",
-        ),
-    ] = []
-
-
-class TraceStop(Command, frozen=True, kw_only=True):
-    """Ends the trace, once all of it has been sent.
-
-    EINVAL if this connection has none.
-    """
-
-    name: ClassVar[str] = "trace-stop"
-    returns: ClassVar[Any] = TraceSummary
-    owner_only: ClassVar[bool] = True
 
 
 class Quit(Command, frozen=True, kw_only=True):

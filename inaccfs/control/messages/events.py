@@ -8,7 +8,8 @@ import msgspec
 
 from inaccfs.control.messages.commands import Command, InvalidateDone
 from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
-from inaccfs.control.messages.results import Extent, TraceRecord
+from inaccfs.control.messages.results import Extent
+from inaccfs.control.messages.views import TraceRecord
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

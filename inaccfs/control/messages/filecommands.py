@@ -26,9 +26,10 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
 
     Whoever has the file open may use it. Where the whole range already is as wanted no
     event is sent. EINVAL past the end; EPERM for a frozen file; EOPNOTSUPP in semantics
-    that keep attributes per VM, or nowhere. To private it is EAGAIN if a page has
-    references, and `error.offset` is that page. Nothing is converted then, but where
-    the semantics convert one huge page after the other: those before `error.offset`.
+    that keep attributes per VM, or nowhere; ENOMEM if the file would have more than a
+    million ranges. To private it is EAGAIN if a page has references, and that page is
+    `error.offset`. Nothing is converted then, but where the semantics convert one huge
+    page after the other: those before `error.offset`.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
