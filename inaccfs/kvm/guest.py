@@ -15,7 +15,8 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, overload
 
-from inaccfs.kvm.cpu import INSTRUCTIONS, SECONDS, Cpu
+from inaccfs.kvm.cpu import Cpu
+from inaccfs.kvm.cpubase import INSTRUCTIONS, SECONDS
 from inaccfs.kvm.probe.protocol import (
     Hypercall,
     MemoryFault,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.client import Client
-    from inaccfs.kvm.cpu import CpuMode
+    from inaccfs.kvm.cpubase import CpuMode
     from inaccfs.kvm.probe.protocol import Exit
     from inaccfs.kvm.vcpu import Vcpu
 

@@ -33,7 +33,7 @@ from tests.unit.kvm_guests import MIB, PAGE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.kvm.cpu import CpuMode
+    from inaccfs.kvm.cpubase import CpuMode
     from inaccfs.semantics import Semantics
 
 GPA = MIB
