@@ -112,6 +112,7 @@ class ErringOpponent:
     """The simulated KVM with such VMs."""
 
     name = "erring"
+    origin = ""
 
     def __init__(self, opponent: Opponent) -> None:
         self._opponent: Final = opponent

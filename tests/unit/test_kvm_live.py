@@ -254,6 +254,14 @@ def test_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
         build()
 
 
+def test_a_kernel_that_is_built_needs_no_packages(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = build()
+    has_packages(tree.parent.parent, monkeypatch, PACKAGE)
+    assert build() == (built, [])
+
+
 def test_where_there_is_no_dpkg(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tree))
     with pytest.raises(LiveError, match="no Debian: there is no dpkg-query"):

@@ -107,6 +107,7 @@ class Told:
 
     def __init__(self, *outcomes: str) -> None:
         self.name = "told"
+        self.origin = ""
         self._answers = [Answer(outcome) for outcome in outcomes]
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
@@ -149,12 +150,26 @@ def test_a_kvm_with_an_error_differs_in_that_row_alone(name: str) -> None:
     assert [each.row.name for each in found if each.differs] == [name]
 
 
+class Named(Told):
+    """A side with a name, and perhaps a kernel."""
+
+    def __init__(self, name: str, origin: str = "") -> None:
+        super().__init__()
+        self.name = name
+        self.origin = origin
+
+
 # --- shown ----------------------------------------------------------------------------
 
 
 def test_a_row_that_differs_is_marked_and_explained() -> None:
-    shown = report.table(["a", "b"], [result("ok", "EINVAL"), result("ok", "ok")], None)
+    shown = report.table(
+        [Named("a"), Named("b", "Linux 9.9")],
+        [result("ok", "EINVAL"), result("ok", "ok")],
+        None,
+    )
     assert shown.splitlines() == [
+        "b: Linux 9.9",
         "                a   b",
         "",
         "sample",
@@ -169,7 +184,7 @@ def test_a_row_that_differs_is_marked_and_explained() -> None:
 def test_what_is_absent_is_counted_by_what_lacks() -> None:
     row = SAMPLES["twice"]
     absent = Result(row, [Answer("ok"), Answer(ABSENT, "a capability")])
-    shown = report.table(["a", "b"], [absent, absent], None).splitlines()
+    shown = report.table([Named("a"), Named("b")], [absent, absent], None).splitlines()
     assert shown[-2:] == [
         "2 rows, 0 differ, 2 absent",
         "  absent, for want of a capability: 2",
@@ -178,10 +193,15 @@ def test_what_is_absent_is_counted_by_what_lacks() -> None:
 
 def test_json_has_names_outcomes_and_differences() -> None:
     found = json.loads(
-        report.as_json({"semantics": "v8"}, ["a", "b"], [result("ok", "EINVAL")])
+        report.as_json(
+            {"semantics": "v8"},
+            [Named("a"), Named("b", "Linux 9.9")],
+            [result("ok", "EINVAL")],
+        )
     )
     assert found["semantics"] == "v8"
     assert found["kvms"] == ["a", "b"]
+    assert found["origins"] == ["", "Linux 9.9"]
     assert found["rows"] == [
         {
             "group": "sample",
@@ -191,7 +211,9 @@ def test_json_has_names_outcomes_and_differences() -> None:
             "differs": True,
         }
     ]
-    race = json.loads(report.as_json({}, ["a"], [result("x", allowed=["x", "y"])]))
+    race = json.loads(
+        report.as_json({}, [Named("a")], [result("x", allowed=["x", "y"])])
+    )
     assert race["rows"][0]["allowed"] == ["x", "y"]
     assert race["rows"][0]["differs"] is False
 

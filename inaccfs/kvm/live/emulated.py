@@ -31,6 +31,7 @@ class Emulated:
         """
         boot.find_qemu()
         self.kernel: Final[Kernel] = places.find_kernel()
+        self.origin = self.kernel.source
         self._mode: Final = mode
         self.release = ""
         """Of the kernel that has answered, as uname(2) tells it."""

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
@@ -43,7 +43,13 @@ def build(say: Callable[[str], None]) -> Kernel:
     Raises:
         LiveError: packages are missing, the cache cannot be written, or a stage fails.
     """
-    source = places.find_source()
+    try:
+        source = places.find_source()
+    except LiveError:
+        # A kernel that is there can be booted without what it was built with.
+        with suppress(LiveError):
+            return places.find_kernel()
+        raise
     target = places.cache() / places.key(source)
     if not (target / "source").is_file():
         try:

@@ -219,6 +219,9 @@ class Opponent(Protocol):
     name: str
     """As the user has named it, or "simulated"."""
 
+    origin: str
+    """Which kernel it is of; empty if it is of none."""
+
     def kvm(self) -> Kvm:
         """A KVM for one row; called in the row's own child process.
 

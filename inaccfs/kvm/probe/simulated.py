@@ -261,6 +261,7 @@ class SimulatedKvm:
 
 class _Simulated:
     name = "simulated"
+    origin = ""
 
     def __init__(self, mount: launch.Mount) -> None:
         self._mount: Final = mount
