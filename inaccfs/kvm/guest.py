@@ -49,7 +49,8 @@ _CODE: Final = 0x1000
 _STACK: Final = 0x10000 - 16
 
 _GPA: Final = 1 << 20
-_SIZE: Final = 1 << 20
+# Whole pages in every version: hugetlb-rfc has pages of 2 MiB.
+_SIZE: Final = 2 << 20
 
 
 def zeros(found: Exit) -> bytes:
