@@ -100,7 +100,7 @@ def test_the_command_compares_with_it() -> None:
         ],
         stdout=subprocess.PIPE,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     rows = json.loads(found.stdout)["rows"]
     assert found.returncode == int(any(row["differs"] for row in rows))
