@@ -58,6 +58,14 @@ class Stopped(Exception):
         super().__init__(found)
 
 
+class _FetchedAnewError(Exception):
+    """KVM emulates the instruction, and has fetched it from elsewhere: `code`."""
+
+    def __init__(self, code: bytes) -> None:
+        self.code: Final = code
+        super().__init__(code)
+
+
 class CpuBase(ABC):
     """What both kinds of CPU have. One thread uses it at a time."""
 
@@ -85,6 +93,9 @@ class CpuBase(ABC):
         self._emulator: Final = emulation.Emulator(self)
         # An exit that comes after the instruction: a write to a device.
         self._after: Exit | None = None
+        # The instruction that is executed: its address and what was fetched there; None
+        # if KVM has fetched it.
+        self._fetched: tuple[int, bytes] | None = None
 
     @abstractmethod
     def __getitem__(self, name: str) -> int:
@@ -165,7 +176,29 @@ class CpuBase(ABC):
         code = self._fetch(pc)
         if (found := self._emulator.emulated(pc, code)) is not None:
             return None if found == "done" else found
-        return self._execute(pc, code)
+        self._fetched = pc, code
+        try:
+            return self._execute(pc, code)
+        except _FetchedAnewError as other:
+            self._fetched = None
+            return self._execute(pc, other.code)
+
+    def _emulate(self) -> None:
+        """The instruction accesses a device, so KVM has to emulate it.
+
+        KVM fetches it for that, as it accesses all memory, at userspace_addr: what a
+        private page has there is not looked at. (AMD's CPUs with decode assists hand
+        KVM the bytes that they have fetched themselves.)
+        """
+        if self._fetched is None:
+            return
+        pc, code = self._fetched
+        try:
+            found = self.vcpu.read_by_address(pc, len(code))
+        except MmioExit:
+            return
+        if found != code:
+            raise _FetchedAnewError(found)
 
     # --- memory -----------------------------------------------------------------------
 
@@ -188,10 +221,12 @@ class CpuBase(ABC):
 
     def _read_page(self, gpa: int, size: int) -> bytes:
         if (answer := self._answers.get((gpa, size))) is not None:
+            self._emulate()
             return answer[:size]
         try:
             return self.vcpu.read(gpa, size, private=self._private(gpa))
         except MmioExit as exc:
+            self._emulate()
             self._awaited = gpa, size
             raise Stopped(MmioRead(gpa, size)) from exc
         except (MemoryFaultExit, OSError) as exc:
@@ -218,6 +253,7 @@ class CpuBase(ABC):
         try:
             self.vcpu.write(gpa, data, private=self._private(gpa))
         except MmioExit:
+            self._emulate()
             self._after = MmioWrite(gpa, data)
         except (MemoryFaultExit, OSError) as exc:
             raise self._stopped(exc) from exc
