@@ -96,13 +96,13 @@ class SmallCpu(CpuBase):
     def _memory(self, opcode: int, width: int) -> None:
         gpa = self["rdi"]
         name = {1: "al", 2: "ax", 4: "eax"}[width]
-        held = self[name].to_bytes(width, "little")
+        data = self[name].to_bytes(width, "little")
         if opcode in (_STORE, _STORE_BYTE):
-            self._write(gpa, held)
+            self._write(gpa, data)
             return
         found = int.from_bytes(self._read(gpa, width), "little")
         if opcode == _EXCHANGE:
-            self._write(gpa, held)
+            self._write(gpa, data)
         self[name] = found | self[name] if opcode == _OR else found
 
     def _xor(self, after: int) -> None:

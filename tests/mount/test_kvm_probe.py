@@ -1,7 +1,7 @@
 """inaccfs kvm probe: the simulated KVM beside the recorded rows, and beside /dev/kvm.
 
 docs/fidelity.md lists the rows that differ, with what came of them; here it is read,
-and held against both.
+and compared with both.
 """
 
 from __future__ import annotations
@@ -153,13 +153,13 @@ def test_alone_nothing_differs(
     some = [row for _, rows in groupby(ROWS, _group) for row in islice(rows, 3)]
     monkeypatch.setattr(table, "compare", partial(compare, rows=some))
     assert main(["kvm", "probe"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert lines[0].split() == ["simulated"]
-    assert re.search(f"^{len(some)} rows$", told.out, re.MULTILINE)
-    assert "region-right" in told.out
-    assert "hangs" not in told.out
+    assert re.search(f"^{len(some)} rows$", printed.out, re.MULTILINE)
+    assert "region-right" in printed.out
+    assert "hangs" not in printed.out
 
 
 def _group(row: Row) -> str:
@@ -185,8 +185,8 @@ def test_without_a_kernel_it_says_how_to_build_one(
     monkeypatch: pytest.MonkeyPatch, scratch: os.PathLike[str]
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", os.fspath(scratch))
-    told = complaint("--against", "emulated")
-    assert "inaccfs kvm live build" in told or "apt-get install" in told
+    printed = complaint("--against", "emulated")
+    assert "inaccfs kvm live build" in printed or "apt-get install" in printed
 
 
 def test_ctrl_c_ends_it_and_its_mount() -> None:
@@ -224,6 +224,6 @@ def test_what_is_listed_exists() -> None:
 
 
 def test_the_recording_says_where_it_is_from() -> None:
-    told = recorded.read()
+    printed = recorded.read()
     text = (TOP / "docs/kvm-rows.md").read_text()
-    assert f"Linux {told.kernel} ({told.source})" in text
+    assert f"Linux {printed.kernel} ({printed.source})" in text

@@ -102,11 +102,11 @@ def test_a_kvm_that_has_gone_stops_all_rows() -> None:
 # --- comparing ------------------------------------------------------------------------
 
 
-class Told:
+class Given:
     """A side that has these outcomes."""
 
     def __init__(self, *outcomes: str) -> None:
-        self.name = "told"
+        self.name = "given"
         self.origin = ""
         self._answers = [Answer(outcome) for outcome in outcomes]
 
@@ -117,7 +117,7 @@ class Told:
 
 def result(*outcomes: str, allowed: Sequence[str] = ()) -> Result:
     row = SAMPLES["twice"]._replace(allowed=frozenset(allowed))
-    (found,) = compare([Told(outcome) for outcome in outcomes], [row])
+    (found,) = compare([Given(outcome) for outcome in outcomes], [row])
     return found
 
 
@@ -150,7 +150,7 @@ def test_a_kvm_with_an_error_differs_in_that_row_alone(name: str) -> None:
     assert [each.row.name for each in found if each.differs] == [name]
 
 
-class Named(Told):
+class Named(Given):
     """A side with a name, and perhaps a kernel."""
 
     def __init__(self, name: str, origin: str = "") -> None:
@@ -241,11 +241,13 @@ def test_all_rows_are_recorded_and_races_as_they_may_be() -> None:
     found = recorded.read()
     assert found.source.startswith("linux-source-6.12 ")
     assert found.source.split(" ")[1].startswith(f"{found.kernel}-")
-    told = dict(zip(ROWS, found.answers(ROWS), strict=True))
-    assert [row.name for row, each in told.items() if each.why.startswith("rec")] == []
+    answered = dict(zip(ROWS, found.answers(ROWS), strict=True))
+    assert [
+        row.name for row, each in answered.items() if each.why.startswith("rec")
+    ] == []
     assert [
         (row.name, each.outcome)
-        for row, each in told.items()
+        for row, each in answered.items()
         if row.allowed and each.outcome not in {*row.allowed, ABSENT}
     ] == []
 

@@ -38,7 +38,7 @@ _PATIENCE: Final = 10.0
 
 
 def build(say: Callable[[str], None]) -> Kernel:
-    """Build the kernel, unless it is in the cache; *say* tells of each stage.
+    """Build the kernel, unless it is in the cache; *say* is called with each stage.
 
     Raises:
         LiveError: packages are missing, the cache cannot be written, or a stage fails.
@@ -84,7 +84,7 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise LiveError(
-                        f"another process builds this kernel: it holds {path}"
+                        f"another process builds this kernel: it has locked {path}"
                     ) from None
                 time.sleep(0.1)
         os.set_inheritable(fd, True)
@@ -226,7 +226,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
         stderr=log,
         # The lock.
         close_fds=False,
-        # At this signal make ends its own children, which SIGKILL would leave behind.
+        # At this signal make ends its own children, which would outlive a SIGKILL.
         preexec_fn=partial(syscalls.die_with_parent, signal.SIGTERM),
         # Its messages are looked at by nobody but the user.
         env={**os.environ, "LC_ALL": "C"},

@@ -142,7 +142,7 @@ class Vcpu(Protocol):
         """What a PortIn, MmioRead or Hypercall gives the guest at the next `run`."""
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int) -> tuple[int, int, int]:
-        """KVM_PRE_FAULT_MEMORY: the errno or 0, and gpa and size as left behind."""
+        """KVM_PRE_FAULT_MEMORY: the errno or 0, and what gpa and size are then."""
 
 
 class Vm(Protocol):
