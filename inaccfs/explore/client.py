@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
+from inaccfs.explore.clientpages import PagesOfFile
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
 from inaccfs.explore.seen import UntrackedError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from inaccfs.inprocess.pages import Got
     from inaccfs.kvm.shim import (
         Callback,
-        ShimAttributes,
         ShimCallbacks,
         ShimFileInfo,
         ShimPins,
@@ -199,14 +199,14 @@ class ExploredClient:
         return self.client.query_pins()
 
 
-class ExploredFile:
+class ExploredFile(PagesOfFile):
     """See `inaccfs.kvm.shim.ShimFile`."""
 
     def __init__(self, client: ExploredClient, file: File) -> None:
-        self._client: Final = client
-        self._file: Final = file
-        self._schedule: Final = client.schedule
-        self._number: Final = client.numbers[file.ino]
+        self._client = client
+        self._file = file
+        self._schedule = client.schedule
+        self._number = client.numbers[file.ino]
         self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
@@ -262,61 +262,6 @@ class ExploredFile:
     def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `ShimFile`."""
         return [self.get_pfn(page) for page in range(offset, offset + count)]
-
-    def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
-        """See `ShimFile`."""
-        word = "private" if private else "shared"
-        self._schedule.point(f"makes [{offset}, {offset + count}) {word}")
-        self._client.connected()
-        self._file.set_memory_attributes(offset, count, private)
-
-    def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
-        """See `ShimFile`."""
-        schedule = self._schedule
-        schedule.point(f"pins [{offset}, {offset + count})")
-        self._client.connected()
-        found = self._file.pin_pages(offset, count)
-        for extent in found:
-            for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._client.held[pfn] += 1
-                if schedule.runs:
-                    schedule.touch(seen.references_key(pfn))
-        return found
-
-    def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
-        """See `ShimFile`."""
-        schedule = self._schedule
-        schedule.point("unpins")
-        for extent in extents:
-            for pfn in range(extent.pfn, extent.pfn + extent.count):
-                self._client.held[pfn] -= 1
-                if schedule.runs:
-                    schedule.touch(seen.references_key(pfn))
-        self._file.unpin_pages(extents)
-
-    def populate(
-        self,
-        offset: int,
-        count: int,
-        source: ExploredFile | None = None,
-        source_offset: int = 0,
-    ) -> int:
-        """See `ShimFile`."""
-        self._schedule.point(f"populates [{offset}, {offset + count})")
-        self._client.connected()
-        if self._schedule.runs:
-            for page in range(offset, offset + count):
-                self._schedule.touch(self._page(page))
-        given = None if source is None else source._file
-        return self._file.populate(offset, count, given, source_offset)
-
-    def query_memory_attribute(self, offset: int) -> ShimAttributes:
-        """See `ShimFile`."""
-        self._schedule.point(f"asks what page {offset} is")
-        self._client.connected()
-        if self._schedule.runs:
-            self._schedule.touch(seen.kind_key(self._number, offset), False)
-        return self._file.query_memory_attribute(offset)
 
     def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
         """See `ShimFile`."""

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from inaccfs.explore.checking import check
-from inaccfs.explore.inplace import Dma, DmaPunch
+from inaccfs.explore.inplace import Dma, DmaPunch, Freeze
+from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.iommu import WAYS
 from inaccfs.semantics import (
     V8,
-    GuestMemfdShared,
     HugetlbRfc,
     InPlaceNext,
     InPlaceV8,
     LiveUpdate,
     Semantics,
 )
-
-if TYPE_CHECKING:
-    from inaccfs.explore.scenario import Scenario
 
 ALL = Limits(seconds=None)
 
@@ -81,12 +75,20 @@ def test_a_split_has_the_race_of_its_conversions() -> None:
     assert "wrong-kind" in found.kinds
 
 
+class FrozenPunch(Scenario):
+    """The least of `freeze`."""
+
+    setup = Freeze.setup
+    actor_freeze = Freeze.actor_freeze
+    actor_punch = Freeze.actor_punch
+
+
 def test_pages_that_come_while_a_file_is_frozen_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("inaccfs.shim.filestate.FileState.check_frozen", lambda _: None)
     monkeypatch.setattr("inaccfs.shim.freezing._refuse", lambda *_: None)
-    found = explore(Case(SCENARIOS["freeze"], LiveUpdate()), Limits(seconds=20))
+    found = explore(Case(FrozenPunch, LiveUpdate()), ALL)
     assert "changed-frozen" in found.kinds
 
 
@@ -99,7 +101,6 @@ def dma(learns: str, scenario: type[Scenario]) -> type[Scenario]:
     ("rules", "scenario", "dirty"),
     [
         (V8(), DmaPunch, set(WAYS)),
-        (GuestMemfdShared(), DmaPunch, {"nothing", "pins"}),
         (InPlaceV8(), DmaPunch, {"nothing", "pins"}),
         (InPlaceV8(), Dma, {"nothing"}),
         (InPlaceNext(), Dma, {"nothing"}),
@@ -112,24 +113,3 @@ def test_which_ways_to_learn_of_changes_are_clean(
     found = explore(Case(dma(learns, scenario), rules), ALL)
     assert found.complete
     assert ("use-after-change" in found.kinds) is (learns in dirty), found.kinds
-
-
-@pytest.mark.parametrize(
-    ("name", "rules", "kvm"),
-    [
-        ("convert-in-place", InPlaceV8(), "kvm"),
-        ("convert-in-place", Race(), "kvm"),
-        ("convert-in-place", InPlaceNext(), "no-retry"),
-        ("convert-two-vms", InPlaceNext(), "kvm"),
-        ("dma", InPlaceV8(), "kvm"),
-        ("dma-punch", V8(), "kvm"),
-        ("split", InPlaceV8(), "kvm"),
-        ("freeze", LiveUpdate(), "kvm"),
-    ],
-)
-def test_what_chance_finds_the_search_has_found(
-    name: str, rules: Semantics, kvm: str
-) -> None:
-    found = check(Case(SCENARIOS[name], rules, kvm), 30)
-    assert (found.missed, found.unlike) == ([], [])
-    assert found.kinds_by_chance <= found.kinds
