@@ -36,6 +36,9 @@ _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 # So little that one who floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
+# An int: the & of socket's own flags is slower than a system call.
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
+
 
 def _busy() -> OSError:
     return OSError(
@@ -101,7 +104,7 @@ class Inbox:
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
-            if flags & socket.MSG_CTRUNC:
+            if flags & _CTRUNC:
                 return Event.FDS
             connection.recv(len(data))
         except BlockingIOError:

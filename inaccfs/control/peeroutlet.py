@@ -67,6 +67,8 @@ class PeerOutlet:
         self._closed = False
         # What has been sent in a `joined` block, and goes with what follows there.
         self._joined: bytearray | None = None
+        # How many bytes of what waits are counted in the backlog.
+        self._counted = 0
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -105,26 +107,19 @@ class PeerOutlet:
                 return
             self._send_joined()
             self._joined = bytearray()
-        self._send(data, fd)
-        if self._outlet.waiting:
-            self._check()
-
-    def _send(self, data: bytes, fd: int = -1) -> None:
         if self._closed:
             if fd >= 0:
                 os.close(fd)
             return
-        outlet = self._outlet
-        before = outlet.waiting
         try:
-            outlet.send(data, fd)
+            if self._outlet.send(data, fd):
+                return
         except OSError:
             # The reader will see it, too; but this is sooner.
             self._disconnect("it hung up")
             return
-        if outlet.waiting != before:
-            self._count(before)
-            self._write_later()
+        self._write_later()
+        self._check()
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -141,8 +136,11 @@ class PeerOutlet:
     def _send_joined(self) -> None:
         data, self._joined = self._joined, None
         # Without a check: nearly always these are replies, which `is_full` limits.
-        if data:
-            self._send(bytes(data))
+        if data and not self._closed:
+            self._outlet.extend([(bytes(data), -1)])
+            self._flush()
+            if self._outlet.waiting:
+                self._write_later()
 
     def offer(self, data: bytes) -> bool:
         """Send *data* if there is room now; else drop it, count it, and return false.
@@ -154,14 +152,12 @@ class PeerOutlet:
             self._joined = bytearray()
         if self._closed:
             return False
-        before = self._outlet.waiting
         try:
             sent = self._outlet.offer(data)
         except OSError:
             self._disconnect("it hung up")
             return False
-        if self._outlet.waiting != before:
-            self._count(before)
+        if self._outlet.waiting != self._counted:
             self._write_later()
         return sent
 
@@ -169,14 +165,14 @@ class PeerOutlet:
         """Send nothing any more."""
         self._closed = True
         self.nursery = None
-        before = self._outlet.waiting
         self._outlet.close()
-        self._count(before)
+        self._count()
 
-    def _count(self, before: int) -> None:
-        """Tell the backlog what waits now, where *before* bytes waited."""
+    def _count(self) -> None:
+        """Tell the backlog what waits now."""
         waiting = self._outlet.waiting
-        self._backlog.bytes += waiting - before
+        self._backlog.bytes += waiting - self._counted
+        self._counted = waiting
         if waiting:
             self._backlog.outlets.add(self)
         else:
@@ -197,6 +193,7 @@ class PeerOutlet:
             )
 
     def _write_later(self) -> None:
+        self._count()
         if not self._writing and self.nursery is not None:
             self._writing = True
             self.nursery.start_soon(self._write)
@@ -217,10 +214,9 @@ class PeerOutlet:
         self._progressed()
 
     def _flush(self) -> None:
-        before = self._outlet.waiting
         try:
             self._outlet.flush()
         except OSError:
             self._disconnect("it hung up")
         else:
-            self._count(before)
+            self._count()
