@@ -18,6 +18,9 @@ class Kind(Enum):
     # A truncation is one, too: of the pages past the new end.
     PUNCH = "punch"
 
+    # Enum's own is written in Python, and each punch looks up its plan.
+    __hash__ = object.__hash__
+
 
 class Part(NamedTuple):
     """The pages that an operation concerns, as ranges from a start to an end."""

@@ -77,6 +77,8 @@ class Notifiers:
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
+        # Whether an event differs from what happens, or from notifier to notifier.
+        self._adapts: Final = clips or unit != 1
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
@@ -256,7 +258,7 @@ class Notifiers:
             return None
         sequence = self._expect(targets, then)
         for notifier in targets:
-            self._tell(notifier, notice, sequence)
+            self._send(notifier, notice, sequence)
         return sequence
 
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
@@ -268,19 +270,21 @@ class Notifiers:
         self._sequence += 1
         return self._sequence
 
-    def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
-        # To send to one may end its peer's connection, and drop the peer's others.
-        if notifier in self._awaited:
-            self._awaited[notifier] = True
-            self._send(notifier, notice, sequence)
-
     def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
+        """Send an event, which *notifier* is to answer if it has a *sequence*."""
+        if sequence is not None:
+            if notifier not in self._awaited:
+                # To send to another has ended the connection of both.
+                return
+            self._awaited[notifier] = True
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
             event, start, end, _ = notice
             number = sequence or 0
             self._trace.tell_pages("event", start, end, notifier.who, event, number)
-        notifier.tell(self._for(notifier, notice), sequence)
+        if self._adapts:
+            notice = self._adapted(notifier, notice)
+        notifier.tell(notice, sequence)
 
     async def tell(self, notice: Notice) -> None:
         """Send an event to any number of notifiers, and wait for their answers.
@@ -293,7 +297,7 @@ class Notifiers:
         sequence = self._expect(targets, answered.set)
         slices = Slices(self._loop)
         for notifier in targets:
-            self._tell(notifier, notice, sequence)
+            self._send(notifier, notice, sequence)
             await slices.give()
         if await self._loop.in_time(self._ack_seconds, answered.wait):
             return
@@ -346,6 +350,8 @@ class Notifiers:
                     for one, place in self._registered.items()
                     if place is None or one in bound
                 ]
+        if not self._leaving:
+            return list(found)
         return [one for one in found if one not in self._leaving]
 
     def _bound_to(self, start: int, end: int) -> dict[Notifier, int]:
@@ -361,10 +367,8 @@ class Notifiers:
             found.sort(key=itemgetter(0))
         return {one: first for first, one in found}
 
-    def _for(self, notifier: Notifier, notice: Notice) -> Notice:
+    def _adapted(self, notifier: Notifier, notice: Notice) -> Notice:
         """The notice as *notifier* gets it: its own pages, in its units."""
-        if self._unit == 1 and not self._clips:
-            return notice
         start, end = notice.start, notice.end
         if self._clips and (bound := self._registered.get(notifier)) is not None:
             start, end = max(start, bound[0]), min(end, bound[1])
