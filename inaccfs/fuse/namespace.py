@@ -164,13 +164,18 @@ class Namespace:
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        with _undone(os.unlink, name, dir_fd):
-            fd = self.inodes.claim(fd)
-            with _closed_on_failure(fd):
-                self._give(fd, parent, mode, uid, gid)
-                attributes = os.fstat(fd)
-                node = self.inodes.node_at(parent, name, attributes)
-        self.opens.open_new(node, fd)
+        claimed = -1
+        try:
+            claimed = self.inodes.claim(fd)
+            self._give(claimed, parent, mode, uid, gid)
+            attributes = os.fstat(claimed)
+            node = self.inodes.node_at(parent, name, attributes)
+        except BaseException:
+            if claimed >= 0:
+                os.close(claimed)
+            _remove_made(os.unlink, name, dir_fd)
+            raise
+        self.opens.open_new(node, claimed)
         self.named_files += 1
         return self.inodes.entry(node, attributes)
 
@@ -184,9 +189,12 @@ class Namespace:
             stat.S_IMODE(mode),
         )
         fd = self.inodes.claim(fd)
-        with _closed_on_failure(fd):
+        try:
             self._give(fd, parent, mode, uid, gid)
             attributes = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         node = self.inodes.add(attributes.st_ino, is_dir=False)
         self.opens.open_new(node, fd)
         return self.inodes.entry(node, attributes)
@@ -379,22 +387,15 @@ class Namespace:
 
 @contextmanager
 def _undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
-    """If the block fails, *remove* a name that has just been made.
-
-    The kernel may remember for a day that there is no such name.
-    """
+    """If the block fails, remove a name that has just been made."""
     try:
         yield
     except BaseException:
-        with suppress(FileNotFoundError):
-            remove(name, dir_fd=dir_fd)
+        _remove_made(remove, name, dir_fd)
         raise
 
 
-@contextmanager
-def _closed_on_failure(fd: int) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.close(fd)
-        raise
+def _remove_made(remove: Callable[..., None], name: bytes, dir_fd: int) -> None:
+    """*remove* a name: the kernel may remember for a day that there is none."""
+    with suppress(FileNotFoundError):
+        remove(name, dir_fd=dir_fd)

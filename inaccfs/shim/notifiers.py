@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import errno
 from contextlib import asynccontextmanager
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from inaccfs.shim.bindings import Bindings
 from inaccfs.shim.loop import TRIO
-from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -82,11 +81,8 @@ class Notifiers:
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # How many notifiers are bound to a page, for each page that has one.
-        self._bound: Final[RangeMap[int]] = RangeMap()
-        # The bound notifiers themselves: the exclusive ones by page, others by range.
-        self._exclusive: Final[RangeMap[Notifier]] = RangeMap()
-        self._shared: Final[dict[Notifier, tuple[int, int]]] = {}
+        # The same by page. None until one is bound: few files ever have one.
+        self._bindings: Bindings[Notifier] | None = None
         # How many are not bound: they get every event.
         self._unbound = 0
         # Locked while events are sent and answered, and while the list changes, so that
@@ -124,7 +120,9 @@ class Notifiers:
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
-        return not self._bound.gaps(start, end)
+        if self._bindings is None:
+            return start >= end
+        return self._bindings.cover(start, end)
 
     async def register(self, notifier: Notifier) -> None:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
@@ -142,22 +140,10 @@ class Notifiers:
             OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
         """
         async with self._lock:
-            taken = (self._bound if exclusive else self._exclusive).overlapping(
-                start, end
-            )
-            if taken:
-                first, stop, _ = taken[0]
-                raise OSError(
-                    errno.EINVAL,
-                    f"pages {max(first, start)} to {min(stop, end)} are bound already: "
-                    "unbind them",
-                )
-            add(self._bound, start, end, 1)
+            if self._bindings is None:
+                self._bindings = Bindings()
+            self._bindings.add(notifier, start, end, exclusive=exclusive)
             self._registered[notifier] = start, end
-            if exclusive:
-                self._exclusive.set(start, end, notifier)
-            else:
-                self._shared[notifier] = start, end
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -181,16 +167,11 @@ class Notifiers:
             bound = self._registered.pop(notifier)
             if bound is None:
                 self._unbound -= 1
-            else:
-                self._unbind(notifier, *bound)
+            elif self._bindings is not None:
+                self._bindings.remove(notifier, *bound)
         self._changed()
         if notifier in self._awaited:
             self._forget(notifier)
-
-    def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
-        add(self._bound, start, end, -1)
-        if self._shared.pop(notifier, None) is None:
-            self._exclusive.delete(start, end)
 
     def silence(self, notifier: Notifier) -> None:
         """Stop waiting for *notifier*, which is about to be dropped."""
@@ -339,10 +320,10 @@ class Notifiers:
         restrictedmem_bind() has them in an xarray.
         """
         found: Iterable[Notifier]
-        if self._unbound == len(self._registered):
+        if self._bindings is None or self._unbound == len(self._registered):
             found = self._registered
         else:
-            bound = self._bound_to(start, end)
+            bound = self._bindings.bound_to(start, end)
             found = bound
             if self._unbound:
                 found = [
@@ -353,19 +334,6 @@ class Notifiers:
         if not self._leaving:
             return list(found)
         return [one for one in found if one not in self._leaving]
-
-    def _bound_to(self, start: int, end: int) -> dict[Notifier, int]:
-        """The notifiers bound to one of these pages, each with the first of them."""
-        alone = self._exclusive.clipped(start, end)
-        found = [(first, one) for first, _, one in alone]
-        if self._shared and start < end:
-            found += [
-                (max(first, start), one)
-                for one, (first, stop) in self._shared.items()
-                if first < end and start < stop
-            ]
-            found.sort(key=itemgetter(0))
-        return {one: first for first, one in found}
 
     def _adapted(self, notifier: Notifier, notice: Notice) -> Notice:
         """The notice as *notifier* gets it: its own pages, in its units."""
