@@ -136,9 +136,8 @@ class PageReferences:
         with self._names.borrowed(command.file) as opened:
             extents = _to_put(command)
             if command.extents is None and command.count <= _PAGES_NOW:
-                file = opened.file
-                file.pages.put(self, *extents[0])
-                return self._put(file, extents)
+                opened.file.pages.put(self, *extents[0])
+                return self._put(opened.file, command.count)
             return self._put_later(opened.again(), extents)
 
     async def _put_later(
@@ -146,10 +145,11 @@ class PageReferences:
     ) -> Nothing:
         with closing(opened):
             await opened.file.pages.put_all(self, extents)
-            return self._put(opened.file, extents)
+            return self._put(opened.file, sum(count for _, count in extents))
 
-    def _put(self, file: InaccessibleFile, extents: list[tuple[int, int]]) -> Nothing:
-        self.total -= sum(count for _, count in extents)
+    def _put(self, file: InaccessibleFile, count: int) -> Nothing:
+        """Note that references to *count* pages of *file* have been put."""
+        self.total -= count
         assert file.pages.memory is not None
         if not file.pages.memory.references.total(self):
             self._files.pop(file).close()

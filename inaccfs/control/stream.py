@@ -95,9 +95,10 @@ class Stream:
         return end or len(data), None
 
     def _begin(self, data: bytes, at: int) -> tuple[int, Found | None]:
-        at = _skip_space(data, at)
-        if at == len(data):
-            return at, None
+        if data[at] != _OBJECT:
+            at = _skip_space(data, at)
+            if at == len(data):
+                return at, None
         # A line with one object, as nearly always.
         end = data.find(b"\n", at) + 1 if data[at] == _OBJECT else 0
         if end and end - at <= self._limit:
