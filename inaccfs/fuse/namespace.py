@@ -167,8 +167,7 @@ class Namespace:
         claimed = -1
         try:
             claimed = self.inodes.claim(fd)
-            self._give(claimed, parent, mode, uid, gid)
-            attributes = os.fstat(claimed)
+            attributes = self._give(claimed, parent, mode, uid, gid)
             node = self.inodes.node_at(parent, name, attributes)
         except BaseException:
             if claimed >= 0:
@@ -190,8 +189,7 @@ class Namespace:
         )
         fd = self.inodes.claim(fd)
         try:
-            self._give(fd, parent, mode, uid, gid)
-            attributes = os.fstat(fd)
+            attributes = self._give(fd, parent, mode, uid, gid)
         except BaseException:
             os.close(fd)
             raise
@@ -213,24 +211,29 @@ class Namespace:
 
     def _give(
         self, path: int | str, parent: Node, mode: int, uid: int, gid: int
-    ) -> None:
-        """Give a new inode the owner and mode that it has when its creator makes it."""
+    ) -> os.stat_result:
+        """Give a new inode the owner and mode that it has when its creator makes it.
+
+        Returns its attributes.
+        """
         made = os.stat(path)
         # In a set-group-ID directory the backing has already chosen the group.
         if stat.S_ISGID & os.fstat(self.inodes.dir_fd(parent)).st_mode:
             gid = made.st_gid
-        if (made.st_uid, made.st_gid) != (uid, gid):
-            os.chown(path, uid, gid)
-            if mode & (stat.S_ISUID | stat.S_ISGID):
-                # chown(2) has removed these.
-                os.chmod(path, stat.S_IMODE(mode))
+        if (made.st_uid, made.st_gid) == (uid, gid):
+            return made
+        os.chown(path, uid, gid)
+        if mode & (stat.S_ISUID | stat.S_ISGID):
+            # chown(2) has removed these.
+            os.chmod(path, stat.S_IMODE(mode))
+        return os.stat(path)
 
     def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """Finish a name that the backing has just made. The caller undoes it if not."""
         fd = os.open(name, PATH_FLAGS, dir_fd=self.inodes.dir_fd(parent))
         try:
-            self._give(f"/proc/self/fd/{fd}", parent, mode, uid, gid)
-            attributes = os.fstat(fd)
+            path = f"/proc/self/fd/{fd}"
+            attributes = self._give(path, parent, mode, uid, gid)
         finally:
             os.close(fd)
         return self.inodes.entry_at(parent, name, attributes)
@@ -328,9 +331,11 @@ class Namespace:
     ) -> None:
         """RENAME and RENAME2."""
         moved = self.inodes.nodes.get(self.inodes.stat_at(old_parent, old_name).st_ino)
-        there: os.stat_result | None = None
-        with suppress(FileNotFoundError):
+        there: os.stat_result | None
+        try:
             there = self.inodes.stat_at(new_parent, new_name)
+        except FileNotFoundError:
+            there = None
         replaced = None if there is None else self.inodes.nodes.get(there.st_ino)
         exchange = flags & syscalls.RENAME_EXCHANGE
         if replaced is not None and not exchange:
