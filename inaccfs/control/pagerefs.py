@@ -134,10 +134,11 @@ class PageReferences:
     def _put_pfn(self, command: messages.PutPfn) -> Any:  # noqa: ANN401
         """The reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
+            pfn, count = command.pfn, command.count
+            if pfn is not None and command.extents is None and count <= _PAGES_NOW:
+                opened.file.pages.put(self, pfn, count)
+                return self._put(opened.file, count)
             extents = _to_put(command)
-            if command.extents is None and command.count <= _PAGES_NOW:
-                opened.file.pages.put(self, *extents[0])
-                return self._put(opened.file, command.count)
             return self._put_later(opened.again(), extents)
 
     async def _put_later(

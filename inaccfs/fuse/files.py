@@ -32,7 +32,7 @@ class OpenFile:
     def __init__(self, opens: Opens, node: Node) -> None:
         self._opens: Final = opens
         self._node: Final = node
-        self.file: Final[InaccessibleFile] = opens.open(node, os.O_RDWR)
+        self.file: Final[InaccessibleFile] = opens.open_node(node, writing=True)
         node.borrowed += 1
 
     @property

@@ -125,15 +125,16 @@ class Namespace:
             raise OSError(errno.EINVAL, "a path from the root has no ..")
         if b"\0" in path:
             raise OSError(errno.EINVAL, "a path has no NUL")
-        node = self.inodes.root
+        inodes = self.inodes
+        node = inodes.root
         try:
             for name in names:
-                node = self.inodes.node_at(node, name, self._stat_no_link(node, name))
-            if not stat.S_ISREG(self.inodes.attributes(node).st_mode):
+                node = inodes.node_at(node, name, self._stat_no_link(node, name))
+            if not stat.S_ISREG(inodes.attributes(node).st_mode):
                 raise OSError(errno.EINVAL, "this is no regular file")  # noqa: TRY301
         except OSError:
             # The kernel may not know it, and so never forget it.
-            self.inodes.drop_if_unused(node)
+            inodes.drop_if_unused(node)
             raise
         return node
 
