@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,7 @@ from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import trio
 
@@ -35,6 +34,25 @@ class Backlog:
     def largest(self) -> PeerOutlet:
         """The outlet in which the most waits."""
         return max(self.outlets, key=lambda outlet: outlet.waiting)
+
+
+class _Joined:
+    """A with block in which an outlet sends together what is short.
+
+    At the latest when the block ends. For where one read has brought many commands.
+    Nothing may be awaited in it.
+    """
+
+    __slots__ = ("_outlet",)
+
+    def __init__(self, outlet: PeerOutlet) -> None:
+        self._outlet: Final = outlet
+
+    def __enter__(self) -> None:
+        self._outlet.join()
+
+    def __exit__(self, *_: object) -> None:
+        self._outlet.end_join()
 
 
 class PeerOutlet:
@@ -67,6 +85,7 @@ class PeerOutlet:
         self._closed = False
         # What has been sent in a `joined` block, and goes with what follows there.
         self._joined: bytearray | None = None
+        self.joined: Final = _Joined(self)
         # How many bytes of what waits are counted in the backlog.
         self._counted = 0
 
@@ -105,8 +124,8 @@ class PeerOutlet:
             if fd < 0 and len(self._joined) < _JOINED_BYTES:
                 self._joined += data
                 return
-            self._send_joined()
-            self._joined = bytearray()
+            self.end_join()
+            self.join()
         if self._closed:
             if fd >= 0:
                 os.close(fd)
@@ -121,19 +140,12 @@ class PeerOutlet:
         self._write_later()
         self._check()
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Send what is short together, at the latest when the with block ends.
-
-        To be used where one read has brought many commands. Nothing may be awaited.
-        """
+    def join(self) -> None:
+        """Begin a `joined` block."""
         self._joined = bytearray()
-        try:
-            yield
-        finally:
-            self._send_joined()
 
-    def _send_joined(self) -> None:
+    def end_join(self) -> None:
+        """End it: send what it has left."""
         data, self._joined = self._joined, None
         # Without a check: nearly always these are replies, which `is_full` limits.
         if data and not self._closed:
@@ -148,8 +160,8 @@ class PeerOutlet:
         Never blocks, never raises, and never leads to the peer's eviction.
         """
         if self._joined is not None:
-            self._send_joined()
-            self._joined = bytearray()
+            self.end_join()
+            self.join()
         if self._closed:
             return False
         try:
