@@ -32,8 +32,9 @@ class Config:
     policy: Policy = field(default_factory=Policy)
     # The name of a version, or FILE.py:CLASS; None for v8.
     semantics: str | None = None
-    # The absolute path of the log.
+    # The absolute paths of the log, and of the file for a trace from the start.
     log: str | None = None
+    trace: str | None = None
 
     @cached_property
     def rules(self) -> Semantics:

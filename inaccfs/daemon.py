@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import ptraced, runtime
+from inaccfs import launch, ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
@@ -24,6 +24,7 @@ from inaccfs.fuse import descriptors, mounting
 from inaccfs.fuse.channel import Channel
 from inaccfs.fuse.closing import Closer
 from inaccfs.fuse.files import Files
+from inaccfs.fuse.handlers.writing import WritingHandlers
 from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.operations import Operations
 from inaccfs.fuse.ownmount import OwnMount
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from inaccfs.ptraced import Tracer
     from inaccfs.shim.frames import FrameSource
     from inaccfs.syscalls import OomScore
+    from inaccfs.tracing.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def run(
     oom_score: OomScore,
     holder: Holder | None = None,
 ) -> None:
-    """Mount, serve until unmounted or stopped, and leave nothing behind.
+    """Mount, serve until unmounted or stopped, and clean up.
 
     *place* is closed as soon as it is mounted on. *ready* is called once the mount can
     be used, with what the user ought to know. *oom_score* is of this process. The mount
@@ -89,6 +91,13 @@ def run(
         if holder is not None:
             stack.callback(holder.clean_up)
         stack.callback(helper.close)
+        recording: Recording | None = None
+        if config.trace is not None:
+            # Imported here because hardly any mount needs it.
+            from inaccfs.tracing import recording as recordings
+
+            recording = recordings.Recording(config.trace, launch.environment())
+            stack.callback(recording.close)
         if config.backing is None:
             backing = private_tmpfs(
                 config.tmpfs,
@@ -125,6 +134,7 @@ def run(
             own_mount=own_mount,
             tracer=tracer,
             holder=holder,
+            recording=recording,
         )
         daemon = _Daemon(config, parts, stop)
         daemon.serve(listener, ready)
@@ -169,7 +179,7 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a mount is made of. `run` made them all, and closes them."""
+    """The parts of a mount. `run` has made them, and closes them."""
 
     # Its path.
     mountpoint: str
@@ -184,6 +194,8 @@ class _Parts:
     tracer: Tracer | None
     # The process whose end is the mount's, too.
     holder: Holder | None
+    # The trace from the start, if there is one.
+    recording: Recording | None
 
 
 class _Daemon:
@@ -241,6 +253,9 @@ class _Daemon:
                 page_size=backing.page_size,
             ),
             config.rules.read_errno,
+            WritingHandlers(self._namespace, self._superblock).handlers()
+            if config.rules.population == "write"
+            else {},
         )
         self._nursery: trio.Nursery | None = None
         self._server: server.Server | None = None
@@ -248,7 +263,7 @@ class _Daemon:
     def serve(
         self, listener: socket.socket, ready: Callable[[list[str]], None]
     ) -> None:
-        """Run the loop until the mount has gone or somebody ends the daemon."""
+        """Run the loop until the mount is unmounted or the daemon is asked to end."""
         pyfuse3.init(
             self._operations, f"/dev/fd/{self._pyfuse3_fd}", {"fsname=inaccfs"}
         )
@@ -287,6 +302,8 @@ class _Daemon:
                 receiver=self._parts.helper,
                 device=self._parts.mount.info.device,
             )
+            if self._parts.recording is not None:
+                self._parts.recording.start(self._server.context)
             nursery.start_soon(self._server.run)
             warnings = list(self._parts.backing.warnings)
             if not self._channel.seal.is_kept:

@@ -7,6 +7,7 @@ an errno. A bug keeps the exception that Python raised.
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 
@@ -44,6 +45,32 @@ class NoEntryError(InaccfsError):
 
 class DeadDaemonError(NotMountedError):
     """There is a mount, but its daemon is dead."""
+
+
+class PageError(OSError):
+    """A refusal because of one page of a file, whose number is `offset`."""
+
+    def __init__(self, number: int, text: str, offset: int) -> None:
+        super().__init__(number, text)
+        self.offset: Final = offset
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (*self.args, self.offset)
+
+
+class PinnedError(PageError, BlockingIOError):
+    """EAGAIN: page `offset` has references, or is pinned."""
+
+
+class BusError(PageError):
+    """Page `offset` is private, or cannot be had: a mapping would raise SIGBUS."""
+
+
+def page_error(number: int, text: str, offset: int) -> PageError:
+    """A `PageError`, of the class for its errno."""
+    if number == errno.EAGAIN:
+        return PinnedError(number, text, offset)
+    return PageError(number, text, offset)
 
 
 class DaemonFailedError(MountError):

@@ -41,7 +41,7 @@ class Holder:
 
 
 def remove_scratch(path: str | Path) -> str | None:
-    """Remove the directory of a mount that has gone.
+    """Remove the directory of a mount that has ended.
 
     Returns a path below it where something is still mounted, and removes nothing then:
     that would empty the other mount.

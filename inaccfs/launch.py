@@ -100,7 +100,7 @@ def start_daemon(
                 stderr=stderr,
                 # Ctrl-C in the terminal must not reach the daemon.
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         stack.callback(end, daemon)
         try:
@@ -134,17 +134,17 @@ def start_daemon(
         )
 
 
-def _environment() -> dict[str, str]:
-    """The environment in which the daemon imports the same package as we do."""
+def environment() -> dict[str, str]:
+    """An environment in which a child imports the same package as we do."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
-    environment = {
+    found = {
         **os.environ,
         "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
     }
     # The process that starts a daemon notifies the service manager itself.
-    environment.pop("NOTIFY_SOCKET", None)
-    return environment
+    found.pop("NOTIFY_SOCKET", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def read_status(mountpoint: str) -> Status:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
         NoAnswerError: its daemon is stopped, or says what we do not understand.
-        NoEntryError: it is another user's, who lets nobody else in.
+        NoEntryError: it is another user's, without --allow-other.
     """
     # Not at the top: to mount does not take msgspec.
     from inaccfs import status
@@ -223,7 +223,7 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, taken down at the end whatever happened.
+    """A mount with a daemon of its own, always taken down at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import inaccfs
     from inaccfs.client import Client
-    from inaccfs.kvm import VM
+    from inaccfs.kvm import VM, Guest
 
 _MARK: Final = "inaccfs"
 _MARKER_LINE: Final = (
@@ -35,10 +35,10 @@ _DYING_SECONDS: Final = 5.0
 
 
 class _Log:
-    """What a daemon writes; its file goes with the mount, the text stays."""
+    """The log of a daemon; its file is removed with the mount, the text is kept."""
 
     def __init__(self, file: TextIO) -> None:
-        # Closed when the daemon is gone.
+        # Closed when the daemon has ended.
         self._file: Final = file
         self._text = ""
 
@@ -50,7 +50,7 @@ class _Log:
         return self._text
 
     def finish(self) -> str:
-        """The whole of it: nobody writes any more."""
+        """The whole log: the daemon has ended."""
         text = self.read()
         self._file.close()
         return text
@@ -138,6 +138,17 @@ def inaccfs_vm(inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client) -> Iterator[V
         yield vm
 
 
+@pytest.fixture
+def inaccfs_guest(
+    inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client
+) -> Iterator[Guest]:
+    """A guest with 2 MiB of private memory; it runs machine code and functions."""
+    from inaccfs.kvm import Guest
+
+    with _unless_dead(inaccfs_mount), Guest(inaccfs_shim) as guest:
+        yield guest
+
+
 # --- parts ----------------------------------------------------------------------------
 
 
@@ -146,7 +157,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _options(item: pytest.Item) -> dict[str, Any]:
-    """What the markers of a test say, the closest of them last."""
+    """The options in the markers of a test, the closest of them last."""
     options: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers(_MARK))):
         if marker.args:
@@ -219,7 +230,7 @@ def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:
 
 @contextmanager
 def _unless_dead(mount: inaccfs.Mount) -> Iterator[None]:
-    """Leave it to the fixture of the mount to tell that its daemon is dead."""
+    """Leave it to the fixture of the mount to report that its daemon is dead."""
     import subprocess
 
     from inaccfs.client import ControlError

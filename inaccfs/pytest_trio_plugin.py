@@ -1,4 +1,4 @@
-"""What the pytest plugin has for trio. Imported only where pytest-trio is at work."""
+"""The fixtures of the pytest plugin for trio. Imported only with pytest-trio."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def directory() -> str:
     if os.geteuid() == 0 and _is_ours(_ROOTS):
         return _ROOTS
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # Everybody can write to /tmp: make_directory() refuses a directory of another user.
+    # All users can write to /tmp: make_directory() refuses another user's directory.
     # XDG_RUNTIME_DIR must be absolute, says its specification, or be ignored.
     return (
         f"{runtime}/inaccfs"

@@ -200,9 +200,12 @@ def set_dumpable(dumpable: bool) -> None:
         raise _error()
 
 
-def die_with_parent() -> None:
-    """Be killed when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
+
+    A program that is run keeps it.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise _error()
 
 

@@ -66,7 +66,7 @@ def remove_fallbacks(name: str) -> None:
     for parent in _parents():
         for entry in os.listdir(parent):
             if entry.rpartition(".")[0] == name:
-                # It may be another user's, a live daemon's, or gone by now.
+                # It may be another user's, a live daemon's, or removed by now.
                 with suppress(OSError):
                     _remove_if_dead(os.path.join(parent, entry))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs.cli import kvmmount, mountoptions, output
+from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
 from inaccfs.words import quoted
 
@@ -88,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     for name in args.semantics:
         # Before the first run, which may be long.
         load.load(name)
-    runs = [_run(load.absolute(name), args) for name in args.semantics]
+    runs: list[Run] = []
+    with progress("comparing", len(args.semantics), ticks=True) as shown:
+        for name in args.semantics:
+            shown.update(len(runs), name)
+            runs.append(_run(load.absolute(name), args))
     if args.json:
         output.say_json(msgspec.json.encode(runs))
     else:

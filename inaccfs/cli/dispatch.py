@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMMANDS: Final = (
-    *("mount", "umount", "status", "semantics", "qmp", "kvm", "probe", "experiment"),
-    *("compare", "explore", "setup-system"),
+    *("mount", "umount", "status", "top", "map", "trace", "metrics", "semantics"),
+    *("qmp", "kvm", "probe", "experiment", "compare", "explore"),
+    *("doctor", "report", "setup-system"),
 )
 """Each is a module of this package."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from inaccfs.cli import output
+from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
 
     lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
     try:
-        with output.lent():
+        with output.lent(), progress(f"experiment {found.name}", ticks=True):
             found.run(lab)
     except (InaccfsError, output.OutputError):
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -11,10 +13,15 @@ import msgspec
 
 from inaccfs.cli import output
 from inaccfs.cli.interrupts import interruptible
+from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
-from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.errors import OptionError
+from inaccfs.streams import printable_lines
+from inaccfs.words import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from inaccfs.explore.search import Case, Found, Limits, Outcome
     from inaccfs.explore.timeline import Timeline
 
@@ -44,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="the rules; may be repeated; all versions that differ if it is not given",
+        help="the rules; may be repeated; all versions if it is not given",
     )
     parser.add_argument(
         "--kvm", default="kvm", metavar="NAME", help="a weaker KVM: no-retry and so on"
@@ -81,24 +88,19 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of preemptions")
+    if not text.isascii() or not text.isdigit() or len(text) > 4:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of preemptions: give 0 to 9999"
+        )
     return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Search, or replay."""
-    from inaccfs.explore.scenarios import SCENARIOS
     from inaccfs.explore.search import ScenarioError
 
     if args.scenario is None:
-        if args.replay or args.trace or args.semantics:
-            raise OptionError("give a scenario, too: inaccfs explore lists them")
-        width = max(map(len, SCENARIOS))
-        for name, one in SCENARIOS.items():
-            question = (one.__doc__ or "").partition("\n")[0]
-            output.say(f"{name:<{width}}  {question}")
-        return 0
+        return _list(args)
     try:
         return _run(args)
     except ScenarioError as exc:
@@ -106,74 +108,124 @@ def run(args: argparse.Namespace) -> int:
         return WRONG
 
 
+def _list(args: argparse.Namespace) -> int:
+    from inaccfs.explore.scenarios import SCENARIOS
+    from inaccfs.explore.weaker import KVMS
+
+    given = [args.semantics, args.seconds, args.all, args.replay, args.trace]
+    if any(given) or args.preemptions is not None or args.kvm != "kvm":
+        raise OptionError("give a scenario, too: inaccfs explore lists them")
+    asked = {
+        name: (one.__doc__ or "").partition("\n")[0] for name, one in SCENARIOS.items()
+    }
+    if args.json:
+        found = {
+            "scenarios": [{"name": name, "asks": text} for name, text in asked.items()],
+            "kvms": [{"name": name, "text": one.text} for name, one in KVMS.items()],
+        }
+        output.say_json(msgspec.json.encode(found))
+        return 0
+    width = max(map(len, asked))
+    for name, question in asked.items():
+        output.say(f"{name:<{width}}  {question}")
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
     from inaccfs.explore import load as scenarios
     from inaccfs.explore.search import Case
-    from inaccfs.explore.weaker import KVMS
     from inaccfs.semantics import load
 
-    if args.kvm not in KVMS:
-        raise OptionError(f"unknown KVM {args.kvm!r}: there are {', '.join(KVMS)}")
+    scenarios.known_kvm(args.kvm)
+    _check_options(args)
     found = scenarios.scenario(args.scenario)
-    rules = [load.load(name) for name in args.semantics] or scenarios.versions()
-    cases = [Case(found, one, args.kvm) for one in rules]
     label = scenarios.label(args.scenario)
-    if (args.replay or args.trace) and len(args.semantics) != 1:
-        raise OptionError("--replay and --trace need one --semantics")
-    if args.trace is not None:
-        _check_writable(args.trace)
-    if args.replay:
-        return _replay(args, cases[0], label)
+    rules = [load.load(name) for name in args.semantics]
+    if args.replay is not None:
+        return _replay(args, Case(found, rules[0], args.kvm), label)
+    if rules:
+        rows = [(one.name, Case(found, one, args.kvm)) for one in rules]
+    else:
+        # One search for all whose rules make no difference to it.
+        rows = [
+            (name, Case(found, one, args.kvm))
+            for name, one in scenarios.versions().items()
+        ]
     with interruptible() as interrupted:
         limits = _limits(args)._replace(stop=interrupted.is_set)
-        status = _search(args, cases, label, limits)
+        status = _search(args, rows, label, limits)
         return INTERRUPTED if interrupted.is_set() else status
-
-
-def _check_writable(path: str) -> None:
-    try:
-        open(path, "ab").close()
-    except OSError as exc:
-        raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _limits(args: argparse.Namespace) -> Limits:
     from inaccfs.explore.search import Limits
 
-    if args.all and args.seconds:
+    return Limits(None if args.all else args.seconds or 60.0, args.preemptions)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.all and args.seconds is not None:
         raise OptionError("give --all or --seconds, not both")
-    seconds = None if args.all else args.seconds or 60.0
-    return Limits(seconds, args.preemptions)
+    replays = args.replay is not None
+    if (replays or args.trace is not None) and len(args.semantics) != 1:
+        raise OptionError("--replay and --trace need one --semantics")
+    if replays and (args.all or args.seconds or args.preemptions is not None):
+        raise OptionError("--replay runs one schedule: give it no limit")
+    if args.trace is not None:
+        directory = os.path.dirname(args.trace) or "."
+        if not args.trace or os.path.isdir(args.trace):
+            raise OptionError(f"cannot write {quoted(args.trace)}: name a file")
+        there = args.trace if os.path.exists(args.trace) else directory
+        if not os.access(there, os.W_OK):
+            reason = "no permission" if os.path.exists(there) else "no such directory"
+            raise OptionError(f"cannot write {quoted(args.trace)}: {reason}")
 
 
 # --- a search -------------------------------------------------------------------------
 
 
 def _search(
-    args: argparse.Namespace, cases: list[Case], label: str, limits: Limits
+    args: argparse.Namespace,
+    cases: Sequence[tuple[str, Case]],
+    label: str,
+    limits: Limits,
 ) -> int:
+    rows: list[tuple[str, Outcome]] = []
+    table = _Table(label, args.kvm, [name for name, _ in cases])
+    if not args.json:
+        output.say(table.head)
+    try:
+        for name, outcome in _outcomes(cases, limits):
+            rows.append((name, outcome))
+            if not args.json:
+                output.say(table.row(name, outcome))
+    finally:
+        if args.json:
+            found = [_as_row(name, outcome, label) for name, outcome in rows]
+            output.say_json(msgspec.json.encode({"rows": found}))
+    if len(cases) == 1:
+        _show_found(rows[0][1], args)
+    elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
+        output.say("\nwith one --semantics you see the shortest schedule")
+    return _status([outcome for _, outcome in rows])
+
+
+def _outcomes(
+    cases: Sequence[tuple[str, Case]], limits: Limits
+) -> Iterator[tuple[str, Outcome]]:
+    """A row for each name, until the search is to stop."""
     from inaccfs.explore.search import explore
 
-    rows: list[dict[str, Any]] = []
-    outcomes: list[Outcome] = []
-    if not args.json:
-        output.say(_HEAD)
-    for case in cases:
-        outcome = explore(case, limits)
-        outcomes.append(outcome)
-        if args.json:
-            rows.append(_as_row(outcome, label))
-        else:
-            output.say(_row(outcome, label))
+    done: dict[Case, Outcome] = {}
+    for number, (name, case) in enumerate(cases):
+        if case not in done:
+            words = f"exploring {name}"
+            with progress(words, len(cases), ticks=True) as shown:
+                shown.update(number)
+                done[case] = explore(case, limits)
+        yield name, done[case]
         if limits.stop():
-            break
-    if args.json:
-        output.say_json(msgspec.json.encode({"rows": rows}))
-    elif len(cases) == 1:
-        _show_shortest(outcomes[0])
-    if args.trace is not None and (shortest := outcomes[0].shortest) is not None:
-        _write_trace(args.trace, _timeline(cases[0], shortest))
-    return _status(outcomes)
+            return
 
 
 def _status(outcomes: list[Outcome]) -> int:
@@ -182,19 +234,50 @@ def _status(outcomes: list[Outcome]) -> int:
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE
 
 
-_HEAD: Final = (
-    f"{'scenario':<16}  {'semantics':<15}  {'KVM':<13}  {'schedules':>9}  "
-    f"{'pruned':>6}  {'all':<4}  {'seconds':>7}  verdict"
-)
+class _Table:
+    """Lines for people."""
 
+    def __init__(self, label: str, kvm: str, names: list[str]) -> None:
+        self._label: Final = label
+        self._kvm: Final = kvm
+        self._widths: Final = [
+            max(len("scenario"), len(label)),
+            max(map(len, ["semantics", *names])),
+            max(len("KVM"), len(kvm)),
+        ]
+        self.head: Final = self._line(
+            *("scenario", "semantics", "KVM", "schedules", "pruned", "all", "seconds"),
+            "verdict",
+        )
 
-def _row(outcome: Outcome, label: str) -> str:
-    case = outcome.case
-    return (
-        f"{label:<16}  {case.semantics.name:<15}  {case.kvm:<13}  "
-        f"{outcome.schedules:>9}  {outcome.pruned:>6}  {_all(outcome):<4}  "
-        f"{outcome.seconds:>7.2f}  {', '.join(outcome.kinds) or 'clean'}"
-    )
+    def _line(
+        self,
+        scenario: str,
+        semantics: str,
+        kvm: str,
+        schedules: object,
+        pruned: object,
+        complete: str,
+        seconds: str,
+        verdict: str,
+    ) -> str:
+        first, second, third = self._widths
+        return (
+            f"{scenario:<{first}}  {semantics:<{second}}  {kvm:<{third}}  "
+            f"{schedules:>9}  {pruned:>6}  {complete:<6}  {seconds:>7}  {verdict}"
+        )
+
+    def row(self, name: str, outcome: Outcome) -> str:
+        """Of one version."""
+        verdict = ", ".join(outcome.kinds) or (
+            "clean" if outcome.complete else "clean so far"
+        )
+        if (same := outcome.case.semantics.name) != name:
+            verdict += f" (as {same})"
+        return self._line(
+            *(self._label, name, self._kvm, outcome.schedules, outcome.pruned),
+            *(_all(outcome), f"{outcome.seconds:.2f}", verdict),
+        )
 
 
 def _all(outcome: Outcome) -> str:
@@ -204,14 +287,14 @@ def _all(outcome: Outcome) -> str:
     return "yes" if bound is None else f"<={bound}"
 
 
-def _as_row(outcome: Outcome, label: str) -> dict[str, Any]:
+def _as_row(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
     from inaccfs.explore import replay
 
     case, shortest = outcome.case, outcome.shortest
     steps = [] if shortest is None else _timeline(case, shortest).lines
     return {
         "scenario": label,
-        "semantics": case.semantics.name,
+        "semantics": name,
         "kvm": case.kvm,
         "verdict": ", ".join(outcome.kinds) or "clean",
         "kinds": outcome.kinds,
@@ -231,25 +314,47 @@ def _timeline(case: Case, found: Found) -> Timeline:
     return timeline.replayed(case, found.choices, found.kind)
 
 
-def _show_shortest(outcome: Outcome) -> None:
+def _show_found(outcome: Outcome, args: argparse.Namespace) -> None:
+    """The shortest schedule, and how to see one of each other kind."""
     from inaccfs.explore import replay
 
-    shortest = outcome.shortest
+    case, shortest = outcome.case, outcome.shortest
     if shortest is None:
+        if args.trace is not None:
+            output.complain(f"nothing was found: {args.trace} is not written")
         return
-    output.say(f"\n{shortest.kind}: {shortest.text}")
-    _show(_timeline(outcome.case, shortest))
-    output.say(f"replay {replay.name(outcome.case, shortest.choices)}")
+    found = _timeline(case, shortest)
+    if not args.json:
+        output.say(f"\n{shortest.kind}: {shortest.text}")
+        _show(found)
+        output.say(f"replay {replay.name(case, shortest.choices)}")
+        for kind, other in sorted(outcome.found.items()):
+            if other is not shortest:
+                name = replay.name(case, other.choices)
+                output.say(f"\n{kind}: {other.text}\nreplay {name}")
+    if args.trace is not None:
+        _write_trace(args.trace, found)
+
+
+_GUILTY: Final = re.compile(r"^\*.*$", re.MULTILINE)
 
 
 def _show(found: Timeline) -> None:
     from inaccfs.explore import timeline
 
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        output.say(timeline.as_columns(found, width))
-    else:
+    if not found.lines:
+        output.say("no actor takes a step: it is what setup() has done")
+        return
+    if not sys.stdout.isatty():
         output.say(timeline.as_list(found))
+        return
+    text = printable_lines(
+        timeline.as_columns(found, shutil.get_terminal_size().columns)
+    )
+    if os.environ.get("NO_COLOR"):
+        output.say(text)
+    else:
+        output.say_coloured(_GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text))
 
 
 # --- one schedule ---------------------------------------------------------------------
@@ -259,10 +364,9 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
     from inaccfs.explore import replay, timeline
 
     found = timeline.replayed(case, replay.choices(case, args.replay))
-    violation = found.violation
     if args.json:
         steps = [{"actor": line.actor, "text": line.text} for line in found.lines]
-        kinds = [] if violation is None else [violation.kind]
+        kinds = sorted({each.kind for each in found.violations})
         row = {
             "scenario": label,
             "semantics": case.semantics.name,
@@ -279,12 +383,14 @@ def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
         }
         output.say_json(msgspec.json.encode({"rows": [row]}))
     else:
-        if violation is not None:
-            output.say(f"{violation.kind}: {violation.text}")
+        for each in found.violations:
+            output.say(f"{each.kind}: {each.text}")
+        if not found.violations:
+            output.say("clean: this schedule shows nothing")
         _show(found)
     if args.trace is not None:
         _write_trace(args.trace, found)
-    return NOT_COMPLETE if violation is None else 1
+    return 1 if found.violations else NOT_COMPLETE
 
 
 def _write_trace(path: str, found: Timeline) -> None:
@@ -292,6 +398,6 @@ def _write_trace(path: str, found: Timeline) -> None:
 
     try:
         with open(path, "wb") as file:
-            file.write(msgspec.json.encode(timeline.as_trace(found)))
+            file.write(timeline.as_trace(found))
     except OSError as exc:
-        raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
+        raise OptionError(f"cannot write {quoted(path)}: {exc.strerror}") from exc

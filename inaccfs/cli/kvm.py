@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from inaccfs.cli import kvmmount, kvmstress, output
+from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output
 from inaccfs.cli.compare import write_report
 from inaccfs.errors import InaccfsError
 
@@ -35,6 +35,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     demo.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?")
     demo.set_defaults(run=_demo, parser=demo)
     kvmstress.add_parser(own)
+    kvmprobe.add_parser(own)
+    kvmlive.add_parser(own)
 
 
 def _add_run(commands: argparse._SubParsersAction[Any]) -> None:

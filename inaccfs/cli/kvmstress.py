@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import shutil
-import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from inaccfs.cli import kvmmount, output
 from inaccfs.cli.interrupts import interruptible
+from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
 from inaccfs.words import natural, quoted
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
+    from inaccfs.cli.progress import Progress
     from inaccfs.kvm.stress import Report
-
-_BAR: Final = 24
 
 # The limit of threads of each kind: more would only wait for each other.
 _MOST_THREADS: Final = 256
@@ -93,12 +92,9 @@ def run(args: argparse.Namespace) -> int:
         with (
             interruptible() as interrupted,
             kvmmount.roomy_mount_of(args, world.FILE_PAGES) as shim,
+            progress("stress", plan.seconds) as shown,
         ):
-            progress = _Progress(plan.seconds)
-            try:
-                report = stress.run(shim, plan, progress, interrupted.is_set)
-            finally:
-                progress.clear()
+            report = stress.run(shim, plan, partial(_show, shown), interrupted.is_set)
     except KeyboardInterrupt:
         output.complain(f"interrupted again: seed {seed}, and nothing was checked")
         raise
@@ -111,29 +107,8 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if report.interrupted else 0
 
 
-class _Progress:
-    """A bar on the terminal, if standard error is one."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds: Final = seconds
-        self._shown: Final = sys.stderr.isatty()
-
-    def __call__(self, now: float, counts: Counter[str]) -> None:
-        if not self._shown:
-            return
-        done = min(round(now / self._seconds * _BAR), _BAR)
-        bar = "#" * done + "-" * (_BAR - done)
-        text = (
-            f"[{bar}] {now:.0f}/{self._seconds:g} s, {counts['accesses']:,} accesses, "
-            f"{counts['punches']:,} punches"
-        )
-        columns = shutil.get_terminal_size().columns
-        output.mention(f"\r{text[: columns - 1]}\x1b[K", end="")
-
-    def clear(self) -> None:
-        """Erase the bar."""
-        if self._shown:
-            output.mention("\r\x1b[K", end="")
+def _show(shown: Progress, now: float, counts: Counter[str]) -> None:
+    shown.update(now, f"{counts['accesses']:,} accesses, {counts['punches']:,} punches")
 
 
 def _deeds(counts: Counter[str]) -> str:

@@ -115,6 +115,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--log", metavar="FILE", help="the log of a daemon in the background"
     )
     parser.add_argument(
+        "--trace",
+        metavar="FILE.json",
+        help="write down what happens from the start, as inaccfs trace -o does",
+    )
+    parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
     # From `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the mountpoint,
@@ -235,6 +240,6 @@ def _notify_systemd() -> None:
         return
     # An abstract address is written with @ for its NUL.
     target = "\0" + address[1:] if address.startswith("@") else address
-    # "Errors should be ignored", says the manual page: nobody may be listening.
+    # "Errors should be ignored", says the manual page: there may be no listener.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.sendto(b"READY=1\n", target)

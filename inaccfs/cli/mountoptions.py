@@ -24,7 +24,7 @@ _TMPFS: Final = ("size", "huge", "mode", "uid", "gid")
 _SIMULATED: Final = ("simulated-memory", "simulated-order", "simulated-fragmentation")
 _OURS: Final = (
     *_TMPFS,
-    *("backing", "control", "log"),
+    *("backing", "control", "log", "trace"),
     *("pfn-source", *_SIMULATED),
     *("ack-timeout", "semantics"),
 )
@@ -147,7 +147,7 @@ def parse(options: Options) -> Config:
         raise OptionError(
             f"pfn-source {quoted(source)} is not one of {', '.join(PFN_SOURCES)}"
         )
-    log = ours.get("log")
+    log, trace = ours.get("log"), ours.get("trace")
     return Config(
         backing=ours.get("backing"),
         tmpfs=tmpfs,
@@ -158,6 +158,7 @@ def parse(options: Options) -> Config:
         policy=_policy(options),
         semantics=_semantics(ours),
         log=None if log is None else os.path.abspath(log),
+        trace=None if trace is None else os.path.abspath(trace),
     )
 
 

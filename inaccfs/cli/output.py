@@ -13,13 +13,14 @@ import re
 import shutil
 import sys
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from inaccfs.streams import printable, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _STREAMS: Final = (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w"))
 
@@ -28,6 +29,9 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 # The length of the longest line that the terminal had to wrap.
 _too_wide = 0
+
+# Makes room for what is printed, where a bar is drawn: see `beside`.
+_room: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class OutputError(Exception):
@@ -107,9 +111,21 @@ def show(text: str, *, end: str = "\n") -> None:
         OutputError: writing failed.
     """
     try:
-        print(text, end=end, flush=True)
+        with _room():
+            print(text, end=end, flush=True)
     except OSError as exc:
         raise OutputError from exc
+
+
+@contextmanager
+def beside(room: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Print only within *room()* during a with block, for a bar is drawn there."""
+    global _room
+    before, _room = _room, room
+    try:
+        yield
+    finally:
+        _room = before
 
 
 def complain(text: str) -> None:

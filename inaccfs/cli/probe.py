@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output
+from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     names = [args.target, *([args.against] if args.against is not None else [])]
     try:
         found: list[Target] = [naming.find(name, force=args.force) for name in names]
-        results = table.try_all(found)
+        # Without a thread that draws: each row is tried in a fork.
+        with progress("probing", len(found) * len(table.ROWS)) as shown:
+            results = table.try_all(found, step=shown.step)
     except InaccfsError as exc:
         # Other commands fail with status 1, but here that means differences.
         output.complain(str(exc))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs import launch
 from inaccfs.cli import output
+from inaccfs.cli.units import size_text
 from inaccfs.errors import InaccfsError, NoEntryError, NotMountedError
 from inaccfs.fuse import finding
 from inaccfs.status import encode
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             output.say_json(encode(found))
         else:
-            output.say(_describe(found))
+            output.say(describe(found))
         return 0
     answers = list(_ask_all())
     statuses = [answer for answer in answers if not isinstance(answer, _Silent)]
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             output.complain(one.reason)
     if args.json:
         output.say_json(encode(statuses))
-    elif shown := [_describe(one) for one in answers if not _is_failed(one)]:
+    elif shown := [describe(one) for one in answers if not _is_failed(one)]:
         output.say("\n\n".join(shown))
     elif not silent:
         output.say("no inaccfs mounts")
@@ -91,16 +92,16 @@ def _ask_all() -> Iterator[Status | _Silent]:
             yield _Silent(path, reason, failed=False)
 
 
-def _describe(status: Status | _Silent) -> str:
+def describe(status: Status | _Silent) -> str:
     if isinstance(status, _Silent):
         # The message begins with the path.
         return printable(status.reason)
-    size = _bytes(status.size) if status.size else "no limit"
+    size = size_text(status.size) if status.size else "no limit"
     lines = {
         "backing": status.backing,
         "size": size,
         "files": str(status.files),
-        "allocated": f"{status.allocated_pages} pages of {_bytes(status.page_size)}",
+        "allocated": f"{status.allocated_pages} pages of {size_text(status.page_size)}",
         "semantics": status.semantics,
         "mmap": status.mmap,
         "pfns": _frames(status),
@@ -118,13 +119,3 @@ def _frames(status: Status) -> str:
     if status.pfn_source == status.pinning:
         return status.pfn_source
     return f"{status.pfn_source}, pinned by {status.pinning}"
-
-
-def _bytes(count: int) -> str:
-    """A size for people: exact if a few digits suffice."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:g} {unit}" if size.is_integer() else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

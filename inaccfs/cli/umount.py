@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs import ending
 from inaccfs.cli import output
+from inaccfs.cli.progress import progress
 
 if TYPE_CHECKING:
     import argparse
@@ -33,7 +34,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unmount."""
-    message = ending.unmount(args.mountpoint, lazy=args.lazy)
+    with progress(f"unmounting {args.mountpoint}", ticks=True):
+        message = ending.unmount(args.mountpoint, lazy=args.lazy)
     if message is not None:
         output.complain(message)
     return 0

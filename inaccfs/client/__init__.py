@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from inaccfs.client.blocking import Client, File, connect
+from inaccfs.client.blocking import Client, connect
+from inaccfs.client.blockingfile import File
 from inaccfs.client.errors import (
     CannotConnectError,
     ClientClosedError,
@@ -21,12 +22,14 @@ from inaccfs.control.messages import (
     MFD_HUGETLB,
     MFD_INACCESSIBLE,
 )
+from inaccfs.errors import BusError, PageError, PinnedError
 
 __all__ = [
     "MFD_ALLOW_SEALING",
     "MFD_CLOEXEC",
     "MFD_HUGETLB",
     "MFD_INACCESSIBLE",
+    "BusError",
     "CannotConnectError",
     "Client",
     "ClientClosedError",
@@ -35,6 +38,8 @@ __all__ = [
     "File",
     "NotControlSocketError",
     "Notifier",
+    "PageError",
     "Pfn",
+    "PinnedError",
     "connect",
 ]

@@ -13,11 +13,12 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from inaccfs.client import requests, tasks
+from inaccfs.client import requests, tasks, tracingtasks
+from inaccfs.client.aiopages import AttributesOfFile
 from inaccfs.client.errors import ControlError
 from inaccfs.client.notifying import Callbacks, Range, raise_or_note
 from inaccfs.client.tasks import Notifier
@@ -25,22 +26,28 @@ from inaccfs.control.messages import MFD_CLOEXEC, MFD_INACCESSIBLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from contextlib import AbstractAsyncContextManager
     from typing import Self, Unpack
 
     from inaccfs.client.notifying import Callback, Options
-    from inaccfs.client.requests import Pfn
+    from inaccfs.client.requests import Pfn, Request
     from inaccfs.client.tasks import Connection
+    from inaccfs.client.tracingtasks import Trace
     from inaccfs.control.messages import (
         Command,
         Extent,
         FileInfo,
+        MappedExtent,
         NotifierInfo,
         Pins,
         Semantics,
         Stats,
         VersionInfo,
     )
+    from inaccfs.shim.trace import What
     from inaccfs.status import Status
+
+T = TypeVar("T")
 
 __all__ = ["Client", "File", "Notifier", "connect"]
 
@@ -98,8 +105,15 @@ class Client:
         """A file of the mount: by an open fd, or by its path from the mount's root."""
         if not isinstance(file, int):
             return File(self, requests.check_path(os.fspath(file)), passed=False)
+        return await self._file(file)
+
+    async def weak_file(self, fd: int) -> File:
+        """A file that neither the `File` nor its notifiers keep open."""
+        return await self._file(fd, weak=True)
+
+    async def _file(self, fd: int, *, weak: bool = False) -> File:
         fdname = f"fd{next(self._names)}"
-        await self._do(requests.get_fd(fdname, file))
+        await self._do(requests.get_fd(fdname, fd, weak=weak))
         return File(self, fdname, passed=True)
 
     async def memfd_create(
@@ -120,6 +134,13 @@ class Client:
         return fd
 
     # --- the mount --------------------------------------------------------------------
+
+    def trace(self, *kinds: What) -> AbstractAsyncContextManager[Trace]:
+        """What happens from now on, as records: `async with` it, then `async for`.
+
+        As in the blocking face.
+        """
+        return tracingtasks.traced(self._connection.path, kinds)
 
     async def query_files(self) -> list[FileInfo]:
         """The files that are open or have fetched pages."""
@@ -154,7 +175,7 @@ class Client:
         await self._do(requests.QUIT)
 
 
-class File:
+class File(AttributesOfFile):
     """A file of the mount. Offsets and counts are pages of the file's page size."""
 
     def __init__(self, client: Client, name: str, *, passed: bool) -> None:
@@ -167,6 +188,9 @@ class File:
 
     def __repr__(self) -> str:
         return f"<File {self._name} of {self._client._connection.path}>"
+
+    async def _ask(self, request: Request[T]) -> T:
+        return await self._client._do(request)
 
     @property
     def _open_name(self) -> str:
@@ -207,6 +231,10 @@ class File:
         """Size, pages, references and the like."""
         return await self._client._do(requests.query_file(self._open_name))
 
+    async def query_map(self) -> list[MappedExtent]:
+        """The states of all pages up to the file's end, as extents."""
+        return await self._client._do(requests.query_map(self._open_name))
+
     async def memory_failure(self, offset: int) -> None:
         """Report a page as poisoned. EOPNOTSUPP in semantics without memory-failure."""
         await self._client._do(requests.memory_failure(self._open_name, offset))
@@ -235,11 +263,12 @@ class File:
         invalidate: Callback | None = None,
         *,
         exclusive: bool | None = None,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """As `register_notifier`, for a range of pages, in semantics that bind."""
         callbacks = Callbacks(invalidate, **options)
-        return await self._register(callbacks, Range(start, end, exclusive))
+        return await self._register(callbacks, Range(start, end, exclusive, prepare))
 
     async def _register(self, callbacks: Callbacks, bound: Range | None) -> Notifier:
         name = self._open_name

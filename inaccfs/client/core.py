@@ -184,7 +184,7 @@ class Conversation:
         _log_failure(call, quietly)
 
     def abandon(self, call: Call[Any]) -> None:
-        """Undo *call*, whose caller is gone, now or once its answer has come."""
+        """Undo an abandoned *call*, now or when its answer has come."""
         call.on_done = None
         if not call.done:
             call.abandoned = True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.control import qmp
-from inaccfs.errors import InaccfsError
+from inaccfs.errors import InaccfsError, page_error
 
 if TYPE_CHECKING:
     from inaccfs.control.qmp import ErrorInfo
@@ -40,7 +40,7 @@ class CannotConnectError(ControlError):
 
 
 class ConnectionLostError(ControlError):
-    """The daemon has gone, or has disconnected us."""
+    """The daemon has ended, or has disconnected us."""
 
 
 class NotControlSocketError(ControlError):
@@ -84,4 +84,6 @@ def refusal(error: ErrorInfo) -> OSError:
     if number is None:
         # The error of another program, such as QEMU: show all of its text.
         return OSError(_BY_CLASS.get(error.kind, errno.EIO), error.desc)
-    return OSError(number, text)
+    if error.offset is None:
+        return OSError(number, text)
+    return page_error(number, text, error.offset)

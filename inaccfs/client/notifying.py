@@ -20,6 +20,7 @@ from inaccfs.client.requests import Request
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     Bind,
+    CommitBind,
     Event,
     Invalidate,
     InvalidateDone,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; and with `with_frames` the
-    # extents that go.
+    # Takes the first page and the page after the last; with `with_frames` the extents
+    # that go; and with `with_kinds` the kinds.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,10 @@ class Options(TypedDict, total=False):
     invalidate_end: Callback | None
     populate: Callback | None
     error: Callback | None
-    # Whether callbacks take a list of the extents that go, too.
+    # Whether callbacks take a list of the extents that go, too; and the kinds of pages
+    # that are concerned, None where events do not carry that.
     with_frames: bool
+    with_kinds: bool
 
 
 class Callbacks(NamedTuple):
@@ -67,10 +70,11 @@ class Callbacks(NamedTuple):
     populate: Callback | None = None
     error: Callback | None = None
     with_frames: bool = False
+    with_kinds: bool = False
 
     def check(self) -> Callbacks:
         """Return itself; `TypeError` if there is nothing to call."""
-        if not any(self[:-1]):
+        if not any(self[:-2]):
             raise TypeError("a notifier needs a callback")
         return self
 
@@ -99,12 +103,18 @@ class Callbacks(NamedTuple):
         return None
 
     def call(
-        self, callback: Callback, start: int, end: int, frames: Iterable[object] | None
+        self,
+        callback: Callback,
+        start: int,
+        end: int,
+        frames: Iterable[object] | None,
+        kinds: str | None = None,
     ) -> object:
         """Call one of these: with *frames* if they take them, [] where none are."""
-        if self.with_frames:
-            return callback(start, end, list(frames or ()))
-        return callback(start, end)
+        more: list[object] = [list(frames or ())] if self.with_frames else []
+        if self.with_kinds:
+            more.append(kinds)
+        return callback(start, end, *more)
 
     @staticmethod
     def _needed(
@@ -196,7 +206,7 @@ class Registered:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has gone or hung up."""
+        """False after `unregister`, and when the daemon has ended or hung up."""
         return not self._registration.leaving
 
 
@@ -206,6 +216,8 @@ class Range(NamedTuple):
     start: int
     end: int
     exclusive: bool | None = None
+    # Whether `commit` puts it into effect, and not `bind`.
+    prepare: bool = False
 
 
 class Due(NamedTuple):
@@ -218,10 +230,11 @@ class Due(NamedTuple):
     def call(self) -> object:
         """Call it."""
         event = self.event
-        frames = None if isinstance(event, messages.MemoryError) else event.frames
-        return self.registration.callbacks.call(
-            *(self.callback, event.start, event.end, frames or None)
-        )
+        call, callback = self.registration.callbacks.call, self.callback
+        if isinstance(event, messages.MemoryError):
+            return call(callback, event.start, event.end, None)
+        frames, kinds = event.frames or None, event.kinds or None
+        return call(callback, event.start, event.end, frames, kinds)
 
 
 class Notifiers:
@@ -257,12 +270,23 @@ class Notifiers:
 
         if bound is None:
             return Request(RegisterNotifier(file=file), interpret)
-        start, end, exclusive = bound
-        command = Bind(file=file, start=start, end=end, exclusive=exclusive)
+        start, end, exclusive, prepare = bound
+        command = Bind(
+            file=file, start=start, end=end, exclusive=exclusive, prepare=prepare
+        )
         return Request(command, interpret)
 
+    def commit(self, registration: Registration) -> Request[None]:
+        """The request that puts a prepared one into effect. If it fails, forget it."""
+        return Request(CommitBind(notifier=registration.number), lambda _: None)
+
+    def forget(self, registration: Registration) -> None:
+        """The daemon has refused to commit it, and knows it no more."""
+        self._registered.pop(registration.number, None)
+        registration.settle(None)
+
     def abandon(self, call: Call[Registration]) -> None:
-        """Undo a registration whose caller is gone, now or once it is done."""
+        """Undo an abandoned registration, now or once it is done."""
         if call.done and call.error is None:
             self.leave(call.result())
         else:
@@ -352,7 +376,7 @@ class Notifiers:
         self._registered.clear()
 
     def take_raised(self) -> BaseException | None:
-        """The first exception that no caller has got; its notes tell of the others."""
+        """The first exception not raised yet; its notes mention the others."""
         errors = [registration.take_raised() for registration in self._raised]
         self._raised.clear()
         raised = [error for error in errors if error is not None]

@@ -5,6 +5,7 @@ The faces (blocking, aio) send these and return the results.
 
 from __future__ import annotations
 
+import base64
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -14,20 +15,30 @@ from inaccfs.control.messages import (
     Bind,
     CloseFd,
     Command,
+    Data,
     Extent,
     FileInfo,
     Frames,
+    Freeze,
     GetFd,
     GetMemory,
     GetPfn,
+    MappedExtent,
     MemfdCreate,
+    MemoryAttributes,
     MemoryFailure,
+    Migrate,
     NotifierInfo,
+    PageMap,
+    PinPages,
     Pins,
+    PopulatePages,
     PutExtent,
     PutPfn,
     QueryFile,
     QueryFiles,
+    QueryMap,
+    QueryMemoryAttributes,
     QueryNotifiers,
     QueryPins,
     QuerySemantics,
@@ -35,12 +46,17 @@ from inaccfs.control.messages import (
     QueryStatus,
     QueryVersion,
     Quit,
+    ReadShared,
     RegisterNotifier,
     Semantics,
+    SetMemoryAttributes,
     Stats,
     Unbind,
+    Unfreeze,
+    UnpinPages,
     UnregisterNotifier,
     VersionInfo,
+    WriteShared,
 )
 from inaccfs.control.qmp import NotQmpError
 
@@ -67,13 +83,18 @@ class Run(Protocol):
         """How many pages of the file they are."""
 
 
-class Pfn(NamedTuple):
-    """The frame of a page."""
-
+class _Frame(NamedTuple):
     # The number of a page frame, of 4 KiB frames.
     pfn: int
     # The folio has 2**order frames; the page may be in the middle of it.
     order: int
+
+
+class Pfn(_Frame):
+    """The frame of a page: a tuple of its number and its folio's order."""
+
+    # Whether the page is private; None where the file does not say so.
+    private: bool | None = None
 
 
 class Request(NamedTuple, Generic[T]):
@@ -99,12 +120,12 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _itself(returned: Any) -> Any:  # noqa: ANN401 - whatever a command returns
+def _itself(returned: Any) -> Any:  # noqa: ANN401 - the return of any command
     return returned
 
 
 def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as above
-    """The commands that undo a command whose caller has gone."""
+    """The commands that undo an abandoned command."""
     match command:
         case GetFd() | MemfdCreate():
             return [CloseFd(fdname=command.fdname)]
@@ -116,6 +137,10 @@ def undo(command: Command, returned: Any) -> list[Command]:  # noqa: ANN401 - as
             return [PutPfn(file=command.file, pfn=returned.pfn)]
         case GetPfn():
             return put_pfns(command.file, returned.extents or ())
+        case PinPages():
+            return unpin_pages(command.file, returned.extents or ())
+        case Freeze():
+            return [Unfreeze(file=command.file)]
     return []
 
 
@@ -127,7 +152,7 @@ def following(command: Command, returned: Any) -> Command | None:  # noqa: ANN40
     start = getattr(returned, "next", None) or None
     if start is None:
         return None
-    if isinstance(command, GetPfn):
+    if isinstance(command, GetPfn | PinPages):
         assert command.count is not None
         count = command.offset + command.count - start
         return msgspec.structs.replace(command, offset=start, count=count)
@@ -142,6 +167,8 @@ def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
             return first
         case list():
             return Rows(chain.from_iterable(pages))
+        case PageMap():
+            return PageMap(extents=[row for page in pages for row in page.extents])
         case Frames():
             return Frames(extents=[row for page in pages for row in page.extents])
         case Pins():
@@ -179,8 +206,8 @@ def check_path(path: str) -> str:
     return path
 
 
-def get_fd(fdname: str, fd: int) -> Request[None]:
-    return Request(GetFd(fdname=fdname), _nothing, fd)
+def get_fd(fdname: str, fd: int, *, weak: bool = False) -> Request[None]:
+    return Request(GetFd(fdname=fdname, weak=weak), _nothing, fd)
 
 
 def close_fd(fdname: str) -> Request[None]:
@@ -200,6 +227,14 @@ def query_file(file: str) -> Request[FileInfo]:
     return Request(QueryFile(file=file), _itself)
 
 
+def query_map(file: str) -> Request[list[MappedExtent]]:
+    return Request(QueryMap(file=file), _map_extents, whole=True)
+
+
+def _map_extents(found: PageMap) -> list[MappedExtent]:
+    return found.extents
+
+
 def memory_failure(file: str, offset: int) -> Request[None]:
     return Request(MemoryFailure(file=file, offset=offset), _nothing)
 
@@ -210,7 +245,10 @@ def memory_failure(file: str, offset: int) -> Request[None]:
 def _pfn(frames: Frames) -> Pfn:
     if frames.pfn is msgspec.UNSET or frames.order is msgspec.UNSET:
         raise NotQmpError("get-pfn returned no pfn")
-    return Pfn(frames.pfn, frames.order)
+    found = Pfn(frames.pfn, frames.order)
+    if frames.private is not msgspec.UNSET:
+        found.private = frames.private
+    return found
 
 
 def _extents(frames: Frames) -> list[Extent]:
@@ -237,8 +275,75 @@ def put_pfns(file: str, extents: Iterable[Run]) -> list[Command]:
     ]
 
 
+def pin_pages(file: str, offset: int, count: int) -> Request[list[Extent]]:
+    command = PinPages(file=file, offset=offset, count=count)
+    return Request(command, _extents, whole=True)
+
+
+def unpin_pages(file: str, extents: Iterable[Extent]) -> list[Command]:
+    """The commands that give back a pin of each page of *extents*."""
+    parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
+    return [
+        UnpinPages(file=file, extents=parts[at : at + _EXTENTS_A_COMMAND])
+        for at in range(0, len(parts), _EXTENTS_A_COMMAND)
+    ]
+
+
 def put_pfn(file: str, pfn: int, count: int) -> Request[None]:
     return Request(PutPfn(file=file, pfn=pfn, count=count), _nothing)
+
+
+# --- private and shared pages ---------------------------------------------------------
+
+
+def set_memory_attributes(
+    file: str, offset: int, count: int, *, private: bool
+) -> Request[None]:
+    command = SetMemoryAttributes(
+        file=file, offset=offset, count=count, private=private
+    )
+    return Request(command, _nothing)
+
+
+def query_memory_attributes(file: str) -> Request[list[MemoryAttributes]]:
+    return Request(QueryMemoryAttributes(file=file), _itself, whole=True)
+
+
+def populate(
+    file: str, offset: int, count: int, source: str | None, source_offset: int
+) -> Request[int]:
+    command = PopulatePages(
+        file=file,
+        offset=offset,
+        count=count,
+        source=source,
+        source_offset=source_offset if source is not None else None,
+    )
+    return Request(command, lambda returned: returned.count)
+
+
+def freeze(file: str) -> Request[None]:
+    return Request(Freeze(file=file), _nothing)
+
+
+def unfreeze(file: str) -> Request[None]:
+    return Request(Unfreeze(file=file), _nothing)
+
+
+def migrate(file: str, offset: int, count: int) -> Request[None]:
+    return Request(Migrate(file=file, offset=offset, count=count), _nothing)
+
+
+def read_shared(file: str, offset: int, count: int) -> Request[bytes]:
+    def interpret(returned: Data) -> bytes:
+        return base64.b64decode(returned.data)
+
+    return Request(ReadShared(file=file, offset=offset, count=count), interpret)
+
+
+def write_shared(file: str, offset: int, data: bytes) -> Request[None]:
+    text = base64.b64encode(data).decode()
+    return Request(WriteShared(file=file, offset=offset, data=text), _nothing)
 
 
 # --- the mount ------------------------------------------------------------------------

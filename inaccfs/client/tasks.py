@@ -50,12 +50,19 @@ async def connected(target: str | os.PathLike[str]) -> AsyncIterator[Connection]
                 nursery.cancel_scope.cancel()
 
 
+async def dial(path: str) -> tuple[socket.socket, Conversation]:
+    """A connection to the socket at *path*, which does not block."""
+    _, connection, conversation = await _Dialing(path).dial()
+    connection.setblocking(False)
+    return connection, conversation
+
+
 class _Dialing:
     """Connects in a thread, as that may block; leaves nothing if cancelled."""
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
         self._target: Final = target
-        # Guards the rest: the connection once it is there, and whether nobody wants it.
+        # Guards the next two: the connection when it is made, and whether to drop it.
         self._lock: Final = threading.Lock()
         self._connection: socket.socket | None = None
         self._unwanted = False
@@ -136,6 +143,14 @@ class Connection:
         request = self.notifiers.register(file, callbacks, left.set, bound)
         return Notifier(self, await self.do(request, self.notifiers.abandon), left)
 
+    async def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        try:
+            await self.do(self.notifiers.commit(registration))
+        except OSError:
+            self.notifiers.forget(registration)
+            raise
+
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
         self.notifiers.leave(registration)
@@ -210,6 +225,10 @@ class Notifier(Registered):
         super().__init__(registration)
         self._connection: Final = connection
         self._left: Final = left
+
+    async def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared; see the blocking face."""
+        await self._connection.commit(self._registration)
 
     async def unregister(self) -> None:
         """Return when no callback runs, and none will.

@@ -64,12 +64,18 @@ class Listener:
     # --- for other threads ------------------------------------------------------------
 
     def register(
-        self, file: str, fd: int | None, callbacks: Callbacks, bound: Range | None
+        self,
+        file: str,
+        fd: int | None,
+        callbacks: Callbacks,
+        bound: Range | None,
+        *,
+        weak: bool = False,
     ) -> tuple[Registration, threading.Event]:
         """Register a notifier; the event is set once it is unregistered.
 
         *file* is a path, unless *fd* is an fd of the file. With *bound* the notifier is
-        for that range.
+        for that range; if it is *weak*, it does not keep the file open.
         """
         if self.is_here():
             raise OSError(
@@ -81,7 +87,7 @@ class Listener:
             named: Call[None] | None = None
             if fd is not None:
                 file = f"fd{next(self._names)}"
-                named = self._conversation.start(requests.get_fd(file, fd))
+                named = self._conversation.start(requests.get_fd(file, fd, weak=weak))
             call = self._conversation.start(
                 self._notifiers.register(file, callbacks, left.set, bound),
                 answered.set,
@@ -100,6 +106,22 @@ class Listener:
         if named is not None and named.error is not None:
             raise named.error
         return call.result(), left
+
+    def commit(self, registration: Registration) -> None:
+        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        if self.is_here():
+            raise OSError(errno.EDEADLK, "a callback cannot commit: it would wait")
+        answered = threading.Event()
+        with self._lock:
+            call = self._conversation.start(
+                self._notifiers.commit(registration), answered.set
+            )
+            self._send()
+        answered.wait()
+        if call.error is not None:
+            with self._lock:
+                self._notifiers.forget(registration)
+        call.result()
 
     def leave(self, registration: Registration) -> None:
         """Unregister as soon as no callback of it runs; do not wait for that."""
@@ -192,6 +214,13 @@ class Notifier(Registered):
         super().__init__(registration)
         self._listener: Final = listener
         self._left: Final = left
+
+    def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared. If it fails, nothing is left.
+
+        EEXIST or EINVAL for pages that are bound already; ENOENT if it is in effect.
+        """
+        self._listener.commit(self._registration)
 
     def unregister(self) -> None:
         """Return when no callback runs, and none will.

@@ -1,4 +1,4 @@
-"""Who has connected, and the way to them, as sessions know it."""
+"""A peer as its session knows it: its credentials, and how to send to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who has connected: a number of ours, and SO_PEERCRED of unix(7)."""
+    """The credentials of a peer: our number for it, and SO_PEERCRED of unix(7)."""
 
     number: int
     pid: int
@@ -26,10 +26,13 @@ class Caller:
 
 
 class Outbound(Protocol):
-    """What a session needs of a connection; see peeroutlet.PeerOutlet."""
+    """The part of a connection that a session uses; see peeroutlet.PeerOutlet."""
 
     def send(self, data: bytes, fd: int = -1) -> None:
         """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+
+    def offer(self, data: bytes) -> bool:
+        """Send *data* if there is room now, else return false. Never raises."""
 
     def evict(self, reason: str, text: str) -> None:
         """Disconnect the peer. *reason* says why; *text* has more for the log."""

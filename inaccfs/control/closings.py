@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # For each user: how many fds of other file systems may be in the course of being
-# closed, and how many threads may drop what is unread.
+# closed, and how many threads may drop unread fds.
 _FOREIGN: Final = 4
 _THREADS: Final = 2
 
@@ -34,7 +34,7 @@ _THREADS: Final = 2
 _NO_THREAD_SECONDS: Final = 0.1
 
 STRANGERS: Final = -1
-"""Stands for the uids of all who are not let in."""
+"""Stands for the uids of all users who are not admitted."""
 
 _int: Final = struct.Struct("i")
 
@@ -47,7 +47,7 @@ class Closing(Protocol):
 
 
 class Received(Protocol):
-    """What the helper process has received for us."""
+    """The fd and data that the helper process has received for us."""
 
     @property
     def size(self) -> int:
@@ -82,7 +82,7 @@ class Receiver(Protocol):
 
 
 class _User:
-    """What is being closed for one user, or all those who are not let in."""
+    """The closings for one user, or for all users who are not admitted."""
 
     __slots__ = ("foreign", "receiving", "threads")
 
@@ -94,10 +94,10 @@ class _User:
 
 
 class Closings:
-    """What is being closed, by user. Nothing here raises, but `Cancelled`."""
+    """The closings in progress, by user. Nothing here raises, except `Cancelled`."""
 
     def __init__(self) -> None:
-        # The server's: a closing counts even after its peer has gone.
+        # The server's: a closing counts even after its peer has disconnected.
         self.nursery: trio.Nursery | None = None
         self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
         # Connections that wait for a thread, or are being closed by one.
@@ -185,7 +185,7 @@ class Closings:
 
 
 def _has_fds(connection: socket.socket) -> bool:
-    """Whether there are fds that nobody has received. Shuts the connection down."""
+    """Whether there are unreceived fds. Shuts the connection down."""
     try:
         with suppress(OSError):
             # Else the peer may send some between this look and the close.

@@ -1,4 +1,4 @@
-"""What the sessions of a mount share. It knows neither sessions nor sockets."""
+"""The state that the sessions of a mount share. No sessions and no sockets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from inaccfs.control.limits import Policy
+from inaccfs.control.tracers import Tracers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What commands do to the daemon."""
+    """The actions of commands on the daemon itself."""
 
     status: Callable[[], Awaitable[Status]]
     quit: Callable[[], None]
@@ -39,3 +40,5 @@ class Context:
     # The notifiers of all sessions, by number, and the numbers of those to come.
     notifiers: dict[int, Registration] = field(default_factory=dict)
     notifier_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    # The traces that are being taken.
+    tracers: Tracers = field(default_factory=Tracers)

@@ -1,4 +1,4 @@
-"""What a peer sends: its bytes as commands, and the fds that go with some.
+"""The input of a peer: bytes parsed to commands, and the fds of some of them.
 
 A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are
 some. So we know what comes before we read it. Fds that no command takes we leave to the
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # The peer has hung up.
 _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
-# So little that one who floods us does not keep others waiting.
+# So little that a peer that floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
 # An int: the & of socket's own flags is slower than a system call.
@@ -91,7 +91,7 @@ class Inbox:
         self._take: Final = take
         self._refuse: Final = refuse
         self._joined: Final = joined
-        # Waits until the peer has read enough of what it was sent.
+        # Waits until the peer has read enough of its replies and events.
         self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
         # The fd for the object that has begun, if that takes one.
@@ -100,7 +100,7 @@ class Inbox:
         self._is_closing = False
 
     def read(self) -> Event:
-        """Read what is there, unless fds come with it, and deal with it."""
+        """Read and process the data that is there, unless fds come with it."""
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
@@ -110,7 +110,7 @@ class Inbox:
         except BlockingIOError:
             return Event.NOTHING
         except OSError:
-            # Reset, mostly; whatever it is, no more can be read.
+            # Reset, mostly; in any case no more can be read.
             return Event.END
         if not data:
             return Event.END

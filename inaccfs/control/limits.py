@@ -1,4 +1,4 @@
-"""What a peer may use of the daemon, and who may be one."""
+"""The limits of peers, and which users may be peers."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class Policy:
     allowed_uids: frozenset[int] = frozenset()
     # Whether get-memory gives the backing memory away.
     guest_access: bool = True
-    # How long a peer may leave an event unanswered, or what it is sent unread.
+    # How long a peer may leave an event unanswered, or data unread.
     ack_seconds: float = 10.0

@@ -29,18 +29,19 @@ class Names:
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.GetFd: self._getfd,
             messages.CloseFd: self._closefd,
             messages.MemfdCreate: self._memfd_create,
             messages.GetMemory: self._get_memory,
             messages.QueryFile: self._query_file,
+            messages.QueryMap: self._query_map,
             messages.MemoryFailure: self._memory_failure,
         }
 
     def close(self) -> None:
-        """The peer has gone: forget its names."""
+        """The peer has disconnected: forget its names."""
         while self._fdnames:
             self._fdnames.popitem()[1].close()
 
@@ -103,7 +104,10 @@ class Names:
                 errno.EBADF, "no fd came with the message: send one as SCM_RIGHTS"
             )
         self._check_room(command.fdname)
-        self._name(command.fdname, self._context.files.open_fd(fd))
+        opened = self._context.files.open_fd(fd)
+        if command.weak:
+            opened.weaken()
+        self._name(command.fdname, opened)
         return Nothing()
 
     def _closefd(self, command: messages.CloseFd) -> Nothing:
@@ -140,6 +144,10 @@ class Names:
             return queries.describe(
                 opened.name, opened.ino, opened.file, opened.opens - 1
             )
+
+    async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
+        with closing(self.open(command.file)) as opened:
+            return await queries.page_map(self._context, opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Notifying:
-    """What one peer has registered. Commands raise `OSError`, for the peer."""
+    """The notifiers of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
@@ -31,15 +31,18 @@ class Notifying:
         self._outlet: Final = outlet
         # By number. `Context.notifiers` has those of all peers.
         self._registered: Final[dict[int, Registration]] = {}
+        # What binds those that are prepared, by number.
+        self._prepared: Final[dict[int, Callable[[Registration], Awaitable[None]]]] = {}
         # Whether the peer can answer no more events.
         self._is_silent = False
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.RegisterNotifier: self._register_notifier,
             messages.UnregisterNotifier: self._unregister_notifier,
             messages.Bind: self._bind,
+            messages.CommitBind: self._commit_bind,
             messages.Unbind: self._unbind,
             messages.InvalidateDone: self._invalidate_done,
         }
@@ -51,7 +54,7 @@ class Notifying:
             registration.opened.file.notifiers.silence(registration)
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: unregister what it has registered."""
+        """The peer has disconnected: unregister its notifiers."""
         while self._registered:
             registration = next(iter(self._registered.values()))
             self._forget(registration)
@@ -62,6 +65,7 @@ class Notifying:
     def _forget(self, registration: Registration) -> bool:
         """Take it out of both tables; false if it has been taken out before."""
         self._context.notifiers.pop(registration.number, None)
+        self._prepared.pop(registration.number, None)
         return self._registered.pop(registration.number, None) is not None
 
     # --- registering -----------------------------------------------------------------
@@ -85,19 +89,38 @@ class Notifying:
                 f"no pages from {command.start} to {command.end}: the end is the page "
                 "after the last",
             )
+        if command.prepare and rules.binding != "prepared":
+            raise OSError(
+                errno.EOPNOTSUPP, "bindings take effect at once in these semantics"
+            )
         exclusive = rules.exclusive if command.exclusive is None else command.exclusive
         if rules.exclusive and not exclusive:
             raise OSError(errno.EINVAL, "ranges are exclusive in these semantics")
 
         async def bind(registration: Registration) -> None:
-            file = registration.opened.file
-            if file.ends_before(command.end * file.page_size):
-                raise OSError(errno.EINVAL, "the range ends past the file's end")
-            await file.notifiers.bind(
+            await registration.opened.file.notifiers.bind(
                 registration, command.start, command.end, exclusive=exclusive
             )
 
-        return await self._add(command.file, bind)
+        async def check(registration: Registration) -> None:
+            file = registration.opened.file
+            if file.ends_before(command.end * file.page_size):
+                raise OSError(errno.EINVAL, "the range ends past the file's end")
+            if command.prepare:
+                self._prepared[registration.number] = bind
+            else:
+                await bind(registration)
+
+        return await self._add(command.file, check)
+
+    async def _commit_bind(self, command: messages.CommitBind) -> Nothing:
+        bind = self._prepared.pop(command.notifier, None)
+        if bind is None:
+            raise OSError(
+                errno.ENOENT, f"this peer has not prepared notifier {command.notifier}"
+            )
+        await self._register(self._registered[command.notifier], bind)
+        return Nothing()
 
     async def _add(
         self, name: str, register: Callable[[Registration], Awaitable[None]]
@@ -111,15 +134,22 @@ class Notifying:
         )
         # Before `register`, so that it goes with the peer if that goes meanwhile.
         self._registered[number] = context.notifiers[number] = registration
+        await self._register(registration, register)
+        return messages.Notifier(notifier=number)
+
+    async def _register(
+        self,
+        registration: Registration,
+        register: Callable[[Registration], Awaitable[None]],
+    ) -> None:
         try:
             await register(registration)
         except OSError:
             if self._forget(registration):
-                opened.close()
+                registration.opened.close()
             raise
-        if number not in self._registered:
-            opened.file.notifiers.drop(registration)
-        return messages.Notifier(notifier=number)
+        if registration.number not in self._registered:
+            registration.opened.file.notifiers.drop(registration)
 
     def _check_room(self) -> None:
         if self._is_silent:

@@ -16,7 +16,7 @@ class OpenFile(Protocol):
 
     @property
     def file(self) -> InaccessibleFile:
-        """What the shim has of it."""
+        """Its state in the shim."""
 
     @property
     def ino(self) -> int:
@@ -28,13 +28,16 @@ class OpenFile(Protocol):
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, including this one."""
+        """How many opens of it there are, including this one, without weak ones."""
 
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
 
+    def weaken(self) -> None:
+        """Keep the file open no more, but its memory; see getfd."""
+
     def again(self) -> OpenFile:
-        """Open the same file once more, to be closed by itself."""
+        """Open the same file once more, to be closed by itself; weak if this is."""
 
     def close(self) -> None:
         """Close it."""
@@ -60,6 +63,9 @@ class Files(Protocol):
         Files may come and go meanwhile. A file may be used only until the next one is
         asked for.
         """
+
+    def name(self, ino: int) -> str:
+        """What people call inode *ino*, open or not; empty if there is none."""
 
     def at(
         self, ino: int

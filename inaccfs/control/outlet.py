@@ -42,10 +42,10 @@ class Outlet:
     def send(self, data: bytes, fd: int = -1) -> bool:
         """Send *data*, and *fd* with it, which is closed then; after all that waits.
 
-        What there is no room for waits for `flush`. Returns whether nothing waits now.
+        Data without room waits for `flush`. Returns whether nothing waits now.
 
         Raises:
-            OSError: the other end has gone, or the fd cannot be sent. It is closed.
+            OSError: the other end is closed, or the fd cannot be sent. It is closed.
         """
         rest: bytes | memoryview = data
         if not self._unsent:
@@ -67,13 +67,13 @@ class Outlet:
     def offer(self, data: bytes) -> bool:
         """Send *data* if there is room now; else drop it, count it and return false.
 
-        Nothing offered is ever left waiting, and so nobody is disconnected for not
-        reading it: the kernel takes up to 32 KiB whole or not at all
-        (unix_stream_sendmsg() in net/unix/af_unix.c). Should it take a part of more,
-        the rest waits, as a message that has begun must not be cut.
+        Offered data never waits, so no peer is disconnected for not reading it: the
+        kernel takes up to 32 KiB whole or not at all (unix_stream_sendmsg() in
+        net/unix/af_unix.c). If it takes a part of more, the rest waits, because a
+        message that has begun must not be cut.
 
         Raises:
-            OSError: the other end has gone.
+            OSError: the other end is closed.
         """
         if not self._unsent and (sent := self._transmit(data, -1)):
             if sent < len(data):

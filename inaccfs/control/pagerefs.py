@@ -6,6 +6,8 @@ import errno
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import UNSET
+
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.registration import as_messages
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
     from inaccfs.control.openfiles import OpenFile
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
+    from inaccfs.shim.memory import Holder
     from inaccfs.shim.slices import Slices
 
-# The most extents of a reply: to find them and make JSON of them takes some 2 ms.
-_EXTENTS: Final = 1000
+MOST_EXTENTS: Final = 1000
+"""The most extents of a reply: to find them and make JSON of them takes some 2 ms."""
 
 # The most pages that are put in one go; more are put in slices.
 _PAGES_NOW: Final = 512
@@ -35,6 +38,9 @@ class PageReferences:
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
     ) -> None:
         self._context: Final = context
+        # Whose references they are, for the shim; and whether there are any.
+        self._holder: Holder = self
+        self._keeps: bool = context.superblock.semantics.keeps_references
         # For traces.
         self.who: Final = caller.number
         self._names: Final = names
@@ -46,7 +52,7 @@ class PageReferences:
         self.total = 0
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
     def evict_holder(self) -> None:
@@ -57,35 +63,37 @@ class PageReferences:
         )
 
     async def close(self, slices: Slices) -> None:
-        """The peer has gone: drop its references."""
+        """The peer has disconnected: drop its references."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
                 assert file.pages.memory is not None
-                for _ in file.pages.memory.drop(self):
+                for _ in file.pages.memory.drop(self._holder):
                     await slices.give()
 
     # --- get-pfn -------------------------------------------------------------------
 
-    def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
-        """The reply, or a coroutine that returns it."""
-        context = self._context
-        count = command.count or 1
-        limit = context.policy.limits.pages
-        keeps = context.superblock.semantics.keeps_references
-        if keeps and self.total + count > limit:
+    def _check_room(self, count: int) -> None:
+        limit = self._context.policy.limits.pages
+        if self.total + count > limit:
             raise OSError(
                 errno.EDQUOT,
                 f"{self.total} pages are referenced and {count} more would be over "
                 f"{limit} (--limit pages=N): put some",
             )
+
+    def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
+        """The reply, or a coroutine that returns it."""
+        count = command.count or 1
+        if self._keeps:
+            self._check_room(count)
         with self._names.borrowed(command.file) as opened:
             return self._get(command, opened, count)
 
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
         start = command.offset
-        got = file.pages.get_now(self, start, start + count, _EXTENTS)
+        got = file.pages.get_now(self._holder, start, start + count, MOST_EXTENTS)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -100,7 +108,8 @@ class PageReferences:
         with closing(opened):
             pages = opened.file.pages
             start = command.offset
-            extents, moved = await pages.get(self, start, start + count, _EXTENTS)
+            found = pages.get(self._holder, start, start + count, MOST_EXTENTS)
+            extents, moved = await found
             frames = self._got(command, opened, extents)
             await pages.tell_moved(moved)
         return frames
@@ -113,30 +122,36 @@ class PageReferences:
         return frames
 
     def _got(
-        self, command: messages.GetPfn, opened: OpenFile, extents: list[Extent]
+        self,
+        command: messages.GetPfn | messages.PinPages,
+        opened: OpenFile,
+        extents: list[Extent],
     ) -> messages.Frames:
         """Note the references, and make the reply."""
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
-        if self._context.superblock.semantics.keeps_references:
+        if self._keeps:
             self.total += end - first.offset
             if opened.file not in self._files:
                 self._files[opened.file] = opened.again()
+        superblock = self._context.superblock
+        attributes = opened.file.attributes if superblock.converts else None
         if command.count is None:
-            return messages.Frames(pfn=first.pfn, order=first.order)
-        found = as_messages(extents)
+            private = UNSET if attributes is None else attributes.is_private(end - 1)
+            return messages.Frames(pfn=first.pfn, order=first.order, private=private)
+        found = as_messages(extents, attributes)
         if end < command.offset + command.count:
             return messages.Frames(extents=found, next=end)
         return messages.Frames(extents=found)
 
     # --- put-pfn -------------------------------------------------------------------
 
-    def _put_pfn(self, command: messages.PutPfn) -> Any:  # noqa: ANN401
+    def _put_pfn(self, command: messages.PutPfn | messages.UnpinPages) -> Any:  # noqa: ANN401
         """The reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
             pfn, count = command.pfn, command.count
             if pfn is not None and command.extents is None and count <= _PAGES_NOW:
-                opened.file.pages.put(self, pfn, count)
+                opened.file.pages.put(self._holder, pfn, count)
                 return self._put(opened.file, count)
             extents = _to_put(command)
             return self._put_later(opened.again(), extents)
@@ -145,20 +160,20 @@ class PageReferences:
         self, opened: OpenFile, extents: list[tuple[int, int]]
     ) -> Nothing:
         with closing(opened):
-            await opened.file.pages.put_all(self, extents)
+            await opened.file.pages.put_all(self._holder, extents)
             return self._put(opened.file, sum(count for _, count in extents))
 
     def _put(self, file: InaccessibleFile, count: int) -> Nothing:
         """Note that references to *count* pages of *file* have been put."""
         self.total -= count
         assert file.pages.memory is not None
-        if not file.pages.memory.references.total(self):
+        if not file.pages.memory.references.total(self._holder):
             self._files.pop(file).close()
         return Nothing()
 
 
-def _to_put(command: messages.PutPfn) -> list[tuple[int, int]]:
-    """The (pfn, count) of what is to be put."""
+def _to_put(command: messages.PutPfn | messages.UnpinPages) -> list[tuple[int, int]]:
+    """The (pfn, count) of the pages to put."""
     if command.extents is None:
         if command.pfn is None:
             raise OSError(errno.EINVAL, "neither `pfn` nor `extents`: give one")

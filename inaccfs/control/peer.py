@@ -43,7 +43,7 @@ _NO_EPOLL_SECONDS: Final = 0.1
 
 
 class Conversing(Protocol):
-    """What a peer talks to; see session.Session."""
+    """The part of a session that a connection uses; see session.Session."""
 
     negotiated: bool
 
@@ -143,7 +143,7 @@ class Peer:
         if not self.reason:
             self.reason = reason
             log.debug("%s: %s", self, reason)
-            # Nobody needs what it has sent since.
+            # Later messages of it are not needed.
             self._readers.remove(self._connection.fileno())
             self.outlet.close()
         if self._nursery is not None:

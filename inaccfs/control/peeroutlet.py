@@ -1,4 +1,4 @@
-"""What a peer is sent, and how much of it may wait until the peer reads it."""
+"""The output of a peer, and how much of it may wait until the peer reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JOINED_BYTES: Final = 2048
 
 
 class Backlog:
-    """What waits for all peers to read it."""
+    """The output of all peers that is not read yet."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -193,7 +193,7 @@ class PeerOutlet:
     def _check(self) -> None:
         """Evict a peer that leaves too much unread: this one, or the worst of all."""
         # Replies wait for output to be read; only events can come to so much. The
-        # first message may be a reply, which is as long as it likes.
+        # first message may be a reply, which may have any length.
         limits = self._policy.limits
         events = self._outlet.waiting_after_first
         if events > limits.output:

@@ -17,6 +17,7 @@ import msgspec
 from inaccfs import errnos
 from inaccfs.control import messages
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Event
+from inaccfs.errors import PageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ class Framing:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add what has been received; take the messages that are whole."""
+        """Add received data; return the complete messages."""
         if not self._pending and data.find(b"\n") + 1 == len(data):
             # One message, as nearly always.
             if not data.isspace():
@@ -82,7 +83,7 @@ class Framing:
 
 
 def _is_whole(data: bytearray) -> bool:
-    """Whether *data* is JSON, or too deep to tell: it is refused then."""
+    """Whether *data* is JSON, or nested too deeply to check: it is refused then."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
@@ -127,7 +128,7 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
     """
     try:
         envelope = _envelope_decoder.decode(line)
-        # Told back to the letter, and looked at by nobody else.
+        # Returned as it is, and not used otherwise.
         if not (request_id := bytes(envelope.id)).isascii():
             request_id.decode()
     except _NOT_JSON as exc:
@@ -188,9 +189,17 @@ def encode_return(
     return _with_id({"return": value, "next": next_start}, request_id)
 
 
-def encode_error(kind: str, description: str, request_id: RequestId) -> bytes:
-    """The reply to one that was not; *kind* is the class of QMP."""
-    return _with_id({"error": {"class": kind, "desc": description}}, request_id)
+def encode_error(
+    kind: str, description: str, request_id: RequestId, offset: int | None = None
+) -> bytes:
+    """The reply to one that was not; *kind* is the class of QMP.
+
+    *offset* is the page that is to blame, if one is.
+    """
+    error: dict[str, object] = {"class": kind, "desc": description}
+    if offset is not None:
+        error["offset"] = offset
+    return _with_id({"error": error}, request_id)
 
 
 def encode_event(event: Event) -> bytes:
@@ -202,7 +211,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def greeting() -> bytes:
-    """What a peer gets first."""
+    """The first message to a peer."""
     return _with_id({"QMP": {"version": messages.version(), "capabilities": []}}, NO_ID)
 
 
@@ -211,6 +220,8 @@ class ErrorInfo(msgspec.Struct, frozen=True):
 
     kind: str = msgspec.field(name="class")
     desc: str
+    # The page that is to blame, if one is.
+    offset: int | None = None
 
 
 class _Incoming(msgspec.Struct, frozen=True):
@@ -291,7 +302,9 @@ def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: A
 def encode_os_error(exc: OSError, request_id: RequestId) -> bytes:
     """The reply to a command that failed: its text begins with the errno's name."""
     name = errnos.NAMES.get(exc.errno or errno.EIO, "EIO")
-    return encode_error("GenericError", f"{name}: {exc.strerror}", request_id)
+    offset = exc.offset if isinstance(exc, PageError) else None
+    description = f"{name}: {exc.strerror}"
+    return encode_error("GenericError", description, request_id, offset)
 
 
 _ERRNO: Final = re.compile(r"(E[A-Z0-9]+): (.*)", re.DOTALL)

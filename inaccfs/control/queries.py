@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 from functools import cache, partial
 from heapq import nsmallest
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -16,6 +16,8 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.request import Answer
+from inaccfs.shim.memory import Pinner
+from inaccfs.shim.pagestates import page_states
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ _NAME_BYTES: Final = 1 << 18
 
 
 def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
-    """What carries out each query that is the same for all peers."""
+    """The handler of each query that is the same for all peers."""
     return {
         messages.QueryVersion: lambda _: messages.version(),
         messages.QueryCommands: lambda _: [
@@ -54,7 +56,7 @@ def handlers(context: Context) -> dict[type[Command], Callable[[Any], Any]]:
 @cache
 def schema() -> msgspec.Raw:
     """query-qmp-schema."""
-    # Here and not above: hardly anybody asks, and it costs start-up time and memory.
+    # Imported here: it is rarely used, and costs start-up time and memory.
     from inaccfs.control import schema as types
 
     return msgspec.Raw(msgspec.json.encode(types.schema()))
@@ -77,6 +79,22 @@ def describe(
         poisoned=file.pages.poisoned_count,
         notifiers=len(file.notifiers),
         opens=opens,
+        frozen=UNSET if file.frozen_by is None else True,
+    )
+
+
+async def page_map(
+    context: Context, file: InaccessibleFile, command: messages.QueryMap
+) -> messages.PageMap:
+    """query-map."""
+    most = min(command.limit or _ROWS, _ROWS)
+    runs, following = await page_states(file, context.superblock, command.start, most)
+    return messages.PageMap(
+        extents=[
+            messages.MappedExtent(offset=start, count=end - start, **state._asdict())
+            for start, end, state in runs
+        ],
+        next=UNSET if following is None else following,
     )
 
 
@@ -156,11 +174,11 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
 
 
 class _Place(NamedTuple):
-    """Where a page of query-pins begins: what is there first, or comes after it."""
+    """Where a page of query-pins begins: at this row, or at the next one after it."""
 
     ino: int = 0
-    # The peer whose references it is; 0 for an extent.
-    peer: int = 0
+    # Whose references they are: see `_rank`; 0 for an extent.
+    holder: int = 0
     # A page of the file for an extent, a frame for references.
     at: int = 0
     # Which of the references there.
@@ -185,29 +203,29 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 def _rows(
     context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
-    """What there is of one file from *place* on, each with its own; one more than room.
+    """The rows of one file from *place* on, with their places; one more than *room*.
 
     Drop the iterator when anything changes: it is not valid after that.
     """
-    ino, peer, at, skipped = place
-    if not peer:
+    ino, rank, at, skipped = place
+    if not rank:
         for extent in memory.frames.extents_since(at, room + 1):
             yield (
                 messages.PinnedExtent(file=name, ino=ino, **extent._asdict()),
                 _Place(ino, 0, extent.offset),
             )
-    # Nobody but the peers of this mount's control socket gets pages.
+    # Only peers of this mount's control socket get pages.
     holders = cast("list[Holder]", memory.references.holders())
-    for holder in sorted(holders, key=attrgetter("who")):
-        number = holder.who
-        if number < peer:
+    for holder in sorted(holders, key=_rank):
+        number, its_rank = holder.who, _rank(holder)
+        if its_rank < rank:
             continue
-        since = at if number == peer else 0
+        since = at if its_rank == rank else 0
         pfn, lot = -1, 0
         for record in memory.references.describe(holder, since):
             lot = lot + 1 if record.pfn == pfn else 0
             pfn = record.pfn
-            if number == peer and pfn == since and lot < skipped:
+            if its_rank == rank and pfn == since and lot < skipped:
                 continue
             yield (
                 messages.Reference(
@@ -220,9 +238,15 @@ def _rows(
                     count=record.count,
                     references=record.refs,
                     punched=record.punched,
+                    pinned=True if isinstance(holder, Pinner) else UNSET,
                 ),
-                _Place(ino, number, pfn, lot),
+                _Place(ino, its_rank, pfn, lot),
             )
+
+
+def _rank(holder: Holder) -> int:
+    """By peer; its pins come after its references."""
+    return 2 * holder.who + isinstance(holder, Pinner)
 
 
 class _Paging:
@@ -311,4 +335,16 @@ def _commands(rules: Semantics) -> list[str]:
         found.append("put-pfn")
     if rules.memory_failure != "unknown":
         found.append("memory-failure")
+    if rules.binding == "prepared":
+        found.append("commit-bind")
+    if rules.attributes == "file":
+        found.append("set-memory-attributes")
+    if rules.population in ("populate", "populate in place"):
+        found.append("populate")
+    if rules.frozen != "unknown":
+        found += ["freeze", "unfreeze"]
+    if rules.migration != "never":
+        found.append("migrate")
+    if rules.mmap != "refused":
+        found += ["read-shared", "write-shared", "pin-pages", "unpin-pages"]
     return found

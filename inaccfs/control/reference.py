@@ -46,8 +46,8 @@ def render() -> str:
             [_summary(command) for command in commands],
         ),
         *(part for command in commands for part in _command(command)),
-        "## What commands take and return",
-        *(part for struct in _returned(commands) for part in _result(struct)),
+        "## What commands take and return, and events have",
+        *(part for struct in _objects(commands) for part in _result(struct)),
         "## Events",
         _table(
             ("event", "data", "answer"),
@@ -74,7 +74,7 @@ def render() -> str:
 
 
 def update(text: str) -> str:
-    """*text* with what is between the marks made anew.
+    """*text* with a new reference between the marks.
 
     Raises:
         ValueError: the marks are not there.
@@ -117,10 +117,12 @@ def _errors(command: type[Command]) -> list[str]:
     return list(dict.fromkeys(found + ["EPERM"] * command.owner_only))
 
 
-def _returned(commands: Sequence[type[Command]]) -> list[types.StructType]:
-    """The objects that commands take and return, and those in them, each once."""
+def _objects(commands: Sequence[type[Command]]) -> list[types.StructType]:
+    """The objects in commands, returns and events, and those in them, each once."""
     found: dict[type, types.StructType] = {}
     to_visit: list[types.Type] = []
+    for event in reversed(EVENTS.values()):
+        to_visit += [field.type for field in reversed(_fields(event))]
     for command in reversed(commands):
         to_visit.append(types.type_info(command.returns))
         to_visit += [field.type for field in reversed(_fields(command))]
@@ -154,14 +156,14 @@ def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[s
     """A table of the members; none if there are none."""
     if not fields:
         return
-    comments = _comments(cls)
+    meanings = comments(cls)
     header = [title, "type", "default", "meaning"]
     rows = [
         [
             f"`{field.encode_name}`",
             _type(field.type, none=field.default is not None),
             "" if field.required else _default(field),
-            _description(field.type) or comments.get(field.name, ""),
+            _description(field.type) or meanings.get(field.name, ""),
         ]
         for field in fields
     ]
@@ -172,7 +174,7 @@ def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[s
 
 
 def _default(field: types.Field) -> str:
-    """What a member that may be left out is then."""
+    """The default of an optional member."""
     if field.default_factory is not NODEFAULT:
         return f"`{field.default_factory()}`"
     if field.default in (None, NODEFAULT):
@@ -180,7 +182,7 @@ def _default(field: types.Field) -> str:
     return f"`{field.default}`"
 
 
-def _comments(cls: type) -> dict[str, str]:
+def comments(cls: type) -> dict[str, str]:
     """The comment above each member of a class, in its source."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -226,6 +228,8 @@ def _type(kind: types.Type, *, none: bool = True) -> str:
                 for each in kinds
                 if none or not isinstance(each, types.NoneType)
             )
+        case types.LiteralType(values):
+            return " or ".join(f"`{value}`" for value in values)
         case types.DictType():
             return "object"
         case types.StrType():
@@ -279,7 +283,11 @@ def _heading(name: str, *, code: bool = True) -> str:
 
 
 def _link(name: str) -> str:
-    return f"[`{name}`](#{name.lower()})"
+    anchor = name.lower()
+    if name in EVENTS and anchor in COMMANDS:
+        # The second heading of that name, as GitHub numbers them.
+        anchor += "-1"
+    return f"[`{name}`](#{anchor})"
 
 
 def _names(fields: Sequence[types.Field]) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.caller import Caller, Outbound
     from inaccfs.control.openfiles import OpenFile
+    from inaccfs.shim.attributes import Attributes
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
 
@@ -53,7 +54,7 @@ class Registration:
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """Send the event."""
         self.events_sent += 1
-        event, start, end, frames = notice
+        event, start, end, frames, kinds = notice
         message: messages.Event
         if sequence is None:
             assert event == messages.MemoryError.name
@@ -65,6 +66,7 @@ class Registration:
                 end=end,
                 sequence=sequence,
                 frames=UNSET if frames is None else as_messages(frames),
+                kinds=UNSET if kinds is None else kinds,
             )
         self._outlet.send(qmp.encode_event(message))
 
@@ -77,6 +79,13 @@ class Registration:
         )
 
 
-def as_messages(extents: Iterable[Extent]) -> list[messages.Extent]:
-    """Extents as they are sent."""
-    return [messages.Extent(*extent) for extent in extents]
+def as_messages(
+    extents: Iterable[Extent], attributes: Attributes | None = None
+) -> list[messages.Extent]:
+    """Extents as they are sent; with *attributes*, each with that of its pages."""
+    if attributes is None:
+        return [messages.Extent(*extent) for extent in extents]
+    return [
+        messages.Extent(*extent, attributes.is_private(extent.offset))
+        for extent in extents
+    ]

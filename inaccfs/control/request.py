@@ -50,7 +50,7 @@ class Request:
 
 
 class Answer:
-    """What a command returns, where more belongs to it than the value."""
+    """The return of a command that has more than its value."""
 
     __slots__ = ("after", "fd", "next", "value")
 

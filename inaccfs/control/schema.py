@@ -43,7 +43,7 @@ _BUILTINS: Final[dict[type[inspect.Type], tuple[str, str]]] = {
 
 @cache
 def schema() -> list[SchemaInfo]:
-    """What `query-qmp-schema` returns. Shared by all callers: not to be changed."""
+    """The return of `query-qmp-schema`. All callers share it: do not change it."""
     return introspect(messages.COMMANDS.values(), messages.EVENTS.values())
 
 
@@ -146,7 +146,7 @@ class _Types:
             )
         info: SchemaInfo = {"name": field.encode_name, "type": self._use(kind)}
         if not field.required:
-            # Null says that it may be left out, not what it is then.
+            # Null says that it may be left out, but not the default.
             info["default"] = None
         return info
 

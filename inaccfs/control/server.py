@@ -38,7 +38,7 @@ _LARGEST_BACKLOG: Final = 1024
 # How long to wait for fds to come free when there is none for a new peer.
 _TRY_AGAIN_SECONDS: Final = 0.1
 
-# With more connections that take their time to be closed nobody is let in.
+# With more connections that are still being closed no peer is admitted.
 _CLOSING_CONNECTIONS: Final = 128
 
 
@@ -53,7 +53,7 @@ def listen(path: str, *, everybody: bool = False) -> socket.socket:
     _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
-    # By umask, not by a later chmod(2): nobody may connect in between.
+    # By umask, not by a later chmod(2): no process may connect in between.
     umask = os.umask(0o111 if everybody else 0o177)
     try:
         listener.bind(path)
@@ -74,7 +74,7 @@ def _remove_dead(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        # Nothing is there; or bind(2) will fail and say what is wrong with the path.
+        # Nothing is there; or bind(2) will fail with the right error.
         return
     if not stat.S_ISSOCK(mode):
         raise MountError(
@@ -130,6 +130,7 @@ class Server:
             async with trio.open_nursery() as nursery:
                 transport.closings.nursery = nursery
                 nursery.start_soon(transport.readers.run)
+                nursery.start_soon(self.context.tracers.run)
                 await self._accept(nursery)
 
     async def _accept(self, nursery: trio.Nursery) -> None:
@@ -149,7 +150,7 @@ class Server:
             try:
                 self._welcome(connection, nursery)
             except Exception as exc:
-                # Whatever it was: this peer loses its connection, and no other does.
+                # For any bug: this peer loses its connection, and no other does.
                 trouble.met(f"a new control peer is not let in: {exc}")
                 closings.close_soon(connection, STRANGERS)
             else:
@@ -219,6 +220,7 @@ class Server:
 
     def shut_down(self, reason: str) -> None:
         """Tell all peers that the daemon ends."""
+        self.context.tracers.flush()
         event = qmp.encode_event(messages.Shutdown(reason=reason))
         for peer, session in list(self.peers.items()):
             if session.negotiated:

@@ -1,4 +1,4 @@
-"""What one peer may do and has: its names, notifiers and references to pages."""
+"""One peer: its commands, names, notifiers and references to pages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from inaccfs.control import messages, queries
+from inaccfs.control.memoryattributes import MemoryAttributes
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.names import Names
 from inaccfs.control.notifying import Notifying
+from inaccfs.control.pagepins import PagePins
 from inaccfs.control.pagerefs import PageReferences
 from inaccfs.control.request import Answer, Request
+from inaccfs.control.tracing import Tracing
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ class Session:
     """Carries out the commands of one peer. It knows no socket."""
 
     def __init__(self, context: Context, caller: Caller, outlet: Outbound) -> None:
-        """Events go to *outlet*; replies are the business of who calls `execute`."""
+        """Events go to *outlet*; the caller of `execute` sends the replies."""
         self._context: Final = context
         self._is_owner: Final = caller.is_owner
         self._number: Final = caller.number
@@ -35,6 +38,9 @@ class Session:
         self._names: Final = Names(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
         self.references: Final = PageReferences(context, caller, self._names, outlet)
+        self._pins: Final = PagePins(context, caller, self._names, outlet)
+        self._attributes: Final = MemoryAttributes(context, caller, self._names)
+        self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,
             messages.Quit: self._quit,
@@ -42,6 +48,9 @@ class Session:
             **self._names.handlers(),
             **self._notifying.handlers(),
             **self.references.handlers(),
+            **self._pins.handlers(),
+            **self._attributes.handlers(),
+            **self._tracing.handlers(),
         }
         context.callers[caller.number] = caller
 
@@ -64,14 +73,17 @@ class Session:
         self._notifying.silence()
 
     async def close(self) -> None:
-        """The peer has gone: take back all that it has."""
+        """The peer has disconnected: release all its resources."""
         self.silence()
+        self._tracing.stop()
         slices = Slices()
-        # To the end even if the daemon ends: what is open has to be closed.
+        # To the end even if the daemon ends: open files have to be closed.
         with trio.CancelScope(shield=True):
             self._names.close()
+            self._attributes.close()
             await self._notifying.close(slices)
             await self.references.close(slices)
+            await self._pins.close(slices)
         del self._context.callers[self._number]
 
     def _negotiate(self, command: messages.QmpCapabilities) -> Nothing:

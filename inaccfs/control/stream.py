@@ -53,7 +53,7 @@ class Stream:
     """Takes apart what one peer sends."""
 
     def __init__(self, limit: int) -> None:
-        """*limit* is how many bytes an object, or what is skipped, may have."""
+        """*limit* is how many bytes an object, or skipped input, may have."""
         self._limit: Final = limit
         # The object that has begun.
         self._text = bytearray()
@@ -72,7 +72,7 @@ class Stream:
         return len(self._text)
 
     def feed(self, data: bytes) -> Iterator[Found]:
-        """Add what has been received; yield what is whole. Must be exhausted."""
+        """Add received data; yield what is complete. Must be exhausted."""
         at = 0
         found: Found | None
         while at < len(data):
@@ -124,7 +124,7 @@ class Stream:
             self._text = bytearray()
             self._skipped = 0
             reply = qmp.encode_error("GenericError", f"EINVAL: {exc}", qmp.NO_ID)
-            # On from what is wrong, which may be the line end itself.
+            # Continue at the wrong character, which may be the line end itself.
             return max(begin + self._object.at, at), Refused(reply, begin)
         if (end or len(self._text)) > self._limit:
             self._text = bytearray()
@@ -201,7 +201,7 @@ class _Object:
     __slots__ = ("_in_string", "_next", "_open", "at")
 
     def __init__(self) -> None:
-        # Where to look on; after `scan` has raised, at what is wrong.
+        # Where to continue; after `scan` has raised, the wrong character.
         self.at = 0
         self._in_string = False
         self._next = _VALUE
@@ -214,7 +214,7 @@ class _Object:
         *text* is all of it so far, and more may follow its end.
 
         Raises:
-            ValueError: whatever comes, it will be no JSON object.
+            ValueError: no continuation can make it a JSON object.
         """
         while True:
             if self._in_string:

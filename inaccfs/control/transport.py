@@ -1,4 +1,4 @@
-"""What the connections of all peers share."""
+"""The state that the connections of all peers share."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _row(bench: Bench, place: _Place) -> list[object]:
         # The file is sparse: only one huge page is touched.
         fd = bench.shim.memfd_create("guest", size=place.offset + place.size)
         stack.callback(os.close, fd)
-        vm = stack.enter_context(VM(bench.shim))
+        vm = stack.enter_context(VM(bench.shim, default_private=True))
         vm.set_user_memory_region(
             *(0, place.gpa, place.size),
             private_fd=fd,

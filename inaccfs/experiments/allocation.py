@@ -48,7 +48,9 @@ class _Guest:
         self._fd: Final = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, self._fd)
         self._shared: Final = mmap.mmap(-1, _PAGES * PAGE_SIZE)
-        self.vm: Final = stack.enter_context(VM(bench.shim, hooks=self._hook))
+        self.vm: Final = stack.enter_context(
+            VM(bench.shim, default_private=True, hooks=self._hook)
+        )
         self.vm.set_user_memory_region(
             *(0, 0, _PAGES * PAGE_SIZE),
             private_fd=self._fd,
@@ -87,7 +89,7 @@ class _Guest:
                 self.count()
 
     def _handle(self, page: int, exc: MemoryFaultExit) -> None:
-        if not exc.errno:
+        if exc.asks:
             self.conversions += 1
             self._vmm.handle(exc)
             if exc.private and self._allocates == "at start":

@@ -55,7 +55,7 @@ _ANSWER: Final = (
 
 
 class _Peer:
-    """All notifiers, on one connection. Answers what it has read with one write."""
+    """All notifiers, on one connection. Answers all events read with one write."""
 
     def __init__(self, bench: Bench, path: str, *, binds: bool, aliases: bool) -> None:
         self._path: Final = path
@@ -148,7 +148,7 @@ def _run(lab: Lab) -> None:
                 name = f"{bench.semantics}, one page"
                 series[name] = _measure(bench, binds=True, aliases=True)
     lab.table(
-        ["notifiers", *(word for name in series for word in (name, "told"))],
+        ["notifiers", *(word for name in series for word in (name, "reached"))],
         [
             [number, *(word for each in series.values() for word in each[at].shown)]
             for at, number in enumerate(_NUMBERS)

@@ -61,7 +61,7 @@ def _fragmented() -> Iterator[None]:
         yield
     finally:
         os.close(scraps)
-        # Somebody may do the same at the same time.
+        # Another process may do the same at the same time.
         _LISTS.write_text("0" if before == _SHORT else before)
 
 
@@ -92,7 +92,7 @@ class _Guest:
                     _allocate(fd, start, _CHUNK)
                     _allocate(gap, at, _GAP)
                     at += _GAP
-        self.vm: Final = stack.enter_context(VM(self._shim))
+        self.vm: Final = stack.enter_context(VM(self._shim, default_private=True))
         for slot, fd in enumerate(self.fds):
             self.vm.set_user_memory_region(
                 *(slot, slot * size, size), private_fd=fd, flags=KVM_MEM_PRIVATE
@@ -180,15 +180,15 @@ def _run(lab: Lab) -> None:
         # Huge pages only on request, which MADV_COLLAPSE is.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
-            held = bench.shim.query_status().pinning.split(" ")[0]
+            pins = bench.shim.query_status().pinning.split(" ")[0]
             for name, mover in _MOVERS:
                 for _ in range(_TRIES if movable else 1):
                     if "some" in (found := _watch(bench, mover)):
                         break
                 rule = "may move" if movable else "stays"
-                rows.append((bench.semantics, rule, held, name, *found))
+                rows.append((bench.semantics, rule, pins, name, *found))
     lab.say(f"Of {_MAPPED} pages that KVM has mapped, and put")
-    head = "rules", "a page", "held by", "the kernel", "", "moved", "", "events"
+    head = "rules", "a page", "pinned by", "the kernel", "", "moved", "", "events"
     lab.table([*head, "now another's"], rows)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 
-# The data that is written, and the names of what is read.
+# The data that is written, and the names of data that is read.
 _PUBLIC: Final = b"public".ljust(_PAGE, b".")
 _SECRET: Final = b"secret".ljust(_PAGE, b"!")
 _NAMES: Final = {_PUBLIC: "public", _SECRET: "secret", bytes(_PAGE): "zeros"}
@@ -104,7 +104,9 @@ def _watch(
         half = stack.enter_context(closing(mmap.mmap(-1, _PAGE)))
         shared = file if memory == "in place" else half
         try:
-            vm = stack.enter_context(VM(bench.shim, encryption=encryption))
+            vm = stack.enter_context(
+                VM(bench.shim, default_private=True, encryption=encryption)
+            )
         except EncryptionUnavailableError:
             return None
         vm.set_user_memory_region(

@@ -37,7 +37,9 @@ class _Guest:
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
         # The ranges of the events to KVM since they were last shown.
         self._events: list[str] = []
-        self.vm: Final = stack.enter_context(VM(self._shim, hooks=self._hook))
+        self.vm: Final = stack.enter_context(
+            VM(self._shim, default_private=True, hooks=self._hook)
+        )
         add_slot(self.vm, self._fd, 0, _HUGE)
         self._vcpu: Final = self.vm.create_vcpu()
         for page in (_PUNCHED - 1, _PUNCHED):
@@ -194,9 +196,9 @@ def _run(lab: Lab) -> None:
     before: list[list[object]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, size="64m", huge="always") as bench:
-            held = bench.shim.query_status().pinning.split(" ")[0]
-            lab.say("\n" * bool(before) + f"{bench.semantics}, pages held by: {held}")
-            head = ["", "", "told", "allocated", "folio", "by 2M", "by 4K", "stale"]
+            pins = bench.shim.query_status().pinning.split(" ")[0]
+            lab.say("\n" * bool(before) + f"{bench.semantics}, pages pinned by: {pins}")
+            head = ["", "", "events", "allocated", "folio", "by 2M", "by 4K", "stale"]
             lab.table(head, _undisturbed(bench, _punched))
             rows = _undisturbed(bench, _converted_all)
         if rows != before:

@@ -1,4 +1,4 @@
-"""What an experiment uses: mounts, and output."""
+"""The tools of an experiment: mounts, and output."""
 
 from __future__ import annotations
 

@@ -61,7 +61,12 @@ class _Guest:
         # Its callbacks run in a thread of its own.
         shim = stack.enter_context(connect(bench.mount.path))
         self.vm: Final = stack.enter_context(
-            VM(shim, hooks=self._hook, invalidation=self.invalidation)
+            VM(
+                shim,
+                default_private=True,
+                hooks=self._hook,
+                invalidation=self.invalidation,
+            )
         )
         self._vcpu: Final = self.vm.create_vcpu()
         # Called once, by the next callback before it zaps.

@@ -52,7 +52,7 @@ class _Guest:
         self._neighbour: Final = parts.Neighbour(stack, shim, 8 * _ROUNDS)
         self._watched: Final = parts.Watched(asks=asks)
         self._vm: Final = stack.enter_context(
-            VM(shim, hooks=self._hook, invalidation=self._watched)
+            VM(shim, default_private=True, hooks=self._hook, invalidation=self._watched)
         )
         parts.add_slot(self._vm, self._fd, 0, 1)
         self._vcpu: Final = self._vm.create_vcpu()
@@ -68,7 +68,7 @@ class _Guest:
         self._used = 0
 
     def count(self, point: str, act: Callable[[], object]) -> _Found:
-        """Run all rounds of a window, which *act* holds open at *point*."""
+        """Run all rounds of a window, which *act* keeps open at *point*."""
         self._used = stale = retried = 0
         for _ in range(_ROUNDS):
             parts.allocate(self._fd, 2)
@@ -124,7 +124,7 @@ class _Guest:
         if not self._locks:
             self._pending[-1].result(parts.PATIENCE)
 
-    # --- points where windows are held open -------------------------------------------
+    # --- points where windows are kept open -------------------------------------------
 
     def _hook(self, point: str, _start: int, _end: int) -> None:
         self._watched.hook(point)
@@ -161,9 +161,9 @@ def _run(lab: Lab) -> None:
     for semantics in lab.semantics:
         with lab.bench(semantics, **parts.SIMULATED) as bench:
             rows += [_row(bench, asks=True), _row(bench, asks=False)]
-    lab.say(f"Uses of a page that was freed, in each of {_ROUNDS} windows held open")
-    head = "rules", "told", "list locked", "KVM"
-    windows = "removed, not told", "told, not removed", "got, not installed"
+    lab.say(f"Uses of a page that was freed, in {_ROUNDS} rounds of each window")
+    head = "rules", "event", "list locked", "KVM"
+    windows = "removed, not zapped", "zapped, not removed", "got, not installed"
     lab.table([*head, *windows, "stale", "retried"], rows)
 
 

@@ -75,7 +75,7 @@ def add_slot(vm: VM, fd: int, page: int, pages: int) -> None:
 
 
 def read(vcpu: Vcpu, gpa: int, size: int) -> bytes:
-    """What a guest reads; empty if it exits for a hole that get-pfn does not fill."""
+    """The data that a guest reads; empty if it exits because of an unfilled hole."""
     try:
         return vcpu.read(gpa, size)
     except MemoryFaultExit as exc:
@@ -174,7 +174,7 @@ class Watched(Invalidation):
         return self.seen[1:2] == ["dropped"]
 
     def retry(self, seq: int, start: int, end: int) -> bool:
-        """Called under mmu_lock, which is held until the fault is installed."""
+        """Called under mmu_lock, which stays locked until the fault is installed."""
         dropped = self._asks and super().retry(seq, start, end)
         self.seen.append("dropped" if dropped else "installed")
         return dropped

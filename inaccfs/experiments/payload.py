@@ -149,7 +149,7 @@ class _Tables(_User):
     name = "range, page table"
 
     def begin(self) -> None:
-        self.vm = VM(self.shim, hooks=self._hook)
+        self.vm = VM(self.shim, default_private=True, hooks=self._hook)
         parts.add_slot(self.vm, self.fd, 0, _PAGES)
         vcpu = self.vm.create_vcpu()
         for page in range(_PAGES):

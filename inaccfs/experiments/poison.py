@@ -1,4 +1,4 @@
-"""Row 12: a page is poisoned: who gets an event, who waits, and when is it dropped?"""
+"""Row 12: a page is poisoned: which events, which calls wait, when is it dropped?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.client import Client
-    from inaccfs.client.blocking import File
+    from inaccfs.client.blockingfile import File
     from inaccfs.experiments.lab import Bench, Lab
 
 _PAGE: Final = 4096
@@ -91,7 +91,9 @@ class _Guest:
         self.got_event: Final = Event()
         self.may_zap: Final = Event()
         self.zapped: Final = Event()
-        self.vm: Final = stack.enter_context(VM(bench.shim, hooks=self._hook))
+        self.vm: Final = stack.enter_context(
+            VM(bench.shim, default_private=True, hooks=self._hook)
+        )
         self.vm.set_user_memory_region(
             *(0, 0, size), private_fd=self.fd, flags=KVM_MEM_PRIVATE
         )
@@ -136,7 +138,7 @@ class _Guest:
         if reply != "ok":
             return reply
         self.zapped.wait(_PATIENCE)
-        return f"ok, told {self.vm.stats.invalidations - before}x"
+        return f"ok, events: {self.vm.stats.invalidations - before}"
 
 
 def _column(bench: Bench) -> list[tuple[str, str]]:
@@ -147,8 +149,8 @@ def _column(bench: Bench) -> list[tuple[str, str]]:
         window = _read_in_window(guest)
         rows = [
             ("memory-failure", reply),
-            ("a notifier hears", ", ".join(heard) or "nothing"),
-            ("who reports waits for it", ("no", "yes")[waited] if heard else "-"),
+            ("a notifier gets", ", ".join(heard) or "nothing"),
+            ("the reporter waits for it", ("no", "yes")[waited] if heard else "-"),
             ("guest reads meanwhile", window),
             ("guest had mapped, and has", f"{mapped}, {guest.mapped(_POISONED)}"),
             ("guest reads the page", guest.read(_POISONED)),
@@ -157,7 +159,7 @@ def _column(bench: Bench) -> list[tuple[str, str]]:
             ("and maps it with", guest.mapped(_NEIGHBOUR)),
             ("another's get-pfn of it", guest.get_pfn(_NEIGHBOUR)),
             ("so the page is mapped by", guest.mapped(_POISONED)),
-            ("pages gone from the file", str(had - guest.other.query().allocated)),
+            ("pages removed by that", str(had - guest.other.query().allocated)),
             ("reported again", guest.report(_POISONED)),
         ]
         guest.punch(_POISONED)

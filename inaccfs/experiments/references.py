@@ -136,7 +136,7 @@ def _fault(world: _World) -> dict[str, object]:
                 punching.result(parts.PATIENCE)
             waited += not punching.done()
 
-    with VM(world.shim, hooks=hook, invalidation=watched) as vm:
+    with VM(world.shim, default_private=True, hooks=hook, invalidation=watched) as vm:
         parts.add_slot(vm, world.fd, 0, _PAGES)
         vcpu = vm.create_vcpu()
         for page in range(_PAGES):
@@ -162,7 +162,7 @@ def _forget(world: _World) -> dict[str, object]:
     kept = sum(each.count * each.references for each in references if each.punched)
     world.neighbour.take(_PAGES)
     return {
-        "who never puts, after a punch: frames kept": kept,
+        "a user that never puts, after a punch: frames kept": kept,
         "  frames it knows that another file has": len(
             world.neighbour.frames.intersection(frames)
         ),
@@ -179,7 +179,7 @@ def _kill(world: _World) -> dict[str, object]:
             before = file.query().referenced
         parts.until(lambda: not file.query().referenced)
         left = file.query().referenced
-    return {"who is killed: references before": before, "  and after": left}
+    return {"a user that is killed: references before": before, "  and after": left}
 
 
 def _punch_own(world: _World) -> dict[str, object]:
@@ -188,7 +188,7 @@ def _punch_own(world: _World) -> dict[str, object]:
     user.get_pfns(0, _PAGES)
     world.punch()
     outcome = "returns" if _lives(user) else "deadlock"
-    return {"who punches what it has got itself": outcome}
+    return {"a user that punches its own pages": outcome}
 
 
 # How long a locked page may delay a punch; in the kernel there is no limit.

@@ -6,6 +6,8 @@ import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from inaccfs.explore.unseen import guarded
+
 try:
     greenlet: Any = import_module("greenlet")
 except ImportError:
@@ -85,7 +87,8 @@ class Batons:
             self._hub.release()
 
         thread = threading.Thread(target=run, daemon=True)
-        thread.start()
+        with guarded(on=False):
+            thread.start()
         return thread, baton
 
     def enter(self, thread: Thread) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.explore.schedule import Key, Step
+    from inaccfs.explore.schedule import Step
+    from inaccfs.explore.state import Key
 
 
 def cone(steps: Sequence[Step], last: int) -> set[int]:

@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from inaccfs.explore.causes import fingerprint
-from inaccfs.explore.choosers import All, Chance
-from inaccfs.explore.search import execute, twins_of
+from inaccfs.explore.choosers import Chance, difference
+from inaccfs.explore.search import execute
+from inaccfs.explore.states import States
 
 if TYPE_CHECKING:
-    from inaccfs.explore.schedule import Violation
+    from inaccfs.explore.schedule import Schedule, Step, Violation
     from inaccfs.explore.search import Case
 
 
 class Checked(NamedTuple):
     """What has come of a check."""
 
-    # Classes of schedules that the search has visited, and those that chance has hit.
-    classes: int
+    # States that the search has visited, and those of them that chance has come to.
+    states: int
     hit: int
-    # A schedule of a class that the search has not visited.
+    # Schedules that come to a state which the search has not visited.
     missed: list[list[int]]
+    # Steps that were not the same from what should be the same state.
+    unlike: list[str]
     # Kinds of violations that each has found.
     kinds: set[str]
     kinds_by_chance: set[str]
-    # How many schedules the search has run to their ends.
+    # How many schedules the search has run, to their ends or to a known state.
     schedules: int
+
+
+class _Watched(Chance):
+    """Knows what states it has come to."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._schedule: Schedule | None = None
+        self.states: list[int] = []
+
+    def begin(self, schedule: Schedule) -> None:
+        super().begin(schedule)
+        self._schedule, self.states = schedule, []
+
+    def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
+        assert self._schedule is not None
+        self.states.append(self._schedule.state_number())
+        return super().choose(depth, enabled, current)
 
 
 def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> Checked:
@@ -34,30 +54,47 @@ def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> 
     With *by_lock* any two sections of a lock conflict: a search that needs no tracking
     of what is in them.
     """
-    search = All(twins_of(case))
-    visited: set[int] = set()
+    search = States()
     kinds: set[str] = set()
     schedules = 0
     while True:
-        schedule = execute(case, search, by_lock=by_lock)
-        kinds |= _kinds(schedule.violations)
-        if schedule.ended != "pruned":
-            schedules += 1
-            visited.add(fingerprint(search.steps))
+        kinds |= _kinds(execute(case, search, by_lock=by_lock).violations)
+        schedules += 1
         if not search.advance():
             break
-    chance = Chance(seed)
+    steps = {
+        (state, actor): step
+        for state, visited in search.visited.items()
+        for actor, step in visited.taken.items()
+    }
+    chance = _Watched(seed)
     hit: set[int] = set()
     missed: list[list[int]] = []
+    unlike: list[str] = []
     by_chance: set[str] = set()
     for _ in range(samples):
         by_chance |= _kinds(execute(case, chance, by_lock=by_lock).violations)
-        found = fingerprint(chance.steps)
-        if found in visited:
-            hit.add(found)
-        else:
+        hit.update(chance.states)
+        if not search.visited.keys() >= set(chance.states):
             missed.append([step.actor for step in chance.steps])
-    return Checked(len(visited), len(hit), missed, kinds, by_chance, schedules)
+        unlike += _unlike(chance, steps)
+    hit &= search.visited.keys()
+    return Checked(
+        *(len(search.visited), len(hit), missed, unlike, kinds, by_chance, schedules)
+    )
+
+
+def _unlike(chance: _Watched, steps: dict[tuple[int, int], Step]) -> list[str]:
+    """Compare each step with the one that was taken from the same state before.
+
+    If a state leaves something out on which a step depends, that comes out here.
+    """
+    found = []
+    for state, step in zip(chance.states, chance.steps, strict=False):
+        before = steps.setdefault((state, step.actor), step)
+        if before.known != step.known or before.touched != step.touched:
+            found.append(f"actor {step.actor} {difference(before, step)}")
+    return found
 
 
 def _kinds(violations: list[Violation]) -> set[str]:

@@ -9,14 +9,17 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
+from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
 from inaccfs.inprocess import Client
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
     from typing import Unpack
 
-    from inaccfs.explore.schedule import Key, Schedule
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.state import Key
     from inaccfs.explore.sync import Loop
     from inaccfs.inprocess import Due, File, Mount, Notifier
     from inaccfs.kvm.shim import (
@@ -71,6 +74,7 @@ class _Client(Client):
                 if schedule.runs:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")
+        explored.held.clear()
         super().disconnect(why)
 
 
@@ -85,10 +89,13 @@ class ExploredClient:
         name: str,
         numbers: dict[int, int],
         who: int,
+        held: Counter[int],
         *,
         puts_late: bool = False,
     ) -> None:
         """*numbers* has a number for each file, by st_ino; *who* is its own.
+
+        *held* gets the references that it has, by frame.
 
         With *puts_late* references are put by an actor of their own, as a client sends
         a put-pfn and goes on.
@@ -97,6 +104,7 @@ class ExploredClient:
         self.name: Final = name
         self.loop: Final = loop
         self.numbers: Final = numbers
+        self.held: Final = held
         self.client: Final = _Client(mount, self._deliver, who)
         self.client.explored = self
         # Events that no callback has been called for, and puts that have been sent.
@@ -106,6 +114,9 @@ class ExploredClient:
         # What a weaker KVM does: see `inaccfs.explore.weaker`.
         self.puts_each = 1
         self.unregisters = True
+        self.bug: Callable[[], object] = bool
+        # It asks for the page beside the one that it means.
+        self.asks_beside = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
         # Each VM listens in a thread of its own.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
@@ -123,6 +134,8 @@ class ExploredClient:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
+        event, start, end = due.notice[:3]
+        self.schedule.note(f"sends {self.name} {event} [{start}, {end})")
         if not self.schedule.runs:
             due.call()
             due.answer()
@@ -133,10 +146,11 @@ class ExploredClient:
     def _listen(self) -> None:
         schedule = self.schedule
         while True:
+            schedule.forget()
             schedule.point("is called", lambda: bool(self._events))
             schedule.touch(("events", self.name))
             due = self._events.pop(0)
-            event, start, end, _ = due.notice
+            event, start, end = due.notice[:3]
             schedule.note(f"{event} [{start}, {end})")
             if self.listen is None:
                 self.call(due)
@@ -191,6 +205,7 @@ class ExploredFile:
         self._file: Final = file
         self._schedule: Final = client.schedule
         self._number: Final = client.numbers[file.ino]
+        self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
         self._pages: Final[dict[int, int]] = {}
@@ -204,11 +219,19 @@ class ExploredFile:
 
     def get_pfn(self, offset: int) -> Extent:
         """See `ShimFile`."""
+        if self._client.asks_beside:
+            return self._get_pfn(offset ^ 1)._replace(offset=offset)
+        return self._get_pfn(offset)
+
+    def _get_pfn(self, offset: int) -> Extent:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
-        new = self._known(offset) is None
+        known = self._known(offset)
+        new = known is None
         if schedule.runs:
+            if known:
+                schedule.state.meet(seen.references_key(known[0].pfn))
             schedule.touch(self._page(offset), new)
             if self._locked:
                 schedule.touch(LOT)
@@ -225,8 +248,10 @@ class ExploredFile:
                 schedule.touch(LOT)
             raise
         if schedule.runs:
-            schedule.touch(seen.references_key(found.pfn), False)
+            schedule.state.meet_as(seen.references_key(found.pfn), ())
+            schedule.count(seen.references_key(found.pfn))
         self._pages[found.pfn] = offset
+        self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
@@ -253,18 +278,19 @@ class ExploredFile:
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        if not schedule.runs:
-            self._file.put_pfn(pfn, count)
-            return
-        page = self._pages[pfn]
-        schedule.touch(self._page(page), False)
-        known = self._known(page)
-        gone = not known or known[0].pfn != pfn
-        # Those to a page that is there are only counted; the last one to a page that
-        # has gone frees its frame.
-        schedule.touch(seen.references_key(pfn), gone)
-        if self._locked:
-            schedule.touch(LOT)
+        if schedule.runs:
+            page = self._pages[pfn]
+            schedule.touch(self._page(page), False)
+            known = self._known(page)
+            # Those to a page that is there are only counted; the last one to a page
+            # that has gone frees its frame.
+            if known and known[0].pfn == pfn:
+                schedule.count(seen.references_key(pfn))
+            else:
+                schedule.touch(seen.references_key(pfn))
+            if self._locked:
+                schedule.touch(LOT)
+        self._client.held[pfn] -= 1
         schedule.note(f"puts frame {frame(pfn)}")
         if self._file.client.lost is not None:
             return
@@ -321,12 +347,21 @@ class ExploredFile:
 
         def call(start: int, end: int) -> None:
             try:
+                self._client.bug()
                 callback(start, end)
             except Ended:
                 pass
-            except (KeyboardInterrupt, SpinError) as exc:
+            except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
                 self._schedule.fail(exc)
+            except Exception as exc:
+                self._schedule.violate(
+                    "raises",
+                    f"a callback of {self._client.name} raises "
+                    f"{type(exc).__name__}: {exc}",
+                )
 
+        # Whose state it changes: that is no part of what the caller knows.
+        call.__dict__["owner"] = getattr(callback, "__self__", None)
         return call
 
     def _all(self, callbacks: ShimCallbacks) -> ShimCallbacks:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import TYPE_CHECKING
 
 from inaccfs.errors import OptionError
 from inaccfs.explore.scenario import Scenario
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
-from inaccfs.semantics import VERSIONS
-from inaccfs.semantics.load import read_module, split
+from inaccfs.explore.weaker import KVMS
+from inaccfs.semantics import V8, VERSIONS
+from inaccfs.semantics.checking import in_a_line
+from inaccfs.semantics.load import line, read_module, split
 from inaccfs.words import quoted
 
 if TYPE_CHECKING:
@@ -24,27 +27,42 @@ def scenario(wanted: str) -> type[Scenario]:
 
     Raises:
         OptionError: nothing has that name.
-        ScenarioError: the file raises.
+        ScenarioError: the file raises, or the class is no scenario that can run.
     """
     if wanted in SCENARIOS:
         return SCENARIOS[wanted]
-    parts = split(wanted)
-    if parts is None:
-        near = difflib.get_close_matches(wanted, SCENARIOS, 1)
+    path, name = split(wanted) or (wanted, "")
+    if not path.endswith(".py"):
+        near = difflib.get_close_matches(wanted.lower(), SCENARIOS, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise OptionError(
             f"unknown scenario {quoted(wanted)}: {hint}There are "
             f"{', '.join(SCENARIOS)}, and your own as FILE.py:CLASS"
         )
-    path, name = parts
     module = _module(path)
-    found = getattr(module, name, None)
-    if not isinstance(found, type) or not issubclass(found, Scenario):
+    found = getattr(module, name, None) if name else None
+    if isinstance(found, type) and issubclass(found, Scenario):
+        check(found)
+        return found
+    there = [
+        each
+        for each, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Scenario)
+        and value.__module__ == module.__name__
+    ]
+    if not name:
         raise OptionError(
-            f"scenario {path} has no class {name!r} that is derived from "
-            "inaccfs.explore.Scenario"
+            f"scenario {path}: name the class, too: {path}:{(there or ['CLASS'])[0]}"
         )
-    return found
+    if found is not None:
+        raise OptionError(
+            f"scenario {wanted} is not derived from inaccfs.explore.Scenario"
+        )
+    raise OptionError(
+        f"scenario {path} has no class {name!r}"
+        + (f": there is {', '.join(there)}" if there else "")
+    )
 
 
 def _module(path: str) -> ModuleType:
@@ -54,8 +72,31 @@ def _module(path: str) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
-        raise ScenarioError(f"scenario {path}: {type(exc).__name__}: {exc}") from exc
+        reason = f"{line(exc, path)}{in_a_line(exc)}"
+        raise ScenarioError(f"scenario {path}: {reason}") from exc
     return module
+
+
+def check(found: type[Scenario]) -> None:
+    """Refuse what would be called, and would do nothing. Raises `ScenarioError`."""
+    called = f"scenario {found.__name__}"
+    names = [name for kind in found.__mro__ for name in vars(kind)]
+    actors = [name for name in names if name.startswith("actor_")]
+    if not actors:
+        raise ScenarioError(f"{called}: there is no method actor_NAME")
+    for name in ["setup", *actors, *(["always"] if found.always is not None else [])]:
+        method = getattr(found, name)
+        if not callable(method):
+            raise ScenarioError(f"{called}.{name} is not a method")
+        if inspect.iscoroutinefunction(method) or inspect.isgeneratorfunction(method):
+            raise ScenarioError(f"{called}.{name} is called, and must be a plain def")
+
+
+def known_kvm(wanted: str) -> str:
+    """*wanted*, if it is a word of --kvm; else raises `OptionError`."""
+    if wanted not in KVMS:
+        raise OptionError(f"unknown KVM {quoted(wanted)}: there are {', '.join(KVMS)}")
+    return wanted
 
 
 def label(wanted: str) -> str:
@@ -64,13 +105,16 @@ def label(wanted: str) -> str:
     return wanted if parts is None else parts[1]
 
 
-def versions() -> list[Semantics]:
-    """One of all versions whose rules are the same for what is explored."""
+def versions() -> dict[str, Semantics]:
+    """Each version by its name, with the one whose rules are the same for a search.
+
+    Without the proposals: no scenario has what is new in them. They can be named.
+    """
     found: dict[tuple[object, ...], Semantics] = {}
-    for make in VERSIONS:
-        rules = make()
-        found.setdefault(_seen(rules), rules)
-    return list(found.values())
+    return {
+        rules.name: found.setdefault(_seen(rules), rules)
+        for rules in (make() for make in VERSIONS if make.__module__ == V8.__module__)
+    }
 
 
 def _seen(rules: Semantics) -> tuple[object, ...]:
@@ -79,5 +123,6 @@ def _seen(rules: Semantics) -> tuple[object, ...]:
         *(rules.order, rules.notifies, rules.notifies_failures, rules.scope),
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),
         *(rules.unit, rules.populates, rules.tells_frames, rules.memory_failure),
-        *(rules.past_end == "refused", rules.movable, tuple(rules.events)),
+        *(rules.past_end, rules.size, rules.movable, tuple(rules.events)),
+        rules.get_waits,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
@@ -10,6 +11,8 @@ from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.simulated import FIRST_PFN
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.sequence import Cells
     from inaccfs.kvm.memory import Place
@@ -21,6 +24,8 @@ class Frames:
     def __init__(self, schedule: Schedule) -> None:
         self.used: Final[set[int]] = set()
         self.contents: Final[dict[int, bytes]] = {}
+        # By client: the references that it has not put yet, by frame.
+        self.held: Final[dict[str, Counter[int]]] = defaultdict(Counter)
         self._schedule: Final = schedule
 
     def watch(self, taken: bool, start: int, count: int) -> None:
@@ -40,18 +45,31 @@ class Frames:
         self.used.difference_update(frames)
         for pfn in frames:
             schedule.note(f"frame {frame(pfn)} is FREE")
+            for who, held in self.held.items():
+                if schedule.runs and held[pfn] > 0:
+                    schedule.violate(
+                        "freed-held",
+                        f"frame {frame(pfn)} is freed, and {who} has a reference to it",
+                    )
 
 
 class GuestBytes:
     """The guest memory of one VM. See `inaccfs.kvm.memory.GuestMemory`."""
 
     def __init__(
-        self, schedule: Schedule, sight: seen.Sight, frames: Frames, cells: Cells
+        self,
+        schedule: Schedule,
+        sight: seen.Sight,
+        frames: Frames,
+        cells: Cells,
+        places: Mapping[int, tuple[int, int]],
     ) -> None:
+        """*places* has the file and the page of each gfn, as the scenario has it."""
         self._schedule: Final = schedule
         self._sight: Final = sight
         self._frames: Final = frames
         self._cells: Final = cells
+        self._places: Final = places
 
     def read(self, place: Place, size: int) -> bytes:
         """See `inaccfs.kvm.memory.GuestMemory`."""
@@ -71,7 +89,12 @@ class GuestBytes:
 
     def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
         schedule = self._schedule
-        file, page = self._sight.windows[id(place.window)], place.position // PAGE_SIZE
+        # Not what the KVM takes it for.
+        found = self._places.get(place.gpa // PAGE_SIZE)
+        file, page = found or (
+            self._sight.windows[id(place.window)],
+            place.position // PAGE_SIZE,
+        )
         if schedule.runs:
             schedule.touch(("frame", place.pfn), write)
             schedule.touch(seen.cell_key(file, page), write)

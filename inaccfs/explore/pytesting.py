@@ -5,35 +5,69 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inaccfs.explore import replay, timeline
+from inaccfs.explore.load import check, known_kvm
 from inaccfs.explore.search import Case, Limits, explore
+from inaccfs.semantics.load import load
 
 if TYPE_CHECKING:
     from inaccfs.explore.scenario import Scenario
+    from inaccfs.explore.search import Outcome
     from inaccfs.semantics import Semantics
 
 
 def assert_clean(
     scenario: type[Scenario],
-    semantics: Semantics,
+    semantics: Semantics | type[Semantics] | str,
     *,
     kvm: str = "kvm",
     seconds: float | None = 60.0,
+    preemptions: int | None = None,
 ) -> None:
-    """Try all schedules within so many *seconds* of CPU.
+    """Try all schedules within so many *seconds* of CPU; None is no limit.
+
+    *semantics* are rules, their class, or the words of `--semantics`; *kvm* is that of
+    `--kvm`. With *preemptions* only schedules with at most so many are tried.
 
     Raises:
         AssertionError: something happens that may not, with the schedule that shows it;
             or there was not the time for all.
         ScenarioError: the scenario itself is wrong.
+        OptionError: *semantics* or *kvm* are none.
     """
-    case = Case(scenario, semantics, kvm)
-    outcome = explore(case, Limits(seconds))
-    if (found := outcome.shortest) is not None:
-        lines = timeline.as_list(timeline.replayed(case, found.choices, found.kind))
-        name = replay.name(case, found.choices)
-        raise AssertionError(f"{found.kind}: {found.text}\n{lines}\nreplay {name}")
+    __tracebackhide__ = True
+    check(scenario)
+    case = Case(scenario, _rules(semantics), known_kvm(kvm))
+    outcome = explore(case, Limits(seconds, preemptions))
+    if outcome.found:
+        raise AssertionError(_report(outcome))
     if not outcome.complete:
         raise AssertionError(
             f"nothing was found in {outcome.schedules} schedules, which are not all: "
             "give it more seconds"
         )
+
+
+def _rules(semantics: Semantics | type[Semantics] | str) -> Semantics:
+    if isinstance(semantics, str):
+        return load(semantics)
+    return semantics() if isinstance(semantics, type) else semantics
+
+
+def _report(outcome: Outcome) -> str:
+    case, found = outcome.case, outcome.shortest
+    assert found is not None
+    lines = timeline.as_list(timeline.replayed(case, found.choices, found.kind))
+    others = [
+        f"{one.kind}: {one.text}"
+        for one in outcome.found.values()
+        if one.kind != found.kind
+    ]
+    return "\n".join(
+        [
+            f"{found.kind}: {found.text}",
+            f"{case.scenario.__name__}, {case.semantics.name}, {case.kvm}:",
+            lines,
+            f"replay {replay.name(case, found.choices)}",
+            *others,
+        ]
+    )

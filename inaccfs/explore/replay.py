@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import string
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from inaccfs._version import __version__
-from inaccfs.errors import InaccfsError
+from inaccfs.errors import OptionError
+from inaccfs.explore.search import MOST_ACTORS
 from inaccfs.semantics import checking
+from inaccfs.words import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inaccfs.explore.search import Case
 
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-
-class ReplayError(InaccfsError):
-    """There is no such schedule."""
+_DIGITS: Final = string.digits + string.ascii_lowercase + string.ascii_uppercase
+assert len(_DIGITS) == MOST_ACTORS
 
 
 def name(case: Case, choices: Sequence[int]) -> str:
@@ -31,32 +32,45 @@ def choices(case: Case, wanted: str) -> list[int]:
     """The actors that a name has.
 
     Raises:
-        ReplayError: it is none, or that of another version of the scenario or rules.
+        OptionError: it is none, or that of another version of the scenario or rules.
     """
     version, dash, steps = wanted.partition("-")
-    if not dash or not steps or set(steps) - set(_DIGITS):
-        raise ReplayError(f"{wanted!r} is no replay ID: take it as explore prints it")
+    if not dash or set(steps) - set(_DIGITS):
+        raise OptionError(
+            f"{quoted(wanted)} is no replay ID: take it as explore prints it"
+        )
     if version != _version(case):
-        raise ReplayError(
-            f"replay {version} is of another version of the scenario, the rules or the "
-            "KVM: explore anew"
+        raise OptionError(
+            f"replay {quoted(version)} is of another version of the scenario, the "
+            "rules or the KVM: explore anew"
         )
     return [_DIGITS.index(each) for each in steps]
 
 
 def _version(case: Case) -> str:
-    """What a schedule depends on."""
-    parts = [__version__, case.kvm, case.scenario.__qualname__]
-    parts += [_source(kind) for kind in case.scenario.__mro__[:-1]]
+    """What a schedule depends on: also what stands in a user's file beside a class."""
     rules = case.semantics
+    parts = [__version__, case.kvm, case.scenario.__qualname__]
     parts += [f"{rule}={getattr(rules, rule)}" for rule in checking.rules()]
-    parts += [_source(type(rules)) for _ in checking.own_code(rules)]
+    files = {_file(kind) for kind in case.scenario.__mro__[:-1]}
+    files |= {
+        str(getattr(code, "co_filename", ""))
+        for code in checking.own_code(rules).values()
+    }
+    parts += [_text(path) for path in sorted(files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _source(kind: type) -> str:
+def _file(kind: type) -> str:
     try:
-        return inspect.getsource(kind)
+        return inspect.getfile(kind)
     except (OSError, TypeError):
-        # Of a class without a file.
-        return kind.__qualname__
+        # Of a class that was typed in.
+        return ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_bytes().hex()
+    except OSError:
+        return ""

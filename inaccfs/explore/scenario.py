@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.explore.client import ExploredFile
-    from inaccfs.explore.world import ExploredVM, World
+    from inaccfs.explore.vm import ExploredVM
+    from inaccfs.explore.world import World
     from inaccfs.kvm import Vcpu
 
 
@@ -33,9 +34,6 @@ class Scenario:
 
     evicts: ClassVar[bool] = False
     """Whether an answer may come too late at any time."""
-
-    twins: ClassVar[tuple[str, ...]] = ()
-    """Names of actors that do the same to the same: which is which does not matter."""
 
     _world: World
     _closed = False
@@ -110,39 +108,50 @@ class Scenario:
 
     def read(self, vcpu: Vcpu, gfn: int) -> None:
         """A guest reads a page."""
-        self._access(lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
+        self._access(vcpu, lambda: vcpu.read(gfn * PAGE_SIZE, STAMP))
 
     def write(self, vcpu: Vcpu, gfn: int, text: str) -> None:
         """A guest writes up to 8 characters to a page."""
         data = text.encode()
         if len(data) > STAMP:
             raise ValueError(f"{text!r} is longer than {STAMP} bytes")
-        self._access(lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0")))
+        self._access(
+            vcpu, lambda: vcpu.write(gfn * PAGE_SIZE, data.ljust(STAMP, b"\0"))
+        )
 
-    def _access(self, call: Callable[[], Any]) -> None:
+    def _access(self, vcpu: Vcpu, call: Callable[[], Any]) -> None:
+        world = self._world
         try:
-            call()
+            with self._world.schedule.access():
+                call()
         except (MemoryFaultExit, MmioExit) as exc:
-            self._world.schedule.note(f"exits: {exc}")
+            world.schedule.note(f"exits: {exc}")
+            if isinstance(exc, MemoryFaultExit):
+                world.judge.exit(vcpu, exc)
         except ConnectionError:
-            self._world.schedule.note("its daemon has disconnected it")
+            world.schedule.note("its daemon has disconnected it")
 
     def punch(self, file: int, first: int, end: int) -> None:
-        """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
-        self._world.fallocate(file, PUNCH, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE, which the rules may refuse."""
+        self._fallocate(file, PUNCH, first, end)
 
     def allocate(self, file: int, first: int, end: int) -> None:
         """fallocate(2) that allocates, and keeps the size."""
+        self._fallocate(file, FALLOC_FL_KEEP_SIZE, first, end)
+
+    def _fallocate(self, file: int, mode: int, first: int, end: int) -> None:
+        world = self._world
+        if not 0 <= first < end:
+            raise ValueError(f"no pages from {first} to {end}")
+        world.check_file(file)
         try:
-            self._world.fallocate(
-                *(file, FALLOC_FL_KEEP_SIZE, first * PAGE_SIZE),
-                (end - first) * PAGE_SIZE,
-            )
+            world.fallocate(file, mode, first * PAGE_SIZE, (end - first) * PAGE_SIZE)
         except OSError as exc:
-            self._world.schedule.note(f"is refused: {exc.strerror}")
+            world.schedule.note(f"is refused: {exc.strerror}")
 
     def truncate(self, file: int, pages: int) -> None:
         """ftruncate(2)."""
+        self._world.check_file(file)
         try:
             self._world.ftruncate(file, pages)
         except OSError as exc:
@@ -150,7 +159,10 @@ class Scenario:
 
     def convert(self, vm: ExploredVM, first: int, end: int, *, private: bool) -> None:
         """What a VMM does on an exit: attributes, and a punch of the other half."""
-        vm.vmm.convert(first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private)
+        with self._world.converting(vm, first, end, private=private):
+            vm.vmm.convert(
+                first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
+            )
 
     def kill(self, vm: ExploredVM) -> None:
         """The VM's process dies."""

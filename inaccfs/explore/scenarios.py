@@ -85,6 +85,22 @@ class Convert(_OnePage):
         self.convert(self.one, 0, 1, private=False)
 
 
+class ConvertBack(_OnePage):
+    """Is a page empty that was shared for a while?"""
+
+    name = "convert-back"
+    mapped = True
+
+    def actor_vmm(self) -> None:
+        """To shared, and back."""
+        self.convert(self.one, 0, 1, private=False)
+        self.convert(self.one, 0, 1, private=True)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+
 class DeleteSlot(_OnePage):
     """May a slot be deleted while its page is punched?"""
 
@@ -117,7 +133,6 @@ class TwoVcpus(Scenario):
     """Do two vCPUs that read one page keep it when it is punched?"""
 
     name = "two-vcpus"
-    twins = ("vcpu0", "vcpu1")
 
     def setup(self) -> None:
         """See `Scenario`."""
@@ -139,6 +154,31 @@ class TwoVcpus(Scenario):
     def actor_punch(self) -> None:
         """The page goes."""
         self.punch(self.memory, 0, 1)
+
+
+class TwoSlots(Scenario):
+    """Does each of two slots of a file keep to its own page when one is punched?"""
+
+    name = "two-slots"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=3)
+        self.slot(self.one, self.memory, page=0)
+        self.slot(self.one, self.memory, page=1, number=1, gfn=4)
+        self.vcpu = self.one.create_vcpu()
+        self.write(self.vcpu, 0, "first")
+        self.write(self.vcpu, 4, "second")
+
+    def actor_vcpu(self) -> None:
+        """One access to each."""
+        self.read(self.vcpu, 0)
+        self.read(self.vcpu, 4)
+
+    def actor_punch(self) -> None:
+        """The page of the second one goes."""
+        self.punch(self.memory, 1, 2)
 
 
 class _TwoVMs(Scenario):
@@ -256,8 +296,17 @@ class Poison(_OnePage):
 SCENARIOS: Final[dict[str, type[Scenario]]] = {
     one.name or one.__name__.lower(): one
     for one in (
-        *(Punch, Mapped, TwoVcpus, LateSlot, Convert, DeleteSlot, DeleteSlotVcpu),
-        *(TwoVMs, PeerDies, PeerSilent, PutLate, Grow, Poison),
+        *(Punch, Mapped, TwoVcpus, LateSlot, Convert, ConvertBack, DeleteSlot),
+        *(
+            DeleteSlotVcpu,
+            TwoSlots,
+            TwoVMs,
+            PeerDies,
+            PeerSilent,
+            PutLate,
+            Grow,
+            Poison,
+        ),
     )
 }
 """By the words of the command line."""

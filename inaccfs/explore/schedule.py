@@ -7,16 +7,17 @@ has touched, so that a search knows which steps may change places.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from inaccfs.explore.carriers import Ended, carrier
+from inaccfs.explore.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Iterator
 
     from inaccfs.explore.carriers import Thread
-
-    Key: TypeAlias = Hashable
+    from inaccfs.explore.state import Key
 
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
@@ -29,14 +30,19 @@ class SpinError(Exception):
     """An actor takes steps without an end."""
 
 
+class UnstableError(Exception):
+    """The same choices have led somewhere else."""
+
+
 class Step(NamedTuple):
     """What a step has done. A key is touched with True by who changes it."""
 
     actor: int
     touched: dict[Key, bool]
-    # Locks that it has taken and kept, and that it has released after it had kept them.
-    taken: list[Key]
-    released: list[Key]
+    # Those of the keys that it has counted, and has not looked at.
+    counted: set[Key]
+    # What the actor knows after it: see `Actor.known`.
+    known: int
 
 
 class Chooser(Protocol):
@@ -51,11 +57,20 @@ class Chooser(Protocol):
     def record(self, step: Step) -> None:
         """A step has been taken."""
 
-    def end(self, pending: list[tuple[int, Key]]) -> None:
-        """The schedule is over. Each of *pending* waits for a lock, and has not got it.
+    def end(self) -> None:
+        """The schedule has come to its end, and was not ended by `choose`."""
 
-        That is so where the schedule has ended early.
-        """
+
+class Kept(Protocol):
+    """A lock that has been taken in a step."""
+
+    @property
+    def key(self) -> Key:
+        """What who wants it conflicts in."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the actor that runs has taken it in this step, and has it still."""
 
 
 class Violation(NamedTuple):
@@ -71,8 +86,19 @@ class Actor:
     """Somebody who takes steps."""
 
     __slots__ = (
-        *("act", "daemon", "done", "index", "label", "late", "lates", "name", "ready"),
-        *("thread", "wants"),
+        *(
+            "act",
+            "base",
+            "daemon",
+            "done",
+            "index",
+            "known",
+            "label",
+            "late",
+            "lates",
+            "made",
+        ),
+        *("name", "ready", "thread", "wants"),
     )
 
     def __init__(
@@ -95,6 +121,12 @@ class Actor:
         # Its last wait has ended so.
         self.late = False
         self.thread: Thread | None = None
+        # A hash of what it has seen: see `inaccfs.explore.state`. And how many things
+        # it has made, which have numbers.
+        self.known = index
+        self.made = 0
+        # What it knew when it began an access, which it begins anew after a fault.
+        self.base: int | None = None
 
 
 class Schedule:
@@ -125,9 +157,14 @@ class Schedule:
         self.log: Final[list[tuple[int, list[str]]]] = []
         self._chooser: Final = chooser
         self._notes: Final = notes
+        self.state: Final = State()
+        # It evaluates what somebody waits for.
+        self.asks = False
         self._touched: dict[Key, bool] = {}
-        self._opened: list[Mutex] = []
-        self._released: list[Key] = []
+        # What the actor has learned from what it has touched; and what it has counted.
+        self._seen: dict[Key, bool] = {}
+        self._counted: set[Key] = set()
+        self._opened: list[Kept] = []
         self._dead = False
         self._starting = False
         # How often somebody had to be late.
@@ -140,7 +177,10 @@ class Schedule:
 
     def number(self, kind: str) -> tuple[str, int, int]:
         """A key for something new of a kind: the same in every schedule."""
-        maker = -1 if self.current is None else self.current.index
+        maker = -1
+        if self.current is not None:
+            maker = self.current.index
+            self.current.made += 1
         of_maker = f"{kind} {maker}"
         found = self._numbers[of_maker] = self._numbers.get(of_maker, 0) + 1
         return kind, maker, found
@@ -169,8 +209,7 @@ class Schedule:
         if self._starting:
             self._carrier.leave(me.thread)
         else:
-            self._finish()
-            chosen = self._choose()
+            chosen = self._finish_and_choose()
             if chosen is not me:
                 if chosen is None:
                     self._next = None
@@ -181,14 +220,59 @@ class Schedule:
         if self._dead:
             raise Ended
         self._begin(me)
-        return ready is None or ready()
+        me.late = not (ready is None or ready())
+        return not me.late
 
     def touch(self, key: Key, write: bool = True) -> None:
-        """This step reads what *key* is for, or changes it."""
+        """This step reads what *key* is for, or is about to change it."""
+        self.state.meet(key)
         if write:
-            self._touched[key] = True
+            self._touched[key] = self._seen[key] = True
         else:
             self._touched.setdefault(key, False)
+            self._seen.setdefault(key, False)
+
+    def count(self, key: Key) -> None:
+        """This step is about to count what *key* is for up or down, and looks not.
+
+        So the order of two that count does not matter.
+        """
+        self.state.meet(key)
+        self._touched.setdefault(key, False)
+        self._counted.add(key)
+
+    def forget(self, before: int | None = None, result: object = None) -> None:
+        """What the actor has seen since it knew *before* has come to *result* only.
+
+        Without *before* it is as at its beginning.
+        """
+        if (me := self.current) is not None:
+            before = me.index if before is None else before
+            me.known = hash((before, me.made, result))
+            self._seen = {}
+
+    def restart(self) -> None:
+        """The actor begins its access anew."""
+        if (me := self.current) is not None and me.base is not None:
+            me.known = me.base
+            self._seen = {}
+
+    @contextmanager
+    def access(self) -> Iterator[None]:
+        """A vCPU's access, in a with block: all that is left of it is how it ended."""
+        me = self.current
+        if me is None:
+            yield
+            return
+        before = me.base = me.known
+        try:
+            yield
+        except Exception as exc:
+            self.forget(before, repr(exc))
+            raise
+        finally:
+            me.base = None
+        self.forget(before, "accessed")
 
     @property
     def runs(self) -> bool:
@@ -202,37 +286,47 @@ class Schedule:
 
     def violate(self, kind: str, text: str) -> None:
         """Something has happened that may not."""
-        self.violations.append(Violation(kind, text, self.step))
+        # What happens in the setup shows in the first step.
+        self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
 
-    def opened(self, lock: Mutex) -> None:
+    def opened(self, lock: Kept) -> None:
         """*lock* has been taken in this step."""
         self._opened.append(lock)
 
-    def released(self, key: Key) -> None:
-        """A lock that an earlier step has taken has been released."""
-        self._released.append(key)
+    def state_number(self) -> int:
+        """A hash of the state between two steps."""
+        return self.state.number(self.actors, self._lates)
 
     # --- steps ------------------------------------------------------------------------
 
     def _begin(self, me: Actor) -> None:
         self.step += 1
-        self._touched, self._opened, self._released = {}, [], []
+        self._touched, self._opened = {}, []
+        self._seen, self._counted = {}, set()
         if self._notes:
             self.log.append((me.index, [me.label]))
+
+    def _finish_and_choose(self) -> Actor | None:
+        try:
+            self._finish()
+            return self._choose()
+        except UnstableError as exc:
+            # Not in the code of the actor, which may catch it.
+            self.fail(exc)
+            return None
 
     def _finish(self) -> None:
         me = self.current
         assert me is not None
         if self.after is not None:
             self._check()
-        taken: list[Key] = []
         for lock in self._opened:
             # Kept over a point: other actors that want it conflict with this.
-            if lock.owner is me and lock.since == self.step:
+            if lock.kept:
                 self._touched[lock.key] = True
-                taken.append(lock.key)
-        self._chooser.record(Step(me.index, self._touched, taken, self._released))
+        self.state.step(me, self._seen, self._touched, self._counted)
+        self._chooser.record(Step(me.index, self._touched, self._counted, me.known))
 
     def _check(self) -> None:
         """What the scenario says holds always, and reads as this step does."""
@@ -241,6 +335,9 @@ class Schedule:
             self.after()
         except AssertionError as exc:
             self.violate("always", str(exc) or "an assertion of always() fails")
+        except Exception as exc:
+            # Here, as whatever code has come to this point may catch it.
+            self.fail(exc)
 
     def _choose(self) -> Actor | None:
         if self.ended:
@@ -311,8 +408,7 @@ class Schedule:
         actor.done = True
         if self._starting:
             return
-        self._finish()
-        self._next = None if self.ended else self._choose()
+        self._next = self._finish_and_choose()
 
     def fail(self, exc: BaseException) -> None:
         """The actor that runs has raised, and that is the end."""
@@ -329,6 +425,7 @@ class Schedule:
             self.current = actor
             carrier.enter(actor.thread)
         self._starting = False
+        self.state.begin(self.actors)
         self.current = None
         self._touched = {}
         self._next = None if self.ended else self._choose()
@@ -336,59 +433,9 @@ class Schedule:
             self.current, self._next = self._next, None
             carrier.enter(self.current.thread)
         self.current = None
-        self._chooser.end(
-            [
-                (actor.index, actor.wants)
-                for actor in self.actors
-                if not actor.done and actor.wants is not None
-            ]
-        )
+        if self.error is None and self.ended != "pruned":
+            self._chooser.end()
         self._dead = True
         for actor in self.actors:
             carrier.kill(actor.thread)
         self._dead = False
-
-
-class Mutex:
-    """A lock of the explorer's. Taking it is a point; releasing it is none."""
-
-    __slots__ = ("_always", "_schedule", "key", "name", "owner", "since")
-
-    def __init__(self, schedule: Schedule, name: str, *, always: bool = False) -> None:
-        """With *always* any two sections conflict: what is in them is not tracked."""
-        self.key: Final[Key] = schedule.number(name)
-        self.name: Final = name
-        # The actor that has it; the schedule itself in the setup.
-        self.owner: Actor | Schedule | None = None
-        # In which step it has been taken.
-        self.since = -1
-        self._schedule: Final = schedule
-        self._always: Final = always or schedule.by_lock
-
-    @property
-    def free(self) -> bool:
-        """Whether nobody has it."""
-        return self.owner is None
-
-    def acquire(self) -> None:
-        """Wait until it is free, and take it."""
-        self._schedule.point(
-            f"takes {self.name}", lambda: self.owner is None, wants=self.key
-        )
-        self.take()
-
-    def take(self) -> None:
-        """It is free."""
-        schedule = self._schedule
-        self.owner, self.since = schedule.current or schedule, schedule.step
-        if schedule.current is not None:
-            schedule.touch(self.key, self._always)
-            schedule.opened(self)
-
-    def release(self) -> None:
-        """Somebody else may take it."""
-        schedule = self._schedule
-        if schedule.current is not None and self.since != schedule.step:
-            schedule.touch(self.key)
-            schedule.released(self.key)
-        self.owner = None

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.errors import InaccfsError
 from inaccfs.explore.causes import cone, switches
-from inaccfs.explore.choosers import All, Bounded, Chance, Replay, UnstableError
-from inaccfs.explore.schedule import Schedule, SpinError
+from inaccfs.explore.choosers import Bounded, Chance
+from inaccfs.explore.schedule import Schedule, SpinError, UnstableError
+from inaccfs.explore.states import States
+from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
+from inaccfs.semantics.checking import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +30,11 @@ if TYPE_CHECKING:
 
 _BY_CHANCE: Final = 30
 """So many random schedules come first."""
+
+MOST_ACTORS: Final = 62
+"""So many have a letter or a digit each in the name of a schedule."""
+
+_PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 _STEP_SECONDS: Final = 10
 """No schedule takes longer, on however slow a machine."""
@@ -51,7 +61,7 @@ class Limits(NamedTuple):
 
     # Of CPU.
     seconds: float | None = 20.0
-    # Of schedules; None is dynamic partial order reduction.
+    # Of schedules; None is all states.
     preemptions: int | None = None
     schedules: int | None = None
     # Asked after each schedule: the search ends once it returns True.
@@ -99,15 +109,15 @@ class Outcome:
 
 def execute(
     case: Case,
-    chooser: Chance | All | Bounded,
+    chooser: Chance | States | Bounded,
     *,
     by_lock: bool = False,
     notes: bool = False,
 ) -> Schedule:
     """One schedule from its beginning. Raises `ScenarioError`."""
-    chooser.begin()
     threads = threading.active_count()
     schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
+    chooser.begin(schedule)
     scenario = case.scenario()
     world = World(schedule, case.semantics, KVMS[case.kvm], evicts=case.scenario.evicts)
     try:
@@ -115,26 +125,56 @@ def execute(
         scenario.setup()
         for name, act in scenario.actors():
             schedule.spawn(name, act)
-        _check_twins(scenario, schedule)
+        _check_actors(schedule)
         if type(scenario).always is not None:
             schedule.after = scenario.always
+            _check_always(scenario)
         scenario._closed = True
-        schedule.run()
+        things = Things(scenario)
+        with guarded():
+            schedule.run()
+        if not isinstance(schedule.error, KeyboardInterrupt):
+            things.check()
         if schedule.error is not None:
             raise schedule.error  # noqa: TRY301 - it is reported as what setup() raises
         _check_threads(threads)
         if schedule.ended == "done":
             world.finish()
+    except UnseenError as exc:
+        who = f"{schedule.failed}: " if schedule.failed else ""
+        raise ScenarioError(f"{case.scenario.__name__}: {who}{exc}") from exc
     except (ScenarioError, UnstableError, KeyboardInterrupt):
         raise
-    except Exception as exc:
-        who = "" if schedule.failed is None else f"{schedule.failed}: "
+    except BaseException as exc:
+        # SystemExit, too: it is the scenario's, and not the command's.
+        who = schedule.failed or ("setup" if schedule.step < 0 else "the end")
         raise ScenarioError(
-            f"{case.scenario.__name__}: {who}{type(exc).__name__}: {exc}"
+            f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
         ) from exc
     finally:
         world.discard()
     return schedule
+
+
+def _place(exc: BaseException) -> str:
+    """Where it was raised, if not in inaccfs itself."""
+    places = [
+        f"{os.path.basename(at.filename)} line {at.lineno}: "
+        for at in traceback.extract_tb(exc.__traceback__)
+        if not at.filename.startswith(_PACKAGE)
+    ]
+    return places[-1] if places else ""
+
+
+def _check_always(scenario: Scenario) -> None:
+    assert scenario.always is not None
+    try:
+        scenario.always()
+    except AssertionError as exc:
+        raise ScenarioError(
+            f"{type(scenario).__name__}: always() fails before any actor has begun"
+            + (f": {exc}" if str(exc) else "")
+        ) from exc
 
 
 def _check_threads(before: int) -> None:
@@ -142,26 +182,15 @@ def _check_threads(before: int) -> None:
         raise ScenarioError("it starts threads, of which the explorer knows nothing")
 
 
-def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
+def _check_actors(schedule: Schedule) -> None:
     names = {actor.name for actor in schedule.actors}
-    if missing := [name for name in scenario.twins if name not in names]:
-        raise ScenarioError(f"twins: there is no actor {missing[0]!r}")
     if not any(not actor.daemon for actor in schedule.actors):
         raise ScenarioError("there is no method actor_NAME")
-
-
-def twins_of(case: Case) -> list[frozenset[int]]:
-    """The indices of actors that are alike."""
-    if not case.scenario.twins:
-        return []
-    schedule = execute(case, Replay([]))
-    return [
-        frozenset(
-            actor.index
-            for actor in schedule.actors
-            if actor.name in case.scenario.twins
+    if len(names) > MOST_ACTORS:
+        raise ScenarioError(
+            f"it has {len(names)} actors, with one for each VM: the most is "
+            f"{MOST_ACTORS}"
         )
-    ]
 
 
 def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
@@ -172,7 +201,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
         try:
             _search(outcome, Chance(), begin, _BY_CHANCE)
             if limits.preemptions is None:
-                chooser: All | Bounded = All(twins_of(case))
+                chooser: States | Bounded = States()
             else:
                 chooser = Bounded(limits.preemptions)
             outcome.complete = _search(outcome, chooser, begin, limits.schedules)
@@ -183,7 +212,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
 
 
 def _search(
-    outcome: Outcome, chooser: Chance | All | Bounded, begin: float, most: int | None
+    outcome: Outcome, chooser: Chance | States | Bounded, begin: float, most: int | None
 ) -> bool:
     """Run schedules; return whether these were all."""
     limit = outcome.limits.seconds
@@ -219,7 +248,8 @@ def _note(
         if old is not None and outcome.schedules > old.schedules + 2000:
             # It has been shortened long enough.
             continue
-        wanted = cone(steps, last)
+        # Without steps it is what the setup has done.
+        wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
             first = (

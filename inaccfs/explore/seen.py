@@ -7,7 +7,7 @@ that does not see a conflict would say "complete", and would be wrong.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.backing import BackingFile
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Mapping
 
-    from inaccfs.explore.schedule import Key, Schedule
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.state import Key
     from inaccfs.kvm import VM
     from inaccfs.kvm.pagetable import ByLevel
     from inaccfs.kvm.uapi import Spte
-    from inaccfs.shim.notifiers import Notice, Notifier
+    from inaccfs.shim.notifiers import Notifier
 
 
 class UntrackedError(Exception):
@@ -44,19 +45,37 @@ class Sight:
         number: int,
         frame: Callable[[int], str],
         files: Mapping[int, int],
+        notifiers: list[Notifier],
     ) -> None:
-        """*frame* names a pfn for people; *files* are numbers of files, by st_ino."""
+        """*frame* names a pfn for people; *files* are numbers of files, by st_ino.
+
+        Each notifier is added to *notifiers*.
+        """
+        self.notifiers: Final = notifiers
         self.schedule: Final = schedule
         self.number: Final = number
         self.frame: Final = frame
         # Which file each window into one shows, and which file an inode number is.
         self.windows: Final[dict[int, int]] = {}
         self.files: Final = files
+        # The number of each slot that there has been.
+        self.slots: Final[dict[MemorySlot, Key]] = {}
 
     def read(self, kind: str, place: int = 0) -> None:
         """It is looked at."""
         if self.schedule.runs:
             self.schedule.touch((kind, self.number, place), False)
+
+    def add_slot(self, slot: MemorySlot) -> None:
+        """Give it a number, and its users."""
+        if slot not in self.slots:
+            key = self.slots[slot] = self.schedule.number("slot")
+            self.schedule.state.of_key[key] = lambda: _USERS.__get__(slot)
+
+    def add_window(self, backing: BackingFile) -> None:
+        """Its length is what can be seen of it."""
+        key = "window", self.number, self.files[backing.ino]
+        self.schedule.state.of_key[key] = lambda: len(backing.__dict__["window"] or b"")
 
     def write(self, kind: str, place: int = 0) -> None:
         """It is changed."""
@@ -152,16 +171,37 @@ class Attributes(MemoryAttributes):
         return super().mixed(start, end)
 
 
+_USERS: Final[Any] = MemorySlot.__dict__["users"]
+
+
 class Slot(MemorySlot):
     """Its users count up and down; a condition wakes threads that wait for none."""
 
     __slots__ = ()
 
+    @property
+    def number(self) -> Key:
+        """Which one of all that there have been; None without private memory."""
+        return None if (sight := self._seen) is None else sight.slots[self]
+
+    @property
+    def _seen(self) -> Sight | None:
+        return self.backing._sight if isinstance(self.backing, Backing) else None
+
     def __setattr__(self, name: str, value: object) -> None:
-        # Under mmu_lock, and the last one wakes who waits: that is what conflicts.
         if name != "users":
             _refuse(self, name)
-        object.__setattr__(self, name, value)
+        if (sight := self._seen) is not None:
+            sight.schedule.count(sight.slots[self])
+        _USERS.__set__(self, value)
+
+    @property
+    def users(self) -> int:  # type: ignore[override]
+        """See `MemorySlot`. Only who waits for the last one to go learns from it."""
+        if (sight := self._seen) is not None and sight.schedule.asks:
+            sight.schedule.touch(sight.slots[self])
+        found: int = _USERS.__get__(self)
+        return found
 
 
 class Backing(BackingFile):
@@ -211,10 +251,12 @@ class TrackedMmu(Mmu):
     def slots(self, value: MemorySlots) -> None:
         self._sight.write("slots")
         for slot in value.slots:
+            self._sight.add_slot(slot)
             object.__setattr__(slot, "__class__", Slot)
             backing = slot.backing
             if backing is not None and not isinstance(backing, Backing):
                 _become(backing, Backing, self._sight)
+                self._sight.add_window(backing)
         self.__dict__["slots"] = value
 
 
@@ -227,6 +269,17 @@ class List(Notifiers):
         self._sight.read("list")
         return super().__len__()
 
+    @property
+    def running(self) -> bool:
+        """See `Notifiers.running`. By some rules get-pfn waits until it is not."""
+        self._sight.read("locked")
+        return bool(self.__dict__["running"])
+
+    @running.setter
+    def running(self, value: bool) -> None:
+        self._sight.write("locked")
+        self.__dict__["running"] = value
+
     def _concerned(self, start: int, end: int) -> list[Notifier]:
         self._sight.read("list")
         return super()._concerned(start, end)
@@ -236,8 +289,15 @@ class List(Notifiers):
         self._sight.read("list")
         return super().cover(start, end)
 
+    def _add(self, notifier: Notifier) -> None:
+        sight = self._sight
+        notifier.__dict__["number"] = sight.schedule.number("notifier")
+        sight.notifiers.append(notifier)
+        sight.schedule.state.meet(("list", sight.number, 0))
+
     async def register(self, notifier: Notifier) -> None:
         """See `Notifiers.register`."""
+        self._add(notifier)
         await super().register(notifier)
         self._sight.write("list")
 
@@ -245,6 +305,7 @@ class List(Notifiers):
         self, notifier: Notifier, start: int, end: int, *, exclusive: bool
     ) -> None:
         """See `Notifiers.bind`."""
+        self._add(notifier)
         await super().bind(notifier, start, end, exclusive=exclusive)
         self._sight.write("list")
 
@@ -274,16 +335,13 @@ class List(Notifiers):
         self._sight.write("answers")
         return super()._expect(targets, then)
 
-    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
-        self._sight.schedule.note(
-            f"sends {notice.event} [{notice.start}, {notice.end})"
-        )
-        super()._send(notifier, notice, sequence)
-
 
 def watch_vm(vm: VM, sight: Sight) -> None:
     """Track what the threads of a VM share. It has no slots yet."""
     mmu = vm._mmu
+    sight.schedule.state.of_key["slots", sight.number, 0] = lambda: tuple(
+        sight.slots[slot] for slot in mmu.__dict__["slots"].slots
+    )
     _become(mmu.table, Table, sight)
     _become(mmu.attributes, Attributes, sight)
     _become(mmu, TrackedMmu, sight)

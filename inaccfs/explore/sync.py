@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from inaccfs.explore.schedule import Mutex, Schedule
+from inaccfs.explore import seen
+from inaccfs.explore.mutex import Mutex
 from inaccfs.inprocess import BlockingLoop
 from inaccfs.kvm.sync import THREADS
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable
     from types import TracebackType
 
+    from inaccfs.explore.schedule import Actor, Schedule
     from inaccfs.kvm import sync
     from inaccfs.shim.loop import Wait
 
@@ -49,18 +52,26 @@ class Condition:
         self._schedule: Final = schedule
         self._lock: Final = lock
         self._key: Final = schedule.number("condition")
-        # Of each who waits whether it has been notified.
-        self._waiters: list[list[bool]] = []
+        # Who waits, each with whether it has been notified.
+        self._waiters: list[tuple[Actor | None, list[bool]]] = []
+        schedule.state.of_key[self._key] = self._value
+
+    def _value(self) -> Hashable:
+        return tuple(
+            (None if actor is None else actor.index, notified[0])
+            for actor, notified in self._waiters
+        )
 
     def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """See `threading.Condition.wait_for`; a timeout only when all others wait."""
         schedule, lock = self._schedule, self._lock
         if schedule.runs:
             schedule.touch(self._key, False)
-        while not (result := predicate()):
-            self._waiters.append(notified := [False])
+        while not (result := self._asked(predicate)):
             if schedule.runs:
                 schedule.touch(self._key)
+            notified = [False]
+            self._waiters.append((schedule.current, notified))
             lock.release()
             in_time = schedule.point(
                 "waits for changed",
@@ -70,18 +81,29 @@ class Condition:
             lock.take()
             schedule.touch(self._key)
             if not in_time:
-                self._waiters.remove(notified)
-                return predicate()
+                self._waiters.remove((schedule.current, notified))
+                return self._asked(predicate)
         return result
+
+    def _asked(self, predicate: Callable[[], _T]) -> _T:
+        self._schedule.asks = self._schedule.runs
+        try:
+            return predicate()
+        finally:
+            self._schedule.asks = False
 
     def _may_go_on(self, notified: list[bool]) -> bool:
         return notified[0] and self._lock.free
 
     def notify_all(self) -> None:
         """See `threading.Condition.notify_all`."""
-        if self._schedule.runs:
-            self._schedule.touch(self._key, bool(self._waiters))
-        for notified in self._waiters:
+        schedule = self._schedule
+        if schedule.runs:
+            if self._waiters:
+                schedule.touch(self._key)
+            else:
+                schedule.count(self._key)
+        for _, notified in self._waiters:
             notified[0] = True
         self._waiters = []
 
@@ -103,7 +125,56 @@ class Sync:
 
     def drive(self, steps: Generator[sync.Step, Any, _T]) -> _T:
         """See `inaccfs.kvm.sync.Sync`: what is a point is said by what steps call."""
-        return THREADS.drive(steps)
+        schedule = self._schedule
+        me = schedule.current
+        if me is None:
+            return THREADS.drive(steps)
+        begun = me.known
+        # An exception that is under way is in no local variable.
+        thrown = False
+        try:
+            step = next(steps)
+            while True:
+                if not thrown:
+                    schedule.forget(
+                        begun if me.base is None else me.base, _locals(steps)
+                    )
+                try:
+                    answer = step()
+                except BaseException as exc:
+                    thrown = True
+                    step = steps.throw(exc)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as stop:
+            result: _T = stop.value
+            if me.base is None:
+                schedule.forget(begun, result)
+            else:
+                schedule.restart()
+            return result
+
+
+def _locals(steps: object) -> Hashable:
+    """Where a generator is that has yielded, and what it has in local variables."""
+    found: list[Hashable] = []
+    while isinstance(steps, GeneratorType):
+        frame = steps.gi_frame
+        assert frame is not None
+        found += frame.f_lasti, *map(_plain, frame.f_locals.values())
+        steps = steps.gi_yieldfrom
+    return tuple(found)
+
+
+def _plain(value: object) -> Hashable:
+    match value:
+        case None | int() | str():
+            return value
+        case list() | tuple():
+            return tuple(map(_plain, value))
+        case seen.Slot():
+            return value.number
+    return type(value).__name__
 
 
 class _TooLateError(Exception):
@@ -115,6 +186,7 @@ class _Event:
         self._loop: Final = loop
         self._key: Final = loop.schedule.number("event")
         self._set = False
+        loop.schedule.state.of_key[self._key] = self.is_set
 
     def set(self) -> None:
         if self._loop.schedule.runs:
@@ -213,6 +285,12 @@ class Loop(BlockingLoop):
         if self.me() in self._hurried:
             lates = "any" if self._evicts else "last"
         if not self.schedule.point(f"waits for {why}", ready, lates=lates):
+            if not self._evicts and self.schedule.current is not None:
+                who = self.schedule.current.name
+                self.schedule.violate(
+                    "waits-for-ever",
+                    f"{who} waits for {why} that do not come, until its time is over",
+                )
             raise _TooLateError(why)
 
     def changed(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from inaccfs.chrometrace import Writer
 from inaccfs.explore.causes import cone
-from inaccfs.explore.choosers import Replay, UnstableError
+from inaccfs.explore.choosers import Replay
+from inaccfs.explore.schedule import UnstableError
 from inaccfs.explore.search import ScenarioError, execute
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class Timeline(NamedTuple):
     """The steps of a schedule that lead to a violation, or all if there is none."""
 
     lines: list[Line]
-    violation: Violation | None
+    # Those of the guilty step.
+    violations: list[Violation]
 
 
 def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Timeline:
@@ -44,6 +47,8 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
     except UnstableError as exc:
         raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
     found = [each for each in schedule.violations if kind in (None, each.kind)]
+    # That for which the schedule has its name is in its last step.
+    found.sort(key=lambda each: each.step != len(choices) - 1)
     if kind is not None and not found:
         raise ScenarioError(
             f"{case.scenario.__name__}: {kind} does not come again by the same "
@@ -51,27 +56,37 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
         )
     steps = replay.steps
     last = min(found[0].step, len(steps) - 1) if found else len(steps) - 1
-    wanted = cone(steps, last) if found else set(range(last + 1))
+    wanted = cone(steps, last) if found and steps else set(range(last + 1))
     names = [actor.name for actor in schedule.actors]
     lines = [
         Line(names[actor], "; ".join(texts), bool(found) and index == last)
         for index, (actor, texts) in enumerate(schedule.log)
         if index in wanted
     ]
-    return Timeline(lines, found[0] if found else None)
+    return Timeline(lines, [each for each in found if each.step == found[0].step])
 
 
-def as_list(timeline: Timeline) -> str:
-    """A line a step; the actor is named where another goes on."""
+def as_list(timeline: Timeline, columns: int = 0) -> str:
+    """A line a step; the actor is named where another goes on.
+
+    On a terminal lines are wrapped at its *columns*.
+    """
     width = max((len(line.actor) for line in timeline.lines), default=0)
+    room = max(columns - width - 8, 20) if columns else 0
     last = ""
     made = []
     for number, line in enumerate(timeline.lines, 1):
         actor = line.actor if line.actor != last else ""
         mark = "*" if line.guilty else " "
-        made.append(f"{mark}{number:3}  {actor:<{width}}  {line.text}")
+        first, *more = _wrapped(line.text, room) if room else [line.text]
+        made.append(f"{mark}{number:3}  {actor:<{width}}  {first}")
+        made += [f"{mark}{'':{width + 7}}{part}" for part in more]
         last = line.actor
     return "\n".join(made)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [text]
 
 
 def as_columns(timeline: Timeline, width: int) -> str:
@@ -79,40 +94,28 @@ def as_columns(timeline: Timeline, width: int) -> str:
     actors = list(dict.fromkeys(line.actor for line in timeline.lines))
     column = (width - 5) // max(len(actors), 1) - 2
     if column < 18:
-        return as_list(timeline)
-    made = ["     " + "  ".join(f"{each:<{column}}" for each in actors).rstrip()]
+        return as_list(timeline, width)
+    heads = [f"{each[:column]:<{column}}" for each in actors]
+    made = ["     " + "  ".join(heads).rstrip()]
     for number, line in enumerate(timeline.lines, 1):
         at = 5 + actors.index(line.actor) * (column + 2)
         mark = "*" if line.guilty else " "
-        for index, part in enumerate(textwrap.wrap(line.text, column)):
-            head = f"{mark}{number:3} " if not index else ""
+        head = f"{mark}{number:3} "
+        for part in _wrapped(line.text, column):
             made.append(f"{head:<{at}}{part}")
+            head = mark
     return "\n".join(made)
 
 
-def as_trace(timeline: Timeline) -> dict[str, Any]:
-    """For chrome://tracing and ui.perfetto.dev: a step is a microsecond."""
-    actors = list(dict.fromkeys(line.actor for line in timeline.lines))
-    events: list[dict[str, Any]] = [
-        {
-            "name": "thread_name",
-            "ph": "M",
-            "pid": 1,
-            "tid": number,
-            "args": {"name": actor},
-        }
-        for number, actor in enumerate(actors, 1)
-    ]
+def as_trace(timeline: Timeline) -> bytes:
+    """For ui.perfetto.dev and chrome://tracing: a step is a microsecond."""
+    parts: list[bytes] = []
+    writer = Writer(parts.append, ["schedule"])
+    actors = dict.fromkeys(line.actor for line in timeline.lines)
+    tracks = {actor: writer.track("schedule", actor) for actor in actors}
     for index, line in enumerate(timeline.lines):
-        events.append(
-            {
-                "name": line.text,
-                "ph": "X",
-                "ts": index,
-                "dur": 1,
-                "pid": 1,
-                "tid": actors.index(line.actor) + 1,
-                "cat": "violation" if line.guilty else "step",
-            }
-        )
-    return {"traceEvents": events, "displayTimeUnit": "ns"}
+        category = "violation" if line.guilty else "step"
+        start, end = index * 1000, (index + 1) * 1000
+        writer.slice(tracks[line.actor], line.text, start, end, category)
+    writer.close()
+    return b"".join(parts)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.explore.client import ExploredClient
+    from inaccfs.explore.vm import ExploredVM
     from inaccfs.inprocess import Due
-    from inaccfs.kvm import VM
 
 
 class Kvm(NamedTuple):
@@ -25,7 +25,7 @@ class Kvm(NamedTuple):
     invalidation: type[CountedInvalidation] = CountedInvalidation
     # Calls a callback, and answers.
     listen: Callable[[ExploredClient, Due], None] | None = None
-    spoil: Callable[[VM, ExploredClient], None] | None = None
+    spoil: Callable[[ExploredVM, ExploredClient], None] | None = None
 
 
 def _answer_first(client: ExploredClient, due: Due) -> None:
@@ -46,16 +46,16 @@ def _short(client: ExploredClient, due: Due) -> None:
     client.answer(due)
 
 
-def _no_flush(vm: VM, _: ExploredClient) -> None:
+def _no_flush(vm: ExploredVM, _: ExploredClient) -> None:
     vm._mmu.__dict__["flush"] = lambda: None
 
 
-def _no_end(vm: VM, _: ExploredClient) -> None:
+def _no_end(vm: ExploredVM, _: ExploredClient) -> None:
     mmu = vm._mmu
     mmu.__dict__["end_locked"] = lambda: mmu.changed.notify_all()
 
 
-def _no_wake(vm: VM, client: ExploredClient) -> None:
+def _no_wake(vm: ExploredVM, client: ExploredClient) -> None:
     def wait(start: int, end: int) -> None:
         if vm._mmu.invalidation.covers(start, end):
             client.schedule.point("waits for nobody", lambda: False)
@@ -63,12 +63,38 @@ def _no_wake(vm: VM, client: ExploredClient) -> None:
     vm._mmu.__dict__["wait"] = wait
 
 
-def _puts(count: int, _: VM, client: ExploredClient) -> None:
+def _puts(count: int, _: ExploredVM, client: ExploredClient) -> None:
     client.puts_each = count
 
 
-def _no_unregister(_: VM, client: ExploredClient) -> None:
+def _no_unregister(_: ExploredVM, client: ExploredClient) -> None:
     client.unregisters = False
+
+
+def _fail() -> None:
+    raise RuntimeError("a bug")
+
+
+def _raises(_: ExploredVM, client: ExploredClient) -> None:
+    client.bug = _fail
+
+
+def _beside(_: ExploredVM, client: ExploredClient) -> None:
+    client.asks_beside = True
+
+
+def _no_discard(vm: ExploredVM, _: ExploredClient) -> None:
+    vm.vmm.__dict__["_discard"] = False
+
+
+def _no_counts(vm: ExploredVM, _: ExploredClient) -> None:
+    mmu = vm._mmu
+
+    def zap(start: int, end: int) -> None:
+        mmu.table.zap(start, end)
+        mmu.flush()
+
+    mmu.__dict__["zap_locked"] = zap
 
 
 KVMS: Final = {
@@ -83,5 +109,9 @@ KVMS: Final = {
     "no-put": Kvm("keeps its references", spoil=partial(_puts, 0)),
     "put-twice": Kvm("puts each reference twice", spoil=partial(_puts, 2)),
     "no-unregister": Kvm("leaves its notifiers", spoil=_no_unregister),
+    "wrong-page": Kvm("asks for the page beside the one it means", spoil=_beside),
+    "no-discard": Kvm("converts, and does not punch", spoil=_no_discard),
+    "callback-raises": Kvm("has a bug in its callback", spoil=_raises),
+    "no-counts": Kvm("does not count what it zaps", spoil=_no_counts),
 }
 """By name; the first is the sound one."""

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import ExitStack, suppress
+import string
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.client import ExploredClient
+from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
+from inaccfs.explore.values import Values
+from inaccfs.explore.vm import ExploredVM
 from inaccfs.inprocess import Mount
-from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
+from inaccfs.kvm import KVM_MEM_PRIVATE, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.frameoptions import SimulatedMemory
 from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
     from inaccfs.semantics import Semantics
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.notifiers import Notifier
+
+MOST_PAGES: Final = 512
+"""A scenario is about few pages: each is looked at by itself."""
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
 # So many pages of a file are looked at that has no size yet.
 _UNSIZED: Final = 4
-
-
-class ExploredVM(VM):
-    """A VM of a scenario."""
-
-    name: str
-    client: ExploredClient
-    vmm: Vmm
-
-    @property
-    def in_progress(self) -> int:
-        """mmu_invalidate_in_progress."""
-        return self._mmu.invalidation.in_progress
 
 
 class World:
@@ -63,50 +62,72 @@ class World:
         )
         self.vms: Final[list[ExploredVM]] = []
         self.cells: Final = Cells(schedule)
+        self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
         # The number of each file, by its st_ino; and each one's fd and size in pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
+        # By those numbers; and every notifier that there has been.
+        self.inodes: Final[list[InaccessibleFile]] = []
+        self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
-        # How many frames have failed, and never come back.
-        self._poisoned = 0
         # How many calls that punch are under way; and who makes them.
         self._punching = 0
-        self._punchers: Final[set[int]] = set()
+        self.punchers: Final[set[int]] = set()
+        Values(self, schedule.state)
 
     # --- things -----------------------------------------------------------------------
 
     def file(self, pages: int) -> int:
         """A file's fd; 0 *pages* is one without a size."""
+        _check_size(pages)
         fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
         number = len(self._fds)
         self._numbers[os.fstat(fd).st_ino] = number
         self._fds.append(fd)
+        self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
+        self.judge.sizes.append(pages)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
         return fd
 
+    def check_file(self, fd: int) -> int:
+        """The number of a file. EINVAL if it is none of the scenario."""
+        found = self._numbers.get(os.fstat(fd).st_ino)
+        if found is None:
+            raise OSError(errno.EINVAL, f"fd {fd} is no file of the scenario")
+        return found
+
     def _sight(self, number: int) -> seen.Sight:
-        return seen.Sight(self.schedule, number, frame, self._numbers)
+        return seen.Sight(
+            *(self.schedule, number, frame, self._numbers, self.notifiers)
+        )
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
         """A VM, and an actor that its callbacks run in."""
         schedule = self.schedule
+        same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
+        name += str(same + 1) if same else ""
         client = ExploredClient(
             *(schedule, self.mount, self.loop, name, self._numbers),
             len(self.vms) + 1,
+            self.frames.held[name],
             puts_late=puts_late,
         )
         sight = self._sight(len(self.vms))
+        places: dict[int, tuple[int, int]] = {}
         made = ExploredVM(
             client,
+            # In every version: scenarios are about the memory of files.
+            default_private=True,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
-            memory=GuestBytes(schedule, sight, self.frames, self.cells),
+            memory=GuestBytes(schedule, sight, self.frames, self.cells, places),
             sync=Sync(schedule),
         )
-        made.name, made.client = name, client
+        made.name, made.client, made.places = name, client, places
         made.vmm = Vmm(made, fallocate=self.fallocate)
         seen.watch_vm(made, sight)
+        schedule.state.beside.append(made.balance)
         client.listen = kvm.listen
         if kvm.spoil is not None:
             kvm.spoil(made, client)
@@ -122,9 +143,12 @@ class World:
             self.schedule.note(point)
 
     def slot(
-        self, vm: VM, fd: int, page: int, pages: int, number: int, gfn: int
+        self, vm: ExploredVM, fd: int, page: int, pages: int, number: int, gfn: int
     ) -> None:
         """Give a VM pages of a file."""
+        file = self._numbers.get(os.fstat(fd).st_ino)
+        if file is not None:
+            vm.places |= {gfn + each: (file, page + each) for each in range(pages)}
         vm.set_user_memory_region(
             *(number, gfn * PAGE_SIZE, pages * PAGE_SIZE),
             private_fd=fd,
@@ -142,7 +166,8 @@ class World:
         schedule.point(
             f"fallocate {'punches' if punches else 'allocates'} [{first}, {end})"
         )
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
+        end = min(end, MOST_PAGES)
         self._look(fd, number, max(end, self._pages[number]))
         me = self.loop.me()
         if not punches or not schedule.runs:
@@ -150,12 +175,12 @@ class World:
             return
         assert isinstance(me, int)
         self._punching += 1
-        self._punchers.add(me)
+        self.punchers.add(me)
         try:
             self.mount.fallocate(fd, mode, offset, length)
         finally:
             self._punching -= 1
-            self._punchers.discard(me)
+            self.punchers.discard(me)
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page), False)
             schedule.touch(seen.cell_key(number, page))
@@ -163,7 +188,28 @@ class World:
         schedule.note("fallocate returns")
         schedule.touch(("punching", number))
         if not self._punching:
-            self.check_mappings(fd, first, end, "the punch has returned")
+            self.judge.mappings(fd, first, end, "the punch has returned")
+
+    @contextmanager
+    def converting(
+        self, vm: ExploredVM, first: int, end: int, *, private: bool
+    ) -> Iterator[None]:
+        """The private pages of gfns that become shared are lost meanwhile."""
+        lost = [
+            vm.places[gfn]
+            for gfn in range(first, end)
+            if not private and gfn in vm.places
+        ]
+        for place in lost:
+            self._lose(place, self.cells.punch_begins)
+        yield
+        for place in lost:
+            self._lose(place, self.cells.punch_ends)
+
+    def _lose(self, place: tuple[int, int], change: Callable[[int, int], None]) -> None:
+        if self.schedule.runs:
+            self.schedule.touch(seen.cell_key(*place))
+        change(*place)
 
     def _look(self, fd: int, number: int, pages: int) -> None:
         """A call looks whether it must send events or remove pages."""
@@ -178,8 +224,9 @@ class World:
 
     def ftruncate(self, fd: int, pages: int) -> None:
         """ftruncate(2), in pages."""
+        _check_size(pages)
         self.schedule.point(f"ftruncate to {pages} pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         if self.schedule.runs:
             for page in range(max(pages, self._pages[number])):
                 self.schedule.touch(seen.page_key(number, page))
@@ -189,24 +236,32 @@ class World:
         """memory-failure; notes what it is refused with."""
         schedule = self.schedule
         schedule.point(f"memory-failure of page {page}")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         for each in range(self._pages[number]):
             schedule.touch(seen.page_key(number, each))
+        memory = self.mount.inode(fd).pages.memory
+        known = memory and memory.frames.known(page, page + 1)
+        failing = {known[0].pfn} if known else set()
+        self.judge.failed.update(failing)
         try:
             vm.client.client.file(fd).memory_failure(page)
-            self._poisoned += 1
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
+            self.judge.failed.difference_update(failing)
+            return
+        if self.semantics.memory_failure == "invalidate":
+            self.judge.failures("memory-failure has returned")
 
     def _on_change(self, fd: int, offset: int, length: int) -> None:
         """The pages are about to go or to come."""
         schedule = self.schedule
         if not schedule.runs:
             return
-        removes = self.loop.me() in self._punchers
+        removes = self.loop.me() in self.punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
-        number = self._numbers[os.fstat(fd).st_ino]
+        number = self.check_file(fd)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
+        end = min(end, MOST_PAGES)
         memory = self.mount.inode(fd).pages.memory
         for page in range(first, end):
             schedule.touch(seen.page_key(number, page))
@@ -220,63 +275,13 @@ class World:
                     schedule.touch(seen.references_key(pfn))
                     schedule.note(f"page {extent.offset + at} goes, frame {frame(pfn)}")
 
-    # --- what has to hold -------------------------------------------------------------
-
-    def check_mappings(self, fd: int, first: int, end: int, when: str) -> None:
-        """No VM maps a frame that its page does not have."""
-        memory = self.mount.inode(fd).pages.memory
-        ino = os.fstat(fd).st_ino
-        for vm in self.vms:
-            if vm.client.client.lost is not None:
-                continue
-            for slot in vm.slots:
-                if slot.backing is None or slot.backing.ino != ino:
-                    continue
-                for gfn in range(slot.base_gfn, slot.end_gfn):
-                    page = slot.pgoff(gfn)
-                    if not first <= page < end or (spte := vm.spte(gfn)) is None:
-                        continue
-                    known = memory and memory.frames.known(page, page + 1)
-                    now = known[0].pfn if known else None
-                    if now != spte.pfn:
-                        has = "none" if now is None else frame(now)
-                        self.schedule.violate(
-                            "stale-mapping",
-                            f"{when}, and gfn {gfn} of {vm.name} is mapped to frame "
-                            f"{frame(spte.pfn)}; page {page} has {has}",
-                        )
+    # --- the end ----------------------------------------------------------------------
 
     def finish(self) -> None:
         """Check what has to hold when all is over, and take all apart."""
-        schedule = self.schedule
-        found = {violation.kind for violation in schedule.violations}
-        alive = [vm for vm in self.vms if vm.client.client.lost is None]
-        for vm in alive:
-            if (left := vm.in_progress) and "unpaired" not in found:
-                schedule.violate(
-                    "unpaired",
-                    f"{vm.name} counts {left} invalidations in progress of none",
-                )
-        if "stale-mapping" not in found:
-            for fd, pages in zip(self._fds, self._pages, strict=True):
-                self.check_mappings(fd, 0, pages, "all is over")
-        for _, file in self.mount.files():
-            memory = file.pages.memory
-            if memory is not None and memory.references_count:
-                schedule.violate(
-                    "leaked-reference", f"{memory.references_count} are left"
-                )
-        for vm in self.vms:
-            with suppress(ConnectionError):
-                vm.close()
-        for _, file in self.mount.files():
-            if count := len(file.notifiers):
-                schedule.violate("leaked-notifier", f"{count} are left")
+        files = zip(self._fds, self._pages, strict=True)
+        self.judge.end(files)
         self.mount.close()
-        if len(self.frames.used) > self._poisoned:
-            names = ", ".join(map(frame, sorted(self.frames.used)))
-            if "leaked-reference" not in {each.kind for each in schedule.violations}:
-                schedule.violate("leaked-frame", f"{names} never came back")
 
     def discard(self) -> None:
         """Close what is open, whatever has become of it."""
@@ -288,6 +293,11 @@ class World:
                 for backing in list(vm._files._files.values()):
                     stack.callback(_close, backing)
                 vm._files._files.clear()
+
+
+def _check_size(pages: int) -> None:
+    if not 0 <= pages <= MOST_PAGES:
+        raise ValueError(f"a file of {pages} pages: give 0 to {MOST_PAGES}")
 
 
 def _close(backing: object) -> None:

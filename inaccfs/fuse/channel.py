@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -26,11 +27,12 @@ from inaccfs.fuse.handlers.names import NameHandlers
 from inaccfs.fuse.handlers.openfiles import OpenHandlers
 from inaccfs.fuse.relay import Relay
 from inaccfs.fuse.requests import Pending, table
+from inaccfs.fuse.timing import Timing
 from inaccfs.fuse.wire import Op
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from inaccfs.fuse.handshake import Init
     from inaccfs.fuse.namespace import Namespace
@@ -68,12 +70,15 @@ class Channel:
         namespace: Namespace,
         make_seal: Callable[[bool], Seal],
         read_errno: int = errno.EINVAL,
+        writing: Mapping[Op, Handler] = MappingProxyType({}),
     ) -> None:
         """Take a non-blocking *device* fd and our end of the pair to pyfuse3.
 
         *make_seal* is called after INIT, with whether the kernel offers passthrough.
-        *read_errno* is the errno of READ and WRITE.
+        *read_errno* is the errno of READ and WRITE; *writing* has the handler of WRITE
+        where it is not refused.
         """
+        self._namespace: Final = namespace
         self._keeps_nodes: Final = namespace.inodes.keeps_nodes
         self._make_seal: Final = make_seal
         # Set when INIT is done and every later open is sealed, or known not to be.
@@ -82,9 +87,11 @@ class Channel:
         self.pending: Final = Pending()
         self._device: Final = Device(device, self.pending)
         self._relay: Final = Relay(relay)
-        self._opens: Final = OpenHandlers(namespace)
+        self._writes: Final = bool(writing)
+        self._opens: Final = OpenHandlers(namespace, seekable=self._writes)
         self.handlers: Final[list[Handler]] = table(
             refusals.handlers(read_errno, namespace.trace),
+            writing,
             NameHandlers(namespace).handlers(),
             AttributeHandlers(namespace).handlers(),
             self._opens.handlers(),
@@ -96,6 +103,7 @@ class Channel:
                 Op.INTERRUPT: self.pending.interrupt,
             },
         )
+        Timing(self.handlers, namespace.trace)
 
     @property
     def seal(self) -> Seal:
@@ -106,8 +114,12 @@ class Channel:
         """Serve until the file system is unmounted."""
         async with trio.open_nursery() as nursery:
             self.pending.nursery = nursery
+            self._namespace.opens.start = nursery.start_soon
             nursery.start_soon(self._relay.run)
-            await self._device.serve(self.handlers)
+            try:
+                await self._device.serve(self.handlers)
+            finally:
+                self._namespace.opens.start = None
             nursery.cancel_scope.cancel()
 
     # --- to and from pyfuse3 ---------------------------------------------------
@@ -122,7 +134,7 @@ class Channel:
         self._relay.send(request.message, largest_reply, reply.send)
 
     def _getxattr(self, request: Request) -> Answer:
-        # The kernel asks for this before it lets anybody change a file. There is none:
+        # The kernel asks for this before any change of a file. There is none:
         # the mount is nosuid, and setting one is refused.
         if wire.getxattr_name(request.buffer, request.size) == b"security.capability":
             return errno.ENODATA
@@ -144,6 +156,8 @@ class Channel:
         if number:
             reply.send(number)
             return
-        reply.succeed(handshake.pack_init(init, handles=self._keeps_nodes))
+        reply.succeed(
+            handshake.pack_init(init, handles=self._keeps_nodes, writes=self._writes)
+        )
         self._opens.seal = self._make_seal(init.passthrough)
         self.initialised.set()

@@ -119,7 +119,7 @@ class Device:
             self._refused(unique, header + bytes(payload), exc)
 
     def _refused(self, unique: int, reply: bytes, exc: OSError) -> None:
-        """The kernel did not take a reply: nobody waits for it, or it was wrong.
+        """The kernel refused a reply: its caller no longer waits, or it was wrong.
 
         Or there was no memory to read it: then it is sent once more, because the call
         has been carried out.

@@ -32,6 +32,7 @@ class OpenFile:
     def __init__(self, opens: Opens, node: Node) -> None:
         self._opens: Final = opens
         self._node: Final = node
+        self._weak = False
         self.file: Final[InaccessibleFile] = opens.open_node(node, writing=True)
         node.borrowed += 1
 
@@ -47,8 +48,8 @@ class OpenFile:
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, this one included."""
-        return self._node.opens
+        """How many opens of it there are, this one included, without weak ones."""
+        return self._node.opens - self._node.weak + self._weak
 
     def reopen_backing(self) -> int:
         """A new fd of the backing file itself, for the caller to close."""
@@ -58,11 +59,21 @@ class OpenFile:
 
     def again(self) -> OpenFile:
         """The same file once more, with a `close` of its own."""
-        return OpenFile(self._opens, self._node)
+        made = OpenFile(self._opens, self._node)
+        if self._weak:
+            made.weaken()
+        return made
+
+    def weaken(self) -> None:
+        """Do not count as a user of the file any more."""
+        if not self._weak:
+            self._weak = True
+            self._node.weak += 1
 
     def close(self) -> None:
         """Release it. This frees its memory if it has no name and no other open."""
         self._node.borrowed -= 1
+        self._node.weak -= self._weak
         self._opens.release(self._node)
 
 
@@ -182,6 +193,11 @@ class Files:
                 if found is not None:
                     yield found
 
+    def name(self, ino: int) -> str:
+        """What people call an inode, open or not; empty if there is none."""
+        node = self._inodes.nodes.get(ino)
+        return "" if node is None else name_of(node)
+
     @contextmanager
     def at(self, ino: int) -> Iterator[tuple[str, int, InaccessibleFile, int] | None]:
         """The same of one inode, for a with block; None if it is neither."""
@@ -189,7 +205,7 @@ class Files:
         if node is None or (node.file is None and not node.opens):
             yield None
         elif node.file is not None:
-            yield name_of(node), ino, node.file, node.opens
+            yield name_of(node), ino, node.file, node.opens - node.weak
         else:
             # Its fd was closed, for want of fds. It is open during the block.
             opens = node.opens

@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
@@ -79,6 +80,45 @@ def find(path: str) -> MountInfo:
     )
 
 
+def holding(path: str) -> MountInfo:
+    """The inaccfs mount that the file at *path* is in.
+
+    Follows no link inside of a mount that the path leads into, for its daemon may hang;
+    then *path* need not exist. A file without a name has one in /proc/PID/fd.
+
+    Raises:
+        NotMountedError: it is in another file system.
+    """
+    wanted = os.path.abspath(path)
+    if (found := _holding(wanted)) is not None:
+        return found
+    with suppress(TimeoutError, OSError):
+        real = ask(lambda: os.path.realpath(wanted), _ANSWER_SECONDS)
+        if (found := _holding(real)) is not None:
+            return found
+        device = ask(lambda: os.stat(wanted).st_dev, _ANSWER_SECONDS)
+        number = f"{os.major(device)}:{os.minor(device)}"
+        for mount in mounts():
+            if mount.device == number:
+                return mount
+    raise NotMountedError(
+        f"{wanted} is not in an inaccfs mount (inaccfs status lists them)"
+    )
+
+
+def _holding(wanted: str) -> MountInfo | None:
+    """The mount that *wanted* leads into by its name, if that is one of inaccfs."""
+    places = {mount.path: mount for mount in mountinfo.read()}
+    place = wanted
+    while place not in places and place != "/":
+        place = os.path.dirname(place)
+    mount = places.get(place)
+    if mount is None or mount.fstype != FSTYPE:
+        return None
+    # A bind mount of a directory has another root, which does not say whose it is.
+    return next(one for one in mounts() if one.device == mount.device)
+
+
 def ask(question: Callable[[], T], seconds: float) -> T:
     """Call *question*, which waits for the daemon of a mount, for at most *seconds*.
 
@@ -106,12 +146,12 @@ def ask(question: Callable[[], T], seconds: float) -> T:
 
 
 def means_dead(exc: OSError) -> bool:
-    """Whether an error shows that the daemon of a mount is gone."""
+    """Whether an error shows that the daemon of a mount is dead."""
     return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def is_dead(path: str) -> bool:
-    """Whether the daemon of the mount at *path* is gone; one that is stopped is not.
+    """Whether the daemon of the mount at *path* is dead; one that is stopped is not.
 
     Asks for statvfs, because the kernel may answer stat from its cache.
     """

@@ -48,13 +48,15 @@ _WANTED: Final = (
 
 _MINOR: Final = 40
 _NANOSECOND_GRANULARITY: Final = 1
-# Writes are refused, so one page of data is more than enough to carry.
+# Where writes are refused, one page of data is more than enough to carry.
 _MAX_WRITE: Final = 4096
+# Where they fill files: as much as the buffer of a request has room for.
+_MAX_FILLING_WRITE: Final = 65536
 _MAX_BACKGROUND: Final = 64
 
 
 class Init(NamedTuple):
-    """What the kernel offers in INIT."""
+    """The kernel's offer in INIT."""
 
     minor: int
     flags: int
@@ -85,11 +87,12 @@ def init_for_relay(request: bytearray, size: int) -> bytes:
     return bytes(relayed)
 
 
-def pack_init(init: Init, *, handles: bool = False) -> bytes:
+def pack_init(init: Init, *, handles: bool = False, writes: bool = False) -> bytes:
     """struct fuse_init_out: what the mount accepts of the kernel's offer.
 
     *handles*: a node can be found by its number after the kernel forgot it, so file
-    handles work; otherwise name_to_handle_at(2) fails with EOPNOTSUPP.
+    handles work; otherwise name_to_handle_at(2) fails with EOPNOTSUPP. *writes*:
+    write(2) fills files.
     """
     about_handles = _INIT_EXPORT_SUPPORT if handles else _INIT_NO_EXPORT_SUPPORT
     flags = init.flags & (_WANTED | about_handles)
@@ -100,7 +103,7 @@ def pack_init(init: Init, *, handles: bool = False) -> bytes:
         flags & 0xFFFFFFFF,
         _MAX_BACKGROUND,
         _MAX_BACKGROUND * 3 // 4,
-        _MAX_WRITE,
+        _MAX_FILLING_WRITE if writes else _MAX_WRITE,
         _NANOSECOND_GRANULARITY,
         0,
         0,

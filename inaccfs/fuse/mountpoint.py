@@ -1,4 +1,4 @@
-"""A directory to mount on, held by one fd until the mount is made.
+"""A directory to mount on, kept open by one fd until the mount is made.
 
 Where others can rename directories, a path may lead elsewhere at any moment. So the
 path is resolved once, and everything after that uses the fd.
@@ -16,7 +16,7 @@ from inaccfs.fuse import finding
 
 
 class Mountpoint:
-    """A directory that nothing of ours is mounted on, held by an O_PATH fd."""
+    """A directory without a mount of ours, kept open by an O_PATH fd."""
 
     def __init__(self, path: str, fd: int) -> None:
         """Take over *fd* of the directory at *path*, an absolute path without links.

@@ -48,6 +48,7 @@ class Node:
         "name",
         "opens",
         "parent",
+        "weak",
     )
 
     def __init__(self, ino: int, generation: int, *, is_dir: bool) -> None:
@@ -69,14 +70,16 @@ class Node:
         # How many opens there are, and how many of them need `file` to stay as it is.
         self.opens = 0
         self.borrowed = 0
+        # How many of the opens do not count as users of the file; see getfd.
+        self.weak = 0
         # Set while the node is open or pinned. A node that is open but not borrowed may
         # lack it when fds are short: see Inodes.make_room().
         self.file: InaccessibleFile | None = None
 
     @property
     def is_pinned(self) -> bool:
-        """Whether pages of it have been fetched or poisoned, so that it must stay."""
-        return self.file is not None and not self.file.pages.nothing_fetched
+        """Whether something is known of its pages, so that it must stay."""
+        return self.file is not None and self.file.must_stay
 
 
 def can_be_let_go(node: Node) -> bool:
@@ -88,6 +91,7 @@ def can_be_let_go(node: Node) -> bool:
         and not node.borrowed
         and node.parent is not None
         and file.is_plain
+        and not file.must_stay
     )
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errnos import os_error
 from inaccfs.fuse.nodes import can_be_let_go, let_go
+from inaccfs.shim import lastclose
 from inaccfs.shim.file import InaccessibleFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from inaccfs.fuse.inodes import Inodes
     from inaccfs.fuse.nodes import Node
@@ -30,6 +32,8 @@ class Opens:
         self._superblock: Final = superblock
         # Open files without a name, as far as the name was removed through the mount.
         self._nameless: Final[set[Node]] = set()
+        # Runs a task in the background. The channel sets it while it serves.
+        self.start: Callable[[Callable[[], Awaitable[None]]], None] | None = None
 
     @property
     def nameless(self) -> int:
@@ -79,7 +83,7 @@ class Opens:
             self._nameless.add(node)
 
     def reopen(self, node: Node) -> InaccessibleFile:
-        """The file of an open node that `Inodes.make_room` has let go.
+        """The file of an open node whose fd `Inodes.make_room` has closed.
 
         Raises:
             OSError: EBADF, it is not open; EMFILE, no fds are left.
@@ -95,12 +99,22 @@ class Opens:
         node.opens -= 1
         if not node.opens:
             self._nameless.discard(node)
+        elif node.opens == node.weak and node in self._nameless:
+            self._abandon(node)
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # The name leads here again: the node needs no fd.
             fd, file, node.fd, node.file = node.fd, node.file, -1, None
             if fd >= 0:
                 self._inodes.close_fd(fd, file)
         self._inodes.drop_if_unused(node)
+
+    def _abandon(self, node: Node) -> None:
+        """All users of a file without a name have closed it."""
+        file = node.file
+        if file is not None and not file.pages.abandoned:
+            file.pages.abandoned = True
+            if self.start is not None:
+                self.start(partial(lastclose.abandoned, self._superblock, file))
 
     @contextmanager
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:

@@ -45,7 +45,7 @@ Self = TypeVar("Self")
 _REFUSED_XATTRS: Final = (b"system.", b"security.capability")
 
 VirtualXattr = Callable[[], Awaitable[bytes]]
-"""Makes the value of a virtual xattr of the root, anew each time."""
+"""Makes the value of a virtual xattr of the root, for each call."""
 
 
 def _answered(

@@ -75,7 +75,7 @@ def is_covered(mount: MountInfo) -> bool:
 
 
 def why_covered(mount: MountInfo) -> str:
-    """What to do about a mount that stays because another one covers it."""
+    """A hint about a mount that stays because another one covers it."""
     return (
         f"{mount.path} is covered by another mount and stays: umount {mount.path}, and "
         "then inaccfs umount"

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _UNANSWERED: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
 
 Answer = bytes | int | None
-"""What a handler returns: see the module."""
+"""The return of a handler: see the module."""
 
 Send = Callable[[int, int, bytes | memoryview], None]
 """A transport's function that sends a late reply: unique, errno or 0, payload."""

@@ -111,6 +111,7 @@ INTERRUPT_SIZE: Final = _ARGUMENTS + 8
 # begins with the same
 unpack_range = struct.Struct(f"={_ARGUMENTS}x8xQI").unpack_from
 RANGE_SIZE: Final = _ARGUMENTS + 20
+_WRITE_SIZE: Final = _ARGUMENTS + 40
 _READ_SIZE_AT: Final = _ARGUMENTS + 16
 # fuse_setattr_in: valid, padding, fh, size, lock_owner, atime, mtime, ctime, their
 # nanoseconds, mode, unused4, uid, gid, unused5
@@ -198,6 +199,18 @@ def getxattr_name(request: bytearray, size: int) -> bytes:
     return _text_at(request, _GETXATTR_NAME_AT, size)
 
 
+def written(request: bytearray, size: int) -> tuple[int, bytes]:
+    """The offset and the data of WRITE."""
+    need(size, _WRITE_SIZE)
+    offset, length = unpack_range(request)
+    need(size, _WRITE_SIZE + length)
+    return offset, bytes(memoryview(request)[_WRITE_SIZE : _WRITE_SIZE + length])
+
+
+# fuse_write_out: size, padding
+pack_write = struct.Struct("=I4x").pack
+
+
 class Setattr(NamedTuple):
     """struct fuse_setattr_in. *size* is bytes; times are seconds and nanoseconds."""
 
@@ -225,7 +238,7 @@ FATTR_KILL_SUIDGID: Final = 1 << 11
 
 
 def setattr_in(request: bytearray, size: int) -> Setattr:
-    """What SETATTR asks for."""
+    """The changes in a SETATTR request."""
     need(size, _setattr.size)
     return Setattr._make(_setattr.unpack_from(request))
 

@@ -98,7 +98,7 @@ def _keep_only(fd: int) -> None:
 
 
 def _work(connection: socket.socket) -> None:
-    """Be a worker: do what is asked, until the daemon closes the connection."""
+    """Be a worker: carry out requests until the daemon closes the connection."""
     # First of all send a pidfd, so that the daemon can kill this worker.
     pidfd = os.pidfd_open(os.getpid())
     _answer(connection, Answer(), pidfd)

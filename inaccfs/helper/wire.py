@@ -75,14 +75,14 @@ def pack_request(kind: bytes, *fields: int | str | bytes) -> bytes:
 
 
 def unpack_request(packet: bytes) -> list[bytes]:
-    """What to do, and the fields."""
+    """The operation of a request, and its fields."""
     return packet.split(b"\0")
 
 
 def receive(
     connection: socket.socket, size: int = _PACKET_BYTES, flags: int = 0
 ) -> tuple[bytes, int]:
-    """What is sent, and one fd or -1. Others the kernel drops, which asks nobody."""
+    """A message, and one fd or -1. The kernel drops further fds without a request."""
     flags |= socket.MSG_CMSG_CLOEXEC
     packet, ancillary, _, _ = connection.recvmsg(size, _ONE_FD, flags)
     for level, kind, payload in ancillary:

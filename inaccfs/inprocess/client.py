@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.client.notifying import Callbacks
+from inaccfs.inprocess.pages import AttributesOfFile, Got, got
+from inaccfs.shim.freezing import release
+from inaccfs.shim.memory import Pinner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -20,12 +23,13 @@ if TYPE_CHECKING:
 
     from inaccfs.client.notifying import Callback, Options
     from inaccfs.client.requests import Run
+    from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.inprocess.mount import Mount
     from inaccfs.semantics import Semantics
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notice
+    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,8 @@ class Notifier:
         self._leaving = False
         # The first exception of a callback.
         self._raised: BaseException | None = None
+        # Binds it, if that has only been prepared.
+        self.prepared: Callable[[], None] | None = None
 
     # --- the shim's side --------------------------------------------------------------
 
@@ -81,6 +87,11 @@ class Notifier:
     def who(self) -> int:
         """See `inaccfs.shim.notifiers.Notifier`."""
         return self.file.client.who
+
+    @property
+    def number(self) -> int:
+        """See `inaccfs.shim.notifiers.Notifier`: nothing here needs one."""
+        return 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         """See `inaccfs.shim.notifiers.Notifier`."""
@@ -91,6 +102,18 @@ class Notifier:
         self.file.client.disconnect("it does not answer events")
 
     # --- the client's -----------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Put into effect what `File.bind` has prepared."""
+        commit, self.prepared = self.prepared, None
+        if commit is None:
+            raise OSError(errno.ENOENT, "it has not been prepared")
+        try:
+            commit()
+        except OSError:
+            self._leaving = True
+            self.file.client.notifiers.discard(self)
+            raise
 
     @property
     def registered(self) -> bool:
@@ -104,7 +127,8 @@ class Notifier:
             self._running.append(self._loop.me())
         try:
             if (callback := self.callbacks.of(notice.event)) is not None:
-                self.callbacks.call(callback, notice.start, notice.end, notice.frames)
+                _, start, end, frames, kinds = notice
+                self.callbacks.call(callback, start, end, frames, kinds)
         except BaseException as exc:
             log.exception("a callback for %s raised", notice.event)
             self._raised = self._raised or exc
@@ -147,7 +171,7 @@ class Notifier:
             raise lost.again()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """The client has closed."""
         self._leaving = True
         self.file.inode.notifiers.drop(self)
 
@@ -163,19 +187,19 @@ class Pin(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """What `Client.query_pins` returns."""
+    """The return of `Client.query_pins`."""
 
     extents: list[Pin]
 
 
 class FileInfo(NamedTuple):
-    """What `File.query` returns. *page_size* is bytes."""
+    """The return of `File.query`. *page_size* is bytes."""
 
     ino: int
     page_size: int
 
 
-class File:
+class File(AttributesOfFile):
     """As `inaccfs.client.File`. Offsets and counts are pages."""
 
     def __init__(self, client: Client, fd: int) -> None:
@@ -196,18 +220,32 @@ class File:
             raise OSError(errno.EBADF, "the file is closed")
         return self._inode
 
-    def get_pfn(self, offset: int) -> Extent:
+    @property
+    def _superblock(self) -> Superblock:
+        return self.client.mount.superblock
+
+    @property
+    def _loop(self) -> BlockingLoop:
+        return self.client.mount.loop
+
+    @property
+    def _holder(self) -> Client:
+        return self.client
+
+    def get_pfn(self, offset: int) -> Got:
         """See `inaccfs.client.File.get_pfn`."""
         return self.get_pfns(offset, 1)[0]
 
-    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+    def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `inaccfs.client.File.get_pfns`."""
-        pages = self._use().pages
+        inode = self._use()
 
-        async def get() -> list[Extent]:
+        async def get() -> list[Got]:
+            pages = inode.pages
             extents, moved = await pages.get(self.client, offset, offset + count)
+            found = [got(inode, self._superblock, extent) for extent in extents]
             await pages.tell_moved(moved)
-            return extents
+            return found
 
         return self.client.mount.loop.run(get())
 
@@ -252,6 +290,8 @@ class File:
         start: int,
         end: int,
         invalidate: Callback | None = None,
+        *,
+        prepare: bool = False,
         **options: Unpack[Options],
     ) -> Notifier:
         """See `inaccfs.client.File.bind`."""
@@ -262,8 +302,17 @@ class File:
             raise OSError(errno.EINVAL, f"no pages from {start} to {end}")
         made = Notifier(self, callbacks, self.client.deliver)
         exclusive = self.client.mount.semantics.exclusive
-        bind = inode.notifiers.bind(made, start, end, exclusive=exclusive)
-        self.client.mount.loop.run(bind)
+
+        def commit() -> None:
+            bind = inode.notifiers.bind(made, start, end, exclusive=exclusive)
+            self.client.mount.loop.run(bind)
+
+        if not prepare:
+            commit()
+        elif self.client.mount.semantics.binding == "prepared":
+            made.prepared = commit
+        else:
+            raise OSError(errno.EOPNOTSUPP, "bindings take effect at once")
         return self._registered(made)
 
     def _registered(self, made: Notifier) -> Notifier:
@@ -344,6 +393,8 @@ class Client:
 
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
+            release(self.mount.superblock, file, self)
             if file.pages.memory is not None:
-                for _ in file.pages.memory.drop(self):
-                    pass
+                for holder in (self, Pinner(self)):
+                    for _ in file.pages.memory.drop(holder):
+                        pass

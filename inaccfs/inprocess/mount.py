@@ -8,9 +8,11 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errnos import os_error
 from inaccfs.inprocess.client import Client, call_at_once
 from inaccfs.inprocess.loop import ThreadLoop
 from inaccfs.semantics import V8
+from inaccfs.shim import hostaccess
 from inaccfs.shim.call import Call
 from inaccfs.shim.file import LATER, UNDER_WAY, InaccessibleFile
 from inaccfs.shim.frameoptions import FRAME_BYTES, SimulatedMemory
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _Evictor:
-    """Evicts nobody: events that are delivered at once are answered at once."""
+    """Evicts no notifier: events that are delivered at once are answered at once."""
 
     running = True
 
@@ -129,6 +131,18 @@ class Mount:
                     raise done[0]
         if begun is LATER:
             loop.run(file.finish(Call(mode, offset, length), loop.event()))
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """pwrite(2), in semantics by which it fills files. Returns the size of *data*.
+
+        EINVAL or ENODEV, as on a mount; elsewhere the errno of writes.
+        """
+        rules = self.semantics
+        if rules.population != "write":
+            raise os_error(rules.read_errno)
+        file = self.inode(fd)
+        self.loop.run(hostaccess.write(self.superblock, file, offset, data))
+        return len(data)
 
     def ftruncate(self, fd: int, size: int) -> None:
         """ftruncate(2), to *size* bytes."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class MemoryAttributes:
     """Changed under mmu_lock; read with and without it.
 
-    A gfn that nobody has converted is private in v8, and shared since v10.
+    A gfn that was never converted is private in v8, and shared since v10.
     """
 
     def __init__(self, *, default_private: bool = True) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import Run
+    from inaccfs.kvm.shared import SharedHalf
     from inaccfs.kvm.shim import Shim
 
 
@@ -132,7 +133,7 @@ def double_allocated(slots: Iterable[MemorySlot]) -> int:
     )
 
 
-def _double(slot: MemorySlot, file: BackingFile, shared: memoryview) -> int:
+def _double(slot: MemorySlot, file: BackingFile, shared: SharedHalf) -> int:
     file.reach(slot.private_pgoff + slot.npages)
     window = file.window
     if window is None:
@@ -143,5 +144,5 @@ def _double(slot: MemorySlot, file: BackingFile, shared: memoryview) -> int:
         return 0
     ones = int.from_bytes(b"\1" * pages, "little")
     private = int.from_bytes(resident(window, first, pages), "little")
-    other = int.from_bytes(resident(shared, 0, pages), "little")
+    other = int.from_bytes(shared.resident(pages), "little")
     return (ones & private & other).bit_count()

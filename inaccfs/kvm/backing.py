@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs import syscalls
 from inaccfs.kvm.memory import FileMemory
+from inaccfs.kvm.shim import WeakShim
 from inaccfs.kvm.uapi import PAGE_SHIFT
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics
+    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics, WeakFile
     from inaccfs.kvm.sync import Sync
 
 
@@ -42,6 +45,9 @@ class Run:
 
 _pfn: Final = attrgetter("pfn")
 
+# struct statx: stx_btime, seconds and nanoseconds.
+_BTIME: Final = slice(80, 92)
+
 
 class BackingFile:
     """A file, as one VM uses it. Units are 4 KiB pages unless said otherwise."""
@@ -53,19 +59,29 @@ class BackingFile:
         fd: int,
         sync: Sync,
         *,
+        holds: bool = True,
         puts: bool = True,
     ) -> None:
-        """Keep a duplicate of *fd*. EINVAL if it is not a file of the mount.
+        """EINVAL if *fd* is not a file of the mount.
 
+        *holds* is whether it keeps the file open. A shim without a daemon has no other.
         *puts* is False where the semantics give no references to put.
         """
         self._puts: Final = puts
+        # Names the file without keeping it open; None if this keeps it.
+        self._name: Final = (
+            shim.weak_file if isinstance(shim, WeakShim) and not holds else None
+        )
         self.key: Final = key
         with ExitStack() as undo:
-            # The VMM uses it to punch the pages that it converts.
-            self.fd: Final = os.dup(fd)
-            undo.callback(os.close, self.fd)
-            self.file: Final[ShimFile] = shim.file(fd)
+            if self._name is None:
+                self._fd = os.dup(fd)
+                undo.callback(os.close, self._fd)
+                self._weak: WeakFile | None = None
+                self.file: ShimFile = shim.file(fd)
+            else:
+                self._fd = fd
+                self.file = self._weak = self._name(fd)
             undo.callback(self.file.close)
             info = self.file.query()
             undo.pop_all()
@@ -80,6 +96,43 @@ class BackingFile:
         # The mapping that vCPUs copy from and to. They read this without the lock; it
         # is only ever replaced by a longer one.
         self.window: mmap.mmap | None = None
+
+    @contextmanager
+    def named(self) -> Iterator[ShimFile]:
+        """The file as the shim needs it to register a notifier, for a with block."""
+        if self._name is None:
+            yield self.file
+            return
+        # Named anew: `file` has the fd of the first slot, which may be closed.
+        file = self._name(self._fd)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def use(self, fd: int) -> None:
+        """Another slot has the file, by *fd*."""
+        if self._name is not None:
+            self._fd = fd
+
+    @property
+    def released(self) -> bool:
+        """Whether all others have closed the file. Asks the daemon."""
+        return self._weak is not None and not self._weak.query().opens
+
+    @property
+    def fd(self) -> int:
+        """An fd of the file, for the VMM to punch the pages that it converts.
+
+        Raises:
+            OSError: EBADF, if the slots do not hold the file and the VMM has closed it.
+        """
+        if self._name is not None:
+            found = os.fstat(self._fd)
+            # The number may be another file's by now.
+            if (found.st_dev, found.st_ino) != self.key:
+                raise OSError(errno.EBADF, f"private_fd {self._fd} is another file now")
+        return self._fd
 
     def get(self, pgoff: int, pages: int) -> list[Frames]:
         """Return the frames of pages, with a reference to each page of the file.
@@ -136,12 +189,24 @@ class BackingFile:
             self.window = self._memory.reach(size)
 
     def close(self) -> None:
-        """Close the file. Call it once nobody uses it any more."""
+        """Close the file. Call it when no thread uses it any more."""
         self.window = None
         if self._memory is not None:
             self._memory.close()
-        os.close(self.fd)
+        if self._name is None:
+            os.close(self._fd)
         self.file.close()
+
+
+# The VM that has made a file, by `_identity`.
+_owners: Final[dict[tuple[int, int, bytes], object]] = {}
+_owners_lock: Final = threading.Lock()
+
+
+def _identity(fd: int) -> tuple[int, int, bytes]:
+    """Device, inode and time of birth, which no two files ever share."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, syscalls.statx(fd)[_BTIME]
 
 
 class BackingFiles:
@@ -150,28 +215,52 @@ class BackingFiles:
     def __init__(self, shim: Shim, semantics: ShimSemantics, sync: Sync) -> None:
         self._shim: Final = shim
         self._sync: Final = sync
-        self._puts: Final = semantics.keeps_references
+        self._rules: Final = semantics
+        self._bad_fd: Final[int] = getattr(errno, semantics.kvm_bad_fd)
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
+        # What stands for the VM among the owners: it may outlive the VM.
+        self._owner: Final = object()
+
+    def own(self, fd: int) -> None:
+        """Make a file this VM's, for as long as it lives."""
+        with _owners_lock:
+            _owners[_identity(fd)] = self._owner
+
+    def _check_owner(self, fd: int) -> None:
+        """EINVAL if the file is another VM's. What no VM has made is nobody's."""
+        if _owners and self._rules.kvm_file_of_one_vm:
+            with _owners_lock:
+                owner = _owners.get(_identity(fd), self._owner)
+            if owner is not self._owner:
+                raise OSError(errno.EINVAL, "the file is another VM's")
 
     def open(self, fd: int) -> BackingFile:
         """Return the file of *fd*, which one more slot uses from now on.
 
         Raises:
-            OSError: EINVAL if *fd* is not of this mount, as in v8 after a failed
-                fget(); the error's cause is the actual failure.
+            OSError: EINVAL if *fd* is not of this mount, or another VM's; the errno of
+                the rule kvm_bad_fd if it is none. Its cause is the actual error.
         """
         try:
             found = os.fstat(fd)
             key = (found.st_dev, found.st_ino)
             file = self._files.get(key)
+            self._check_owner(fd)
             if file is None:
-                file = self._files[key] = BackingFile(
-                    self._shim, key, fd, self._sync, puts=self._puts
+                file = BackingFile(
+                    *(self._shim, key, fd, self._sync),
+                    holds=self._rules.kvm_slot_holds_file,
+                    puts=self._rules.keeps_references,
                 )
+        except OverflowError as exc:
+            raise OSError(self._bad_fd, f"private_fd {fd} is no number of one") from exc
         except OSError as exc:
             if exc.errno not in (errno.EBADF, errno.EINVAL):
                 raise
-            raise OSError(errno.EINVAL, f"private_fd {fd}: {exc.strerror}") from exc
+            number = self._bad_fd if exc.errno == errno.EBADF else errno.EINVAL
+            raise OSError(number, f"private_fd {fd}: {exc.strerror}") from exc
+        file.use(fd)
+        self._files[key] = file
         file.slots += 1
         return file
 

@@ -114,7 +114,7 @@ class Demo:
         self._show(f"\n\x1b[1m== {text}\x1b[0m" if self._colour else f"\n== {text}")
 
     def _counted(self) -> None:
-        """What KVM has counted since the last call."""
+        """Show KVM's counts since the last call."""
         before, now = self._before, self._vm.stats
         self._before = now
         counts = {
@@ -152,4 +152,5 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
             shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
             flags=KVM_MEM_PRIVATE,
         )
+        vm.set_memory_attributes(0, PAGES * PAGE_SIZE, private=True)
         Demo(vm, fd, show, colour=colour).run()

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from inaccfs.client.errors import ConnectionLostError
 from inaccfs.kvm.uapi import (
-    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    EXIT_FLAGS,
     PAGE_SHIFT,
     PAGE_SIZE,
     MemoryFaultExit,
+    MmioExit,
+    VcpuExit,
     no_hook,
 )
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile, Frames
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
 
@@ -95,7 +98,38 @@ class Wait(NamedTuple):
         self.mmu.wait(self.start, self.end)
 
 
-Step: TypeAlias = Point | Get | Put | Reach | Wait
+class Touch(NamedTuple):
+    """Map shared pages: KVM looks each up in the VMM's page table, as by touching it.
+
+    The result is the gfn to go on at.
+
+    Raises:
+        OSError: EFAULT where the VMM has no memory for the first of them.
+    """
+
+    mmu: Mmu
+    slot: MemorySlot
+    start: int
+    end: int
+
+    def __call__(self) -> int:
+        mmu, slot = self.mmu, self.slot
+        if slot.shared is None:
+            raise OSError(errno.EFAULT, f"slot {slot.id} has no shared memory")
+        for gfn in range(self.start, self.end):
+            try:
+                slot.shared.read((gfn - slot.base_gfn) << PAGE_SHIFT, 1)
+            except OSError:
+                if gfn == self.start:
+                    raise
+                return gfn
+            with mmu.lock:
+                if not mmu.attributes.is_private(gfn):
+                    mmu.shared.map(gfn, gfn + 1)
+        return self.end
+
+
+Step: TypeAlias = Point | Get | Put | Reach | Touch | Wait
 """Calling a step performs it, and returns the value to send to the generator."""
 
 
@@ -118,14 +152,13 @@ class Faults:
         """
         self._sync.drive(self.fault(gfn))
 
-    def pre_fault(self, gfn: int, end: int) -> None:
-        """Map the private ones of the gfns from *gfn* to *end*.
+    def pre_fault(self, gfn: int, end: int) -> int:
+        """Map the gfns from *gfn* to *end*; return the first that is not mapped.
 
         Raises:
-            OSError: ENOENT at the first gfn without private memory (the gfns before it
-                are mapped by then); the error of get-pfn.
+            OSError: as `VM.pre_fault_memory`; the gfns before that are mapped by then.
         """
-        self._sync.drive(self.populate(gfn, end))
+        return self._sync.drive(self.populate(gfn, end))
 
     # --- steps ------------------------------------------------------------------------
 
@@ -143,18 +176,25 @@ class Faults:
                 slot, backing, gfn, gfn + 1, seq, touched=True
             )
             if mapped:
-                # While the slot is held, and out of guest mode: it asks the daemon.
+                # While the slot has a user, and out of guest mode: it asks the daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)
         if not mapped:
             yield Wait(mmu, gfn, gfn + 1)
 
-    def populate(self, gfn: int, end: int) -> Generator[Step, Any, None]:
+    def populate(self, gfn: int, end: int) -> Generator[Step, Any, int]:
         """The steps of `pre_fault`."""
-        size = _CHUNK
+        first, size = gfn, _CHUNK
         while gfn < end:
-            stop = yield from self._populate(gfn, min(end, gfn + size))
+            try:
+                stop = yield from self._populate(gfn, min(end, gfn + size))
+            except ConnectionError:
+                raise
+            except OSError:
+                if gfn == first or not self._mmu.rules.kvm_pre_fault_partial:
+                    raise
+                return gfn
             if stop == gfn:
                 # Halved at each retry, so that constant punching elsewhere in the range
                 # does not keep this from making progress.
@@ -162,6 +202,7 @@ class Faults:
                 yield Wait(self._mmu, gfn, gfn + size)
             else:
                 gfn, size = stop, _CHUNK
+        return gfn
 
     def _populate(self, gfn: int, end: int) -> Generator[Step, Any, int]:
         """Map some gfns; return the next gfn to map, *gfn* itself for a retry."""
@@ -169,16 +210,31 @@ class Faults:
         with mmu.lock:
             seq = mmu.invalidation.seq
             slot = mmu.slots.find(gfn)
-            if slot is None or (backing := slot.backing) is None:
-                raise FileNotFoundError(
-                    errno.ENOENT, f"no private memory at gpa {gfn << PAGE_SHIFT:#x}"
+            end = end if slot is None else min(end, slot.end_gfn)
+            private, end = mmu.attributes.run(gfn, end)
+            backing = None if slot is None else slot.backing
+            if mmu.rules.kvm_pre_fault == "private":
+                # Those of a slot without a file are never private there.
+                if not private and backing is not None:
+                    return end
+                private = True
+            if slot is None or (private and backing is None):
+                missing = slot is None and not private
+                name = "ENOENT" if missing else mmu.rules.kvm_pre_fault_error
+                raise OSError(
+                    getattr(errno, name),
+                    f"no {'' if missing else 'private '}memory at gpa "
+                    f"{gfn << PAGE_SHIFT:#x}",
                 )
-            private, end = mmu.attributes.run(gfn, min(end, slot.end_gfn))
-            if not private:
-                return end
-            _check_notifier(slot)
+            if private or mmu.is_served(slot):
+                assert backing is not None
+                _check_notifier(slot)
             slot.users += 1
         try:
+            if not (private or mmu.is_served(slot)):
+                touched: int = yield Touch(mmu, slot, gfn, end)
+                return touched
+            assert backing is not None
             mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
             if mapped:
                 # So that the first access needs no fault; that reports a failure.
@@ -230,13 +286,30 @@ class Faults:
         return not retry
 
     def _private_slot(self, gfn: int) -> tuple[MemorySlot, BackingFile]:
+        """The slot whose file serves *gfn*, or an exit. With mmu_lock."""
         mmu = self._mmu
         slot = mmu.slots.find(gfn)
-        if slot is None or slot.backing is None or not mmu.attributes.is_private(gfn):
-            mmu.counters.exits += 1
-            raise _exit(gfn)
+        if slot is None or (backing := slot.backing) is None:
+            raise self._missing(gfn, slot)
+        if not (mmu.attributes.is_private(gfn) or mmu.is_served(slot)):
+            raise self._exit(gfn)
         _check_notifier(slot)
-        return slot, slot.backing
+        return slot, backing
+
+    def _missing(self, gfn: int, slot: MemorySlot | None) -> VcpuExit:
+        """What a private access gets that no file serves."""
+        mmu, rules = self._mmu, self._mmu.rules
+        differs = rules.kvm_mismatch == "every gfn" and not mmu.attributes.is_private(
+            gfn
+        )
+        mmio = rules.kvm_no_slot == "MMIO" or mmu.mmio.is_valid(gfn)
+        if slot is None and mmio and not differs:
+            return MmioExit(gfn << PAGE_SHIFT)
+        return self._exit(gfn)
+
+    def _exit(self, gfn: int) -> MemoryFaultExit:
+        self._mmu.counters.exits += 1
+        return memory_fault(self._mmu.rules, gfn, private=True)
 
     def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
         """Handle an error of get-pfn: return False to retry, or raise.
@@ -251,7 +324,12 @@ class Faults:
             if not touched:
                 raise exc
             self._mmu.counters.exits += 1
-        raise _exit(gfn, exc.errno or errno.EFAULT) from exc
+        number = exc.errno or errno.EFAULT
+        # Without private memory no access is private.
+        private = self._mmu.protected
+        raise memory_fault(
+            self._mmu.rules, gfn, private=private, number=number
+        ) from exc
 
 
 def _install(
@@ -274,7 +352,11 @@ def _check_notifier(slot: MemorySlot) -> None:
         )
 
 
-def _exit(gfn: int, number: int = 0) -> MemoryFaultExit:
-    return MemoryFaultExit(
-        KVM_MEMORY_EXIT_FLAG_PRIVATE, gfn << PAGE_SHIFT, PAGE_SIZE, number
-    )
+def memory_fault(
+    rules: ShimSemantics, gfn: int, *, private: bool, number: int | None = None
+) -> MemoryFaultExit:
+    """The exit for an access to *gfn*; by the rules if there is no errno *number*."""
+    if number is None:
+        number = 0 if rules.kvm_exit_returns == "0" else errno.EFAULT
+    flags = EXIT_FLAGS[rules.kvm_exit_flag] if private else 0
+    return MemoryFaultExit(flags, gfn << PAGE_SHIFT, PAGE_SIZE, number)

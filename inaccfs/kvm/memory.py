@@ -43,6 +43,11 @@ def resident(buffer: WritableBuffer, first: int, pages: int) -> bytes:
     If the buffer is not page-aligned, its pages count from the one that it begins in.
     """
     start = address_of(buffer) // PAGE_SIZE * PAGE_SIZE + first * PAGE_SIZE
+    return resident_at(start, pages)
+
+
+def resident_at(start: int, pages: int) -> bytes:
+    """As `resident`, for the pages from address *start* on. ENOMEM if unmapped."""
     found = ctypes.create_string_buffer(pages)
     if pages and _libc.mincore(start, pages * PAGE_SIZE, found):
         raise _error()

@@ -7,20 +7,13 @@ file of the shim.
 
 from __future__ import annotations
 
-import errno
-import mmap
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import (
     KVM_LPAGE_PRIVATE_SHARED_MIXED,
-    KVM_MEM_MAX_NR_PAGES,
-    KVM_MEM_PRIVATE,
-    KVM_MEM_SLOTS_NUM,
     PAGE_SHIFT,
-    PAGE_SIZE,
     pages_of_level,
 )
 
@@ -28,8 +21,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.attributes import MemoryAttributes
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memory import WritableBuffer
-
-_U64: Final = 1 << 64
+    from inaccfs.kvm.shared import SharedHalf
 
 
 class Region(NamedTuple):
@@ -39,13 +31,14 @@ class Region(NamedTuple):
     flags: int
     guest_phys_addr: int
     memory_size: int
-    shared: WritableBuffer | None
+    # The shared half: a buffer, or the userspace_addr.
+    shared: WritableBuffer | int | None
     private_fd: int
     private_offset: int
 
 
 class Notifier(Protocol):
-    """What a slot needs of its notifier; see kvm/notifier.py."""
+    """The part of a notifier that a slot uses; see kvm/notifier.py."""
 
     @property
     def lost(self) -> bool:
@@ -67,7 +60,7 @@ class MemorySlot:
     # In bytes.
     private_offset: int
     # The shared half; None if the VMM gave none.
-    shared: memoryview | None = field(repr=False)
+    shared: SharedHalf | None = field(repr=False)
     # The private half; None without KVM_MEM_PRIVATE.
     backing: BackingFile | None = field(default=None, repr=False)
     # The notifier of the private half; set before the slot can be found.
@@ -168,81 +161,3 @@ class MemorySlots:
     def minus(self, slot: MemorySlot) -> MemorySlots:
         """A copy without *slot*."""
         return MemorySlots(tuple(each for each in self.slots if each is not slot))
-
-
-def check(region: Region, slots: MemorySlots) -> MemorySlot | None:
-    """Check a region as KVM does; return the slot to delete, or None to create one.
-
-    Raises:
-        OSError: EINVAL; EEXIST where it overlaps another slot. The file is not looked
-            at yet.
-    """
-    _check_numbers(region)
-    old = slots.by_id(region.slot)
-    if not region.memory_size:
-        if old is None:
-            raise _invalid(f"there is no slot {region.slot} to delete")
-        return old
-    if old is not None:
-        # KVM allows MOVE and FLAGS_ONLY for slots without a private half only; to keep
-        # the model small it allows them for no slot.
-        raise _invalid(f"slot {region.slot} exists: delete it first")
-    _check_private(region)
-    _check_shared(region)
-    first = region.guest_phys_addr >> PAGE_SHIFT
-    if slots.overlaps(first, first + (region.memory_size >> PAGE_SHIFT)):
-        raise FileExistsError(errno.EEXIST, "the range overlaps another slot's")
-    return None
-
-
-def _invalid(text: str) -> OSError:
-    return OSError(errno.EINVAL, text)
-
-
-def _check_numbers(region: Region) -> None:
-    if not 0 <= region.slot < KVM_MEM_SLOTS_NUM:
-        raise _invalid(f"slot {region.slot}: give 0 to {KVM_MEM_SLOTS_NUM - 1}")
-    if region.flags & ~KVM_MEM_PRIVATE:
-        raise _invalid(f"flags {region.flags:#x}: only KVM_MEM_PRIVATE is known")
-    check_range(region.guest_phys_addr, region.memory_size)
-    if region.memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
-        raise _invalid(f"memory_size {region.memory_size:#x} is too large for a slot")
-
-
-def check_range(gpa: int, size: int) -> None:
-    """EINVAL unless these bytes are whole pages of guest memory; *size* may be 0."""
-    if gpa < 0 or size < 0 or (gpa | size) % PAGE_SIZE:
-        raise _invalid(f"gpa {gpa:#x}, size {size:#x}: not aligned to pages")
-    # In 64 bits the end wraps, and so comes before the start.
-    if gpa + size >= _U64:
-        raise _invalid(f"gpa {gpa:#x}, size {size:#x}: wraps around")
-
-
-def _check_private(region: Region) -> None:
-    if not region.flags & KVM_MEM_PRIVATE:
-        # The kernel ignores these fields; here they are more likely a mistake.
-        if region.private_fd != -1 or region.private_offset:
-            raise _invalid("private_fd and private_offset need KVM_MEM_PRIVATE")
-        return
-    offset = region.private_offset
-    if region.private_fd < 0:
-        raise _invalid("KVM_MEM_PRIVATE needs a private_fd")
-    if offset < 0 or offset % PAGE_SIZE:
-        raise _invalid(f"private_offset {offset:#x} is not aligned to pages")
-    if offset + region.memory_size >= _U64:
-        raise _invalid(f"private_offset {offset:#x} wraps around")
-
-
-def _check_shared(region: Region) -> None:
-    if region.shared is None:
-        return
-    view = memoryview(region.shared)
-    if view.readonly or not view.c_contiguous:
-        raise _invalid("the shared memory must be writable and in one piece")
-    if view.nbytes < region.memory_size:
-        raise _invalid(
-            f"the shared memory has {view.nbytes} of {region.memory_size} bytes"
-        )
-    # Memory that Python allocates is not page-aligned, and shares its pages.
-    if isinstance(view.obj, mmap.mmap) and address_of(view) % PAGE_SIZE:
-        raise _invalid("the shared memory does not begin at a page boundary")

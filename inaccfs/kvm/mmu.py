@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Final
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlots
+from inaccfs.kvm.mmiocache import MmioCache
 from inaccfs.kvm.pagetable import PageTable
+from inaccfs.kvm.sharedpages import SharedPages
 from inaccfs.kvm.stats import Counters, add
 from inaccfs.kvm.sync import THREADS
 from inaccfs.kvm.uapi import (
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import ByLevel
+    from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.sync import Lock, Sync
 
 # After this long a waiting fault retries, and so finds out if the daemon has died.
@@ -45,17 +48,33 @@ class Mmu:
 
     def __init__(
         self,
+        rules: ShimSemantics,
         *,
-        default_private: bool,
+        default_private: bool | None = None,
+        protected: bool = True,
         invalidation: Invalidation | None = None,
         sync: Sync = THREADS,
     ) -> None:
+        self.rules: Final = rules
+        # Whether the VM has private memory.
+        self.protected: Final = protected
+        self._huge: Final = rules.kvm_huge
+        self._serves: Final = not protected and rules.kvm_default_vm == "served"
+        if default_private is None:
+            default_private = rules.kvm_default_attribute == "private"
         self.lock: Final = sync.lock("mmu_lock")
         # Notified when an invalidation ends, or a slot loses its last user.
         self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
-        self.attributes: Final = MemoryAttributes(default_private=default_private)
+        self.attributes: Final = MemoryAttributes(
+            default_private=protected and default_private
+        )
+        # The gfns of shared pages that are mapped. A vCPU adds in guest mode; who
+        # removes has waited for that.
+        self.shared: Final = SharedPages()
+        # Used by the rule kvm_keeps_mmio.
+        self.mmio: Final = MmioCache()
         self.counters: Final = Counters()
         # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
@@ -63,6 +82,17 @@ class Mmu:
         self.slots = MemorySlots()
 
     # --- slots ------------------------------------------------------------------------
+
+    def exchange(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
+        """Put *new* into the place of *old*; None is none."""
+        with self.lock:
+            slots = self.slots if old is None else self.slots.minus(old)
+            self.slots = slots if new is None else slots.plus(new)
+            self.mmio.next_generation()
+
+    def is_served(self, slot: MemorySlot | None) -> bool:
+        """KVM_MEMSLOT_GMEM_ONLY: whether the file serves all accesses to the slot."""
+        return self._serves and slot is not None and slot.backing is not None
 
     @contextmanager
     def hold(self, slot: MemorySlot) -> Iterator[bool]:
@@ -144,6 +174,7 @@ class Mmu:
                 self.zap_locked(start, end)
                 # Even if there was nothing to zap: shared memory has no entries.
                 self.flush()
+                self.shared.zap(start, end)
             self.end_locked()
 
     # --- installing -------------------------------------------------------------------
@@ -167,7 +198,7 @@ class Mmu:
         huge page that reached into a range being punched would stay mapped there
         after the punch.
         """
-        level = level_of_order(order)
+        level = level_of_order(order) if self._huge else PG_LEVEL_4K
         while level > PG_LEVEL_4K:
             pages = pages_of_level(level)
             first = gfn & -pages
@@ -237,12 +268,15 @@ class Mmu:
 
     # --- looking ----------------------------------------------------------------------
 
-    def snapshot(self) -> tuple[Counters, ByLevel, int]:
-        """The counters, the mappings, and the number of invalidations in progress."""
+    def snapshot(self) -> tuple[Counters, ByLevel, int, int]:
+        """The counters, the mappings, how many pages of them are shared ones, and the
+        number of invalidations in progress.
+        """
         with self.lock:
             return (
                 deepcopy(self.counters),
                 self.table.count(),
+                len(self.shared),
                 self.invalidation.in_progress,
             )
 

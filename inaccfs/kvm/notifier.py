@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.shim import ShimNotifier, ShimSemantics
+    from inaccfs.kvm.shim import ShimFile, ShimNotifier, ShimSemantics
     from inaccfs.kvm.uapi import Hook
 
 
@@ -38,13 +38,13 @@ class SlotNotifier:
         # The INVALIDATE_STARTs minus the INVALIDATE_ENDs so far. Only callbacks change
         # it, and the client runs one at a time; `close` reads it after the last one.
         self._begun = 0
-        self._notifier: Final[ShimNotifier] = self._register(backing, semantics)
+        with backing.named() as file:
+            self._notifier: Final[ShimNotifier] = self._register(file, semantics)
 
-    def _register(self, backing: BackingFile, semantics: ShimSemantics) -> ShimNotifier:
-        register = backing.file.register_notifier
+    def _register(self, file: ShimFile, semantics: ShimSemantics) -> ShimNotifier:
+        register = file.register_notifier
         if semantics.scope == "range":
-            start, end = self._slot.file_pages(backing.shift)
-            register = partial(backing.file.bind, start, end)
+            register = partial(file.bind, *self._slot.file_pages(self._shift))
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
         if "INVALIDATE_START" not in semantics.events:
@@ -59,7 +59,7 @@ class SlotNotifier:
 
     @property
     def lost(self) -> bool:
-        """Whether the daemon has gone, or has disconnected us for being slow."""
+        """Whether the daemon has ended, or has disconnected us for being slow."""
         return not self._notifier.registered
 
     def _gfns(self, start: int, end: int) -> tuple[int, int] | None:

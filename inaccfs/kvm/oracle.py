@@ -1,4 +1,4 @@
-"""What a guest may read: records all writes and clears, and finds stale reads.
+"""Judges reads of guests: records all writes and clears, and finds stale reads.
 
 Each page is a register. A write stores a unique stamp; a punch or a conversion stores
 0. Operations overlap in time, so each has a beginning and an end on a logical clock. A

@@ -9,8 +9,16 @@ from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.cells import GROUP, Kind, Layout, Palette, Run
+from inaccfs.cells import SEVERAL as SEVERAL
 from inaccfs.kvm.memory import resident
-from inaccfs.kvm.uapi import PAGE_SHIFT, PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K
+from inaccfs.kvm.uapi import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PG_LEVEL_1G,
+    PG_LEVEL_2M,
+    PG_LEVEL_4K,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +32,6 @@ HOLE: Final = "."
 SHARED: Final = "s"
 DOUBLE: Final = "d"
 NO_SLOT: Final = "_"
-SEVERAL: Final = "+"
 
 MEANINGS: Final = {
     "m": "mapped by 4 KiB",
@@ -38,18 +45,24 @@ MEANINGS: Final = {
     SEVERAL: "several of these",
 }
 
-# See console_codes(4): private and mapped pages are green, shared ones yellow.
+# Private and mapped pages are green, shared ones yellow.
 _COLOURS: Final = {
     **dict.fromkeys("mMG", "32"),
     ALLOCATED: "36",
     HOLE: "2",
     SHARED: "33",
     DOUBLE: "31",
-    SEVERAL: "35",
 }
 
-_GROUP: Final = 16
-_ROW: Final = 4 * _GROUP
+_PALETTE: Final = Palette(
+    {
+        kind: Kind(meaning, _COLOURS.get(kind, ""))
+        for kind, meaning in MEANINGS.items()
+        if kind != SEVERAL
+    }
+)
+
+_ROW: Final = 4 * GROUP
 _ROWS: Final = 16
 
 
@@ -105,42 +118,22 @@ def render(found: str, gfn: int = 0, *, colour: bool = False) -> str:
     while len(found) > scale * _ROW * _ROWS:
         scale *= 8
     if scale > 1:
-        found = "".join(_merged(found, scale))
+        found = _PALETTE.cells(_runs(found), scale)
     lines = [f"one character is {scale} pages"] if scale > 1 else []
-    rows = (
-        (gfn + at * scale, found[at : at + _ROW]) for at in range(0, len(found), _ROW)
-    )
-    for text, same in groupby(rows, key=lambda row: row[1]):
-        (first, _), *more = same
-        also = f"  and {len(more)} more" if more else ""
-        lines.append(f"{first << PAGE_SHIFT:#011x}  {_row(text, colour=colour)}{also}")
+    layout = Layout(_ROW, scale)
+    lines += _PALETTE.rows(found, layout, PAGE_SIZE, gfn, colour=colour)
     return "\n".join(lines)
 
 
-def _merged(found: str, scale: int) -> Iterator[str]:
-    for at in range(0, len(found), scale):
-        kinds = set(found[at : at + scale])
-        yield kinds.pop() if len(kinds) == 1 else SEVERAL
-
-
-def _row(text: str, *, colour: bool) -> str:
-    parts = [text[at : at + _GROUP] for at in range(0, len(text), _GROUP)]
-    return "  ".join(_coloured(part) if colour else part for part in parts)
-
-
-def _coloured(text: str) -> str:
-    return "".join(
-        f"\x1b[{_COLOURS[kind]}m{''.join(same)}\x1b[0m"
-        if kind in _COLOURS
-        else "".join(same)
-        for kind, same in groupby(text)
-    )
+def _runs(found: str) -> Iterator[Run]:
+    start = 0
+    for kind, same in groupby(found):
+        end = start + len(list(same))
+        yield Run(start, end, kind)
+        start = end
 
 
 def legend(found: str, *, colour: bool = False) -> str:
     """The meaning of the characters in *found*, and how many pages have each."""
-    return "   ".join(
-        f"{_coloured(kind) if colour else kind} {meaning} ({found.count(kind)})"
-        for kind, meaning in MEANINGS.items()
-        if kind in found
-    )
+    counts = {kind: found.count(kind) for kind in MEANINGS}
+    return "   ".join(_PALETTE.legend(counts, colour=colour))

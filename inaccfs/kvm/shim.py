@@ -6,7 +6,7 @@ page size; a pfn is the number of a frame of 4 KiB.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +57,40 @@ class ShimSemantics(Protocol):
     def scope(self) -> str: ...
     @property
     def keeps_references(self) -> bool: ...
+
+    # Those of KVM itself; see inaccfs/semantics/kvm.py.
+    @property
+    def kvm_default_attribute(self) -> str: ...
+    @property
+    def kvm_access(self) -> str: ...
+    @property
+    def kvm_mismatch(self) -> str: ...
+    @property
+    def kvm_no_slot(self) -> str: ...
+    @property
+    def kvm_keeps_mmio(self) -> bool: ...
+    @property
+    def kvm_huge(self) -> bool: ...
+    @property
+    def kvm_exit_flag(self) -> str: ...
+    @property
+    def kvm_exit_returns(self) -> str: ...
+    @property
+    def kvm_slot_holds_file(self) -> bool: ...
+    @property
+    def kvm_file_of_one_vm(self) -> bool: ...
+    @property
+    def kvm_bad_fd(self) -> str: ...
+    @property
+    def kvm_ignores_unused(self) -> bool: ...
+    @property
+    def kvm_default_vm(self) -> str: ...
+    @property
+    def kvm_pre_fault(self) -> str: ...
+    @property
+    def kvm_pre_fault_partial(self) -> bool: ...
+    @property
+    def kvm_pre_fault_error(self) -> str: ...
 
 
 class ShimFileInfo(Protocol):
@@ -111,6 +145,25 @@ class ShimFile(Protocol):
         invalidate: Callback | None = None,
         **callbacks: Unpack[ShimCallbacks],
     ) -> ShimNotifier: ...
+
+
+class WeakFileInfo(ShimFileInfo, Protocol):
+    @property
+    def opens(self) -> int:
+        """How many have it open, without weak files."""
+
+
+class WeakFile(ShimFile, Protocol):
+    """A file that this does not keep open."""
+
+    def query(self) -> WeakFileInfo: ...
+
+
+@runtime_checkable
+class WeakShim(Protocol):
+    """A connection that can name a file without keeping it open."""
+
+    def weak_file(self, fd: int, /) -> WeakFile: ...
 
 
 class Shim(Protocol):

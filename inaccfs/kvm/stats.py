@@ -34,7 +34,7 @@ def add(counts: list[int], more: ByLevel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A VM at one moment. All but the last three count since the VM was made."""
+    """A VM at one moment. All but the last four count since the VM was made."""
 
     # Private faults that began; each retry counts as one more.
     faults: int
@@ -55,8 +55,10 @@ class Stats:
     # Mappings that were installed and zapped, pre-faulted ones too.
     installed: ByLevel
     zapped: ByLevel
-    # Mappings at this moment.
+    # Mappings of private pages at this moment.
     mapped: ByLevel
+    # Shared pages of 4 KiB that KVM has mapped from the VMM's page table.
+    mapped_shared: int
     # Invalidations in progress at this moment.
     in_progress: int
     # Pages of 4 KiB that both a slot's file and its shared memory have. None if the

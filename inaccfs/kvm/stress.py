@@ -43,7 +43,7 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, and for how long."""
+    """The options of a run."""
 
     seconds: float = 10.0
     vcpus: int = 4
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """What was done, and which invariants were violated."""
+    """The counts of a run, and the violated invariants."""
 
     plan: Plan
     # The name of the mount's semantics, and their rule `order`.
@@ -221,7 +221,7 @@ def _round(
     return [thread.name for thread in threads if thread.is_alive()]
 
 
-# --- what has to hold -----------------------------------------------------------------
+# --- invariants -----------------------------------------------------------------------
 
 
 def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
@@ -299,7 +299,7 @@ def _sweep(world: World) -> Iterator[str]:
 
 
 def _left_behind(shim: Client, ino: int) -> list[str]:
-    """What is left of a closed VM, and of its file."""
+    """The remains of a closed VM, and of its file."""
     # The kernel sends RELEASE for the last close asynchronously.
     deadline = time.monotonic() + _GONE_SECONDS
     while (found := list(_left(shim, ino))) and time.monotonic() < deadline:

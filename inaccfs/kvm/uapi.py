@@ -1,10 +1,11 @@
-"""What userspace sees of KVM: flags, levels, and the exits of a vCPU.
+"""KVM's interface to userspace: flags, levels, and the exits of a vCPU.
 
 Names and values are those of include/uapi/linux/kvm.h with the v8 series applied.
 """
 
 from __future__ import annotations
 
+import errno as errno_
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
 
-# The flag of a slot that has a private half; patch 2/8.
+KVM_MEM_LOG_DIRTY_PAGES: Final = 1 << 0
+KVM_MEM_READONLY: Final = 1 << 1
+# The flag of a slot that has a private half; patch 2/8. KVM_MEM_GUEST_MEMFD since 6.8.
 KVM_MEM_PRIVATE: Final = 1 << 2
 
-# The flag of an exit by a private access; patch 3/8. (Mainline has 1 << 3.)
+# The flag of an exit by a private access, in v8; patch 3/8. The rule kvm_exit_flag has
+# each version's.
 KVM_MEMORY_EXIT_FLAG_PRIVATE: Final = 1 << 0
+EXIT_FLAGS: Final = {"1 << 0": KVM_MEMORY_EXIT_FLAG_PRIVATE, "1 << 3": 1 << 3}
+"""The values of the rule kvm_exit_flag."""
 
 # Bit 31 of disallow_lpage; patch 6/8.
 KVM_LPAGE_PRIVATE_SHARED_MIXED: Final = 1 << 31
 
-# As on x86. There are as many ids; the kernel keeps a few for itself.
-KVM_MEM_SLOTS_NUM: Final = 32767
+# As on x86, where the kernel keeps three of 32767 ids for itself.
+KVM_USER_MEM_SLOTS: Final = 32764
 KVM_MEM_MAX_NR_PAGES: Final = (1 << 31) - 1
+# kvm_mmu_max_gfn(), plus one, of a CPU with 52 address bits.
+MAX_GFNS: Final = 1 << 52 - PAGE_SHIFT
 
 # The three sizes of a mapping; see `pages_of_level`.
 PG_LEVEL_4K: Final = 1
@@ -64,10 +72,10 @@ class VcpuExit(Exception):
 class MemoryFaultExit(VcpuExit):
     """KVM_EXIT_MEMORY_FAULT: the page is not private, or shared, as the access was.
 
-    `flags` is KVM_MEMORY_EXIT_FLAG_PRIVATE for a private access, else 0. `gpa` and
-    `size` are the page that was touched, in bytes. `errno` is 0 where a conversion by
-    the VMM may help (KVM_RUN returns 0 in v8); else it is the errno of get-pfn, as in
-    mainline, and the cause is that exception.
+    `flags` is the bit of the rule kvm_exit_flag for a private access, else 0. `gpa` and
+    `size` are the page that was touched, in bytes. `errno` is what KVM_RUN fails with:
+    where a conversion by the VMM may help, 0 or EFAULT by the rule kvm_exit_returns;
+    else the errno of get-pfn, as in mainline, and the cause is that exception.
     """
 
     def __init__(self, flags: int, gpa: int, size: int, errno: int = 0) -> None:
@@ -80,7 +88,12 @@ class MemoryFaultExit(VcpuExit):
     @property
     def private(self) -> bool:
         """Whether the access was a private one."""
-        return bool(self.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE)
+        return self.flags != 0
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for a conversion: the page was not looked up yet."""
+        return self.errno in (0, errno_.EFAULT) and self.__cause__ is None
 
     def __str__(self) -> str:
         kind = "private" if self.private else "shared"
@@ -89,7 +102,10 @@ class MemoryFaultExit(VcpuExit):
 
 
 class MmioExit(VcpuExit):
-    """KVM_EXIT_MMIO: a shared access where there is no slot. `gpa` is in bytes."""
+    """KVM_EXIT_MMIO: an access where there is no slot, or a write to a read-only one.
+
+    `gpa` is in bytes.
+    """
 
     def __init__(self, gpa: int) -> None:
         self.gpa = gpa

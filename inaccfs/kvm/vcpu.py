@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.kvm.faults import memory_fault
 from inaccfs.kvm.memory import Place
 from inaccfs.kvm.uapi import (
+    KVM_MEM_READONLY,
     PAGE_SHIFT,
     PAGE_SIZE,
-    MemoryFaultExit,
     MmioExit,
     no_hook,
     pages_of_level,
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from inaccfs.kvm.faults import Faults
     from inaccfs.kvm.memory import GuestMemory
     from inaccfs.kvm.mmu import Mmu
+    from inaccfs.kvm.shared import SharedHalf
     from inaccfs.kvm.sync import Lock
     from inaccfs.kvm.uapi import Hook
 
 
 class _Read:
     """Copies out of guest memory."""
+
+    writes: Final = False
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory: Final = memory
@@ -33,12 +37,14 @@ class _Read:
     def private(self, place: Place, size: int) -> None:
         self.pieces.append(self._memory.read(place, size))
 
-    def shared(self, view: memoryview) -> None:
-        self.pieces.append(bytes(view))
+    def shared(self, half: SharedHalf, offset: int, size: int) -> None:
+        self.pieces.append(half.read(offset, size))
 
 
 class _Write:
     """Copies into guest memory."""
+
+    writes: Final = True
 
     def __init__(self, memory: GuestMemory, data: bytes) -> None:
         self._memory: Final = memory
@@ -48,18 +54,19 @@ class _Write:
         self._memory.write(place, self._rest[:size])
         self._rest = self._rest[size:]
 
-    def shared(self, view: memoryview) -> None:
-        view[:] = self._rest[: len(view)]
-        self._rest = self._rest[len(view) :]
+    def shared(self, half: SharedHalf, offset: int, size: int) -> None:
+        half.write(offset, self._rest[:size])
+        self._rest = self._rest[size:]
 
 
 class Vcpu:
     """A vCPU. One thread uses it at a time.
 
-    The guest decides whether an access is private: by the C-bit of its page table on
-    SEV-SNP, by the shared bit of the gpa on TDX. Here it is an argument. If that
-    differs from the attribute that the VMM has set by `VM.set_memory_attributes`, the
-    vCPU exits.
+    A guest may decide whether an access is private: by the C-bit of its page table on
+    SEV-SNP, by the shared bit of the gpa on TDX. Here it is the argument *private*. If
+    that differs from the attribute that the VMM has set by `VM.set_memory_attributes`,
+    the vCPU exits. If it is None, the rule kvm_access decides: the access is private,
+    or what the attribute says. A VM without private memory has shared accesses only.
 
     An access of more than a page is made piece by piece. If it exits, part of it may
     have been made; repeat it as a whole.
@@ -76,36 +83,103 @@ class Vcpu:
         # Held from the walk to the end of the copy: `Mmu.flush` waits for it.
         self.guest_mode: Final = mode
         self.hook: Hook = no_hook
+        rules = mmu.rules
+        self._checks_all: Final = rules.kvm_mismatch == "every gfn"
+        # What an access is that the guest says nothing of.
+        self._by_guest: Final = mmu.protected and rules.kvm_access == "guest"
+        self._unsaid: Final = self._private if self._by_guest else self._by_attribute
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.number}>"
 
-    def read(self, gpa: int, size: int, *, private: bool = True) -> bytes:
+    def read(self, gpa: int, size: int, *, private: bool | None = None) -> bytes:
         """Read *size* bytes of guest memory at *gpa*.
 
         Raises:
             MemoryFaultExit: the VMM has to convert, or there is no such memory.
-            MmioExit: a shared access where there is no slot.
+            MmioExit: an access where there is no slot, or a write to a read-only one.
             OSError: EPERM where the mount refuses get-memory; EFAULT where a slot has
-                no shared half; `ControlError` when the daemon has gone.
+                no shared half; `ControlError` when the daemon has ended.
         """
         transfer = _Read(self._memory)
         self._access(gpa, size, transfer, private)
         return b"".join(transfer.pieces)
 
-    def write(self, gpa: int, data: bytes, *, private: bool = True) -> None:
+    def write(self, gpa: int, data: bytes, *, private: bool | None = None) -> None:
         """Write *data* to guest memory at *gpa*; raises as `read` does."""
         self._access(gpa, len(data), _Write(self._memory, data), private)
 
+    def as_a_guest(self, gpa: int) -> bool | None:
+        """What an access to *gpa* is for a guest that takes files for private memory.
+
+        None where the attribute decides: the rule kvm_access.
+        """
+        if not self._by_guest:
+            return None
+        slot = self._mmu.slots.find(gpa >> PAGE_SHIFT)
+        return slot is not None and slot.backing is not None
+
+    def read_by_address(self, gpa: int, size: int) -> bytes:
+        """Read as KVM itself does, for an instruction that it emulates.
+
+        It uses the slot's userspace_addr, and looks at no attribute.
+
+        Raises:
+            MmioExit: there is no slot, or nothing is mapped there.
+        """
+        transfer = _Read(self._memory)
+        self._by_address(gpa, size, transfer)
+        return b"".join(transfer.pieces)
+
+    def write_by_address(self, gpa: int, data: bytes) -> None:
+        """Write as KVM itself does; see `read_by_address`."""
+        self._by_address(gpa, len(data), _Write(self._memory, data))
+
+    def _by_address(self, gpa: int, size: int, transfer: _Read | _Write) -> None:
+        end = gpa + size
+        with self.guest_mode:
+            while gpa < end:
+                slot = self._mmu.slots.find(gpa >> PAGE_SHIFT)
+                if slot is None or slot.shared is None:
+                    raise MmioExit(gpa)
+                if transfer.writes and slot.flags & KVM_MEM_READONLY:
+                    raise MmioExit(gpa)
+                base = slot.base_gfn << PAGE_SHIFT
+                stop = min(end, slot.end_gfn << PAGE_SHIFT)
+                try:
+                    transfer.shared(slot.shared, gpa - base, stop - gpa)
+                except OSError as exc:
+                    raise MmioExit(gpa) from exc
+                gpa = stop
+
     def _access(
-        self, gpa: int, size: int, transfer: _Read | _Write, private: bool
+        self, gpa: int, size: int, transfer: _Read | _Write, private: bool | None
     ) -> None:
         if gpa < 0 or size < 0:
             raise ValueError(f"gpa {gpa}, size {size}")
         end = gpa + size
-        step = self._private if private else self._shared
+        if private is None or not self._mmu.protected:
+            step = self._unsaid
+        else:
+            step = self._private if private else self._shared
         while gpa < end:
             gpa = step(gpa, end, transfer)
+
+    def _by_attribute(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
+        """As `_private`, for a guest that does not say what its access is.
+
+        What the access is is decided here, and checked later, as in KVM: if the
+        attribute changes in between, the vCPU exits although nothing is wrong.
+        """
+        mmu, gfn = self._mmu, gpa >> PAGE_SHIFT
+        if mmu.is_served(mmu.slots.find(gfn)):
+            return self._private(gpa, end, transfer)
+        if gfn in mmu.mmio:
+            if mmu.mmio.is_valid(gfn):
+                raise MmioExit(gpa)
+        elif mmu.attributes.is_private(gfn):
+            return self._private(gpa, end, transfer)
+        return self._shared(gpa, end, transfer)
 
     def _private(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
         """Transfer as much as one mapping has; return the gpa to continue at."""
@@ -144,26 +218,31 @@ class Vcpu:
     def _shared(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
         """As `_private`, but each access checks the attributes.
 
-        Shared pages are never mapped: KVM maps them from the VMM's page table, which
-        this model does not have.
+        Shared pages are not in the page table: KVM maps them from the VMM's, which this
+        model does not have. They are only counted.
         """
-        gfn = gpa >> PAGE_SHIFT
+        mmu, gfn = self._mmu, gpa >> PAGE_SHIFT
         with self.guest_mode:
             if self.hook is not no_hook:
                 self.hook("looks_up", gfn, gfn + 1)
-            slot = self._mmu.slots.find(gfn)
-            if slot is None:
-                raise MmioExit(gpa)
-            private, limit = False, slot.end_gfn
-            if slot.backing is not None:
-                private, limit = self._mmu.attributes.run(gfn, limit)
+            slot = mmu.slots.find(gfn)
+            private, limit = False, gfn + 1 if slot is None else slot.end_gfn
+            if self._checks_all or (slot is not None and slot.backing is not None):
+                private, limit = mmu.attributes.run(gfn, limit)
             if not private:
+                if slot is None and mmu.rules.kvm_keeps_mmio:
+                    mmu.mmio.add(gfn)
+                if slot is None or (transfer.writes and slot.flags & KVM_MEM_READONLY):
+                    raise MmioExit(gpa)
                 if slot.shared is None:
                     raise OSError(errno.EFAULT, f"slot {slot.id} has no shared memory")
                 stop = min(end, limit << PAGE_SHIFT)
                 base = slot.base_gfn << PAGE_SHIFT
-                transfer.shared(slot.shared[gpa - base : stop - base])
+                transfer.shared(slot.shared, gpa - base, stop - gpa)
+                mmu.shared.map(gfn, (stop - 1 >> PAGE_SHIFT) + 1)
+                if gfn in mmu.mmio:
+                    mmu.mmio.drop(gfn)
                 return stop
-        with self._mmu.lock:
-            self._mmu.counters.exits += 1
-        raise MemoryFaultExit(0, gfn << PAGE_SHIFT, PAGE_SIZE)
+        with mmu.lock:
+            mmu.counters.exits += 1
+        raise memory_fault(mmu.rules, gfn, private=False)

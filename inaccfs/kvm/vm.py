@@ -7,24 +7,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.kvm import audit, memslots
+from inaccfs.kvm import audit, regions
 from inaccfs.kvm.backing import BackingFiles
 from inaccfs.kvm.encryption import EncryptedMemory
 from inaccfs.kvm.faults import Faults
 from inaccfs.kvm.memory import PlainMemory
-from inaccfs.kvm.memslots import MemorySlot, Region
+from inaccfs.kvm.memslots import Region
 from inaccfs.kvm.mmu import Mmu
-from inaccfs.kvm.notifier import SlotNotifier
 from inaccfs.kvm.pagetable import ByLevel
+from inaccfs.kvm.slotchanges import SlotChanges
 from inaccfs.kvm.stats import Stats
 from inaccfs.kvm.sync import THREADS
-from inaccfs.kvm.uapi import (
-    KVM_MEM_PRIVATE,
-    PAGE_SHIFT,
-    Spte,
-    no_hook,
-    pages_of_level,
-)
+from inaccfs.kvm.uapi import PAGE_SHIFT, Spte, no_hook, pages_of_level
 from inaccfs.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -36,6 +30,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.audit import StaleSpte
     from inaccfs.kvm.invalidation import Invalidation
     from inaccfs.kvm.memory import GuestMemory, WritableBuffer
+    from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import Run
     from inaccfs.kvm.shim import Shim
     from inaccfs.kvm.sync import Sync
@@ -49,8 +44,10 @@ class VM:
     share it; each vCPU is for one thread at a time.
 
     *encryption* keeps private memory encrypted with a key of this VM (needs the package
-    cryptography). *default_private* is the attribute of gfns that nobody has converted:
-    private, as in v8, or shared, as since v10. *invalidation* replaces KVM's retry
+    cryptography). *default_private* is the attribute of gfns that nobody has converted,
+    if it is not to be that of the rule kvm_default_attribute. Without *protected* the
+    VM has no private memory, as one of the type KVM_X86_DEFAULT_VM, and the rule
+    kvm_default_vm says what becomes of files. *invalidation* replaces KVM's retry
     protocol, to show what happens without it. *memory* replaces plain access to the
     file's memory; *sync* makes the locks. *hooks* is called as
     `hooks(point, start, end)`, with gfns, at
@@ -73,7 +70,8 @@ class VM:
         shim: Shim,
         *,
         encryption: bool = False,
-        default_private: bool = True,
+        default_private: bool | None = None,
+        protected: bool = True,
         hooks: Hook | None = None,
         invalidation: Invalidation | None = None,
         memory: GuestMemory | None = None,
@@ -84,7 +82,7 @@ class VM:
         Raises:
             TypeError: both *encryption* and *memory* are given.
             EncryptionUnavailableError: the package cryptography is not installed.
-            ControlError: the daemon has gone.
+            ControlError: the daemon has ended.
         """
         self._shim: Final = shim
         self._hook: Final[Hook] = hooks or no_hook
@@ -93,17 +91,23 @@ class VM:
         self._memory: Final[GuestMemory] = (
             EncryptedMemory() if encryption else memory or PlainMemory()
         )
-        self._semantics: Final = shim.query_semantics()
+        self.rules: Final = shim.query_semantics()
+        self.protected: Final = protected
         self._mmu: Final = Mmu(
+            self.rules,
             default_private=default_private,
+            protected=protected,
             invalidation=invalidation,
             sync=sync,
         )
         self.sync: Final = sync
         self._faults: Final = Faults(self._mmu, self._hook, sync)
-        # Guards the next three, and is held while attributes change.
+        # Guards the next four, and is held while attributes change.
         self._slots_lock: Final = sync.lock("slots_lock")
-        self._files: Final = BackingFiles(shim, self._semantics, sync)
+        self._files: Final = BackingFiles(shim, self.rules, sync)
+        self._changes: Final = SlotChanges(
+            *(self._mmu, self._files, self.rules, self._hook), protected=protected
+        )
         self._vcpus = 0
         self._closed = False
 
@@ -120,20 +124,23 @@ class VM:
         *,
         private_fd: int = -1,
         private_offset: int = 0,
-        shared: WritableBuffer | None = None,
+        shared: WritableBuffer | int | None = None,
         flags: int = 0,
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION: create a slot, or delete it with *memory_size* 0.
 
         *guest_phys_addr*, *memory_size* and *private_offset* are bytes, of whole pages.
-        *shared* is the shared half, any writable buffer of that size (the ioctl's
-        userspace_addr); it is exported until the slot goes. *private_fd* stays the
-        caller's. Several slots may use one file, and even the same pages of it.
+        *shared* is the shared half: any writable buffer of that size, exported until
+        the slot goes; or an address of this process, the ioctl's userspace_addr.
+        *private_fd* stays the caller's. Several slots may use one file, and even the
+        same pages of it where the rules have no exclusive ranges.
 
-        Patches 2/8 and 8/8; a slot cannot be changed, only deleted.
+        Patches 2/8 and 8/8; a slot with a file cannot be changed, only deleted. Others
+        can move, and be given KVM_MEM_LOG_DIRTY_PAGES or not.
 
         Raises:
-            OSError: EINVAL; EEXIST where it overlaps another; EBADF on a closed VM.
+            OSError: EINVAL; EEXIST where it overlaps another; EBADF on a closed VM, and
+                by the rule kvm_bad_fd for a bad *private_fd*.
         """
         region = Region(
             *(slot, flags, guest_phys_addr, memory_size),
@@ -142,11 +149,18 @@ class VM:
         with self._slots_lock:
             if self._closed:
                 raise OSError(errno.EBADF, "the VM is closed")
-            old = memslots.check(region, self._mmu.slots)
-            if old is not None:
-                self._delete(old)
-            else:
-                self._create(region)
+            self._changes.apply(region)
+
+    def own(self, fd: int) -> None:
+        """Make a file this VM's, as KVM_CREATE_GUEST_MEMFD of it does.
+
+        Where the rule kvm_file_of_one_vm holds, no other VM of this process can have it
+        in a slot then. A file that no VM has made is nobody's.
+
+        Raises:
+            OSError: EBADF.
+        """
+        self._files.own(fd)
 
     def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
         """KVM_MEMORY_ENCRYPT_REG_REGION, or UNREG_REGION for shared. Patch 5/8.
@@ -155,23 +169,47 @@ class VM:
         *gpa* and *size* are bytes. There need not be a slot.
 
         Raises:
-            OSError: EINVAL if the range is empty, not aligned, or wraps around.
+            OSError: EINVAL if the range is empty, not aligned, or wraps around; or if
+                the VM has no private memory.
         """
         start, end = _gfns(gpa, size)
+        if private and not self.protected:
+            raise OSError(errno.EINVAL, "this VM has no private memory")
         with self._slots_lock:
             self._mmu.convert(start, end, private=private)
 
-    def pre_fault_memory(self, gpa: int, size: int) -> None:
-        """KVM_PRE_FAULT_MEMORY: map the private pages, as if they had been touched.
+    def pre_fault_memory(self, gpa: int, size: int) -> tuple[int, int]:
+        """KVM_PRE_FAULT_MEMORY: map pages, as if they had been touched.
 
-        It works by extents: one get-pfn for each 256 MiB. Shared pages are skipped.
-        *gpa* and *size* are bytes.
+        Which ones is the rule kvm_pre_fault. It works by extents: one get-pfn for each
+        256 MiB. *gpa* and *size* are bytes; returns those of what is left, as the ioctl
+        leaves them in its struct.
 
         Raises:
-            OSError: EINVAL as for attributes; ENOENT where there is no private memory
-                (the pages before that are mapped); the error of get-pfn.
+            OSError: EINVAL as for attributes; ENOENT where there is no slot; the errno
+                of the rule kvm_pre_fault_error where there is no private memory; EFAULT
+                where there is no shared memory; the error of get-pfn. By the rule
+                kvm_pre_fault_partial only if no page was mapped; else the pages before
+                that are.
         """
-        self._faults.pre_fault(*_gfns(gpa, size))
+        start, end = _gfns(gpa, size)
+        stop = self._faults.pre_fault(start, end)
+        return stop << PAGE_SHIFT, (end - stop) << PAGE_SHIFT
+
+    def notice_closed_files(self) -> None:
+        """Zap what was mapped of files that nobody has open any more, now.
+
+        By the rule kvm_slot_holds_file a slot does not keep its file open. The daemon
+        sends the invalidation some time after the last close(2) has returned, for FUSE
+        tells it so late; in the kernel close(2) waits for it.
+
+        Raises:
+            ControlError: the daemon has gone.
+        """
+        with self._slots_lock:
+            for slot in self.slots:
+                if slot.backing is not None and slot.backing.released:
+                    self._mmu.zap(slot.base_gfn, slot.end_gfn)
 
     def create_vcpu(self) -> Vcpu:
         """KVM_CREATE_VCPU."""
@@ -206,12 +244,16 @@ class VM:
             double = self.double_allocated()
         except OSError:
             double = None
-        counters, mapped, in_progress = self._mmu.snapshot()
+        counters, mapped, shared, in_progress = self._mmu.snapshot()
         counted = asdict(counters)
         for name in ("installed", "zapped"):
             counted[name] = ByLevel(*counted[name])
         return Stats(
-            **counted, mapped=mapped, in_progress=in_progress, double_allocated=double
+            **counted,
+            mapped=mapped,
+            mapped_shared=shared,
+            in_progress=in_progress,
+            double_allocated=double,
         )
 
     def double_allocated(self) -> int:
@@ -277,7 +319,7 @@ class VM:
         with self._slots_lock, ExitStack() as stack:
             self._closed = True
             for slot in self.slots:
-                stack.callback(self._delete, slot)
+                stack.callback(self._changes.delete, slot)
 
     def __enter__(self) -> Self:
         return self
@@ -290,53 +332,9 @@ class VM:
     ) -> None:
         self.close()
 
-    # --- slots; all with slots_lock ---------------------------------------------------
-
-    def _create(self, region: Region) -> None:
-        slot = MemorySlot(
-            *(region.slot, region.flags),
-            base_gfn=region.guest_phys_addr >> PAGE_SHIFT,
-            npages=region.memory_size >> PAGE_SHIFT,
-            private_offset=region.private_offset,
-            shared=None,
-        )
-        with ExitStack() as undo:
-            if region.flags & KVM_MEM_PRIVATE:
-                slot.backing = self._files.open(region.private_fd)
-                undo.callback(self._files.release, slot.backing)
-                # Before the slot can be found: no mapping without a notifier.
-                slot.notifier = SlotNotifier(
-                    slot, slot.backing, self._mmu, self._semantics, self._hook
-                )
-            if region.shared is not None:
-                slot.shared = memoryview(region.shared).cast("B")
-            with self._mmu.lock:
-                self._mmu.slots = self._mmu.slots.plus(slot)
-            undo.pop_all()
-
-    def _delete(self, slot: MemorySlot) -> None:
-        mmu = self._mmu
-        with mmu.lock:
-            mmu.slots = mmu.slots.minus(slot)
-        # Zap afterwards: a fault that found the slot then has an outdated seq.
-        mmu.zap(slot.base_gfn, slot.end_gfn)
-        with mmu.lock:
-            # Shared memory is accessed without mappings, so the zap did not wait for
-            # it.
-            mmu.flush()
-            # As synchronize_srcu(): afterwards the slot has no users.
-            mmu.changed.wait_for(lambda: not slot.users)
-        with ExitStack() as stack:
-            if slot.shared is not None:
-                stack.callback(slot.shared.release)
-            if slot.backing is not None:
-                stack.callback(self._files.release, slot.backing)
-            if slot.notifier is not None:
-                stack.callback(slot.notifier.close)
-
 
 def _gfns(gpa: int, size: int) -> tuple[int, int]:
-    memslots.check_range(gpa, size)
+    regions.check_range(gpa, size)
     if not size:
         raise OSError(errno.EINVAL, "no bytes")
     return gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT

@@ -6,12 +6,8 @@ discards the half that is not used any more.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from inaccfs.kvm.memory import address_of
 from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
 from inaccfs.syscalls import PUNCH, fallocate
 
@@ -25,9 +21,6 @@ if TYPE_CHECKING:
     Fallocate: TypeAlias = Callable[[int, int, int, int], object]
 
 T = TypeVar("T")
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Vmm:
@@ -62,17 +55,21 @@ class Vmm:
             except MemoryFaultExit as exc:
                 self.handle(exc)
 
-    def read(self, vcpu: Vcpu, gpa: int, size: int, *, private: bool = True) -> bytes:
+    def read(
+        self, vcpu: Vcpu, gpa: int, size: int, *, private: bool | None = None
+    ) -> bytes:
         """`Vcpu.read`, with conversions."""
         return self.run(lambda: vcpu.read(gpa, size, private=private))
 
-    def write(self, vcpu: Vcpu, gpa: int, data: bytes, *, private: bool = True) -> None:
+    def write(
+        self, vcpu: Vcpu, gpa: int, data: bytes, *, private: bool | None = None
+    ) -> None:
         """`Vcpu.write`, with conversions."""
         self.run(lambda: vcpu.write(gpa, data, private=private))
 
     def handle(self, exit_: MemoryFaultExit) -> None:
         """Convert the pages of an exit; raise the exit again if that does not help."""
-        if exit_.errno or not self._convertible(exit_):
+        if not exit_.asks or not self._convertible(exit_):
             raise exit_
         with self._lock:
             self.conversions += 1
@@ -120,15 +117,6 @@ def discard_private(
 
 def discard_shared(slot: MemorySlot, start: int, end: int) -> None:
     """Free shared memory, or zero it where it cannot be freed."""
-    if slot.shared is None:
-        return
-    offset, size = (start - slot.base_gfn) << PAGE_SHIFT, (end - start) << PAGE_SHIFT
-    if isinstance(slot.shared.obj, mmap.mmap):
-        address = address_of(slot.shared) + offset
-        # MADV_REMOVE frees the memory of MAP_SHARED; private mappings get EINVAL.
-        for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
-            if not _libc.madvise(address, size, advice):
-                return
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    slot.shared[offset : offset + size] = bytes(size)
+    if slot.shared is not None:
+        offset, size = start - slot.base_gfn, end - start
+        slot.shared.discard(offset << PAGE_SHIFT, size << PAGE_SHIFT)

@@ -135,7 +135,7 @@ class Guest(Actor):
                 return
             except MemoryFaultExit as exc:
                 self.counts["exits"] += 1
-                if exc.errno:
+                if not exc.asks:
                     raise
                 if not self._world.convert(window, index, 1, private=private):
                     return
@@ -145,7 +145,7 @@ class Guest(Actor):
 
 
 class Host(Actor):
-    """The VMM and others, who change the memory of a running guest."""
+    """Threads that change a running guest's memory: of the VMM, and of others."""
 
     def __init__(self, number: int, world: World, dice: Random) -> None:
         super().__init__(f"puncher {number}", world, dice)

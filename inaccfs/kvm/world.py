@@ -38,7 +38,7 @@ _WINDOW_STRIDE: Final = max(WINDOW_PAGES)
 # After so many faults left alone, the page of the next one is punched.
 _PUNCHED_FAULTS: Final = 40
 
-# Seconds that callbacks wait, in turn, before they zap pages that are gone.
+# Seconds that callbacks wait, in turn, before they zap removed pages.
 _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
 
 
@@ -67,7 +67,7 @@ class World:
     """A VM under stress. Threads share it."""
 
     def __init__(self, shim: Client, fd: int) -> None:
-        """*fd* is of a file of FILE_PAGES that nobody else uses."""
+        """*fd* is of a file of FILE_PAGES that no other process uses."""
         self.fd: Final = fd
         semantics = shim.query_semantics()
         # How many pages the file's slot maps: where ranges are exclusive, the other
@@ -85,7 +85,7 @@ class World:
         self.vmm: Final = Vmm(self.vm)
         self.oracle: Final = Oracle()
         self.file: Final = self.oracle.cells("file page", FILE_PAGES)
-        # As a VMM has one: held to change slots and to convert.
+        # As in a VMM: taken to change slots and to convert.
         self._lock: Final = threading.Lock()
         # Replaced as a whole, under _lock.
         self.windows: tuple[Window, ...] = ()
@@ -165,6 +165,8 @@ class World:
             shared=mmap.mmap(-1, pages << PAGE_SHIFT),
             flags=KVM_MEM_PRIVATE,
         )
+        # What a confidential guest's VMM does, where it is not so by itself.
+        self.vm.set_memory_attributes(window.gpa(0), pages << PAGE_SHIFT, private=True)
         self.windows = (*self.windows, window)
         return window
 
@@ -177,7 +179,7 @@ class World:
     # --- memory -----------------------------------------------------------------------
 
     def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
-        """Convert pages of a slot; False if it has gone."""
+        """Convert pages of a slot; False if it was deleted."""
         with self._lock:
             if window not in self.windows:
                 return False

@@ -1,4 +1,4 @@
-"""What a file lets userspace do: every system call that could reach or resize it.
+"""Tries every system call that could access or resize a file.
 
 A row is one such call. `naming` finds the target that a user has named, `targets`
 makes files of its kind, and `attempts` tries a row on one file, in a child process

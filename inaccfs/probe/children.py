@@ -61,25 +61,49 @@ def run(work: Callable[[Say], str]) -> Ending:
     Raises:
         ChildFailedError: *work* raised an exception.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _be_child(work, writer)
-    os.close(writer)
-    child = os.pidfd_open(pid)
-    try:
-        deadline = time.monotonic() + LIMIT
-        said = _read_all(reader, deadline)
-        in_time = _wait(child, deadline)
-    finally:
+    return Child(work, LIMIT).ending()
+
+
+class Child:
+    """A child that runs *work*, and is killed after *limit* seconds.
+
+    Others may be started before its end is waited for.
+    """
+
+    def __init__(self, work: Callable[[Say], str], limit: float) -> None:
+        """Fork. Call `ending` or `kill`."""
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._pid: Final = os.fork()
+        if self._pid == 0:
+            _be_child(work, writer)
+        os.close(writer)
+        self._child: Final = os.pidfd_open(self._pid)
+        self._deadline: Final = time.monotonic() + limit
+
+    def ending(self) -> Ending:
+        """Wait for the end.
+
+        Raises:
+            ChildFailedError: *work* raised an exception.
+        """
+        in_time = False
+        try:
+            said = _read_all(self._reader, self._deadline)
+            in_time = _wait(self._child, self._deadline)
+        finally:
+            status = self.kill()
+        return _ending(said, status if in_time else None)
+
+    def kill(self) -> int:
+        """Kill it, if it has not ended; what waitpid(2) tells of it."""
         # kill(2) is safe here: the child has not been reaped, so its pid is not reused.
-        os.kill(pid, signal.SIGKILL)
-        ended = _wait(child, time.monotonic() + _GRACE)
-        os.close(child)
-        os.close(reader)
+        os.kill(self._pid, signal.SIGKILL)
+        gone = _wait(self._child, time.monotonic() + _GRACE)
+        os.close(self._child)
+        os.close(self._reader)
         # A child that has not ended yet becomes init's when this process ends.
-        _, status = os.waitpid(pid, 0 if ended else os.WNOHANG)
-    return _ending(said, status if in_time else None)
+        _, status = os.waitpid(self._pid, 0 if gone else os.WNOHANG)
+        return status
 
 
 def _ending(said: bytes, status: int | None) -> Ending:

@@ -70,7 +70,7 @@ def _write(subject: Subject, address: int) -> str:
 
 
 def _touch(protection: int) -> _Use | None:
-    """What to try on a mapping of this protection."""
+    """The accesses to try on a mapping of this protection."""
     if protection & _W:
         return _write
     return _read if protection & _R else None

@@ -64,7 +64,7 @@ def _become_read_only(subject: Subject) -> None:
 
 
 def _run(execute: Callable[[Subject], None]) -> Callable[[Subject], None]:
-    """Try to execute the file, after everything else that could forbid it is gone."""
+    """Try to execute the file, after removing everything else that could forbid it."""
 
     def call(subject: Subject) -> None:
         if _content(subject).strip(b"\0"):

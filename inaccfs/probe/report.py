@@ -34,18 +34,18 @@ def table(
     """One line for each row, in groups; cells are folded to fit into *width*."""
     names = [_printable(target.name) for target in targets]
     cells = [[result.row.name, *result.outcomes] for result in results]
-    widths = _widths([["", *names], *cells], width)
+    columns = widths([["", *names], *cells], width)
     lines = [
         f"{name}: {target.origin}"
         for name, target in zip(names, targets, strict=True)
         if not target.fresh
     ]
-    lines += _fold(" ", ["", *names], widths)
+    lines += fold(" ", ["", *names], columns)
     for group, members in groupby(results, key=lambda result: result.row.group):
         lines += ["", group]
         for result in members:
             mark = MARK if result.differs else " "
-            lines += _fold(mark, [result.row.name, *result.outcomes], widths)
+            lines += fold(mark, [result.row.name, *result.outcomes], columns)
     return "\n".join([*lines, "", _summary(results)])
 
 
@@ -66,7 +66,7 @@ def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _widths(cells: Sequence[Sequence[str]], width: int | None) -> list[int]:
+def widths(cells: Sequence[Sequence[str]], width: int | None) -> list[int]:
     """The width of each column: that of its longest cell, if all fit into *width*."""
     found = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if width is None:
@@ -81,15 +81,15 @@ def _widths(cells: Sequence[Sequence[str]], width: int | None) -> list[int]:
     ]
 
 
-def _fold(mark: str, row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+def fold(mark: str, row: Sequence[str], columns: Sequence[int]) -> Iterator[str]:
     """The lines of one row. Long cells continue on the next lines."""
     cells = [
         textwrap.wrap(cell, width) or [""]
-        for cell, width in zip(row, widths, strict=True)
+        for cell, width in zip(row, columns, strict=True)
     ]
     for parts in zip_longest(*cells, fillvalue=""):
         padded = _GAP.join(
-            part.ljust(width) for part, width in zip(parts, widths, strict=True)
+            part.ljust(width) for part, width in zip(parts, columns, strict=True)
         )
         yield f"{mark} {padded}".rstrip()
         mark = " "

@@ -16,7 +16,7 @@ from inaccfs.probe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from inaccfs.probe.attempts import Row
     from inaccfs.probe.targets import Target
@@ -47,14 +47,23 @@ class Result(NamedTuple):
         return len(self.outcomes) == 2 and outcomes.differ(*self.outcomes)
 
 
-def try_all(targets: Sequence[Target], rows: Sequence[Row] = ROWS) -> list[Result]:
-    """Try *rows* on each of one or two targets.
+def try_all(
+    targets: Sequence[Target],
+    rows: Sequence[Row] = ROWS,
+    step: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Try *rows* on each of one or two targets; call *step* before each.
 
     Raises:
         ProbeError: a target cannot make files any more.
     """
     # One target after the other: two names may lead to the same file.
-    columns = [[attempts.attempt(target, row) for row in rows] for target in targets]
+    columns: list[list[str]] = []
+    for target in targets:
+        columns.append([])
+        for row in rows:
+            step()
+            columns[-1].append(attempts.attempt(target, row))
     return [
         Result(row, list(found))
         for row, found in zip(rows, zip(*columns, strict=True), strict=True)

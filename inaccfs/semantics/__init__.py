@@ -8,16 +8,26 @@
 with `inaccfs mount --semantics ./mine.py:BeforeRules MOUNTPOINT`.
 """
 
+from inaccfs.semantics.catalogue import VERSIONS
+from inaccfs.semantics.proposals import (
+    GuestMemfd72,
+    HugetlbRfc,
+    InPlaceNext,
+    InPlaceV8,
+    LiveUpdate,
+    MigratableRfc,
+    WriteV7,
+)
 from inaccfs.semantics.rules import Plan, Semantics, refused
 from inaccfs.semantics.versions import (
     V7,
     V8,
     V9,
     V10,
-    VERSIONS,
     Bind,
     GuestMemfd,
     GuestMemfd68,
+    GuestMemfd612,
     GuestMemfdMmap,
     GuestMemfdShared,
     V8AsPosted,
@@ -32,10 +42,18 @@ __all__ = [
     "Bind",
     "GuestMemfd",
     "GuestMemfd68",
+    "GuestMemfd72",
+    "GuestMemfd612",
     "GuestMemfdMmap",
     "GuestMemfdShared",
+    "HugetlbRfc",
+    "InPlaceNext",
+    "InPlaceV8",
+    "LiveUpdate",
+    "MigratableRfc",
     "Plan",
     "Semantics",
     "V8AsPosted",
+    "WriteV7",
     "refused",
 ]

@@ -70,11 +70,19 @@ _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 @functools.cache
 def rules() -> dict[str, Any]:
     """The name of each rule, and its type without the ClassVar around it."""
+    hints = get_type_hints(Semantics)
+    # Those of `Semantics` itself, then those of its bases.
+    names = [name for base in Semantics.__mro__ for name in _annotated(base)]
     return {
-        name: get_args(hint)[0]
-        for name, hint in get_type_hints(Semantics).items()
-        if get_origin(hint) is ClassVar and name not in _LABELS
+        name: get_args(hints[name])[0]
+        for name in names
+        if get_origin(hints[name]) is ClassVar and name not in _LABELS
     }
+
+
+def _annotated(base: type) -> list[str]:
+    """The names that *base* itself annotates."""
+    return list(vars(base).get("__annotations__", ()))
 
 
 class _Pinned(Semantics):

@@ -15,8 +15,8 @@ from types import ModuleType
 
 from inaccfs.errors import OptionError
 from inaccfs.semantics import checking
+from inaccfs.semantics.catalogue import VERSIONS
 from inaccfs.semantics.rules import Semantics
-from inaccfs.semantics.versions import VERSIONS
 from inaccfs.words import quoted
 
 

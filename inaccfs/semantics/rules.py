@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from inaccfs.errnos import os_error
+from inaccfs.semantics.attributes import AttributeRules
+from inaccfs.semantics.kvm import KvmRules
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INVALIDATE: Final = "INVALIDATE"
 INVALIDATE_START: Final = "INVALIDATE_START"
@@ -48,7 +53,11 @@ class Plan:
         return self.before is not None or self.after is not None
 
 
-class Semantics:
+Check: TypeAlias = "Callable[[int, int, int, int], None]"
+"""`Semantics.check_fallocate`, or what stands in for it."""
+
+
+class Semantics(AttributeRules, KvmRules):
     """Base of all semantics. A subclass sets or inherits each rule.
 
     `inaccfs mount --semantics FILE.py:CLASS` takes one of your own. The daemon's loop
@@ -100,7 +109,7 @@ class Semantics:
     unit: ClassVar[Unit]
     # Whether a notifier is registered for a "file", or bound to a "range" of one.
     scope: ClassVar[Scope]
-    # Whether overlapping ranges are refused, with EINVAL.
+    # Whether overlapping ranges are refused, with `overlap_errno`.
     exclusive: ClassVar[bool]
     # The range that events report to a bound notifier: all of the "punched" range, or
     # the punched range "clipped" to the bound one.

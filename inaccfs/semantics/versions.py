@@ -1,4 +1,4 @@
-"""The semantics of every version that was posted or merged.
+"""The semantics of the versions up to Linux 6.18; `proposals` has what came later.
 
 Each class inherits from its predecessor, and sets the rules that differ. The sources
 are mails to the kernel's lists and the kernel's own files; docs/semantics.md lists
@@ -10,10 +10,28 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from inaccfs.semantics.kvm import MainlineKvm, V8Kvm
 from inaccfs.semantics.rules import Semantics
 from inaccfs.syscalls import TMPFS_MAGIC
 
 if TYPE_CHECKING:
+    from inaccfs.semantics.attributes import (
+        Atomicity,
+        Attributes,
+        Binding,
+        Content,
+        ConversionKinds,
+        EventKinds,
+        Frozen,
+        Granule,
+        Initial,
+        Migration,
+        PinCheck,
+        PinnedPunch,
+        Population,
+        Stored,
+    )
+    from inaccfs.semantics.kvm import KvmDefaultVm
     from inaccfs.semantics.rules import (
         Aligned,
         Calls,
@@ -35,7 +53,7 @@ RESTRICTEDMEM_MAGIC: Final = 0x5245534D
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 
-class V8(Semantics):
+class V8(V8Kvm, Semantics):
     """memfd_inaccessible, as v8 was meant."""
 
     name: ClassVar[str] = "v8"
@@ -70,6 +88,25 @@ class V8(Semantics):
     # v8 promises that pages do not move, without ensuring it; here they do not.
     movable: ClassVar[bool] = False
     memory_failure: ClassVar[MemoryFailure] = "unknown"
+
+    # KVM_MEMORY_ENCRYPT_REG_REGION, and later KVM_SET_MEMORY_ATTRIBUTES, of a VM.
+    attributes: ClassVar[Attributes] = "vm"
+    initial: ClassVar[Initial] = "private"
+    kinds: ClassVar[EventKinds] = "none"
+    granule: ClassVar[Granule] = "page"
+    pinned_punch: ClassVar[PinnedPunch] = "done"
+    overlap_errno: ClassVar[int] = errno.EINVAL
+    binding: ClassVar[Binding] = "at once"
+    population: ClassVar[Population] = "none"
+    frozen: ClassVar[Frozen] = "unknown"
+    migration: ClassVar[Migration] = "never"
+    get_waits: ClassVar[bool] = False
+    # Of use only where the attributes are kept in the file.
+    conversion_kinds: ClassVar[ConversionKinds] = "present"
+    stored: ClassVar[Stored] = "before the end"
+    atomicity: ClassVar[Atomicity] = "range"
+    pin_check: ClassVar[PinCheck] = "references"
+    content: ClassVar[Content] = "unspecified"
 
 
 class V7(V8):
@@ -131,7 +168,7 @@ class Bind(V10):
     list_locked = "the whole call"
 
 
-class GuestMemfd68(Bind):
+class GuestMemfd68(MainlineKvm, Bind):
     """guest_memfd as it was merged."""
 
     name = "guest_memfd-6.8"
@@ -148,11 +185,24 @@ class GuestMemfd68(Bind):
     memory_failure = "invalidate"
 
 
-class GuestMemfd(GuestMemfd68):
+class GuestMemfd612(GuestMemfd68):
+    """guest_memfd with KVM_PRE_FAULT_MEMORY, populate and a prepare hook.
+
+    None of them changes a rule: 6.8 has no pre-fault to differ from, and populate and
+    the hook are of CPUs that encrypt memory.
+    """
+
+    name = "guest_memfd-6.12"
+    source = "Linux 6.12, virt/kvm/guest_memfd.c"
+
+
+class GuestMemfd(GuestMemfd612):
     """guest_memfd with GUEST_MEMFD_FLAG_MMAP off."""
 
     name = "guest_memfd"
     source = "Linux 6.18, virt/kvm/guest_memfd.c"
+    # Any VM takes a file since 6.18.
+    kvm_default_vm: ClassVar[KvmDefaultVm] = "ignored"
 
 
 class GuestMemfdMmap(GuestMemfd):
@@ -160,6 +210,8 @@ class GuestMemfdMmap(GuestMemfd):
 
     name = "guest_memfd:mmap"
     mmap = "SIGBUS"
+    # KVM_MEMSLOT_GMEM_ONLY.
+    kvm_default_vm = "served"
 
 
 class GuestMemfdShared(GuestMemfd):
@@ -167,18 +219,6 @@ class GuestMemfdShared(GuestMemfd):
 
     name = "guest_memfd:mmap+init_shared"
     mmap = "shared"
-
-
-VERSIONS: Final[tuple[type[Semantics], ...]] = (
-    V7,
-    V8,
-    V8AsPosted,
-    V9,
-    V10,
-    Bind,
-    GuestMemfd68,
-    GuestMemfd,
-    GuestMemfdMmap,
-    GuestMemfdShared,
-)
-"""In the order of history."""
+    attributes: ClassVar[Attributes] = "nowhere"
+    initial = "shared"
+    kvm_default_vm = "served"

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class AckTimeouts:
     """Evicts notifiers of all files in one task, `run`.
 
-    All events have the same time to be answered, so the first that was sent is the
-    first that is due. The task sleeps for a good part of that time whatever is watched
-    or answered meanwhile, so watching an event costs an entry in a dict.
+    All events have the same timeout, so the first that was sent is the first that is
+    due. The task sleeps for a large part of the timeout, whether or not events are sent
+    and answered meanwhile, so watching an event costs only an entry in a dict.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,14 +46,14 @@ class AckTimeouts:
 
     def watch(self, notifiers: Notifiers, sequence: int) -> None:
         """Evict those that have not answered event *sequence* in time."""
-        # All of them may have gone while the event was sent.
+        # All of them may have been removed while the event was sent.
         if notifiers.awaits(sequence):
             within = min(trio.current_time() - self._part_began, self._part)
             self._watched[notifiers] = self._waited + within + self._seconds, sequence
             self._begun.set()
 
     def forget(self, notifiers: Notifiers) -> None:
-        """All of *notifiers* have answered or have gone."""
+        """All of *notifiers* have answered or were removed."""
         self._watched.pop(notifiers, None)
 
     async def run(self) -> None:

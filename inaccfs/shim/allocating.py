@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.turn import Turn
 
 SHORT_BYTES: Final = 128 << 20
-"""An allocation up to this is over before anybody could interrupt it."""
+"""An allocation up to this is over before a signal could interrupt it."""
 
 PIECE_BYTES: Final = 32 << 20
 """So much is allocated between two looks at an interrupt, where the rules keep what has

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
@@ -14,9 +13,10 @@ Notifier = TypeVar("Notifier")
 class Bindings(Generic[Notifier]):
     """The bound notifiers of one file. Starts and ends are pages."""
 
-    __slots__ = ("_exclusive", "_numbers", "_shared")
+    __slots__ = ("_exclusive", "_numbers", "_overlap_errno", "_shared")
 
-    def __init__(self) -> None:
+    def __init__(self, overlap_errno: int) -> None:
+        self._overlap_errno: Final = overlap_errno
         # How many notifiers are bound to a page, for each page that has one.
         self._numbers: Final[RangeMap[int]] = RangeMap()
         # The notifiers themselves: the exclusive ones by page, others by range.
@@ -31,7 +31,8 @@ class Bindings(Generic[Notifier]):
         """Bind a notifier that is not bound.
 
         Raises:
-            OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
+            OSError: *overlap_errno*, when pages are another's, and one of the two
+                *exclusive*.
         """
         taken = (self._numbers if exclusive else self._exclusive).overlapping(
             start, end
@@ -39,7 +40,7 @@ class Bindings(Generic[Notifier]):
         if taken:
             first, stop, _ = taken[0]
             raise OSError(
-                errno.EINVAL,
+                self._overlap_errno,
                 f"pages {max(first, start)} to {min(stop, end)} are bound already: "
                 "unbind them",
             )

@@ -77,7 +77,7 @@ class Buffers:
         self._chunk: Final = max(_CHUNK_BYTES // page_size, 1)
         self._window: Final = max(window_bytes // page_size, 1)
         self.ranges: RangeMap[int] = RangeMap()
-        """The token of each buffer, by what it covers."""
+        """The token of each buffer, by the range that it covers."""
 
     @property
     def stays(self) -> bool:
@@ -89,7 +89,7 @@ class Buffers:
         return self._pins.stays and self.ranges.covers(start, end)
 
     def unpinned(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) can move."""
+        """The pages of [start, end) that can move."""
         return self.ranges.gaps(start, end) if self._pins.stays else [(start, end)]
 
     def chunks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -100,7 +100,7 @@ class Buffers:
             start = stop
 
     def pieces(self, start: int, end: int) -> list[Piece]:
-        """What to pin so that [start, end) is: all of each chunk that has a gap."""
+        """The pages to pin so that [start, end) is: all of each chunk with a gap."""
         found = []
         last = start
         for low, high in self.unpinned(start, end):
@@ -143,7 +143,7 @@ class Buffers:
     # --- mapping and pinning -----------------------------------------------------
 
     def windows(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
-        """Group *pieces* by what is mapped at once."""
+        """Group *pieces* by the windows that are mapped at once."""
         window: list[Piece] = []
         for piece in pieces:
             if window and piece.stop - window[0].first > self._window:
@@ -171,7 +171,7 @@ class Buffers:
             _mappings.release([(address, (stop - first) * size)])
 
     def pin(self, window: Window) -> list[int | None]:
-        """Pin what is mapped: a token for each piece that needs and gets a buffer."""
+        """Pin a mapped window: a token for each piece that needs and gets a buffer."""
         size = self._page_size
         wanted = [
             pins.Buffer(

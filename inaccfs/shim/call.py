@@ -1,4 +1,4 @@
-"""A call of fallocate(2) as a value, and its kind."""
+"""Calls that change a file, as values: fallocate(2), and conversions of pages."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Kind(Enum):
     ALLOCATE = "allocate"
     # A truncation is one, too: of the pages past the new end.
     PUNCH = "punch"
+    # Pages become private, or shared, and stay where they are.
+    CONVERT = "convert"
 
     # Enum's own is written in Python, and each punch looks up its plan.
     __hash__ = object.__hash__
@@ -33,7 +35,7 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, offset: int, length: int, page_size: int) -> Part:
-        """Of a range in bytes."""
+        """The pages of a range in bytes."""
         end = offset + length
         return cls(
             (offset // page_size, -(-end // page_size)),
@@ -47,12 +49,14 @@ class Call(NamedTuple):
     mode: int
     offset: int
     length: int
-    # The process that makes it, for traces; 0 if unknown.
+    # For traces: the process that makes it, 0 if unknown; and when it began, see
+    # `inaccfs.shim.trace.Happened`.
     who: int = 0
+    began: int = 0
 
     @property
     def arguments(self) -> tuple[int, int, int]:
-        """Those of the system call, after the fd."""
+        """The arguments of the system call, after the fd."""
         return self.mode, self.offset, self.length
 
     def pieces(self, length: int) -> Iterator[Call]:
@@ -74,6 +78,30 @@ class Call(NamedTuple):
     def part(self, page_size: int) -> Part:
         """The pages that it concerns."""
         return Part.of(self.offset, self.length, page_size)
+
+
+class Conversion(NamedTuple):
+    """KVM_SET_MEMORY_ATTRIBUTES2 of a file. In pages, from a start to an end."""
+
+    start: int
+    end: int
+    # What the pages become; else shared.
+    private: bool
+    # The peer that asks for it, for traces; 0 if unknown.
+    who: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        """See `Kind`."""
+        return Kind.CONVERT
+
+    def pieces(self, pages: int) -> Iterator[Conversion]:
+        """The same in parts that end at multiples of *pages*."""
+        at = self.start
+        while at < self.end:
+            stop = min((at // pages + 1) * pages, self.end)
+            yield self._replace(start=at, end=stop)
+            at = stop
 
 
 class Begun(Enum):

@@ -25,12 +25,12 @@ _MOST_WAITING: Final = 8
 
 _PASS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# The file has gone, or a daemon without root may not look at it.
+# The file was deleted, or a daemon without root may not look at it.
 _PASSED_OVER: Final = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class Totals(NamedTuple):
-    """What a walk has found."""
+    """The result of a walk."""
 
     # Regular files, each once whatever names it has.
     files: int
@@ -124,7 +124,7 @@ class _Walk:
         os.close(self._fd)
 
     def below(self) -> Iterator[os.stat_result]:
-        """The attributes of what is below the root, on the same file system."""
+        """The attributes of all files below the root, on the same file system."""
         device, _ = _identity(self._fd)
         with suppress(*_PASSED_OVER):
             self._enter(".")

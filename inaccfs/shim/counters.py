@@ -1,4 +1,4 @@
-"""What has happened in a mount, in numbers."""
+"""The counters of a mount."""
 
 from __future__ import annotations
 

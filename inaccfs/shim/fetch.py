@@ -7,11 +7,12 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.frameoptions import FRAME_BYTES
+from inaccfs.shim.frames import Fetched, clipped
 from inaccfs.shim.holes import first_hole
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE
 
 if TYPE_CHECKING:
-    from inaccfs.shim.frames import Fetched
     from inaccfs.shim.memory import Memory
     from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.turn import Turn
@@ -30,24 +31,37 @@ def check_end(fd: int, page_size: int, start: int, end: int) -> None:
         )
 
 
-def fetch_now(superblock: Superblock, memory: Memory, start: int, end: int) -> Fetched:
-    """Fetch the pages from *start* to *end*. Blocks.
+def fetch_now(
+    superblock: Superblock, memory: Memory, start: int, end: int, *, frozen: bool
+) -> Fetched:
+    """Fetch the pages from *start* to *end*, of a file that may be *frozen*. Blocks.
 
     Raises:
-        OSError: ENOENT for a hole, where the rules do not let it be filled; and what
-            `Frames.fetch` raises.
+        OSError: ENOENT for a hole, where the rules do not let it be filled; EPERM, if
+            the file is frozen; and what `Frames.fetch` raises.
     """
     frames = memory.frames
-    if not superblock.semantics.allocates:
+    if frozen or not superblock.semantics.allocates:
         # SGP_NOALLOC of mm/shmem.c.
         hole = first_hole(frames.fd, superblock.page_size, start, end, frames.known)
+        if hole is not None and frozen:
+            raise OSError(errno.EPERM, f"page {hole} is a hole, and the file is frozen")
         if hole is not None:
             raise OSError(errno.ENOENT, f"page {hole} is a hole: allocate it first")
-    return frames.fetch(start, end)
+    if frozen:
+        return frames.fetch(start, end, reach=False)
+    if superblock.granule_pages == 1:
+        return frames.fetch(start, end)
+    # Whole huge pages are allocated, also those that are split at once.
+    pages = -(-os.fstat(frames.fd).st_size // superblock.page_size)
+    low, high = superblock.around(start, end)
+    extents, moved = frames.fetch(low, min(high, pages))
+    per_page = superblock.page_size // FRAME_BYTES
+    return Fetched(clipped(extents, start, end, per_page), moved)
 
 
 async def fetch(
-    superblock: Superblock, memory: Memory, start: int, end: int
+    superblock: Superblock, memory: Memory, start: int, end: int, *, frozen: bool
 ) -> Fetched:
     """As `fetch_now`, in a thread. The caller has the file's turn.
 
@@ -57,11 +71,12 @@ async def fetch(
 
     in_thread = partial(
         superblock.loop.in_thread,
-        partial(fetch_now, superblock, memory, start, end),
+        partial(fetch_now, superblock, memory, start, end, frozen=frozen),
         limiter=superblock.threads.fetches,
     )
     try:
-        await _allocate_apart(superblock, memory.frames.fd, start, end)
+        if not frozen:
+            await _allocate_apart(superblock, memory.frames.fd, start, end)
         return await in_thread()
     except OSError as exc:
         if not await superblock.more_space(exc, closed):

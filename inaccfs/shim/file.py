@@ -1,9 +1,4 @@
-"""`InaccessibleFile`: what mm/memfd_inaccessible.c does for one file.
-
-struct inaccessible_data of v8 has a lock, the memfd and the notifiers. Here the memfd
-is an fd of the backing, opened for writing; and there are the pages that have been
-fetched (pages.py).
-"""
+"""`InaccessibleFile`: what mm/memfd_inaccessible.c does for one file."""
 
 from __future__ import annotations
 
@@ -12,17 +7,16 @@ import logging
 import os
 from contextlib import nullcontext
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.semantics import refused
 from inaccfs.shim.allocating import allocate, worker_for
 from inaccfs.shim.call import Begun, Call, Kind, Part
-from inaccfs.shim.notifiers import AT_ONCE, Notifiers
+from inaccfs.shim.filestate import FileState
+from inaccfs.shim.notifiers import AT_ONCE
 from inaccfs.shim.order import Changed, Done, InlineDrive, drive
-from inaccfs.shim.pages import Pages
-from inaccfs.shim.trace import FileTrace
-from inaccfs.shim.turn import Turn
 from inaccfs.syscalls import FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
@@ -30,6 +24,7 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.loop import Event
     from inaccfs.shim.superblock import Superblock
+    from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
 
@@ -41,92 +36,20 @@ UNDER_WAY: Final = Begun.UNDER_WAY
 LATER: Final = Begun.LATER
 
 
-class InaccessibleFile:
+class InaccessibleFile(FileState):
     """One file that can be sized, allocated and punched, and nothing else.
 
     Offsets, lengths and sizes are bytes. Methods raise `OSError` with the errno
     that the caller of the system call shall see.
     """
 
-    __slots__ = (
-        "_check_fallocate",
-        "_counters",
-        "_fast_limit",
-        "_headroom",
-        "_size_limit",
-        "_superblock",
-        "_trace",
-        "fd",
-        "inline_bytes",
-        "label",
-        "notifiers",
-        "page_size",
-        "pages",
-        "turn",
-        "writable",
-    )
+    __slots__ = ()
 
     def __init__(
         self, fd: int, superblock: Superblock, *, writable: bool = True
     ) -> None:
         """Take an *fd* of the backing."""
-        # An fd of the backing file. The caller of `__init__` closes it.
-        self.fd = fd
-        # Whether fd is open for writing; else it is good for fstat(2) only.
-        self.writable = writable
-        # What people call a file that has no name.
-        self.label = ""
-        self.page_size: Final = superblock.page_size
-        self._superblock: Final = superblock
-        # Looked up once: these are needed for every request.
-        self._check_fallocate: Final = superblock.semantics.check_fallocate
-        self._counters: Final = superblock.trace.counters
-        self._trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
-        self._headroom: Final = superblock.headroom
-        # A page may be so large that even one takes long.
-        self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
-        # In bytes: a call of this length or less may take the fast path, without a look
-        # at notifiers, pages or the turn; -1 for none. See update_fast_path().
-        self._fast_limit = self.inline_bytes
-        rules = superblock.semantics
-        self.notifiers: Final = Notifiers(
-            self._trace,
-            superblock.ack_seconds,
-            self.update_fast_path,
-            unit=self.page_size if rules.unit == "bytes" else 1,
-            clips=rules.reported == "clipped",
-            loop=superblock.loop,
-        )
-        # In bytes: allocations must end here; None where the rules allow them past the
-        # end of the file. Caches st_size; 0 means not looked up yet.
-        self._size_limit: int | None = 0 if rules.past_end == "refused" else None
-        self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
-        self.pages: Final = Pages(
-            *(superblock, fd, self._trace, self.turn, self.notifiers),
-            self.update_fast_path,
-        )
-
-    def reopened(self, fd: int, *, writable: bool) -> None:
-        """Use another fd of the same backing file from now on."""
-        self.fd, self.writable = fd, writable
-        self._trace.reopened(fd)
-        self.pages.reopened(fd)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it has no long operation, no notifier, and no fetched page."""
-        return not self.turn.taken and not self.notifiers and self.pages.nothing_fetched
-
-    def update_fast_path(self) -> None:
-        """Recompute which calls may take the fast path.
-
-        Call it after every change of `turn`, `notifiers` or `pages.nothing_fetched`.
-        """
-        self._fast_limit = self.inline_bytes if self.is_plain else -1
-
-    def close(self) -> None:
-        """Let go of what was fetched. May take long for gigabytes."""
-        self.pages.close()
+        super().__init__(fd, superblock, INLINE_BYTES, writable=writable)
 
     # --- fallocate ---------------------------------------------------------------
 
@@ -140,28 +63,30 @@ class InaccessibleFile:
     ) -> Begun:
         """inaccessible_fallocate() of v8: ask the rules, and do at once what is short.
 
-        Returns DONE if that is all. Returns UNDER_WAY if notifiers may hold it up:
-        *hold* has been called then, and what it returned is called when the last has
-        answered, with what the call fails with, if it does; that may be before this
+        Returns DONE if the call is complete. Returns UNDER_WAY if notifiers have to
+        answer. Then *hold* has been called, and the `Done` that it returned is called
+        after the last answer, with the call's error, if any; that may be before this
         returns. Returns LATER if the call has to wait for the file or for memory, or
         takes long: the caller then awaits `finish`. *who* is the process, for traces.
 
         Raises:
             OSError: the rules forbid the call, or the backing has refused it.
         """
-        trace = self._trace
+        trace = self.trace
+        # Not by a call of now(): each of them costs.
+        began = monotonic_ns() if trace.listeners else 0
         try:
-            self._check_fallocate(mode, offset, length, self.page_size)
+            self._check_fallocate(mode, offset, length, self.granule)
             # 0 also if it has not been looked up.
             if (limit := self._size_limit) is not None and offset + length > limit:
                 self._check_end(mode, offset + length)
         except OSError as exc:
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         if length > self._fast_limit:
             if mode & FALLOC_FL_PUNCH_HOLE:
-                return self._begin_punch(Call(mode, offset, length, who), hold)
+                return self._begin_punch(Call(mode, offset, length, who, began), hold)
             return LATER
         headroom = self._headroom
         if length <= headroom.left:
@@ -173,15 +98,16 @@ class InaccessibleFile:
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 return LATER
-            if trace.listeners:
-                self._tell(Call(mode, offset, length, who), exc)
+            if began:
+                self._tell(Call(mode, offset, length, who, began), exc)
             raise
         counters = self._counters
         counters.fallocates += 1
         if mode & FALLOC_FL_PUNCH_HOLE:
             counters.punches += 1
-        if trace.listeners:
-            self._tell(Call(mode, offset, length, who), None)
+        if began:
+            what: What = "punch" if mode & FALLOC_FL_PUNCH_HOLE else "allocate"
+            trace.tell(what, offset, offset + length, who, None, began)
         return DONE
 
     def _check_end(self, mode: int, end: int) -> None:
@@ -205,7 +131,7 @@ class InaccessibleFile:
     def _tell(self, call: Call, exc: BaseException | None) -> None:
         """Trace a call that is over, and why it has failed, if it has."""
         end = call.offset + call.length
-        self._trace.tell(call.kind.value, call.offset, end, call.who, exc)
+        self.trace.tell(call.kind.value, call.offset, end, call.who, exc, call.began)
 
     def _traced(self, call: Call, done: Done) -> Done:
         """*done* of a call that is to be traced."""
@@ -238,11 +164,12 @@ class InaccessibleFile:
 
         steps = self.pages.steps(part, call.kind)
         done = hold()
-        if self._trace.listeners:
+        if self.trace.listeners:
             done = self._traced(call, done)
         timeouts = superblock.ack_timeouts
         assert timeouts is not None
-        InlineDrive(steps, self.notifiers, timeouts, change, done).go_on()
+        drive = InlineDrive(steps, self.notifiers, timeouts, change, done, call.began)
+        drive.go_on()
         return UNDER_WAY
 
     async def finish(self, call: Call, interrupted: Event) -> None:
@@ -256,10 +183,10 @@ class InaccessibleFile:
         try:
             await self._finish(call, interrupted)
         except Exception as exc:
-            if self._trace.listeners:
+            if self.trace.listeners:
                 self._tell(call, exc)
             raise
-        if self._trace.listeners:
+        if self.trace.listeners:
             self._tell(call, None)
 
     async def _finish(self, call: Call, interrupted: Event) -> None:
@@ -276,10 +203,14 @@ class InaccessibleFile:
                     raise
                 return await self._change(call, interrupted)
 
-        await self._drive(call.part(self.page_size), call.kind, change)
+        await self._drive(call.part(self.page_size), call.kind, change, call.began)
 
     async def _drive(
-        self, part: Part, kind: Kind, change: Callable[[], Awaitable[Changed]]
+        self,
+        part: Part,
+        kind: Kind,
+        change: Callable[[], Awaitable[Changed]],
+        began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
         superblock, pages = self._superblock, self.pages
@@ -289,8 +220,9 @@ class InaccessibleFile:
                 pages.steps(part, kind),
                 self.notifiers,
                 change,
-                # Without events nobody can tell how long the list is locked.
+                # Without events it makes no difference how long the list is locked.
                 whole_call=superblock.whole_call and bool(superblock.plans[kind]),
+                cause=began,
             )
         if refusal is not None:
             raise refusal
@@ -300,6 +232,8 @@ class InaccessibleFile:
         superblock = self._superblock
         superblock.on_change(self.fd, call.offset, call.length)
         await self.turn.wait()
+        # It may have been frozen since `begin`.
+        self.check_frozen()
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
@@ -333,19 +267,23 @@ class InaccessibleFile:
         *by_path* is for truncate(2), which leaves the times alone where the size stays;
         ftruncate(2) and O_TRUNC do not. *who* is the process, for traces.
         """
+        began = self.trace.now()
         await self.turn.wait()
         current = os.fstat(self.fd).st_size
         try:
-            await self._set_size(current, size, by_path=by_path)
+            await self._set_size(current, size, by_path=by_path, began=began)
         except Exception as exc:
-            if self._trace.listeners:
-                self._trace.tell("truncate", size, current, who, exc)
+            if self.trace.listeners:
+                self.trace.tell("truncate", size, current, who, exc, began)
             raise
-        if self._trace.listeners:
-            self._trace.tell("truncate", size, current, who)
+        if self.trace.listeners:
+            self.trace.tell("truncate", size, current, who, None, began)
 
-    async def _set_size(self, current: int, size: int, *, by_path: bool) -> None:
-        self._superblock.semantics.check_size(current, size, self.page_size)
+    async def _set_size(
+        self, current: int, size: int, *, by_path: bool, began: int
+    ) -> None:
+        self._superblock.semantics.check_size(current, size, self.granule)
+        self.check_frozen()
         # The page at the cut stays, and the last one goes, be it only a part of one.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
 
@@ -358,7 +296,7 @@ class InaccessibleFile:
         if start >= end:
             await self._truncate(truncate)
         else:
-            await self._shrink(truncate, size, current, start, end)
+            await self._shrink(truncate, size, current, (start, end), began)
         if self._size_limit is not None:
             # It may be free, and is to be looked up.
             self._size_limit = 0
@@ -378,18 +316,19 @@ class InaccessibleFile:
         truncate: Callable[[], None],
         size: int,
         current: int,
-        start: int,
-        end: int,
+        pages: tuple[int, int],
+        began: int,
     ) -> None:
-        """Notifiers see a truncation as a punch of the pages past the new end."""
-        part = Part((start, end), (start, end))
+        """Notifiers see a truncation as a punch of the *pages* past the new end."""
+        part = Part(pages, pages)
 
         async def change() -> Changed:
             self._superblock.on_change(self.fd, size, current - size)
             await self.turn.wait()
+            self.check_frozen()
             if self.pages.memory is None:
                 await self._truncate(truncate)
                 return Changed()
             return await self._punch(part, truncate)
 
-        await self._drive(part, Kind.PUNCH, change)
+        await self._drive(part, Kind.PUNCH, change, began)

@@ -73,9 +73,10 @@ class Frames(Protocol):
     def known(self, start: int, end: int) -> list[Extent] | None:
         """Where [start, end) is; None unless all is known and cannot have moved."""
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         """Allocate the holes of [start, end), which lies inside the file, and find it.
 
+        Without *reach* no other page is allocated, as with the rest of a folio.
         Extents are as few as the frames allow. On an error no page becomes known.
 
         Raises:
@@ -86,6 +87,15 @@ class Frames(Protocol):
         """Unpin [start, end), then call *punch*, which removes it from the backing.
 
         If *punch* raises, the pages stay known, and the exception is passed on.
+        """
+
+    def move(self, start: int, end: int) -> list[Extent]:
+        """Move the known pages of [start, end) to other frames; return the old places.
+
+        Those frames are to be freed as if they had been punched.
+
+        Raises:
+            OSError: ENOMEM, there are no free frames; EOPNOTSUPP, frames are real.
         """
 
     def free(self, pfn: int, count: int) -> None:
@@ -131,6 +141,20 @@ def in_pieces(extents: Iterable[Extent], most: int, page_size: int) -> Iterator[
         for at in range(0, count, most):
             pages = min(most, count - at)
             yield Extent(offset + at, pfn + at * per_page, pages, order)
+
+
+def clipped(
+    extents: Iterable[Extent], start: int, end: int, frames_per_page: int
+) -> list[Extent]:
+    """The parts of *extents* in [start, end)."""
+    found = []
+    for extent in extents:
+        first = max(extent.offset, start)
+        count = min(extent.offset + extent.count, end) - first
+        if count > 0:
+            pfn = extent.pfn + (first - extent.offset) * frames_per_page
+            found.append(Extent(first, pfn, count, extent.order))
+    return found
 
 
 class Table:

@@ -32,7 +32,7 @@ _RESERVE: Final = 8 << 20
 
 _UNLIMITED: Final = 1 << 62
 
-# Of version 2 and of version 1: the limit, and what is in use.
+# Of version 2 and of version 1: the limit, and the memory in use.
 _FILES: Final = {
     "cgroup2": ("memory.max", "memory.current"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -40,7 +40,7 @@ _FILES: Final = {
 
 
 class Headroom:
-    """What may be allocated without risk. In bytes."""
+    """How much may be allocated without risk. In bytes."""
 
     def __init__(self, proc: str = "") -> None:
         """*proc* is the kernel's directory of a process; without it, no limits."""
@@ -85,11 +85,11 @@ class Headroom:
             raise os_error(errno.ENOMEM)
 
     def free(self) -> int:
-        """What all limits leave for files. What could be reclaimed counts as used."""
+        """How much all limits leave for files. Reclaimable memory counts as used."""
         return min((free for _, free in self._levels()), default=_UNLIMITED)
 
     def spare(self) -> int:
-        """What all limits leave for files. What could be reclaimed counts as free."""
+        """How much all limits leave for files. Reclaimable memory counts as free."""
         return min(
             (free + _reclaimable(directory) for directory, free in self._levels()),
             default=_UNLIMITED,
@@ -120,7 +120,7 @@ class Headroom:
                 at = os.path.dirname(at)
 
     def _directories(self) -> Iterator[tuple[str, str, str]]:
-        """Of each hierarchy: its kind, where it is mounted, and where our cgroup is."""
+        """The kind of each hierarchy, its mountpoint, and the path of our cgroup."""
         with open(f"{self._proc}/cgroup", encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 number, controllers, path = line.rstrip("\n").split(":", 2)
@@ -131,12 +131,12 @@ class Headroom:
                 else:
                     continue
                 root, top = self._tops.get(kind, ("", ""))
-                # Else our cgroup is outside of what is mounted here.
+                # Else our cgroup is outside of the hierarchy mounted here.
                 if top and (path + "/").startswith(root):
                     yield kind, top, f"{top}/{path[len(root) :]}".rstrip("/")
 
     def _find_tops(self) -> dict[str, tuple[str, str]]:
-        """Of each kind: which cgroup is mounted, with a slash at its end, and where."""
+        """For each kind the mounted cgroup, ending in a slash, and its mountpoint."""
         found: dict[str, tuple[str, str]] = {}
         if not self._proc:
             return found
@@ -154,7 +154,7 @@ class Headroom:
 
 
 def _number(path: str) -> int:
-    """What a file of a cgroup says; the root of a hierarchy has none of them."""
+    """The number in a file of a cgroup; the root of a hierarchy has no such file."""
     try:
         with open(path, "rb", buffering=0) as file:
             text = file.read(64).strip()

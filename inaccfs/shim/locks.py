@@ -58,7 +58,7 @@ class PageLocks:
 
     @contextmanager
     def claimed(self, start: int, end: int) -> Iterator[None]:
-        """Nobody else locks these pages, which have been checked, in a with block."""
+        """No other peer locks these pages, which were checked, during a with block."""
         with self._claim(start, end):
             yield
 

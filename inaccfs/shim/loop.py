@@ -1,4 +1,4 @@
-"""What the shim asks of the loop that it runs in: events, locks, deadlines, threads.
+"""The loop that the shim runs in: events, locks, deadlines, threads.
 
 The daemon runs in trio: `TRIO`. Those who run the shim without it, as inaccfs.inprocess
 does, give the files of a mount another `Loop`. Whatever the loop, what runs between two
@@ -24,7 +24,7 @@ _Args = TypeVarTuple("_Args")
 
 
 class Event(Protocol):
-    """What is used of `trio.Event`."""
+    """The part of `trio.Event` that is used."""
 
     def set(self) -> None: ...
     def is_set(self) -> bool: ...
@@ -43,23 +43,23 @@ class Mutex(Protocol):
 
 
 class ParkingLot(Protocol):
-    """What is used of `trio.lowlevel.ParkingLot`."""
+    """The part of `trio.lowlevel.ParkingLot` that is used."""
 
     async def park(self) -> None: ...
     def unpark_all(self) -> object: ...
 
 
 class Loop(Protocol):
-    """Makes what is waited for. Times are seconds."""
+    """Makes events, locks and places to wait at. Times are seconds."""
 
     def event(self) -> Event:
         """An event that has not happened yet."""
 
     def mutex(self) -> Mutex:
-        """A lock that nobody has."""
+        """A new, unlocked lock."""
 
     def parking_lot(self) -> ParkingLot:
-        """A place to wait at until somebody unparks all."""
+        """A place to wait at until another task unparks all."""
 
     async def in_time(self, seconds: float, wait: Wait) -> bool:
         """Await *wait*; give it up after *seconds*, and return whether it came back.

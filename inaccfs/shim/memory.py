@@ -7,9 +7,11 @@ counted for each holder, and outlive a punch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from inaccfs.shim.frameoptions import FRAME_BYTES
+from inaccfs.shim.frames import clipped
 from inaccfs.shim.references import References
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.frames import Extent, Frames, FrameSource, Punched
     from inaccfs.shim.trace import FileTrace
+
+
+_EXTENTS_A_STEP: Final = 256
 
 
 class Holder(Protocol):
@@ -30,6 +35,26 @@ class Holder(Protocol):
 
     def evict_holder(self) -> None:
         """Disconnect it: it has kept pages locked that others wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinner:
+    """Who pins pages: it has references beside those of *holder*, for which it pins.
+
+    FOLL_PIN of get_user_pages(): whoever can map shared pages can pin them, whatever
+    the rules say of get-pfn.
+    """
+
+    holder: Holder
+
+    @property
+    def who(self) -> int:
+        """See `Holder`."""
+        return self.holder.who
+
+    def evict_holder(self) -> None:
+        """See `Holder`."""
+        self.holder.evict_holder()
 
 
 class Memory:
@@ -46,7 +71,7 @@ class Memory:
         *,
         keeps_references: bool = True,
     ) -> None:
-        """*changed* is called when pages have been fetched or have gone.
+        """*changed* is called when pages have been fetched or removed.
 
         *put* is called when the number of references has fallen. Without
         *keeps_references* there are none: `get` only counts the pages.
@@ -71,18 +96,24 @@ class Memory:
         return len(self.references.holders())
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
-        """The fetched pages from *start* to *end*. May look at all of the file's."""
+        """The fetched pages from *start* to *end*."""
         if start < end and (known := self.frames.known(start, end)) is not None:
             return known
-        per_page = self._per_page
-        found = []
-        for extent in self.frames.extents():
-            first = max(extent.offset, start)
-            count = min(extent.offset + extent.count, end) - first
-            if count > 0:
-                pfn = extent.pfn + (first - extent.offset) * per_page
-                found.append(extent._replace(offset=first, pfn=pfn, count=count))
-        return found
+        return [one for some in self.windows(start, end) for one in some]
+
+    def windows(self, start: int, end: int) -> Iterator[list[Extent]]:
+        """The fetched pages from *start* to *end*, some at a time.
+
+        Others may change what is fetched in between.
+        """
+        while start < end:
+            some = self.frames.extents_since(start, _EXTENTS_A_STEP)
+            found = clipped(some, start, end, self._per_page)
+            if found:
+                yield found
+            if len(some) < _EXTENTS_A_STEP:
+                return
+            start = some[-1].offset + some[-1].count
 
     def holders_of(self, start: int, end: int) -> list[Holder]:
         """The holders of references to those pages that are still in the file."""
@@ -93,8 +124,32 @@ class Memory:
             for one in self.references.holders_of(self.extents_in(start, end))
         ]
 
+    def first_referenced(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """The first of the pages that has a reference; with *pins_only* a pin.
+
+        The cost grows with what has been fetched, not with the range.
+        """
+        found = self.look(start, end, pins_only=pins_only)
+        return next((page for page in found if page is not None), None)
+
+    def look(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> Iterator[int | None]:
+        """As `first_referenced` in steps that are short: None until it is found."""
+        for extents in self.windows(start, end):
+            holders = [
+                one
+                for one in self.references.holders()
+                if not pins_only or isinstance(one, Pinner)
+            ]
+            if not holders:
+                return
+            yield self.references.first_of(extents, holders)
+
     def record(self, punched: Punched) -> None:
-        """Pages have gone or moved: references to them are to what was there before.
+        """Pages were removed or have moved: references to them are to the former pages.
 
         To be called in the loop after `frames.punch`; and after `frames.fetch` for what
         that has found moved.
@@ -108,7 +163,7 @@ class Memory:
 
     def get(self, holder: Holder, extents: list[Extent]) -> None:
         """*holder* gets a reference to each page."""
-        if self._keeps_references:
+        if self._keeps_references or isinstance(holder, Pinner):
             self.references.get(holder, extents)
         self._trace.counters.pages_got += sum(extent.count for extent in extents)
         if self._trace.listeners:
@@ -147,7 +202,7 @@ class Memory:
         self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
-        """*holder* has gone, and its references with it; in steps, to be exhausted."""
+        """Drop all references of *holder*; in steps, to be exhausted."""
         dropped = self.references.drop(holder)
         if self._put is not None:
             self._put()

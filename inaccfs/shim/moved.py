@@ -46,7 +46,7 @@ class Moved:
             await tell(self._superblock, self._notifiers, self.steps())
 
     def steps(self) -> Steps:
-        """Events for what has been noted, in ranges as large as possible.
+        """Events for the noted pages, in ranges as large as possible.
 
         They are those of a punch.
         """
@@ -66,7 +66,7 @@ class Moved:
         return None
 
     def _next(self) -> tuple[int, int, list[Extent]]:
-        """The first range, and what is in it; that is noted no more."""
+        """Remove the first range from the noted pages; return it and its pages."""
         self._noted.sort()
         start = end = self._noted[0].offset
         taken = 0
@@ -83,8 +83,8 @@ class Moved:
 async def tell(superblock: Superblock, notifiers: Notifiers, steps: Steps) -> None:
     """Send events that report no change of the file.
 
-    It goes on to its end even if the task is cancelled, because the peer that began it
-    has gone: others have had a start by then. If they go as well nothing waits.
+    It continues even if the task is cancelled because the peer that began it has
+    disconnected: by then others have got a start, and must get its end.
     """
     with superblock.loop.shield():
         await drive(steps, notifiers, no_change, whole_call=superblock.whole_call)

@@ -3,54 +3,35 @@
 struct inaccessible_data of v8 has a list of notifiers and a mutex, and calls one
 notifier after the other under the mutex. Here notifiers are in other processes: each
 event goes to all of them at once, and the list stays locked until each has answered,
-has gone, or has been silent for too long. restrictedmem_bind() came later: its
-notifiers are bound to a part of the file, and are found by their range.
+has been removed, or has been evicted because it did not answer in time. In
+restrictedmem_bind(), which came later, notifiers are bound to a range of the file, and
+are found by that.
 """
 
 from __future__ import annotations
 
 import errno
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from inaccfs.shim.bindings import Bindings
 from inaccfs.shim.loop import TRIO
+from inaccfs.shim.notice import Notice as Notice
+from inaccfs.shim.notice import Notifier as Notifier
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from inaccfs.shim.frames import Extent
     from inaccfs.shim.loop import Loop
-    from inaccfs.shim.trace import FileTrace
+    from inaccfs.shim.trace import FileTrace, What
 
 
 AT_ONCE: Final = 128
 """How many notifiers an event is sent to in one go: it takes some 2 ms of the loop."""
 
 
-class Notice(NamedTuple):
-    """What an event reports, in pages of the file."""
-
-    event: str
-    start: int
-    end: int
-    # The frames that go, where events carry them.
-    frames: Sequence[Extent] | None = None
-
-
-class Notifier(Protocol):
-    """struct inaccessible_notifier. Neither method may block or raise."""
-
-    @property
-    def who(self) -> int:
-        """The number of the peer, for traces."""
-
-    def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
-
-    def evict(self) -> None:
-        """It has not answered in time, and has been removed from the list."""
+_NO_NOTICE: Final = Notice("", 0, 0)
 
 
 class Notifiers:
@@ -64,12 +45,14 @@ class Notifiers:
         *,
         unit: int = 1,
         clips: bool = False,
+        overlap_errno: int = errno.EINVAL,
         loop: Loop = TRIO,
     ) -> None:
         """*ack_seconds* is how long a notifier may take to answer.
 
         *changed* is called after each change of the list. Events count in *unit* per
         page; with *clips* each reports only pages that its notifier is bound to.
+        `bind` raises *overlap_errno* for pages that are another's.
         """
         self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
@@ -78,6 +61,7 @@ class Notifiers:
         self._clips: Final = clips
         # Whether an event differs from what happens, or from notifier to notifier.
         self._adapts: Final = clips or unit != 1
+        self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
@@ -95,13 +79,16 @@ class Notifiers:
         self.running = False
         # Of the last event that wanted answers. There is one at a time.
         self._sequence = 0
-        # The notifiers that have not answered it yet, and whether it has been sent to
-        # each: other tasks run between the slices of a long list.
-        self._awaited: dict[Notifier, bool] = {}
+        # That event, and the `cause` of it that traces tell.
+        self._notice = _NO_NOTICE
+        self._cause = 0
+        # The notifiers that have not answered it yet, and when it was sent to each: 0
+        # is not yet, for other tasks run between the slices of a long list.
+        self._awaited: dict[Notifier, int] = {}
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # Called when the last one in _awaited has answered or has gone.
+        # Called when the last one in _awaited has answered or was removed.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -117,6 +104,16 @@ class Notifiers:
     def bound(self, notifier: Notifier) -> tuple[int, int] | None:
         """The pages that *notifier* is bound to; None if it is the whole file."""
         return self._registered.get(notifier)
+
+    @property
+    def invalidating(self) -> tuple[int, int] | None:
+        """The pages of the invalidation that is under way; None if there is none.
+
+        From when its first event is sent to the last answer; with a bracket around the
+        change, and the list locked for the whole call, all of that.
+        """
+        event, start, end = self._notice[:3]
+        return (start, end) if event.startswith("INVALIDATE") else None
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
@@ -137,11 +134,12 @@ class Notifiers:
         """restrictedmem_bind(); waits while an invalidation runs.
 
         Raises:
-            OSError: EINVAL, when pages are another's, and one of the two *exclusive*.
+            OSError: EINVAL or as the rules have it, when pages are another's, and one
+                of the two *exclusive*.
         """
         async with self._lock:
             if self._bindings is None:
-                self._bindings = Bindings()
+                self._bindings = Bindings(self._overlap_errno)
             self._bindings.add(notifier, start, end, exclusive=exclusive)
             self._registered[notifier] = start, end
             self._changed()
@@ -161,7 +159,7 @@ class Notifiers:
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
-        """Remove *notifier*, which has gone. Nothing waits for its answer any more."""
+        """Remove *notifier*. Nothing waits for its answer any more."""
         self._leaving.discard(notifier)
         if notifier in self._registered:
             bound = self._registered.pop(notifier)
@@ -191,7 +189,7 @@ class Notifiers:
                 f"no event {sequence} of this notifier waits for an answer",
             )
         if self._trace.listeners:
-            self._trace.tell_pages("answer", who=notifier.who, sequence=sequence)
+            self._trace_event("answer", notifier)
         self._forget(notifier)
 
     def _forget(self, notifier: Notifier) -> None:
@@ -211,6 +209,11 @@ class Notifiers:
             finally:
                 self._end()
 
+    async def idle(self) -> None:
+        """Wait until the list is not locked."""
+        async with self._lock:
+            pass
+
     def take(self) -> bool:
         """Lock the list until `release`; False if it is locked already."""
         if not self._lock.take():
@@ -225,18 +228,23 @@ class Notifiers:
 
     def _end(self) -> None:
         self.running = False
+        self._notice = _NO_NOTICE
         # Those left over got an event of a call that has failed since, or the daemon is
         # shutting down. A late answer of theirs gets EINVAL.
         self._awaited = {}
 
-    def begin(self, notice: Notice, then: Callable[[], None]) -> int | None:
-        """Send an event; call *then* when all that got it have answered or have gone.
+    def begin(
+        self, notice: Notice, then: Callable[[], None], cause: int = 0
+    ) -> int | None:
+        """Send an event; call *then* when all that got it have answered or are removed.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
+        *cause* is for traces.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return None
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, then)
         for notifier in targets:
             self._send(notifier, notice, sequence)
@@ -247,7 +255,7 @@ class Notifiers:
         self._trace.counters.invalidations += 1
         self._trace.counters.events += len(targets)
         self._then = then
-        self._awaited = dict.fromkeys(targets, False)
+        self._awaited = dict.fromkeys(targets, 0)
         self._sequence += 1
         return self._sequence
 
@@ -257,24 +265,38 @@ class Notifiers:
             if notifier not in self._awaited:
                 # To send to another has ended the connection of both.
                 return
-            self._awaited[notifier] = True
+            # Without listeners any number that is not 0.
+            self._awaited[notifier] = self._trace.now() or 1
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
-            event, start, end, _ = notice
-            number = sequence or 0
-            self._trace.tell_pages("event", start, end, notifier.who, event, number)
+            event, start, end = notice[:3]
+            cause = 0 if sequence is None else self._cause
+            self._trace.tell_event(
+                *("event", start, end, notifier.who, event),
+                *(sequence or 0, notifier.number, 0, cause),
+            )
         if self._adapts:
             notice = self._adapted(notifier, notice)
         notifier.tell(notice, sequence)
 
-    async def tell(self, notice: Notice) -> None:
+    def _trace_event(self, what: What, notifier: Notifier) -> None:
+        """Trace what has become of the last event for *notifier*, which has got it."""
+        event, start, end = self._notice[:3]
+        sent = self._awaited[notifier]
+        self._trace.tell_event(
+            *(what, start, end, notifier.who, event),
+            *(self._sequence, notifier.number, sent if sent > 1 else 0, self._cause),
+        )
+
+    async def tell(self, notice: Notice, cause: int = 0) -> None:
         """Send an event to any number of notifiers, and wait for their answers.
 
-        Evicts those that have not answered in time.
+        *cause* is for traces. Evicts those that have not answered in time.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return
         answered = self._loop.event()
+        self._notice, self._cause = notice, cause
         sequence = self._expect(targets, answered.set)
         slices = Slices(self._loop)
         for notifier in targets:
@@ -299,7 +321,7 @@ class Notifiers:
         if notifier in self._awaited and sequence == self._sequence:
             self._trace.counters.evictions += 1
             if self._trace.listeners:
-                self._trace.tell_pages("evict", who=notifier.who, sequence=sequence)
+                self._trace_event("evict", notifier)
             self.drop(notifier)
             notifier.evict()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from inaccfs.semantics import Plan
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.notifiers import Notifiers
 
@@ -50,6 +51,8 @@ def in_order(
     *,
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
+    kinds: Callable[[], Kinds | None] = lambda: None,
+    change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
 
@@ -57,8 +60,10 @@ def in_order(
     and no notifier hears of it then. Whatever it looks at must still hold when the file
     is changed, so the driver must lock the notifier list for the whole call.
 
-    *frames* finds the frames that are about to go, where events report them.
-    *settle* is called with the result as soon as the file has been changed.
+    *frames* finds the frames that are about to go, where events report them; *kinds*
+    finds which kinds of pages are concerned, where events carry them.
+    *settle* is called with the result as soon as the file has been changed. With
+    *change_last* that is done after the last event, which is sent in any case.
     """
     if check is not None:
         try:
@@ -66,14 +71,21 @@ def in_order(
         except OSError as exc:
             return exc
     if (before := plan.before) is not None:
-        yield lambda: Notice(before, start, end, None if frames is None else frames())
+        yield lambda: Notice(
+            before, start, end, None if frames is None else frames(), kinds()
+        )
+    if change_last and plan.after is not None:
+        now = None if frames is None else frames()
+        yield partial(Notice, plan.after, start, end, now, kinds())
     changed = yield None
     assert changed is not None
     if settle is not None:
         settle(changed)
-    if plan.after is not None and (changed.refusal is None or plan.after_failure):
+    if change_last or plan.after is None:
+        return changed.refusal
+    if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed)
+        yield partial(Notice, plan.after, start, end, removed, kinds())
     return changed.refusal
 
 
@@ -83,17 +95,23 @@ async def drive(
     change: Callable[[], Awaitable[Changed]],
     *,
     whole_call: bool,
+    cause: int = 0,
+    begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
     """Take all steps in this task; return what the change was refused with.
 
-    The notifier list is locked for the *whole_call*, or for each event by itself.
+    The notifier list is locked for the *whole_call*, or for each event by itself. With
+    the *whole_call*, *begin* is awaited first, under the lock.
+    *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
 
     async def tell(make: Callable[[], Notice]) -> None:
-        await notifiers.tell(make())
+        await notifiers.tell(make(), cause)
 
     if whole_call:
         async with notifiers.fixed():
+            if begin is not None:
+                await begin()
             return await _take(steps, notifiers, change, tell)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:
@@ -149,7 +167,7 @@ Done: TypeAlias = "Callable[[Exception | None], None]"
 class InlineDrive:
     """Takes steps without a task: up to the next event, and on when it is answered."""
 
-    __slots__ = ("_change", "_done", "_notifiers", "_steps", "_timeouts")
+    __slots__ = ("_cause", "_change", "_done", "_notifiers", "_steps", "_timeouts")
 
     def __init__(
         self,
@@ -158,16 +176,18 @@ class InlineDrive:
         timeouts: Evictor,
         change: Callable[[], Changed],
         done: Done,
+        cause: int = 0,
     ) -> None:
         """*notifiers* must have been taken; they are released before *done* is called.
 
-        *done* gets what the change was refused with.
+        *done* gets what the change was refused with. *cause* is for traces.
         """
         self._steps: Final = steps
         self._notifiers: Final = notifiers
         self._timeouts: Final = timeouts
         self._change: Final = change
         self._done: Final = done
+        self._cause: Final = cause
 
     def go_on(self) -> None:
         """Take all steps up to the next event that is waited for. Never raises."""
@@ -180,7 +200,7 @@ class InlineDrive:
                 changed = self._changed() if step is None else None
                 if step is None:
                     continue
-                sequence = self._notifiers.begin(step(), self.go_on)
+                sequence = self._notifiers.begin(step(), self.go_on, self._cause)
                 if sequence is not None:
                     self._timeouts.watch(self._notifiers, sequence)
                     return

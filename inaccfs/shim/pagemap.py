@@ -164,7 +164,13 @@ class PagemapFrames:
 
     # --- fetching ----------------------------------------------------------------
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def move(self, start: int, end: int) -> list[Extent]:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "real frames do not move on demand: mount with --pfn-source simulated",
+        )
+
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         moved: list[Extent] = []
         pieces = self._buffers.pieces(start, end)
         if pieces:

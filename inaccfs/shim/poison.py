@@ -45,12 +45,19 @@ class Poisoned:
         self._pages.add(page)
         self._changed()
 
+    def first(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that is poisoned."""
+        return min((page for page in self._pages if start <= page < end), default=None)
+
     def refusal(self, start: int, end: int) -> OSError | None:
         """Why pages from *start* to *end* may not be got, if one is poisoned."""
-        bad = min((page for page in self._pages if start <= page < end), default=None)
-        if bad is None:
+        if (bad := self.first(start, end)) is None:
             return None
         return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
+
+    def within(self, start: int, end: int) -> list[int]:
+        """The poisoned pages from *start* to *end*, in order."""
+        return sorted(page for page in self._pages if start <= page < end)
 
     def heal(self, start: int, end: int) -> None:
         """These pages have been punched: the memory that replaces them is good."""

@@ -55,9 +55,9 @@ class References:
         self._frames: Final = frames_per_page
         # What each holder holds, by place: the frame number in units of a page.
         self._ranges: dict[Hashable, RangeMap[_Lots]] = {}
-        # How many references each holder has, so that nobody needs to count.
+        # How many references each holder has, so that they need not be counted.
         self._totals: dict[Hashable, int] = {}
-        # By place: how many references there are to what has been punched there.
+        # By place: how many references there are to punched pages there.
         self._punched: RangeMap[int] = RangeMap()
 
     def __bool__(self) -> bool:
@@ -92,7 +92,7 @@ class References:
         """*holder* gives back one reference to each of *count* pages from frame *pfn*.
 
         Of several to a page it is the oldest, so one to a punched page goes first.
-        Returns as (pfn, count) the punched pages that nobody holds any more.
+        Returns as (pfn, count) the punched pages without references now.
 
         Raises:
             OSError: EINVAL, if it does not hold one to each; then nothing has changed.
@@ -183,7 +183,7 @@ class References:
     def punched(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
         """The pages of *extents* have been punched.
 
-        Returns those that nobody holds, as (pfn, count).
+        Returns those without references, as (pfn, count).
         """
         free = []
         for offset, pfn, count, _ in extents:
@@ -216,8 +216,40 @@ class References:
                         break
         return list(found)
 
+    def first_of(
+        self, extents: Iterable[Extent], holders: Iterable[Hashable]
+    ) -> int | None:
+        """The first page of *extents*, not punched since, that *holders* refer to."""
+        found: list[int] = []
+        ranges = [self._ranges[holder] for holder in holders]
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            here = offset - start, False
+            found += (
+                first + here[0]
+                for each in ranges
+                for first, _, lots in each.clipped(start, start + count)
+                if any(lot[1:] == here for lot in lots)
+            )
+        return min(found, default=None)
+
+    def places(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
+        """The pages of *extents* to which there are references, as ranges, in order.
+
+        References to what was there before a punch do not count.
+        """
+        found: RangeMap[bool] = RangeMap()
+        for offset, pfn, count, _ in extents:
+            start = pfn // self._frames
+            shift = offset - start
+            for ranges in self._ranges.values():
+                for first, stop, lots in ranges.clipped(start, start + count):
+                    if any(lot[1:] == (shift, False) for lot in lots):
+                        found.set(first + shift, stop + shift, True)
+        return [(first, stop) for first, stop, _ in found]
+
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
-        """What *holder* holds from frame *since* on, in order of frames.
+        """The references of *holder* from frame *since* on, in order of frames.
 
         Drop the iterator when anything changes: it is not valid after that.
         """
@@ -245,7 +277,7 @@ class References:
                 add(self._punched, first, stop, refs)
 
     def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        """Take (start, end, refs) from what has been punched; return what is free."""
+        """Take (start, end, refs) from the punched pages; return the free ones."""
         free = []
         for start, end, refs in puts:
             if refs:

@@ -1,4 +1,4 @@
-"""Giving back to the kernel what it may refuse to take."""
+"""Releasing pins and mappings, which the kernel may refuse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRY_AGAIN_SECONDS: Final = 1.0
 
 
 class Releasing(Generic[T]):
-    """Lets go of pins or mappings by their tokens; what is refused, again and again.
+    """Releases pins or mappings by their tokens, and tries again if that is refused.
 
     The kernel has no reason to refuse but want of memory (ENOMEM). Memory that stays
     pinned or mapped would be lost to everybody, so the kernel is asked again every
@@ -54,7 +54,7 @@ class Releasing(Generic[T]):
             timer.join()
 
     def _try(self, tokens: list[T]) -> list[T]:
-        """Those that have not been let go."""
+        """Those that were not released."""
         at = 0
         try:
             while at < len(tokens):

@@ -106,7 +106,7 @@ class SimulatedFrames:
     def known(self, start: int, end: int) -> list[Extent] | None:
         return self._table.whole(start, end)
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         """See `Frames.fetch`.
 
         Raises:
@@ -117,9 +117,9 @@ class SimulatedFrames:
         if gaps:
             pages = -(-os.fstat(self.fd).st_size // self._page_size)
             try:
-                self._fill(gaps, pages, reach=True)
+                self._fill(gaps, pages, reach=reach)
             except OSError as exc:
-                if exc.errno != errno.ENOSPC:
+                if exc.errno != errno.ENOSPC or not reach:
                     raise
                 # Without the rest of the folios the pages asked for may fit.
                 self._fill(gaps, pages, reach=False)
@@ -195,20 +195,45 @@ class SimulatedFrames:
 
     def punch(self, start: int, end: int, punch: Callable[[], None]) -> Punched:
         punch()
-        low, high = whole_folios(self._table.look, start, end)
         removed = self._table.look(start, end)
         self._retire(start, end)
-        # A folio that is punched in part is split.
-        rest = [*self._table.look(low, start), *self._table.look(end, high)]
-        for one in rest:
+        self._split_at(start, end)
+        self._table.record(start, end, [])
+        self._to_be_freed(removed)
+        return Punched(removed, [])
+
+    def move(self, start: int, end: int) -> list[Extent]:
+        old = self._table.look(start, end)
+        taken: list[_Folios] = []
+        try:
+            with self._source.lock:
+                ceiling = self._source.largest_order if self._page_order == 0 else 0
+                for offset, _, count, _ in old:
+                    stop = offset + count
+                    ceiling = self._take(offset, stop, offset, stop, ceiling, taken)
+        except BaseException:
+            for one in taken:
+                self._give_back(one.start, one.pages * self._per_page)
+            raise
+        self._split_at(start, end)
+        for offset, first, order, count in taken:
+            extent = Extent(offset, FIRST_PFN + first, count, order)
+            self._table.record(offset, offset + count, [extent])
+        self._to_be_freed(old)
+        return old
+
+    def _split_at(self, start: int, end: int) -> None:
+        """A folio of which only a part is in [start, end) becomes base pages."""
+        low, high = whole_folios(self._table.look, start, end)
+        for one in [*self._table.look(low, start), *self._table.look(end, high)]:
             base = one._replace(order=0)
             self._table.record(one.offset, one.offset + one.count, [base])
-        self._table.record(start, end, [])
+
+    def _to_be_freed(self, extents: list[Extent]) -> None:
         with self._lock:
-            for _, pfn, count, _ in removed:
+            for _, pfn, count, _ in extents:
                 first = pfn - FIRST_PFN
                 self._punched.set(first, first + count * self._per_page, True)
-        return Punched(removed, [])
 
     def poison(self, page: int) -> None:
         # Its frame is looked up when the page is punched: the page may have none yet,

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from inaccfs.semantics.attributes import BOTH
+from inaccfs.shim.attributes import Attributes
 from inaccfs.shim.call import Kind
+from inaccfs.shim.frameoptions import FRAME_BYTES, HUGE_ORDER
 from inaccfs.shim.headroom import Headroom
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.trace import Trace
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from inaccfs.semantics import Plan, Semantics
+    from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.frames import FrameSource
     from inaccfs.shim.loop import Event, Loop
     from inaccfs.shim.order import Evictor
@@ -93,6 +97,16 @@ class Superblock:
         """
         self.semantics: Final = semantics
         self.page_size: Final = page_size
+        # In bytes: what files consist of, and calls of fallocate(2) are multiples of.
+        self.granule: Final = (
+            max(page_size, FRAME_BYTES << HUGE_ORDER)
+            if semantics.granule == "huge page"
+            else page_size
+        )
+        self.granule_pages: Final = self.granule // page_size
+        # Whether each file has attributes of its own, and what all others have.
+        self.converts: Final = semantics.attributes == "file"
+        self._attributes: Final = Attributes(semantics.initial)
         # Makes long allocations interruptible, and those that the OOM killer may end.
         self.allocator: Final = allocator
         # How much may be allocated without it.
@@ -113,11 +127,33 @@ class Superblock:
         # Evicts notifiers that no task waits for. Without it a task waits for each.
         self.ack_timeouts: Final = ack_timeouts
         # Whether the rules restrict which pages may be got, and when.
-        self.guards_pages: Final = semantics.scope == "range" or semantics.locks_pages
+        self.guards_pages: Final = (
+            semantics.scope == "range" or semantics.locks_pages or semantics.get_waits
+        )
         # The events of each kind of operation. The rules are asked once a mount.
         self.plans: Final[Mapping[Kind, Plan]] = {
-            kind: semantics.plan(punches=kind is Kind.PUNCH) for kind in Kind
+            kind: semantics.plan(punches=kind is not Kind.ALLOCATE) for kind in Kind
         }
+
+    def attributes(self) -> Attributes:
+        """Those of a new file."""
+        return Attributes(self.semantics.initial) if self.converts else self._attributes
+
+    def kinds(self, attributes: Attributes, start: int, end: int) -> Kinds | None:
+        """The kinds that the events of a punch, or of a failed page, carry."""
+        match self.semantics.kinds:
+            case "none":
+                return None
+            case "initial":
+                return self.semantics.initial
+            case "present" if start < end:
+                return attributes.kinds(start, end)
+        return BOTH
+
+    def around(self, start: int, end: int) -> tuple[int, int]:
+        """Pages from *start* to *end*, widened to whole granules."""
+        pages = self.granule_pages
+        return start // pages * pages, -(-end // pages) * pages
 
     @property
     def whole_call(self) -> bool:

@@ -127,7 +127,7 @@ def qemu(program: str, cpu: int) -> Iterator[Raw]:
 
 
 def serve_echo(listener: socket.socket, reply: bytes) -> None:
-    """Send *reply* for whatever is received, until the end."""
+    """Answer each message with *reply*, until the end."""
 
     async def serve(stream: trio.SocketStream) -> None:
         while await stream.receive_some():

@@ -1,30 +1,73 @@
 """How many schedules `inaccfs explore` tries, and how soon it finds what is wrong.
 
-    python -m tests.bench.explore [SECONDS]
+    python -m tests.bench.explore [--seconds N] [--spike FILE --spike-tree DIR]
+                                  [complete|rate|first|shortest ...]
 
-Of each row at most so many seconds of CPU (60).
+complete   the scenarios that are promised to be complete, each with all versions that
+           differ and two KVMs; and two-vcpus. At most N seconds of CPU each (60).
+rate       schedules a second of CPU, punch of v10; side by side with the spike, which
+           is not in this repository: FILE with the Python of DIR/.venv.
+first      how long the first counterexample takes, beside `inaccfs kvm stress`, for
+           each race and each bug that stress finds. Both in this process, on the wall
+           clock, without the start of a command; for stress a mount of its own.
+shortest   how many lines the shortest schedules of late-slot have.
 """
 
 from __future__ import annotations
 
-import sys
+import itertools
+import logging
+import re
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import pytest
+
+import inaccfs
+from inaccfs.explore import timeline
+from inaccfs.explore.choosers import Chance
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
-from inaccfs.explore.search import Case, Limits, explore
-from inaccfs.semantics import V10, Bind, GuestMemfd
+from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
+from inaccfs.explore.states import States
+from inaccfs.kvm import stress
+from inaccfs.semantics import V8, V9, V10, Bind, GuestMemfd
+from tests.bench import harness
+from tests.unit import kvm_bugs
 
-_COMPLETE = ("mapped", "punch", "late-slot", "convert", "delete-slot")
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from inaccfs.semantics import Semantics
+
+_COMPLETE: Final = ("mapped", "punch", "late-slot", "convert", "delete-slot")
+
+_ROUNDS: Final = 5
+
+# Of stress, for one bug.
+_PATIENCE: Final = 60.0
 
 
-def show(case: Case, name: str, seconds: float) -> float:
-    """A row; returns its seconds of CPU."""
+class Before(V8):
+    """Tells before the removal, and not after it."""
+
+    order = "before"
+
+
+# --- complete -------------------------------------------------------------------------
+
+
+def _show(case: Case, name: str, seconds: float) -> float:
     outcome = explore(case, Limits(seconds))
     count = outcome.schedules + outcome.pruned
     first = min((one.seconds for one in outcome.found.values()), default=None)
     print(
-        f"{name:<16}  {case.semantics.name:<15}  {case.kvm:<8}  {count:>7}  "
-        f"{'all' if outcome.complete else 'not all':<7}  {outcome.seconds:>6.2f} s  "
+        f"{name:<12}  {case.semantics.name:<15}  {case.kvm:<8}  {count:>7}  "
+        f"{'all' if outcome.complete else 'NOT ALL':<7}  {outcome.seconds:>6.2f} s  "
         f"{count / outcome.seconds:>5.0f} a CPU second  "
         + ("clean" if first is None else f"first after {first:.3f} s"),
         flush=True,
@@ -32,18 +75,185 @@ def show(case: Case, name: str, seconds: float) -> float:
     return outcome.seconds
 
 
-def main(seconds: float) -> None:
+def complete(args: argparse.Namespace) -> None:
     """All that is promised to be complete, and two vCPUs."""
+    rules = dict.fromkeys(versions().values())
     total = sum(
-        show(Case(SCENARIOS[name], rules, kvm), name, seconds)
-        for name in _COMPLETE
-        for rules in versions()
-        for kvm in ("kvm", "no-retry")
+        _show(Case(SCENARIOS[name], one, kvm), name, args.seconds)
+        for name, one, kvm in itertools.product(_COMPLETE, rules, ("kvm", "no-retry"))
     )
-    print(f"together {total:.1f} s of CPU")
-    for rules in (V10(), Bind(), GuestMemfd()):
-        show(Case(SCENARIOS["two-vcpus"], rules), "two-vcpus", seconds)
+    print(f"together {total:.1f} s of CPU (to reach: 180)")
+    for one in (V10(), Bind(), GuestMemfd()):
+        _show(Case(SCENARIOS["two-vcpus"], one), "two-vcpus", args.seconds)
+
+
+# --- rate -----------------------------------------------------------------------------
+
+
+def _rate(seconds: float) -> float:
+    case = Case(SCENARIOS["punch"], V10())
+    found: list[Outcome] = []
+    while sum(one.seconds for one in found) < seconds:
+        found.append(explore(case, Limits(None)))
+    count = sum(one.schedules + one.pruned for one in found)
+    return count / sum(one.seconds for one in found)
+
+
+def _spike_rate(spike: str, tree: str, seconds: float) -> float:
+    done = subprocess.run(
+        [f"{tree}/.venv/bin/python", spike, "one", "S1", "v10", "-s", str(seconds)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tree,
+    )
+    found = re.search(r"(\d+) a CPU second", done.stdout)
+    assert found is not None, done.stdout
+    return float(found[1])
+
+
+def rate(args: argparse.Namespace) -> None:
+    """In turn, so that both have the same machine."""
+    ours, theirs = [], []
+    for _ in range(_ROUNDS):
+        ours.append(_rate(3.0))
+        if args.spike:
+            theirs.append(_spike_rate(args.spike, args.spike_tree, 3.0))
+    mine = statistics.median(ours)
+    print(f"punch, v10: {mine:.0f} schedules a CPU second (median of {_ROUNDS})")
+    if theirs:
+        other = statistics.median(theirs)
+        print(f"the spike:  {other:.0f}; {mine / other:.1f} times (to reach: 3)")
+
+
+# --- first ----------------------------------------------------------------------------
+
+
+class Race(NamedTuple):
+    """What both look for."""
+
+    text: str
+    scenario: str
+    rules: Semantics
+    kind: str
+    # The words of --semantics.
+    mount: str
+    bug: str | None = None
+
+
+_STALE: Final = "stale-mapping"
+_BUGS: Final = {
+    "zap": ("mapped", _STALE),
+    "retry": ("put-late", _STALE),
+    "range": ("mapped", _STALE),
+    "arithmetic": ("two-slots", "unexplained-read"),
+    "discard": ("convert-back", "unexplained-read"),
+    "references": ("mapped", "leaked-reference"),
+    "puts": ("mapped", "refused-put"),
+    "callback": ("mapped", "raises"),
+    "unregister": ("mapped", "leaked-notifier"),
+    "counts": ("mapped", "miscounted"),
+}
+_RACES: Final = [
+    Race("v9: an end without its start", "late-slot", V9(), "unpaired", "v9"),
+    Race("v10: an end without its start", "late-slot", V10(), "unpaired", "v10"),
+    Race("told before: stale", "punch", Before(), _STALE, f"{__file__}:Before"),
+    Race("v8: use in the window", "mapped", V8(), "use-after-free", "v8"),
+    *(
+        Race(f"v8, bug: {bug}", scenario, V8(), kind, "v8", bug)
+        for bug, (scenario, kind) in _BUGS.items()
+    ),
+]
+
+
+def _first(race: Race) -> tuple[float, int]:
+    """Seconds to the first counterexample, in the order of the command; schedules."""
+    case = Case(SCENARIOS[race.scenario], race.rules)
+    begin = time.perf_counter()
+    number = 0
+    chooser: Chance | States = Chance()
+    while True:
+        number += 1
+        found = execute(case, chooser).violations
+        if any(one.kind == race.kind for one in found):
+            return time.perf_counter() - begin, number
+        if not chooser.advance():
+            raise AssertionError(f"{race.text}: not found")
+        if number == 30:
+            chooser = States()
+
+
+def _stressed(race: Race) -> float | None:
+    """Seconds until stress has found something; None if it has not."""
+    with (
+        inaccfs.mounted(semantics=race.mount) as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        begin = time.perf_counter()
+        # It ends with the first violation; uses in the window are none, and counted.
+        window = race.rules.order == "after" and race.bug is None
+        plan = stress.Plan(seconds=5.0 if window else _PATIENCE, seed=1)
+        report = stress.run(shim, plan, lambda *_: None)
+        seconds = time.perf_counter() - begin
+    if window:
+        return seconds / report.stale_uses if report.stale_uses else None
+    return seconds if report.violations else None
+
+
+def first(_: argparse.Namespace) -> None:
+    """Each race, by both."""
+    logging.disable(logging.CRITICAL)
+    print(f"{'':<32}  {'stress':>9}  {'explore':>9}  schedules  times")
+    for race in _RACES:
+        with pytest.MonkeyPatch.context() as patch:
+            if race.bug is not None:
+                kvm_bugs.BUGS[race.bug](patch)
+            mine, number = _first(race)
+            other = _stressed(race)
+        shown = f"> {_PATIENCE:.0f} s" if other is None else f"{other:.2f} s"
+        times = (_PATIENCE if other is None else other) / mine
+        print(
+            f"{race.text:<32}  {shown:>9}  {mine:>7.3f} s  {number:>9}  {times:>5.0f}",
+            flush=True,
+        )
+    print("to reach: 20 times")
+
+
+# --- shortest -------------------------------------------------------------------------
+
+
+def shortest(args: argparse.Namespace) -> None:
+    """Lines of the schedules of late-slot."""
+    case = Case(SCENARIOS["late-slot"], V10())
+    outcome = explore(case, Limits(args.seconds))
+    for kind, one in sorted(outcome.found.items()):
+        lines = timeline.replayed(case, one.choices, kind).lines
+        print(f"late-slot, v10, {kind}: {len(lines)} lines")
+    print("to reach: unpaired 15")
+
+
+_PARTS: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
+    "complete": complete,
+    "rate": rate,
+    "first": first,
+    "shortest": shortest,
+}
+
+
+def main() -> None:
+    """The parts that are asked for, or all."""
+    parser = harness.parser(__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*_PARTS, []], metavar="PART")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--spike", type=Path)
+    parser.add_argument("--spike-tree", type=Path)
+    args = parser.parse_args()
+    if bool(args.spike) != bool(args.spike_tree):
+        parser.error("give both --spike and --spike-tree, or neither")
+    harness.begin()
+    for name in args.parts or _PARTS:
+        _PARTS[name](args)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0)
+    main()

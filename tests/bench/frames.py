@@ -2,8 +2,8 @@
 
 usage: python -m tests.bench.frames [--rounds N] [--size MIB]      (root)
 
-No mount, and one process: the daemon's own code against the system calls that nobody
-can do without. All files are on private tmpfs mounts.
+No mount, and one process: the daemon's own code against the system calls that
+every way needs. All files are on private tmpfs mounts.
 
 1. --size MIB by one fetch, once they have been allocated and touched, with base pages
    and with huge ones. "floor" is to map them, to fill the page table
@@ -12,7 +12,7 @@ can do without. All files are on private tmpfs mounts.
    "entries" to read pagemap alone.
 2. One page: of a hole, of what was allocated before, and known already. In rising order
    and in none, in a file that has much and in one that has nothing else.
-3. To punch a page out of 2 MiB that are held, and as much that nobody has fetched.
+3. To punch a page out of 2 MiB that are pinned, and of 2 MiB that were not fetched.
 4. References: one page among very many, and very many in one extent.
 
 A median is of all calls, or of --rounds rounds in which both sides take turns. Needs
@@ -94,7 +94,7 @@ def median(samples: Iterable[float]) -> float:
 
 
 class Floor:
-    """What nobody can do without, by the kernel's own calls."""
+    """The part that every way needs, by the kernel's own calls."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size

@@ -1,7 +1,7 @@
-"""What the benchmarks share: figures, tables, pinning, and servers that surely go.
+"""What the benchmarks share: figures, tables, pinning, and servers that always end.
 
-Whatever is mounted here is mounted on a fresh temporary directory, and unmounted
-on every way out (SIGTERM included; only SIGKILL leaves anything behind).
+Everything is mounted on a fresh temporary directory, and unmounted on every way out
+(SIGTERM included; only SIGKILL leaves a mount).
 """
 
 from __future__ import annotations

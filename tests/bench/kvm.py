@@ -74,7 +74,7 @@ class Machine:
 
 @contextmanager
 def machine(size: int, huge: str, cpus: set[int] | None = None) -> Iterator[Machine]:
-    """A VM with *size* bytes of memory, allocated; its daemon on one CPU if told."""
+    """A VM with *size* bytes of memory, allocated; its daemon may be on one *cpu*."""
     with ExitStack() as stack:
         mount = stack.enter_context(inaccfs.mounted(size=size + 64 * MIB, huge=huge))
         if cpus:
@@ -92,7 +92,7 @@ def machine(size: int, huge: str, cpus: set[int] | None = None) -> Iterator[Mach
 
 
 def rate(workers: list[Callable[[], None]], operations: int) -> float:
-    """How many operations a second all workers do, who begin at the same time."""
+    """How many operations a second all workers do; they begin at the same time."""
     start = threading.Barrier(len(workers) + 1)
 
     def run(work: Callable[[], None]) -> None:

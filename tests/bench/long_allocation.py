@@ -1,4 +1,4 @@
-"""What a long fallocate(2) does to everybody else, and how soon a signal ends it.
+"""What a long fallocate(2) costs other callers, and how soon a signal ends it.
 
 usage: python -m tests.bench.long_allocation [--size GIB] [--cpu N]
 
@@ -104,7 +104,7 @@ class Allocation:
         return ended, errno.errorcode[code] if code else COMPLETED
 
     def close(self) -> None:
-        """Leave no process behind."""
+        """Leave no process."""
         self.process.kill()
         self.process.join()
         self.pipe.close()

@@ -12,19 +12,19 @@ process of its own: what it waits for at worst is the machine's, not ours.
     query-notifiers      all pages of it
     query-files          all pages of it, of 2,000 open files
     query-stats, query-status, query-qmp-schema
-                         as it says, many under way
-    unread               many of each of these, whose replies nobody reads
+                         that command, many in flight
+    unread               many of each of these, without reading the replies
     get-pfn              all pages, in as many commands as it takes, and put-pfn of them
     hang up              with a reference to each page
     notifiers            1,000 registered, and the connection is closed
-    punch                of a page of which all notifiers are told; each answers
+    punch                of a page; all notifiers get an event and answer it
     bind                 1,000 ranges that overlap, and the connection is closed
-    garbage              what is no JSON, half objects, and objects without line ends
-    fds                  250 with each command, and none wants one
+    garbage              text that is not JSON, half objects, objects without line ends
+    fds                  250 with each command, which takes none
     getfd                an fd of another file system
 
 Worst and 99.9th percentile in ms. The target is 20 ms for the worst. A stat of a tmpfs
-needs no other process: what another one does to the daemon, the row `idle` tells.
+needs no other process; the row `idle` shows what the daemon itself costs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ processes = multiprocessing.get_context("fork")
 
 
 class Raw:
-    """A peer that says what it is told to, with or without waiting."""
+    """A peer that sends given commands, with or without waiting."""
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)

@@ -3,7 +3,7 @@
 A call is a function of a `Place`; what it returns, or the errno that it fails with, is
 its outcome. Two file systems that behave alike give equal outcomes, so these have no
 inode numbers, times of day or paths in them. `outcomes` runs them all in a process of
-its own, as the user whom it is told; the tables are in calls_names.py and
+its own, as a given user; the tables are in calls_names.py and
 calls_attributes.py.
 """
 
@@ -56,7 +56,7 @@ class Place:
 
 
 CALLS: Final[dict[str, Callable[[Place], object]]] = {}
-"""By their names, in which a test's failure tells them."""
+"""By their names, which the failure of a test shows."""
 
 
 def call(name: str, /, **choices: Iterable[object]) -> Callable[[Any], Any]:
@@ -113,7 +113,7 @@ _MAKERS: Final[dict[str, Callable[[str], object]]] = {
 
 
 def shape(path: str) -> list[object]:
-    """What lstat(2) tells that two file systems must agree on."""
+    """The results of lstat(2) that two file systems must agree on."""
     found = os.lstat(path)
     return [
         stat.filemode(found.st_mode),
@@ -171,7 +171,7 @@ def _furnish(theirs: Path) -> None:
 
 
 def names() -> list[str]:
-    """Of all calls."""
+    """The outcomes of all calls."""
     _load()
     return list(CALLS)
 

@@ -1,8 +1,8 @@
-"""Counting what there is of a mount, so that a test can tell that nothing is left.
+"""Counts the resources of a mount, so that a test can assert that nothing is left.
 
-`Census` counts what a living daemon holds, `Ground` what stands outside of it. A test
-compares a census of before with one of after; each hard test's ground is asserted to
-be bare when it ends (see conftest.py).
+`Census` counts what a living daemon has, `Ground` what is outside of it. A test
+compares a census from before with one from after; at the end of each hard test its
+ground must be empty (see conftest.py).
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ def _sockets_below(path: Path) -> list[str]:
 
 
 class Ground:
-    """What a test may leave nothing on: a directory, and a mark on its processes.
+    """Where a test must leave nothing: a directory, and a mark on its processes.
 
     The mark is an environment variable, which a daemon, its helpers and their workers
-    inherit whatever else they do.
+    always inherit.
     """
 
     MARK: Final = "INACCFS_HARD_GROUND"
@@ -146,7 +146,7 @@ class Ground:
                     self._connections.add(words[2].partition(":")[2])
 
     def processes(self) -> list[tuple[int, str]]:
-        """Those with our mark, by pid and command line, but for this one."""
+        """The other processes with our mark, by pid and command line."""
         mark = f"{self.MARK}={self.path}\0".encode()
         found = []
         for entry in os.listdir("/proc"):

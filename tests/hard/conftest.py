@@ -43,7 +43,7 @@ def ground(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
 
 
 def _clear(ground: Ground) -> None:
-    """Whatever a test that failed has left must not be in the way of others."""
+    """Leftovers of a failed test must not disturb other tests."""
     for pid, _ in ground.processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Daemons that a test stops, kills and makes fail, and who deals with them."""
+"""Daemons that a test stops, kills and makes fail, and the processes that use them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Daemon:
         return self.process.pid
 
     def kill(self) -> None:
-        """SIGKILL; it must be gone for good, whatever its threads were doing."""
+        """SIGKILL; it must end completely, whatever its threads were doing."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
@@ -58,7 +58,7 @@ def state(pid: int) -> str:
 
 
 def environment(seam_path: Path | None) -> dict[str, str]:
-    """That of a process with the seam, where there is one."""
+    """The environment of a process, with the seam if there is one."""
     if seam_path is None:
         return dict(ENVIRONMENT)
     return {**ENVIRONMENT, faulty_daemon.VARIABLE: str(seam_path)}
@@ -74,7 +74,7 @@ def command(seam_path: Path | None, *words: str | Path) -> list[str]:
 def started(
     ground: Ground, point: Path, *options: str, seam_path: Path | None = None
 ) -> Iterator[tuple[Daemon, socket.socket]]:
-    """A daemon that starts, and the socket that tells when it is ready.
+    """A daemon that starts, and the socket that shows when it is ready.
 
     At the end it is unmounted by `inaccfs umount`, which must clean up after one that
     has been killed, too.
@@ -115,7 +115,7 @@ def _end(daemon: Daemon) -> None:
     deadline = time.monotonic() + PATIENCE
     while is_mounted(daemon.path):
         ran = support.run(*command(None, "umount", daemon.path), status=None)
-        # Whoever looks at all mounts, as `inaccfs status` does, makes one busy.
+        # A process that looks at all mounts, as `inaccfs status` does, makes one busy.
         retry = "is busy" in ran.stderr and time.monotonic() < deadline
         assert ran.returncode == 0 or retry, ran
     assert not is_mounted(daemon.path)

@@ -41,7 +41,7 @@ def _wrapped(seam: Seam, which: int, function: Any) -> Any:
         if not _is_ours(name):
             return function(*args, **kwargs)
         if name == "os.close":
-            # close(2) lets go of the fd whatever it says.
+            # close(2) closes the fd even if it fails.
             result = function(*args, **kwargs)
             seam.pass_through(which)
             return result

@@ -77,7 +77,7 @@ def syncfs(fd: int) -> None:
 
 
 def inotify(path: str, mask: int) -> int:
-    """A new fd that tells what happens to a path. inotify(7)."""
+    """A new fd that reports what happens to a path. inotify(7)."""
     fd = _checked(_libc.inotify_init1(IN_NONBLOCK))
     try:
         _checked(_libc.inotify_add_watch(fd, os.fsencode(path), mask))

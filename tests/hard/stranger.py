@@ -1,9 +1,9 @@
-"""Somebody who may not enter: what becomes of each attempt, told in JSON.
+"""A process without permission tries to get in; prints the results as JSON.
 
     stranger UID yes|no MOUNTPOINT PID SOCKET|- FILE...
 
-"yes" is for a user namespace of one's own, in which one is root; "-" for nothing but
-looking into the daemon.
+"yes" is for a user namespace of its own, in which it is root; "-" to try only to look
+into the daemon.
 """
 
 from __future__ import annotations

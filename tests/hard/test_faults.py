@@ -42,7 +42,7 @@ HANGS_SECONDS: Final = 20.0
 
 
 class Played:
-    """Who plays rounds on a mount."""
+    """The process that plays rounds on a mount."""
 
     def __init__(self, daemon: Daemon, player: Actor) -> None:
         self.daemon = daemon
@@ -68,7 +68,7 @@ class Played:
         return found
 
     def kill_idle_workers(self) -> None:
-        """So that the next round needs a new one."""
+        """Kill the idle worker, so the next round needs a new one."""
         for helper in children(self.daemon.pid):
             for worker in children(helper):
                 os.kill(worker, signal.SIGKILL)
@@ -181,7 +181,7 @@ LATER: Final = [(case, skip) for skip in range(1, 25) for case in CASES]
 def test_a_later_call_fails_once(
     ground: Ground, point: Path, case: tuple[str, int], skip: int
 ) -> None:
-    """Not the first of a round but the second, the third and so on, if there are."""
+    """The second call of a round fails; in the next run the third, and so on."""
     name, number = case
     with (
         with_seam(ground) as (seam, seam_path),

@@ -1,4 +1,4 @@
-"""Whatever comes in: requests of the kernel, messages of peers, words of users.
+"""Malformed input: requests of the kernel, messages of peers, words of users.
 
 By `random` with a fixed seed and not by Hypothesis, which the unit tests use: there is
 nothing to shrink (a failure names its round, and each round is one small input), and a
@@ -175,7 +175,7 @@ def _fuzz_peer(shim: Peer, dice: random.Random, fds: Sequence[int], count: int) 
         shown = dice.choices(fds, k=dice.choice([0, 0, 0, 1, 2]))
         while data:
             part = dice.choice([len(data), dice.randrange(1, len(data) + 1)])
-            # One that is behind, or has been hung up on, has said enough.
+            # One that is too slow, or was disconnected, is done.
             with suppress(BlockingIOError):
                 socket.send_fds(shim.socket, [data[:part]], shown)
             data, shown = data[part:], []
@@ -261,7 +261,7 @@ def test_words_of_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each is taken, or refused in one line with status 1 or 2."""
-    # Whatever is taken gets as far as the start of a daemon.
+    # Accepted options get as far as the start of a daemon.
     taken: list[object] = []
     monkeypatch.setattr("inaccfs.launch.start_daemon", _not_started(taken))
     dice = random.Random(SEED)

@@ -1,6 +1,6 @@
 """SIGKILL to the daemon, a peer or a caller, at each step of what they do together.
 
-Wanted each time: no process hangs, everybody else goes on, the mount is dead only when
+Each time no process may hang, all others go on, the mount is dead only when
 its daemon was killed, callers get an errno, and `inaccfs umount` cleans up.
 """
 
@@ -93,7 +93,7 @@ class RelayedPeer:
         return message
 
     def answer_all(self, unanswered: Message | None) -> None:
-        """Answer whatever comes, to the end of the connection."""
+        """Answer all events, to the end of the connection."""
         # The relay ends with its connection.
         with suppress(BrokenPipeError):
             if unanswered is not None:
@@ -271,7 +271,7 @@ def test_a_kill_at_a_step_of_a_punch(
 
 
 class Begun(NamedTuple):
-    """An operation that somebody waits for."""
+    """An operation that a process waits for."""
 
     over: Callable[[], object]
     # Raises when it hangs.

@@ -83,7 +83,7 @@ def fetch(shim: Peer, first: int, count: int) -> list[dict[str, Any]]:
 
 
 def punch_with_all(mount: Mount, peers: list[Peer], first: int) -> None:
-    """A punch that every peer is told of and answers."""
+    """A punch; every peer gets the event and answers it."""
     with actor(
         "punch", mount.path / "guest", str(first * PAGE), str(8 * PAGE)
     ) as punch:

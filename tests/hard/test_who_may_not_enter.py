@@ -48,7 +48,7 @@ def stranger(
 def test_another_user_gets_nowhere(
     ground: Ground, point: Path, namespace: str, allow_other: bool
 ) -> None:
-    """Nor does root in a user namespace of that user; --allow-other changes nothing."""
+    """This includes root in a user namespace of that user, with --allow-other, too."""
     with support.mounted(
         point, control=ground.path / "control", allow_other=allow_other
     ) as mount:
@@ -73,7 +73,7 @@ def test_the_uid_decides_where_the_socket_is_open_to_all(
 
 
 @pytest.mark.parametrize("namespace", ["no", "yes"])
-def test_what_allow_uid_gives_and_what_it_does_not(
+def test_the_permissions_of_allow_uid(
     ground: Ground, point: Path, namespace: str
 ) -> None:
     """Queries of everything, files by their fds; no paths, no memory, no end."""

@@ -2,7 +2,7 @@
 
 python -m tests.mount.calls PLACE UID GID OWNER GROUP: with files of OWNER and GROUP in
 the directory PLACE, as user UID. Prints JSON: for each call its result, and what has
-become of mode, size and times. To be held against the same on a tmpfs.
+become of mode, size and times. To be compared with the same on a tmpfs.
 """
 
 from __future__ import annotations

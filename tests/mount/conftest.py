@@ -52,7 +52,7 @@ class Ahead:
         self._next: deque[Future[tuple[ExitStack, inaccfs.Mount]]] = deque()
 
     def take(self) -> tuple[ExitStack, inaccfs.Mount]:
-        """A mount that nobody has used, and what takes it down."""
+        """A mount that no test has used yet, and the stack that takes it down."""
         while len(self._next) < 3:
             self._next.append(self._pool.submit(self._make))
         return self._next.popleft().result()
@@ -63,7 +63,7 @@ class Ahead:
         return stack, stack.enter_context(support.mounted())
 
     def close(self) -> None:
-        """Take down what nobody needed."""
+        """Take down the mount that no test needed."""
         for made in self._next:
             made.result()[0].close()
         self._pool.shutdown()

@@ -42,7 +42,7 @@ class PrivateNamespace:
 
 @contextmanager
 def private_namespace(script: str = "") -> Iterator[PrivateNamespace]:
-    """A new mount namespace, set up by a shell *script*; gone with its last process."""
+    """A new mount namespace, set up by a shell *script*; ends with its last process."""
     if os.geteuid() != 0:
         pytest.skip("a mount namespace needs root")
     if shutil.which("unshare") is None or shutil.which("nsenter") is None:

@@ -28,7 +28,7 @@ class Peer:
         self._read = bytearray()
         # What has come besides answers, in order.
         self.events: list[Message] = []
-        # Fds that have come; whoever takes one closes it.
+        # Fds that have been received; the taker of one closes it.
         self.fds: list[int] = []
 
     def receive(self) -> Message:

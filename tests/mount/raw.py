@@ -84,7 +84,7 @@ def renameat2(
 
 
 def link_fd(fd: int, name: str | os.PathLike[str]) -> None:
-    """Give the file of an fd a *name*, as open(2) tells under O_TMPFILE."""
+    """Give the file of an fd a *name*, as open(2) describes under O_TMPFILE."""
     _checked(
         _libc.linkat(
             _AT_FDCWD,
@@ -215,7 +215,7 @@ _dirent = struct.Struct("=QqHB")  # d_ino, d_off, d_reclen, d_type; then d_name
 
 
 def getdents(fd: int, size: int = 32768) -> list[tuple[bytes, int]]:
-    """Names, each with the offset that leads to the one behind it. getdents64(2)."""
+    """Names, each with the offset of the next one. getdents64(2)."""
     buffer = ctypes.create_string_buffer(size)
     number = _GETDENTS64[os.uname().machine]
     end = _syscall(number, ctypes.c_uint(fd), buffer, ctypes.c_size_t(size))

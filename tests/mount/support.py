@@ -207,7 +207,7 @@ def complaint(*arguments: str | Path, status: int = 1, **options: Any) -> str:
 def background(path: Path, scratch: Path, *arguments: str) -> Iterator[int]:
     """A mount made by `inaccfs mount`, as a user makes it; gives the daemon's pid.
 
-    Whoever uses it ends the daemon, or fails.
+    The user of it must end the daemon; otherwise the test fails.
     """
     log = scratch / "background.log"
     control = scratch / "background.sock"
@@ -229,7 +229,7 @@ def log_text(log: Path) -> str:
 
 
 def give_up(path: Path, daemon: int) -> None:
-    """Leave nothing behind; *daemon* is a pidfd and is closed."""
+    """Leave nothing; *daemon* is a pidfd and is closed."""
     with suppress(ProcessLookupError):
         import signal
 
@@ -247,7 +247,7 @@ def wait_readable(fd: int, seconds: float = PATIENCE) -> bool:
 
 
 def wait_for_exit(pid: int) -> None:
-    """Wait until a process that is no child of ours has gone."""
+    """Wait until a process that is not our child has ended."""
     try:
         daemon = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -42,7 +42,7 @@ def test_memory_allocated_in_the_backing_shows_at_once(memory: Path) -> None:
             assert allocated(file) == allocated(fd) == 4 * PAGE
             os.ftruncate(behind, 16 * PAGE)
             assert os.stat(file).st_size == os.fstat(fd).st_size == 16 * PAGE
-        # And with nobody who has it open.
+        # And without an open fd.
         with opened(memory / "file") as behind:
             raw.punch(behind, 0, 16 * PAGE)
         assert allocated(file) == 0
@@ -68,7 +68,7 @@ def test_stat_shows_each_allocation_and_each_punch(mount: Mount) -> None:
             assert allocated(file) == allocated(fd) == (7 - page) * PAGE
 
 
-def test_stat_1_and_ls_and_du_show_what_is_allocated(mount: Mount) -> None:
+def test_stat_1_and_ls_and_du_show_the_allocated_memory(mount: Mount) -> None:
     file = new_file(mount.path / "file", 4 * PAGE)
     run("fallocate", "-l", 3 * PAGE, file)
 
@@ -161,7 +161,7 @@ def test_times_of_a_symbolic_link_are_its_own(mount: Mount) -> None:
     assert times(target) == (1, 1)
 
 
-def test_what_changes_a_directory_changes_its_time(mount: Mount) -> None:
+def test_a_change_of_a_directory_changes_its_time(mount: Mount) -> None:
     directory = mount.path / "directory"
     directory.mkdir()
     changes: dict[str, Callable[[], object]] = {

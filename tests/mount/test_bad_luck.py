@@ -1,4 +1,4 @@
-"""Mounts that cannot be made: each is told in one line that says what to do."""
+"""Mounts that cannot be made: each error is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_a_backing_that_is_removed_under_the_mount(memory: Path) -> None:
 
 @support.needs_root
 def test_a_backing_that_is_unmounted_under_the_mount(scratch: Path) -> None:
-    """Lazily: the daemon holds it, so nothing changes for who uses the mount."""
+    """Lazily: the daemon has it open, so nothing changes for users of the mount."""
     with (
         support.tmpfs(scratch / "memory") as memory,
         support.mounted(backing=memory) as mount,

@@ -220,7 +220,7 @@ def test_callbacks_get_the_frames_that_go(mine: Callable[[str, str], str]) -> No
             guest.events.clear()
             guest.file.get_pfn(5)
             guest.file.memory_failure(5)
-            # It wants no answer, so nobody has waited for it.
+            # It needs no answer, so no call has waited for it.
             support.ask_until(lambda: guest.events == [("error", 5, 6, [])])
 
 

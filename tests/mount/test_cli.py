@@ -40,7 +40,7 @@ pytestmark = pytest.mark.fuse
 
 
 def test_mount_returns_when_the_mount_is_ready(point: Path, scratch: Path) -> None:
-    """And lets go of the terminal: `cli` reads both outputs to their ends."""
+    """The daemon closes both outputs: `cli` reads them to their ends."""
     with background(point, scratch):
         assert support.is_mounted(point)
         run("fallocate", "-l", PAGE, new_file(point / "file"))
@@ -58,7 +58,7 @@ def test_mount_says_nothing_when_all_is_well(point: Path, scratch: Path) -> None
         assert os.stat(scratch / "log").st_mode & 0o777 == 0o600
     finally:
         cli("umount", point)
-    # Nothing happened that anybody would look for.
+    # Nothing worth a log line has happened.
     assert not (scratch / "log").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_service_manager_gets_the_readiness_message(
 def test_a_service_manager_that_is_not_there_costs_no_mount(
     point: Path, scratch: Path
 ) -> None:
-    """sd_notify(3): who calls it ought to ignore failures."""
+    """sd_notify(3): callers should ignore failures."""
     env = {**ENVIRONMENT, "NOTIFY_SOCKET": str(scratch / "missing")}
     ran = cli(
         *("mount", "--log", scratch / "log", "--control", scratch / "socket", point),
@@ -265,7 +265,7 @@ def test_two_mounts_can_wrap_the_same_directory(memory: Path) -> None:
 # --- status -------------------------------------------------------------------
 
 
-def test_status_shows_what_there_is(mount: Mount) -> None:
+def test_status_shows_files_and_pages(mount: Mount) -> None:
     run("fallocate", "-l", 3 * PAGE, new_file(mount.path / "file"))
     new_file(mount.path / "other")
     status = mount.status()
@@ -278,7 +278,7 @@ def test_status_shows_what_there_is(mount: Mount) -> None:
     assert status.version == inaccfs.__version__
     found = json.loads(cli("status", "--json", mount.path).stdout)
     fields = {name: getattr(status, name) for name in status.__struct_fields__}
-    # It is there where somebody traces the daemon.
+    # It is there if a process traces the daemon.
     assert fields.pop("tracer") is None
     assert found == fields
     lines = cli("status", mount.path).stdout.splitlines()
@@ -317,7 +317,7 @@ def test_status_counts_each_file_once(mount: Mount) -> None:
     assert mount.status().allocated_pages == 1
 
 
-def test_status_counts_what_is_open_without_a_name(mount: Mount) -> None:
+def test_status_counts_open_files_without_a_name(mount: Mount) -> None:
     """status.py: "Regular files that have a name, or are open"."""
     with support.opened(mount.path, os.O_TMPFILE | os.O_RDWR) as fd:
         os.posix_fallocate(fd, 0, PAGE)

@@ -165,7 +165,7 @@ def test_a_put_that_was_refused_is_logged_at_the_latest_by_close(
 def test_puts_to_a_daemon_that_is_stopped_wait_for_it(
     mount: inaccfs.Mount, shim: Client, memory: File
 ) -> None:
-    """So many are sent, and no more are kept here or there."""
+    """At most UNAWAITED are in flight; neither side keeps more."""
     count = 3 * UNAWAITED
     pfns = [memory.get_pfn(page).pfn for page in range(count)]
     events: list[int] = []
@@ -411,7 +411,7 @@ threading.Event().wait()
 """
 
 
-def test_a_client_that_is_killed_in_a_callback_holds_up_nobody(
+def test_a_client_that_is_killed_in_a_callback_delays_no_other(
     mount: inaccfs.Mount, shim: Client, fd: int
 ) -> None:
     with subprocess.Popen(
@@ -485,7 +485,7 @@ def test_a_daemon_that_is_stopped_is_an_error(
 
 
 def test_a_limit_is_an_error_of_the_command_that_meets_it() -> None:
-    """Who has notifiers is two peers."""
+    """A client with notifiers is two peers."""
     with support.mounted(options="limit=peers=1") as mount:
         support.new_file(mount.path / "guest0", MIB)
         with inaccfs.connect(mount.path) as shim:
@@ -555,7 +555,7 @@ async def test_the_snippet_with_trio(mount: inaccfs.Mount, fd: int) -> None:
 async def test_a_cancelled_get_leaves_no_reference(
     mount: inaccfs.Mount, fd: int
 ) -> None:
-    """Who was quicker has his in hand, and gives it back."""
+    """A thread that was quicker has its result already, and gives it back."""
 
     async def get(memory: aio.File, offset: int) -> None:
         pfn, _ = await memory.get_pfn(offset)

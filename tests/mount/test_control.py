@@ -178,7 +178,7 @@ def test_a_punch_waits_for_the_answer(
         event = shim.event()
         assert (event["event"], event["start"]) == ("INVALIDATE", 0)
         assert event["end"] == length // PAGE
-        # The seed's order: the memory is gone when the event comes.
+        # The order of v8: the memory has been freed when the event comes.
         assert os.fstat(fd).st_blocks == 0
         assert not punch.done()
         assert shim.done(event) == {}
@@ -186,7 +186,7 @@ def test_a_punch_waits_for_the_answer(
 
 
 def allocate(pool: ThreadPoolExecutor, shim: Peer, fd: int, length: int) -> int:
-    """Allocate from the start; the notifier is told of that, too."""
+    """Allocate from the start; the notifier gets an event for that, too."""
     allocation = pool.submit(fallocate, fd, 0, 0, length)
     shim.done(shim.event())
     return allocation.result(PATIENCE)
@@ -314,7 +314,7 @@ def test_the_end_comes_while_a_punch_waits(pool: ThreadPoolExecutor, how: str) -
             while (message := shim.receive()).get("event") != "SHUTDOWN":
                 pass
             assert message["data"]["reason"] == how
-            # The connection has gone: whatever the errno, nobody hangs.
+            # The connection has ended: any errno will do, but no call hangs.
             assert result.result(PATIENCE) in (
                 0,
                 errno.ENOTCONN,
@@ -396,7 +396,7 @@ def test_a_punch_inside_a_fetched_huge_page_frees_memory(
 
 
 def test_fetched_pages_stay_where_they_are_when_memory_is_compacted() -> None:
-    """The seed's mapping is unmovable; here it is the pins that make it so."""
+    """In v8 the mapping is unmovable; here pins do that."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     trigger = Path("/proc/sys/vm/compact_memory")
@@ -456,7 +456,7 @@ def test_simulated_frames_need_no_privilege() -> None:
     assert again["extents"][0]["order"] == 9
 
 
-def test_fetched_memory_is_back_when_the_file_has_gone(mount: inaccfs.Mount) -> None:
+def test_fetched_memory_is_freed_with_the_file(mount: inaccfs.Mount) -> None:
     with peer(mount.control) as shim:
         with guest(mount) as fd:
             shim.do("getfd", fd, fdname="g")
@@ -551,7 +551,7 @@ def test_two_hundred_peers_hear_of_one_punch(
 
 
 def test_many_threads_and_peers_at_once(mount: inaccfs.Mount) -> None:
-    """Punches and fetches of one file race; no reference is lost, nobody hangs."""
+    """Punches and fetches of one file race; no reference is lost, no call hangs."""
     stop = threading.Event()
 
     def answer() -> None:
@@ -605,7 +605,7 @@ def test_many_threads_and_peers_at_once(mount: inaccfs.Mount) -> None:
         assert shim.do("query-notifiers") == []
 
 
-# --- who may --------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------
 
 
 def test_the_socket_is_the_owners(mount: inaccfs.Mount) -> None:

@@ -42,7 +42,7 @@ BUGS: Final = {
     "one that cannot be told": "raise Untold",
 }
 
-# The loop ends when it is told to, by a bug; or what comes after it does.
+# The loop, or what comes after it, ends by a bug.
 BROKEN: Final = """
 import signal, sys, trio
 from inaccfs import daemon
@@ -105,7 +105,7 @@ def test_a_daemon_that_dies_of_an_exception_says_so_in_its_log(
     assert "the bug" in said or "Untold" in said
 
 
-def test_what_python_cannot_survive_is_in_the_log(point: Path, scratch: Path) -> None:
+def test_a_crash_of_python_is_in_the_log(point: Path, scratch: Path) -> None:
     log = scratch / "log"
     cli("mount", "--log", log, "--control", scratch / "c", point)
     pid = support.status_of(point).pid

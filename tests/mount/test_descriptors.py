@@ -64,7 +64,7 @@ MAKES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("left", range(4))
 @pytest.mark.parametrize("name", MAKES)
 def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> None:
-    """And can be made once there are fds again: the kernel believes what it is told."""
+    """It can be made when there are fds again: the kernel caches no failure."""
     place = mount.path / "a" / "b"
     place.mkdir(parents=True)
     for known in ("file", "other"):
@@ -94,7 +94,7 @@ def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> N
 
 
 @support.needs_root
-def test_files_leave_the_daemon_what_it_needs(memory: Path) -> None:
+def test_files_leave_fds_for_the_daemon(memory: Path) -> None:
     """Directories, names and peers are served when no more files can be opened.
 
     Of a wrapped directory: others can be let go, see below.
@@ -131,7 +131,7 @@ def test_files_leave_the_daemon_what_it_needs(memory: Path) -> None:
             stack.enter_context(peer(mount.control))
 
 
-def test_what_goes_and_is_looked_at_takes_no_more_than_half_of_the_reserve(
+def test_deleted_files_take_at_most_half_of_the_reserve(
     mount: Mount,
 ) -> None:
     """A name that goes costs an fd until the kernel forgets the inode."""
@@ -148,7 +148,7 @@ def test_what_goes_and_is_looked_at_takes_no_more_than_half_of_the_reserve(
         there = result.count("EMFILE")
     for fd in paths:
         os.close(fd)
-    # The kernel tells of what it has forgotten when it finds the time.
+    # The kernel sends FORGET some time later.
     support.ask_until(lambda: outcome(os.listdir, mount.path) == "ok")
     assert len(os.listdir(mount.path)) == there
     for number in range(300):
@@ -174,7 +174,7 @@ sys.stdin.read()
 
 @support.needs_root
 def test_two_processes_with_11000_files_each_work_as_on_a_tmpfs(mount: Mount) -> None:
-    """Whatever limit the daemon was started with, and may have."""
+    """For any limit that the daemon was started with, and may set."""
     with ExitStack() as stack:
         # Each ends when the pipe to it is closed.
         holders = [
@@ -198,7 +198,7 @@ def test_two_processes_with_11000_files_each_work_as_on_a_tmpfs(mount: Mount) ->
 
 @support.needs_root
 def test_open_files_with_names_are_let_go_and_come_back(mount: Mount) -> None:
-    """For want of fds; whoever has them open sees nothing of it."""
+    """When fds run out. Processes that have the files open do not notice."""
     # The helper's worker, and what serves peers, may come only now.
     most = support.open_fds(mount.pid) + 10
     limit(mount, 256)
@@ -233,7 +233,7 @@ def test_open_files_with_names_are_let_go_and_come_back(mount: Mount) -> None:
         opens = {file["name"]: file["opens"] for file in listed}
         assert len(opens) == 1001
         assert opens["/f500"] == opens["/moved"] == 1
-        # Without names they are all held, and then there are no more.
+        # Without names all their fds are kept, and then there are no more.
         for number in range(3, 1000):
             outcome((mount.path / f"f{number}").unlink)
         assert outcome(os.open, mount.path / "new", os.O_CREAT) in ("ok", "EMFILE")

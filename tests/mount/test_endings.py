@@ -64,8 +64,8 @@ def test_every_way_of_unmounting_ends_the_daemon_well(
     assert os.listdir(mount.path) == []
 
 
-def test_umount_returns_when_the_daemon_has_gone(point: Path, scratch: Path) -> None:
-    """So that the memory is back, and the next mount is not in its way."""
+def test_umount_returns_after_the_daemon_has_ended(point: Path, scratch: Path) -> None:
+    """Then the memory is free, and the next mount does not meet the old daemon."""
     with background(point, scratch) as pid:
         daemon = os.pidfd_open(pid)
         try:
@@ -349,7 +349,7 @@ with support.opened(sys.argv[1]) as fd:
 
 @support.needs_root
 def test_an_interrupted_allocation_leaves_the_file_as_it_was() -> None:
-    """EINTR at once, and whoever looks waits until shmem has given all back."""
+    """EINTR at once; later calls wait until shmem has freed all pages."""
     support.need_memory(4 * GIB)
     with support.mounted(size="6g") as mount:
         file = new_file(mount.path / "file")

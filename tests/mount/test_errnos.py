@@ -86,7 +86,7 @@ def test_a_number_that_is_no_errno_is_eio_and_a_traceback(
 
 
 @pytest.mark.parametrize("error", ["OSError(511, 'odd')", "OSError(1, 'odd')"])
-def test_what_is_an_errno_is_the_callers(scratch: Path, error: str) -> None:
+def test_an_oserror_is_the_callers_errno(scratch: Path, error: str) -> None:
     with support.mounted(semantics=rules(scratch, error)) as mount:
         number = int(error[8:].partition(",")[0])
         with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.fuse, support.needs_root]
 
 
 def forget_all(mount: Mount) -> None:
-    """Let the kernel forget all inodes that nobody uses."""
+    """Let the kernel forget all unused inodes."""
     run("mount", "-i", "-o", "remount,rw", mount.path)
 
 
@@ -61,7 +61,7 @@ def test_a_file_is_found_by_its_handle_after_it_was_forgotten(mount: Mount) -> N
     assert allocated(file) == PAGE
 
 
-def test_a_file_that_was_moved_is_found_and_one_that_has_gone_is_not(
+def test_a_moved_file_is_found_and_a_deleted_one_is_not(
     mount: Mount,
 ) -> None:
     for name in ("moved", "linked", "gone", "replaced", "stays"):
@@ -123,7 +123,7 @@ def test_a_handle_of_an_earlier_mount_leads_nowhere(point: Path) -> None:
         assert why_stale(mount, handle) == "ESTALE"
 
 
-def test_handles_cost_no_memory_once_their_files_have_gone(mount: Mount) -> None:
+def test_handles_cost_no_memory_after_their_files_are_deleted(mount: Mount) -> None:
     """Nodes stay as long as their names, and fds do not come with them."""
     # But for what the daemon opens when it is first used.
     most = support.open_fds(mount.pid) + 10

@@ -59,7 +59,7 @@ def device_of(path: Path) -> str:
 
 
 @support.needs_root
-async def test_what_hangs_when_it_is_closed_stays_out(tmp_path: Path) -> None:
+async def test_an_fd_whose_close_hangs_stays_out_of_the_daemon(tmp_path: Path) -> None:
     point = tmp_path / "point"
     point.mkdir()
     device = device_of(tmp_path)
@@ -80,7 +80,7 @@ async def test_what_hangs_when_it_is_closed_stays_out(tmp_path: Path) -> None:
         assert await helper.receive_fd(ours, 3, device) == (3, -1, False, None)
         assert not received.closing.has_ended
         pidfds = [os.pidfd_open(pid) for pid in children_of(helper.pid)]
-    # The helper waited for nobody; and its workers ended with the file system.
+    # The helper did not wait, and its workers ended with the file system.
     assert have_ended(pidfds)
     with trio.fail_after(support.PATIENCE):
         await received.closing.wait()
@@ -99,7 +99,7 @@ def end(pid: int) -> None:
     os.close(pidfd)
 
 
-def test_a_helper_that_is_killed_is_missed_by_nobody(mount: inaccfs.Mount) -> None:
+def test_no_caller_notices_that_the_helper_was_killed(mount: inaccfs.Mount) -> None:
     with peer(mount.control) as shim, open(mount.path / "guest", "wb") as guest:
         for _ in range(2):
             for pid in children_of(mount.pid):
@@ -150,7 +150,7 @@ def _kill_meanwhile(backing: Path, seconds: float) -> None:
 @support.needs_root
 @pytest.mark.parametrize("seed", range(8))
 def test_a_daemon_killed_while_it_makes_files_ends(tmp_path: Path, seed: int) -> None:
-    """All processes and memory go, whatever was under way."""
+    """All processes end and all memory is freed, at any moment."""
     backing = tmp_path / "backing"
     backing.mkdir()
     mountcalls.mount("backing", str(backing), "tmpfs", 0, "size=256m,mode=700")
@@ -279,7 +279,7 @@ def test_names_and_attributes_beyond_the_limit_of_a_cgroup_are_enomem(
 
 @support.needs_root
 def test_a_worker_that_is_killed_is_enomem(mount: inaccfs.Mount) -> None:
-    """As by the OOM killer: nobody has interrupted the caller."""
+    """As by the OOM killer: the caller was not interrupted."""
     found: list[int] = []
 
     def allocate() -> None:

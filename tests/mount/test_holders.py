@@ -56,7 +56,7 @@ class Held:
         assert not support.wait_readable(self.daemon, 0)
 
     def assert_gone(self, *, scratch: bool = True) -> None:
-        """Daemon, mount and directory are gone, or go within a moment."""
+        """Daemon, mount and directory end within a moment."""
         before = time.monotonic()
         assert support.wait_readable(self.daemon)
         # 2 seconds on a machine that has nothing else to do.
@@ -111,7 +111,7 @@ def test_files_that_others_have_open_do_not_keep_it() -> None:
 def test_a_holder_that_is_a_zombie_has_ended() -> None:
     with held() as it:
         it.holder.kill()
-        # Nobody reaps it.
+        # No process reaps it.
         it.assert_gone()
 
 
@@ -141,7 +141,7 @@ def test_a_fork_neither_keeps_it() -> None:
     "leave", ["os._exit(0)", "sys.exit()", "return", "raise RuntimeError"]
 )
 def test_nor_ends_it(point: Path, leave: str) -> None:
-    """However the child leaves: it would leave the block, too."""
+    """In every way in which the child may leave: it would leave the block, too."""
     body = (
         "pid = os.fork()\n"
         "        if pid == 0:\n"
@@ -202,7 +202,7 @@ def test_a_thread_that_made_it_may_end() -> None:
         it.assert_gone()
 
 
-# Runs in the daemon before anything of ours: waits until its holder has gone.
+# Runs in the daemon before our own code: waits until its holder has ended.
 LATE: Final = """
 import os, sys
 if "fsname=late" in sys.orig_argv:
@@ -265,7 +265,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
         holder.stdin.write("\n")
 
 
-def test_a_mount_in_the_background_is_held_by_nobody(
+def test_a_mount_in_the_background_belongs_to_no_process(
     point: Path, scratch: Path
 ) -> None:
     """Neither by the command nor by the shell that ran it."""
@@ -302,7 +302,7 @@ def test_a_holder_in_a_pid_namespace_of_its_own() -> None:
         "    print(mount.path, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    # The mount is in the namespace, and so is who looks for it, after the daemon.
+    # The mount is in the namespace, and so is the process that looks for it later.
     inside = (
         f'path=$("{sys.executable}" -c "$0"); echo "$path"; kill -0 1; '
         'while pgrep -f -- "--scratch ${path%/*}" >/dev/null; do :; done; '

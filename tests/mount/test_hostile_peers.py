@@ -74,7 +74,7 @@ def stop_for(pid: int, seconds: float, meanwhile: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("semantics", ["v8", "v10", "guest_memfd"])
 @pytest.mark.parametrize("length", [PAGE, 8 * MIB], ids=["quick", "long"])
-def test_who_has_answered_a_stopped_daemon_is_not_evicted(
+def test_a_peer_that_answered_a_stopped_daemon_is_not_evicted(
     semantics: str, length: int
 ) -> None:
     with (
@@ -142,7 +142,7 @@ def test_of_a_silent_peer_there_is_one_line_however_many_its_notifiers() -> None
         assert mount.log.read_text().count("\n") == 1
 
 
-def test_who_reads_nothing_while_the_daemon_is_stopped_is_not_disconnected() -> None:
+def test_a_peer_that_does_not_read_while_the_daemon_is_stopped_stays() -> None:
     with (
         inaccfs.mounted(ack_timeout=1.0, options="limit=output=10000") as mount,
         peer(mount.control) as shim,
@@ -222,7 +222,7 @@ def test_killed_with_fds_that_hang_it_ends(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A socket whose backlog is full, for nobody is let in."""
+    """A socket whose backlog is full, because no connection is accepted."""
     path = tmp_path / "full"
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -238,10 +238,10 @@ def full(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_a_socket_that_lets_nobody_in_is_refused_at_once(
+def test_a_socket_that_accepts_no_connection_is_refused_at_once(
     tmp_path: Path, full: Path
 ) -> None:
-    """`mount --control` asks whether somebody is there, and does not wait for that."""
+    """`mount --control` checks whether a daemon listens there, and does not wait."""
     with (
         pytest.raises(inaccfs.InaccfsError, match="another daemon's"),
         inaccfs.mounted(control=full),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+import inaccfs
+from inaccfs.errors import BusError
 from tests.mount import raw, support
 from tests.mount.support import (
     MIB,
@@ -127,3 +129,26 @@ def test_the_pages_go_back_to_the_pool_with_the_last_close(pool: Path) -> None:
             os.unlink(file)
             assert support.used(mount.path) == 4 * HUGE
         support.wait_until_unused(mount.path)
+
+
+def test_conversions_windows_and_population_of_huge_pages(pool: Path) -> None:
+    """A hugetlbfs has no write(2) of its own: content is set through a mapping."""
+    with (
+        support.mounted(backing=pool, semantics="in-place-v8") as mount,
+        inaccfs.connect(mount.control) as client,
+        opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd,
+        opened(mount.path / "source", os.O_RDWR | os.O_CREAT) as source_fd,
+    ):
+        os.ftruncate(fd, 4 * HUGE)
+        os.ftruncate(source_fd, HUGE)
+        file, source = client.file(fd), client.file(source_fd)
+        source.set_memory_attributes(0, 1, False)
+        source.shared_window().write(HUGE - 5, b"image")
+        assert file.populate(2, 1, source) == 1
+        file.set_memory_attributes(2, 1, False)
+        window = file.shared_window()
+        assert window.read(3 * HUGE - 5, 5) == b"image"
+        with pytest.raises(BusError) as caught:
+            window.read(3 * HUGE - 1, 2)
+        assert caught.value.offset == 3
+        assert allocated(mount.path / "guest") == HUGE

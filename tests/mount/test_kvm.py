@@ -167,7 +167,7 @@ def test_the_last_page_of_a_file_is_a_whole_one(shim: Client) -> None:
 
 
 def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
-    """It was too slow, and a punch has not waited: what else goes, it is not told."""
+    """It was too slow, and a punch did not wait: it gets no event of later removals."""
     inside, go = threading.Event(), threading.Event()
 
     def hook(point: str, start: int, end: int) -> None:
@@ -196,7 +196,7 @@ def test_a_vm_that_was_disconnected_uses_no_private_memory_any_more() -> None:
         os.close(fd)
 
 
-def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
+def test_no_huge_page_reaches_into_a_range_being_punched() -> None:
     """Two VMs on one file; while one keeps a punch waiting, the other faults."""
     go = threading.Event()
 
@@ -233,7 +233,7 @@ def test_no_huge_page_reaches_into_what_is_being_punched() -> None:
 # --- the race of v8 ------------------------------------------------------------------
 
 
-def test_v8_lets_a_guest_use_a_page_that_is_gone(shim: Client, fd: int) -> None:
+def test_in_v8_a_guest_uses_a_removed_page(shim: Client, fd: int) -> None:
     """The removal comes first, the callback after it: a hook holds the window open."""
     seen: list[object] = []
     act: list[Callable[[], None]] = []
@@ -289,7 +289,7 @@ with inaccfs.connect(path) as shim:
 
 @pytest.mark.parametrize("fills", [False, True])
 def test_a_stale_mapping_needs_a_new_page(*, fills: bool) -> None:
-    """And if the mount is full, the process dies of it, as the docs say."""
+    """If the mount is full, SIGBUS kills the process, as the docs say."""
     with mounted(size="1m") as mount:
         with opened(mount.path / "guest", os.O_RDWR | os.O_CREAT) as fd:
             os.posix_fallocate(fd, 0, MIB)

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import subprocess
-import threading
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import StringIO
 from random import Random
@@ -19,15 +18,11 @@ import pytest
 import inaccfs
 from inaccfs.cli import main
 from inaccfs.kvm import stress
-from inaccfs.kvm.backing import BackingFile, Frames
-from inaccfs.kvm.invalidation import Invalidation
-from inaccfs.kvm.memslots import MemorySlot
-from inaccfs.kvm.mmu import Mmu
-from inaccfs.kvm.notifier import SlotNotifier
 from inaccfs.kvm.workload import Guest
 from inaccfs.kvm.world import FILE_PAGES, World
 from tests.mount import support
 from tests.mount.support import ENVIRONMENT, PATIENCE, cli, complaint, inaccfs_command
+from tests.unit import kvm_bugs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,7 +240,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
     os.close(theirs)
     found = bytearray()
     try:
-        # EIO is the end of a terminal whose last user has gone.
+        # EIO is the end of a terminal without users.
         while data := _read_terminal(ours):
             found += data
         assert child.wait(PATIENCE) == 0, bytes(found)
@@ -310,8 +305,10 @@ def test_a_private_mount_and_no_punchers_and_one_guest() -> None:
 
 
 def test_a_bar_on_a_terminal(mount: Mount) -> None:
-    out = on_terminal("stress", "--seconds", "0.5", mount.path, variables={})
-    bars = re.findall(r"\r\[(#*)(-*)\] \d/0.5 s, [\d,]+ accesses, \d+ punches", out)
+    out = on_terminal("stress", "--seconds", "2.5", mount.path, variables={})
+    bars = re.findall(
+        r"\r\[(#*)(-*)\] stress, \d of 2.5, [\d,]+ accesses, [\d,]+ punches, \d s", out
+    )
     assert len(bars) > 2
     assert {len(done + rest) for done, rest in bars} == {24}
     assert len(bars[-1][0]) > len(bars[0][0])
@@ -336,119 +333,39 @@ def test_numbers_are_checked(option: tuple[str, str], expected: str) -> None:
 # --- what stress has to find --------------------------------------------------
 
 
-def break_zap(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SlotNotifier, "_invalidate", lambda *_: None)
+# What stress says of each.
+FOUND = {
+    "zap": r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page ",
+    "retry": r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page ",
+    "range": r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page ",
+    "arithmetic": r"file page \d+: read .*, which |^gfn 0x\w+ is mapped to ",
+    "discard": r"file page \d+: read .*, which was replaced by zeros before",
+    "references": r"file page \d+: \d+ references to \d+ frames .* not put",
+    "puts": r"the client logged: put-pfn: ",
+    "callback": r"INVALIDATE raised: RuntimeError\('a bug'\)",
+    "unregister": r"\d+ notifiers (for \d+ slots|are left)",
+    "counts": r"\[.*\] mappings were made and not zapped, \[.*\] are there",
+    "end": r"vCPU \d.* did not come to an end",
+    "waiting": r"vCPU \d.* did not come to an end",
+    "guest": r"(vCPU|puncher) \d has failed:\nTraceback",
+}
 
 
-def break_retry(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Invalidation, "retry", lambda *_: False)
-
-
-def break_arithmetic(patch: pytest.MonkeyPatch) -> None:
-    right = MemorySlot.pgoff
-    patch.setattr(
-        MemorySlot, "pgoff", lambda self, gfn: right(self, gfn) + (self.id > 0)
-    )
-
-
-def break_range(patch: pytest.MonkeyPatch) -> None:
-    """As with an end that is taken to be inclusive."""
-    right = MemorySlot.gfns
-
-    def gfns(self: MemorySlot, start: int, end: int) -> tuple[int, int] | None:
-        found = right(self, start, end)
-        return found and (found[0], max(found[1] - 1, found[0]))
-
-    patch.setattr(MemorySlot, "gfns", gfns)
-
-
-def break_discard(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("inaccfs.kvm.vmm.discard_private", lambda *_: None)
-
-
-def break_references(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BackingFile, "put", lambda *_: None)
-
-
-def break_puts(patch: pytest.MonkeyPatch) -> None:
-    """What was got once is put twice."""
-    right = BackingFile.put
-
-    def put(self: BackingFile, frames: list[Frames]) -> None:
-        right(self, frames)
-        right(self, frames)
-
-    patch.setattr(BackingFile, "put", put)
-
-
-def break_callback(patch: pytest.MonkeyPatch) -> None:
-    def fail(_: SlotNotifier) -> None:
-        raise RuntimeError("a bug")
-
-    patch.setattr(SlotNotifier, "_count", fail)
-
-
-def break_unregister(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SlotNotifier, "close", lambda _: None)
-
-
-def break_counts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Mmu, "_drop", lambda *_: None)
-    patch.setattr(
-        Mmu, "zap_locked", lambda self, start, end: self.table.zap(start, end)
-    )
-
-
-def break_end(patch: pytest.MonkeyPatch) -> None:
-    """All that fault wait, and nobody ends what has begun."""
-    patch.setattr(stress, "_STOP_SECONDS", 0.2)
-    patch.setattr(Mmu, "end_locked", lambda self: self.changed.notify_all())
-
-
-def break_waiting(patch: pytest.MonkeyPatch) -> None:
-    """A fault that nobody wakes."""
-    patch.setattr(stress, "_STOP_SECONDS", 0.2)
-    patch.setattr(Mmu, "wait", lambda *_: threading.Event().wait(PATIENCE))
-
-
-def break_guest(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(World, "convert", lambda *_, **__: 1 / 0)
-
-
-@pytest.mark.parametrize(
-    ("break_it", "expected"),
-    [
-        (break_zap, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
-        (break_retry, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
-        (break_range, r"gfn 0x\w+ is mapped to frame 0x\w+ at level \d, but its page "),
-        (break_arithmetic, r"file page \d+: read .*, which |^gfn 0x\w+ is mapped to "),
-        (break_discard, r"file page \d+: read .*, which was replaced by zeros before"),
-        (break_references, r"file page \d+: \d+ references to \d+ frames .* not put"),
-        (break_puts, r"the client logged: put-pfn: "),
-        (break_callback, r"INVALIDATE raised: RuntimeError\('a bug'\)"),
-        (break_unregister, r"\d+ notifiers (for \d+ slots|are left)"),
-        (break_counts, r"\[.*\] mappings were made and not zapped, \[.*\] are there"),
-        (break_end, r"vCPU \d.* did not come to an end"),
-        (break_waiting, r"vCPU \d.* did not come to an end"),
-        (break_guest, r"(vCPU|puncher) \d has failed:\nTraceback"),
-    ],
-)
-def test_stress_finds_a_broken_part(
-    break_it: Callable[[pytest.MonkeyPatch], None],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Not `mount`: what is broken may leave threads and references behind.
+@pytest.mark.parametrize("bug", kvm_bugs.BUGS)
+def test_stress_finds_a_broken_part(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not `mount`: what is broken may leave threads and references.
     with (
         support.mounted() as mount,
         inaccfs.connect(mount.control) as shim,
         monkeypatch.context() as patch,
     ):
-        break_it(patch)
+        if bug in ("end", "waiting"):
+            # Their threads do not come to an end.
+            patch.setattr(stress, "_STOP_SECONDS", 0.2)
+        kvm_bugs.BUGS[bug](patch)
         report = run_stress(shim)
-    assert any(re.search(expected, each) for each in report.violations), (
-        report.violations
-    )
+    found = report.violations
+    assert any(re.search(FOUND[bug], each) for each in found), found
 
 
 def run_stress(shim: Client) -> Report:
@@ -476,7 +393,7 @@ def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:
 def test_violations_are_reported_and_the_status_is_1(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_references(monkeypatch)
+    kvm_bugs.BUGS["references"](monkeypatch)
     out, _ = kvm("stress", "--seconds", "1", mount.path, status=1)
     assert re.search(r"^violations: \d+\n  file page \d+: ", out, re.MULTILINE)
     assert re.search(r"^  \.\.\. and \d+ more$", out, re.MULTILINE)

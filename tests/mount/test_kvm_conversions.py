@@ -42,7 +42,7 @@ RANGES: Final = [
     (3 * PAGE, 5 * PAGE),
 ]
 
-# So many pages are gone through one by one.
+# How many pages are tried one by one.
 FEW: Final = 8 * PAGE
 
 
@@ -177,7 +177,7 @@ def test_conversions(vcpus: int, slots: int, huge: str) -> None:
                 for done in [pool.submit(load.run) for load in loads]:
                     done.result(PATIENCE)
             assert vm.stale_sptes() == []
-        # The VM has gone, and the file lives on.
+        # The VM is closed, and the file lives on.
         punch(fd, 0, size // PAGE)
         assert allocated(fd) == 0
         allocate(fd, 0, size // PAGE)

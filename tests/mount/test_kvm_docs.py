@@ -1,4 +1,4 @@
-"""The example of docs/simulated-kvm.md runs as it stands."""
+"""The examples of docs/simulated-kvm.md run as they stand."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 from tests.mount import support
 
 
-def test_the_example_runs() -> None:
+def output_of(first: str, after: str) -> str:
+    """What the example prints that begins with *first*, up to *after*."""
     text = (support.TOP / "docs/simulated-kvm.md").read_text()
-    start = text.index("    import mmap")
-    end = text.index("\n\n`inaccfs kvm demo`", start)
+    start = text.index(first)
+    end = text.index(after, start)
     program = re.sub(r"^ {4}", "", text[start:end], flags=re.MULTILINE)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -23,4 +24,15 @@ def test_the_example_runs() -> None:
         timeout=support.PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"Spte\(pfn=\d+, level=1\)\n", done.stdout)
+    return done.stdout
+
+
+def test_the_example_runs() -> None:
+    found = output_of("    import mmap", "\n\n`inaccfs kvm demo`")
+    assert re.fullmatch(r"Spte\(pfn=\d+, level=1\)\n", found)
+
+
+def test_the_example_of_machine_code_runs() -> None:
+    begin = "    import inaccfs\n    from inaccfs.kvm import Guest"
+    found = output_of(begin, "\n\nIt needs the extra")
+    assert found == "[PortOut(port=16, data=b'abcd'), Halt()]\n"

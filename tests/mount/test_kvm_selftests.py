@@ -14,15 +14,15 @@ of data that survive a conversion has another meaning: each half keeps its own, 
 the VMM discards it. That is asserted instead. These have no meaning for v8, or another:
 
 =  ======================================  =============================================
-C  elevated_refcount: conversion of a      v8 asks nobody; that the conversion succeeds,
-   page in use is EAGAIN, and tells where  and that the daemon knows of the reference
+C  elevated_refcount: conversion of a      v8 does not check; that the conversion
+   page in use is EAGAIN, and says where   succeeds, and the daemon has the reference
 C  forked_accesses: one state for all      the state is the VM's; that another process
    processes that have it mapped           sees the shared half only, and may punch
 C  flags PRESERVE and ZERO of a conversion v8 has none
 C  INIT_SHARED, a flag of the file         an argument of the VM here
-K  a second VM or slot on the same range   v8 knows no bindings; that all are told
+K  a second VM or slot on the same range   v8 has no bindings; that all get events
    is refused
-R  another VM's guest_memfd is refused     a file is nobody's
+R  another VM's guest_memfd is refused     a file belongs to no VM
 =  ======================================  =============================================
 """
 
@@ -127,7 +127,7 @@ OFFSET: Final = 3
 
 
 def check_private(made: Guest, page: int, expected: bytes, new: bytes) -> None:
-    """C test_private: the guest has it, and for everybody else it is not there."""
+    """C test_private: the guest has it, and no other process can see it."""
     gpa = made.gpa + page * PAGE
     before = made.host[page * PAGE : (page + 1) * PAGE]
     assert made.vm.is_private(gpa // PAGE)
@@ -186,7 +186,7 @@ def test_basic_from_shared(shim: Client) -> None:
 
 
 def test_basic_with_a_vmm_that_discards(shim: Client) -> None:
-    """C basic, as QEMU converts: what is left behind is gone when one comes back."""
+    """C basic, as QEMU converts: the half that is left loses its data."""
     with guest(shim, 1) as made:
         for _ in range(2):
             check_private(made, 0, b"\0", b"A")
@@ -303,7 +303,7 @@ def test_another_process(shim: Client, fd: int) -> None:
 
 @pytest.mark.parametrize("page", range(4))
 def test_pages_in_use_are_converted(shim: Client, page: int) -> None:
-    """C elevated_refcount; in v8 a reference keeps nobody from anything."""
+    """C elevated_refcount; in v8 a reference prevents nothing."""
     with guest(shim, 4, gpa=GPA, offset=OFFSET) as made, shim.file(made.fd) as file:
         for each in range(4):
             check_private(made, each, b"\0", b"A")

@@ -36,7 +36,7 @@ def shared(point: Path, scratch: Path) -> Iterator[Mount]:
 
 
 def _expected(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """What a tmpfs tells, but for a mode that changes there without a time of change.
+    """As on a tmpfs, except for a mode that changes there without a new ctime.
 
     It does for truncate(2) to the size that the file has.
     """
@@ -148,7 +148,7 @@ def test_o_noatime_has_an_effect_on_a_wrapped_directory_too(memory: Path) -> Non
         assert _accessed(mount.path) == ["d-older", "l-older"]
 
 
-def test_to_count_what_is_there_is_no_access(mount: Mount) -> None:
+def test_counting_files_is_no_access(mount: Mount) -> None:
     directory = mount.path / "d"
     directory.mkdir()
     os.utime(directory, ns=(AGES_AGO, AGES_AGO))

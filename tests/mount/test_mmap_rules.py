@@ -82,7 +82,7 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
             syscalls.fallocate(fd, PUNCH, 0, PAGE)
             assert (seen[0], seen[PAGE]) == (0, 2)
         assert support.outcome(os.pread, fd, 1, 0) == "EINVAL"
-    # And it is there for who opens the file again.
+    # And it is there when the file is opened again.
     with (
         opened(path, os.O_RDWR) as fd,
         mmap.mmap(fd, 2 * PAGE, mmap.MAP_SHARED) as mapping,
@@ -91,8 +91,8 @@ def test_shared_memory_is_that_of_the_file(ruled: Mount) -> None:
 
 
 @pytest.mark.parametrize("ruled", [SHARED], indirect=True)
-def test_a_file_never_has_the_memory_of_one_that_has_gone(ruled: Mount) -> None:
-    """Inode numbers come back; what is behind an open must not."""
+def test_a_file_never_has_the_memory_of_a_deleted_one(ruled: Mount) -> None:
+    """Inode numbers are reused; a backing file must not be."""
     numbers = set()
     for round_ in range(64):
         path = ruled.path / f"guest{round_ % 3}"
@@ -117,7 +117,7 @@ def test_memory_goes_with_the_last_open_and_not_before(ruled: Mount) -> None:
         mapping = mmap.mmap(fd, PAGE, mmap.MAP_SHARED)
         mapping[0] = 7
     os.unlink(path)
-    # Mapped through the file behind, so FUSE's own has no open any more.
+    # Mapped through the backing file, so FUSE's own file is not open any more.
     assert mapping[0] == 7
     mapping.close()
     support.ask_until(lambda: ruled.status().allocated_pages == 0)

@@ -139,7 +139,7 @@ def test_mount_fuse_3_passes_on_the_error(point: Path) -> None:
 def with_helper(helper: Path) -> Iterator[PrivateNamespace]:
     """A mount namespace in which mount(8) finds the helper in /sbin, by both names.
 
-    By an overlay: nobody else sees that.
+    By an overlay, which no other process sees.
     """
     sbin = Path("/sbin").resolve()
     layers = helper.parent.parent
@@ -208,7 +208,7 @@ def test_the_type_that_the_mount_has_is_one_for_fstab(
 def test_a_line_of_fstab_is_enough(
     with_helper: PrivateNamespace, point: Path, scratch: Path
 ) -> None:
-    """And `mount -a` sees what is mounted already."""
+    """`mount -a` recognizes a mount that exists already."""
     fstab = scratch / "fstab"
     fstab.write_text(f"none {point} inaccfs noauto,user,x-test,size=8m,nofail 0 0\n")
     with_helper.run("mount", "-T", fstab, point)

@@ -1,4 +1,4 @@
-"""A mountpoint that somebody replaces while it is mounted on, and failures halfway."""
+"""A mountpoint that is replaced while it is mounted on, and failures halfway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPLACED = r"^mountpoint \S+ was replaced while it was to be mounted on: try onc
 
 
 def make(point: Path) -> mounting.NewMount:
-    """Mount at *point*, with nobody to serve it."""
+    """Mount at *point*, without a daemon."""
     with Mountpoint.open(str(point)) as it:
         return mounting.mount(it, FuseOptions())
 
@@ -45,7 +45,7 @@ def _nothing_left(scratch: Path) -> object:
     yield
     left = mountinfo.below(str(scratch))
     for path in reversed(left):
-        # Nobody serves it: whoever looked would hang.
+        # It has no daemon: any access would hang.
         mountcalls.umount(path, mountcalls.MNT_DETACH)
     assert left == []
 
@@ -111,7 +111,7 @@ def test_a_directory_above_that_is_renamed_afterwards_is_refused(
 
 
 @pytest.mark.usefixtures("_nothing_left")
-def test_what_is_mounted_there_meanwhile_is_not_covered(point: Path) -> None:
+def test_a_mount_made_there_meanwhile_is_not_covered(point: Path) -> None:
     with Mountpoint.open(str(point)) as it:
         run("mount", "-t", "tmpfs", "inaccfs-test", point)
         with pytest.raises(MountError, match=REPLACED):

@@ -262,7 +262,7 @@ def test_a_file_that_is_open_can_be_moved(mount: Mount) -> None:
         assert allocated(mount.path / "other/file") == 2 * PAGE
 
 
-def test_rename_noreplace_refuses_what_is_there(mount: Mount) -> None:
+def test_rename_noreplace_refuses_an_existing_name(mount: Mount) -> None:
     first = new_file(mount.path / "first", PAGE)
     second = new_file(mount.path / "second", 2 * PAGE)
 
@@ -327,7 +327,7 @@ def test_a_hundred_thousand_names_are_listed_each_once(scratch: Path) -> None:
         assert set(names) == wanted
 
 
-def test_what_is_removed_while_listing_costs_no_other_name(mount: Mount) -> None:
+def test_a_removal_while_listing_loses_no_other_name(mount: Mount) -> None:
     names = {f"name-{number}" for number in range(2000)}
     for name in names:
         os.mknod(mount.path / name)

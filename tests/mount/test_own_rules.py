@@ -79,7 +79,7 @@ def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
 ) -> None:
     fifo = scratch / "fifo"
     support.run("mkfifo", fifo)
-    # It tells us that it is there, and waits.
+    # It signals that it runs, and waits.
     text = f"open({str(fifo)!r}, 'w').close(); import time; time.sleep(1000)"
     with subprocess.Popen(
         inaccfs_command(
@@ -100,7 +100,7 @@ def test_an_interrupt_shows_the_line_of_a_file_that_does_not_end(
 
 
 def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> None:
-    """However they are written, and whatever stands between them."""
+    """Written in any way, and in any order."""
     words = ("-o", "fsname=a b", "--size=1m", "--no-guest-access", "-vv", "--")
     with support.background(point, scratch, *words):
         shown = support.run("findmnt", "-n", "-o", "SOURCE,SIZE", point).stdout
@@ -109,6 +109,6 @@ def test_the_words_of_the_user_reach_the_daemon(point: Path, scratch: Path) -> N
     assert "rules: v8" in (scratch / "background.log").read_text()
 
 
-def test_what_is_for_a_daemon_is_refused_without_one(point: Path) -> None:
+def test_options_of_a_daemon_are_refused_without_foreground(point: Path) -> None:
     message = complaint("mount", "--ready-fd", "1", point, status=2)
     assert message == "inaccfs: --ready-fd is for a daemon: give --foreground, too"

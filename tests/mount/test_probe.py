@@ -1,6 +1,6 @@
-"""inaccfs probe: on mounts, as a command, and held against the kernel's guest_memfd.
+"""inaccfs probe: on mounts, as a command, and compared with the kernel's guest_memfd.
 
-docs/fidelity.md lists every difference; here it is read, and held against both.
+docs/fidelity.md lists every difference; here it is read, and compared with both.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def complaint(*arguments: str | Path) -> str:
 
 
 def test_nothing_reaches_a_byte_of_a_mount(mount: Mount) -> None:
-    """And the rules of v8 are seen, mm/memfd_inaccessible.c as posted."""
+    """The rows show the rules of v8, mm/memfd_inaccessible.c as posted."""
     found = probe(mount.path)
     results = outcomes(found)
     assert_v8(results)
@@ -76,7 +76,7 @@ def test_nothing_reaches_a_byte_of_a_mount(mount: Mount) -> None:
         assert "read" not in reaching
     assert results["read"] == results["write"] == "EINVAL"
     assert "hangs" not in results.values()
-    # And what the probe made is gone.
+    # And the probe has removed its files.
     assert os.listdir(mount.path) == []
     support.wait_until_unused(mount.path)
     assert mount.status().files == 0
@@ -156,7 +156,7 @@ def test_trouble_is_status_2(mount: Mount, scratch: Path) -> None:
     assert "usage: inaccfs probe" in cli("probe", status=2).stderr
     help_text = cli("probe", "--help").stdout
     assert "exit status: 0; with --against 1 if there are differences; 2" in help_text
-    # Whom this loses something must know it before.
+    # A user must be warned before data is lost.
     assert "loses what is in it" in help_text
 
 
@@ -279,14 +279,14 @@ def all_listed(sections: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("sections", [*SECTIONS.values(), UNSEALED])
-def test_what_is_listed_exists(sections: tuple[str, ...]) -> None:
+def test_each_listed_row_exists(sections: tuple[str, ...]) -> None:
     assert set(all_listed(sections)) <= {row.name for row in table.ROWS}
 
 
 def assert_as_listed(
     found: dict[str, tuple[str, str]], expected: dict[str, tuple[str, str]]
 ) -> None:
-    """The differences that were *found* are those that the documentation tells."""
+    """The differences that were *found* are those that the documentation lists."""
     unlisted = {name: both for name, both in found.items() if name not in expected}
     assert unlisted == {}
     if os.uname().release.startswith(MEASURED_ON):

@@ -52,7 +52,7 @@ def report_of(output: str, title: str) -> str:
 # --- what the fixtures give ---------------------------------------------------
 
 
-def test_a_test_has_a_mount_of_its_own_and_then_it_is_gone(
+def test_a_test_has_a_mount_of_its_own_which_ends_with_it(
     pytester: pytest.Pytester,
 ) -> None:
     result = run_tests(
@@ -426,7 +426,7 @@ def test_with_pytest_trio(pytester: pytest.Pytester) -> None:
     )
 
 
-# --- those who do not use it --------------------------------------------------
+# --- tests without the plugin-------------------------------------------------
 
 
 def test_tests_that_do_not_use_it_do_not_import_much(
@@ -473,7 +473,7 @@ def test_without_the_capability_tests_are_skipped_with_the_reason(
 
 
 def pytest_command(path: Path) -> list[str]:
-    """What runs the tests in *path*, from whatever directory, and tells of skips."""
+    """The command that runs the tests in *path* from any directory, and shows skips."""
     root = f"--rootdir={path}"
     return [sys.executable, "-m", "pytest", *PLAIN, "-rs", root, str(path)]
 

@@ -320,7 +320,7 @@ def test_a_stock_qmp_shell(mount: inaccfs.Mount, scratch: Path) -> None:
         check=True,
         env={**ENVIRONMENT, "HOME": str(scratch)},
     )
-    assert "Connected to QEMU 0.1.0" in ran.stdout
+    assert "Connected to QEMU 0.2.0" in ran.stdout
     assert f'"mountpoint": "{mount.path}"' in ran.stdout
     assert '"order": 0' in ran.stdout
     assert "EINVAL: offset 256 lies past the end" in ran.stdout

@@ -57,7 +57,7 @@ class ModelFile:
 
 
 class Model:
-    """The seed's rules in a few lines: history.md, section 0, the table."""
+    """The rules of v8 in a few lines."""
 
     def __init__(self) -> None:
         self.files: dict[str, ModelFile] = {}
@@ -76,7 +76,7 @@ class Model:
         if size % PAGE:
             return "EINVAL"
         if size == 0:
-            # shmem_setattr(): not larger than before, so all behind it goes.
+            # shmem_setattr(): not larger than before, so all pages past it go.
             file.pages.clear()
         file.size = size
         return "ok"

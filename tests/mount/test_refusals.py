@@ -60,7 +60,7 @@ def test_reading_is_refused(mount: Mount, file: Path) -> None:
         assert outcome(os.readv, fd, [page]) == "EINVAL"
         assert outcome(os.pread, fd, PAGE, 0) in refused(mount)
         assert outcome(os.preadv, fd, [page], 0) in refused(mount)
-        # Where nothing is allocated, and behind the end.
+        # Where nothing is allocated, and past the end.
         assert outcome(os.pread, fd, PAGE, 3 * PAGE) in refused(mount)
         assert outcome(os.pread, fd, PAGE, 64 * PAGE) in refused(mount)
     assert page == bytes(PAGE)
@@ -188,7 +188,7 @@ def test_a_file_cannot_be_executed(mount: Mount, file: Path) -> None:
 
 
 def test_a_file_takes_no_seals(mount: Mount, file: Path) -> None:
-    """The seed refuses MFD_INACCESSIBLE together with MFD_ALLOW_SEALING."""
+    """v8 refuses MFD_INACCESSIBLE together with MFD_ALLOW_SEALING."""
     with opened(file) as fd:
         assert outcome(fcntl.fcntl, fd, F_ADD_SEALS, 1) == "EINVAL"
         assert outcome(fcntl.fcntl, fd, F_GET_SEALS) == "EINVAL"
@@ -201,7 +201,7 @@ def test_ioctl_has_no_commands(mount: Mount, file: Path) -> None:
             assert outcome(fcntl.ioctl, fd, command, argument) == "ENOTTY"
 
 
-def test_what_is_allocated_where_cannot_be_asked(mount: Mount, file: Path) -> None:
+def test_no_call_shows_where_pages_are_allocated(mount: Mount, file: Path) -> None:
     with opened(file) as fd:
         assert outcome(os.lseek, fd, 0, os.SEEK_DATA) == "ESPIPE"
         assert outcome(os.lseek, fd, 0, os.SEEK_HOLE) == "ESPIPE"

@@ -38,7 +38,7 @@ def test_an_allocation_takes_memory_and_sets_the_size(mount: Mount) -> None:
 
 
 def test_an_allocation_grows_a_file_whose_size_is_set(mount: Mount) -> None:
-    """The seed's size is final for truncate(2) only: history.md, section 0."""
+    """In v8 the size is final for truncate(2) only."""
     file = new_file(mount.path / "file", PAGE)
 
     run("fallocate", "-o", PAGE, "-l", PAGE, file)
@@ -57,7 +57,7 @@ def test_keep_size_allocates_beyond_the_end(mount: Mount) -> None:
 
 
 def test_an_allocation_may_be_unaligned_and_takes_whole_pages(mount: Mount) -> None:
-    """The seed checks the alignment of a punch only."""
+    """v8 checks the alignment of a punch only."""
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         raw.fallocate(fd, 0, 100, PAGE)
 
@@ -103,7 +103,7 @@ def test_an_unaligned_punch_is_refused_and_frees_nothing(mount: Mount) -> None:
 
 
 def test_the_modes_are_answered_as_by_a_tmpfs(mount: Mount, memory: Path) -> None:
-    """And none with ENOSYS, after which the kernel would refuse every later one."""
+    """None fails with ENOSYS, after which the kernel would refuse every later call."""
     file, plain = mount.path / "file", memory / "file"
     modes = [*range(0x80), 0x100, 1 << 30]
     with (
@@ -267,7 +267,7 @@ def test_ftruncate_obeys_the_same_rules(mount: Mount) -> None:
         assert outcome(os.ftruncate, fd, 4 * PAGE) == "EPERM"
         assert outcome(os.ftruncate, fd, 4 * PAGE + 1) == "EPERM"
 
-        # And so when the name has gone.
+        # And so when the name is removed.
         os.unlink(mount.path / "file")
         assert outcome(os.ftruncate, fd, 0) == "EPERM"
         assert os.fstat(fd).st_size == 4 * PAGE

@@ -12,7 +12,7 @@ tools/testing/selftests:
 These have no meaning for v8, or another one:
 
 =  ======================================  =============================================
-G  fallocate at and behind the size fails  v8 hands plain allocations on to shmem, which
+G  fallocate at and past the size fails    v8 passes plain allocations to shmem, which
                                            takes them; here that they are taken
 G  flags of KVM_CAP_GUEST_MEMFD_FLAGS      memfd_create(2) has its own; here those
 G  mmap, fault_overflow, fault_private,    nothing can be mapped, so there is no address
@@ -95,7 +95,7 @@ def test_a_new_file_has_no_such_size_either(shim: Client) -> None:
     """G test_create_guest_memfd_invalid_sizes: where creation takes the size."""
     for size in (1, PAGE - 1, PAGE + 1):
         assert outcome(shim.memfd_create, "odd", size=size) == "EINVAL"
-    # The kernel tells the daemon of the last close when it gets to it.
+    # The kernel sends RELEASE for the last close some time later.
     ask_until(lambda: shim.query_files() == [])
 
 
@@ -168,7 +168,7 @@ def test_fallocate_and_punch(new: int) -> None:
 
 
 def test_fallocate_within_and_past_the_size(fd: int) -> None:
-    """G test_fallocate; v8 allocates behind the size, where guest_memfd refuses."""
+    """G test_fallocate; v8 allocates past the size, where guest_memfd refuses."""
     fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, TOTAL)
     for offset in (TOTAL, TOTAL + PAGE):
         fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, PAGE)
@@ -222,7 +222,7 @@ def test_pages_past_the_size_cannot_be_reached(shim: Client, fd: int) -> None:
     assert allocated(fd) == TOTAL
 
 
-def test_what_is_private_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
+def test_private_memory_cannot_be_reached_as_shared(shim: Client, fd: int) -> None:
     """G test_fault_private: SIGBUS there; here the exit that asks for a conversion."""
     with VM(shim) as vm:
         add_slot(vm, fd, memory_size=TOTAL)

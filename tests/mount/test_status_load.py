@@ -1,4 +1,4 @@
-"""Many ask for the status while the walk takes long: nobody else waits for them."""
+"""Many processes ask for the status during a long walk: no other caller waits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HELD = """
 
 @contextmanager
 def held_daemon(point: Path, scratch: Path) -> Iterator[Path]:
-    """A mount of a directory whose walks are held; where its control socket is."""
+    """A mount of a directory whose walks stop midway; and its control socket."""
     script, control = scratch / "held.py", scratch / "control"
     script.write_text(textwrap.dedent(HELD))
     ready_read, ready_write = os.pipe()

@@ -1,4 +1,4 @@
-"""Every command, whatever its standard streams are: closed, full, or nobody's.
+"""Every command with standard streams that are closed, full, or without a reader.
 
 It ends, with the status that it would have otherwise, and without a traceback.
 """
@@ -125,7 +125,7 @@ def test_every_command_ends_with_any_kind_of_streams(
 
 
 def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
-    """Those of others may be dead or stopped, so the status is not known."""
+    """Mounts of other tests may be dead or stopped, so the status may be 0 or 1."""
     with ExitStack() as stack:
         started = [stack.enter_context(start(["status"], state)) for state in STATES]
         for process in started:
@@ -138,7 +138,7 @@ def test_all_mounts_are_shown_with_any_kind_of_streams() -> None:
 def test_a_mount_is_made_and_undone_with_any_kind_of_streams(
     point: Path, scratch: Path, state: str
 ) -> None:
-    """Closed, they would be the pipe that readiness is told on: nothing came, ever."""
+    """If closed, the pipe for readiness would get their numbers, and nothing came."""
     log = scratch / "log"
     options = ["--size=4m", f"--log={log}", f"--control={scratch}/c"]
     with start(["mount", *options, str(point)], state) as process:

@@ -1,4 +1,4 @@
-"""`inaccfs umount` whatever state the daemon is in, and mounts that have copies."""
+"""`inaccfs umount` in every state of the daemon, and mounts that have copies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def umount(*words: str | Path) -> str:
-    """What `inaccfs umount` tells in its one line, with status 0."""
+    """The one line that `inaccfs umount` prints, with status 0."""
     result = cli("umount", *words)
     assert result.stdout == ""
     assert result.stderr.startswith("inaccfs: ")
@@ -66,7 +66,7 @@ def stopped(mount: Mount) -> Iterator[None]:
     """The daemon is stopped for as long as the block lasts."""
     mount.process.send_signal(signal.SIGSTOP)
     try:
-        # Stopped is what it is when its state is told, not when it is signalled.
+        # It is stopped when /proc says so, not when the signal is sent.
         os.waitid(os.P_PID, mount.pid, os.WSTOPPED | os.WNOWAIT)
         yield
     finally:
@@ -85,7 +85,7 @@ except OSError:
 
 @contextmanager
 def hanging_request(mount: Mount) -> Iterator[subprocess.Popen[str]]:
-    """Somebody who waits for the daemon, and ends when there is an answer."""
+    """A process that waits for the daemon, and ends when there is an answer."""
     with subprocess.Popen(
         [
             *(sys.executable, "-c"),
@@ -160,7 +160,7 @@ def test_with_fusectl_the_connection_is_aborted_by_it(
 
 
 @pytest.mark.usefixtures("_hasty")
-def test_lazily_a_stopped_daemon_keeps_what_is_open(mount: Mount) -> None:
+def test_lazily_a_stopped_daemon_keeps_open_files(mount: Mount) -> None:
     with opened(mount.path / "file", os.O_CREAT | os.O_RDWR) as fd:
         with stopped(mount):
             message = umount("--lazy", mount.path)
@@ -206,7 +206,7 @@ def test_a_mount_that_another_process_unmounts_just_then_is_unmounted(
 def test_umount_returns_though_its_question_hangs(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever becomes of the child: here one that takes no notice of its time."""
+    """Even if the child ignores its time limit."""
     monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
     monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
     with support.mounted(point) as mount:
@@ -328,7 +328,7 @@ def test_mounted_ends_its_daemon_in_spite_of_copies(scratch: Path, where: str) -
             assert mount.process.returncode == 0
 
 
-def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
+def test_mounted_leaves_mounts_that_others_make_in_its_place(point: Path) -> None:
     """Even if it is given the numbers of the mount that was there."""
     with inaccfs.mounted(point) as mount:
         run("umount", point)
@@ -339,7 +339,7 @@ def test_mounted_leaves_what_others_mount_in_its_place(point: Path) -> None:
     block.__exit__(None, None, None)
 
 
-def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
+def test_a_mount_with_reused_numbers_is_another() -> None:
     """Also while the daemon is there, and if the other mount is dead or covered."""
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
@@ -357,7 +357,7 @@ def test_a_mount_with_the_numbers_of_one_that_has_gone_is_another() -> None:
         run("umount", mount.path)
 
 
-def test_a_mount_that_has_gone_meanwhile_is_not_covered() -> None:
+def test_a_mount_that_is_unmounted_meanwhile_is_not_covered() -> None:
     with support.mounted() as mount:
         found = finding.find(str(mount.path))
         assert not is_covered(found)
@@ -415,7 +415,7 @@ def test_a_mount_that_is_covered_is_reported(mount: Mount) -> None:
     cli("umount", mount.path)
 
 
-def test_mounted_does_not_empty_what_covers_its_mount(scratch: Path) -> None:
+def test_mounted_does_not_empty_a_mount_that_covers_its_own(scratch: Path) -> None:
     block = inaccfs.mounted()
     mount = block.__enter__()
     run("mount", "-t", "tmpfs", "none", mount.path)

@@ -1,6 +1,6 @@
 """A mount of a user without privileges: through fusermount3, and without the seal.
 
-Each test has a mount namespace of its own with a /dev/fuse that everybody may open,
+Each test has a mount namespace of its own with a /dev/fuse that all users may open,
 and runs inaccfs in it as uid 65534.
 """
 
@@ -92,7 +92,7 @@ class Nobody:
 
     @contextmanager
     def mounted(self, *words: str) -> Iterator[str]:
-        """A mount; gives its warnings. Asserted to leave nothing behind."""
+        """A mount; gives its warnings. Asserts at the end that nothing is left."""
         warnings = self.inaccfs("mount", "--log", self.log, *words, self.point).stderr
         daemon = os.pidfd_open(int(self.pid()))
         try:
@@ -119,7 +119,7 @@ class Nobody:
         return found
 
     def pid(self) -> str:
-        """Of the daemon."""
+        """The pid of the daemon."""
         return str(self.status()["pid"])
 
 
@@ -162,7 +162,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def nobody(home: Path) -> Iterator[Nobody]:
-    """A user who may make user namespaces, if anybody may."""
+    """A user who may make user namespaces, if the machine allows them."""
     with private_namespace(setup_script(home)) as namespace:
         yield Nobody(namespace, home)
 
@@ -396,7 +396,7 @@ def test_a_users_long_allocation_can_be_killed(nobody: Nobody) -> None:
 def test_root_of_a_user_namespace_has_places_of_its_own(
     nobody: Nobody, runtime: str
 ) -> None:
-    """/run is another's there, and XDG_RUNTIME_DIR what it is told to set."""
+    """There /run belongs to another user, and the test sets XDG_RUNTIME_DIR."""
     need_user_namespace(nobody)
     if runtime == "/tmp":
         # As long as the path of a socket may be.
@@ -696,7 +696,7 @@ def test_a_users_mountpoint_with_any_name(nobody: Nobody, name: str | bytes) -> 
 # --- what fusermount3 refuses -------------------------------------------------
 
 
-def test_a_mountpoint_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_mountpoint_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir -m 755 {nobody.home}/roots")
     message = nobody.complaint("mount", "--log", nobody.log, nobody.home / "roots")
     assert f"cannot mount on {nobody.home}/roots: " in message
@@ -727,7 +727,7 @@ def test_a_missing_fusermount3_is_reported(nobody: Nobody) -> None:
     assert "no fusermount3: install the package fuse3, or mount as root" in message
 
 
-def test_a_runtime_directory_of_somebody_else_is_refused(nobody: Nobody) -> None:
+def test_a_runtime_directory_of_another_user_is_refused(nobody: Nobody) -> None:
     nobody.namespace.shell(f"mkdir {nobody.runtime}/inaccfs")
     message = nobody.complaint("mount", nobody.point)
     assert "is not a directory of yours: remove it, or set XDG_RUNTIME_DIR" in message

@@ -80,7 +80,7 @@ def unanswered(point: Path) -> Iterator[int]:
     finally:
         os.close(writing)
         server.join()
-        # Now nobody waits for an answer any more.
+        # Now no process waits for an answer any more.
         os.close(device)
         os.close(reading)
         if fd >= 0:

@@ -22,7 +22,9 @@ mount -t proc proc proc
 mount -t sysfs -o ro sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmp tmp
-exec chroot . /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+mount -t tmpfs run run
+exec chroot . /usr/bin/env -i HOME=/root \
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 "$@"
 """
 

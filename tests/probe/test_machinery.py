@@ -135,16 +135,16 @@ def test_a_child_leaves_no_fd_and_no_zombie() -> None:
         (NotHere("no such thing"), "not here: no such thing"),
     ],
 )
-def test_what_is_raised_has_a_name(exc: Exception, name: str) -> None:
+def test_an_exception_is_reported_by_name(exc: Exception, name: str) -> None:
     assert outcomes.of(lambda: raise_(exc)) == name
 
 
-def test_what_returns_nothing_is_ok() -> None:
+def test_a_call_that_returns_none_is_ok() -> None:
     assert outcomes.of(lambda: None) == "ok"
     assert outcomes.of(lambda: "ok 8 bytes") == "ok 8 bytes"
 
 
-def test_what_was_not_tried_does_not_differ() -> None:
+def test_rows_that_were_not_tried_do_not_differ() -> None:
     assert outcomes.differ("ok", "EINVAL")
     assert not outcomes.differ("ok", "ok")
     assert not outcomes.differ("ok", "not here: why")
@@ -212,7 +212,9 @@ def test_a_target_that_hangs_ends_the_probe() -> None:
         attempt(Broken(hang), row(lambda _subject: None))
 
 
-def test_what_the_machine_lacks_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_the_machine_lacks_costs_one_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where io_uring_disabled is 1, on an unknown architecture, with an old libc."""
     found = {row.name: row for row in table.ROWS}
     memfd = Memfd("memfd")
@@ -307,8 +309,8 @@ def test_an_empty_file_is_used(tmp_path: Path) -> None:
     assert path.stat().st_size == 0
 
 
-def test_a_file_that_was_named_keeps_what_it_can(tmp_path: Path) -> None:
-    """Its bytes are gone, as told; its owner, mode and names are not."""
+def test_a_named_file_keeps_its_attributes(tmp_path: Path) -> None:
+    """Its bytes are lost, as documented; its owner, mode and names are kept."""
     path = tmp_path / "full"
     path.write_text("#!/bin/sh\nexit 3\n")
     path.chmod(0o4751)

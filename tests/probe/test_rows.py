@@ -43,7 +43,7 @@ def probe(name: str) -> Mapping[str, str]:
 
 
 def assert_has(found: Mapping[str, str], expected: dict[str, str]) -> None:
-    """*told* has what is *expected*, where the machine could try it."""
+    """*found* has what is *expected*, where the machine could try it."""
     assert {
         name: outcome
         for name, outcome in found.items()
@@ -143,7 +143,7 @@ def test_memfd_secret_is_mapped_but_not_reached_otherwise() -> None:
             "mmap MAP_SHARED PROT_READ|PROT_WRITE": "ok, write ok",
             "mmap MAP_PRIVATE PROT_READ": "EINVAL",
             "mmap MAP_SHARED PROT_READ past the end": "ok, read SIGBUS",
-            # What is locked out: whoever comes by the page and not by the mapping.
+            # Accesses by the page and not by the mapping are refused.
             "process_vm_readv of a mapping": "EFAULT",
             "read of a mapping by /proc/self/mem": "EIO",
             "ptrace PEEKDATA of a mapping": "EIO",
@@ -229,7 +229,7 @@ def test_guest_memfd_that_is_shared_is_reached_by_its_mapping() -> None:
 
 
 def test_a_named_file_is_as_a_nameless_one(tmp_path: Path) -> None:
-    """But for what takes two, and what is asked of something that grew before."""
+    """Only a number that each file has of its own may differ."""
     (tmp_path / "directory").mkdir()
     file = tmp_path / "file"
     file.touch()
@@ -249,7 +249,7 @@ def test_no_row_depends_on_another(name: str) -> None:
 
 
 def test_a_row_that_kills_says_no_more_than_its_outcome() -> None:
-    """Also where Python is told to be talkative, PYTHONFAULTHANDLER."""
+    """Also with PYTHONFAULTHANDLER, which makes Python print a traceback."""
     program = """
 from inaccfs.probe import attempts, table, targets
 name = "mmap MAP_SHARED PROT_READ past the end"

@@ -1,4 +1,4 @@
-"""A daemon's control socket with no daemon behind it: a test decides what it says."""
+"""A control socket without a daemon: the test decides what it sends."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Peer:
     connection: socket.socket
     # What has come, in order; `next` takes it.
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
-    # The ids of what is held.
-    held: list[qmp.RequestId] = field(default_factory=list)
+    # The ids of the commands that are not answered yet.
+    waiting: list[qmp.RequestId] = field(default_factory=list)
     # What came by SCM_RIGHTS and has not been taken.
     fds: list[int] = field(default_factory=list)
 
@@ -66,8 +66,8 @@ class Peer:
         self.connection.sendall(b"".join(map(qmp.encode_event, events)))
 
     def release(self, value: object = None) -> None:
-        """Answer what has been held longest."""
-        self.reply(self.held.pop(0), {} if value is None else value)
+        """Answer the command that has waited longest."""
+        self.reply(self.waiting.pop(0), {} if value is None else value)
 
     def reply(self, request_id: qmp.RequestId, value: object) -> None:
         match value:
@@ -91,7 +91,7 @@ class Peer:
 
 
 class FakeDaemon:
-    """Listens, answers what can be answered without a file, and is told the rest."""
+    """Listens; answers what needs no file, and leaves the rest to the test."""
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
@@ -164,7 +164,7 @@ class FakeDaemon:
         except OSError as exc:
             value = exc
         if value is Hold:
-            peer.held.append(request_id)
+            peer.waiting.append(request_id)
         else:
             peer.reply(request_id, {} if value is None else value)
         if not isinstance(command, messages.QmpCapabilities):

@@ -17,7 +17,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.semantics import V8
 from inaccfs.shim.superblock import Superblock
 from tests.unit.control_fakes import Control, controlling
-from tests.unit.fakes import HeldAllocator, World, serving
+from tests.unit.fakes import BlockedAllocator, World, serving
 from tests.unit.pages_fakes import assert_no_strays
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def backing() -> Iterator[Backing]:
 
 @pytest.fixture
 def tree(backing: Backing) -> Path:
-    """A path to the backing's root, for what happens behind the mount's back."""
+    """A path to the backing's root, for changes that bypass the mount."""
     return Path(f"/proc/self/fd/{backing.root}")
 
 
@@ -73,14 +73,14 @@ def namespace(backing: Backing) -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def held() -> HeldAllocator:
+def blocked() -> BlockedAllocator:
     """What does the long allocations of `world`."""
-    return HeldAllocator()
+    return BlockedAllocator()
 
 
 @pytest.fixture
-async def world(backing: Backing, held: HeldAllocator) -> AsyncIterator[World]:
-    async with serving(backing, allocator=held) as made:
+async def world(backing: Backing, blocked: BlockedAllocator) -> AsyncIterator[World]:
+    async with serving(backing, allocator=blocked) as made:
         yield made
 
 

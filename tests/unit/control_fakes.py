@@ -1,7 +1,7 @@
 """A control socket over a real tmpfs without a mount, and a peer that speaks QMP.
 
-An fd of a backing file stands in for one of the mount: the server is told that the
-tmpfs is the mount's file system.
+An fd of a backing file stands in for one of the mount: for the server, the tmpfs is the
+mount's file system.
 """
 
 from __future__ import annotations
@@ -102,6 +102,9 @@ class NoFiles:
     def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
         yield from ()
 
+    def name(self, ino: int) -> str:
+        return ""
+
     @contextmanager
     def at(self, ino: int) -> Iterator[None]:
         yield None
@@ -159,7 +162,7 @@ class FakeFrames:
         self.moves = {}
         return moved
 
-    def fetch(self, start: int, end: int) -> Fetched:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         syscalls.fallocate(self.fd, 1, start * PAGE, (end - start) * PAGE)
@@ -174,6 +177,13 @@ class FakeFrames:
         for page in range(start, end):
             self.at.pop(page, None)
         return Punched(removed, self._move())
+
+    def move(self, start: int, end: int) -> list[Extent]:
+        old = self._runs(page for page in sorted(self.at) if start <= page < end)
+        for page in range(start, end):
+            if page in self.at:
+                self.at[page] += 0x100000
+        return old
 
     def free(self, pfn: int, count: int) -> None:
         self.freed.append((pfn, count))
@@ -210,7 +220,7 @@ class Peer:
     stream: trio.SocketStream
     # What has come besides answers, in order.
     events: list[Answer] = field(default_factory=list)
-    # Fds that have come; whoever takes one closes it.
+    # Fds that have been received; the taker of one closes it.
     fds: list[int] = field(default_factory=list)
     _read: bytearray = field(default_factory=bytearray)
 
@@ -315,20 +325,20 @@ class Control:
         """What a peer has open; the caller's to close."""
         return os.open(f"/proc/self/fd/{node.fd}", flags)
 
-    async def gone(self, peers: int = 0) -> None:
-        """Wait until no more than so many peers are there."""
-        while len(self.server.peers) > peers:
+    async def peers_down_to(self, number: int) -> None:
+        """Wait until there are at most *number* peers."""
+        while len(self.server.peers) > number:
             await trio.lowlevel.checkpoint()
 
     async def all_closed(self) -> None:
-        """Wait until nobody is there, and all connections are closed."""
-        await self.gone()
+        """Wait until there are no peers, and all connections are closed."""
+        await self.peers_down_to(0)
         while self.server.transport.closings.connections:
             await trio.lowlevel.checkpoint()
 
 
 class DirectHelper(Helper):
-    """Does without other processes what nothing here hangs in."""
+    """Does in this process what would be done in workers: nothing here hangs."""
 
     def __init__(self) -> None:
         # No helper is started.

@@ -104,13 +104,13 @@ class Reply(NamedTuple):
     payload: bytes
 
     def attr(self) -> Attr:
-        """Of the answer to GETATTR."""
+        """The attributes in the reply to GETATTR."""
         assert self.error == 0, errno.errorcode[self.error]
         assert len(self.payload) == ATTR_OUT.size + ATTR.size
         return Attr(*ATTR.unpack_from(self.payload, ATTR_OUT.size))
 
     def entry(self) -> EntryOut:
-        """Of the answer to LOOKUP, CREATE or TMPFILE."""
+        """The entry in the reply to LOOKUP, CREATE or TMPFILE."""
         assert self.error == 0, errno.errorcode[self.error]
         found = ENTRY_OUT.unpack_from(self.payload)
         attr = Attr(*ATTR.unpack_from(self.payload, ENTRY_OUT.size))
@@ -228,9 +228,9 @@ class FakePyfuse3:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        # Whether requests pile up in `held` instead of being answered.
+        # Whether requests pile up in `waiting` instead of being answered.
         self.holding = False
-        self.held: list[tuple[int, int]] = []
+        self.waiting: list[tuple[int, int]] = []
         # (opcode, whole message), in order of arrival.
         self.seen: list[tuple[int, bytes]] = []
         # The errno with which requests are answered, and what follows a success.
@@ -247,7 +247,7 @@ class FakePyfuse3:
             if op == Op.INIT:
                 self.answer(unique, bytes(INIT_OUT.size))
             elif self.holding:
-                self.held.append((unique, op))
+                self.waiting.append((unique, op))
             else:
                 self.answer(unique, self.payload)
 
@@ -258,7 +258,7 @@ class FakePyfuse3:
         self._end.send(header + payload)
 
 
-class HeldCloser(Closer):
+class BlockedCloser(Closer):
     """A closer that can claim that memory is on its way back."""
 
     def __init__(self) -> None:
@@ -295,7 +295,7 @@ class World:
     pyfuse3: FakePyfuse3
     channel: Channel
     namespace: Namespace
-    closer: HeldCloser
+    closer: BlockedCloser
 
 
 class SealFactory:
@@ -324,7 +324,7 @@ async def serving(
     allocator: LongAllocator | None = None,
 ) -> AsyncIterator[World]:
     """A channel that runs for the length of a with block, and ends by itself after."""
-    closer = HeldCloser()
+    closer = BlockedCloser()
     shim = Superblock(V8(), backing.page_size, allocator=allocator, frees=closer)
     namespace = Namespace(backing, shim, closer.close)
     kernel = FakeKernel()
@@ -364,7 +364,7 @@ def refused(number: int) -> Iterator[None]:
 # --- calls that take long ---------------------------------------------------------
 
 
-class HeldCall:
+class BlockedCall:
     """Stands in for syscalls.fallocate(); made in a trio task, called in a thread."""
 
     def __init__(self) -> None:
@@ -383,7 +383,7 @@ class HeldCall:
         self._let_go.set()
 
 
-class HeldUndoing:
+class BlockedUndoing:
     """Gives memory back for as long as a test wants it to."""
 
     def __init__(self) -> None:
@@ -396,7 +396,7 @@ class HeldUndoing:
         await self._over.wait()
 
 
-class HeldAllocator:
+class BlockedAllocator:
     """Allocates nothing, without a helper: each call waits to be let go."""
 
     def __init__(self) -> None:
@@ -405,11 +405,11 @@ class HeldAllocator:
         # Of the last call: fd, mode, offset, length.
         self.arguments: tuple[int, ...] = ()
         # With this an interrupted call still gives memory back; else it ends at once.
-        self.undoing: HeldUndoing | None = None
+        self.undoing: BlockedUndoing | None = None
         # How many calls were under way at once, at most.
         self.most = 0
         self._running = 0
-        # Whether a call ended because nobody waited for it any more.
+        # Whether a call ended because its caller no longer waited.
         self.cancelled = False
         self._error = 0
         self._let_go = trio.Event()
@@ -421,7 +421,7 @@ class HeldAllocator:
 
     async def allocate(
         self, fd: int, mode: int, offset: int, length: int, interrupted: Event
-    ) -> HeldUndoing | None:
+    ) -> BlockedUndoing | None:
         self.arguments = (fd, mode, offset, length)
         self.entered.set()
         self._running += 1

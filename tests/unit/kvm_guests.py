@@ -51,11 +51,11 @@ class Memfd:
         self.fails: list[OSError] = []
         # What query raises.
         self.query_fails: OSError | None = None
-        # The order that get_pfn tells, if it is not the true one.
+        # The order that get_pfn returns, if it is not the true one.
         self.order: int | None = None
         # Whether callbacks are not called, though the shim thinks so.
         self.silent = False
-        # Whether the daemon has disconnected the notifiers, and nobody is told.
+        # Whether the daemon has disconnected the notifiers, so events are not sent.
         self.lost = False
 
     # --- system calls -----------------------------------------------------------------
@@ -70,14 +70,14 @@ class Memfd:
         self.allocate(start * PAGE, (end - start) * PAGE, PUNCH)
 
     def remove(self, start: int, end: int) -> None:
-        """Punch, and have nobody hear of it."""
+        """Punch without an event."""
         self.silent = True
         self.punch(start, end)
         self.silent = False
 
     @contextmanager
     def punching(self, start: int, end: int) -> Iterator[None]:
-        """Punch: the start has been told, and the pages go at the end of the block."""
+        """Punch: the start has been sent, and the pages go at the end of the block."""
         arrived, go = threading.Event(), threading.Event()
 
         def gate() -> None:
@@ -165,7 +165,7 @@ class FaultyFile:
     def get_pfns(self, offset: int, count: int) -> list[Extent]:
         if self._memfd.fails:
             raise self._memfd.fails.pop(0)
-        found = self._file.get_pfns(offset, count)
+        found: list[Extent] = [*self._file.get_pfns(offset, count)]
         if (order := self._memfd.order) is not None:
             found = [each._replace(order=order) for each in found]
         return found
@@ -226,7 +226,7 @@ class FaultyShim:
 
     def __init__(self, semantics: Semantics, order: int, *, guest_access: bool) -> None:
         """Folios have up to 2**order pages."""
-        # Called before pages go, where they are told before.
+        # Called before pages go, if the event comes before.
         self.gate: Callable[[], None] | None = None
         self.mount: Final = Mount(
             semantics,
@@ -272,7 +272,7 @@ class FaultyShim:
 def shim(
     semantics: Semantics | None = None, *, order: int = 0, refuses_memory: bool = False
 ) -> Iterator[FaultyShim]:
-    """A shim; at the end it is asserted that nothing of it is held any more."""
+    """A shim; at the end it must have no references and no notifiers."""
     made = FaultyShim(semantics or V8(), order, guest_access=not refuses_memory)
     yield made
     made.close()
@@ -288,7 +288,7 @@ def add_slot(
     private_offset: int = 0,
     shared: WritableBuffer | None = None,
 ) -> None:
-    """A slot with a private half: all of *file*, unless told otherwise."""
+    """A slot with a private half: by default all of *file*."""
     vm.set_user_memory_region(
         slot=slot,
         guest_phys_addr=gpa,

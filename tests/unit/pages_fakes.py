@@ -35,7 +35,7 @@ SIZE = 4 * MANY
 
 @dataclass(eq=False)
 class Holder:
-    """Who gets pages."""
+    """A peer that gets pages."""
 
     evicted_at: list[float] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Holder:
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that answers at once unless it is told not to."""
+    """A notifier that answers at once, unless *answers* is false."""
 
     world: World
     answers: bool = True
@@ -56,6 +56,7 @@ class Listener:
     sequence: int | None = None
 
     who = 8
+    number = 3
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.event, notice.start, notice.end))
@@ -76,26 +77,26 @@ class Listener:
         self.world.evicted.append(self)
 
 
-class HeldFrames(FakeFrames):
+class BlockedFrames(FakeFrames):
     """Frames whose fetching takes as long as a test wants."""
 
-    held = False
+    blocks = False
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self.entered = threading.Event()
         self.let_go = threading.Event()
 
-    def fetch(self, start: int, end: int) -> Fetched:
-        if self.held:
+    def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
+        if self.blocks:
             self.entered.set()
             self.let_go.wait()
-        return super().fetch(start, end)
+        return super().fetch(start, end, reach=reach)
 
 
 class HeldSource(FakeSource):
     def open(self, fd: int, page_size: int) -> FakeFrames:
-        self.opened.append(HeldFrames(fd))
+        self.opened.append(BlockedFrames(fd))
         return self.opened[-1]
 
 
@@ -132,7 +133,7 @@ class World:
         self.file.pages.put(holder, BASE + start, count)
 
     def allocate(self, start: int, end: int) -> None:
-        """In the backing, and nobody is told."""
+        """In the backing, without an event."""
         os.posix_fallocate(self.file.fd, start * PAGE, (end - start) * PAGE)
 
     async def fallocate(self, mode: int, start: int, end: int) -> None:
@@ -212,6 +213,6 @@ def count_calls(
     return calls
 
 
-async def fetching(world: World, frames: HeldFrames) -> None:
+async def fetching(world: World, frames: BlockedFrames) -> None:
     """Wait until a thread fetches."""
     await trio.to_thread.run_sync(frames.entered.wait)

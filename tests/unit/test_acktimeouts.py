@@ -1,4 +1,4 @@
-"""Who waits for answers without a task evicts the silent, in time and at no cost."""
+"""AckTimeouts evicts notifiers that do not answer, in time and at no cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Silent:
     evictions: list[tuple[str, float]]
     sequence: int = 0
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -98,7 +98,7 @@ async def world(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -
 async def test_it_runs_from_its_start_to_its_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Else nobody may rely on it."""
+    """Otherwise no caller could rely on it."""
     ack_timeouts = AckTimeouts(SECONDS)
     assert not ack_timeouts.running
     async with trio.open_nursery() as nursery:
@@ -130,7 +130,7 @@ async def test_each_has_its_own_time_in_order(
     for file in files:
         file.invalidate()
         await trio.sleep(1)
-    # In the middle one answers, and is told once more: it has all of its time again.
+    # In the middle one answers and gets another event: it has its full time again.
     files[2].answer()
     files[2].invalidate()
     await trio.sleep(3 * SECONDS)
@@ -193,7 +193,7 @@ async def test_it_begins_again_after_a_rest(
 async def test_the_task_rests_while_all_answer(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A wake-up in a quarter of the time that somebody has; not one an event."""
+    """One wake-up in a quarter of the timeout, and not one for each event."""
     file = await world.file()
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
@@ -226,7 +226,7 @@ async def test_the_task_rests_while_the_silent_have_their_time(
 async def test_an_event_that_was_answered_is_not_kept(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """However long somebody else says nothing."""
+    """Even if another notifier does not answer."""
     silent, quick = await world.file("silent"), await world.file()
     silent.invalidate()
     for _ in range(1000):
@@ -245,7 +245,7 @@ async def test_an_event_that_was_answered_is_not_kept(
 async def test_an_event_that_is_over_before_it_is_watched_is_not_kept(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """All have gone while they were told."""
+    """All were removed while the event was sent."""
     file = await world.file()
     assert file.notifiers.take()
     sequence = file.notifiers.begin(Notice("INVALIDATE", 0, 1), file.over)
@@ -260,7 +260,7 @@ async def test_an_event_that_is_over_before_it_is_watched_is_not_kept(
 
 @pytest.mark.parametrize("before", [0.0, 2.0, 4.9, 9.9])
 @pytest.mark.parametrize("stopped", [SECONDS, 100 * SECONDS])
-async def test_what_arrived_while_the_process_was_stopped_is_read_first(
+async def test_answers_that_arrived_while_stopped_are_read_first(
     world: World, autojump_clock: trio.testing.MockClock, before: float, stopped: float
 ) -> None:
     file = await world.file()
@@ -306,7 +306,7 @@ async def test_a_wait_is_over_in_time_or_not(
     assert trio.current_time() == 2 * SECONDS - 0.1
 
 
-async def test_a_wait_does_not_count_what_the_process_did_not_run(
+async def test_a_wait_does_not_count_time_while_stopped(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     event = trio.Event()

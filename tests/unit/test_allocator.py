@@ -139,7 +139,7 @@ def _count_children(pid: int) -> int:
 async def test_nothing_is_left_of_an_allocation(
     allocator: Working, memory: int
 ) -> None:
-    """No fd here, whatever the collector does, and no heap of dead workers."""
+    """No fd is left here, and no dead workers."""
     # The worker that is left waits for the next.
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     gc.collect()
@@ -160,7 +160,7 @@ async def test_nothing_is_left_of_an_allocation(
 # --- what it is -------------------------------------------------------------------
 
 
-def _held(pid: int) -> list[str]:
+def _open_fds(pid: int) -> list[str]:
     """What the fds of a process lead to."""
     directory = f"/proc/{pid}/fd"
     found = []
@@ -173,15 +173,15 @@ def _held(pid: int) -> list[str]:
 async def test_the_helper_holds_nothing_of_the_daemons(
     allocator: Working, memory: int, backing: Backing
 ) -> None:
-    """Else a mount, a lock or a pipe would outlive the daemon's close of it."""
+    """Otherwise a mount, a lock or a pipe would outlive the daemon's close of it."""
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     with trio.fail_after(60):
         # The worker may answer before the helper has closed what it has handed on.
-        while len(held := _held(allocator.helper)) > 4:
+        while len(fds := _open_fds(allocator.helper)) > 4:
             await trio.lowlevel.checkpoint()
-    (requests,) = [name for name in held if name != os.devnull]
+    (requests,) = [name for name in fds if name != os.devnull]
     assert requests.startswith("socket:")
-    assert len(held) == 4
+    assert len(fds) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -202,7 +202,7 @@ async def _ask(allocator: Working, memory: int) -> tuple[int, int]:
         await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     except OSError as exc:
         number = exc.errno or -1
-        # While somebody still looks at the exception.
+        # While a caller still has the exception.
         more = len(os.listdir("/proc/self/fd")) - before
     else:
         more = len(os.listdir("/proc/self/fd")) - before
@@ -331,7 +331,7 @@ async def test_close_waits_until_all_has_been_given_back(memory: int) -> None:
 class Worker:
     """The test's side of workers that do not allocate: see `_Stuck`.
 
-    They say who they are and wait, for ever or until they are killed.
+    They send their pid and wait until they are killed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -390,7 +390,7 @@ class _StuckInUndoing(_Stuck):
     def __call__(self, fd: int, mode: int, offset: int, length: int) -> None:
         if os.fork() == 0:
             fifo = os.open(self._undoing_path, os.O_RDONLY)
-            # A failed test must not leave it behind for ever.
+            # A failed test must not leave it for ever.
             select.select([fifo], [], [], 20)
             os._exit(0)
         super().__call__(fd, mode, offset, length)
@@ -498,7 +498,7 @@ async def test_any_number_can_wait_for_an_undoing(
             assert over == 0
             undoing_worker.let_go()
         assert over == 5
-        # And who comes late.
+        # And a late caller.
         await wait()
         assert over == 6
 
@@ -545,7 +545,7 @@ async def test_one_that_is_stuck_holds_up_no_other(worker: Worker, memory: int) 
     assert allocated(memory) == PAGE
 
 
-# --- whatever else ends it --------------------------------------------------------
+# --- other ways to end it ---------------------------------------------------------
 
 
 async def test_a_cancelled_allocation_is_killed(worker: Worker, memory: int) -> None:
@@ -597,7 +597,7 @@ trio.run(allocator.allocate, os.memfd_create("backing"), 0, 0, 4096, trio.Event(
 
 
 def test_all_die_with_the_daemon(worker: Worker) -> None:
-    """Even when it is killed and can tell nobody."""
+    """Even when it is killed and can report nothing."""
     daemon = subprocess.Popen([sys.executable, "-c", DAEMON, str(worker.path)])
     helper = worker.wait_until_it_works()
     allocation = worker.wait_until_it_works()

@@ -59,7 +59,7 @@ def test_a_directory_that_others_can_reach_is_warned_of(tree: Path, mode: int) -
 
 
 @as_root
-def test_a_directory_that_is_somebody_elses_is_warned_of(tree: Path) -> None:
+def test_a_directory_of_another_user_is_a_warning(tree: Path) -> None:
     (tree / "d").mkdir(mode=0o700)
     os.chown(tree / "d", 12345, 12345)
     with closing(wrap(str(tree / "d"))) as backing:
@@ -83,7 +83,7 @@ def test_another_file_system_is_refused_by_its_name(
     ("name", "reason"),
     [("nowhere", "No such file"), ("file", "Not a directory")],
 )
-def test_what_is_no_directory_is_refused(
+def test_a_path_that_is_not_a_directory_is_refused(
     tmp_path: Path, name: str, reason: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -269,7 +269,7 @@ def test_by_default_it_is_its_owners_alone(refusing: Path) -> None:
 
 @forks
 @pytest.mark.parametrize("options", [{"size": "1m"}, {"huge": "never"}])
-def test_what_needs_a_tmpfs_of_its_own_is_refused(
+def test_options_that_need_a_private_tmpfs_are_refused(
     refusing: Path, options: dict[str, str]
 ) -> None:
     with pytest.raises(BackingError, match="leave them out"):
@@ -278,7 +278,7 @@ def test_what_needs_a_tmpfs_of_its_own_is_refused(
 
 
 @forks
-def test_what_is_no_tmpfs_is_passed_over(
+def test_a_directory_that_is_not_on_a_tmpfs_is_skipped(
     refusing: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def magic(fd: int) -> int:
@@ -317,7 +317,7 @@ def test_a_child_that_dies_without_a_word_is_no_hang(
         assert "Input/output error" in backing.warnings[0]
 
 
-def _left_behind(parent: Path, name: str) -> Path:
+def _left_over(parent: Path, name: str) -> Path:
     """A directory as the daemon of this user leaves one when it is killed."""
     (parent / name / "old").mkdir(parents=True)
     os.chown(parent / name, os.geteuid(), -1)
@@ -325,10 +325,10 @@ def _left_behind(parent: Path, name: str) -> Path:
 
 
 @forks
-def test_what_a_killed_daemon_left_is_removed_first(refusing: Path) -> None:
-    """Even where its pid is somebody's again, our own for instance."""
-    _left_behind(refusing, "t.1")
-    _left_behind(refusing, f"t.{os.getpid()}")
+def test_the_directory_of_a_killed_daemon_is_removed_first(refusing: Path) -> None:
+    """Even if its pid is in use again, by this process for instance."""
+    _left_over(refusing, "t.1")
+    _left_over(refusing, f"t.{os.getpid()}")
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
         assert os.listdir(refusing) == [f"t.{os.getpid()}"]
         assert os.listdir(refusing / f"t.{os.getpid()}") == []
@@ -336,7 +336,7 @@ def test_what_a_killed_daemon_left_is_removed_first(refusing: Path) -> None:
 
 @forks
 def test_a_live_daemons_is_left_alone(refusing: Path) -> None:
-    """Whatever pid namespace it is in: what counts is its lock, not its pid."""
+    """In any pid namespace: its lock counts, not its pid."""
     with closing(private_tmpfs(TmpfsOptions(), fallback_name="t")):
         os.rename(refusing / f"t.{os.getpid()}", refusing / "t.999999999")
         os.chown(refusing / "t.999999999", os.geteuid(), -1)
@@ -349,32 +349,32 @@ def test_a_live_daemons_is_left_alone(refusing: Path) -> None:
 def test_another_mounts_is_left_alone(refusing: Path) -> None:
     names = {"t2.1", "t.x.1", "t", "xt.1"}
     for name in {*names, "t.1"}:
-        _left_behind(refusing, name)
+        _left_over(refusing, name)
     remove_fallbacks("t")
     assert set(os.listdir(refusing)) == names
 
 
 @as_root
-def test_what_is_another_users_is_left_alone(refusing: Path) -> None:
-    os.chown(_left_behind(refusing, "t.1"), os.geteuid() + 1, -1)
+def test_a_directory_of_another_user_is_left_alone(refusing: Path) -> None:
+    os.chown(_left_over(refusing, "t.1"), os.geteuid() + 1, -1)
     remove_fallbacks("t")
     assert os.listdir(refusing) == ["t.1"]
 
 
-def test_what_is_no_directory_is_neither_followed_nor_in_the_way(
+def test_a_link_or_file_is_neither_followed_nor_in_the_way(
     refusing: Path, tmp_path: Path
 ) -> None:
-    _left_behind(tmp_path, "precious")
+    _left_over(tmp_path, "precious")
     (refusing / "t.1").symlink_to(tmp_path / "precious")
     (refusing / "t.2").touch()
     os.mkfifo(refusing / "t.3")
-    _left_behind(refusing, "t.4")
+    _left_over(refusing, "t.4")
     remove_fallbacks("t")
     assert os.listdir(tmp_path / "precious") == ["old"]
     assert sorted(os.listdir(refusing)) == ["t.1", "t.2", "t.3"]
 
 
-def test_removing_what_is_not_there_is_no_error(refusing: Path) -> None:
+def test_removing_a_missing_directory_is_no_error(refusing: Path) -> None:
     remove_fallbacks("nothing")
 
 

@@ -1,4 +1,4 @@
-"""How files are counted: one walk for all who ask, of any tree."""
+"""How files are counted: one walk for all callers, of any tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 
-# --- who asks -----------------------------------------------------------------------
+# --- callers -----------------------------------------------------------------------
 
 
 class HeldWalk:
@@ -45,7 +45,7 @@ async def ask(asked: Census, into: list[int]) -> None:
     into.append((await asked.take()).files)
 
 
-async def test_who_asks_during_a_walk_shares_the_next_one() -> None:
+async def test_callers_during_a_walk_share_the_next_one() -> None:
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
     with trio.fail_after(60):
@@ -65,14 +65,14 @@ async def until(answer: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def test_who_asks_again_gets_a_new_walk() -> None:
+async def test_a_later_call_gets_a_new_walk() -> None:
     walk = HeldWalk()
     walk.let_go.release(3)
     asked = Census(walk)
     assert [(await asked.take()).files for _ in range(3)] == [1, 2, 3]
 
 
-async def test_while_too_many_wait_others_get_what_is_known() -> None:
+async def test_while_too_many_wait_others_get_the_last_counts() -> None:
     """Each may take one of the places that the kernel's other requests need."""
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
@@ -90,7 +90,7 @@ async def test_while_too_many_wait_others_get_what_is_known() -> None:
     assert len(found) == census._MOST_WAITING
 
 
-async def test_who_asks_may_go_and_the_others_are_answered() -> None:
+async def test_a_caller_may_be_cancelled_and_the_others_are_answered() -> None:
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
     with trio.fail_after(60):
@@ -108,7 +108,7 @@ async def test_who_asks_may_go_and_the_others_are_answered() -> None:
             leaving.cancel()
             await until(lambda: walk.begun == 2)
             walk.let_go.release()
-    # The first walk has been given up, and is no answer to anybody.
+    # The first walk has been given up, and answers no caller.
     assert found == [2]
 
 
@@ -277,10 +277,10 @@ def test_a_directory_that_moves_meanwhile_is_no_way_out(tree: Path, where: str) 
     assert not (inside / "a" / "b").exists()
 
 
-def test_what_may_not_be_read_is_passed_over(
+def test_a_directory_without_permission_is_skipped(
     tree: Path, root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a plain user meets it; tests may be root's, who may read anything."""
+    """As for a plain user; the test may run as root, who may read anything."""
     for name in ("shut", "open"):
         (tree / name).mkdir()
         allocate(tree / name / "file", 1)
@@ -295,7 +295,7 @@ def test_what_may_not_be_read_is_passed_over(
     assert count(root) == Totals(1, PAGE)
 
 
-def test_what_may_be_read_and_not_searched_is_left_by_way_of_the_top(
+def test_a_directory_without_search_permission_is_left_from_the_top(
     tree: Path, root: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / "a" / "b").mkdir(parents=True)

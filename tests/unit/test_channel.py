@@ -33,9 +33,9 @@ from tests.unit.fakes import (
     OPEN_IN,
     READ_IN,
     RENAME2_IN,
-    HeldAllocator,
-    HeldCall,
-    HeldUndoing,
+    BlockedAllocator,
+    BlockedCall,
+    BlockedUndoing,
     SealFactory,
     World,
     init_in,
@@ -83,7 +83,7 @@ async def test_pyfuse3_hears_of_readdirplus_only(backing: Backing) -> None:
 
 
 @pytest.mark.parametrize("passthrough", [True, False])
-async def test_the_seal_is_made_with_what_the_kernel_offers(
+async def test_the_seal_depends_on_the_offer_of_the_kernel(
     backing: Backing, passthrough: bool
 ) -> None:
     make_seal = SealFactory()
@@ -141,7 +141,7 @@ async def test_getattr_of_the_root_and_of_a_file(world: World, tree: Path) -> No
     reply = await world.kernel.call(Op.GETATTR, nodeid)
     assert reply.attr().size == 3 * PAGE
     assert stat.S_IMODE(reply.attr().mode) == 0o640
-    # Memory can be allocated behind the kernel's back: valid for no time at all.
+    # Memory can be allocated without the kernel's knowledge: never cached.
     assert int.from_bytes(reply.payload[:8], "little") == 0
 
 
@@ -225,7 +225,7 @@ async def test_rename_and_rename2(world: World, tree: Path) -> None:
 # --- open files -------------------------------------------------------------------
 
 
-async def test_create_opens_what_it_makes(world: World, tree: Path) -> None:
+async def test_create_opens_the_new_file(world: World, tree: Path) -> None:
     reply = await world.kernel.create(b"f", mode=0o640)
     nodeid = reply.entry().nodeid
     assert (tree / "f").stat().st_ino == nodeid
@@ -283,7 +283,7 @@ async def test_each_kind_of_open_carries_the_seal(
 
 
 class Unwilling(Seal):
-    """The kernel takes nothing behind an open."""
+    """The kernel refuses every backing file."""
 
     def __init__(self) -> None:
         super().__init__("shared", 7)
@@ -333,7 +333,7 @@ async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -
 
 
 async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> None:
-    """EINVAL, and no name is left behind."""
+    """EINVAL, and no name is left."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     direct = os.O_RDWR | os.O_DIRECT
     assert (await world.kernel.open(nodeid, direct)).error == errno.EINVAL
@@ -463,10 +463,10 @@ async def test_an_unaligned_punch_changes_nothing(
     assert (tree / "f").stat().st_blocks == 4 * PAGE // 512
 
 
-async def test_a_long_punch_holds_up_nobody(
+async def test_a_long_punch_delays_no_other_call(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = HeldCall()
+    call = BlockedCall()
     monkeypatch.setattr(syscalls, "fallocate", call)
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     body = FALLOCATE_IN.pack(nodeid, 0, LONG, PUNCH, 0)
@@ -546,19 +546,19 @@ async def test_memory_of_a_large_file_is_back_for_the_next_allocation(
         await world.kernel.forget(nodeid, 1)
 
 
-async def _start_allocation(world: World, held: HeldAllocator) -> tuple[int, int]:
+async def _start_allocation(world: World, blocked: BlockedAllocator) -> tuple[int, int]:
     """Ask for what takes long; return the file's nodeid and the unique."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     body = FALLOCATE_IN.pack(nodeid, 0, INTERRUPTIBLE, 0, 0)
     unique = await world.kernel.send(Op.FALLOCATE, nodeid, body)
-    await held.entered.wait()
+    await blocked.entered.wait()
     return nodeid, unique
 
 
 async def test_interrupt_ends_a_long_allocation(
-    world: World, held: HeldAllocator
+    world: World, blocked: BlockedAllocator
 ) -> None:
-    nodeid, unique = await _start_allocation(world, held)
+    nodeid, unique = await _start_allocation(world, blocked)
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(unique))
     assert await world.kernel.receive() == (unique, errno.EINTR, b"")
     assert (await world.kernel.call(Op.GETATTR, nodeid)).error == 0
@@ -566,7 +566,7 @@ async def test_interrupt_ends_a_long_allocation(
 
 
 async def test_an_interrupt_right_after_its_request_is_not_lost(world: World) -> None:
-    """So it comes when the caller was signalled while the request was queued."""
+    """That happens if the caller was signalled while its request was queued."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     allocation = FALLOCATE_IN.pack(nodeid, 0, INTERRUPTIBLE, 0, 0)
     world.kernel.send_now(Op.FALLOCATE, nodeid, 1001, allocation)
@@ -576,11 +576,11 @@ async def test_an_interrupt_right_after_its_request_is_not_lost(world: World) ->
 
 
 async def test_getattr_waits_until_the_file_has_settled(
-    world: World, held: HeldAllocator
+    world: World, blocked: BlockedAllocator
 ) -> None:
     """The caller has its EINTR, and may close; the file is kept until then."""
-    held.undoing = HeldUndoing()
-    nodeid, unique = await _start_allocation(world, held)
+    blocked.undoing = BlockedUndoing()
+    nodeid, unique = await _start_allocation(world, blocked)
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(unique))
     assert await world.kernel.receive() == (unique, errno.EINTR, b"")
     unique = await world.kernel.send(Op.GETATTR, nodeid)
@@ -588,7 +588,7 @@ async def test_getattr_waits_until_the_file_has_settled(
     assert (await world.kernel.receive()).unique == unique + 2
     assert world.namespace.inodes[nodeid].opens == 1
     assert world.kernel.is_silent()
-    held.undoing.end()
+    blocked.undoing.end()
     reply = await world.kernel.receive()
     assert reply.unique == unique
     assert reply.attr().blocks == 0
@@ -596,7 +596,7 @@ async def test_getattr_waits_until_the_file_has_settled(
     assert world.namespace.inodes[nodeid].opens == 0
 
 
-async def test_an_interrupt_for_nobody_is_dropped(world: World) -> None:
+async def test_an_interrupt_of_an_unknown_request_is_dropped(world: World) -> None:
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(4711))
     assert (await world.kernel.call(Op.GETATTR)).error == 0
 
@@ -638,17 +638,22 @@ MOVES = [
 
 @pytest.mark.parametrize(("op", "body", "left"), MOVES)
 async def test_changes_of_a_busy_files_names_wait(
-    world: World, tree: Path, held: HeldAllocator, op: Op, body: bytes, left: set[str]
+    world: World,
+    tree: Path,
+    blocked: BlockedAllocator,
+    op: Op,
+    body: bytes,
+    left: set[str],
 ) -> None:
     """It would stop the loop: the backing has locked the inode."""
     (tree / "g").touch()
-    busy, allocation = await _start_allocation(world, held)
+    busy, allocation = await _start_allocation(world, blocked)
     before = {name: (tree / name).stat().st_ino for name in ("f", "g")}
     move = await world.kernel.send(op, 1, body)
     await _everybody_else_is_answered(world, busy)
     assert world.kernel.is_silent()
     assert {name: (tree / name).stat().st_ino for name in ("f", "g")} == before
-    held.let_go()
+    blocked.let_go()
     replies = {await world.kernel.receive(), await world.kernel.receive()}
     assert replies == {(allocation, 0, b""), (move, 0, b"")}
     assert set(os.listdir(tree)) == left
@@ -657,25 +662,25 @@ async def test_changes_of_a_busy_files_names_wait(
 
 
 async def test_another_name_of_a_busy_file_waits_too(
-    world: World, tree: Path, held: HeldAllocator
+    world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    busy, _ = await _start_allocation(world, held)
+    busy, _ = await _start_allocation(world, blocked)
     os.link(tree / "f", tree / "never looked up")
     unlink = await world.kernel.send(Op.UNLINK, 1, b"never looked up\0")
     await _everybody_else_is_answered(world, busy)
-    held.let_go()
+    blocked.let_go()
     assert unlink in {(await world.kernel.receive()).unique for _ in range(2)}
     assert os.listdir(tree) == ["f"]
 
 
 async def test_a_call_that_waited_sees_later_changes(
-    world: World, tree: Path, held: HeldAllocator
+    world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    """Of two that unlink a busy file, one comes too late."""
-    await _start_allocation(world, held)
+    """If two callers unlink a busy file, one comes too late."""
+    await _start_allocation(world, blocked)
     asked = [await world.kernel.send(Op.UNLINK, 1, b"f\0") for _ in range(2)]
     await trio.testing.wait_all_tasks_blocked()
-    held.let_go()
+    blocked.let_go()
     replies = [await world.kernel.receive() for _ in range(3)]
     errors = sorted(reply.error for reply in replies if reply.unique in asked)
     assert errors == [0, errno.ENOENT]
@@ -683,31 +688,31 @@ async def test_a_call_that_waited_sees_later_changes(
 
 
 async def test_a_quick_allocation_of_a_busy_file_waits(
-    world: World, tree: Path, held: HeldAllocator
+    world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    busy, first = await _start_allocation(world, held)
+    busy, first = await _start_allocation(world, blocked)
     body = FALLOCATE_IN.pack(busy, 0, PAGE, 0, 0)
     second = await world.kernel.send(Op.FALLOCATE, busy, body)
     await _everybody_else_is_answered(world, busy)
     assert (tree / "f").stat().st_blocks == 0
-    held.let_go()
+    blocked.let_go()
     assert await world.kernel.receive() == (first, 0, b"")
     assert await world.kernel.receive() == (second, 0, b"")
     assert (tree / "f").stat().st_blocks == PAGE // 512
 
 
 async def test_o_trunc_waits_and_is_then_refused(
-    world: World, tree: Path, held: HeldAllocator
+    world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
     """By then the file has the size that the allocation gave it."""
-    busy, first = await _start_allocation(world, held)
+    busy, first = await _start_allocation(world, blocked)
     unique = await world.kernel.send(
         Op.OPEN, busy, OPEN_IN.pack(os.O_RDWR | os.O_TRUNC, 0)
     )
     await _everybody_else_is_answered(world, busy)
     assert world.kernel.is_silent()
     os.truncate(tree / "f", PAGE)
-    held.let_go()
+    blocked.let_go()
     assert await world.kernel.receive() == (first, 0, b"")
     assert await world.kernel.receive() == (unique, errno.EPERM, b"")
     assert world.namespace.inodes[busy].opens == 1
@@ -715,29 +720,29 @@ async def test_o_trunc_waits_and_is_then_refused(
 
 
 async def test_an_interrupted_file_is_busy_until_it_has_settled(
-    world: World, tree: Path, held: HeldAllocator
+    world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    held.undoing = HeldUndoing()
-    _, unique = await _start_allocation(world, held)
+    blocked.undoing = BlockedUndoing()
+    _, unique = await _start_allocation(world, blocked)
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(unique))
     assert await world.kernel.receive() == (unique, errno.EINTR, b"")
     unlink = await world.kernel.send(Op.UNLINK, 1, b"f\0")
     await trio.testing.wait_all_tasks_blocked()
     assert world.kernel.is_silent()
-    held.undoing.end()
+    blocked.undoing.end()
     assert await world.kernel.receive() == (unlink, 0, b"")
     assert os.listdir(tree) == []
 
 
 async def test_the_end_does_not_wait_for_a_busy_file(
-    backing: Backing, held: HeldAllocator
+    backing: Backing, blocked: BlockedAllocator
 ) -> None:
     with trio.fail_after(60):
-        async with serving(backing, allocator=held) as world:
-            await _start_allocation(world, held)
+        async with serving(backing, allocator=blocked) as world:
+            await _start_allocation(world, blocked)
             await world.kernel.send(Op.UNLINK, 1, b"f\0")
             await trio.testing.wait_all_tasks_blocked()
-    assert held.cancelled
+    assert blocked.cancelled
     assert not world.namespace.opens._superblock.busy
 
 
@@ -777,12 +782,12 @@ async def test_no_more_is_asked_of_pyfuse3_than_its_socket_can_answer(
         await world.kernel.send(Op.READDIRPLUS, 1, read_in(1 << 20)) for _ in range(40)
     ]
     await trio.testing.wait_all_tasks_blocked()
-    assert 1 < len(world.pyfuse3.held) < len(asked)
+    assert 1 < len(world.pyfuse3.waiting) < len(asked)
 
     answered = []
     batches = []
-    while batch := [unique for unique, _ in world.pyfuse3.held]:
-        world.pyfuse3.held.clear()
+    while batch := [unique for unique, _ in world.pyfuse3.waiting]:
+        world.pyfuse3.waiting.clear()
         batches.append(len(batch))
         for unique in batch:
             # The largest answer, and none of them is read before the last is sent.
@@ -871,11 +876,11 @@ async def test_a_request_larger_than_all_room_goes_alone(world: World) -> None:
     body = GETXATTR_IN.pack(1 << 30, 0) + b"user.x\0"
     second = await world.kernel.send(Op.GETXATTR, 1, body)
     await trio.testing.wait_all_tasks_blocked()
-    assert list(world.pyfuse3.held) == [(first, Op.STATFS)]
+    assert list(world.pyfuse3.waiting) == [(first, Op.STATFS)]
     world.pyfuse3.answer(first)
     await world.kernel.receive()
     await trio.testing.wait_all_tasks_blocked()
-    assert world.pyfuse3.held[-1] == (second, Op.GETXATTR)
+    assert world.pyfuse3.waiting[-1] == (second, Op.GETXATTR)
     world.pyfuse3.answer(second)
     assert (await world.kernel.receive()).unique == second
 
@@ -940,7 +945,7 @@ async def test_a_bug_is_logged_and_answered_with_eio(
     ],
     ids=lambda value: value.name if isinstance(value, Op) else repr(value)[:12],
 )
-async def test_a_truncated_request_gets_eio_and_harms_nobody(
+async def test_a_truncated_request_gets_eio_and_the_channel_goes_on(
     world: World, caplog: pytest.LogCaptureFixture, op: Op, body: bytes
 ) -> None:
     assert (await world.kernel.call(op, 1, body)).error == errno.EIO
@@ -1088,3 +1093,29 @@ async def test_an_oserror_without_an_errno_is_a_bug(
         assert (await world.kernel.lookup(b"f")).error == errno.EIO
     assert "bug in the handler" in caplog.text
     assert (await world.kernel.lookup(b"f")).entry().nodeid == 0
+
+
+async def test_other_requests_are_traced_for_who_asks_for_them(world: World) -> None:
+    trace = world.namespace.trace
+    found: list[Happened] = []
+    plain = list(world.channel.handlers)
+    nodeid = (await world.kernel.create(b"f")).entry().nodeid
+    with trace.listening(found.append):
+        await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+        assert not found
+        assert world.channel.handlers == plain
+    trace.listen(found.append, requests=True)
+    await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+    await world.kernel.lookup(b"none")
+    # Once, and as what it is.
+    await world.kernel.fallocate(nodeid, 0, 0, PAGE)
+    trace.stop(found.append)
+    await world.kernel.call(Op.GETATTR, nodeid, bytes(16))
+    assert world.channel.handlers == plain
+    assert [(one.what, one.event, one.who) for one in found] == [
+        ("request", "GETATTR", 1),
+        ("request", "LOOKUP", 1),
+        ("allocate", "", 1),
+    ]
+    assert [one.file for one in found] == [nodeid, 1, nodeid]
+    assert all(0 < one.began <= one.time for one in found)

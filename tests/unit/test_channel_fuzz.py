@@ -1,4 +1,4 @@
-"""Whatever follows a valid header: one reply, or none where none is due, and on."""
+"""After any data with a valid header: the reply that is due; the channel goes on."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_request_has_exactly_the_replies_due(
     caplog: pytest.LogCaptureFixture,
     requests: list[tuple[int, int, bytes]],
 ) -> None:
-    """And none of them is a bug: what is odd is refused."""
+    """Odd requests are refused, and none of them causes a bug."""
     caplog.clear()
     trio.run(_play, requests)
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []

@@ -1,4 +1,4 @@
-"""The blocking client, against a fake daemon behind a real socket."""
+"""The blocking client, against a fake daemon at a real socket."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def invalidate(notifier: int = 1, sequence: int = 1) -> Invalidate:
 
 
 def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
-    """Tell who has registered last of an event, and wait for the answer."""
+    """Send the last registered notifier an event, and wait for the answer."""
     events = daemon.peer()
     events.tell(event or invalidate())
     events.next(InvalidateDone)
@@ -100,14 +100,14 @@ def invalidated(daemon: FakeDaemon, event: Invalidate | None = None) -> Peer:
 
 
 class Callback:
-    """Remembers its calls; holds each up if told to."""
+    """Remembers its calls; with *blocks* each waits for `may_return`."""
 
-    def __init__(self, *, held: bool = False) -> None:
+    def __init__(self, *, blocks: bool = False) -> None:
         self.calls: list[tuple[int, int]] = []
         self.thread: threading.Thread | None = None
         self.entered = threading.Event()
         self.may_return = threading.Event()
-        if not held:
+        if not blocks:
             self.may_return.set()
 
     def __call__(self, start: int, end: int) -> None:
@@ -121,7 +121,7 @@ class Callback:
 
 
 def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
-    """Whoever only mounts does not pay for clients."""
+    """A program that only mounts does not import the client."""
     code = (
         "import sys, inaccfs; assert not {'msgspec', 'trio'} & set(sys.modules);"
         "inaccfs.connect; assert 'trio' not in sys.modules"
@@ -129,7 +129,7 @@ def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
-def test_what_the_package_gives_lazily_is_listed() -> None:
+def test_lazy_names_of_the_package_are_listed() -> None:
     names = set(dir(inaccfs))
     assert {"connect", "ControlError", "MFD_INACCESSIBLE"} <= names
     assert set(inaccfs.__all__) <= names
@@ -156,7 +156,7 @@ def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path, kind: str) 
     assert str(path) in str(caught.value)
 
 
-def test_a_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+def test_a_socket_without_a_listener(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
@@ -312,7 +312,7 @@ class CtrlC:
             signal.signal(signal.SIGUSR1, before)
 
 
-def test_ctrl_c_in_a_command_gives_back_what_it_gets_later(
+def test_ctrl_c_in_a_command_gives_its_result_back_later(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     daemon.handlers[GetPfn] = hold
@@ -328,7 +328,7 @@ def test_ctrl_c_in_a_command_gives_back_what_it_gets_later(
 def test_ctrl_c_among_the_bytes_ends_the_connection(
     shim: Client, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Nobody knows what was lost; the daemon takes back all."""
+    """It is unknown what was lost; the daemon takes back all."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -386,7 +386,7 @@ def test_a_file_that_the_daemon_does_not_want(daemon: FakeDaemon, shim: Client) 
         shim.file(fd)
 
 
-def test_what_is_no_file(shim: Client) -> None:
+def test_an_argument_that_is_no_file(shim: Client) -> None:
     with pytest.raises(ValueError, match="begins with /"):
         shim.file("guest0")
     with pytest.raises(OSError, match=r".") as caught:
@@ -446,7 +446,7 @@ def test_a_forgotten_file_is_closed_with_its_client(daemon: FakeDaemon) -> None:
 def test_an_event_is_answered_when_the_callback_returns(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     with shim.file("/a").register_notifier(callback) as notifier:
         assert (notifier.number, notifier.registered) == (1, True)
         events = daemon.peer()
@@ -464,7 +464,7 @@ def test_an_event_is_answered_when_the_callback_returns(
     assert not notifier.registered
 
 
-def test_who_has_no_notifiers_has_one_connection(
+def test_a_client_without_notifiers_has_one_connection(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     shim.file("/a").get_pfn(0)
@@ -500,7 +500,7 @@ def test_a_registration_that_is_refused(daemon: FakeDaemon, shim: Client) -> Non
 def test_an_fd_that_is_refused_for_a_notifier(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    """What is told is what was wrong, and not that there is no such name."""
+    """The error says what was wrong, and not that there is no such name."""
     with some_file() as fd, shim.file(fd) as memory:
 
         def refuse(peer: Peer, _: GetFd) -> None:
@@ -550,7 +550,7 @@ def test_an_exception_of_a_callback_is_raised_by_the_block(
     ):
         events = invalidated(daemon)
     assert "ZeroDivisionError" in caplog.text
-    # Unregistered all the same, and told once.
+    # Unregistered all the same, and raised once.
     events.next(UnregisterNotifier)
     shim.close()
 
@@ -592,7 +592,7 @@ def test_an_exception_not_raised_yet_is_raised_when_the_client_closes(
 def test_a_callback_may_unregister(
     daemon: FakeDaemon, shim: Client, peer: Peer, which: str
 ) -> None:
-    """And is not called, nor the other, for what was told before the daemon knew."""
+    """Neither callback is called for events that were sent before the daemon knew."""
     daemon.handlers[UnregisterNotifier] = hold
     returned = threading.Event()
     calls: list[int] = []
@@ -614,7 +614,7 @@ def test_a_callback_may_unregister(
     commands.append(events.next(InvalidateDone))
     assert [command.sequence for command in commands] == [11, 12]
     assert (calls, second.calls) == ([2], [])
-    # The reply may come when it likes; whoever unregisters outside waits for it.
+    # The reply may come late; a thread that unregisters outside waits for it.
     with in_thread(own.unregister if which == "own" else other.unregister) as waiter:
         assert not waiter.done()
         events.release()
@@ -628,7 +628,7 @@ def test_unregister_waits_for_a_running_callback(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
     """The daemon would take it for the answer, and the pages would go under it."""
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     notifier = shim.file("/a").register_notifier(callback)
     events = daemon.peer()
     events.tell(invalidate())
@@ -702,7 +702,7 @@ def test_a_closed_client_says_so(daemon: FakeDaemon) -> None:
     memory.close()
 
 
-def test_a_file_is_closed_quietly_when_the_daemon_has_gone(
+def test_a_file_is_closed_quietly_after_the_end_of_the_daemon(
     shim: Client, peer: Peer
 ) -> None:
     with some_file() as fd, shim.file(fd) as memory:
@@ -762,7 +762,7 @@ def test_to_close_ends_though_a_callback_does_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("inaccfs.client.threads.CALLBACK_SECONDS", 0.05)
-    callback = Callback(held=True)
+    callback = Callback(blocks=True)
     shim = inaccfs.connect(daemon.path)
     daemon.peer()
     shim.file("/a").register_notifier(callback)

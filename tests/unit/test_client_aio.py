@@ -1,4 +1,4 @@
-"""The trio client, against a fake daemon behind a real socket."""
+"""The trio client, against a fake daemon at a real socket."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_connecting_can_be_cancelled_and_leaves_nothing(
 async def test_a_connection_that_comes_with_the_cancellation_is_closed(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread had ended; whoever waited for it has not got it any more."""
+    """The thread has ended; its waiting task was cancelled before it got the result."""
     token = trio.lowlevel.current_trio_token()
     scope = trio.CancelScope()
     dial = tasks._Dialing._dial
@@ -179,7 +179,7 @@ async def test_pages_are_got_and_put(both: tuple[aio.Client, Peer]) -> None:
 
 
 async def test_both_faces_have_the_same_names() -> None:
-    from inaccfs.client import blocking, threads
+    from inaccfs.client import blocking, blockingfile, threads
 
     def names(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
@@ -187,7 +187,7 @@ async def test_both_faces_have_the_same_names() -> None:
     # A trio client ends with its block, and only then.
     assert names(blocking.Client) - names(aio.Client) == {"close"}
     assert names(aio.Client) <= names(blocking.Client)
-    assert names(blocking.File) == names(aio.File)
+    assert names(blockingfile.File) == names(aio.File)
     assert names(threads.Notifier) == names(aio.Notifier)
 
 
@@ -231,7 +231,7 @@ async def test_tasks_share_a_client_and_do_not_wait_for_each_other(
 async def test_an_exception_of_the_body_leaves_the_block(
     daemon: FakeDaemon,
 ) -> None:
-    """Not with an ExceptionGroup around it."""
+    """It is not wrapped in an ExceptionGroup."""
     with pytest.raises(ZeroDivisionError):
         async with connected(daemon):
             raise ZeroDivisionError
@@ -250,7 +250,7 @@ async def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
 async def test_more_is_sent_than_there_is_room_for(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """And who is cancelled then has not cut a message."""
+    """A task that is cancelled then has not cut a message."""
     shim, peer = both
     busy, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
@@ -297,7 +297,7 @@ async def test_the_result_of_a_cancelled_command_is_given_back(
         assert {(await next_of(peer, GetPfn)).count for _ in range(2)} == {None, 5}
         nursery.cancel_scope.cancel()
     assert peer.nothing_more()
-    for request_id in peer.held:
+    for request_id in peer.waiting:
         value = messages.Frames(pfn=77, order=0, extents=[messages.Extent(1, 77, 5, 0)])
         peer.reply(request_id, value)
     puts = [await next_any(peer) for _ in range(2)]
@@ -351,7 +351,7 @@ async def test_the_fd_of_a_cancelled_command_is_closed(
 async def test_a_file_that_is_left_in_cancellation_is_closed(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """Behind the put of what was on its way: that needs the name."""
+    """After the put of references on their way: that needs the name."""
     shim, peer = both
     daemon.handlers[GetPfn] = hold
     fd = os.open("/dev/null", os.O_RDWR)
@@ -448,7 +448,9 @@ async def test_callbacks_may_be_of_either_kind(both: tuple[aio.Client, Peer]) ->
     assert not notifier.registered
 
 
-async def test_a_slow_callback_holds_nobody_up(both: tuple[aio.Client, Peer]) -> None:
+async def test_a_slow_callback_delays_no_other_task(
+    both: tuple[aio.Client, Peer],
+) -> None:
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 
@@ -604,7 +606,7 @@ async def test_unregister_waits_for_a_running_callback(
 async def test_a_notifier_that_is_left_in_cancellation_is_unregistered(
     both: tuple[aio.Client, Peer],
 ) -> None:
-    """When its callback has returned, with nobody waiting."""
+    """When its callback has returned, without a waiting task."""
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 

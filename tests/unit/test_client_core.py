@@ -230,7 +230,7 @@ def test_the_end_fails_waiting_and_later_commands(talk: Talk) -> None:
     ],
     ids=["shutdown", "complaint"],
 )
-def test_the_end_says_what_the_daemon_said_last(
+def test_the_end_has_the_last_error_of_the_daemon(
     talk: Talk, before: bytes, why: str
 ) -> None:
     call = talk.conversation.start(requests.get_pfn("/a", 7))
@@ -247,7 +247,7 @@ def test_no_greeting_means_not_admitted() -> None:
         conversation.start(requests.QUERY_VERSION).result()
 
 
-# --- what nobody waits for any more -----------------------------------------------
+# --- commands that were given up --------------------------------------------------
 
 FRAMES = messages.Frames(pfn=70, order=0)
 EXTENTS = messages.Frames(
@@ -413,7 +413,7 @@ def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
 
 
 def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
-    """The caller may close his before it has gone."""
+    """The caller may close its own before the message is sent."""
     fd = new_fd()
     talk.conversation.start(requests.get_fd("x", fd))
     os.close(fd)
@@ -439,7 +439,7 @@ def test_the_end_closes_fds_on_their_way(
     os.close(fd)
 
 
-def test_a_child_calls_nobody_of_its_parent(talk: Talk) -> None:
+def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
     """Their threads are not here, and what they wait on may be locked."""
     woken: list[str] = []
     talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from inaccfs.client import aio, blocking
+from inaccfs.client import aio, blockingfile
 from inaccfs.client.core import Conversation
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
 from inaccfs.client.notifying import (
@@ -129,7 +129,7 @@ def test_an_event_that_wants_no_answer_gets_none(talk: Talk) -> None:
 
 
 def test_a_notifier_is_there_before_the_next_bytes_are_read(talk: Talk) -> None:
-    """Its first event may come with the reply, before whoever registered runs again."""
+    """Its first event may come with the reply, before the caller runs again."""
     talk.conversation.start(
         talk.notifiers.register("/a", Callbacks(nothing), lambda: None)
     )
@@ -194,7 +194,7 @@ def test_callbacks_that_would_miss_removals_are_refused(
     wanted: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of callbacks for other semantics than the mount's, and of an end alone."""
+    """Callbacks for other semantics than the mount's, or only for an end."""
     registration = talk.register(callbacks)
     assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]
@@ -304,7 +304,7 @@ def test_the_first_exception_is_kept_and_the_rest_counted(
     assert [
         record.exc_info[1] for record in caplog.records if record.exc_info
     ] == errors
-    # It is told once.
+    # It is raised once.
     assert registration.take_error() is None
     assert talk.notifiers.take_raised() is None
 
@@ -396,12 +396,14 @@ def test_a_callback_may_outlive_the_connection(talk: Talk) -> None:
 # --- what a face takes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("face", [blocking.File, aio.File], ids=["blocking", "trio"])
+@pytest.mark.parametrize(
+    "face", [blockingfile.File, aio.File], ids=["blocking", "trio"]
+)
 def test_the_help_of_a_face_names_each_callback(
-    face: type[blocking.File | aio.File],
+    face: type[blockingfile.File | aio.File],
 ) -> None:
     """The signature has them as `Options`."""
-    doc = blocking.File.register_notifier.__doc__
+    doc = blockingfile.File.register_notifier.__doc__
     assert doc is not None
     for name in ("invalidate", *Options.__annotations__):
         assert f"*{name}*" in doc
@@ -411,7 +413,7 @@ def test_the_help_of_a_face_names_each_callback(
 
 def test_a_callback_of_a_wrong_name_is_a_mistake() -> None:
     """For mypy, which the comment proves, and as the program runs."""
-    file = blocking.File.__new__(blocking.File)
+    file = blockingfile.File.__new__(blockingfile.File)
     with pytest.raises(TypeError, match="invalidates"):
         file.register_notifier(invalidates=nothing)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="invalidates"):

@@ -116,11 +116,11 @@ def test_a_refusal_is_logged_when_the_client_is_closed(
 def test_so_many_answers_are_outstanding_and_no_more(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
-    """Whoever only tells waits for the daemon, and needs nobody else to read."""
-    held = []
+    """A thread that only posts waits for the daemon, and reads the replies itself."""
+    counts = []
 
     def hold(peer: Peer, _: PutPfn) -> type[Hold]:
-        held.append(len(peer.held) + 1)
+        counts.append(len(peer.waiting) + 1)
         return Hold
 
     daemon.handlers[PutPfn] = hold
@@ -132,8 +132,8 @@ def test_so_many_answers_are_outstanding_and_no_more(
             peer.next(PutPfn)
         peer.release()
         teller.result(PATIENCE)
-    assert max(held) == UNAWAITED + 1
-    while peer.held:
+    assert max(counts) == UNAWAITED + 1
+    while peer.waiting:
         peer.release()
 
 
@@ -158,7 +158,7 @@ def test_a_dead_daemon_is_reported_soon(
             put(memory, count)
 
 
-def test_to_close_does_not_wait_for_ever(
+def test_close_does_not_wait_for_ever(
     daemon: FakeDaemon,
     memory: File,
     shim: Client,
@@ -174,7 +174,7 @@ def test_to_close_does_not_wait_for_ever(
         memory.put_pfn(1, wait=False)
 
 
-def test_to_close_does_not_wait_for_what_was_given_up(
+def test_close_does_not_wait_for_abandoned_commands(
     daemon: FakeDaemon,
     memory: File,
     shim: Client,

@@ -1,4 +1,4 @@
-"""The control socket, over a real AF_UNIX socket: QMP, and nobody ends the server."""
+"""The control socket, over a real AF_UNIX socket: QMP, and no peer ends the server."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_message_that_is_too_long_gets_an_error_and_ends_the_connection(
 # --- peers that misbehave ---------------------------------------------------------
 
 
-async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
+async def test_a_peer_that_hangs_up_in_the_middle_disturbs_no_other(
     control: Control,
 ) -> None:
     async with control.peer() as witness:
@@ -227,7 +227,7 @@ async def test_a_peer_that_hangs_up_in_the_middle_disturbs_nobody(
         assert "return" in await witness.ask('{"execute": "query-version"}')
 
 
-async def test_a_peer_that_does_not_read_holds_up_nobody(control: Control) -> None:
+async def test_a_peer_that_does_not_read_delays_no_other(control: Control) -> None:
     async with control.peer() as mute:
         with trio.move_on_after(0.05) as scope:
             while True:
@@ -293,7 +293,7 @@ def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
 
 
 def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
-    """Whatever the umask, which is the caller's again afterwards."""
+    """With any umask, which is restored afterwards."""
     path = tmp_path / "control"
     before = os.umask(0)
     try:
@@ -318,7 +318,7 @@ def test_a_live_daemons_socket_is_refused_and_left_alone(tmp_path: Path) -> None
         with pytest.raises(MountError, match="another daemon"):
             server.listen(path)
         client.connect(path)
-        # The one that asked whether somebody is there, and this one.
+        # The connection that checked for a daemon, and this one.
         listener.accept()[0].close()
 
 
@@ -348,7 +348,7 @@ def test_a_socket_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", [_file, _directory, _link])
-def test_what_is_no_socket_is_refused_and_left_alone(
+def test_a_file_at_the_path_of_the_socket_is_refused_and_kept(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "control"

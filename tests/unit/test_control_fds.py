@@ -79,7 +79,7 @@ async def control(
 
 @pytest.fixture
 def fd(control: Control) -> Iterator[int]:
-    """Of a file of the mount."""
+    """An fd of a file of the mount."""
     made = control.backing_fd(control.make("guest", 4))
     yield made
     os.close(made)
@@ -122,7 +122,7 @@ async def test_the_first_that_takes_one_gets_it(
 
 
 async def test_one_that_begins_before_does_not(control: Control, fd: int) -> None:
-    """However the kernel joins what was sent in two."""
+    """The kernel may join two sends in one read, or not."""
     async with control.peer() as peer:
         stop = stopped_reading(control)
         await peer.send(getfd("a") + getfd("b"))
@@ -190,7 +190,7 @@ async def test_other_commands_go_on_in_order(control: Control, fd: int) -> None:
 # --- what is not wanted ---------------------------------------------------------------
 
 
-async def test_what_no_command_wants_is_not_received(
+async def test_an_fd_that_no_command_takes_is_not_received(
     control: Control, helper: Helper, fd: int, foreign: int
 ) -> None:
     async with control.peer() as peer:
@@ -206,7 +206,7 @@ async def test_what_no_command_wants_is_not_received(
     assert len(helper.reads) == 1
 
 
-async def test_what_turns_out_not_to_want_it_leaves_nothing(
+async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
     control: Control, fd: int
 ) -> None:
     async with control.peer() as peer:
@@ -220,14 +220,14 @@ async def test_what_turns_out_not_to_want_it_leaves_nothing(
         assert len(os.listdir("/proc/self/fd")) == before
         await peer.send('{"execute":', fd)
         await trio.testing.wait_all_tasks_blocked()
-    await control.gone()
+    await control.peers_down_to(0)
     assert len(os.listdir("/proc/self/fd")) < before
 
 
-async def test_what_is_sent_out_of_band_is_in_the_stream(
+async def test_out_of_band_data_is_in_the_stream(
     control: Control, helper: Helper, foreign: int
 ) -> None:
-    """Else the kernel would throw the byte away, and close the fd, as it is passed."""
+    """Otherwise the kernel would drop the byte and close its fd when it is passed."""
     async with control.peer() as peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, foreign.to_bytes(4, "little"))]
         await peer.stream.socket.sendmsg([b" "], rights, socket.MSG_OOB)
@@ -294,10 +294,8 @@ async def test_a_helper_that_fails_costs_one_connection(
     assert "no fd can be received: killed" in caplog.text
 
 
-async def test_a_connection_that_is_closed_drops_what_was_not_read(
-    control: Control, fd: int
-) -> None:
-    """As gigabytes take long to be freed, in a thread; nobody else waits for it."""
+async def test_closing_a_connection_drops_unread_fds(control: Control, fd: int) -> None:
+    """In a thread, because gigabytes take long to free; no other peer waits for it."""
     memory = os.memfd_create("large")
     os.ftruncate(memory, 64 << 20)
     syscalls.fallocate(memory, 0, 0, 64 << 20)
@@ -307,7 +305,7 @@ async def test_a_connection_that_is_closed_drops_what_was_not_read(
         await peer.send("x", memory)
         os.close(memory)
         served.disconnect("a test")
-        await control.gone()
+        await control.peers_down_to(0)
         await control.still_serves()
         await control.all_closed()
 
@@ -327,12 +325,12 @@ async def test_a_socket_that_lingers_keeps_only_its_sender_waiting(
                 slow.send(b"x" * 100_000)
         except BlockingIOError:
             pass
-        async with control.peer() as peer, control.peer() as gone:
-            for each in (peer, gone):
+        async with control.peer() as peer, control.peer() as other:
+            for each in (peer, other):
                 await each.send(query(1), slow.fileno())
             slow.close()
             await control.still_serves()
-            await gone.stream.aclose()
+            await other.stream.aclose()
             await control.still_serves()
             reader.close()
             assert await answers(peer, 1) == {1: ""}
@@ -348,7 +346,7 @@ async def knocking(control: Control) -> AsyncIterator[trio.SocketStream]:
 
 
 @pytest.mark.parametrize("call", ["setblocking", "getsockopt", "setsockopt", "accept"])
-async def test_a_call_that_fails_for_one_costs_nobody_else_anything(
+async def test_a_failed_call_for_one_peer_affects_no_other(
     control: Control,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -401,7 +399,7 @@ async def test_a_full_epoll_makes_a_peer_wait(
     assert caplog.text.count("No space left") == 1
 
 
-async def test_without_a_thread_what_may_hang_is_closed_later(
+async def test_without_a_thread_a_connection_is_closed_later(
     control: Control,
     foreign: int,
     monkeypatch: pytest.MonkeyPatch,

@@ -59,7 +59,7 @@ def open_fds() -> int:
 
 async def closed_again(before: int) -> None:
     """Wait until no more fds are open than *before*: threads close what peers had."""
-    while open_fds() > before:  # noqa: ASYNC110 - the threads tell nobody
+    while open_fds() > before:  # noqa: ASYNC110 - the threads notify nothing
         await trio.sleep(0.001)
 
 
@@ -118,7 +118,7 @@ async def test_an_fd_must_be_open_for_writing(control: Control, flags: int) -> N
     os.close(fd)
 
 
-async def test_a_directory_and_a_file_that_nobody_has_open_are_refused(
+async def test_fds_of_a_directory_and_of_an_unopened_file_are_refused(
     control: Control, backing: Backing
 ) -> None:
     node = control.make("guest")
@@ -189,7 +189,7 @@ async def test_an_fd_goes_with_the_message_that_it_was_sent_with(
     os.close(fd)
 
 
-async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
+async def test_the_files_of_a_peer_are_closed_with_it(control: Control) -> None:
     node = control.make("guest", 4)
     fd = control.backing_fd(node)
     before = open_fds()
@@ -199,7 +199,7 @@ async def test_what_a_peer_had_open_goes_with_it(control: Control) -> None:
         await peer.do("get-pfn", file="a", offset=1)
         await peer.do("get-pfn", file="/guest", offset=1)
         assert node.opens == 4
-    await control.gone()
+    await control.peers_down_to(0)
     assert node.opens == 1
     assert node.file is not None
     assert not node.file.notifiers
@@ -277,7 +277,7 @@ async def test_an_unaligned_allocation_invalidates_the_pages_that_it_touches(
 async def test_a_failed_fallocate_invalidates_and_a_refused_one_does_not(
     control: Control,
 ) -> None:
-    """The seed calls the notifiers whatever the backing returns."""
+    """v8 calls the notifiers even if the backing fails."""
     async with notified(control) as (node, [(peer, _)]):
         errors: list[int | None] = []
 
@@ -355,7 +355,9 @@ async def test_a_callback_can_unregister_its_own_notifier(control: Control) -> N
         assert peer.events == []
 
 
-async def test_an_answer_overtakes_what_waits_for_it(control: Control) -> None:
+async def test_an_answer_overtakes_a_command_that_waits_for_it(
+    control: Control,
+) -> None:
     async with (
         notified(control) as (node, [(peer, _)]),
         trio.open_nursery() as nursery,
@@ -367,7 +369,7 @@ async def test_an_answer_overtakes_what_waits_for_it(control: Control) -> None:
         assert "notifier" in (await peer.answer())["return"]
 
 
-async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> None:
+async def test_unexpected_answers_are_refused(control: Control) -> None:
     async with notified(control, 2) as (node, [(peer, number), (other, _)]):
         for sequence in (0, 1, 2**62):
             assert "EINVAL" in await peer.do(
@@ -376,7 +378,7 @@ async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             event, others = await peer.event(), await other.event()
-            # Another's notifier is nobody's business.
+            # A peer cannot see or unregister another's notifier.
             assert "ENOENT" in await peer.do(
                 "invalidate-done", notifier=others["notifier"], sequence=1
             )
@@ -388,7 +390,7 @@ async def test_answers_that_nobody_waits_for_are_refused(control: Control) -> No
             await done(other, others)
 
 
-async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
+async def test_a_peer_that_hangs_up_in_a_punch_delays_no_other(
     control: Control,
 ) -> None:
     async with notified(control) as (node, _), trio.open_nursery() as nursery:
@@ -397,13 +399,13 @@ async def test_a_peer_that_hangs_up_in_a_punch_holds_up_nobody(
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             await peer.event()
         # The other has to answer still.
-        await control.gone(1)
+        await control.peers_down_to(1)
         assert node.file is not None
         assert len(node.file.notifiers) == 1
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_says_nothing_more_holds_up_nobody(control: Control) -> None:
+async def test_a_silent_peer_delays_no_other(control: Control) -> None:
     node = control.make("guest", 8)
     async with control.peer() as peer:
         await peer.do("register-notifier", file="/guest")
@@ -427,7 +429,7 @@ async def test_a_silent_peer_is_disconnected_and_the_punch_goes_on(
             await fallocate(control, node, PUNCH, 0, 1)
             assert (await peer.event())["notifier"] == number
             await peer.closed()
-            await control.gone()
+            await control.peers_down_to(0)
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert f"no answer to an event of notifier {number}" in record.getMessage()
@@ -487,7 +489,7 @@ async def test_a_wrong_argument_is_einval(
     await control.still_serves()
 
 
-async def test_what_was_got_can_be_put_as_often_and_no_oftener(
+async def test_a_page_can_be_put_as_often_as_it_was_got(
     control: Control,
 ) -> None:
     control.make("guest", 8)
@@ -532,7 +534,7 @@ async def test_a_punched_page_is_listed_until_it_is_put(control: Control) -> Non
         assert frames.freed == [(BASE + 1, 2)]
 
 
-async def test_what_is_punched_and_not_referenced_is_free_at_once(
+async def test_a_punched_page_without_references_is_free_at_once(
     control: Control,
 ) -> None:
     node = control.make("guest", 8)
@@ -600,7 +602,7 @@ async def test_fetched_pages_are_freed_when_the_file_is_removed_in_the_backing(
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
         await peer.do("put-pfn", file="/guest", pfn=BASE)
-    await control.gone()
+    await control.peers_down_to(0)
     os.unlink("guest", dir_fd=backing.root)
     control.namespace.opens.release(node)
     control.namespace.inodes.forget(node.ino, node.lookups)
@@ -615,7 +617,7 @@ async def test_fetched_pages_stay_while_another_name_leads_to_them(
     os.link("guest", "other", src_dir_fd=backing.root, dst_dir_fd=backing.root)
     async with control.peer() as peer:
         await peer.do("get-pfn", file="/guest", offset=0)
-    await control.gone()
+    await control.peers_down_to(0)
     control.namespace.unlink(control.namespace.inodes.root, b"guest")
     control.namespace.opens.release(node)
     control.namespace.inodes.forget(node.ino, node.lookups)
@@ -637,7 +639,7 @@ async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
         (info,) = await peer.do("query-files")
         assert (info["name"], info["fetched"]) == ("/guest", 1)
         assert not control.frames.opened[0].closed
-        # The kernel looks it up, unlinks it and forgets it: it is gone.
+        # The kernel looks it up, unlinks it and forgets it.
         control.namespace.lookup(control.namespace.inodes.root, b"guest")
         control.namespace.unlink(control.namespace.inodes.root, b"guest")
         control.namespace.inodes.forget(node.ino, 1)
@@ -691,7 +693,7 @@ async def test_a_reference_keeps_an_unlinked_file(control: Control) -> None:
         control.namespace.inodes.forget(node.ino, node.lookups)
         (info,) = await peer.do("query-files")
         assert info["name"] == f"(deleted inode {node.ino})"
-    await control.gone()
+    await control.peers_down_to(0)
     assert control.frames.opened[0].closed
     os.close(fd)
 
@@ -803,7 +805,7 @@ def test_a_wrong_limit_is_reported(text: str) -> None:
         Limits().changed(text)
 
 
-# --- who may --------------------------------------------------------------------------
+# --- permissions ----------------------------------------------------------------------
 
 
 async def test_others_are_closed_on_at_once(tmp_path: Path, backing: Backing) -> None:

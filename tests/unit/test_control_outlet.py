@@ -44,7 +44,7 @@ def filled(outlet: Outlet | PeerOutlet, message: bytes) -> int:
     return count
 
 
-def test_what_there_is_no_room_for_waits_in_order(
+def test_data_without_room_waits_in_order(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -83,7 +83,7 @@ def test_an_fd_goes_with_the_first_of_its_bytes(
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_the_fd_of_what_cannot_be_sent_is_closed(
+def test_the_fd_of_a_message_that_cannot_be_sent_is_closed(
     pair: tuple[socket.socket, socket.socket], waits: bool
 ) -> None:
     ours, theirs = pair
@@ -103,7 +103,7 @@ def test_the_fd_of_what_cannot_be_sent_is_closed(
     assert (outlet.waiting, len(outlet)) == (0, 0)
 
 
-def test_what_is_offered_goes_whole_or_is_counted_as_lost(
+def test_offered_data_is_sent_whole_or_counted_as_lost(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -120,7 +120,7 @@ def test_what_is_offered_goes_whole_or_is_counted_as_lost(
     assert outlet.lost == 2
 
 
-def test_what_is_offered_does_not_overtake_what_waits(
+def test_offered_data_does_not_overtake_waiting_data(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -131,7 +131,7 @@ def test_what_is_offered_does_not_overtake_what_waits(
     assert outlet.lost == 1
 
 
-def test_a_peer_is_never_given_up_for_what_it_was_offered(
+def test_a_peer_is_never_disconnected_for_offered_data(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, _ = pair

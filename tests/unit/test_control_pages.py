@@ -55,7 +55,7 @@ async def pages_of(peer: Peer, command: str, **arguments: object) -> list[Any]:
 # --- get-pfn and put-pfn --------------------------------------------------------------
 
 
-async def test_get_pfn_refers_to_what_it_returns_and_to_nothing_else(
+async def test_get_pfn_takes_references_to_the_returned_pages_only(
     control: Control,
 ) -> None:
     apart(control, 2500)
@@ -247,7 +247,7 @@ def test_a_client_asks_for_the_next_page_until_there_is_none() -> None:
     assert call.result() == [extent(at) for at in (3, 4, 5, 6)]
 
 
-def test_a_client_gives_back_what_it_got_before_a_refusal() -> None:
+def test_a_client_puts_pages_it_got_before_a_refusal() -> None:
     daemon = Daemon()
     call = daemon.conversation.start(requests.get_pfns("/a", 0, 7))
     daemon.answer(messages.Frames(extents=[extent(0), extent(1)], next=2))
@@ -308,7 +308,7 @@ class Longest(trio.abc.Instrument):
 
 @asynccontextmanager
 async def slices() -> AsyncIterator[None]:
-    """Whoever does more than 20 ms at once keeps everybody waiting."""
+    """More than 20 ms of work at once would delay all callers."""
     longest = Longest()
     # All that pytest has is the collector's to look at here.
     gc.disable()
@@ -336,7 +336,7 @@ async def test_queries_of_many_peers_keep_no_caller_waiting(control: Control) ->
             for _ in range(90):
                 await peer.answer()
     async with slices():
-        await control.gone()
+        await control.peers_down_to(0)
 
 
 @pytest.mark.parametrize("text", ["{}", "x\n"])
@@ -344,7 +344,7 @@ async def test_much_data_with_an_fd_keeps_no_caller_waiting(
     tmp_path: Path, backing: Backing, text: str
 ) -> None:
     """All of it is looked at before any of it is carried out."""
-    # Room for all replies: who is slow to read them is not what this is about.
+    # Room for all replies: this test is not about slow readers.
     policy = Policy(Limits(output=16 << 20), ack_seconds=60)
     with trio.fail_after(60):
         async with (
@@ -358,7 +358,7 @@ async def test_much_data_with_an_fd_keeps_no_caller_waiting(
             assert "return" in await peer.ask(peer.line("query-stats"))
 
 
-async def test_who_reads_late_gets_all_refusals(control: Control) -> None:
+async def test_a_late_reader_gets_all_refusals(control: Control) -> None:
     async with control.peer() as peer:
         await peer.send("x\n" * 22_000, 0)
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -454,12 +454,12 @@ async def test_notifiers_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -
                     said = await each.do("register-notifier", file="/guest")
                     assert "EDQUOT" in said
                     assert "total_notifiers" in said
-            await control.gone(1)
+            await control.peers_down_to(1)
             assert "notifier" in await peer.do("register-notifier", file="/guest")
 
 
 async def test_replies_have_a_limit_in_sum(tmp_path: Path, backing: Backing) -> None:
-    """Those who have read all are answered all the same."""
+    """Peers that have read everything are still answered."""
     async with (
         limited(tmp_path, backing, total_output=200_000) as control,
         control.peer() as witness,

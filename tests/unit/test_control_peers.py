@@ -1,4 +1,4 @@
-"""Peers that flood, that do not read, and that come in crowds: nobody else minds."""
+"""Peers that flood, do not read, or are many: no other peer is affected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inaccfs.control.limits import Limits, Policy
 from inaccfs.control.outlet import Outlet
 from inaccfs.control.peer import _WAITING_COMMANDS
 from tests.unit.control_fakes import Control, Peer, controlling
-from tests.unit.fakes import HeldCloser, fallocate
+from tests.unit.fakes import BlockedCloser, fallocate
 
 if TYPE_CHECKING:
     import socket
@@ -97,11 +97,11 @@ async def test_a_peer_that_never_reads_is_disconnected_in_time(
         ):
             with pytest.raises(trio.BrokenResourceError):
                 await peer.send('{"execute": "query-commands"}\n' * 100_000)
-            await control.gone()
+            await control.peers_down_to(0)
     assert "reads nothing: disconnected" in caplog.text
 
 
-async def test_events_that_nobody_reads_are_bounded(
+async def test_unread_events_are_bounded(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = Policy(Limits(output=10_000))
@@ -116,7 +116,7 @@ async def test_events_that_nobody_reads_are_bounded(
                     if served.reason:
                         break
                 assert served.outlet.waiting <= 20_000
-                await control.gone()
+                await control.peers_down_to(0)
             await control.still_serves()
     assert "of events unread: disconnected" in caplog.text
 
@@ -194,7 +194,7 @@ async def test_two_hundred_peers_at_once(control: Control) -> None:
         numbers = {(await peer.answer())["return"]["notifier"] for peer in peers}
         assert len(numbers) == 200
         assert (await peers[0].do("query-stats"))["peers"] == 200
-    await control.gone()
+    await control.peers_down_to(0)
 
 
 async def test_a_peer_that_ends_its_side_still_gets_its_replies(
@@ -238,13 +238,13 @@ async def test_a_bug_in_a_command_ends_nothing(
 async def test_a_peer_that_hangs_up_with_commands_unread_leaves_nothing_open(
     control: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first reply finds nobody there; what follows must not be begun."""
+    """The first reply finds the peer gone; later commands must not begin."""
     node = control.make("guest", 2000)
     for _ in range(20):
         async with control.peer() as peer:
             line = peer.line("get-pfn", file="/guest", offset=0, count=500) + "\n"
             await peer.send('{"execute": "query-version"}\n' * 100 + line * 100)
-        await control.gone()
+        await control.peers_down_to(0)
         assert node.opens == 1
     assert caplog.text == ""
 
@@ -287,7 +287,7 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
 ) -> None:
     """As an allocation does: closing a large file takes a while."""
     node = control.make("guest", 4)
-    space = HeldCloser()
+    space = BlockedCloser()
     object.__setattr__(control.server.context.superblock, "frees", space)
     space.claim()
     async with control.peer() as peer:
@@ -301,5 +301,5 @@ async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
         assert "pfn" in (await peer.answer())["return"]
         control.frames.opened[0].full = True
         assert "ENOSPC" in await peer.do("get-pfn", file="/guest", offset=2)
-    await control.gone()
+    await control.peers_down_to(0)
     assert node.opens == 1

@@ -53,7 +53,7 @@ def mine(base: type[Semantics] = V8, **chosen: object) -> Semantics:
     return made
 
 
-# --- what is told of them -----------------------------------------------------------
+# --- query-semantics ----------------------------------------------------------------
 
 
 async def test_query_semantics_runs_no_code_of_a_user(
@@ -77,7 +77,7 @@ async def test_query_semantics_runs_no_code_of_a_user(
             assert (await peer.do("query-semantics"))["events"] == ["INVALIDATE"]
 
 
-async def test_what_no_message_can_have_is_a_bug_of_one_command(
+async def test_a_value_that_no_message_can_have_is_a_bug_of_one_command(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is returned as well as the words of an error."""
@@ -90,7 +90,9 @@ async def test_what_no_message_can_have_is_a_bug_of_one_command(
         assert "qemu" in await peer.do("query-version")
 
 
-async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) -> None:
+async def test_the_fd_with_a_value_that_no_message_can_have_is_closed(
+    control: Control,
+) -> None:
     fd = os.open("/", os.O_PATH)
     async with control.peer() as peer:
         (served,) = control.server.peers
@@ -102,7 +104,7 @@ async def test_the_fd_of_what_no_message_can_have_is_closed(control: Control) ->
         os.fstat(fd)
 
 
-# --- who has which commands -------------------------------------------------------
+# --- commands of each version -----------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
@@ -187,7 +189,7 @@ async def test_a_guest_memfd_is_bound_inside_its_size(
 
 
 async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> None:
-    """An alias slot, such as QEMU's for SMRAM. Exclusive is who asks to be."""
+    """An alias slot, such as QEMU's for SMRAM. Only one that asks is exclusive."""
     rules = mine(Bind, exclusive=False)
     async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
         for start, end in ((0, 8), (2, 4), (2, 4)):
@@ -205,7 +207,7 @@ async def test_bindings_go_with_their_peer(tmp_path: Path, backing: Backing) -> 
         for _ in range(3):
             async with control.peer() as peer:
                 await peer.do("bind", file="/guest", start=0, end=8)
-            await control.gone()
+            await control.peers_down_to(0)
 
 
 # --- pages ------------------------------------------------------------------------
@@ -223,7 +225,7 @@ async def test_an_unbound_page_has_the_errno_of_the_version(
         ):
             refusal = await peer.do("get-pfn", file="/guest", offset=3)
             assert refusal.startswith(f"{name}: nobody is bound to all of the pages 3")
-            # Whoever is bound: it is the page that is looked at.
+            # By any peer: only the page is checked.
             async with control.peer() as other:
                 await other.do("bind", file="/guest", start=3, end=4)
                 assert await peer.do("get-pfn", file="/guest", offset=3) == {
@@ -236,7 +238,7 @@ async def test_an_unbound_page_has_the_errno_of_the_version(
 async def test_poison_outlives_the_command_that_reports_it(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """Though nobody has the file open."""
+    """It does so even if no process has the file open."""
     async with serving(tmp_path, backing, V10()) as control, control.peer() as peer:
         refusal = await peer.do("memory-failure", file="/guest", offset=3)
         assert refusal == "ENXIO: page 3 is a hole: it has no memory that could fail"
@@ -294,7 +296,7 @@ async def test_a_peer_that_keeps_pages_locked_is_disconnected(
 async def test_a_peer_that_reports_poison_may_go_in_the_middle(
     tmp_path: Path, backing: Backing, how: str
 ) -> None:
-    """The others have been told of a start, and are told of its end."""
+    """The others got a start event, and get its end."""
     async with (
         serving(tmp_path, backing, GuestMemfd()) as control,
         control.peer() as other,
@@ -315,13 +317,13 @@ async def test_a_peer_that_reports_poison_may_go_in_the_middle(
         end = await other.event()
         assert (end["event"], end["start"], end["end"]) == ("INVALIDATE_END", 3, 4)
         await other.do("invalidate-done", notifier=end["notifier"], sequence=2)
-        await control.gone(1)
+        await control.peers_down_to(1)
 
 
 async def test_a_peer_that_its_own_command_waits_for_may_go(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not waited for any longer, and nobody calls it silent."""
+    """The daemon waits for it no longer, and does not log it as silent."""
     async with serving(tmp_path, backing, GuestMemfd()) as control:
         for page, how in enumerate(("hangs up", "breaks")):
             async with control.peer() as teller:
@@ -333,5 +335,5 @@ async def test_a_peer_that_its_own_command_waits_for_may_go(
                 if how == "breaks":
                     (served,) = control.server.peers
                     served.disconnect("a test")
-            await control.gone()
+            await control.peers_down_to(0)
     assert "no answer" not in caplog.text

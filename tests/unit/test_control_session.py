@@ -48,13 +48,17 @@ class Out:
         message = json.loads(data)
         self.events.append({"event": message["event"], **message["data"]})
 
+    def offer(self, data: bytes) -> bool:
+        self.send(data)
+        return True
+
     def evict(self, reason: str, text: str) -> None:
         self.evictions.append(f"{reason}: {text}")
 
 
 @dataclass
 class Driven:
-    """A session, and who would be at the other end."""
+    """A session, and the peer at its other end."""
 
     context: Context
     session: Session
@@ -149,7 +153,7 @@ async def test_the_silent_are_evicted_by_the_outlet(
         ]
 
 
-async def test_limits_count_what_all_sessions_have(mount: Mount) -> None:
+async def test_limits_count_all_sessions(mount: Mount) -> None:
     register = messages.RegisterNotifier(file="/guest")
     async with mount.session() as one, mount.session() as two, mount.session() as three:
         await one.do(register)
@@ -160,7 +164,7 @@ async def test_limits_count_what_all_sessions_have(mount: Mount) -> None:
             await three.do(register)
 
 
-async def test_what_a_session_counts_is_what_the_file_counts(mount: Mount) -> None:
+async def test_a_session_and_the_file_count_the_same(mount: Mount) -> None:
     """The sum is kept apart from the references that it sums up."""
     async with mount.session() as one, mount.session() as two:
         got = await one.do(messages.GetPfn(file="/guest", offset=0, count=3))

@@ -1,4 +1,4 @@
-"""A stream of JSON objects: however it is cut, and whatever is between them."""
+"""A stream of JSON objects, cut in any way, with anything between them."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_objects_are_found_and_the_rest_is_refused(
         *(b'{"a":--', b'{"a":1.e', b'{"a":\x00', b"\xef\xbb\xbf{"),
     ],
 )
-def test_what_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
-    """Not only at a line end, which may never come."""
+def test_input_that_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
+    """The error does not wait for a line end, which may never come."""
     assert answers_to(fed([data])[0]) == ["EINVAL"]
     assert answers_to(fed(bytewise(data))[0]) == ["EINVAL"]
 
@@ -121,7 +121,7 @@ def test_what_cannot_become_an_object_is_refused_at_once(data: bytes) -> None:
         *(b'{"a":-', b'{"a":1.', b'{"a":1e', b'{"a":tr', b'{"a":[', b'{"a":1', b" \n "),
     ],
 )
-def test_what_may_still_become_one_is_waited_for(data: bytes) -> None:
+def test_input_that_may_become_an_object_is_not_refused(data: bytes) -> None:
     assert fed([data])[0] == []
 
 

@@ -42,8 +42,6 @@ def explored(name: str, rules: Semantics, kvm: str = "kvm") -> Outcome:
         ("mapped", GuestMemfd(), []),
         ("convert", V8(), []),
         ("convert", V10(), []),
-        ("late-slot", V8(), [UAF]),
-        ("late-slot", GuestMemfd(), []),
         ("delete-slot", V8(), []),
         ("delete-slot", V10(), []),
         ("delete-slot", Bind(), []),
@@ -78,7 +76,6 @@ def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
         ("convert", V10(), "no-retry"),
         ("delete-slot", Bind(), "kvm"),
         ("late-slot", V8(), "no-retry"),
-        # An order of two answers, which sleep sets alone miss.
         ("two-vms", V8(), "kvm"),
         ("put-late", V8(), "kvm"),
         ("peer-silent", V8(), "kvm"),
@@ -90,8 +87,8 @@ def test_what_chance_finds_the_search_has_found(
     name: str, rules: Semantics, kvm: str
 ) -> None:
     found = check(Case(SCENARIOS[name], rules, kvm), 300)
-    assert found.missed == []
-    assert found.hit > 3
+    assert (found.missed, found.unlike) == ([], [])
+    assert found.hit > 10
     assert found.kinds_by_chance <= found.kinds
 
 
@@ -101,9 +98,9 @@ def test_conflicts_of_locks_find_the_same_as_conflicts_of_data(
 ) -> None:
     case = Case(SCENARIOS["mapped"], rules, "no-retry")
     by_data, by_lock = check(case, 100), check(case, 100, by_lock=True)
-    assert by_lock.missed == []
+    assert (by_lock.missed, by_lock.unlike) == ([], [])
     assert by_data.kinds == by_lock.kinds
-    assert by_data.classes <= by_lock.classes
+    assert by_data.states <= by_lock.states
 
 
 # --- what carries it ------------------------------------------------------------------

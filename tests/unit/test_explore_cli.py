@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -15,8 +16,11 @@ import pytest
 
 import inaccfs
 from inaccfs.cli import main
-from inaccfs.explore import assert_clean
+from inaccfs.errors import OptionError
+from inaccfs.explore import assert_clean, carriers
+from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS, Mapped
+from inaccfs.explore.timeline import Line, Timeline, as_columns
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, V10
 
@@ -114,7 +118,7 @@ def test_all_versions_are_rows(run: Run) -> None:
     status, out, _ = run("mapped", "--json")
     rows = json.loads(out)["rows"]
     assert status == 1
-    assert {"v7", "v8", "v10", "bind"} <= {row["semantics"] for row in rows}
+    assert [row["semantics"] for row in rows] == list(versions())
     assert [row["semantics"] for row in rows if row["kinds"]] == ["v8", "v8-as-posted"]
 
 
@@ -137,6 +141,15 @@ def test_a_bound_is_told(run: Run) -> None:
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
         (["punch", "--seconds", "0"], "is no number of seconds"),
         (["punch", "--preemptions", "-1"], "is no number of preemptions"),
+        (["punch", "--seconds", "nan"], "is no number of seconds"),
+        (["punch", "--kvm", ""], "unknown KVM"),
+        (["--seconds", "1"], "give a scenario"),
+        (["--kvm", "no-retry"], "give a scenario"),
+        (["punch", "--semantics", "v10", "--replay", ""], "no replay ID"),
+        (["punch", "--semantics", "v10", "--replay", "x", "--all"], "no limit"),
+        (["punch", "--semantics", "v10", "--trace", "/"], "name a file"),
+        (["punch", "--semantics", "v10", "--trace", "/no/x"], "no such directory"),
+        (["punch", "--semantics", "v10", "--semantics", "v1"], "unknown semantics"),
         (["punch", "--all", "--seconds", "1"], "not both"),
         (["punch", "--replay", "x-1"], "need one --semantics"),
         (["/nowhere.py:X"], "no such file"),
@@ -149,16 +162,29 @@ def test_wrong_words_are_status_2(run: Run, words: list[str], told: str) -> None
 
 def test_the_replay_of_another_version_is_refused(run: Run) -> None:
     status, _, err = run("mapped", "--semantics", "v8", "--replay", "00000000-12")
-    assert (status, "of another version" in err) == (1, True)
+    assert (status, "of another version" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("actors", "told"),
     [
-        ("def actor_a(self):\n    raise RuntimeError('no')", "a: RuntimeError: no"),
+        (
+            "def actor_a(self):\n    raise RuntimeError('no')",
+            ": RuntimeError: no",
+        ),
         ("pass", "there is no method actor_NAME"),
         ("def actor_a(self):\n    self.x = 1", "an actor sets self.x"),
         ("def actor_a(self):\n    while True: self.read(self.cpu, 0)", "no end after"),
+        ("def actor_a(self):\n    raise SystemExit(0)", "SystemExit: 0"),
+        ("async def actor_a(self): pass", "must be a plain def"),
+        ("actor_a = 5", "actor_a is not a method"),
+        ("def actor_a(self, x): pass", "missing 1 required positional argument"),
+        ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
+        ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
+        ("def actor_a(self): self.file(pages=513)", "give 0 to 512"),
+        ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
+        ("def actor_a(self): pass\ndef setup(self): 1 / 0", "setup: mine.py line"),
+        ("def actor_a(self): pass\ndef always(self): assert 0", "before any actor"),
         (THREADS, "it starts threads"),
         (UNSTABLE, ""),
     ],
@@ -196,12 +222,12 @@ def test_the_scenario_of_the_page(run: Run, tmp_path: Path) -> None:
 # --- Ctrl-C ---------------------------------------------------------------------------
 
 # Found in each schedule; there are more schedules than anybody waits for.
+# It counts where the explorer does not look: it refuses what actors change.
 INTERRUPTED = """
-n = 0
 def actor_a(self):
-    type(self).n += 1
-    if self.n == {at}:
-        import signal
+    import signal
+    signal.explored += 1
+    if signal.explored == {at}:
         signal.raise_signal(signal.SIGINT)
     for page in range(20):
         self.read(self.cpu, 0)
@@ -216,8 +242,12 @@ def always(self):
 # In the first schedule, in one of those by chance, and in one of the systematic search.
 @pytest.mark.parametrize("at", [1, 7, 50])
 def test_ctrl_c_in_a_search_prints_what_was_found(
-    run: Run, scenario: Callable[[str], str], at: int
+    run: Run,
+    scenario: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
 ) -> None:
+    monkeypatch.setattr(signal, "explored", 0, raising=False)
     mine = scenario(INTERRUPTED.format(at=at))
     status, out, _ = run(mine, "--semantics", "v10", "--json", "--all")
     row = row_of(out)
@@ -272,32 +302,131 @@ def test_the_second_ctrl_c_ends_it_at_once(
 
 
 def test_assert_clean() -> None:
-    assert_clean(Mapped, V10())
+    for rules in (V10(), V10, "v10"):
+        assert_clean(Mapped, rules)
     with pytest.raises(AssertionError, match=r"(?s)use-after-free.*replay "):
         assert_clean(Mapped, V8())
+    with pytest.raises(AssertionError, match="which are not all"):
+        assert_clean(SCENARIOS["two-vcpus"], "v10", seconds=0.01)
+    with pytest.raises(OptionError, match="unknown KVM 'x': there are kvm, "):
+        assert_clean(Mapped, "v10", kvm="x")
 
 
-# --- what tests of kvm stress inject --------------------------------------------------
+def test_a_test_of_another_project_fails_with_the_schedule(tmp_path: Path) -> None:
+    """The sample of the page, under rules that keep it and under some that do not."""
+    [text] = re.findall(
+        r"```python\n(from inaccfs[^`]*assert_clean.*?)```", PAGE.read_text(), re.DOTALL
+    )
+    wrong = text[text.index("def test_") :].replace("guest_memfd", "v8")
+    wrong = wrong.replace("def test_", "def test_not_").replace(
+        "SharedFile,", "SCENARIOS['mapped'],"
+    )
+    path = tmp_path / "test_mine.py"
+    path.write_text(f"from inaccfs.explore.scenarios import SCENARIOS\n{text}\n{wrong}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, str(path)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "1 failed, 1 passed" in done.stdout
+    assert "use-after-free: vcpu uses page 0" in done.stdout
+    assert re.search(r"replay [0-9a-f]{8}-\w+", done.stdout)
+    # The schedule is the test's, and not a traceback of the search.
+    assert "pytesting.py" not in done.stdout.partition("short test summary")[0]
 
-# Which scenario shows each weaker KVM, under v10.
-SHOWN = {
-    "no-retry": ("punch", "stale-mapping"),
-    "zap-after-ack": ("mapped", "use-after-free"),
-    "no-zap": ("mapped", "stale-mapping"),
-    "short-zap": ("mapped", "stale-mapping"),
-    "no-flush": ("mapped", "use-after-free"),
-    "no-end": ("punch", "waits-for-ever"),
-    "no-wake": ("punch", "waits-for-ever"),
-    "no-put": ("punch", "leaked-reference"),
-    "put-twice": ("punch", "refused-put"),
-    "no-unregister": ("mapped", "leaked-notifier"),
-}
+
+def test_without_greenlet_the_command_does_the_same(
+    run: Run, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[str], str]
+) -> None:
+    wrong = scenario("def actor_a(self):\n    raise SystemExit(0)")
+    found = [run("mapped", "--semantics", "v8"), run(wrong, "--semantics", "v10")]
+    monkeypatch.setattr(carriers, "greenlet", None)
+    again = [run("mapped", "--semantics", "v8"), run(wrong, "--semantics", "v10")]
+    assert [each[0] for each in found] == [1, 4]
+    seconds = re.compile(r" +\d+\.\d\d ")
+    for one, other in zip(found, again, strict=True):
+        assert one[0] == other[0]
+        assert seconds.sub("", one[1]) == seconds.sub("", other[1])
+        assert one[2] == other[2]
 
 
-@pytest.mark.parametrize("kvm", [name for name in KVMS if name != "kvm"])
-def test_a_weaker_kvm_is_found_out(run: Run, kvm: str) -> None:
-    """Not here: a wrong page, a wrong count and a guest's own bug need no order."""
-    name, kind = SHOWN[kvm]
-    words = (name, "--semantics", "v10", "--kvm", kvm, "--seconds", "1", "--json")
-    status, out, _ = run(*words)
-    assert (status, kind in row_of(out)["kinds"]) == (1, True), out
+# --- replays, traces and terminals ----------------------------------------------------
+
+
+def test_a_replay_of_a_file_that_has_changed_is_refused(
+    run: Run, scenario: Callable[[str], str], tmp_path: Path
+) -> None:
+    """What a scenario does may depend on anything in its file, and so may rules."""
+    mine = scenario("def actor_a(self): self.read(self.cpu, 0)")
+    rules = tmp_path / "rules.py"
+    rules.write_text(
+        "from inaccfs.semantics import V8\nCHECKS = 1\nclass Mine(V8):\n"
+        "    def check_fallocate(self, mode, offset, length, page_size):\n"
+        "        CHECKS\n"
+    )
+    words = (mine, "--semantics", f"{rules}:Mine", "--kvm", "no-put")
+    _, out, _ = run(*words, "--json")
+    name = row_of(out)["replay"]
+    assert run(*words, "--replay", name)[0] == 1
+    for path in (rules, tmp_path / "mine.py"):
+        text = path.read_text()
+        path.write_text(f"{text}\nMORE = 1\n")
+        status, _, err = run(*words, "--replay", name)
+        assert (status, "of another version" in err) == (2, True)
+        path.write_text(text)
+    assert run(*words, "--replay", name)[0] == 1
+
+
+def test_each_replay_id_shows_the_kind_that_it_is_printed_for(run: Run) -> None:
+    words = ("punch", "--semantics", "v10", "--kvm", "no-retry")
+    _, out, _ = run(*words)
+    found = re.findall(r"^([a-z-]+): .*\n(?:[ *].*\n)*replay (\S+)", out, re.MULTILINE)
+    assert len(found) == 3
+    for kind, name in found:
+        _, out, _ = run(*words, "--replay", name)
+        # Two kinds may happen in one step.
+        heads = re.findall(r"^([a-z-]+): ", out, re.MULTILINE)
+        assert kind in heads
+        _, out, _ = run(*words, "--replay", name, "--json")
+        assert row_of(out)["kinds"] == sorted(heads)
+
+
+def test_a_trace_of_nothing_is_not_written(run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    status, _, err = run("mapped", "--semantics", "v10", "--trace", str(trace))
+    assert (status, trace.exists()) == (0, False)
+    assert "is not written" in err
+
+
+def test_a_list_of_scenarios_for_programs(run: Run) -> None:
+    status, out, _ = run("--json")
+    found = json.loads(out)
+    assert (status, [each["name"] for each in found["kvms"]]) == (0, list(KVMS))
+    assert [each["name"] for each in found["scenarios"]] == list(SCENARIOS)
+
+
+SHOWN = Timeline(
+    [
+        Line("vcpu", "takes guest_mode", guilty=False),
+        Line("an.actor-with-a-long-name", "answers", guilty=False),
+        Line("vcpu", "copies; *** use-after-free: and so on, at length", guilty=True),
+    ],
+    [],
+)
+
+
+@pytest.mark.parametrize("width", [1, 20, 45, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    lines = as_columns(SHOWN, width).splitlines()
+    # A list needs the name of its longest actor, and 28 columns more.
+    assert max(map(len, lines)) <= max(width, 53)
+    guilty = [line for line in lines if line.startswith("*")]
+    assert "copies;" in guilty[0]
+    words = " ".join(" ".join(lines).replace("*", "").split())
+    assert {"guest_mode", "answers", "length"} <= set(words.split())
+
+
+def test_columns_are_those_of_the_actors() -> None:
+    head, *lines = as_columns(SHOWN, 80).splitlines()
+    at = head.index("an.actor")
+    assert lines[1][:at].split() == ["2"]
+    assert lines[1][at:] == "answers"

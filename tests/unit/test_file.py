@@ -19,9 +19,9 @@ from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from tests.unit.fakes import (
-    HeldAllocator,
-    HeldCall,
-    HeldUndoing,
+    BlockedAllocator,
+    BlockedCall,
+    BlockedUndoing,
     fallocate,
     fallocated_now,
     refused,
@@ -36,9 +36,9 @@ LONG = SHORT_BYTES + PAGE
 
 
 @pytest.fixture
-def file(held: HeldAllocator) -> Iterator[InaccessibleFile]:
+def file(blocked: BlockedAllocator) -> Iterator[InaccessibleFile]:
     fd = os.memfd_create("backing")
-    yield InaccessibleFile(fd, Superblock(V8(), PAGE, allocator=held))
+    yield InaccessibleFile(fd, Superblock(V8(), PAGE, allocator=blocked))
     os.close(fd)
 
 
@@ -94,7 +94,7 @@ async def test_the_backing_has_the_last_word(
         await fallocate(file, mode, offset, length, trio.Event())
 
 
-def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
+def test_a_long_call_is_not_done_at_once(file: InaccessibleFile) -> None:
     assert not fallocated_now(file, 0, 0, INLINE_BYTES + 1)
     assert pages(file) == 0
 
@@ -105,7 +105,7 @@ def test_what_takes_long_is_not_quick(file: InaccessibleFile) -> None:
 async def test_a_longer_range_is_dealt_with_in_a_thread(
     file: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = HeldCall()
+    call = BlockedCall()
     monkeypatch.setattr(syscalls, "fallocate", call)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, PUNCH, 0, 2 * LONG, trio.Event())
@@ -114,23 +114,23 @@ async def test_a_longer_range_is_dealt_with_in_a_thread(
         call.let_go()
 
 
-async def test_the_rules_hold_for_what_takes_long(file: InaccessibleFile) -> None:
+async def test_the_rules_apply_to_long_calls(file: InaccessibleFile) -> None:
     with refused(errno.EINVAL):
         await fallocate(file, PUNCH, 1, LONG, trio.Event())
 
 
 @pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE])
 async def test_a_long_allocation_is_the_allocators(
-    file: InaccessibleFile, held: HeldAllocator, mode: int
+    file: InaccessibleFile, blocked: BlockedAllocator, mode: int
 ) -> None:
     """With the mode and range that were asked for; the file is busy meanwhile."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, mode, PAGE, LONG, trio.Event())
-        await held.entered.wait()
-        assert held.arguments == (file.fd, mode, PAGE, LONG)
+        await blocked.entered.wait()
+        assert blocked.arguments == (file.fd, mode, PAGE, LONG)
         assert file.turn in file._superblock.busy
         assert file.turn.undoing is None
-        held.let_go()
+        blocked.let_go()
     assert not file.turn.taken
 
 
@@ -141,19 +141,19 @@ async def test_a_long_allocation_is_the_allocators(
         pytest.param(PUNCH, 2 * SHORT_BYTES, id="a punch"),
     ],
 )
-async def test_what_need_not_be_interrupted_is_a_threads(
+async def test_calls_that_need_no_interrupt_run_in_a_thread(
     file: InaccessibleFile,
-    held: HeldAllocator,
+    blocked: BlockedAllocator,
     monkeypatch: pytest.MonkeyPatch,
     mode: int,
     length: int,
 ) -> None:
-    call = HeldCall()
+    call = BlockedCall()
     monkeypatch.setattr(syscalls, "fallocate", call)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, mode, 0, length, trio.Event())
         await call.entered.wait()
-        assert not held.entered.is_set()
+        assert not blocked.entered.is_set()
         call.let_go()
 
 
@@ -167,9 +167,9 @@ async def test_without_an_allocator_a_thread_does_it(
 
 
 async def test_the_errno_of_the_allocator_is_the_callers(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
-    held.let_go(errno.ENOSPC)
+    blocked.let_go(errno.ENOSPC)
     with refused(errno.ENOSPC):
         await fallocate(file, 0, 0, LONG, trio.Event())
     # And the file is as good as before.
@@ -180,7 +180,7 @@ async def test_the_errno_of_the_allocator_is_the_callers(
 
 
 async def test_a_busy_file_has_one_long_operation_at_a_time(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     """The others wait in the trio loop and not for the backing's lock in a thread."""
     ended: list[str] = []
@@ -195,29 +195,29 @@ async def test_a_busy_file_has_one_long_operation_at_a_time(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(allocate, LONG)
-        await held.entered.wait()
+        await blocked.entered.wait()
         assert not fallocated_now(file, 0, 0, PAGE)
         nursery.start_soon(set_size)
         await trio.testing.wait_all_tasks_blocked()
         assert ended == []
         assert os.fstat(file.fd).st_size == 0
-        held.let_go()
+        blocked.let_go()
     assert ended == [f"{LONG}", "size"]
     assert os.fstat(file.fd).st_size == PAGE
     assert fallocated_now(file, 0, 0, PAGE)
 
 
 async def test_of_several_long_operations_each_waits_for_its_turn(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
-    """Else the first of them to end says that the file is idle."""
+    """Otherwise the first of them to end would report the file as idle."""
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await trio.testing.wait_all_tasks_blocked()
-        held.let_go()
+        blocked.let_go()
     assert not file._superblock.busy
-    assert held.most == 1
+    assert blocked.most == 1
 
 
 async def _after(passes: int, call: Callable[[], Awaitable[None]]) -> None:
@@ -233,8 +233,8 @@ async def test_tasks_that_wait_for_idle_are_woken(
     """Whenever in the course of two long operations the wait begins."""
     hung = []
     for third in range(10):
-        held = HeldAllocator()
-        other = InaccessibleFile(file.fd, Superblock(V8(), PAGE, allocator=held))
+        blocked = BlockedAllocator()
+        other = InaccessibleFile(file.fd, Superblock(V8(), PAGE, allocator=blocked))
         allocate = partial(fallocate, other, 0, 0, LONG, trio.Event())
         with trio.move_on_after(1) as scope:
             async with trio.open_nursery() as nursery:
@@ -242,26 +242,26 @@ async def test_tasks_that_wait_for_idle_are_woken(
                 nursery.start_soon(_after, second, allocate)
                 nursery.start_soon(_after, third, other.turn.wait)
                 await trio.testing.wait_all_tasks_blocked()
-                held.let_go()
+                blocked.let_go()
         if scope.cancelled_caught:
             hung.append(third)
     assert hung == []
 
 
-async def test_who_waits_for_a_busy_file_can_be_interrupted(
-    file: InaccessibleFile, held: HeldAllocator
+async def test_a_call_that_waits_for_a_busy_file_can_be_interrupted(
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     interrupted = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
-        await held.entered.wait()
+        await blocked.entered.wait()
         async with trio.open_nursery() as second:
             second.start_soon(_expect_eintr, file, interrupted)
             await trio.testing.wait_all_tasks_blocked()
             interrupted.set()
         # The first one goes on.
         assert file.turn in file._superblock.busy
-        held.let_go()
+        blocked.let_go()
 
 
 async def test_a_bug_in_a_long_operation_does_not_leave_the_file_busy(
@@ -286,14 +286,14 @@ async def _expect_eintr(file: InaccessibleFile, interrupted: trio.Event) -> None
 
 
 async def test_an_interrupted_call_returns_before_the_file_has_settled(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
-    """The backing still gives back what it had taken: nobody may look until then."""
-    held.undoing = HeldUndoing()
+    """The backing still frees the pages: later calls wait for that."""
+    blocked.undoing = BlockedUndoing()
     interrupted = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_expect_eintr, file, interrupted)
-        await held.entered.wait()
+        await blocked.entered.wait()
         interrupted.set()
     assert file.turn.undoing is not None
     assert not fallocated_now(file, 0, 0, PAGE)
@@ -304,26 +304,26 @@ async def test_an_interrupted_call_returns_before_the_file_has_settled(
         nursery.start_soon(file.set_size, PAGE)
         await trio.testing.wait_all_tasks_blocked()
         assert os.fstat(file.fd).st_size == 0
-        held.undoing.end()
+        blocked.undoing.end()
     assert file.turn.undoing is None
     assert not file._superblock.busy
     assert os.fstat(file.fd).st_size == PAGE
 
 
 async def test_an_allocation_that_dies_at_once_leaves_a_settled_file(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     interrupted = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_expect_eintr, file, interrupted)
-        await held.entered.wait()
+        await blocked.entered.wait()
         interrupted.set()
     assert file.turn.undoing is None
     assert fallocated_now(file, 0, 0, PAGE)
 
 
 async def test_an_interrupt_before_the_call_is_not_lost(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     interrupted = trio.Event()
     interrupted.set()
@@ -333,14 +333,14 @@ async def test_an_interrupt_before_the_call_is_not_lost(
 
 
 async def test_a_cancelled_allocation_leaves_no_busy_file(
-    file: InaccessibleFile, held: HeldAllocator
+    file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
     """The daemon ends: so does what works for it."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
-        await held.entered.wait()
+        await blocked.entered.wait()
         nursery.cancel_scope.cancel()
-    assert held.cancelled
+    assert blocked.cancelled
     assert not file._superblock.busy
 
 
@@ -354,9 +354,9 @@ class Keeps(V8):
 
 
 @pytest.fixture
-def keeping(held: HeldAllocator) -> Iterator[InaccessibleFile]:
+def keeping(blocked: BlockedAllocator) -> Iterator[InaccessibleFile]:
     fd = os.memfd_create("backing")
-    yield InaccessibleFile(fd, Superblock(Keeps(), PAGE, allocator=held))
+    yield InaccessibleFile(fd, Superblock(Keeps(), PAGE, allocator=blocked))
     os.close(fd)
 
 
@@ -394,7 +394,7 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
     assert pages(file) == 20
 
 
-async def test_who_is_interrupted_before_gets_nothing(
+async def test_a_call_interrupted_before_it_begins_changes_nothing(
     keeping: InaccessibleFile,
 ) -> None:
     interrupted = trio.Event()
@@ -405,14 +405,16 @@ async def test_who_is_interrupted_before_gets_nothing(
 
 
 async def test_near_a_limit_pieces_are_the_allocators(
-    keeping: InaccessibleFile, held: HeldAllocator, monkeypatch: pytest.MonkeyPatch
+    keeping: InaccessibleFile,
+    blocked: BlockedAllocator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The OOM killer ends a worker then, and not the daemon."""
     monkeypatch.setattr(keeping._headroom, "allows", lambda length: False)
-    held.let_go()
+    blocked.let_go()
     await fallocate(keeping, 0, 0, 2 * PIECE_BYTES, trio.Event())
-    assert held.arguments == (keeping.fd, 0, PIECE_BYTES, PIECE_BYTES)
-    assert held.most == 1
+    assert blocked.arguments == (keeping.fd, 0, PIECE_BYTES, PIECE_BYTES)
+    assert blocked.most == 1
 
 
 # --- first_of ---------------------------------------------------------------------

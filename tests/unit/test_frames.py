@@ -90,7 +90,7 @@ def test_it_knows_each_page_in_as_few_extents_as_possible(
 
 def test_only_pages_in_other_frames_differ() -> None:
     old = [Extent(0, 100, 10, 0), Extent(20, 300, 2, 0)]
-    # A page that has gone is not elsewhere, and an order is not a place.
+    # A removed page has not moved, and neither has one whose order changed.
     new = [Extent(0, 100, 4, 3), Extent(4, 500, 2, 0), Extent(6, 106, 1, 0)]
     assert differing(old, new, 1) == [Extent(4, 104, 2, 0)]
     assert differing(old, [], 1) == []

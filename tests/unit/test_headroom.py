@@ -1,4 +1,4 @@
-"""How much memory the cgroups leave, as the files of a cgroup file system tell it."""
+"""How much memory the cgroups leave, according to the files of a cgroup file system."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_without_cgroups_all_is_allowed(tmp_path: Path) -> None:
     assert Headroom(str(tmp_path)).allows(1 << 40)
 
 
-def test_half_of_what_is_left_is_allowed(machine: Machine) -> None:
+def test_half_of_the_memory_left_is_allowed(machine: Machine) -> None:
     machine.set("one/two", LIMIT, LIMIT - RESERVE - 8 * MIB)
     made = machine.headroom()
     assert not made.allows(5 * MIB)
@@ -108,7 +108,7 @@ def test_a_part_of_the_hierarchy_may_be_mounted(tmp_path: Path) -> None:
     assert machine.headroom().allows(LIMIT)
 
 
-def test_what_can_be_reclaimed_is_for_files(
+def test_reclaimable_memory_counts_as_free(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(headroom, "_can_swap", lambda: False)
@@ -130,7 +130,7 @@ def test_what_can_be_reclaimed_is_for_files(
     os.close(fd)
 
 
-def test_what_the_daemon_takes_is_refused_where_nothing_is_left(
+def test_memory_for_names_is_refused_where_nothing_is_left(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(headroom, "_can_swap", lambda: False)

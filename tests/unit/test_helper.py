@@ -132,7 +132,7 @@ async def test_of_many_fds_one_is_received(
     os.close(writing)
     received = await helper.receive_fd(connection.daemon, 4096, device)
     os.close(received.fd)
-    # Nobody has another.
+    # No other process has one.
     assert os.read(reading, 1) == b""
     os.close(reading)
 
@@ -159,7 +159,7 @@ async def test_nothing_to_read(
     assert await helper.receive_fd(connection.daemon, 9, device) == (0, -1, False, None)
 
 
-async def test_what_is_no_socket_any_more(
+async def test_a_connection_that_is_no_socket_any_more(
     helper: Helper, connection: Connection, device: str
 ) -> None:
     connection.daemon.close()
@@ -191,7 +191,7 @@ async def test_the_errno_is_the_kernels(
         await helper.open_tmpfile(str(tmp_path / "missing"), device)
 
 
-# --- whatever ends it -------------------------------------------------------------
+# --- all ways to end it -----------------------------------------------------------
 
 
 async def _kill(helper: Helper) -> None:
@@ -228,10 +228,10 @@ async def test_a_helper_that_was_killed_is_started_anew_unasked(
         nursery.cancel_scope.cancel()
 
 
-async def test_what_cannot_be_sent_to_a_worker_does_not_wait_for_it(
+async def test_a_request_that_cannot_be_sent_does_not_wait_for_the_worker(
     helper: Helper, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EPIPE is a worker that has ended, whatever else one may see of it."""
+    """EPIPE means that the worker has ended, before anything else shows it."""
     helper.give_back(await helper.lease())
     really_send = wire.send
 

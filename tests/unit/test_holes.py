@@ -156,7 +156,7 @@ def test_a_guest_that_touches_the_page_itself_keeps_it(
 def test_pages_that_were_fetched_are_not_tried(
     fd: int, before_allocating: Callable[[Callable[[], None]], list[int]]
 ) -> None:
-    """Be it empty: it is pinned, and somebody maps it."""
+    """Even if it is empty: it is pinned, and a peer maps it."""
     syscalls.fallocate(fd, 0, 0, 4 * PAGE)
     calls = before_allocating(lambda: None)
 

@@ -68,7 +68,7 @@ def listen(file: File, seen: list[tuple[str, int, int]]) -> Notifier:
     return file.register_notifier(**events(seen))
 
 
-# --- what is told ---------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_on_change_is_called_before_the_change(semantics: Semantics, how: str) -
             punch(mount, fd, 8, 16)
         else:
             mount.ftruncate(fd, 8 * PAGE)
-        # A start has been told by then, and the page is still there.
+        # A start has been sent by then, and the page is still there.
         starts = int(semantics.order == "bracket")
         assert changes == [(8 * PAGE, 8 * PAGE, starts, 1)]
         os.close(fd)
@@ -226,7 +226,7 @@ def test_a_callback_may_unregister_itself() -> None:
 
 
 def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
-    """As a client has it: whoever punches has nothing to do with it."""
+    """As in a client: the caller that punches does not see it."""
     with Mount() as mount:
         fd = mount.memfd_create("file", 16 * PAGE)
         file = mount.connect().file(fd)
@@ -240,7 +240,7 @@ def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
 
 
 def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
-    """By whoever decides what happens next: a punch waits for the answer."""
+    """By the scheduler of the test: a punch waits for the answer."""
     due: list[Due] = []
     come = threading.Event()
 
@@ -268,7 +268,7 @@ def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
 
 
 def test_others_go_on_while_a_callback_runs(pool: ThreadPoolExecutor) -> None:
-    """But for those who want to change the list of notifiers."""
+    """Except for calls that change the list of notifiers."""
     inside, go = threading.Event(), threading.Event()
 
     def hold(start: int, end: int) -> None:
@@ -370,7 +370,7 @@ def test_nothing_is_left() -> None:
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """That of docs/simulated-kvm.md."""
+    """The example of docs/simulated-kvm.md."""
     page = Path(__file__).parents[2] / "docs/simulated-kvm.md"
     text = page.read_text()
     start = text.index("    import os\n    from inaccfs.inprocess")

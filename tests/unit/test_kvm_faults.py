@@ -156,7 +156,7 @@ def test_the_daemons_end_is_no_exit() -> None:
 def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
     point: str, semantics: Semantics
 ) -> None:
-    """Patch 4/8. Else the page that was found first would be mapped, and has gone."""
+    """Patch 4/8. Otherwise the page found first would be mapped, which was removed."""
     hook = Once(point)
     with guest(hooks=hook, semantics=semantics) as made:
         hook.act = lambda: made.file.punch(5, 6)
@@ -204,7 +204,7 @@ def test_a_punch_elsewhere_while_a_fault_is_under_way_is_a_spurious_retry() -> N
         assert made.vm.stats.retries == 1
 
 
-def test_what_lies_outside_the_slot_is_no_business_of_it() -> None:
+def test_an_invalidation_outside_the_slot_does_not_affect_it() -> None:
     """The underflow of patch 8/8 would zap the whole guest."""
     hook = Once("invalidate:begin")
     with shim() as made, VM(made, hooks=hook) as vm:
@@ -222,8 +222,8 @@ def test_the_unit_is_asked_for(semantics: Semantics) -> None:
     with guest(semantics=semantics) as made:
         made.vm.pre_fault_memory(0, MIB)
         made.file.punch(10, 20)
-        gone = [gfn for gfn in range(30) if made.vm.spte(gfn) is None]
-        assert gone == list(range(10, 20))
+        zapped = [gfn for gfn in range(30) if made.vm.spte(gfn) is None]
+        assert zapped == list(range(10, 20))
 
 
 def test_both_aliases_of_a_page_are_zapped() -> None:
@@ -258,7 +258,7 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
         made.vm.create_vcpu().read(0, 1)
         made.file.punch(0, 1)
         assert made.vm.spte(0) is None
-        # In the client's thread there is nobody to be told before.
+        # In the client's thread no event can come before.
         with pytest.raises(RuntimeError):
             made.vm.set_user_memory_region(0, 0, 0)
 
@@ -266,11 +266,11 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
 # --- the race of v8 ------------------------------------------------------------------
 
 
-def test_v8_has_a_guest_use_a_page_that_is_gone() -> None:
+def test_in_v8_a_guest_uses_a_removed_page() -> None:
     """Vlastimil Babka on v8 1/8: the callback comes after the hole is punched.
 
-    Between the two the mapping is of a frame that the file has no more, and that may
-    be anybody's.
+    Between the two the mapping is of a frame that the file has no longer, and that any
+    other file may have.
     """
     hook = Once("invalidate:begin")
     with guest(hooks=hook) as made:
@@ -328,7 +328,7 @@ def test_punches_may_have_one_event_where_poison_has_a_start_and_an_end() -> Non
 
 
 @pytest.mark.parametrize("how", ["fault", "pre-fault"])
-def test_no_huge_page_reaches_into_what_is_being_punched(how: str) -> None:
+def test_no_huge_page_reaches_into_a_range_being_punched(how: str) -> None:
     """The fault is elsewhere, so that it need not retry; 4 KiB have to do for it."""
     with guest(4 * MIB, order=9, semantics=BRACKETED) as made:
         with made.file.punching(100, 101):
@@ -342,7 +342,7 @@ def test_no_huge_page_reaches_into_what_is_being_punched(how: str) -> None:
 
 
 def test_a_slot_whose_notifier_was_lost_is_not_used_any_more() -> None:
-    """What is mapped may have gone: nobody would tell."""
+    """Mapped pages may be removed without an event."""
     with guest(semantics=BRACKETED) as made:
         vcpu = made.vm.create_vcpu()
         vcpu.write(0, b"x")
@@ -467,7 +467,7 @@ def test_a_conversion_splits_a_huge_page_and_does_not_touch_the_neighbours() -> 
         assert (stats.installed, stats.zapped) == ((1, 2, 0), (1, 1, 0))
 
 
-def test_what_is_so_already_zaps_nothing() -> None:
+def test_a_conversion_that_changes_nothing_zaps_nothing() -> None:
     """As mainline has it."""
     with guest() as made:
         made.vm.create_vcpu().read(0, 1)
@@ -486,11 +486,11 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
     with guest(hooks=hook) as made:
         inside, go = threading.Event(), threading.Event()
 
-        def held() -> None:
+        def wait_inside() -> None:
             inside.set()
             assert go.wait(PATIENCE)
 
-        hook.act = held
+        hook.act = wait_inside
         access = pool.submit(made.vm.create_vcpu().read, 0, 1)
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
@@ -507,7 +507,7 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
         assert (made.file.handles, made.vm.runs()) == (0, [])
 
 
-def test_a_slot_that_goes_within_brackets_ends_what_has_begun() -> None:
+def test_deleting_a_slot_ends_its_invalidation() -> None:
     with guest(semantics=BRACKETED) as made:
         add_slot(made.vm, made.file, slot=1, gpa=MIB)
         with made.file.punching(0, 10):
@@ -538,7 +538,7 @@ def test_pre_faulting_maps_all_without_a_fault(
         assert [spte.pfn for spte in found if spte] == expected
 
 
-def test_pre_faulting_skips_what_is_shared_or_mapped() -> None:
+def test_pre_faulting_skips_shared_and_mapped_pages() -> None:
     with guest() as made:
         to_shared(made.vm)(0, 4 * PAGE)
         made.vm.create_vcpu().read(4 * PAGE, 1)

@@ -246,7 +246,7 @@ def test_a_mixed_huge_page_has_its_bit() -> None:
     assert mixed == [bit, 0, bit, 0]
 
 
-def test_a_new_slot_finds_what_has_been_converted() -> None:
+def test_a_new_slot_has_the_attributes_of_its_gfns() -> None:
     """Sean Christopherson on 6/8: attributes may be older than the slot."""
     with shim(order=9) as made, VM(made) as vm:
         vm.set_memory_attributes(PAGE, PAGE, private=False)

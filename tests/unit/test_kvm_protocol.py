@@ -50,7 +50,7 @@ def test_an_end_without_its_begin_is_a_bug_of_the_shim() -> None:
 def test_a_slot_with_an_end_too_many_can_be_deleted() -> None:
     with shim(BRACKETED) as made, VM(made, invalidation=Careless()) as vm:
         file = made.memfd()
-        # Somebody else's, or nobody would be told of anything.
+        # Of another client: with one's own only, no events would be sent.
         with VM(made) as other:
             add_slot(other, file)
             with file.punching(0, 10):

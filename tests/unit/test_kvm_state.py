@@ -144,13 +144,13 @@ ZAPS = st.tuples(st.just("zap"), PAGES, st.integers(1, 1500))
 def test_the_table_is_a_dict_of_pages(steps: list[tuple[str, int, int]]) -> None:
     table, model, frame = PageTable(), dict[int, int](), 1 << 20
     for kind, start, count in steps:
-        gone = [gfn for gfn in range(start, start + count) if gfn in model]
+        zapped = [gfn for gfn in range(start, start + count) if gfn in model]
         if kind == "zap":
-            assert table.zap(start, start + count) == ByLevel(len(gone))
-            for gfn in gone:
+            assert table.zap(start, start + count) == ByLevel(len(zapped))
+            for gfn in zapped:
                 del model[gfn]
         else:
-            assert table.map_pages(start, frame, count) == len(gone)
+            assert table.map_pages(start, frame, count) == len(zapped)
             model |= {start + index: frame + index for index in range(count)}
             frame += 1 << 20
     assert table.count() == ByLevel(len(model))
@@ -166,7 +166,7 @@ def test_the_table_is_a_dict_of_pages(steps: list[tuple[str, int, int]]) -> None
 # --- exits ----------------------------------------------------------------------------
 
 
-def test_an_exit_says_in_words_what_it_is_about() -> None:
+def test_an_exit_describes_itself_in_words() -> None:
     assert str(MemoryFaultExit(1, 0x5000, 4096)) == (
         "private access to 4096 bytes at gpa 0x5000"
     )

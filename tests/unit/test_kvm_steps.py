@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def names(
-    steps: Generator[Step, Any, None], meanwhile: dict[str, Callable[[], object]]
+    steps: Generator[Step, Any, object], meanwhile: dict[str, Callable[[], object]]
 ) -> list[str]:
     """Take all steps; the names of their classes. Before one something may happen."""
     seen: list[str] = []
@@ -43,7 +43,7 @@ def names(
         return seen
 
 
-def one_or_many(made: Guest, what: str) -> Generator[Step, Any, None]:
+def one_or_many(made: Guest, what: str) -> Generator[Step, Any, object]:
     faults = made.vm._faults
     return faults.fault(0) if what == "fault" else faults.populate(0, 4)
 
@@ -75,7 +75,7 @@ def test_a_page_that_was_invalidated_is_put_and_the_end_awaited(what: str) -> No
         assert retried == [None]
 
 
-def test_no_lock_is_held_at_a_step() -> None:
+def test_no_lock_is_taken_at_a_step() -> None:
     with guest() as made:
         for steps in (made.vm._faults.fault(0), made.vm._faults.populate(4, 8)):
             try:
@@ -117,7 +117,7 @@ def test_a_locked_page_is_tried_again(what: str) -> None:
 
 
 def test_every_step_is_of_a_kind_that_can_be_known() -> None:
-    """Whoever decides who goes next knows by it what the step is about."""
+    """A scheduler knows by it what the step accesses."""
     kinds: list[object] = []
     with guest(hooks=lambda *_: None) as made:
         steps = made.vm._faults.fault(3)
@@ -199,7 +199,7 @@ class FrameMemory:
 
 
 def test_memory_may_be_that_of_frames() -> None:
-    """As on hardware: through a stale entry a guest reaches whoever has the frame."""
+    """As on hardware: through a stale entry a guest accesses the frame's new owner."""
     memory = FrameMemory()
     with shim() as made, VM(made, memory=memory) as vm, VM(made, memory=memory) as evil:
         victim, file = made.memfd(), made.memfd()
@@ -237,7 +237,7 @@ def test_a_hook_is_called_where_slots_are_read_without_a_lock(*, private: bool) 
 
 
 @pytest.mark.parametrize("order", [0, 9])
-def test_what_some_gfns_are_mapped_by_can_be_asked(order: int) -> None:
+def test_the_mappings_of_some_gfns_can_be_queried(order: int) -> None:
     with guest(4 * MIB, order) as made:
         made.vm.pre_fault_memory(0, 2 * MIB)
         some = made.vm.runs(5, 7)

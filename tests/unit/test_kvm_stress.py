@@ -46,7 +46,7 @@ def read(oracle: Oracle, cell: Cell, value: int) -> str | None:
 # --- one after the other --------------------------------------------------------------
 
 
-def test_what_was_written_last_is_read(oracle: Oracle, cell: Cell) -> None:
+def test_the_last_written_value_is_read(oracle: Oracle, cell: Cell) -> None:
     assert read(oracle, cell, 0) is None
     first, second = write(oracle, cell), write(oracle, cell)
     assert read(oracle, cell, second) is None
@@ -61,7 +61,7 @@ def test_zeros_after_a_write_are_a_lost_write(oracle: Oracle, cell: Cell) -> Non
     assert "read zeros, which was replaced" in str(read(oracle, cell, 0))
 
 
-def test_what_was_punched_is_zeros(oracle: Oracle, cell: Cell) -> None:
+def test_punched_memory_is_zeros(oracle: Oracle, cell: Cell) -> None:
     stamp = write(oracle, cell)
     clear(oracle, cell)
     assert read(oracle, cell, 0) is None
@@ -119,7 +119,9 @@ def test_zeros_of_a_punch_under_way_are_early(oracle: Oracle, cell: Cell) -> Non
     assert not oracle.end_read(begin, cell, 0).early
 
 
-def test_a_long_read_keeps_what_it_may_find(oracle: Oracle, cell: Cell) -> None:
+def test_a_long_read_keeps_the_values_that_it_may_find(
+    oracle: Oracle, cell: Cell
+) -> None:
     first = write(oracle, cell)
     begin = oracle.begin_read()
     for _ in range(100):
@@ -127,7 +129,7 @@ def test_a_long_read_keeps_what_it_may_find(oracle: Oracle, cell: Cell) -> None:
     assert oracle.end_read(begin, cell, first).wrong is None
 
 
-def test_what_no_read_can_find_is_forgotten(oracle: Oracle, cell: Cell) -> None:
+def test_values_that_no_read_can_find_are_forgotten(oracle: Oracle, cell: Cell) -> None:
     for _ in range(100):
         write(oracle, cell)
         clear(oracle, cell)

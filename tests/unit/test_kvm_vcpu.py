@@ -55,9 +55,9 @@ def test_an_access_may_cross_pages(order: int, *, private: bool) -> None:
         vcpu.write(gpa, data, private=private)
         assert vcpu.read(gpa, len(data), private=private) == data
         assert vcpu.read(gpa - 1, 1, private=private) == b"\0"
-        held = os.pread(made.file.fd, len(data), gpa)
+        memory = os.pread(made.file.fd, len(data), gpa)
         other = bytes(made.shared[gpa : gpa + len(data)])
-        assert (held == data, other == data) == (private, not private)
+        assert (memory == data, other == data) == (private, not private)
 
 
 def test_an_access_may_cross_slots() -> None:
@@ -134,7 +134,7 @@ def test_nonsense_is_a_bug_of_the_caller() -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_mismatch_is_an_exit(*, private: bool) -> None:
-    """Patches 3/8 and 7/8; the exit tells of the page, whatever was accessed of it."""
+    """Patches 3/8 and 7/8; the exit is about the page, whichever part was accessed."""
     with guest(default_private=not private) as made:
         with pytest.raises(MemoryFaultExit) as caught:
             made.vm.create_vcpu().read(5 * PAGE + 7, 100, private=private)
@@ -187,7 +187,7 @@ def test_a_slot_without_shared_memory() -> None:
         assert caught.value.errno == errno.EFAULT
 
 
-# --- who is in the guest --------------------------------------------------------------
+# --- guest mode -----------------------------------------------------------------------
 
 
 class Held:
@@ -230,7 +230,7 @@ def test_removing_a_page_waits_for_an_access(
 # --- the VMM --------------------------------------------------------------------------
 
 
-def test_the_vmm_converts_what_the_guest_wants() -> None:
+def test_the_vmm_converts_as_the_guest_asks() -> None:
     """QEMU's kvm_convert_memory()."""
     with mmap.mmap(-1, MIB) as shared, shim() as made, VM(made) as vm:
         file = made.memfd()
@@ -263,14 +263,16 @@ def test_a_slot_is_deleted_while_it_is_converted(
     """The deletion waits: else what is discarded would be of a file that was closed."""
     inside, go = threading.Event(), threading.Event()
 
-    def held(discard: Callable[..., None], slot: MemorySlot, *rest: int) -> None:
+    def discard_later(
+        discard: Callable[..., None], slot: MemorySlot, *rest: int
+    ) -> None:
         inside.set()
         assert go.wait(PATIENCE)
         discard(slot, *rest)
 
     for name in ("discard_private", "discard_shared"):
         real = getattr(kvm_vmm, name)
-        monkeypatch.setattr(kvm_vmm, name, partial(held, real))
+        monkeypatch.setattr(kvm_vmm, name, partial(discard_later, real))
     with guest(default_private=not private) as made:
         vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
         conversion = pool.submit(vmm.convert, 0, PAGE, private=private)
@@ -300,7 +302,7 @@ def test_a_slot_that_was_deleted_is_not_converted(
             assert states(made.vm, 0, 2) == "__"
 
 
-def test_what_cannot_be_discarded_is_cleared() -> None:
+def test_memory_that_cannot_be_discarded_is_cleared() -> None:
     with guest(default_private=False) as made:
         vcpu = made.vm.create_vcpu()
         vcpu.write(PAGE - 1, b"ab", private=False)
@@ -321,7 +323,7 @@ def test_private_mappings_are_discarded_too() -> None:
         assert shared[:1] == b"\0"
 
 
-def test_what_no_conversion_helps_is_raised() -> None:
+def test_an_exit_that_no_conversion_helps_is_raised() -> None:
     with guest(MIB) as made:
         vmm = Vmm(made.vm, fallocate=made.shim.fallocate)
         vcpu = made.vm.create_vcpu()

@@ -17,7 +17,7 @@ def test_a_page_for_each_way_it_can_be() -> None:
         vcpu = made.vm.create_vcpu()
         for page in (1, 2, 5, 6):
             vcpu.write(page * PAGE, b"x")
-        # Punched, and touched by somebody else.
+        # Punched, and touched by another process.
         made.file.punch(2, 3)
         os.pwrite(made.file.fd, b"x", 2 * PAGE)
         made.vm.set_memory_attributes(5 * PAGE, PAGE, private=False)
@@ -47,7 +47,7 @@ def test_slots_apart_with_offsets_and_without_a_private_half() -> None:
             assert states(vm, 0, 12) == "____.m__ss__"
 
 
-def test_a_mount_that_shows_no_memory_shows_what_is_mapped() -> None:
+def test_without_get_memory_only_mappings_are_shown() -> None:
     with shim(refuses_memory=True) as made:
         file = made.memfd(4 * PAGE)
         with VM(made) as vm:
@@ -85,7 +85,7 @@ def test_rows_that_are_the_same_are_counted() -> None:
     assert lines[1] == "0x000200000  m"
 
 
-def test_what_is_too_long_is_merged() -> None:
+def test_a_map_that_is_too_long_is_merged() -> None:
     lines = render("m" * 1024 + "." * 1020 + "smmm").splitlines()
     assert lines[0] == "one character is 8 pages"
     assert lines[1].startswith("0x000000000  mmmm")
@@ -106,5 +106,5 @@ def test_colours_only_when_asked_for() -> None:
     )
 
 
-def test_the_legend_has_what_occurs_and_how_often() -> None:
+def test_the_legend_has_the_states_and_their_counts() -> None:
     assert legend("mm.") == "m mapped by 4 KiB (2)   . not allocated (1)"

@@ -127,7 +127,7 @@ def test_an_unknown_nodeid_is_stale(namespace: Namespace) -> None:
 # --- making -----------------------------------------------------------------------
 
 
-def test_what_is_made_counts_one_lookup(namespace: Namespace) -> None:
+def test_a_new_file_counts_one_lookup(namespace: Namespace) -> None:
     root = namespace.inodes.root
     made: list[Entry] = [
         namespace.mkdir(root, b"d", 0o750, *ME),
@@ -150,7 +150,7 @@ def test_a_symlink_is_read_and_never_followed(namespace: Namespace) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make things for others")
-def test_what_is_made_is_its_creators(namespace: Namespace, tree: Path) -> None:
+def test_a_new_file_belongs_to_its_creator(namespace: Namespace, tree: Path) -> None:
     root = namespace.inodes.root
     entries = [
         namespace.create(root, b"f", os.O_RDWR, 0o4711, 123, 456),
@@ -280,8 +280,10 @@ def test_links_in_several_directories_keep_those_known(
     assert set(namespace.inodes.nodes) == {1}
 
 
-def test_what_is_not_removed_is_not_kept(namespace: Namespace, tree: Path) -> None:
-    """A refused rmdir leaves no fd behind."""
+def test_a_file_whose_removal_failed_keeps_no_fd(
+    namespace: Namespace, tree: Path
+) -> None:
+    """A refused rmdir leaks no fd."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -380,7 +382,7 @@ def test_a_rename_that_fails_leaves_directories_as_they_were(
     flags: int,
     error: int,
 ) -> None:
-    """Those with an fd, too: one that is closed is not used, nor closed again."""
+    """Including nodes with an fd: a closed fd is not used, and not closed again."""
     (tree / "a" / "b" / "x").mkdir(parents=True)
     (tree / "c").mkdir()
     before = open_fds()
@@ -496,7 +498,7 @@ def test_a_deep_tree_is_reached_and_forgotten_without_recursion(
     assert open_fds() == before
 
 
-def test_a_deep_tree_is_reached_again_when_its_fds_have_gone(
+def test_a_deep_tree_is_reached_after_its_fds_were_closed(
     namespace: Namespace, tree: Path
 ) -> None:
     nodes = _deep(namespace, tree, 600)
@@ -583,7 +585,7 @@ def test_close_leaves_no_fd(namespace: Namespace, tree: Path) -> None:
     assert open_fds() == before
 
 
-# --- what happens behind the mount's back -----------------------------------------
+# --- changes in the backing that bypass the mount ---------------------------------
 
 
 def test_a_file_whose_name_leads_elsewhere_now_is_stale(
@@ -605,7 +607,7 @@ def test_a_file_whose_name_leads_elsewhere_now_is_stale(
 def test_a_directory_whose_name_leads_elsewhere_now_is_stale(
     namespace: Namespace, tree: Path, successor: str
 ) -> None:
-    """Not ENOENT: that would be an answer about the name below it."""
+    """The errno is not ENOENT, which would be about the name below it."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -671,7 +673,7 @@ def test_a_directory_that_is_below_its_own_child_now(
     assert set(namespace.inodes.nodes) == {1}
 
 
-def test_a_directory_that_nobody_knows_the_way_to_any_more_is_stale(
+def test_a_directory_without_a_known_path_is_stale(
     namespace: Namespace, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its fd was closed for room before it was found in its new place."""
@@ -688,7 +690,7 @@ def test_a_directory_that_nobody_knows_the_way_to_any_more_is_stale(
     for node in (inner, outer):
         with refused(errno.ESTALE):
             namespace.inodes.dir_fd(node)
-    # Until somebody looks.
+    # Until it is looked up.
     assert look(namespace, "b") is inner
     assert look(namespace, "a", inner) is outer
 
@@ -702,7 +704,7 @@ def _ancestors(node: Node) -> list[Node]:
     return found
 
 
-def test_a_cycle_does_not_lose_a_directory_that_only_its_child_held(
+def test_a_cycle_does_not_lose_a_directory_that_only_its_child_kept(
     namespace: Namespace, tree: Path
 ) -> None:
     """The kernel has forgotten the outer one when it finds it in the inner one."""
@@ -736,7 +738,7 @@ def test_one_name_that_went_does_not_hide_the_others(
 def test_a_number_that_comes_back_as_another_type_is_another_node(
     namespace: Namespace, tree: Path
 ) -> None:
-    """And what the kernel has yet to forget of the old one is not lost."""
+    """Lookups of the old one that the kernel has yet to forget are not lost."""
     (tree / "was").touch()
     (tree / "now").mkdir()
     old = look(namespace, "was")

@@ -91,7 +91,7 @@ class Histories(RuleBasedStateMachine):
         self.namespace = Namespace(
             self.backing, Superblock(V8(), self.backing.page_size)
         )
-        # What the kernel has been told of, by nodeid.
+        # The nodes that the kernel knows, by nodeid.
         self.known: Counter[int] = Counter()
         self.handles: list[Handle] = []
 

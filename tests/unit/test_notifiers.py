@@ -1,4 +1,4 @@
-"""Invalidation that is waited for: who gets an event, and whose answer is awaited."""
+"""Invalidation with answers: which notifiers get an event, and which must answer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ACK_SECONDS = 10.0
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that remembers what it was told."""
+    """A notifier that remembers its events."""
 
     events: list[tuple[str, int, int, int | None]] = field(default_factory=list)
     evicted: bool = False
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.event, notice.start, notice.end, sequence))
@@ -54,7 +54,7 @@ async def invalidate(notifiers: Notifiers, start: int = 1, end: int = 5) -> None
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-async def test_with_nobody_there_nothing_waits(
+async def test_without_notifiers_nothing_waits(
     notifiers: Notifiers, trace: FileTrace
 ) -> None:
     await invalidate(notifiers)

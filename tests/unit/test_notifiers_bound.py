@@ -1,4 +1,4 @@
-"""restrictedmem_bind(): who gets an event of which pages, and in which units."""
+"""restrictedmem_bind(): which notifiers get which events, and in which units."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Listener:
     answers: bool = True
     sequence: int = 0
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         self.events.append((notice.start, notice.end))
@@ -57,7 +57,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         await notifiers.tell(Notice("INVALIDATE", start, end))
 
 
-# --- who gets an event --------------------------------------------------------------
+# --- targets of an event ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
 async def test_all_notifiers_bound_to_a_page_get_the_event(
     start: int, end: int, expected: bool
 ) -> None:
-    """Of the range as it is punched: the raw one."""
+    """With "punched" the event has the whole range of the punch."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, start, end)
@@ -205,7 +205,7 @@ async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
 async def test_ranges_that_overlap_need_both_to_agree(
     start: int, end: int, taken: bool, first: bool, second: bool
 ) -> None:
-    """Exclusive is exclusive, whoever was there first; SMRAM is an alias of neither."""
+    """Exclusive works in both orders of binding; SMRAM is an alias of neither."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8, exclusive=first)
     other = Listener(notifiers)
@@ -222,7 +222,7 @@ async def test_ranges_that_overlap_need_both_to_agree(
         assert notifiers.bound(other) == (start, end)
 
 
-async def test_what_was_exclusive_is_free_again_afterwards() -> None:
+async def test_an_exclusive_range_is_free_after_unbinding() -> None:
     notifiers = made()
     for exclusive in (True, False, True):
         one = await Listener(notifiers).bind(4, 8, exclusive=exclusive)
@@ -304,9 +304,9 @@ async def test_bindings_that_come_and_go_are_found_as_by_a_list() -> None:
         start = dice.randrange(40)
         end = start + dice.randrange(1, 10)
         if there and dice.random() < 0.4:
-            gone = dice.choice(list(there))
-            notifiers.drop(gone)
-            del there[gone]
+            dropped = dice.choice(list(there))
+            notifiers.drop(dropped)
+            del there[dropped]
         else:
             made_ = await Listener(notifiers).bind(start, end, exclusive=False)
             there[made_] = start, end

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import Node
-    from tests.unit.fakes import HeldAllocator
+    from tests.unit.fakes import BlockedAllocator
 
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE
 ME = os.geteuid(), os.getegid()
-# The handlers need no more of it than who asks; pyfuse3's own cannot be filled.
+# The handlers need only the caller's ids; pyfuse3's own cannot be filled in.
 CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(uid=ME[0], gid=ME[1]))
 
 
@@ -49,8 +49,8 @@ def answered(number: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def namespace(backing: Backing, held: HeldAllocator) -> Iterator[Namespace]:
-    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=held))
+def namespace(backing: Backing, blocked: BlockedAllocator) -> Iterator[Namespace]:
+    made = Namespace(backing, Superblock(V8(), backing.page_size, allocator=blocked))
     yield made
     made.close()
 
@@ -76,14 +76,14 @@ def inode(node: Node) -> pyfuse3.InodeT:
 
 
 @asynccontextmanager
-async def busy(node: Node, held: HeldAllocator) -> AsyncIterator[None]:
+async def busy(node: Node, blocked: BlockedAllocator) -> AsyncIterator[None]:
     """A long allocation of a file, until the end of the with block."""
     assert node.file is not None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, node.file, 0, 0, LONG, trio.Event())
-        await held.entered.wait()
+        await blocked.entered.wait()
         yield
-        held.let_go()
+        blocked.let_go()
 
 
 # --- busy files -------------------------------------------------------------------
@@ -142,7 +142,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
     operations: Operations,
     namespace: Namespace,
     node: Node,
-    held: HeldAllocator,
+    blocked: BlockedAllocator,
     tree: Path,
     call: Callable[[Operations, Node], Awaitable[object]],
 ) -> None:
@@ -158,7 +158,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
             assert exc.errno == errno.EOPNOTSUPP  # noqa: PT017
         ended.set()
 
-    async with trio.open_nursery() as nursery, busy(node, held):
+    async with trio.open_nursery() as nursery, busy(node, blocked):
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         assert not ended.is_set()
@@ -173,7 +173,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
 
 
 async def test_a_size_waits_and_is_then_refused(
-    namespace: Namespace, node: Node, held: HeldAllocator, tree: Path
+    namespace: Namespace, node: Node, blocked: BlockedAllocator, tree: Path
 ) -> None:
     """By then the file has the size of the allocation; nothing else is set."""
     valid = wire.FATTR_SIZE | wire.FATTR_MODE
@@ -182,7 +182,7 @@ async def test_a_size_waits_and_is_then_refused(
         with refused(errno.EPERM):
             await _change(namespace, node, valid=valid, size=2 * PAGE, mode=0o640)
 
-    async with trio.open_nursery() as nursery, busy(node, held):
+    async with trio.open_nursery() as nursery, busy(node, blocked):
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         os.truncate(tree / "f", PAGE)
@@ -229,8 +229,8 @@ async def test_all_attributes_can_be_set_at_once(
 class CountingDirectory:
     """A directory that counts positions as hugetlbfs does: names from the start.
 
-    Stands in for getdents(2) and lseek(2); whoever seeks after names have gone
-    misses as many.
+    Stands in for getdents(2) and lseek(2). A seek after names were removed skips as
+    many.
     """
 
     def __init__(self, names: int, at_once: int) -> None:
@@ -381,7 +381,7 @@ def _open_root(operations: Operations) -> pyfuse3.FileHandleT:
 async def test_each_name_is_listed_once_and_counts_one_lookup(
     operations: Operations, namespace: Namespace, tree: Path, replies: Replies
 ) -> None:
-    """But not the one that a reply had no room for, until it is told."""
+    """A name that a reply had no room for counts only when it is sent."""
     for at in range(20):
         (tree / f"f{at}").touch()
     inodes = {os.fsencode(entry.name): entry.inode() for entry in os.scandir(tree)}
@@ -439,7 +439,7 @@ async def test_a_name_removed_since_is_skipped(
     await operations.releasedir(fh)
 
 
-async def test_the_handles_that_nobody_released_are_closed(
+async def test_handles_that_were_not_released_are_closed(
     operations: Operations,
 ) -> None:
     fh = _open_root(operations)

@@ -20,6 +20,7 @@ from inaccfs.backing.options import TmpfsOptions
 from inaccfs.cli import mount as mount_command
 from inaccfs.cli import mountoptions
 from inaccfs.cli import status as status_command
+from inaccfs.cli.units import size_text
 from inaccfs.config import Config
 from inaccfs.control.limits import Limits, Policy
 from inaccfs.errors import (
@@ -586,7 +587,7 @@ def test_a_daemon_that_does_not_answer_is_an_error(
 
 
 def test_a_status_for_people() -> None:
-    assert status_command._describe(STATUS).splitlines() == [
+    assert status_command.describe(STATUS).splitlines() == [
         "/mnt",
         "  backing    private tmpfs",
         "  size       no limit",
@@ -614,7 +615,7 @@ def test_a_status_for_people() -> None:
     ],
 )
 def test_sizes_for_people(count: int, text: str) -> None:
-    assert status_command._bytes(count) == text
+    assert size_text(count) == text
 
 
 def test_a_link_that_is_replaced_while_it_is_resolved_is_no_bug(

@@ -1,4 +1,4 @@
-"""In which order a file is changed and its notifiers are told, whoever drives it."""
+"""The order of a change and its events, under each driver."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ NO_SPACE = OSError(errno.ENOSPC, "no space")
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that notes what it is told, and does with it what a test wants."""
+    """A notifier that notes its events, and reacts as a test wants."""
 
     world: World
     name: str = ""
-    # Called when it is told.
+    # Called when it gets an event.
     then: Callable[[Listener, int], None] = lambda listener, sequence: None
     sequences: list[int] = field(default_factory=list)
     evicted_at: float | None = None
 
-    who = 0
+    who = number = 0
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
         assert sequence is not None
@@ -122,7 +122,7 @@ class World:
         return await drive(steps, self.notifiers, change, whole_call=whole)
 
     def assert_free(self) -> None:
-        """Nobody has the list, and nobody is awaited."""
+        """The list is unlocked, and no answer is awaited."""
         assert self.notifiers.take()
         self.notifiers.release()
         assert not self.notifiers.running
@@ -140,12 +140,12 @@ async def world() -> AsyncIterator[World]:
 
 
 def answers(listener: Listener, sequence: int) -> None:
-    """At once, while it is being told."""
+    """At once, while the event is being sent."""
     listener.world.notifiers.answer(listener, sequence)
 
 
 def goes(listener: Listener, sequence: int) -> None:
-    """Its connection breaks while it is being told."""
+    """Its connection breaks while the event is being sent."""
     listener.world.notifiers.drop(listener)
 
 
@@ -216,14 +216,14 @@ async def test_nothing_goes_on_before_all_have_answered(world: World, how: How) 
 
 
 @hows
-async def test_with_nobody_there_nothing_waits(world: World, how: How) -> None:
+async def test_without_notifiers_nothing_waits(world: World, how: How) -> None:
     assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
     assert world.log == ["change"]
     world.assert_free()
 
 
 async def test_at_once_is_at_once(world: World) -> None:
-    """With nobody to wait for it is over before the call returns."""
+    """Without an answer to wait for, it is over before the call returns."""
     over: list[Exception | None] = []
     assert world.notifiers.take()
     InlineDrive(
@@ -236,14 +236,14 @@ async def test_at_once_is_at_once(world: World) -> None:
     assert over == [None]
 
 
-# --- who does not answer ----------------------------------------------------------
+# --- missing answers --------------------------------------------------------------
 
 
 @hows
-async def test_the_silent_hold_up_nobody_for_longer_than_allowed(
+async def test_silent_notifiers_delay_no_call_beyond_the_timeout(
     world: World, how: How, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """And are gone by the second event."""
+    """They are removed before the second event."""
     quick, silent = await world.listener("1 ", answers), await world.listener("2 ")
     begun = trio.current_time()
     assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
@@ -285,7 +285,7 @@ async def test_all_notifiers_may_leave_while_the_event_is_sent(
 
 @hows
 async def test_one_may_take_the_others_with_it(world: World, how: How) -> None:
-    """Notifiers of one peer go together: nobody is told who has gone."""
+    """Notifiers of one peer are removed together: no event to a removed one."""
     listeners: list[Listener] = []
 
     def all_go(listener: Listener, sequence: int) -> None:
@@ -319,7 +319,7 @@ async def test_a_notifier_that_unregisters_in_its_callback_waits_for_the_end(
 async def test_a_bug_of_a_notifier_costs_one_call(
     world: World, how: How, plan: Plan, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The list is free, and what somebody answers later harms nobody."""
+    """The list is unlocked, and a late answer is harmless."""
     one = await world.listener("1 ")
     await world.listener("2 ", fails)
     if how == "at once":
@@ -375,7 +375,7 @@ async def test_a_cancelled_operation_unlocks_the_list(
 
 
 async def test_the_list_is_free_when_done_is_called(world: World) -> None:
-    """So that what waits for the first can begin there and then."""
+    """Then an operation that waits for the first can begin in that moment."""
     await world.listener(then=answers)
     results: list[Exception | None] = []
 
@@ -419,14 +419,14 @@ async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
     world.assert_free()
 
 
-# --- how long the list is held ------------------------------------------------------
+# --- how long the list is locked ----------------------------------------------------
 
 
 @pytest.mark.parametrize("how", HOWS[:2])
 async def test_a_registration_between_start_and_end(world: World, how: How) -> None:
     """Sean Christopherson, 13 January 2023: v9 and v10 give it an end without a start.
 
-    With the lock held across it waits, and hears of neither.
+    With the list locked for the whole call it waits, and gets neither.
     """
     first = await world.listener("1 ")
     late = Listener(world, "2 ", answers)

@@ -1,4 +1,4 @@
-"""Real frames: found, held where they are, and let go around a punch."""
+"""Real frames: found, pinned, and unpinned around a punch."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_file_is_allocated_only_where_it_has_holes(
     assert file.allocated == 4096 + beyond
 
 
-def test_what_is_known_needs_no_system_call(file: File) -> None:
+def test_known_pages_need_no_system_call(file: File) -> None:
     fetched = file.fetch(100, 3000)
     file.fetch(3001, 3002)
     file.frames.fd = -1
@@ -220,7 +220,7 @@ def test_pages_are_counted_once(file: File) -> None:
     file.frames.close()
 
 
-def test_a_file_that_is_longer_than_what_is_mapped_at_once(narrow: File) -> None:
+def test_a_file_longer_than_one_window(narrow: File) -> None:
     extents = narrow.fetch(0, 4096)
     assert list(by_page(extents).values()) == narrow.read()
     for one, other in itertools.pairwise(extents):
@@ -251,7 +251,7 @@ def test_a_page_at_a_time_takes_few_buffers(file: File) -> None:
     assert list(by_page(file.frames.extents()).values()) == file.read()[: 2 * HUGE]
 
 
-def test_pages_between_known_ones_are_held_with_them(file: File) -> None:
+def test_pages_between_known_ones_are_pinned_with_them(file: File) -> None:
     before = pinned()
     for page in range(0, HUGE, 8):
         file.fetch(page, page + 1)
@@ -304,9 +304,9 @@ def test_pages_that_have_moved_are_returned(file: File) -> None:
         fetched = loose.fetch(0, 256)
         now = by_page(fetched.extents)
         assert list(now.values()) == file.read()[:256]
-        gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
-        assert gone
-        assert by_page(fetched.moved) == gone
+        moved = {page: pfn for page, pfn in before.items() if now[page] != pfn}
+        assert moved
+        assert by_page(fetched.moved) == moved
         assert loose.fetch(0, 256).moved == []
         assert loose.pages == 256
 
@@ -323,14 +323,14 @@ def shuffle(file: File, start: int, end: int) -> None:
 
 def test_a_page_that_is_pinned_late_is_where_it_was_or_reported(file: File) -> None:
     """Pinning was refused once, and is not any more."""
-    held: pins.Pins = file.frames._buffers._pins
+    pinning: pins.Pins = file.frames._buffers._pins
     refusing = pins.NoPins("a test")
     file.frames._buffers._pins = refusing  # type: ignore[misc]
     before = by_page(file.frames.fetch(0, 128).extents)
     assert file.frames.known(0, 1) is None
     assert file.frames.unpinned == 128
     shuffle(file, 0, 64)
-    file.frames._buffers._pins = held  # type: ignore[misc]
+    file.frames._buffers._pins = pinning  # type: ignore[misc]
     fetched = file.frames.fetch(0, 256)
     now = by_page(fetched.extents)
     assert by_page(fetched.moved) == {
@@ -405,7 +405,7 @@ def test_a_punch_returns_the_known_pages_of_the_range(file: File) -> None:
     assert file.allocated == 505
 
 
-def test_a_punch_frees_what_was_pinned_at_once(file: File) -> None:
+def test_a_punch_frees_pinned_pages_at_once(file: File) -> None:
     before = pinned()
     file.fetch(0, 4096)
     assert pinned() - before == 4096 * PAGE
@@ -422,7 +422,7 @@ def test_a_punch_frees_what_was_pinned_at_once(file: File) -> None:
 def test_pages_beside_a_punched_one_stay_pinned(
     file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not for a moment is a page without a pin that shared a buffer with another."""
+    """A page that shared a buffer with a punched one is never unpinned."""
     file.fetch(0, HUGE)
     expected = [pinned() - PAGE]
     seen = []
@@ -459,12 +459,12 @@ def test_a_punch_that_fails_leaves_all_as_it_was(kind: str) -> None:
     with open_file(kind) as file:
         before = pinned()
         extents = file.fetch(0, 2048)
-        held = pinned() - before
+        number = pinned() - before
         with refused(errno.EINTR):
             file.frames.punch(100, 1500, fail)
         assert file.frames.known(0, 2048) == extents
         assert file.frames.pages == 2048
-        assert pinned() - before == held
+        assert pinned() - before == number
         assert file.fetch(0, 2048) == extents
 
 
@@ -517,7 +517,7 @@ def test_a_page_of_a_huge_one_is_in_the_way_of_others(huge: File) -> None:
     assert huge.frames.known(0, 1) is not None
 
 
-def test_a_punch_across_huge_pages_frees_what_it_is_of(huge: File) -> None:
+def test_a_punch_across_huge_pages_frees_its_range(huge: File) -> None:
     before = by_page(huge.fetch(0, 4 * HUGE))
     punched = huge.punch(HUGE // 2, 3 * HUGE + 1)
     assert len(by_page(punched.removed)) == 2 * HUGE + HUGE // 2 + 1
@@ -737,7 +737,7 @@ def test_a_source_leaves_nothing_open() -> None:
 def test_pages_that_cannot_be_found_after_a_punch_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are told to have moved, and no lock on them is left."""
+    """They are reported as moved, and no lock on them is left."""
 
     def refuse(*_: int) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -770,13 +770,13 @@ def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> 
     with refused(errno.EINTR):
         file.frames.punch(100, 200, move_and_fail)
     now = file.read()
-    gone = {page: pfn for page, pfn in before.items() if now[page] != pfn}
-    assert gone
-    # Until then they are where they were told to be, and no page beside them can move.
+    moved = {page: pfn for page, pfn in before.items() if now[page] != pfn}
+    assert moved
+    # Until then they are where they were reported, and no page next to them can move.
     assert by_page(file.frames.extents()) == before
     for page in range(HUGE):
-        assert (file.frames.known(page, page + 1) is None) == (page in gone)
-    assert by_page(file.frames.fetch(50, HUGE).moved) == gone
+        assert (file.frames.known(page, page + 1) is None) == (page in moved)
+    assert by_page(file.frames.fetch(50, HUGE).moved) == moved
     assert file.fetch(0, HUGE) == file.frames.known(0, HUGE)
     assert list(by_page(file.frames.extents()).values()) == file.read()[:HUGE]
 
@@ -819,7 +819,7 @@ steps = st.tuples(
 def test_each_page_is_where_it_was_reported(
     done: list[tuple[str, tuple[int, int], bool]],
 ) -> None:
-    """A page that is pinned has not moved; of any other the next call tells."""
+    """A pinned page has not moved; the next call reports any other that has."""
     with open_file(size=LENGTH * PAGE) as file:
         pinning = Moody(file.frames._buffers._pins)
         file.frames._buffers._pins = pinning  # type: ignore[misc]
@@ -835,7 +835,7 @@ def test_each_page_is_where_it_was_reported(
 
 
 def _do(file: File, known: dict[int, int], what: str, start: int, end: int) -> None:
-    """Do a step to a file, and to what its user has been told of its pages."""
+    """Do a step on a file, and on *known*, the frames that its user knows."""
 
     def fail() -> None:
         if what == "move and fail":

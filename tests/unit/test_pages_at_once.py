@@ -115,7 +115,7 @@ class Asked(V8):
         super().check_fallocate(mode, offset, length, page_size)
 
 
-async def test_who_waits_for_the_list_is_asked_once() -> None:
+async def test_rules_are_asked_once_for_a_call_that_waits_for_the_list() -> None:
     """A rule may count the calls, or refuse the third."""
     semantics = Asked()
     world = world_of(semantics)
@@ -132,7 +132,7 @@ async def test_who_waits_for_the_list_is_asked_once() -> None:
 
 
 async def test_an_allocation_that_finds_no_space_at_once_is_asked_once() -> None:
-    """And the next one of the same range again."""
+    """The next punch of the same range is done at once again."""
     semantics = Asked()
     backing = private_tmpfs(TmpfsOptions(size=str(8 * PAGE)), fallback_name="test")
     fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)

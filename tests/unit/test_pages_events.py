@@ -1,4 +1,4 @@
-"""What is told of pages: those that move, that go with the end, or in part."""
+"""Events for pages that move, that a truncation removes, or of which a part goes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 async def test_pages_that_have_moved_are_reported_unless_they_may_move(
     semantics: Semantics, expected: list[tuple[str, int, int]], by: str
 ) -> None:
-    """As gone, and as one range; a reference is to what was there before."""
+    """As removed, and as one range; a reference is to the page from before."""
     world, holder = world_of(semantics), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener()
@@ -59,7 +59,7 @@ async def test_pages_that_have_moved_are_reported_unless_they_may_move(
         await world.get(holder, 20, 21)
     else:
         await world.punch(3, 4)
-        # The punch itself is told first, in whichever unit.
+        # The event of the punch itself comes first, in the unit of the version.
         plan = semantics.plan(punches=True)
         del listener.events[: (plan.before is not None) + (plan.after is not None)]
     assert listener.events == expected
@@ -246,7 +246,7 @@ async def test_growing_a_file_or_its_first_size_sends_no_event() -> None:
 
 
 async def test_a_page_that_is_punched_in_part_stays() -> None:
-    """Without a rule for alignment: its content goes, so it is told; but no more."""
+    """Without a rule for alignment: the event covers it, as its content goes."""
     semantics = rules(V10, aligned="nothing")
     world, holder = world_of(semantics), Holder()
     await world.get(holder, 0, 8)

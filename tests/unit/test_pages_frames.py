@@ -1,4 +1,4 @@
-"""Events that tell the frames which go, where that is the rule."""
+"""Events that list the frames which go, under the rule `tells_frames`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_most_semantics_list_no_frames() -> None:
 async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
     order: str,
 ) -> None:
-    """Of a start, too: what is there when it is told, and not when the call came."""
+    """Also in a start: the pages when it is sent, and not when the call arrived."""
     world, holder = world_of(rules(tells_frames=True, order=order)), Holder()
     listener = await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
@@ -123,7 +123,7 @@ async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> N
 async def test_events_for_moved_pages_have_the_old_frames(
     base: type[Semantics], events: list[str], by: str
 ) -> None:
-    """As of what goes: those are the frames that nobody may use any more."""
+    """As for removed pages: these are the frames that must not be used any more."""
     world, holder = world_of(rules(base, tells_frames=True)), Holder()
     await world.get(holder, 0, 16)
     listener = await world.listener()
@@ -142,7 +142,7 @@ async def test_events_for_moved_pages_have_the_old_frames(
 
 
 async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
-    """Noted while an invalidation runs, which tells both when it ends."""
+    """Noted while an invalidation runs, which reports both at its end."""
     world, holder = world_of(rules(tells_frames=True)), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener(answers=False)

@@ -36,7 +36,7 @@ from tests.unit.pages_fakes import (
     MANY,
     PUNCH,
     SIZE,
-    HeldFrames,
+    BlockedFrames,
     Holder,
     fetching,
     rules,
@@ -87,7 +87,7 @@ async def test_the_first_hole_is_named() -> None:
     assert world.allocated == 5
 
 
-async def test_what_was_punched_is_a_hole_again() -> None:
+async def test_a_punched_page_is_a_hole_again() -> None:
     world, holder = world_of(rules(allocates=False)), Holder()
     await world.fallocate(KEEP, 0, 4)
     await world.get(holder, 0, 4)
@@ -99,8 +99,10 @@ async def test_what_was_punched_is_a_hole_again() -> None:
     await world.get(holder, 0, 4)
 
 
-async def test_what_a_full_backing_has_is_got(backing_of_8_pages: int) -> None:
-    """And a hole in it is one."""
+async def test_allocated_pages_of_a_full_backing_can_be_got(
+    backing_of_8_pages: int,
+) -> None:
+    """Where get-pfn does not allocate, a hole is ENOENT."""
     world, holder = world_of(rules(allocates=False), fd=backing_of_8_pages), Holder()
     await world.fallocate(KEEP, 0, 8)
     await world.get(holder, 0, 8)
@@ -153,9 +155,7 @@ async def test_where_there_are_no_frames_there_are_none() -> None:
 @pytest.mark.parametrize(
     ("version", "number"), [(Bind, errno.EINVAL), (GuestMemfd, errno.EIO)], ids=str
 )
-async def test_what_nobody_is_bound_to_is_not_got(
-    version: type[Semantics], number: int
-) -> None:
+async def test_unbound_pages_are_not_got(version: type[Semantics], number: int) -> None:
     world, holder = world_of(version()), Holder()
     with pytest.raises(OSError, match="nobody is bound to all of the pages 0 to 1"):
         world.file.pages.get_now(holder, 0, 1)
@@ -172,14 +172,14 @@ async def test_what_nobody_is_bound_to_is_not_got(
     world.put(holder, 4, 4)
 
 
-async def test_what_is_unbound_while_it_is_fetched_is_not_got() -> None:
+async def test_pages_unbound_during_the_fetch_are_not_got() -> None:
     """restrictedmem_get_page() has the lock; a fetch in a thread looks once more."""
     world, holder = world_of(Bind()), Holder()
     one = await world.bound(0, SIZE)
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(errno.EINVAL):
@@ -242,8 +242,8 @@ def test_the_number_is_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("fetched", [True, False])
-async def test_poison_counts_for_what_is_not_fetched(fetched: bool) -> None:
-    """And a punch of it is not done at once, though there is nothing else to settle."""
+async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
+    """A punch of a poisoned page is not done at once, even if it was not fetched."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)
     if fetched:
@@ -314,7 +314,7 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
 
 @pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
 async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
-    """And nobody is told; nor does it get any by that."""
+    """There is no event, and the page is not allocated by that."""
     world = world_of(version())
     world.allocate(2, 3)
     listener = await (
@@ -371,7 +371,7 @@ async def test_a_huge_page_is_looked_for_in_a_thread(
 async def test_a_folio_with_a_poisoned_page_is_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever gets a page beside it would map the whole folio anew."""
+    """A peer that gets a page next to it would map the whole folio again."""
     world, holder = world_of(V10()), Holder()
     await world.get(holder, 0, 16)
 
@@ -396,7 +396,7 @@ async def test_there_is_no_poison_past_the_end(version: type[Semantics]) -> None
 
 
 async def test_a_peer_that_reports_poison_may_go_and_the_end_is_sent() -> None:
-    """Else a start without an end would bar the others from the page for ever."""
+    """Otherwise a start without an end would keep the others from the page for ever."""
     world = world_of(GuestMemfd())
     world.allocate(3, 4)
     listener = await world.bound(0, 4, answers=False)
@@ -413,8 +413,8 @@ async def test_a_page_that_is_poisoned_while_it_is_fetched_is_not_got() -> None:
     world, holder = world_of(V10()), Holder()
     await world.get(holder, SIZE - 1, SIZE)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
 
     async def get() -> None:
         with refused(EHWPOISON):

@@ -20,7 +20,7 @@ from tests.unit.pages_fakes import (
     MANY,
     PUNCH,
     SIZE,
-    HeldFrames,
+    BlockedFrames,
     Holder,
     fetching,
     rules,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 
 
 async def test_a_locked_page_is_not_punched_before_it_is_put() -> None:
-    """lock_page() of shmem_undo_range(): neither told nor taken."""
+    """lock_page() of shmem_undo_range(): neither reported nor removed."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener()
     await world.get(holder, 3, 4)
@@ -78,7 +78,7 @@ async def test_other_pages_are_punched_and_got_meanwhile() -> None:
 
 @pytest.mark.parametrize("again", [True, False], ids=["by itself", "by another"])
 async def test_a_locked_page_is_not_got_again(again: bool) -> None:
-    """Where the kernel would wait it is EAGAIN: what a peer puts comes behind."""
+    """EAGAIN where the kernel would wait: the put of the same peer comes after it."""
     world, holder = world_of(V7()), Holder()
     await world.get(holder, 3, 5)
     second = holder if again else Holder()
@@ -92,7 +92,7 @@ async def test_a_locked_page_is_not_got_again(again: bool) -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
-    """The puncher has it locked while it tells: nobody maps what is about to go."""
+    """The punch has it locked during its event, so a page about to go is not mapped."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener(answers=False)
     if fetched:
@@ -112,7 +112,7 @@ async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
 
 
 async def test_new_locks_do_not_hold_a_punch_up() -> None:
-    """While it waits for one, nobody else gets a page of its range."""
+    """While it waits for one, no other peer gets a page of its range."""
     world, holder, other = world_of(V7()), Holder(), Holder()
     await world.get(holder, 3, 4)
     async with trio.open_nursery() as nursery:
@@ -127,7 +127,7 @@ async def test_new_locks_do_not_hold_a_punch_up() -> None:
 async def test_a_peer_that_does_not_put_is_evicted_in_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """And once more after the same time, if it is still there; then the punch ends."""
+    """It is evicted again after each further timeout, until it drops the page."""
     world, holder, other = world_of(V7()), Holder(), Holder()
     await world.get(holder, 3, 4)
     await world.get(other, 20, 21)
@@ -146,9 +146,9 @@ async def test_a_peer_that_does_not_put_is_evicted_in_time(
 async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The time of who gets pages begins when they have been got, however late."""
-    held: list[Holder] = []
-    locks = PageLocks(lambda start, end: list(held), ACK_SECONDS)
+    """The time limit of a peer begins when it has got the pages."""
+    holders: list[Holder] = []
+    locks = PageLocks(lambda start, end: list(holders), ACK_SECONDS)
     holder = Holder()
     punched_at = []
 
@@ -160,14 +160,14 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
         with locks.claimed(0, 100):
             nursery.start_soon(punch)
             await trio.sleep(ACK_SECONDS - 0.1)
-            held.append(holder)
+            holders.append(holder)
         await trio.sleep(ACK_SECONDS - 0.1)
         assert holder.evicted_at == []
-        held.clear()
+        holders.clear()
         locks.unlocked()
     assert punched_at == [2 * (ACK_SECONDS - 0.1)]
     # And it does end.
-    held.append(holder)
+    holders.append(holder)
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
         with locks.claimed(0, 100):
@@ -175,7 +175,7 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
             await trio.sleep(1)
         await trio.sleep(ACK_SECONDS + 0.1)
         assert holder.evicted_at == [begun + 1 + ACK_SECONDS]
-        held.clear()
+        holders.clear()
         locks.unlocked()
 
 
@@ -203,8 +203,8 @@ async def test_pages_that_are_being_got_are_locked_already() -> None:
     await world.get(other, 3, 4)
     world.put(other, 3)
     frames = world.frames
-    assert isinstance(frames, HeldFrames)
-    frames.held = True
+    assert isinstance(frames, BlockedFrames)
+    frames.blocks = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.get, holder, 0, MANY)
         await fetching(world, frames)

@@ -135,7 +135,7 @@ def _status(name: str) -> int:
 # --- the ring ---------------------------------------------------------------------
 
 
-def test_what_a_ring_holds_is_pinned_until_it_is_released(
+def test_buffers_of_a_ring_are_pinned_until_released(
     ring: RingPins, memory: Memory
 ) -> None:
     before = pinned()
@@ -181,22 +181,22 @@ def test_a_full_ring_is_followed_by_another(ring: RingPins, memory: Memory) -> N
     assert pinned() == before
 
 
-def test_nothing_is_held_where_nothing_is_mapped(
+def test_nothing_is_pinned_where_nothing_is_mapped(
     ring: RingPins, memory: Memory
 ) -> None:
     before = pinned()
     nowhere = Memory(MIB)
-    gone = nowhere.buffers(MIB)
+    unmapped = nowhere.buffers(MIB)
     nowhere.close()
     with refused(errno.EFAULT):
-        ring.hold([*memory.buffers(MIB), *gone])
+        ring.hold([*memory.buffers(MIB), *unmapped])
     assert pinned() == before
     # And the slots are free.
     assert ring.hold(memory.buffers(MIB)) == [0, 1]
     ring.release([0, 1])
 
 
-def test_past_the_limit_of_locked_memory_the_rest_is_not_held(memory: Memory) -> None:
+def test_past_the_limit_of_locked_memory_the_rest_is_not_pinned(memory: Memory) -> None:
     before = pinned()
     with locked_memory(4 * MIB):
         made = pins.choose()
@@ -204,12 +204,12 @@ def test_past_the_limit_of_locked_memory_the_rest_is_not_held(memory: Memory) ->
             pytest.skip(f"no io_uring: {made.description}")
         tokens = [made.hold(memory.buffers(2 * MIB))[0] for _ in range(4)]
         held = [token for token in tokens if token is not None]
-        # The limit is of the user: somebody else may have used some of it.
+        # The limit is per user: another process may have used some of it.
         assert 0 < len(held) <= 2
         assert tokens == [*held, *[None] * (4 - len(held))]
         assert made.refusal == os.strerror(errno.ENOMEM)
         made.release(held[:1])
-        # Of several the first are held.
+        # Of several the first are pinned.
         tokens = made.hold(memory.buffers(MIB) * 3)
         count = sum(token is not None for token in tokens)
         assert 2 <= count <= 4
@@ -221,7 +221,7 @@ def test_past_the_limit_of_locked_memory_the_rest_is_not_held(memory: Memory) ->
 
 
 @pytest.mark.parametrize("any_pins", ["ring", "lock"], indirect=True)
-def test_what_the_kernel_does_not_let_go_it_is_asked_for_again(
+def test_a_release_that_the_kernel_refuses_is_tried_again(
     any_pins: Pins,
     memory: Memory,
     monkeypatch: pytest.MonkeyPatch,
@@ -257,7 +257,7 @@ def test_what_the_kernel_does_not_let_go_it_is_asked_for_again(
     assert None not in any_pins.hold(memory.buffers(MIB))
 
 
-def test_what_cannot_be_unmapped_is_unmapped_later(
+def test_memory_that_cannot_be_unmapped_is_unmapped_later(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mapping that stays would keep the memory of its file."""
@@ -324,7 +324,7 @@ def test_without_a_ring_memory_is_locked(
     assert locked() == before
 
 
-def test_without_any_limit_left_nothing_is_held(
+def test_with_the_limit_used_up_nothing_is_pinned(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_ring() -> int:
@@ -340,7 +340,7 @@ def test_without_any_limit_left_nothing_is_held(
     assert made.hold(memory.buffers(MIB)) == [None, None]
 
 
-def test_what_cannot_be_locked_is_not_held(memory: Memory) -> None:
+def test_memory_that_cannot_be_locked_is_not_pinned(memory: Memory) -> None:
     made = LockPins("a test")
     before, mappings = locked(), maps()
     with locked_memory(before + MIB):

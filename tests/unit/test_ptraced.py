@@ -1,4 +1,4 @@
-"""Who traces the daemon, and that nobody else comes in."""
+"""Which process traces the daemon, and that no other can."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def traced_by(proc: Path, name: str, *uids: int) -> Tracer | None:
     return tracer(proc)
 
 
-def test_nobody_traces_most(tmp_path: Path) -> None:
+def test_most_processes_are_not_traced(tmp_path: Path) -> None:
     process(tmp_path, "self", Name="TracerPid:", TracerPid=0)
     assert tracer(tmp_path) is None
 
@@ -45,13 +45,13 @@ def test_this_process_has_a_tracer_or_none() -> None:
         ((ME, ME, ME), False),
         ((0, 0, 0), False),
         ((OTHER, OTHER, OTHER), True),
-        # What somebody else has started with more rights than his.
+        # A program that another user has started with more rights.
         ((OTHER, 0, 0), True),
         ((ME, 0, 0), False),
     ],
     ids=str,
 )
-def test_whose_a_tracer_is(
+def test_the_owner_of_a_tracer(
     tmp_path: Path, uids: tuple[int, int, int], is_foreign: bool
 ) -> None:
     found = traced_by(tmp_path, "strace", *uids)
@@ -66,7 +66,7 @@ def test_a_name_is_no_escape_sequence(tmp_path: Path) -> None:
 
 
 def test_a_tracer_that_is_hidden_is_reported(tmp_path: Path) -> None:
-    """hidepid= of proc(5): it is another user's, as far as anybody knows."""
+    """hidepid= of proc(5): it seems to be another user's."""
     process(tmp_path, "self", TracerPid=12)
     found = tracer(tmp_path)
     assert found is not None

@@ -105,7 +105,7 @@ def test_blocks_come_and_go(step: int) -> None:
     assert not tested
 
 
-def test_a_change_does_not_reach_what_was_given_out() -> None:
+def test_a_change_does_not_affect_results_returned_before() -> None:
     tested = RangeMap[str]()
     tested.set(0, 10, "a")
     found = tested.overlapping(0, 10)

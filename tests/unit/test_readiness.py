@@ -53,7 +53,7 @@ def at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "_trouble", Trouble())
 
 
-def test_who_cannot_be_added_is_looked_at_again_and_again(
+def test_an_fd_that_cannot_be_added_is_polled(
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

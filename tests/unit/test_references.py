@@ -1,4 +1,4 @@
-"""References: who holds what, across punches, against a model that knows each page."""
+"""References of each peer, across punches, against a model that knows each page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pages(offset: int, pfn: int, count: int) -> list[Extent]:
 
 
 def described(references: References, *holders: str) -> list[Reference]:
-    """What these hold, or all who hold anything."""
+    """The references of these holders, or of all."""
     return [
         one
         for holder in holders or references.holders()
@@ -63,7 +63,7 @@ def test_a_put_is_as_large_as_it_says(references: References) -> None:
     [(BASE - 1, 2), (BASE + 9, 2), (BASE + 3, 3), (BASE, 0), (BASE, -1), (BASE, 10)],
     ids=["before", "behind", "a hole", "nothing", "less", "all"],
 )
-def test_a_put_of_more_than_is_held_changes_nothing(
+def test_a_put_of_too_many_changes_nothing(
     references: References, pfn: int, count: int
 ) -> None:
     references.get("kvm", [*pages(0, BASE, 4), *pages(5, BASE + 5, 5)])
@@ -74,7 +74,7 @@ def test_a_put_of_more_than_is_held_changes_nothing(
     assert references.total("kvm") == 9
 
 
-def test_nobody_puts_what_another_holds(references: References) -> None:
+def test_a_peer_cannot_put_references_of_another(references: References) -> None:
     references.get("one", pages(0, BASE, 1))
     with refused(errno.EINVAL):
         references.put("other", BASE, 1)
@@ -83,7 +83,7 @@ def test_nobody_puts_what_another_holds(references: References) -> None:
         references.put("one", BASE, 1)
 
 
-def test_what_is_got_twice_is_put_twice(references: References) -> None:
+def test_a_page_got_twice_is_put_twice(references: References) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.get("kvm", pages(2, BASE + 2, 4))
     assert references.total("kvm") == 8
@@ -114,7 +114,9 @@ def test_a_punched_page_is_free_when_the_last_holder_puts_it(
     assert not references
 
 
-def test_what_is_held_and_there_is_not_free(references: References) -> None:
+def test_a_referenced_page_that_was_not_punched_is_not_free(
+    references: References,
+) -> None:
     references.get("kvm", pages(0, BASE, 4))
     references.punched(pages(0, BASE, 2))
     assert dropped(references, "kvm") == [(BASE, 2)]
@@ -200,16 +202,16 @@ class EachPage(RuleBasedStateMachine):
         super().__init__()
         self.tested = References()
         # By holder and frame: (offset, whether punched) of each reference.
-        self.held: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
+        self.refs: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
         # Which pages of the file are in these frames now.
         self.shift = 0
 
     def free(self, frames: set[int]) -> set[int]:
-        """Of *frames* those to which there is no reference from before a punch."""
+        """Those of *frames* without a reference from before a punch."""
         return {
             frame
             for frame in frames
-            if not any(punched for h in "ab" for _, punched in self.held[h, frame])
+            if not any(punched for h in "ab" for _, punched in self.refs[h, frame])
         }
 
     @staticmethod
@@ -223,19 +225,19 @@ class EachPage(RuleBasedStateMachine):
         start, count = run
         self.tested.get(holder, pages(start + self.shift, BASE + start, count))
         for frame in range(start, start + count):
-            self.held[holder, frame].append((frame + self.shift, False))
+            self.refs[holder, frame].append((frame + self.shift, False))
 
     @rule(holder=holders, run=runs)
     def put(self, holder: str, run: tuple[int, int]) -> None:
         start, count = run
         frames = range(start, start + count)
-        if not all(self.held[holder, frame] for frame in frames):
+        if not all(self.refs[holder, frame] for frame in frames):
             with refused(errno.EINVAL):
                 self.tested.put(holder, BASE + start, count)
             return
         freed = self.as_set(self.tested.put(holder, BASE + start, count))
-        gone = {f for f in frames if self.held[holder, f].pop(0)[1]}
-        assert freed == self.free(gone)
+        freed_now = {f for f in frames if self.refs[holder, f].pop(0)[1]}
+        assert freed == self.free(freed_now)
 
     @rule(holder=holders, runs=st.lists(runs, min_size=1, max_size=3))
     def put_all(self, holder: str, runs: list[tuple[int, int]]) -> None:
@@ -243,26 +245,26 @@ class EachPage(RuleBasedStateMachine):
             frame for start, count in runs for frame in range(start, start + count)
         )
         extents = [(BASE + start, count) for start, count in runs]
-        if any(len(self.held[holder, f]) < wanted[f] for f in wanted):
+        if any(len(self.refs[holder, f]) < wanted[f] for f in wanted):
             with refused(errno.EINVAL):
                 put_all(self.tested, holder, *extents)
             return
         freed = self.as_set(put_all(self.tested, holder, *extents))
-        gone = set()
+        freed_now = set()
         for frame, number in wanted.items():
             for _ in range(number):
-                if self.held[holder, frame].pop(0)[1]:
-                    gone.add(frame)
-        assert freed == self.free(gone)
+                if self.refs[holder, frame].pop(0)[1]:
+                    freed_now.add(frame)
+        assert freed == self.free(freed_now)
 
     @rule(holder=holders)
     def drop(self, holder: str) -> None:
         freed = self.as_set(dropped(self.tested, holder))
-        gone = set()
+        freed_now = set()
         for frame in range(PAGES):
-            if any(punched for _, punched in self.held.pop((holder, frame), [])):
-                gone.add(frame)
-        assert freed == self.free(gone)
+            if any(punched for _, punched in self.refs.pop((holder, frame), [])):
+                freed_now.add(frame)
+        assert freed == self.free(freed_now)
 
     @rule()
     def move_on(self) -> None:
@@ -277,9 +279,9 @@ class EachPage(RuleBasedStateMachine):
         frames = range(start, start + count)
         for frame in frames:
             for holder in "ab":
-                self.held[holder, frame] = [
+                self.refs[holder, frame] = [
                     (at, punched or at == frame + self.shift)
-                    for at, punched in self.held[holder, frame]
+                    for at, punched in self.refs[holder, frame]
                 ]
         assert free == self.free(set(frames))
 
@@ -291,9 +293,9 @@ class EachPage(RuleBasedStateMachine):
             for at in range(one.count):
                 place = (one.holder, one.pfn - BASE + at)
                 by_place[place] += [(one.offset + at, one.punched)] * one.refs
-        assert by_place == {key: value for key, value in self.held.items() if value}
+        assert by_place == {key: value for key, value in self.refs.items() if value}
         for holder in "ab":
-            held = [v for (h, _), v in self.held.items() if h == holder]
+            held = [v for (h, _), v in self.refs.items() if h == holder]
             assert self.tested.total(holder) == sum(map(len, held))
 
 

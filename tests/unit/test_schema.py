@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import subprocess
 import sys
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
 import pytest
@@ -14,6 +14,7 @@ from msgspec import Meta
 from inaccfs.control import messages, qmp
 from inaccfs.control.messages import COMMANDS, EVENTS, Command, Nothing, Result
 from inaccfs.control.schema import introspect, schema
+from inaccfs.shim.trace import What
 
 # --- SchemaInfo, as QEMU's qapi/introspect.json has it ----------------------------
 
@@ -168,6 +169,8 @@ SAMPLES: dict[str, Any] = {
     "[Extent]": [],
     "[PutExtent]": [{"pfn": 1}],
     "int|str": "1-2-3-4",
+    f"[{'|'.join(sorted(get_args(What)))}]": ["punch"],
+    "[TraceRecord]": [{"time": 1, "kind": "punch", "ino": 5}],
 }
 
 
@@ -315,7 +318,7 @@ class Numbers(Command, frozen=True, kw_only=True):
 
 
 @pytest.mark.parametrize("command", [Bytes, Numbers])
-def test_what_qmp_has_no_type_for_is_refused(command: type[Command]) -> None:
+def test_a_member_without_a_qmp_type_is_refused(command: type[Command]) -> None:
     with pytest.raises(TypeError, match="QMP has"):
         introspect([command], [])
 

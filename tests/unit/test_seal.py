@@ -1,4 +1,4 @@
-"""What is behind an open, and what is told where it cannot be had."""
+"""The backing file of an open, and the messages if there is none."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_backing_file_that_the_kernel_refuses_is_reported(rule: Mmap) -> None:
     assert "Inappropriate ioctl" in str(made)
 
 
-def test_only_what_is_refused_is_sealed() -> None:
+def test_only_a_mount_that_refuses_mmap_is_sealed() -> None:
     assert Seal("refused", 3).sealed
     assert not Seal("SIGBUS", 3).sealed
     assert Seal("SIGBUS", 3).is_kept

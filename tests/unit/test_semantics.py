@@ -1,4 +1,4 @@
-"""The seed's rules as tables: inaccessible_fallocate() and inaccessible_setattr()."""
+"""The rules of v8 as tables: inaccessible_fallocate() and inaccessible_setattr()."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_code_is_marked_where_it_differs(
     names: list[str],
     code: dict[str, list[str]],
 ) -> None:
-    """No value tells of it: the rest of these tables is the same."""
+    """No value shows it: the rest of these tables is the same."""
     (tmp_path / "mine.py").write_text(CODE)
     words = [name if name == "v8" else f"{tmp_path}/mine.py:{name}" for name in names]
     found = rows(shown(capsys, *words))

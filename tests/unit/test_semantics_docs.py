@@ -96,7 +96,8 @@ def examples(tmp_path: Path) -> dict[str, Semantics]:
 
 
 def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
-    assert sorted(examples) == ["Before", "Twice", "WholeFolios"]
+    assert sorted(examples) == ["Before", "OppositeOnly", "Twice", "WholeFolios"]
+    assert examples["OppositeOnly"].conversion_kinds == "opposite"
     assert examples["Before"].plan(punches=True).before == INVALIDATE
     twice = examples["Twice"]
     assert twice.events == [INVALIDATE]
@@ -109,7 +110,7 @@ def test_the_examples_do_what_they_say(examples: dict[str, Semantics]) -> None:
         check(punch, 0, 4096, 4096)
 
 
-# --- what is told ---------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "expected"), rows("mistake"))

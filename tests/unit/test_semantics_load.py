@@ -86,7 +86,7 @@ def test_a_name_like_no_other_is_reported_with_the_list(wanted: str) -> None:
     assert "v8-as-posted" in message
 
 
-# --- code of somebody's own, wherever it is ---------------------------------------
+# --- code of a user, in any place --------------------------------------------------
 
 
 HOSTILE = """
@@ -187,7 +187,7 @@ def test_a_refusal_is_the_errno_that_it_really_has(tmp_path: Path) -> None:
 def test_twenty_lines_are_enough_for_v8_but_before(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """And it is v8 but for that, under its own name."""
+    """It is v8 except for that rule, and has its own name."""
     text = """\
     from inaccfs.semantics import V8
 
@@ -267,7 +267,7 @@ def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_each_load_sees_the_file_as_it_is(tmp_path: Path) -> None:
-    """However soon it was edited."""
+    """Even if it was edited within the resolution of its mtime."""
     for order in ("before", "bracket", "after"):
         wanted = written(tmp_path, f"class Mine(V8): order = {order!r}")
         assert load.load(f"{wanted}:Mine").order == order
@@ -335,7 +335,7 @@ def test_a_class_that_is_not_semantics_is_refused(tmp_path: Path, name: str) -> 
 def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, kind: str, reason: str, suffix: str
 ) -> None:
-    """And nobody waits for a FIFO."""
+    """It does not wait for a FIFO."""
     path = tmp_path / "mine.py"
     if kind == "FIFO":
         os.mkfifo(path)
@@ -758,7 +758,7 @@ def test_the_errno_of_a_rule_is_the_callers(tmp_path: Path) -> None:
 def test_an_exception_that_would_end_the_daemon_is_a_bug(
     tmp_path: Path, what: str
 ) -> None:
-    """Of the loop's end, and of a reply that the kernel does not take, too."""
+    """Including those that would end the loop, and errnos the kernel would refuse."""
     made = rule_that_raises(tmp_path, what)
     with pytest.raises(RuntimeError, match=r"Mine\.check_fallocate raises") as caught:
         made.check_fallocate(0, 0, PAGE, PAGE)
@@ -767,7 +767,7 @@ def test_an_exception_that_would_end_the_daemon_is_a_bug(
         made.check_size(0, PAGE, PAGE)
 
 
-def test_an_ordinary_bug_stays_what_it_is(tmp_path: Path) -> None:
+def test_an_ordinary_exception_is_passed_on(tmp_path: Path) -> None:
     made = rule_that_raises(tmp_path, "ZeroDivisionError('mine')")
     with pytest.raises(ZeroDivisionError, match="mine"):
         made.check_size(0, PAGE, PAGE)

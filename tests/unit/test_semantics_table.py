@@ -1,4 +1,4 @@
-"""The table of versions, row by row: who had which rule when.
+"""The table of versions, row by row: which version had which rule.
 
 The rows are those of "API by version" in our notes on the history, which name the
 mails. Where a version departs from its column on purpose, the test says why.
@@ -35,17 +35,23 @@ NAMES = tuple(version.name for version in VERSIONS)
 
 V8S = ("v8", "v8-as-posted")
 RESTRICTEDMEM = ("v9", "v10", "bind")
-GUEST_MEMFD = (
+MERGED = (
     "guest_memfd-6.8",
+    "guest_memfd-6.12",
     "guest_memfd",
     "guest_memfd:mmap",
     "guest_memfd:mmap+init_shared",
 )
+# What was merged or proposed after 6.18: tests/unit/test_proposals.py has their rules.
+SHARED = ("write-v7", "migratable-rfc", "live-update")
+IN_PLACE = ("in-place-v8", "in-place-next", "hugetlb-rfc")
+INODE = ("guest_memfd-7.2", *IN_PLACE, "migratable-rfc", "live-update")
+GUEST_MEMFD = (*MERGED, "write-v7", *INODE)
 BRACKETED = (*RESTRICTEDMEM, *GUEST_MEMFD)
 
 
 def columns(*groups: tuple[object, tuple[str, ...]]) -> dict[str, Any]:
-    """What each version has, from (what, who has it); each must be told once."""
+    """The value of each version, from (value, versions); each must be there once."""
     found = {name: what for what, names in groups for name in names}
     assert sorted(found) == sorted(NAMES)
     assert sum(len(names) for _, names in groups) == len(NAMES)
@@ -69,7 +75,7 @@ def outcome(call: Callable[..., None], *arguments: int) -> str:
 
 @versions
 def test_row_create(name: str) -> None:
-    """What is made is told by the magic; memfd-create is the same in all versions.
+    """The magic shows what is made; memfd-create is the same in all versions.
 
     A departure: memfd_create(2) with a flag, memfd_restricted(2) and an ioctl of KVM
     were three ways to make a file; a file system has its own.
@@ -81,7 +87,9 @@ def test_row_create(name: str) -> None:
         # "REST" and an M.
         (0x5245534D, RESTRICTEDMEM),
         # An anonymous inode; a file system of its own came in 6.19.
-        (0x09041934, GUEST_MEMFD),
+        (0x09041934, (*MERGED, "write-v7")),
+        # "GMEM".
+        (0x474D454D, INODE),
     )
     assert load.load(name).magic == magics[name]
     assert "memfd-create" in messages.COMMANDS
@@ -138,7 +146,7 @@ def test_row_notify_ops(name: str) -> None:
 
 @versions
 def test_row_units(name: str) -> None:
-    """A departure: v8 tells pages, as its pgoff_t says; v8-as-posted has the bug."""
+    """A departure: v8 sends pages, as its pgoff_t says; v8-as-posted has the bug."""
     wanted = columns(
         ("bytes", ("v8-as-posted", "v9")),
         ("pages", ("v7", "v8", "v10", "bind", *GUEST_MEMFD)),
@@ -148,7 +156,7 @@ def test_row_units(name: str) -> None:
 
 @versions
 def test_row_which_fallocate(name: str) -> None:
-    """As (punches, other calls): whether they tell, and of failures, too."""
+    """As (punches, other calls): whether they send events, and for failures, too."""
     wanted = columns(
         # "both": invalidate for the one and populate for the other.
         ((Plan(before=INVALIDATE), Plan(after=POPULATE)), ("v7",)),
@@ -195,10 +203,10 @@ def test_row_lock_across(name: str) -> None:
 
 @versions
 def test_row_scope(name: str) -> None:
-    """ "per binding", and what a binding is told: raw ranges, or its own part.
+    """ "per binding", and the range that a binding gets: all of it, or its own part.
 
     A departure: bind's xarray was walked to the end inclusive, so that a binding which
-    began there was told, too. That bug is not here.
+    began there got the event, too. That bug is not here.
     """
     wanted = columns(
         (("file", False, "punched"), ("v7", *V8S, "v9", "v10")),
@@ -211,10 +219,11 @@ def test_row_scope(name: str) -> None:
 
 @versions
 def test_row_get(name: str) -> None:
-    """And what is not bound: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
+    """Including unbound pages: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
     references = columns(
         ("locked", ("v7",)),
-        ("counted", (*V8S, *BRACKETED)),
+        ("none", ("in-place-next",)),
+        ("counted", tuple({*V8S, *BRACKETED} - {"in-place-next"})),
     )
     made = load.load(name)
     assert made.references == references[name]
@@ -225,7 +234,9 @@ def test_row_get(name: str) -> None:
 @versions
 def test_row_put(name: str) -> None:
     """A departure: "caller put_page" is put-pfn, too: the caller is another process."""
-    assert "put-pfn" in queries.semantics(load.load(name)).commands
+    made = load.load(name)
+    there = "put-pfn" in queries.semantics(made).commands
+    assert there is (made.references != "none")
 
 
 @versions
@@ -270,9 +281,13 @@ def test_reading_and_writing(name: str) -> None:
 def test_mapping(name: str) -> None:
     """A departure: shmem_mmap() of v6 and v7 says EPERM, and here it is ENODEV."""
     wanted = columns(
-        ("refused", ("v7", *V8S, *RESTRICTEDMEM, "guest_memfd-6.8", "guest_memfd")),
-        ("SIGBUS", ("guest_memfd:mmap",)),
-        ("shared", ("guest_memfd:mmap+init_shared",)),
+        (
+            "refused",
+            ("v7", *V8S, *RESTRICTEDMEM, *MERGED[:3], "guest_memfd-7.2"),
+        ),
+        # A departure: shared pages of the latter three can be mapped in the kernel.
+        ("SIGBUS", ("guest_memfd:mmap", *IN_PLACE)),
+        ("shared", ("guest_memfd:mmap+init_shared", *SHARED)),
     )
     assert load.load(name).mmap == wanted[name]
 
@@ -295,7 +310,7 @@ FALLOCATES = (
 
 
 @versions
-def test_what_reaches_the_backing(name: str) -> None:
+def test_calls_that_reach_the_backing(name: str) -> None:
     """kvm_gmem_fallocate(): the mode first, then the alignment, then the size."""
     made = load.load(name)
     for *call, seed, guest_memfd in FALLOCATES:
@@ -311,7 +326,7 @@ def test_allocations_past_the_end(name: str) -> None:
 
 
 @versions
-def test_what_an_interrupted_allocation_leaves(name: str) -> None:
+def test_pages_that_an_interrupted_allocation_leaves(name: str) -> None:
     wanted = "kept" if name in GUEST_MEMFD else "undone"
     assert load.load(name).on_interrupt == wanted
 
@@ -326,6 +341,41 @@ def test_the_versions_are_those_of_the_issue_and_in_the_order_of_history() -> No
     assert list(NAMES) == ["v7", *V8S, *RESTRICTEDMEM, *GUEST_MEMFD]
     assert len(set(NAMES)) == len(VERSIONS)
     assert all(version.source for version in VERSIONS)
+
+
+# --- KVM ----------------------------------------------------------------------------
+
+
+@versions
+def test_kvm(name: str) -> None:
+    """History, section 3, and what Linux 6.12's KVM was seen to answer."""
+    made = load.load(name)
+    mainline = name in GUEST_MEMFD
+    # A departure: since v10 it is shared.
+    assert made.kvm_default_attribute == ("shared" if mainline else "private")
+    assert made.kvm_access == ("attribute" if mainline else "guest")
+    assert made.kvm_mismatch == ("every gfn" if mainline else "slots with a file")
+    assert made.kvm_exit_flag == ("1 << 3" if mainline else "1 << 0")
+    assert made.kvm_exit_returns == ("EFAULT" if mainline else "0")
+    assert made.kvm_bad_fd == ("EBADF" if mainline else "EINVAL")
+    assert made.kvm_slot_holds_file is not mainline
+    assert made.kvm_file_of_one_vm is mainline
+    assert made.kvm_keeps_mmio is mainline
+    assert made.kvm_pre_fault == ("all" if mainline else "private")
+    assert made.kvm_pre_fault_partial is mainline
+    assert made.kvm_pre_fault_error == ("EFAULT" if mainline else "ENOENT")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    columns(
+        ("refused", ("v7", *V8S, *RESTRICTEDMEM, *GUEST_MEMFD[:2])),
+        ("ignored", ("guest_memfd", "guest_memfd-7.2")),
+        ("served", (*MERGED[3:], *SHARED, *IN_PLACE)),
+    ).items(),
+)
+def test_a_file_of_a_vm_without_private_memory(name: str, wanted: str) -> None:
+    assert load.load(name).kvm_default_vm == wanted
 
 
 # --- that each rule can be had ------------------------------------------------------
@@ -346,7 +396,8 @@ VALUES = _values()
 
 def test_every_rule_that_has_choices_is_looked_at() -> None:
     chosen = {rule for rule, _ in VALUES}
-    assert set(checking.rules()) - chosen == {"magic", "read_errno", "unbound_errno"}
+    errnos = {"read_errno", "unbound_errno", "overlap_errno"}
+    assert set(checking.rules()) - chosen == {"magic", *errnos}
 
 
 @pytest.mark.parametrize(
@@ -426,7 +477,7 @@ def test_a_size_that_is_free_is() -> None:
         ("nothing", "ok", "ok"),
     ],
 )
-def test_what_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
+def test_calls_that_must_be_aligned(aligned: str, punch: str, allocation: str) -> None:
     made = type("Mine", (V8,), {"aligned": aligned})()
     for mode, wanted in ((PUNCH, punch), (KEEP, allocation), (0, allocation)):
         assert outcome(made.check_fallocate, mode, 1, PAGE, PAGE) == wanted
@@ -448,5 +499,5 @@ def test_a_refusal_has_the_kernels_words() -> None:
 
 
 def test_the_base_has_no_rules_of_its_own() -> None:
-    """Else a class that forgets one would get one by chance."""
+    """Otherwise a class that omits a rule would get one by chance."""
     assert not any(hasattr(Semantics, rule) for rule in checking.rules())

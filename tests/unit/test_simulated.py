@@ -480,7 +480,7 @@ def test_a_large_page_is_a_folio(backing: Backing) -> None:
 
 
 def punched(file: File, start: int, end: int) -> list[Extent]:
-    """Punch pages that nobody has references to; where they had been."""
+    """Punch pages without references; return where they had been."""
     removed = file.punch(start, end).removed
     for _, pfn, count, _ in removed:
         file.frames.free(pfn, count)

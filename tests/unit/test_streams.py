@@ -56,7 +56,7 @@ assert ready > 2
 
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [1, 2], [0, 1, 2], []])
-def test_what_is_closed_is_filled(closed: list[int]) -> None:
+def test_closed_streams_are_opened(closed: list[int]) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CLOSED.format(closed=closed)],
         stdin=subprocess.PIPE,
@@ -87,6 +87,6 @@ def test_a_number_is_of_so_many_digits(text: str, number: int | None) -> None:
     assert natural(text) == number
 
 
-def test_what_is_repeated_is_not_long() -> None:
+def test_a_quoted_word_is_shortened() -> None:
     assert quoted("short") == "'short'"
     assert len(quoted("9" * 5000)) < 100

@@ -1,9 +1,10 @@
-"""The stream of what happens: who did what to which pages, and what came of it."""
+"""The trace: which peer or process did what to which pages, and the outcome."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,15 @@ from tests.unit.pages_fakes import ACK_SECONDS, KEEP, PUNCH, Holder, World, worl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.trace import Happened
+
+
+class FreeSize(V10):
+    """A file may be truncated as often as one likes."""
+
+    size = "free"
+
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 
@@ -96,12 +105,70 @@ async def test_a_punch_is_traced_after_its_events_by_each_driver() -> None:
                     await world.file.finish(call, trio.Event())
             assert (begun is Begun.UNDER_WAY) is inline
             nursery.cancel_scope.cancel()
-        streams.append([one[1:2] + one[3:] for one in found])
+        streams.append([without_times(one) for one in found])
     assert streams[0] == streams[1]
     assert streams[0] == [
-        ("event", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1),
-        ("answer", 0, 0, 8, 0, "", 1),
-        ("punch", 2 * PAGE, 4 * PAGE, PID, 0, "", 0),
+        ("event", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1, 3),
+        ("answer", 2 * PAGE, 4 * PAGE, 8, 0, INVALIDATE, 1, 3),
+        ("punch", 2 * PAGE, 4 * PAGE, PID, 0, "", 0, 0),
+    ]
+
+
+def without_times(one: Happened) -> tuple[object, ...]:
+    fields = ("what", "start", "end", "who", "error", "event", "sequence", "notifier")
+    return tuple(getattr(one, name) for name in fields)
+
+
+@pytest.mark.parametrize("rules", [V8(), V9()])
+async def test_events_and_answers_name_their_call(rules: Semantics) -> None:
+    """By when it began, whoever drives it; a truncation does so, too."""
+    world = world_of(rules)
+    await world.listener()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.ack_timeouts.run)
+        await trio.testing.wait_all_tasks_blocked()
+        with traced(world) as found:
+            begun = begin(world, PUNCH, 2, 4)
+            if begun is Begun.LATER:
+                began = time.monotonic_ns()
+                call = Call(PUNCH, 2 * PAGE, 2 * PAGE, PID, began)
+                await world.file.finish(call, trio.Event())
+        nursery.cancel_scope.cancel()
+    *events, punch = found
+    assert punch.what == "punch"
+    assert len(events) == (2 if begun is Begun.UNDER_WAY else 4)
+    assert {one.cause for one in events} == {punch.began}
+    for sent, answered in zip(events[::2], events[1::2], strict=True):
+        assert (sent.what, answered.what) == ("event", "answer")
+        assert punch.began < sent.time <= answered.time < punch.time
+        assert sent.began == 0
+        # The time of sending is read before the event is told, and that before it goes.
+        assert punch.began < answered.began <= sent.time
+
+
+async def test_a_truncation_is_the_cause_of_its_events() -> None:
+    world = world_of(FreeSize(), pages=4)
+    await world.listener()
+    with traced(world) as found:
+        await world.file.set_size(PAGE, who=PID)
+    assert [one.what for one in found][-1] == "truncate"
+    assert {one.cause for one in found[:-1]} == {found[-1].began}
+    assert found[-1].began < found[0].time
+
+
+async def test_what_began_before_anybody_listened_has_no_beginning() -> None:
+    world = world_of(V8())
+    await world.listener(answers=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.punch, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        with traced(world) as found:
+            (notifier,) = world.file.notifiers
+            world.file.notifiers.answer(notifier, 1)
+            await trio.testing.wait_all_tasks_blocked()
+    assert [(one.what, one.began, one.cause) for one in found] == [
+        ("answer", 0, 0),
+        ("punch", 0, 0),
     ]
 
 
@@ -113,9 +180,9 @@ async def test_a_call_that_fails_late_is_traced_with_its_error() -> None:
         await fallocate(world.file, 0x10, 0, PAGE, trio.Event())
     assert [(one.what, one.event, one.error) for one in found] == [
         ("event", INVALIDATE_START, 0),
-        ("answer", "", 0),
+        ("answer", INVALIDATE_START, 0),
         ("event", INVALIDATE_END, 0),
-        ("answer", "", 0),
+        ("answer", INVALIDATE_END, 0),
         ("allocate", "", errno.EOPNOTSUPP),
     ]
 

@@ -15,7 +15,13 @@ from inaccfs.fuse import requests, wire
 from inaccfs.fuse.requests import Pending, Request
 from inaccfs.fuse.wire import Op
 from tests.unit import fakes
-from tests.unit.fakes import FALLOCATE_IN, INTERRUPT_IN, HeldAllocator, World, serving
+from tests.unit.fakes import (
+    FALLOCATE_IN,
+    INTERRUPT_IN,
+    BlockedAllocator,
+    World,
+    serving,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,7 +55,7 @@ class Lists:
             answer = self._handlers[op](request)
         except Exception as exc:
             answer = requests.errno_of(exc, op)
-        # Whoever looks at the request after its handler has returned sees this.
+        # Code that reads the request after its handler has returned sees this.
         request.buffer[:size] = b"\xff" * size
         request.size = request.nodeid = 0
         if isinstance(answer, int):
@@ -65,10 +71,10 @@ class Lists:
 @pytest.fixture
 async def both(backing: Backing) -> AsyncIterator[tuple[World, Lists]]:
     """A channel, and a second transport on its handlers."""
-    held = HeldAllocator()
-    async with serving(backing, allocator=held) as world:
+    blocked = BlockedAllocator()
+    async with serving(backing, allocator=blocked) as world:
         yield world, Lists(world.channel.handlers, world.channel.pending)
-        held.let_go()
+        blocked.let_go()
 
 
 async def _file(world: World) -> int:
@@ -108,7 +114,7 @@ async def test_both_transports_give_the_same_answers(
 async def test_late_answers_go_back_the_way_their_request_came(
     both: tuple[World, Lists],
 ) -> None:
-    """And tell of their request, not of what is in the buffer by then."""
+    """They answer their own request, not the one that is in the buffer by then."""
     world, lists = both
     nodeid = await _file(world)
     number = await world.kernel.send(
@@ -122,7 +128,7 @@ async def test_late_answers_go_back_the_way_their_request_came(
     await trio.testing.wait_all_tasks_blocked()
     # The kernel's, and by way of pyfuse3.
     assert lists.replies[9] == (0, b"")
-    # INTERRUPT comes by /dev/fuse, whoever it is for.
+    # INTERRUPT always comes by /dev/fuse.
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(number))
     assert await world.kernel.receive() == (number, errno.EINTR, b"")
     await trio.testing.wait_all_tasks_blocked()

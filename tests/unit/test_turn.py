@@ -8,7 +8,7 @@ import trio.testing
 
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.turn import Turn
-from tests.unit.fakes import HeldUndoing
+from tests.unit.fakes import BlockedUndoing
 
 
 class World:
@@ -63,7 +63,7 @@ async def test_of_those_that_wait_each_gets_its_turn(world: World) -> None:
 
 
 async def test_an_undoing_keeps_the_turn_until_it_has_ended(world: World) -> None:
-    undoing = HeldUndoing()
+    undoing = BlockedUndoing()
     with world.turn.take():
         world.turn.undoing = undoing
     assert world.turn.taken

@@ -126,8 +126,8 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_what_holds_the_tmpfs_has_never_been_dumpable() -> None:
-    """And what is dumpable holds nothing, not even what the daemon had before."""
+def test_no_process_with_the_tmpfs_was_ever_dumpable() -> None:
+    """A dumpable process has no fds, not even those that the daemon had before."""
     found: list[dict[str, Any]] = [
         json.loads(line) for line in finish(start(WATCHED)).splitlines()
     ]

@@ -25,7 +25,7 @@ def request(body: bytes, op: int = 0) -> tuple[bytearray, int]:
     """A message in a buffer that is larger than it, as the channel has it."""
     size = HEADER + len(body)
     header = fakes.IN_HEADER.pack(size, op, 8, 1, 1000, 1001, 7, 0, 0)
-    # What an earlier request has left behind.
+    # The rest of an earlier request.
     return bytearray(header + body + b"stale\0" * 20), size
 
 
@@ -198,7 +198,7 @@ def _clamp(message: bytearray, size: int) -> None:
 def test_a_message_that_is_too_short_is_reported(
     read: Callable[[bytearray, int], object], body: bytes
 ) -> None:
-    """Though the buffer goes on, with what an earlier request has left there."""
+    """Even if the buffer has more data, left from an earlier request."""
     message, size = request(body)
     with pytest.raises(wire.Truncated):
         read(message, size)
@@ -296,7 +296,7 @@ def test_file_handles_are_offered_or_refused() -> None:
 
 
 @pytest.mark.parametrize("bit", WANTED.values(), ids=WANTED.keys())
-def test_what_the_kernel_does_not_offer_is_not_taken(bit: int) -> None:
+def test_a_flag_that_the_kernel_does_not_offer_is_not_used(bit: int) -> None:
     fields, _ = _negotiate(45, fakes.EVERY_FLAG & ~(1 << bit))
     assert not (fields[3] | fields[10] << 32) & (1 << bit)
 

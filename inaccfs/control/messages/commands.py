@@ -1,4 +1,4 @@
-"""What can be asked of the daemon.
+"""The commands of the control socket.
 
 Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
 of a command there.
@@ -106,12 +106,18 @@ class GetFd(Command, frozen=True, kw_only=True):
     The fd must be open for writing. The daemon keeps the file open until closefd or
     the end of the connection. EINVAL if it is not a file of this mount; a name that is
     taken gets the new file.
+
+    A `weak` name does not keep it open, nor do notifiers that are registered by it:
+    when all others have closed a file without a name in the file system, its notifiers
+    get the events of a punch of all of it, and get-pfn is EFAULT from then on. Its
+    memory stays until the weak names go, too.
     """
 
     name: ClassVar[str] = "getfd"
     takes_fd: ClassVar[bool] = True
 
     fdname: FdName
+    weak: Annotated[bool, Meta(description="whether it does not keep the file")] = False
 
 
 class CloseFd(Command, frozen=True, kw_only=True):
@@ -161,8 +167,9 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 class Bind(Command, frozen=True, kw_only=True):
     """restrictedmem_bind(): the same for a range of a file.
 
-    EINVAL where ranges are exclusive and this one overlaps another, or is not asked to
-    be; EOPNOTSUPP in semantics whose notifiers are registered for files.
+    EINVAL where ranges are exclusive and this one is not asked to be, or overlaps
+    another; that is EEXIST in some semantics. EOPNOTSUPP in semantics whose notifiers
+    are registered for files, and with `prepare` where bindings are not prepared.
     """
 
     name: ClassVar[str] = "bind"
@@ -174,6 +181,9 @@ class Bind(Command, frozen=True, kw_only=True):
     exclusive: (
         Annotated[bool, Meta(description="that no other may overlap it")] | None
     ) = None
+    prepare: Annotated[
+        bool, Meta(description="leave it to commit-bind to put it into effect")
+    ] = False
 
 
 class Unbind(Command, frozen=True, kw_only=True):
@@ -357,16 +367,3 @@ class Quit(Command, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "quit"
     owner_only: ClassVar[bool] = True
-
-
-COMMANDS: Final[dict[str, type[Command]]] = {
-    command.name: command
-    for command in (
-        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
-        *(GetFd, CloseFd, MemfdCreate),
-        *(RegisterNotifier, UnregisterNotifier, Bind, Unbind, InvalidateDone),
-        *(GetPfn, PutPfn, GetMemory),
-        *(QueryFiles, QueryFile, QueryNotifiers, QueryPins, QueryStats),
-        *(QueryStatus, QuerySemantics, MemoryFailure, Quit),
-    )
-}

@@ -1,4 +1,4 @@
-"""What a peer is sent without asking."""
+"""The events of the control socket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from inaccfs.control.messages.commands import Command, InvalidateDone
 from inaccfs.control.messages.fields import End, NotifierId, Sequence, Start
 from inaccfs.control.messages.results import Extent
+from inaccfs.control.messages.views import TraceRecord
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +31,12 @@ class Answered(Event, frozen=True, kw_only=True):
     sequence: Sequence
     # The fetched pages that go, in semantics that report them.
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
+    # "private", "shared" or "both": which of the pages, where the semantics say so.
+    kinds: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):
-    """Pages from `start` to `end` may have gone: stop using them, then answer."""
+    """Pages from `start` to `end` may be removed: stop using them, then answer."""
 
     name: ClassVar[str] = "INVALIDATE"
 
@@ -66,6 +69,16 @@ class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contrac
     end: End
 
 
+class Trace(Event, frozen=True, kw_only=True):
+    """What has happened lately, in the order in which it was over."""
+
+    name: ClassVar[str] = "TRACE"
+
+    records: list[TraceRecord]
+    # How many records have been lost so far.
+    lost: int
+
+
 class Shutdown(Event, frozen=True, kw_only=True):
     """The daemon ends."""
 
@@ -79,6 +92,6 @@ EVENTS: Final[dict[str, type[Event]]] = {
     event.name: event
     for event in (
         *(Invalidate, InvalidateStart, InvalidateEnd, Populate),
-        *(MemoryError, Shutdown),
+        *(MemoryError, Trace, Shutdown),
     )
 }

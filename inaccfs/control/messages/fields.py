@@ -31,6 +31,10 @@ Start = Annotated[int, Meta(ge=0, description="the first page")]
 End = Annotated[int, Meta(ge=0, description="the page after the last")]
 PageCount = Annotated[int, Meta(ge=1, le=_LAST_PAGE, description="how many pages")]
 Pfn = Annotated[int, Meta(ge=0, le=(1 << 52) - 1, description="a page frame number")]
+ByteOffset = Annotated[
+    int, Meta(ge=0, le=(1 << 63) - 1, description="in bytes of the file")
+]
+ByteCount = Annotated[int, Meta(ge=1, le=1 << 14, description="how many bytes")]
 NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
 Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
 

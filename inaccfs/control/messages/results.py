@@ -1,4 +1,4 @@
-"""What commands return.
+"""The results of commands.
 
 A comment above a member says what it means, in docs/control-protocol.md, too.
 """
@@ -66,6 +66,8 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     count: int
     # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
+    # In a return of get-pfn: whether the pages are private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Frames(Result, frozen=True, kw_only=True):
@@ -75,6 +77,8 @@ class Frames(Result, frozen=True, kw_only=True):
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
+    # Whether the page is private, where the file says so.
+    private: bool | msgspec.UnsetType = msgspec.UNSET
     # In order of offset; 1000 at most.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # The page to go on with, if these are not all: to the rest there is no reference.
@@ -84,7 +88,7 @@ class Frames(Result, frozen=True, kw_only=True):
 class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
-    # A path from the root; "memfd:NAME"; or what is known of one without a name.
+    # A path from the root; "memfd:NAME"; or a description of one without a name.
     name: str
     # As stat(2) on the mount has it.
     ino: int
@@ -104,6 +108,33 @@ class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     notifiers: int
     # How many opens there are, those of the control socket's peers included.
     opens: int
+    # True if a peer has frozen it.
+    frozen: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class MemoryAttributes(msgspec.Struct, frozen=True, gc=False):
+    """Pages of a file that are all private, or all shared."""
+
+    # The first page.
+    offset: int
+    # In pages of the file.
+    count: int
+    # KVM_MEMORY_ATTRIBUTE_PRIVATE; else they are shared.
+    private: bool
+
+
+class Populated(Result, frozen=True, kw_only=True):
+    """How far populate has come."""
+
+    # How many pages, from the first on. If not all, populate the rest to learn why.
+    count: int
+
+
+class Data(Result, frozen=True, kw_only=True, omit_defaults=False):
+    """Content of shared pages."""
+
+    # In base64.
+    data: str
 
 
 class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -150,6 +181,8 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     references: int
     # Whether the file has other pages there by now, or none.
     punched: bool
+    # True if pin-pages has got them, and not get-pfn.
+    pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -170,7 +203,7 @@ class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Pins(Result, frozen=True, omit_defaults=False):
-    """What has been fetched, and who still refers to it.
+    """Fetched pages, and the references to them.
 
     Files are in order of `ino`; of each its extents, then the references to it.
     """
@@ -192,7 +225,7 @@ class Stats(Result, frozen=True, omit_defaults=False):
     fallocates: int
     # Those of them that punch.
     punches: int
-    # How many events have gone to notifiers, each counted once for all of a file's.
+    # How many events were sent, each counted once for all notifiers of a file.
     invalidations: int
     # The events sent for that.
     events: int
@@ -225,8 +258,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     source: str
     # The events that its notifiers get.
     events: list[str]
-    # The commands that not all semantics have: bind, unbind, register-notifier,
-    # unregister-notifier, put-pfn, memory-failure.
+    # The commands that not all semantics have, such as bind and register-notifier.
     commands: list[str]
     # "once", "fixed" or "free": how truncate(2) sets the size.
     size: str
@@ -244,7 +276,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     notifies: str
     # Whether a fallocate(2) that failed notifies, too.
     notifies_failures: bool
-    # "pages"; or "bytes", for what has been posted with that mistake.
+    # "pages"; or "bytes", for versions that were posted with that bug.
     unit: str
     # "file", or "range" where notifiers are bound to one.
     scope: str
@@ -262,14 +294,80 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     references: str
     # Whether the kernel may move fetched pages without an event.
     movable: bool
-    # "unknown", "error" or "invalidate": who hears of a poisoned page.
+    # "unknown", "error" or "invalidate": which event a poisoned page causes.
     memory_failure: str
     # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
     mmap: str
+    # "nowhere", "vm" or "file": where it is kept which pages are private.
+    attributes: str
+    # "private" or "shared": what all pages of a new file are.
+    initial: str
+    # "none", "initial", "present" or "both": the kinds that a punch's events carry.
+    kinds: str
+    # "present", "opposite" or "both": the kinds that a conversion's events carry.
+    conversion_kinds: str
+    # "before the end" or "after the end": when a conversion stores the attribute.
+    stored: str
+    # "range" or "huge page": what a conversion does as a whole or not at all.
+    atomicity: str
+    # "references", "pins first" or "none": what makes a conversion EAGAIN.
+    pin_check: str
+    # "unspecified", "zeroed", "preserved" or "refused": content after a conversion.
+    content: str
+    # Whether get-pfn waits for a punch or a conversion that is under way.
+    get_waits: bool
+    # "page" or "huge page": what the file consists of.
+    granule: str
+    # "done" or "refused": what becomes of a punch of pages with references.
+    pinned_punch: str
+    # Of bind, for pages that are bound already.
+    overlap_errno: int
+    # "at once" or "prepared": whether bind can leave a binding to commit-bind.
+    binding: str
+    # "none", "write", "populate" or "populate in place": how a VMM fills a file.
+    population: str
+    # "unknown", "before the checks" or "after the checks": when a fallocate(2) of a
+    # frozen file is EPERM.
+    frozen: str
+    # "never" or "bracket": whether pages migrate.
+    migration: str
+    # The rules of a KVM; the daemon does not use them. "private" or "shared": the
+    # attribute of a gfn that nobody has converted.
+    kvm_default_attribute: str
+    # "guest" or "attribute": what decides whether an access is private.
+    kvm_access: str
+    # "slots with a file" or "every gfn": where a mismatch of the two exits.
+    kvm_mismatch: str
+    # "exit" or "MMIO": what a private access gets where there is no slot.
+    kvm_no_slot: str
+    # Whether a gfn that had an MMIO exit keeps them when it is made private.
+    kvm_keeps_mmio: bool
+    # Whether private pages are mapped by more than 4 KiB.
+    kvm_huge: bool
+    # "1 << 0" or "1 << 3": the bit of the exit's flags that says private.
+    kvm_exit_flag: str
+    # "0" or "EFAULT": what KVM_RUN returns with a memory fault exit.
+    kvm_exit_returns: str
+    # Whether a slot keeps its file open.
+    kvm_slot_holds_file: bool
+    # Whether a file is for the VM that has made it only.
+    kvm_file_of_one_vm: bool
+    # "EINVAL" or "EBADF": for a slot with a number that is no file descriptor.
+    kvm_bad_fd: str
+    # Whether a slot's file is ignored without KVM_MEM_PRIVATE.
+    kvm_ignores_unused: bool
+    # "refused", "ignored" or "served": a file in a slot of a VM without private memory.
+    kvm_default_vm: str
+    # "private" or "all": which pages KVM_PRE_FAULT_MEMORY maps.
+    kvm_pre_fault: str
+    # Whether its error after the first page is a success.
+    kvm_pre_fault_partial: bool
+    # "ENOENT" or "EFAULT": its errno for a private gfn that no file serves.
+    kvm_pre_fault_error: str
 
     @property
     def keeps_references(self) -> bool:
-        """Whether there is anything to put of what has been got."""
+        """Whether pages that were got have to be put."""
         return self.references != "none"
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.fuse import wire
@@ -48,7 +49,8 @@ class AllocationHandlers:
             return b""
         if begun is UNDER_WAY:
             return None
-        call, reply = Call(mode, offset, length, who), request.hold()
+        began = monotonic_ns() if self._listeners else 0
+        call, reply = Call(mode, offset, length, who, began), request.hold()
         # Registered before we read on: the next request may be the INTERRUPT for this
         # one.
         interrupted = reply.on_interrupt()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AttributeHandlers:
-    """What the kernel asks of attributes."""
+    """The requests about attributes."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace

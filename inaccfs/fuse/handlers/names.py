@@ -19,7 +19,7 @@ Place = tuple["Node", bytes]
 
 
 class NameHandlers:
-    """What the kernel asks of names."""
+    """The requests about names."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class OpenHandlers:
-    """What the kernel asks of opens."""
+    """The requests about open files."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *, seekable: bool = False) -> None:
+        """*seekable*: reads and writes have offsets, as where write(2) fills files."""
+        self._seekable: Final = seekable
         self._namespace: Final = namespace
         self._inodes: Final = namespace.inodes
         self._opens: Final = namespace.opens
@@ -54,7 +56,7 @@ class OpenHandlers:
         flags = wire.FOPEN_DIRECT_IO | wire.FOPEN_NOFLUSH
         if backing_id:
             flags |= wire.FOPEN_PASSTHROUGH
-        else:
+        elif not self._seekable:
             # The kernel then fails pread and lseek with ESPIPE by itself, as v8's file
             # does. It does not allow this flag with FOPEN_PASSTHROUGH.
             flags |= wire.FOPEN_NONSEEKABLE

@@ -1,0 +1,119 @@
+"""inaccfs metrics: a mount's numbers for Prometheus."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.cli import output
+from inaccfs.errors import InaccfsError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import CollectorRegistry
+
+    from inaccfs.control.messages import NotifierInfo, Stats
+    from inaccfs.status import Status
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "metrics",
+        help="print a mount's numbers for Prometheus",
+        description="Print what query-stats and inaccfs status tell, as Prometheus "
+        "reads it; or replace a file of node_exporter's textfile collector by it, at "
+        "once as a whole.",
+        epilog="exit status: 0; 1 if the mount does not answer or FILE cannot be "
+        "written",
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "-o", dest="file", metavar="FILE.prom", help="write it there instead"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, and print or write."""
+    try:
+        # Imported here because it is an extra.
+        import prometheus_client
+    except ImportError:
+        raise InaccfsError(
+            "inaccfs metrics needs prometheus_client: pip install 'inaccfs[metrics]'"
+        ) from None
+    from inaccfs import client
+
+    with client.connect(args.mountpoint) as shim:
+        registry = _registry(
+            shim.query_status(), shim.query_stats(), shim.query_notifiers()
+        )
+    if args.file is None:
+        text = prometheus_client.generate_latest(registry).decode()
+        output.say(text.rstrip("\n"))
+        return 0
+    try:
+        prometheus_client.write_to_textfile(args.file, registry)
+    except OSError as exc:
+        raise InaccfsError(f"cannot write {args.file}: {exc.strerror}") from exc
+    return 0
+
+
+def _registry(
+    status: Status, stats: Stats, notifiers: list[NotifierInfo]
+) -> CollectorRegistry:
+    from prometheus_client.registry import Collector, CollectorRegistry
+
+    class Mount(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from _metrics(status, stats, notifiers)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Mount())
+    return registry
+
+
+def _metrics(
+    status: Status, stats: Stats, notifiers: list[NotifierInfo]
+) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        InfoMetricFamily,
+    )
+
+    from inaccfs.control.messages import Stats
+    from inaccfs.control.reference import comments
+    from inaccfs.shim.counters import Counters
+
+    labels = ["mountpoint"]
+    values = [status.mountpoint]
+    info = InfoMetricFamily("inaccfs_mount", "What the mount is.", labels=labels)
+    names = ("version", "semantics", "backing", "mmap", "pfn_source", "pinning")
+    info.add_metric(values, {name: getattr(status, name) for name in names})
+    yield info
+    # What has been counted since the mount was made; the rest is as it is now.
+    counters = {field.name for field in fields(Counters)}
+    for name, meaning in comments(Stats).items():
+        kind = CounterMetricFamily if name in counters else GaugeMetricFamily
+        metric = kind(f"inaccfs_{name}", meaning, labels=labels)
+        metric.add_metric(values, getattr(stats, name))
+        yield metric
+    waiting = sum(notifier.waiting is not None for notifier in notifiers)
+    for name, meaning, value in (
+        ("notifiers_waiting", "Notifiers that have not answered an event.", waiting),
+        ("files", "Regular files that have a name, or are open.", status.files),
+        ("size_bytes", "What the backing can hold; 0: no limit.", status.size),
+        (
+            "allocated_bytes",
+            "Memory that is allocated to files.",
+            status.allocated_pages * status.page_size,
+        ),
+    ):
+        gauge = GaugeMetricFamily(f"inaccfs_{name}", meaning, labels=labels)
+        gauge.add_metric(values, value)
+        yield gauge

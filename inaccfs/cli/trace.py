@@ -1,0 +1,210 @@
+"""inaccfs trace: what happens to the files of a mount, as lines or as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import select
+import sys
+from contextlib import ExitStack, contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Final, get_args
+
+import msgspec
+
+from inaccfs._version import __version__
+from inaccfs.cli import output
+from inaccfs.cli.terminal import Ending
+from inaccfs.errors import InaccfsError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.client.tracing import Trace
+    from inaccfs.control.messages import TraceRecord
+    from inaccfs.shim.trace import What
+
+# How long the daemon may take to send what has happened before the end.
+_LAST_SECONDS: Final = 5.0
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the subcommand."""
+    from inaccfs.shim.trace import What
+
+    parser = commands.add_parser(
+        "trace",
+        help="show who does what to the files of a mount, and who is told of it",
+        description="Show system calls, events and their answers as they happen, with "
+        "who, what, outcome, and how long; or write them down for ui.perfetto.dev. "
+        "Ctrl-C ends it. For root and the mount's owner. docs/tracing.md explains it.",
+        epilog="exit status: 0, also after Ctrl-C and SIGTERM; 1 if it could not be "
+        "done, or the daemon was killed; 2 if the arguments are wrong",
+    )
+    parser.add_argument(
+        "mountpoint", metavar="MOUNTPOINT", help="or the path of a control socket"
+    )
+    parser.add_argument(
+        "-o",
+        dest="file",
+        metavar="FILE.json",
+        help="write a trace for Perfetto and Chrome, and print nothing",
+    )
+    parser.add_argument(
+        "--filter",
+        type=_kinds,
+        action="extend",
+        default=[],
+        metavar="KIND[,KIND...]",
+        help=f"only these; may be repeated: {', '.join(get_args(What))}. What is a "
+        "request, any other of the kernel's, is left out unless it is named",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON for each, for programs"
+    )
+    parser.set_defaults(run=run)
+
+
+def _kinds(text: str) -> list[What]:
+    # Imported here because no other subcommand needs it.
+    from inaccfs.shim.trace import What
+
+    known: tuple[What, ...] = get_args(What)
+    found = text.split(",")
+    if unknown := [word for word in found if word not in known]:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is not one of {', '.join(known)}"
+        )
+    return [kind for kind in known if kind in found]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trace until the user or the daemon ends it."""
+    # Imported here because it takes a while.
+    from inaccfs.client import wire
+    from inaccfs.client.tracing import Trace
+
+    if args.json and args.file is not None:
+        raise OptionError("--json prints, and -o prints nothing: leave one of them out")
+    path = wire.find_socket(args.mountpoint)
+    with ExitStack() as stack:
+        ending = stack.enter_context(Ending())
+        try:
+            trace = stack.enter_context(Trace(path, args.filter))
+        except PermissionError:
+            raise InaccfsError(
+                f"{args.mountpoint}: only root and the mount's owner may trace it"
+            ) from None
+        if args.file is None:
+            show: _Lines | _Picture = _Json(ending) if args.json else _Lines(ending)
+        else:
+            show = _Picture(stack.enter_context(_opened(args.file)), args.file)
+        output.mention(f"inaccfs: tracing {args.mountpoint}: Ctrl-C ends it")
+        try:
+            _follow(trace, ending, show.add)
+        finally:
+            # The file is whole even if the daemon was killed.
+            show.close(trace.lost)
+    return 0
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with open(path, "wb") as file:
+            yield file
+    except InaccfsError:
+        # The daemon's end is an OSError, too.
+        raise
+    except OSError as exc:
+        raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _follow(
+    trace: Trace, ending: Ending, add: Callable[[list[TraceRecord], int], None]
+) -> None:
+    poller = select.poll()
+    poller.register(trace, select.POLLIN)
+    poller.register(ending, select.POLLIN)
+    # POLLERR: who reads our output has gone, and nothing may ever be printed.
+    poller.register(sys.stdout, 0)
+    while not ending.asked and not trace.over:
+        ready = dict(poller.poll())
+        if sys.stdout.fileno() in ready:
+            return
+        if trace.fileno() in ready:
+            add(trace.read(0), trace.lost)
+    trace.stop()
+    # What happened before that. A second Ctrl-C does not wait for it.
+    with ending.interrupting(), suppress(KeyboardInterrupt):
+        while not trace.over and (found := trace.read(_LAST_SECONDS)):
+            add(found, trace.lost)
+
+
+class _Lines:
+    """Prints a line a record."""
+
+    def __init__(self, ending: Ending) -> None:
+        from inaccfs.tracing.lines import Lines
+
+        self._ending: Final = ending
+        self._line: Final = Lines().line
+        self._lost = 0
+
+    def add(self, records: list[TraceRecord], lost: int) -> None:
+        """Print them, and how many are missing *lost* in all so far."""
+        # A reader such as less(1) may keep us waiting.
+        with self._ending.interrupting():
+            if records:
+                self._show(records)
+            self._tell_lost(lost)
+
+    def _show(self, records: list[TraceRecord]) -> None:
+        output.say("\n".join(map(self._line, records)))
+
+    def close(self, lost: int) -> None:
+        """Tell what was lost at the end."""
+        self._tell_lost(lost)
+
+    def _tell_lost(self, lost: int) -> None:
+        from inaccfs.tracing import lines
+
+        if lost > self._lost:
+            output.say(lines.lost(lost - self._lost))
+            self._lost = lost
+
+
+class _Json(_Lines):
+    """Prints an object a record, as the protocol has it, each on a line."""
+
+    def _show(self, records: list[TraceRecord]) -> None:
+        output.say_json(b"\n".join(map(msgspec.json.encode, records)))
+
+    def _tell_lost(self, lost: int) -> None:
+        if lost > self._lost:
+            output.say_json(msgspec.json.encode({"lost": lost - self._lost}))
+            self._lost = lost
+
+
+class _Picture:
+    """Writes a file for Perfetto."""
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        from inaccfs.tracing.chrome import Picture
+
+        self._picture: Final = Picture(file.write)
+        self._path: Final = path
+        self._count = 0
+
+    def add(self, records: list[TraceRecord], lost: int) -> None:
+        """Write them."""
+        for record in records:
+            self._picture.add(record)
+        self._count += len(records)
+
+    def close(self, lost: int) -> None:
+        """Write the end, and say what is in the file."""
+        self._picture.close(lost, __version__)
+        missing = f", {lost} lost" if lost else ""
+        output.mention(
+            f"inaccfs: {self._count} records{missing} in {self._path}: open it at "
+            "ui.perfetto.dev"
+        )

@@ -1,0 +1,85 @@
+"""The trio face of a trace; see tracing.py."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from inaccfs.client import tasks
+from inaccfs.client.tracing import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from inaccfs.control.messages import TraceRecord
+    from inaccfs.shim.trace import What
+
+
+class Trace:
+    """As the blocking face's, but `read` and iterating are awaited.
+
+    One task at a time may read it.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        """Use `Client.trace`."""
+        self._reading: Final = reading
+
+    def __repr__(self) -> str:
+        return f"<Trace of {self._reading.path}>"
+
+    @property
+    def lost(self) -> int:
+        """How many records have been lost, because they were not read in time."""
+        return self._reading.lost
+
+    @property
+    def over(self) -> bool:
+        """Whether no more will come; raises as in the blocking face."""
+        return self._reading.over
+
+    async def read(self) -> list[TraceRecord]:
+        """What has happened since the last call; waits for it. Empty when `over`.
+
+        What has come is not lost if this is cancelled: the next call returns it.
+        """
+        await trio.lowlevel.checkpoint()
+        reading = self._reading
+        while not reading.records and not reading.over:
+            await receive(reading)
+        return reading.take()
+
+    async def __aiter__(self) -> AsyncIterator[TraceRecord]:
+        while found := await self.read():
+            for record in found:
+                yield record
+
+    def stop(self) -> None:
+        """End it; what has happened so far can still be read, and then it is `over`."""
+        self._reading.stop()
+
+
+async def receive(reading: Reading) -> None:
+    """Wait until something has come."""
+    while True:
+        await trio.lowlevel.wait_readable(reading.connection)
+        try:
+            reading.receive()
+        except BlockingIOError:
+            continue
+        return
+
+
+@asynccontextmanager
+async def traced(path: str, kinds: Iterable[What]) -> AsyncIterator[Trace]:
+    """A trace on a connection of its own, for a with block."""
+    reading = Reading(path, *await tasks.dial(path))
+    try:
+        reading.start(kinds)
+        while not reading.started:
+            await receive(reading)
+        yield Trace(reading)
+    finally:
+        reading.close()

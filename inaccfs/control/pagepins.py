@@ -1,0 +1,46 @@
+"""The pages that one peer has pinned, as users of a mapping can: pin-pages."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.control import messages
+from inaccfs.control.pagerefs import MOST_EXTENTS, PageReferences
+from inaccfs.shim import hostaccess
+from inaccfs.shim.memory import Pinner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.control.caller import Caller, Outbound
+    from inaccfs.control.context import Context
+    from inaccfs.control.messages import Command
+    from inaccfs.control.names import Names
+
+
+class PagePins(PageReferences):
+    """The pinner of one peer. Commands raise `OSError`, for the peer."""
+
+    def __init__(
+        self, context: Context, caller: Caller, names: Names, outlet: Outbound
+    ) -> None:
+        super().__init__(context, caller, names, outlet)
+        self._holder = self._pinner = Pinner(self)
+        self._keeps = True
+
+    def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
+        """What carries out each command."""
+        return {messages.PinPages: self._pin, messages.UnpinPages: self._put_pfn}
+
+    async def _pin(self, command: messages.PinPages) -> messages.Frames:
+        self._check_room(command.count)
+        superblock, start = self._context.superblock, command.offset
+        end = start + command.count
+        with closing(self._names.open(command.file)) as opened:
+            extents, moved = await hostaccess.pin(
+                superblock, opened.file, self._pinner, start, end, MOST_EXTENTS
+            )
+            frames = self._got(command, opened, extents)
+            await opened.file.pages.tell_moved(moved)
+        return frames

@@ -1,0 +1,232 @@
+"""The values of keys: what is really there, so that equal states are found equal.
+
+Numbers that may be below zero are told as text: hash(-1) is hash(-2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from inaccfs.explore.invariants import CountedInvalidation
+from inaccfs.explore.names import STAMP
+from inaccfs.explore.sync import LOT
+from inaccfs.kvm.pagetable import PageTable
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.shim.simulated import FIRST_PFN
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from inaccfs.explore.memory import Frames
+    from inaccfs.explore.sequence import Cells
+    from inaccfs.explore.state import State
+    from inaccfs.explore.sync import Loop
+    from inaccfs.inprocess import Mount
+    from inaccfs.kvm import VM
+    from inaccfs.shim.file import InaccessibleFile
+
+
+class World(Protocol):
+    """What values are found in. Lists are by the numbers that keys have."""
+
+    @property
+    def vms(self) -> Sequence[VM]:
+        """The VMs."""
+
+    @property
+    def inodes(self) -> Sequence[InaccessibleFile]:
+        """The files."""
+
+    @property
+    def notifiers(self) -> Sequence[object]:
+        """All that there have been."""
+
+    @property
+    def punchers(self) -> set[int]:
+        """The actors that punch just now."""
+
+    @property
+    def mount(self) -> Mount:
+        """The mount."""
+
+    @property
+    def loop(self) -> Loop:
+        """The loop of the shim."""
+
+    @property
+    def frames(self) -> Frames:
+        """What is in frames."""
+
+    @property
+    def cells(self) -> Cells:
+        """What may be read."""
+
+
+class Values:
+    """Of one world."""
+
+    def __init__(self, world: World, state: State) -> None:
+        self._world: Final = world
+        state.of_kind.update(
+            {
+                "spte": self._spte,
+                "attributes": self._attributes,
+                "seq": self._seq,
+                "in progress": self._in_progress,
+                "list": self._list,
+                "locked": self._locked,
+                "answers": self._answers,
+                "page": self._page,
+                "references": self._references,
+                "frame": self._frame,
+                "frames": self._frames,
+                "cell": self._cell,
+                "connected": self._connected,
+                "running": self._running,
+                "events": self._events,
+                "punching": self._punching,
+                LOT: self._lot,
+            }
+        )
+
+    # --- of a VM ----------------------------------------------------------------------
+
+    def _spte(self, vm: int, gfn: int) -> Hashable:
+        return PageTable.walk(self._world.vms[vm]._mmu.table, gfn) or 0
+
+    def _attributes(self, vm: int, _: int) -> Hashable:
+        return tuple(self._world.vms[vm]._mmu.attributes._bounds)
+
+    def _seq(self, vm: int, _: int) -> Hashable:
+        return self._invalidation(vm)._seq
+
+    def _in_progress(self, vm: int, _: int) -> Hashable:
+        one = self._invalidation(vm)
+        count = one._in_progress
+        return (str(count), one.range_start, one.range_end) if count > 0 else str(count)
+
+    def _invalidation(self, vm: int) -> CountedInvalidation:
+        found = self._world.vms[vm]._mmu.invalidation
+        assert isinstance(found, CountedInvalidation)
+        return found
+
+    def _events(self, name: str) -> Hashable:
+        due: list[Any] = self._client(name)._events
+        return tuple((one.notifier.number, one.notice[:3], one.sequence) for one in due)
+
+    def _connected(self, name: str) -> Hashable:
+        client = self._client(name).client
+        return client.lost is None, tuple(
+            each.number for each in self._notifiers(client) if each._leaving
+        )
+
+    def _running(self, name: str) -> Hashable:
+        return tuple(
+            (each.number, len(each._running), _begun(each.callbacks.invalidate_start))
+            for each in self._notifiers(self._client(name).client)
+        )
+
+    def _client(self, name: str) -> Any:  # noqa: ANN401
+        vms: Any = self._world.vms
+        return next(vm.client for vm in vms if vm.name == name)
+
+    def _notifiers(self, client: object) -> list[Any]:
+        made: Any = self._world.notifiers
+        return [each for each in made if each.file.client is client]
+
+    # --- of a file --------------------------------------------------------------------
+
+    def _file(self, number: int) -> InaccessibleFile:
+        return self._world.inodes[number]
+
+    def _list(self, file: int, _: int) -> Hashable:
+        registered: Any = self._file(file).notifiers._registered
+        return tuple((one.number, place) for one, place in registered.items())
+
+    def _locked(self, file: int, _: int) -> Hashable:
+        return bool(self._file(file).notifiers.__dict__["running"])
+
+    def _answers(self, file: int, _: int) -> Hashable:
+        notifiers: Any = self._file(file).notifiers
+        return (
+            notifiers._sequence,
+            tuple((one.number, sent) for one, sent in notifiers._awaited.items()),
+            tuple(sorted(one.number for one in notifiers._leaving)),
+        )
+
+    def _page(self, number: int, page: int) -> Hashable:
+        file = self._file(number)
+        memory = file.pages.memory
+        known = None if memory is None else memory.frames.known(page, page + 1)
+        poisoned = page in file.pages._poisoned._pages
+        if known:
+            return known[0].pfn, poisoned
+        size = os.fstat(file.fd).st_size
+        return size, _is_there(file.fd, page), poisoned
+
+    def _cell(self, file: int, page: int) -> Hashable:
+        cell = self._world.cells._cells.get((file, page))
+        if cell is None:
+            return 0, frozenset([(bytes(STAMP), False)])
+        begun = cell.begun if cell.punches else 1 << 30
+        return cell.punches, frozenset(
+            [(value, at >= begun) for value, at in cell.allowed.items()]
+        )
+
+    def _punching(self, _: int) -> Hashable:
+        return tuple(sorted(self._world.punchers))
+
+    def _lot(self) -> Hashable:
+        locks = [file.pages._locks for file in self._world.inodes]
+        return self._world.loop.unparked, tuple(
+            () if each is None else tuple(each._claims.values()) for each in locks
+        )
+
+    # --- of frames --------------------------------------------------------------------
+
+    def _frame(self, pfn: int) -> Hashable:
+        frames = self._world.frames
+        return pfn in frames.used, frames.contents.get(pfn, 0)
+
+    def _frames(self) -> Hashable:
+        source: Any = self._world.mount.superblock.frames
+        buddy = source.buddy
+        return (
+            buddy._untouched,
+            tuple(sorted(buddy._orders.items())),
+            tuple(source.poisoned),
+        )
+
+    def _references(self, pfn: int) -> Hashable:
+        found = []
+        for number, file in enumerate(self._world.inodes):
+            if (memory := file.pages.memory) is None:
+                continue
+            ranges_of: dict[Any, Any] = memory.references._ranges
+            for holder, ranges in ranges_of.items():
+                if (lots := ranges.get(pfn)) is not None:
+                    found.append((number, holder.who, lots))
+            punched: Any = memory.frames
+            if punched._punched.get(pfn - FIRST_PFN):
+                found.append((number, 0, ()))
+        held = self._world.frames.held.items()
+        kept = [(name, str(each[pfn])) for name, each in held if each[pfn]]
+        return (*sorted(found), *kept)
+
+
+def _begun(callback: object) -> int:
+    """How many invalidations a slot's notifier has begun."""
+    return getattr(getattr(callback, "owner", None), "_begun", 0)
+
+
+def _is_there(fd: int, page: int) -> bool:
+    """Whether the backing has memory for a page."""
+    at = page * PAGE_SIZE
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA) == at
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+        return False

@@ -1,0 +1,46 @@
+"""A VM of a scenario."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inaccfs.kvm import VM
+
+if TYPE_CHECKING:
+    from inaccfs.explore.client import ExploredClient
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.kvm import Vmm
+
+
+class ExploredVM(VM):
+    """A VM of a scenario."""
+
+    name: str
+    client: ExploredClient
+    vmm: Vmm
+    # The file and the page of each gfn, as the scenario has it.
+    places: dict[int, tuple[int, int]]
+
+    @property
+    def in_progress(self) -> int:
+        """mmu_invalidate_in_progress."""
+        return self._mmu.invalidation.in_progress
+
+    def balance(self) -> int:
+        """How many mappings there are, as it has counted."""
+        counters = self._mmu.counters
+        return sum(counters.installed) - sum(counters.zapped)
+
+    def check_counts(self, schedule: Schedule) -> None:
+        """What has been installed has been zapped, or is there."""
+        if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
+            return
+        counters = self._mmu.counters
+        there = sum(self.spte(gfn) is not None for gfn in self.places)
+        if there != self.balance():
+            schedule.violate(
+                "miscounted",
+                f"{self.name} has counted {sum(counters.installed)} mappings that were "
+                f"installed and {sum(counters.zapped)} that were zapped, and has "
+                f"{there}",
+            )

@@ -1,0 +1,46 @@
+"""The handler of WRITE, in semantics by which write(2) fills files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.fuse import wire
+from inaccfs.fuse.wire import Op
+from inaccfs.shim import hostaccess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from inaccfs.fuse.namespace import Namespace
+    from inaccfs.fuse.nodes import Node
+    from inaccfs.fuse.requests import Answer, Handler, Request
+    from inaccfs.shim.superblock import Superblock
+
+
+class WritingHandlers:
+    """Fills pages. A larger write(2) comes in several requests, one after the other."""
+
+    def __init__(self, namespace: Namespace, superblock: Superblock) -> None:
+        self._namespace: Final = namespace
+        self._superblock: Final = superblock
+
+    def handlers(self) -> Mapping[Op, Handler]:
+        """The handlers by opcode."""
+        return {Op.WRITE: self._write}
+
+    def _write(self, request: Request) -> Answer:
+        offset, data = wire.written(request.buffer, request.size)
+        node = self._namespace.inodes[request.nodeid]
+        request.later(self._fill, node, offset, data, request.pid)
+        return None
+
+    async def _fill(self, node: Node, offset: int, data: bytes, pid: int) -> bytes:
+        end = offset + len(data)
+        with self._namespace.opens.hold(node) as file:
+            try:
+                await hostaccess.write(self._superblock, file, offset, data)
+            except OSError as exc:
+                file.trace.tell("write", offset, end, pid, exc)
+                raise
+            file.trace.tell("write", offset, end, pid)
+        return wire.pack_write(len(data))

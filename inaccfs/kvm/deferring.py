@@ -1,0 +1,57 @@
+"""Signals that are put off: a library calls back, and loses what is raised then.
+
+ctypes prints an exception of a callback's wrapper and goes on. A Python signal handler
+runs at any bytecode of the main thread, so its KeyboardInterrupt could be lost there.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+    from typing import Self
+
+_SIGNALS: Final = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+
+
+class Deferred:
+    """For a with block, handlers in Python run only when `deliver` is called."""
+
+    def __init__(self) -> None:
+        self._before: Final[dict[signal.Signals, Any]] = {}
+        self._arrived: Final[list[tuple[int, FrameType | None]]] = []
+
+    def _arrives(self, number: int, frame: FrameType | None) -> None:
+        self._arrived.append((number, frame))
+
+    def deliver(self) -> None:
+        """Call the handlers of what has arrived. Raises what they raise."""
+        while self._arrived:
+            number, frame = self._arrived.pop(0)
+            self._before[signal.Signals(number)](number, frame)
+
+    def __enter__(self) -> Self:
+        # Only the main thread has handlers.
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._before[number] = handler
+                    signal.signal(number, self._arrives)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.deliver()

@@ -1,0 +1,112 @@
+"""A row, and one answer to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.kvm.probe.machine import Machine
+from inaccfs.kvm.probe.protocol import GUEST_MEMFD_FLAG_MMAP, AbsentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.kvm.probe.protocol import Kvm
+
+    Steps = Callable[[Machine], Iterator[object]]
+
+ABSENT: Final = "absent"
+"""The outcome of a row that asks about what this KVM does not have."""
+
+
+class Row(NamedTuple):
+    """One question. Names are unique."""
+
+    group: str
+    name: str
+    sentence: str
+    """What is done, for people, in one sentence."""
+
+    steps: Steps
+    """Gives an outcome a step; what comes of the row is all of them."""
+
+    low: bool = True
+    """Whether the VM needs slot 0, to run a guest."""
+
+    private: bool = False
+    """Whether it is about attributes."""
+
+    mappable: bool = False
+    """Whether it is about files that userspace can map."""
+
+    allowed: frozenset[str] = frozenset()
+    """For a race: the outcomes that may be seen. Empty for all other rows."""
+
+
+class Rows:
+    """The rows of a group, in the order of their definition."""
+
+    def __init__(self, group: str) -> None:
+        self.group: Final = group
+        self.rows: Final[list[Row]] = []
+
+    def row(
+        self,
+        sentence: str,
+        *,
+        low: bool = True,
+        private: bool = False,
+        mappable: bool = False,
+        allowed: frozenset[str] = frozenset(),
+    ) -> Callable[[Steps], Steps]:
+        """Make a row of a generator: its name is the generator's, with its group."""
+
+        def make(steps: Steps) -> Steps:
+            self.add(
+                steps.__name__.replace("_", "-"),
+                *(sentence, steps),
+                low=low,
+                private=private,
+                mappable=mappable,
+                allowed=allowed,
+            )
+            return steps
+
+        return make
+
+    def add(
+        self,
+        name: str,
+        sentence: str,
+        steps: Steps,
+        *,
+        low: bool = True,
+        private: bool = False,
+        mappable: bool = False,
+        allowed: frozenset[str] = frozenset(),
+    ) -> None:
+        """Add a row, for rows that differ by their arguments only."""
+        self.rows.append(
+            Row(
+                *(self.group, f"{self.group}-{name}", sentence, steps),
+                *(low, private, mappable, allowed),
+            )
+        )
+
+
+def ask(row: Row, kvm: Kvm, say: Callable[[str], None]) -> str:
+    """What comes of a row; *say* gets each step as soon as it is known.
+
+    Raises:
+        AbsentError: this KVM does not have what the row asks about.
+        OSError: what a row needs before it can ask is refused.
+    """
+    if row.private and not kvm.private:
+        raise AbsentError("KVM_SET_MEMORY_ATTRIBUTES")
+    if row.mappable and not kvm.file_flags & GUEST_MEMFD_FLAG_MMAP:
+        raise AbsentError("GUEST_MEMFD_FLAG_MMAP")
+    machine = Machine(kvm, low=row.low)
+    steps = []
+    for step in row.steps(machine):
+        steps.append(str(step))
+        say(steps[-1])
+    return "; ".join(steps)

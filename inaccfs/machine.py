@@ -1,0 +1,148 @@
+"""What this machine offers: looked at, and nothing of it changed.
+
+A class, so that a test can be another machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import mmcalls, uring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# include/uapi/linux/capability.h
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
+
+# include/uapi/linux/kvm.h
+_KVM_CHECK_EXTENSION: Final = 0xAE03
+_KVM_CAP_GUEST_MEMFD: Final = 234
+
+# The number of a page's frame, in an entry of /proc/PID/pagemap.
+_PFN_BITS: Final = (1 << 55) - 1
+_ENTRY_BYTES: Final = 8
+
+
+class Machine:
+    """The machine that this process runs on, as it is to this user."""
+
+    def uid(self) -> int:
+        """The effective one."""
+        return os.geteuid()
+
+    def release(self) -> str:
+        """Of the kernel: "6.18.0-rc1"."""
+        return os.uname().release
+
+    def stat(self, path: str) -> os.stat_result | None:
+        """stat(2); None if there is nothing, or it may not be seen."""
+        try:
+            return os.stat(path)
+        except OSError:
+            return None
+
+    def read(self, path: str) -> str | None:
+        """The text of a small file; None if it cannot be read."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read(1 << 20)
+        except OSError:
+            return None
+
+    def which(self, command: str) -> str | None:
+        """The path of a command; None if there is none."""
+        return shutil.which(command)
+
+    def may_write(self, path: str) -> bool:
+        """Whether files can be made in a directory."""
+        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+
+    def limit(self, number: int) -> int | None:
+        """The hard limit of a resource; None for no limit. getrlimit(2)."""
+        hard = resource.getrlimit(number)[1]
+        return None if hard == resource.RLIM_INFINITY else hard
+
+    def capabilities(self) -> int:
+        """The effective ones, a bit each."""
+        for line in (self.read("/proc/self/status") or "").splitlines():
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+        return 0
+
+    def is_initial_namespace(self) -> bool:
+        """Whether this is the initial user namespace. See user_namespaces(7)."""
+        found = (self.read("/proc/self/uid_map") or "").split()
+        return found == ["0", "0", "4294967295"]
+
+    def try_device(self, path: str) -> OSError | None:
+        """Open a device to read and write, and close it; why that fails, if it does."""
+        try:
+            with _opened(path, os.O_RDWR):
+                return None
+        except OSError as exc:
+            return exc
+
+    def try_io_uring(self) -> OSError | None:
+        """Make a ring, and close it; why that fails, if it does."""
+        try:
+            os.close(uring.setup()[0])
+        except OSError as exc:
+            return exc
+        return None
+
+    def try_cachestat(self) -> OSError | None:
+        """Ask cachestat(2) about a file in memory; why that fails, if it does."""
+        fd = os.memfd_create("inaccfs-doctor", os.MFD_CLOEXEC)
+        try:
+            mmcalls.pages_there(fd, 0, 0)
+        except OSError as exc:
+            return exc
+        finally:
+            os.close(fd)
+        return None
+
+    def shows_frames(self) -> bool:
+        """Whether /proc/self/pagemap has frame numbers. They are 0 for others."""
+        page = b"x" * mmap_page_size()
+        with suppress(OSError), _opened("/proc/self/pagemap", os.O_RDONLY) as fd:
+            at = id(page) // mmap_page_size() * _ENTRY_BYTES
+            entry = os.pread(fd, _ENTRY_BYTES, at)
+            return bool(int.from_bytes(entry, "little") & _PFN_BITS)
+        return False
+
+    def guest_memfd(self) -> str:
+        """Empty if KVM has it, or why not."""
+        try:
+            with _opened("/dev/kvm", os.O_RDWR) as fd:
+                if fcntl.ioctl(fd, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
+                    return ""
+                return "KVM does not have it (Linux 6.8)"
+        except OSError as exc:
+            return f"/dev/kvm: {exc.strerror}"
+
+
+def is_character_device(found: os.stat_result) -> bool:
+    """Whether it is one."""
+    return stat.S_ISCHR(found.st_mode)
+
+
+def mmap_page_size() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

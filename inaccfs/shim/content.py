@@ -1,0 +1,108 @@
+"""The content of a file's pages, where a rule is about it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+from inaccfs import mmcalls
+from inaccfs.shim.holes import first_hole
+from inaccfs.shim.slices import Slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.superblock import Superblock
+
+PIECE_BYTES: Final = 256 << 10
+"""So much is read or written at once: it takes some 50 µs of the loop."""
+
+
+def read(file: FileState, offset: int, length: int) -> bytes:
+    """Content of the backing file, in bytes; holes are zeros, and stay holes."""
+    return os.pread(file.fd, length, offset)
+
+
+def write(file: FileState, offset: int, data: bytes) -> None:
+    """Set content of the backing file. *offset* and the end lie inside of it.
+
+    Raises:
+        OSError: ENOSPC, the backing is full.
+    """
+    try:
+        if os.pwrite(file.fd, data, offset) == len(data):
+            return
+    except OSError as exc:
+        # A hugetlbfs has no write(2).
+        if exc.errno != errno.EINVAL or file.page_size == mmap.PAGESIZE:
+            raise
+    else:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    start = offset // file.page_size * file.page_size
+    end = -(-(offset + len(data)) // file.page_size) * file.page_size
+    with mmap.mmap(file.fd, end - start, offset=start) as mapped:
+        mapped[offset - start : offset - start + len(data)] = data
+
+
+def first_present(file: FileState, start: int, end: int) -> int | None:
+    """The first page from *start* to *end* that has memory, if there is one."""
+    page, until = file.page_size, end
+
+    def is_empty(first: int, stop: int) -> bool:
+        return not mmcalls.pages_there(file.fd, first * page, (stop - first) * page)
+
+    try:
+        if is_empty(start, end):
+            return None
+        while until - start > 1:
+            middle = (start + until) // 2
+            if is_empty(start, middle):
+                start = middle
+            else:
+                until = middle
+    except OSError as exc:
+        # A hugetlbfs, or a kernel before 6.5: what nobody has written may be missed.
+        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        for offset, _ in _data(file, start * page, end * page):
+            return offset // page
+        return None
+    return start
+
+
+def first_hole_of(file: FileState, start: int, end: int) -> int | None:
+    """The first of some pages that has no memory, if there is one."""
+    memory = file.pages.memory
+    if memory is None:
+        return first_hole(file.fd, file.page_size, start, end)
+    return first_hole(file.fd, file.page_size, start, end, memory.frames.known)
+
+
+async def clear(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+    """Fill what has memory of these pages with zeros. The cost grows with the data."""
+    slices = Slices(superblock.loop)
+    for offset, stop in _data(file, start * file.page_size, end * file.page_size):
+        for at in range(offset, stop, PIECE_BYTES):
+            length = min(PIECE_BYTES, stop - at)
+            if any(read(file, at, length)):
+                write(file, at, bytes(length))
+            await slices.give()
+
+
+def _data(file: FileState, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range, in bytes, that are no holes for lseek(2)."""
+    while start < end:
+        try:
+            start = os.lseek(file.fd, start, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return
+            raise
+        if start >= end:
+            return
+        stop = min(os.lseek(file.fd, start, os.SEEK_HOLE), end)
+        yield start, stop
+        start = stop

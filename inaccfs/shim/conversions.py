@@ -1,0 +1,218 @@
+"""Conversions: pages become private or shared and stay where they are.
+
+KVM_SET_MEMORY_ATTRIBUTES2 of the in-place series, an ioctl of a guest_memfd. The lock
+of the notifier list stands for the invalidate_lock, taken exclusively.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.errors import PageError, PinnedError
+from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
+from inaccfs.shim import content
+from inaccfs.shim.order import Changed, drive, in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.call import Conversion
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.order import Steps
+    from inaccfs.shim.superblock import Superblock
+
+
+async def convert(superblock: Superblock, file: FileState, call: Conversion) -> None:
+    """Make pages private or shared, and report it to the notifiers.
+
+    It goes on to its end even if the task is cancelled, because the peer that asked for
+    it has disconnected: others may have got a start by then.
+
+    Raises:
+        OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
+            cannot be converted; EINVAL for a range that is empty or ends past the end;
+            EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
+            for pages with references.
+            Nothing has been converted then, except as `atomicity` says.
+    """
+    began = monotonic_ns() if file.trace.listeners else 0
+    try:
+        _check(superblock, file, call)
+        running = _Running(superblock, file)
+        with superblock.loop.shield():
+            refusal = await drive(
+                *(running.steps(call), file.notifiers, running.change),
+                whole_call=True,
+                cause=began,
+                begin=partial(running.look, call),
+            )
+    except Exception as exc:
+        _trace(file, call, exc, began)
+        raise
+    _trace(file, call, refusal, began)
+    if refusal is not None:
+        raise refusal
+
+
+def _trace(
+    file: FileState, call: Conversion, exc: Exception | None, began: int
+) -> None:
+    if file.trace.listeners:
+        page = file.page_size
+        start, end = call.start * page, call.end * page
+        file.trace.tell(call.kind.value, start, end, call.who, exc, began)
+
+
+def check_range(file: FileState, start: int, end: int) -> None:
+    """Raise `OSError`, EINVAL, unless the file has the pages from *start* to *end*."""
+    if not 0 <= start < end:
+        raise OSError(errno.EINVAL, f"no pages from {start} to {end}")
+    size = os.fstat(file.fd).st_size
+    if end * file.page_size > size:
+        raise OSError(
+            errno.EINVAL,
+            f"page {end - 1} lies past the end ({size // file.page_size} pages)",
+        )
+
+
+def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
+    """The checks that need no lock."""
+    if not superblock.converts:
+        kept = superblock.semantics.attributes
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "these semantics keep memory attributes in the VM, by gfn: set them there"
+            if kept == "vm"
+            else f"in these semantics all pages are {superblock.semantics.initial}",
+        )
+    check_range(file, call.start, call.end)
+    file.check_frozen()
+
+
+class _Running:
+    """One conversion under way."""
+
+    def __init__(self, superblock: Superblock, file: FileState) -> None:
+        self._superblock: Final = superblock
+        self._file: Final = file
+        # What `change` has to convert.
+        self._part: Conversion
+        # The page that `look` has found, if it was to look.
+        self._looked = False
+        self._found: int | None = None
+
+    async def look(self, call: Conversion) -> None:
+        """Look for references to all pages, where that may take long.
+
+        Those who get pages meanwhile wait, or could get them at any time.
+        """
+        # Who gets pages in a thread has a reference to them after that.
+        await self._file.turn.wait()
+        if self._is_done(call):
+            return
+        if self._superblock.semantics.atomicity == "range" and self._looks(call):
+            self._found = await self._find(call)
+            self._looked = True
+
+    def _looks(self, part: Conversion) -> bool:
+        """Whether references matter: what is private is its VM's."""
+        rules = self._superblock.semantics
+        return part.private and rules.pin_check != "none"
+
+    async def _find(self, call: Conversion) -> int | None:
+        find = self._file.pages.find_reference
+        if self._superblock.semantics.pin_check == "pins first":
+            page = await find(call.start, call.end, pins_only=True)
+            if page is not None:
+                return page
+        return await find(call.start, call.end)
+
+    def steps(self, call: Conversion) -> Steps:
+        """The steps of all parts. To be taken with the notifier list locked."""
+        rules = self._superblock.semantics
+        if self._is_done(call):
+            # The whole range is as wanted: no event is sent.
+            return None
+        frames = list if rules.tells_frames else None
+        for part in self._parts(call):
+            self._part = part
+            # Found before the change, for the end as well.
+            kinds = self._kinds(part)
+            refusal = yield from in_order(
+                self._superblock.plans[part.kind],
+                *self._superblock.around(part.start, part.end),
+                frames,
+                check=lambda part=part: self._check_part(part),  # type: ignore[misc]
+                kinds=lambda kinds=kinds: kinds,  # type: ignore[misc]
+                change_last=rules.stored == "after the end",
+            )
+            if refusal is not None:
+                return refusal
+        return None
+
+    def _is_done(self, call: Conversion) -> bool:
+        """Whether all pages are as wanted."""
+        find = self._file.attributes.first
+        return find(call.start, call.end, private=not call.private) is None
+
+    def _parts(self, call: Conversion) -> Iterable[Conversion]:
+        """The parts that are converted one after the other, each as a whole."""
+        memory = self._file.pages.memory
+        if self._superblock.semantics.atomicity == "range" or (
+            # Nothing can fail, and no one can tell the difference.
+            not self._file.notifiers and (memory is None or not memory.references)
+        ):
+            return (call,)
+        return call.pieces(self._superblock.granule_pages)
+
+    def _kinds(self, part: Conversion) -> Kinds:
+        rule = self._superblock.semantics.conversion_kinds
+        if rule == "present":
+            return self._file.attributes.kinds(part.start, part.end)
+        if rule == "opposite":
+            return SHARED if part.private else PRIVATE
+        return BOTH
+
+    def _check_part(self, part: Conversion) -> None:
+        """The check before the point of no return. Raises `OSError`."""
+        rules = self._superblock.semantics
+        # As where no node of the maple tree can be had.
+        if not self._file.attributes.has_room(part.start, part.end):
+            raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
+        if rules.content == "refused":
+            page = content.first_present(self._file, part.start, part.end)
+            if page is not None:
+                raise PageError(
+                    errno.EOPNOTSUPP,
+                    f"page {page} has memory, and would lose its content: punch it",
+                    page,
+                )
+        if not self._looks(part):
+            return
+        page = self._found if self._looked else self._first_referenced(part)
+        if page is not None:
+            raise PinnedError(
+                errno.EAGAIN, f"page {page} has references, or is pinned", page
+            )
+
+    def _first_referenced(self, part: Conversion) -> int | None:
+        find = self._file.pages.first_referenced
+        page = None
+        if self._superblock.semantics.pin_check == "pins first":
+            page = find(part.start, part.end, pins_only=True)
+        return find(part.start, part.end) if page is None else page
+
+    async def change(self) -> Changed:
+        """Convert the next part."""
+        file, part = self._file, self._part
+        await file.turn.wait()
+        if self._superblock.semantics.content == "zeroed" and not part.private:
+            with file.turn.take():
+                await content.clear(self._superblock, file, part.start, part.end)
+        file.attributes.set(part.start, part.end, private=part.private)
+        return Changed()

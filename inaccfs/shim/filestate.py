@@ -1,0 +1,138 @@
+"""What one file of a mount has: its fd, its notifiers and its pages.
+
+struct inaccessible_data of v8 has a lock, the memfd and the notifiers. Here the memfd
+is an fd of the backing, opened for writing; and there are the pages that have been
+fetched (pages.py), and which of all pages are private (attributes.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.pages import Pages
+from inaccfs.shim.trace import FileTrace
+from inaccfs.shim.turn import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from inaccfs.semantics.rules import Check
+    from inaccfs.shim.superblock import Superblock
+
+
+class FileState:
+    """The state of one file; `InaccessibleFile` has the calls that change it."""
+
+    __slots__ = (
+        "_check_fallocate",
+        "_counters",
+        "_fast_limit",
+        "_headroom",
+        "_size_limit",
+        "_superblock",
+        "attributes",
+        "fd",
+        "frozen_by",
+        "granule",
+        "inline_bytes",
+        "label",
+        "notifiers",
+        "page_size",
+        "pages",
+        "trace",
+        "turn",
+        "writable",
+    )
+
+    def __init__(
+        self, fd: int, superblock: Superblock, inline_bytes: int, *, writable: bool
+    ) -> None:
+        """Take an *fd* of the backing. Up to *inline_bytes* are changed in the loop."""
+        # An fd of the backing file. The caller of `__init__` closes it.
+        self.fd = fd
+        # Whether fd is open for writing; else it is good for fstat(2) only.
+        self.writable = writable
+        # What people call a file that has no name.
+        self.label = ""
+        self.page_size: Final = superblock.page_size
+        self._superblock: Final = superblock
+        # Looked up once: these are needed for every request.
+        self._check_fallocate: Check = superblock.semantics.check_fallocate
+        self.granule: Final = superblock.granule
+        self._counters: Final = superblock.trace.counters
+        self.trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
+        self._headroom: Final = superblock.headroom
+        # A page may be so large that even one takes long.
+        self.inline_bytes: Final = inline_bytes if self.page_size <= inline_bytes else 0
+        # In bytes: a call of this length or less may take the fast path, without a look
+        # at notifiers, pages or the turn; -1 for none. See update_fast_path().
+        self._fast_limit = self.inline_bytes
+        rules = superblock.semantics
+        self.notifiers: Final = Notifiers(
+            self.trace,
+            superblock.ack_seconds,
+            self.update_fast_path,
+            unit=self.page_size if rules.unit == "bytes" else 1,
+            clips=rules.reported == "clipped",
+            overlap_errno=rules.overlap_errno,
+            loop=superblock.loop,
+        )
+        # In bytes: allocations must end here; None where the rules allow them past the
+        # end of the file. Caches st_size; 0 means not looked up yet.
+        self._size_limit: int | None = 0 if rules.past_end == "refused" else None
+        self.attributes: Final = superblock.attributes()
+        # Who has frozen it: see `inaccfs.shim.freezing`.
+        self.frozen_by: Hashable | None = None
+        self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
+        self.pages: Final = Pages(
+            *(superblock, fd, self.trace, self.turn, self.notifiers),
+            *(self.attributes, self.update_fast_path),
+        )
+
+    def reopened(self, fd: int, *, writable: bool) -> None:
+        """Use another fd of the same backing file from now on."""
+        self.fd, self.writable = fd, writable
+        self.trace.reopened(fd)
+        self.pages.reopened(fd)
+
+    @property
+    def count(self) -> int:
+        """How many pages its size has, the last of which may be a part of one."""
+        return -(-os.fstat(self.fd).st_size // self.page_size)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has no long operation, no notifier, and no fetched page."""
+        return not self.turn.taken and not self.notifiers and self.pages.nothing_fetched
+
+    @property
+    def must_stay(self) -> bool:
+        """Whether it knows of pages what the backing does not, also when it is closed.
+
+        That is what has been fetched, poisoned or converted.
+        """
+        return not self.pages.nothing_fetched or not self.attributes.are_initial
+
+    def update_fast_path(self) -> None:
+        """Recompute which calls may take the fast path.
+
+        Call it after every change of `turn`, `notifiers` or `pages.nothing_fetched`.
+        """
+        self._fast_limit = self.inline_bytes if self.is_plain else -1
+
+    def set_frozen(self, holder: Hashable | None, check: Check) -> None:
+        """Freeze or unfreeze it; *check* is that of fallocate(2) from now on."""
+        self.frozen_by, self._check_fallocate = holder, check
+        self.pages.set_frozen(frozen=holder is not None)
+
+    def check_frozen(self) -> None:
+        """Raise `OSError`, EPERM, if it is frozen."""
+        if self.frozen_by is not None:
+            raise OSError(errno.EPERM, "the file is frozen")
+
+    def close(self) -> None:
+        """Let go of what was fetched. May take long for gigabytes."""
+        self.pages.close()

@@ -1,0 +1,96 @@
+"""Frozen files: kvm_gmem_freeze() of the live update series.
+
+A frozen file gets no new page and loses none: fallocate(2) and everything that would
+fill a hole is EPERM. What is present can be got and written to. Conversions, which the
+series does not know, are EPERM, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from inaccfs.errnos import EHWPOISON
+from inaccfs.semantics import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from inaccfs.semantics.rules import Check
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.superblock import Superblock
+
+
+async def freeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+    """Freeze a file for *holder*, and wait for the calls that run already.
+
+    Raises:
+        OSError: EOPNOTSUPP in semantics without; EINVAL for a file without a size;
+            EBUSY, *holder* has frozen it; EPERM, another has; EHWPOISON, a page is
+            poisoned, and the file is not frozen then.
+    """
+    _check_rule(superblock)
+    if file.frozen_by is not None:
+        if file.frozen_by is holder:
+            raise OSError(errno.EBUSY, "it is frozen already")
+        raise OSError(errno.EPERM, "another peer has frozen it")
+    if not os.fstat(file.fd).st_size:
+        raise OSError(errno.EINVAL, "the file has no size yet")
+    _set(superblock, file, holder)
+    try:
+        await file.notifiers.idle()
+        await file.turn.wait()
+    except BaseException:
+        release(superblock, file, holder)
+        raise
+    if file.pages.poisoned_count:
+        release(superblock, file, holder)
+        raise OSError(EHWPOISON, "a page is poisoned: punch it first")
+
+
+def unfreeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+    """Undo `freeze`.
+
+    Raises:
+        OSError: EOPNOTSUPP in semantics without; EINVAL, it is not frozen; EPERM,
+            another has frozen it.
+    """
+    _check_rule(superblock)
+    if file.frozen_by is None:
+        raise OSError(errno.EINVAL, "it is not frozen")
+    if file.frozen_by is not holder:
+        raise OSError(errno.EPERM, "another peer has frozen it")
+    release(superblock, file, holder)
+
+
+def release(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+    """*holder* has disconnected, or does not want the file frozen any more."""
+    if file.frozen_by is holder:
+        _set(superblock, file, None)
+
+
+def _check_rule(superblock: Superblock) -> None:
+    if superblock.semantics.frozen == "unknown":
+        raise OSError(
+            errno.EOPNOTSUPP, "no file is frozen in these semantics (query-semantics)"
+        )
+
+
+def _set(superblock: Superblock, file: FileState, holder: Hashable | None) -> None:
+    check = superblock.semantics.check_fallocate
+    if holder is not None:
+        check = partial(_refuse, None if _first(superblock) else check)
+    file.set_frozen(holder, check)
+
+
+def _first(superblock: Superblock) -> bool:
+    return superblock.semantics.frozen == "before the checks"
+
+
+def _refuse(check: Check | None, *arguments: int) -> None:
+    """`Semantics.check_fallocate` of a frozen file."""
+    if check is not None:
+        check(*arguments)
+    raise refused(errno.EPERM)

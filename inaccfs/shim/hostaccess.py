@@ -1,0 +1,161 @@
+"""What the host may do with the content of a file: mappings of shared pages, write(2).
+
+A mapping is modelled by its page faults: kvm_gmem_fault_user_mapping(). Nothing is kept
+of it, so a conversion has nothing to unmap, and the next access faults again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.errnos import EHWPOISON
+from inaccfs.errors import BusError
+from inaccfs.semantics import refused
+from inaccfs.shim import content
+from inaccfs.shim.conversions import check_range
+from inaccfs.shim.frames import Fetched, allocate
+
+if TYPE_CHECKING:
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.memory import Pinner
+    from inaccfs.shim.superblock import Superblock
+
+
+# So much is allocated in the loop.
+_INLINE_BYTES: Final = 4 << 20
+
+
+async def read_shared(
+    superblock: Superblock, file: FileState, offset: int, length: int
+) -> bytes:
+    """Read shared memory through a mapping. In bytes.
+
+    Raises:
+        OSError: ENODEV, the file cannot be mapped; `BusError` where SIGBUS would be.
+    """
+    await fault(superblock, file, *_pages(file, offset, length))
+    return content.read(file, offset, length)
+
+
+async def write_shared(
+    superblock: Superblock, file: FileState, offset: int, data: bytes
+) -> None:
+    """Write to shared memory through a mapping; as `read_shared`."""
+    await fault(superblock, file, *_pages(file, offset, len(data)))
+    content.write(file, offset, data)
+
+
+def _pages(file: FileState, offset: int, length: int) -> tuple[int, int]:
+    return offset // file.page_size, -(-(offset + length) // file.page_size)
+
+
+async def fault(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+    """Fault pages of a mapping in: they are shared and have memory when this returns.
+
+    It waits for punches and conversions, as for the invalidate_lock.
+
+    Raises:
+        OSError: ENODEV, the file cannot be mapped; `BusError`: EFAULT for a page that
+            is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
+            of a frozen file, or why no memory can be had.
+    """
+    if superblock.semantics.mmap == "refused":
+        raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
+    await settle(file)
+    try:
+        check_range(file, start, end)
+    except OSError as exc:
+        raise BusError(errno.EFAULT, f"SIGBUS: {exc.strerror}", end - 1) from None
+    page = file.attributes.first(start, end, private=True)
+    if page is not None:
+        raise BusError(errno.EFAULT, f"SIGBUS: page {page} is private", page)
+    bad = file.pages.poisoned_in(start, end)
+    if bad is not None:
+        raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
+    try:
+        await fill_holes(superblock, file, start, end)
+    except OSError as exc:
+        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
+        raise BusError(exc.errno or errno.EIO, text, start) from exc
+
+
+async def settle(file: FileState) -> None:
+    """Wait until no punch, conversion or other long operation is under way."""
+    while file.notifiers.running or file.turn.taken:
+        await file.notifiers.idle()
+        await file.turn.wait()
+
+
+async def fill_holes(
+    superblock: Superblock, file: FileState, start: int, end: int
+) -> None:
+    """As `fill`; what takes long is done in a thread, and in a turn of the file's."""
+    low, high = superblock.around(start, end)
+    if (high - low) * file.page_size <= _INLINE_BYTES:
+        fill(superblock, file, start, end)
+        return
+    with file.turn.take():
+        await superblock.loop.in_thread(
+            fill, superblock, file, start, end, limiter=superblock.threads.changes
+        )
+
+
+def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+    """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
+    if file.frozen_by is None:
+        # Memory comes in whole granules.
+        low, high = superblock.around(start, end)
+        offset = low * file.page_size
+        length = min(high * file.page_size, os.fstat(file.fd).st_size) - offset
+        if not superblock.headroom.allows(length):
+            superblock.headroom.check(file.fd, offset, length)
+        allocate(file.fd, offset, length)
+    elif (hole := content.first_hole_of(file, start, end)) is not None:
+        raise OSError(errno.EPERM, f"page {hole} is a hole, and the file is frozen")
+
+
+async def pin(
+    superblock: Superblock,
+    file: FileState,
+    pinner: Pinner,
+    start: int,
+    end: int,
+    most: int | None = None,
+) -> Fetched:
+    """pin_user_pages(), FOLL_LONGTERM, of a mapping's pages: *pinner* pins each.
+
+    Such a pin is a reference, also where get-pfn gives none. Returns what `Pages.get`
+    does.
+
+    Raises:
+        OSError: what `fault` raises, with EFAULT as get_user_pages() has it.
+    """
+    await fault(superblock, file, start, end)
+    return await file.pages.get(pinner, start, end, most)
+
+
+async def write(
+    superblock: Superblock, file: FileState, offset: int, data: bytes
+) -> None:
+    """write(2) of whole shared pages, where that fills a file. In bytes.
+
+    Raises:
+        OSError: ENODEV where files are not filled so, or a page is private; EINVAL
+            unless the range is of whole pages inside the file; EPERM for a hole of a
+            frozen file; ENOSPC.
+    """
+    if superblock.semantics.population != "write":
+        raise refused(errno.ENODEV)
+    end = offset + len(data)
+    if (offset | len(data)) & (file.page_size - 1):
+        raise refused(errno.EINVAL)
+    start, stop = offset // file.page_size, end // file.page_size
+    await settle(file)
+    check_range(file, start, stop)
+    # The flag is granted to files that begin as shared.
+    if file.attributes.first(start, stop, private=True) is not None:
+        raise refused(errno.ENODEV)
+    fill(superblock, file, start, stop)
+    content.write(file, offset, data)

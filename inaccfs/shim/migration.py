@@ -1,0 +1,61 @@
+"""Migration of pages: kvm_gmem_migrate_folio() of the RFC of June 2026.
+
+Here a command asks for it, as compaction or move_pages(2) would ask the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from inaccfs.errors import PageError, PinnedError
+from inaccfs.shim.call import Kind
+from inaccfs.shim.conversions import check_range
+from inaccfs.shim.frames import Punched
+from inaccfs.shim.order import Changed, drive, in_order
+
+if TYPE_CHECKING:
+    from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.superblock import Superblock
+
+
+async def migrate(
+    superblock: Superblock, file: FileState, start: int, end: int
+) -> None:
+    """Move the fetched ones of these pages to other frames, within a bracket.
+
+    Raises:
+        OSError: EOPNOTSUPP in semantics without, for a private page, and where frames
+            are real; EINVAL for a range that is empty or ends past the end; EAGAIN
+            while a call has the file locked; `PinnedError`, EAGAIN after the start, if
+            a page has references; ENOMEM.
+    """
+    if superblock.semantics.migration == "never":
+        raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
+    check_range(file, start, end)
+    page = file.attributes.first(start, end, private=True)
+    if page is not None:
+        raise PageError(errno.EOPNOTSUPP, f"page {page} is private: it stays", page)
+    # filemap_invalidate_trylock_shared().
+    if file.notifiers.running or file.turn.taken:
+        raise OSError(errno.EAGAIN, "the file is locked: try again")
+
+    async def change() -> Changed:
+        await file.turn.wait()
+        memory = file.pages.memory
+        page = await file.pages.find_reference(start, end)
+        if page is not None:
+            raise PinnedError(errno.EAGAIN, f"page {page} has references", page)
+        if memory is not None:
+            memory.record(Punched([], memory.frames.move(start, end)))
+        return Changed()
+
+    def kinds() -> Kinds | None:
+        return superblock.kinds(file.attributes, start, end)
+
+    steps = in_order(superblock.plans[Kind.PUNCH], start, end, kinds=kinds)
+    with superblock.loop.shield():
+        refusal = await drive(steps, file.notifiers, change, whole_call=True)
+    if refusal is not None:
+        raise refusal

@@ -1,0 +1,41 @@
+"""What an event reports, and to whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.semantics.attributes import Kinds
+    from inaccfs.shim.frames import Extent
+
+
+class Notice(NamedTuple):
+    """The content of an event, in pages of the file."""
+
+    event: str
+    start: int
+    end: int
+    # The frames that go, where events carry them.
+    frames: Sequence[Extent] | None = None
+    # Which kinds of pages are concerned, where events carry that.
+    kinds: Kinds | None = None
+
+
+class Notifier(Protocol):
+    """struct inaccessible_notifier. Neither method may block or raise."""
+
+    @property
+    def who(self) -> int:
+        """The number of the peer, for traces."""
+
+    @property
+    def number(self) -> int:
+        """Its own number, for traces."""
+
+    def tell(self, notice: Notice, sequence: int | None) -> None:
+        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
+
+    def evict(self) -> None:
+        """It has not answered in time, and has been removed from the list."""

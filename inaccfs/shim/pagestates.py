@@ -1,0 +1,215 @@
+"""The states of a file's pages, as extents: what a map of the file shows.
+
+What is told of a page comes from several layers, each of which has extents of its own:
+the backing (is there memory), the frames (has it been fetched, and in a folio of which
+order), the references, poison, and the event that is under way. A rule that keeps
+something else for each page adds a layer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from inaccfs.mmcalls import pages_there
+from inaccfs.shim.frames import in_pieces
+from inaccfs.shim.slices import Slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from inaccfs.shim.file import InaccessibleFile
+    from inaccfs.shim.frames import Extent
+    from inaccfs.shim.superblock import Superblock
+
+    # A start, an end, and the members of `State` that pages between these have.
+    Layer: TypeAlias = Sequence[tuple[int, int, dict[str, Any]]]
+
+HOLE: Final = "hole"
+ALLOCATED: Final = "allocated"
+UNKNOWN: Final = "unknown"
+
+# References of so many pages are looked at in one step.
+_PAGES_A_STEP: Final = 512
+
+
+class State(NamedTuple):
+    """What is known of a page."""
+
+    # "hole" or "allocated"; "unknown" where the kernel does not say.
+    memory: str = UNKNOWN
+    # Whether get-pfn has fetched it, and then the order of its folio.
+    fetched: bool = False
+    order: int = 0
+    # Whether anybody has a reference to it.
+    referenced: bool = False
+    poisoned: bool = False
+    # Whether an event that reports it waits for answers, or the change that it brackets
+    # is under way.
+    invalidating: bool = False
+    # Its attribute, in semantics that keep one; None in others.
+    private: bool | None = None
+
+
+class Run(NamedTuple):
+    """Pages from *start* to *end* that are all in one state."""
+
+    start: int
+    end: int
+    state: State
+
+
+async def page_states(
+    file: InaccessibleFile, superblock: Superblock, start: int, most: int
+) -> tuple[list[Run], int | None]:
+    """The first *most* runs from page *start* on, and where the next begins, if any.
+
+    They cover all pages up to the end of the file. It takes a while for many of them,
+    and what happens meanwhile may be in it or not.
+
+    Raises:
+        OSError: there is no fd left to look at the file.
+    """
+    page_size = file.page_size
+    end = -(-os.fstat(file.fd).st_size // page_size)
+    if start >= end:
+        return [], None
+    # A duplicate: the file's own may be closed for want of fds meanwhile.
+    fd = os.dup(file.fd)
+    try:
+        memory = await superblock.loop.in_thread(
+            partial(_memory, fd, page_size, start, end, most),
+            limiter=superblock.threads.fetches,
+        )
+    finally:
+        os.close(fd)
+    stop = memory[-1][1]
+    extents: list[Extent] = []
+    if file.pages.memory is not None:
+        extents = file.pages.memory.frames.extents_since(start, most)
+        if len(extents) == most:
+            stop = min(stop, extents[-1].offset + extents[-1].count)
+    fetched = [
+        (offset, offset + count, {"fetched": True, "order": order})
+        for offset, _, count, order in extents
+    ]
+    referenced, stop = await _referenced(file, superblock, extents, stop, most)
+    if superblock.converts:
+        attributes = _attributes(file, start, stop, most)
+        stop = min(stop, attributes[-1][1])
+    else:
+        attributes = []
+    layers = (memory, fetched, referenced, attributes, *_others(file, start, stop))
+    runs = list(_merged(start, stop, layers))
+    if len(runs) > most:
+        stop = runs[most].start
+        del runs[most:]
+    return runs, stop if stop < end else None
+
+
+# --- layers -----------------------------------------------------------------------
+
+
+def _memory(fd: int, page_size: int, start: int, end: int, most: int) -> Layer:
+    """Where there is memory, up to *most* extents. Blocks."""
+    try:
+        found = memory_extents(fd, page_size, start, end, most)
+    except OSError as exc:
+        # A hugetlbfs, or a kernel before 6.5.
+        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        blocks = os.fstat(fd).st_blocks
+        found = [(start, end, UNKNOWN if blocks else HOLE)]
+    return [(first, stop, {"memory": kind}) for first, stop, kind in found]
+
+
+def memory_extents(
+    fd: int, page_size: int, start: int, end: int, most: int
+) -> list[tuple[int, int, str]]:
+    """The first *most* extents of holes and of memory, from *start* on. Blocks.
+
+    By cachestat(2): lseek(2) and mincore(2) report a page as a hole if it was allocated
+    and nobody has touched it.
+    """
+    found: list[tuple[int, int, str]] = []
+    # What is still to be looked at, the first of it last.
+    left = [(start, end)]
+    while left:
+        first, stop = left.pop()
+        pages = stop - first
+        there = pages_there(fd, first * page_size, pages * page_size)
+        if 0 < there < pages and pages > 1:
+            middle = (first + stop) // 2
+            left += [(middle, stop), (first, middle)]
+            continue
+        kind = ALLOCATED if there else HOLE
+        if found and found[-1][2] == kind:
+            found[-1] = (found[-1][0], stop, kind)
+        elif len(found) == most:
+            break
+        else:
+            found.append((first, stop, kind))
+    return found
+
+
+async def _referenced(
+    file: InaccessibleFile,
+    superblock: Superblock,
+    extents: list[Extent],
+    stop: int,
+    most: int,
+) -> tuple[Layer, int]:
+    """To what of the fetched pages there are references, and up to where."""
+    found: list[tuple[int, int, dict[str, Any]]] = []
+    slices = Slices(superblock.loop)
+    for piece in in_pieces(extents, _PAGES_A_STEP, file.page_size):
+        if piece.offset >= stop or (memory := file.pages.memory) is None:
+            break
+        places = memory.references.places([piece])
+        found += [(*place, {"referenced": True}) for place in places]
+        if len(found) >= most:
+            return found, min(piece.offset + piece.count, stop)
+        await slices.give()
+    return found, stop
+
+
+def _attributes(file: InaccessibleFile, start: int, stop: int, most: int) -> Layer:
+    """Which pages are private, up to *most* extents."""
+    found = islice(file.attributes.since(start, stop), most)
+    return [(first, last, {"private": private}) for first, last, private in found]
+
+
+def _others(file: InaccessibleFile, start: int, stop: int) -> Iterator[Layer]:
+    poisoned = file.pages.poisoned(start, stop)
+    yield [(page, page + 1, {"poisoned": True}) for page in poisoned]
+    if (place := file.notifiers.invalidating) is not None:
+        yield [(*place, {"invalidating": True})]
+
+
+# --- joining them -----------------------------------------------------------------
+
+
+def _merged(start: int, stop: int, layers: Iterable[Layer]) -> Iterator[Run]:
+    """One run for each change in any of the *layers*, whose extents do not overlap."""
+    # At each place: members that pages have from there on.
+    changes: dict[int, dict[str, Any]] = {}
+    for layer in layers:
+        for first, last, state in layer:
+            first, last = max(first, start), min(last, stop)
+            if first < last:
+                # What ends here may begin anew: it must not be undone then.
+                ended = {name: State._field_defaults[name] for name in state}
+                changes[first] = changes.get(first, {}) | state
+                changes[last] = ended | changes.get(last, {})
+    run = Run(start, start, State())
+    for place in sorted(changes):
+        following = run.state._replace(**changes[place])
+        if following != run.state:
+            if run.start < place:
+                yield run._replace(end=place)
+            run = Run(place, place, following)
+    if run.start < stop:
+        yield run._replace(end=stop)

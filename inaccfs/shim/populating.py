@@ -1,0 +1,128 @@
+"""kvm_gmem_populate(): private pages get their first content from a source."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from inaccfs.errnos import EHWPOISON
+from inaccfs.errors import PageError
+from inaccfs.shim import content
+from inaccfs.shim.conversions import check_range
+from inaccfs.shim.hostaccess import fill, settle
+from inaccfs.shim.slices import Slices
+
+if TYPE_CHECKING:
+    from inaccfs.shim.filestate import FileState
+    from inaccfs.shim.superblock import Superblock
+
+
+# A page up to this is filled in the loop.
+_INLINE_BYTES: Final = 4 << 20
+
+
+class Source(NamedTuple):
+    """The pages of a file of the same mount that content comes from."""
+
+    file: FileState
+    # The first one.
+    start: int
+
+
+async def populate(
+    superblock: Superblock,
+    file: FileState,
+    start: int,
+    end: int,
+    source: Source | None,
+) -> int:
+    """Fill private pages from *source*; without it their content is there already.
+
+    Holes are filled with zeros first. Each page is done by itself, with the notifier
+    list locked. Returns how many pages have been done, which are fewer if a later one
+    is refused.
+
+    Raises:
+        OSError: for the first page: EOPNOTSUPP in semantics without; EINVAL for a range
+            that is empty or ends past the end, for a shared page, and without a source
+            where one is needed; EFAULT for a page of the source that cannot be read;
+            EHWPOISON; EPERM for a hole of a frozen file; ENOSPC.
+    """
+    rule = superblock.semantics.population
+    if rule not in ("populate", "populate in place"):
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "files are not populated by a command in these semantics (query-semantics)",
+        )
+    if source is None and rule == "populate":
+        raise OSError(
+            errno.EINVAL,
+            "content cannot be there already in these semantics: name a source",
+        )
+    check_range(file, start, end)
+    slices = Slices(superblock.loop)
+    for page in range(start, end):
+        try:
+            await settle(file)
+            await _populate_page(superblock, file, page, source, page - start)
+        except OSError:
+            if page == start:
+                raise
+            return page - start
+        await slices.give()
+    return end - start
+
+
+async def _populate_page(
+    superblock: Superblock,
+    file: FileState,
+    page: int,
+    source: Source | None,
+    at: int,
+) -> None:
+    """`_populate`, in a thread and in a turn of the file's if pages are huge."""
+    arguments = superblock, file, page, source, at
+    if superblock.granule <= _INLINE_BYTES:
+        _populate(*arguments)
+        return
+    with file.turn.take():
+        await superblock.loop.in_thread(
+            _populate, *arguments, limiter=superblock.threads.changes
+        )
+
+
+def _populate(
+    superblock: Superblock,
+    file: FileState,
+    page: int,
+    source: Source | None,
+    at: int,
+) -> None:
+    """Fill one page, from page *at* of *source*. In one step."""
+    data = b""
+    if source is not None:
+        # Before the lock, as the kernel pins the source's page first.
+        data = _read(superblock, source.file, source.start + at)
+    if not file.attributes.is_private(page):
+        raise PageError(errno.EINVAL, f"page {page} is shared", page)
+    if file.pages.poisoned_in(page, page + 1) is not None:
+        raise PageError(EHWPOISON, f"page {page} is poisoned", page)
+    fill(superblock, file, page, page + 1)
+    if source is not None:
+        content.write(file, page * file.page_size, data)
+
+
+def _read(superblock: Superblock, file: FileState, page: int) -> bytes:
+    """A page of the source, as the host can read it.
+
+    Where attributes are not kept in the file it stands for memory of the host's.
+    """
+    offset = page * file.page_size
+    if offset + file.page_size > os.fstat(file.fd).st_size:
+        raise PageError(
+            errno.EFAULT, f"page {page} of the source is past its end", page
+        )
+    if superblock.converts and file.attributes.is_private(page):
+        raise PageError(errno.EFAULT, f"page {page} of the source is private", page)
+    return content.read(file, offset, file.page_size)

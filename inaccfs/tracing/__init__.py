@@ -1,0 +1,1 @@
+"""Traces for people: lines like strace's, and pictures for Perfetto."""

@@ -1,0 +1,145 @@
+"""What a trace comes to: how much a second of each kind, how long, what was refused."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from inaccfs.control.messages import TraceRecord
+
+_NS: Final = 1_000_000_000
+
+# Rates and quantiles are of the last so many seconds.
+WINDOW_SECONDS: Final = 5
+
+# Quantiles are of so many durations of a kind at most, the latest.
+_DURATIONS: Final = 4096
+
+# What has been refused is shown for so long, and so many of it.
+_REFUSED_SECONDS: Final = 600
+_REFUSED: Final = 1000
+
+_EVENTS: Final = ("event", "answer", "evict")
+
+
+class Rate(NamedTuple):
+    """One kind, over the last seconds. Durations are seconds; None if none is known."""
+
+    kind: str
+    a_second: float
+    refused_a_second: float
+    p50: float | None
+    p99: float | None
+    # Since the trace began.
+    total: int
+
+
+class Refused(NamedTuple):
+    """System calls of one process on one file that have been refused."""
+
+    command: str
+    pid: int
+    call: str
+    file: str
+    error: str
+    times: int
+    # When the last was, CLOCK_MONOTONIC in nanoseconds.
+    last: int
+
+
+class Rates:
+    """Takes records, and tells what they come to at a time."""
+
+    def __init__(self) -> None:
+        self._totals: Final[Counter[str]] = Counter()
+        # When each was over, and whether it was refused; of the last seconds.
+        self._recent: Final[dict[str, deque[tuple[int, bool]]]] = {}
+        self._durations: Final[dict[str, deque[tuple[int, int]]]] = {}
+        # The last come last.
+        self._refused: Final[dict[tuple[str, int, str, str, str], Refused]] = {}
+        # When each event that has no answer yet was sent, by notifier and sequence.
+        self._sent: Final[dict[tuple[int, int], int]] = {}
+
+    def add(self, records: Iterable[TraceRecord]) -> None:
+        """Take them, in order."""
+        for record in records:
+            kind = _kind(record)
+            self._totals[kind] += 1
+            recent = self._recent.setdefault(kind, deque())
+            refused = _is_refused(record)
+            recent.append((record.time, refused))
+            if record.began:
+                durations = self._durations.setdefault(kind, deque(maxlen=_DURATIONS))
+                durations.append((record.time, record.time - record.began))
+            if refused:
+                self._refuse(record, kind)
+            if record.kind in _EVENTS:
+                key = record.notifier, record.sequence
+                if record.kind == "event" and record.sequence:
+                    self._sent[key] = record.time
+                else:
+                    self._sent.pop(key, None)
+
+    def _refuse(self, record: TraceRecord, kind: str) -> None:
+        file = record.file or f"inode {record.ino}"
+        key = record.command, record.pid, kind, file, record.error
+        before = self._refused.pop(key, None)
+        times = 1 if before is None else before.times + 1
+        self._refused[key] = Refused(*key, times, record.time)
+        if len(self._refused) > _REFUSED:
+            del self._refused[next(iter(self._refused))]
+
+    def rates(self, now: int) -> list[Rate]:
+        """Each kind that there has been, the most frequent first."""
+        since = now - WINDOW_SECONDS * _NS
+        found = []
+        for kind, recent in self._recent.items():
+            while recent and recent[0][0] < since:
+                recent.popleft()
+            durations = self._durations.get(kind, deque())
+            while durations and durations[0][0] < since:
+                durations.popleft()
+            took = sorted(duration for _, duration in durations)
+            refused = sum(failed for _, failed in recent)
+            found.append(
+                Rate(
+                    kind,
+                    len(recent) / WINDOW_SECONDS,
+                    refused / WINDOW_SECONDS,
+                    _quantile(took, 0.5),
+                    _quantile(took, 0.99),
+                    self._totals[kind],
+                )
+            )
+        return sorted(found, key=lambda one: (-one.a_second, -one.total, one.kind))
+
+    def refused(self, now: int) -> list[Refused]:
+        """The last first."""
+        since = now - _REFUSED_SECONDS * _NS
+        return [one for one in reversed(self._refused.values()) if one.last > since]
+
+    def sent(self, notifier: int, sequence: int) -> int | None:
+        """When an event was sent that has not been answered; None if before this."""
+        return self._sent.get((notifier, sequence))
+
+
+def _is_refused(record: TraceRecord) -> bool:
+    """Whether somebody was refused something, and did not only look whether it is."""
+    looked = record.kind == "request" and record.error in ("ENOENT", "ENODATA")
+    return bool(record.error) and not looked
+
+
+def _kind(record: TraceRecord) -> str:
+    if record.kind == "request":
+        return record.event.lower()
+    return record.kind
+
+
+def _quantile(ordered: list[int], share: float) -> float | None:
+    """The smallest that at least this share of all does not exceed, in seconds."""
+    if not ordered:
+        return None
+    return ordered[max(0, -int(-len(ordered) * share // 1) - 1)] / _NS

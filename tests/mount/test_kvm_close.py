@@ -1,0 +1,192 @@
+"""What the last close of a file does to the slots that have it: by the rules."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, Vmm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.fuse
+
+PAGE = 4096
+SIZE = 16 * PAGE
+
+
+class World:
+    """A mount, a VM with one private slot, and the fd of its file."""
+
+    def __init__(self, stack: ExitStack, semantics: str) -> None:
+        self.mount = stack.enter_context(
+            inaccfs.mounted(size="16m", semantics=semantics)
+        )
+        self.shim = stack.enter_context(inaccfs.connect(self.mount.path))
+        self.vm = stack.enter_context(VM(self.shim))
+        self.fd = self.shim.memfd_create("guest", size=SIZE)
+        self.add_slot(0)
+        self.vcpu = self.vm.create_vcpu()
+        self.vcpu.write(0x3000, b"secret")
+
+    def add_slot(self, slot: int, page: int = 0, pages: int = 8) -> None:
+        gpa = slot << 30
+        self.vm.set_user_memory_region(
+            *(slot, gpa, pages * PAGE),
+            private_fd=self.fd,
+            private_offset=page * PAGE,
+            shared=mmap.mmap(-1, pages * PAGE),
+            flags=KVM_MEM_PRIVATE,
+        )
+        self.vm.set_memory_attributes(gpa, pages * PAGE, private=True)
+
+    def settle(self) -> None:
+        """Have the daemon, and then the VM, hear of each close."""
+        os.statvfs(self.mount.path)
+        self.vm.notice_closed_files()
+
+    def reads(self) -> bytes:
+        return self.vcpu.read(0x3000, 6)
+
+
+@pytest.fixture
+def mainline() -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(stack, "guest_memfd-6.12")
+
+
+def test_the_last_close_takes_a_slots_memory(mainline: World) -> None:
+    """kvm_gmem_release(): zapped, and each private access exits with EFAULT."""
+    other = os.dup(mainline.fd)
+    os.close(mainline.fd)
+    mainline.settle()
+    assert mainline.reads() == b"secret"
+    os.close(other)
+    mainline.settle()
+    assert mainline.vm.spte(3) is None
+    for _ in range(2):
+        with pytest.raises(MemoryFaultExit) as caught:
+            mainline.reads()
+        assert (caught.value.flags, caught.value.errno) == (8, errno.EFAULT)
+        # No conversion helps.
+        with pytest.raises(MemoryFaultExit):
+            Vmm(mainline.vm).handle(caught.value)
+    mainline.vm.set_memory_attributes(0x3000, PAGE, private=False)
+    assert mainline.reads() == bytes(6)
+    assert "Traceback" not in mainline.mount.log.read_text()
+
+
+def test_an_invalidation_comes_by_itself(mainline: World) -> None:
+    """Also to a vCPU that goes on; here it is waited for by looking."""
+    os.close(mainline.fd)
+    found = None
+    while found is None:
+        try:
+            assert mainline.reads() == b"secret"
+        except MemoryFaultExit as exc:
+            found = exc
+    assert found.flags == 8
+
+
+def test_a_process_that_has_inherited_the_file_keeps_it(mainline: World) -> None:
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(mainline.fd)
+    mainline.settle()
+    assert mainline.reads() == b"secret"
+    os.close(theirs)
+    os.waitpid(child, 0)
+    os.close(ours)
+    mainline.settle()
+    with pytest.raises(MemoryFaultExit):
+        mainline.reads()
+
+
+def test_each_slot_has_the_fd_that_it_was_given(mainline: World) -> None:
+    """The first slot's fd is closed, and its number another file's."""
+    again = os.dup(mainline.fd)
+    os.close(mainline.fd)
+    assert os.open("/dev/null", os.O_RDWR) == mainline.fd
+    plain, mainline.fd = mainline.fd, again
+    mainline.add_slot(1, page=8)
+    assert mainline.vcpu.read(1 << 30, 1) == b"\0"
+    Vmm(mainline.vm).convert(0x3000, PAGE, private=False)
+    mainline.vm.set_memory_attributes(0x3000, PAGE, private=True)
+    assert mainline.reads() == bytes(6)
+    os.close(plain)
+    os.close(again)
+
+
+def test_what_a_named_file_is_closed_by_is_nothing(mainline: World) -> None:
+    """A name keeps a file; a guest_memfd has none."""
+    path = mainline.mount.path / "guest"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.ftruncate(fd, SIZE)
+    os.close(mainline.fd)
+    mainline.fd = fd
+    mainline.add_slot(1)
+    mainline.vcpu.write(1 << 30, b"kept")
+    os.close(fd)
+    os.statvfs(mainline.mount.path)
+    assert mainline.vcpu.read((1 << 30) + PAGE, 1) == b"\0"
+
+
+def test_v8_holds_the_file() -> None:
+    with ExitStack() as stack:
+        world = World(stack, "v8")
+        os.close(world.fd)
+        world.settle()
+        assert world.reads() == b"secret"
+
+
+@pytest.mark.parametrize("semantics", ["v8", "v9", "guest_memfd-6.8"])
+def test_a_weak_name_does_not_keep_a_file(semantics: str) -> None:
+    """getfd with weak: a notifier hears of the last close, and nothing is got then."""
+    heard: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def hear(start: int, end: int) -> None:
+        heard.append((start, end))
+        done.set()
+
+    with (
+        inaccfs.mounted(size="16m", semantics=semantics) as mount,
+        inaccfs.connect(mount.path) as shim,
+        inaccfs.connect(mount.path) as other,
+    ):
+        fd = shim.memfd_create("guest", size=SIZE)
+        by_range = shim.query_semantics().scope == "range"
+        with shim.weak_file(fd) as weak, other.file(fd) as strong:
+            notifier = (
+                weak.bind(0, 16, hear) if by_range else weak.register_notifier(hear)
+            )
+            with notifier:
+                weak.put_pfn(weak.get_pfn(3).pfn)
+                os.close(fd)
+                os.statvfs(mount.path)
+                # The other client keeps it, by a name and by an fd of its own.
+                assert weak.query().opens == 2
+                weak.put_pfn(weak.get_pfn(3).pfn)
+                assert not heard
+                strong.close()
+                assert done.wait(10)
+                with pytest.raises(OSError, match=r"closed by all") as caught:
+                    weak.get_pfn(3)
+                assert caught.value.errno == errno.EFAULT
+                assert weak.query().opens == 0
+            unit = PAGE if semantics == "v9" else 1
+            assert heard == [(0, 16 * unit)]
+        assert shim.query_files() == []
+        assert "Traceback" not in mount.log.read_text()

@@ -1,0 +1,124 @@
+"""`inaccfs metrics` and `inaccfs report` of a real mount."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import inaccfs
+from inaccfs import __version__
+from inaccfs.control.messages import Stats
+from inaccfs.syscalls import PUNCH, fallocate
+from tests.mount.support import (
+    PAGE,
+    cli,
+    complaint,
+    doomed,
+    kill,
+    mounted,
+    new_file,
+    opened,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from inaccfs import Mount
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture(scope="module")
+def mount() -> Iterator[Mount]:
+    with mounted() as made:
+        yield made
+
+
+def samples(text: str) -> dict[str, float]:
+    """By name; each has the mountpoint as its label."""
+    families = list(text_string_to_metric_families(text))
+    assert all(family.documentation for family in families)
+    return {
+        sample.name: sample.value for family in families for sample in family.samples
+    }
+
+
+def test_prometheus_reads_what_has_been_counted(mount: Mount) -> None:
+    before = samples(cli("metrics", mount.path).stdout)
+    with opened(new_file(mount.path / "f", 4 * PAGE)) as fd:
+        fallocate(fd, 0, 0, 2 * PAGE)
+        fallocate(fd, PUNCH, 0, PAGE)
+    text = cli("metrics", mount.path).stdout
+    found = samples(text)
+    assert found["inaccfs_fallocates_total"] - before["inaccfs_fallocates_total"] == 2
+    assert found["inaccfs_punches_total"] - before["inaccfs_punches_total"] == 1
+    assert found["inaccfs_allocated_bytes"] == PAGE
+    assert found["inaccfs_peers"] == 1
+    assert found["inaccfs_mount_info"] == 1
+    assert f'mountpoint="{mount.path}"' in text
+    assert f'version="{__version__}"' in text
+    names = {name.removeprefix("inaccfs_").removesuffix("_total") for name in found}
+    assert set(Stats.__struct_fields__) < names
+
+
+def test_a_file_is_replaced_as_a_whole(mount: Mount, tmp_path: Path) -> None:
+    file = tmp_path / "inaccfs.prom"
+    file.write_text("old")
+    assert cli("metrics", mount.path, "-o", file).stdout == ""
+    assert "inaccfs_peers" in samples(file.read_text())
+    assert list(tmp_path.iterdir()) == [file]
+    assert "cannot write" in complaint(
+        "metrics", mount.path, "-o", tmp_path / "none" / "x.prom"
+    )
+
+
+def test_without_the_library_it_says_how_to_get_it(
+    mount: Mount, tmp_path: Path
+) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError")
+    assert "pip install 'inaccfs[metrics]'" in complaint(
+        "metrics",
+        mount.path,
+        env={"PATH": "", "PYTHONPATH": f"{tmp_path}:{inaccfs.__path__[0]}/.."},
+    )
+
+
+@pytest.mark.parametrize("command", ["metrics", "report"])
+def test_what_is_no_mount_is_one_line(command: str, tmp_path: Path) -> None:
+    assert "inaccfs mount" in complaint(command, tmp_path)
+    assert "inaccfs mount" in complaint(command, "/proc")
+
+
+def test_a_report_has_all_that_one_asks_for_first(mount: Mount) -> None:
+    text = cli("report", mount.path).stdout
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles[:3] == ["## versions", "## inaccfs doctor", f"## mount {mount.path}"]
+    for word in (__version__, "kernel", "/dev/fuse", "pfns"):
+        assert word in text
+    # And of all mounts.
+    assert f"## mount {mount.path}\n" in cli("report").stdout
+
+
+def test_a_report_of_a_dead_mount_says_so() -> None:
+    with doomed() as mount:
+        kill(mount)
+        assert "its daemon is dead" in cli("report", mount.path).stdout
+        assert "its daemon is dead" in complaint("metrics", mount.path)
+
+
+def test_a_report_has_the_end_of_the_log(tmp_path: Path) -> None:
+    log, mountpoint = tmp_path / "log", tmp_path / "mnt"
+    mountpoint.mkdir()
+    cli("mount", "-v", "--log", log, mountpoint)
+    try:
+        with log.open("a") as file:
+            file.write("x" * (64 << 10) + "\n\x1b[2J the end\n")
+        text = cli("report", mountpoint).stdout
+        assert f"## log {log}\n\n...\n" in text
+        # What controls a terminal is escaped.
+        assert text.rstrip().endswith("\\x1b[2J the end")
+    finally:
+        cli("umount", mountpoint)

@@ -1,0 +1,311 @@
+"""Traces of real mounts: `inaccfs trace`, `inaccfs mount --trace`, `client.trace()`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+import inaccfs
+from inaccfs.client import wire
+from inaccfs.client.requests import Request
+from inaccfs.control.messages import TraceStart
+from inaccfs.control.outlet import Outlet
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
+from tests.chrome_traces import Trace
+from tests.mount.support import (
+    ENVIRONMENT,
+    NOBODY,
+    PAGE,
+    PATIENCE,
+    background,
+    cli,
+    complaint,
+    doomed,
+    inaccfs_command,
+    kill,
+    mounted,
+    needs_root,
+    new_file,
+    opened,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs import Mount
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    with mounted(semantics="v10") as made:
+        yield made
+
+
+@contextmanager
+def tracing(
+    mount: Mount, *words: str | Path, out: int | IO[bytes] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An `inaccfs trace` that has begun."""
+    tracer = subprocess.Popen(
+        inaccfs_command("trace", mount.path, *words),
+        stdout=out,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    try:
+        assert tracer.stderr is not None
+        assert b"Ctrl-C ends it" in tracer.stderr.readline()
+        yield tracer
+    finally:
+        with suppress(ProcessLookupError):
+            tracer.kill()
+        tracer.communicate()
+
+
+def invalidate(mount: Mount) -> None:
+    """A punch that one notifier is told of, and a read that is refused."""
+    path = new_file(mount.path / "guest", 16 * PAGE)
+    with (
+        inaccfs.connect(mount.path) as shim,
+        opened(path) as fd,
+        shim.file(fd) as memory,
+        memory.register_notifier(lambda start, end: None),
+    ):
+        memory.get_pfn(2)
+        fallocate(fd, PUNCH, PAGE, 2 * PAGE)
+        with pytest.raises(OSError, match="Invalid"):
+            os.read(fd, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_picture_is_whole_however_the_trace_is_ended(
+    mount: Mount, tmp_path: Path, number: signal.Signals
+) -> None:
+    file = tmp_path / "t.json"
+    with tracing(mount, "-o", file) as tracer:
+        invalidate(mount)
+        tracer.send_signal(number)
+        out, err = tracer.communicate(timeout=PATIENCE)
+        assert (tracer.returncode, out) == (0, b"")
+        assert b"records in" in err
+    trace = Trace(file.read_bytes())
+    assert trace.about["lost"] == 0
+    (punch,) = trace.of("X", "punch")
+    assert trace.place(punch) == ("files", "/guest")
+    assert punch["args"]["pid"] == os.getpid()
+    assert [begin for begin, _ in trace.arrows] == [punch, punch]
+    assert [end["name"] for _, end in trace.arrows] == [
+        "INVALIDATE_START",
+        "INVALIDATE_END",
+    ]
+    (read,) = trace.of("i", "read")
+    assert read["args"]["pid"] == os.getpid()
+    assert read["args"]["command"] == Path("/proc/self/comm").read_text().strip()
+
+
+def test_lines_are_there_as_things_happen(mount: Mount) -> None:
+    with tracing(mount, "--filter", "punch,read", "--filter", "answer") as tracer:
+        invalidate(mount)
+        assert tracer.stdout is not None
+        lines = [tracer.stdout.readline().decode() for _ in range(4)]
+        tracer.send_signal(signal.SIGINT)
+        assert tracer.wait(PATIENCE) == 0
+    assert [line.split("] ")[1].split("(")[0] for line in lines] == [
+        "answers INVALIDATE_START",
+        "answers INVALIDATE_END",
+        "punch",
+        "read",
+    ]
+    assert f"[{os.getpid()} " in lines[2]
+    assert "(/guest, 0x1000, 0x3000) = 0 <0.0" in lines[2]
+    assert lines[3].endswith("= -1 EINVAL (Invalid argument)\n")
+
+
+def test_for_programs_there_is_an_object_a_line(mount: Mount) -> None:
+    with tracing(mount, "--json", "--filter", "punch") as tracer:
+        invalidate(mount)
+        assert tracer.stdout is not None
+        record = json.loads(tracer.stdout.readline())
+        tracer.send_signal(signal.SIGTERM)
+        assert tracer.wait(PATIENCE) == 0
+    assert (record["kind"], record["file"]) == ("punch", "/guest")
+    assert (record["start"], record["end"]) == (PAGE, 3 * PAGE)
+    assert 0 < record["began"] < record["time"]
+
+
+def test_a_trace_ends_with_its_mount(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    with mounted() as mount, tracing(mount, "-o", file) as tracer:
+        invalidate(mount)
+        cli("umount", mount.path)
+        assert tracer.wait(PATIENCE) == 0
+    assert len(Trace(file.read_bytes()).of("X", "punch")) == 1
+
+
+def test_a_trace_is_whole_and_complains_when_the_daemon_is_killed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "t.json"
+    with doomed() as mount, tracing(mount, "-o", file) as tracer:
+        kill(mount)
+        _, err = tracer.communicate(timeout=PATIENCE)
+        assert tracer.returncode == 1
+        last = err.decode().splitlines()[-1]
+        assert last == (
+            f"inaccfs: {mount.control}: the daemon has hung up; its log says why"
+        )
+    Trace(file.read_bytes())
+
+
+def test_it_ends_with_the_reader_of_its_output(mount: Mount) -> None:
+    with tracing(mount) as tracer:
+        assert tracer.stdout is not None
+        tracer.stdout.close()
+        tracer.stdout = None
+        # Nothing happens that would be printed.
+        assert tracer.wait(PATIENCE) == 0
+
+
+def test_a_full_disk_is_one_line(mount: Mount) -> None:
+    with tracing(mount, "-o", "/dev/full") as tracer:
+        invalidate(mount)
+        tracer.send_signal(signal.SIGINT)
+        _, err = tracer.communicate(timeout=PATIENCE)
+        assert tracer.returncode == 1
+        assert b"inaccfs: cannot write /dev/full: No space left on device\n" in err
+        assert b"Traceback" not in err
+
+
+def test_who_does_not_read_keeps_nobody_waiting(mount: Mount, tmp_path: Path) -> None:
+    """Neither the caller of fallocate(2) nor the notifiers, and it is not evicted."""
+    connection, conversation = wire.dial(wire.find_socket(mount.path))
+    with connection, opened(new_file(mount.path / "f", PAGE)) as fd:
+        call = conversation.start(Request(TraceStart(), lambda _: None))
+        wire.send_all(Outlet(connection), conversation)
+        while not call.done:
+            conversation.feed(*wire.receive(connection))
+        for _ in range(30_000):
+            fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, PAGE)
+        with inaccfs.connect(mount.path) as shim:
+            assert shim.query_stats().fallocates >= 30_000
+        # What had room is still there to be read.
+        connection.settimeout(PATIENCE)
+        assert b"TRACE" in connection.recv(1 << 16)
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+@needs_root
+def test_only_root_and_the_owner_may_trace(tmp_path: Path) -> None:
+    with mounted(options=["allow_other", f"allow-uid={NOBODY}"], mode=0o755) as mount:
+        mount.path.parent.chmod(0o755)
+        words = inaccfs_command("trace", mount.path)
+        result = run(*words, status=1, user=NOBODY, group=NOBODY)
+        assert "only root and the mount's owner may trace it" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
+    assert "neither an inaccfs mount" in complaint("trace", tmp_path)
+    assert "neither an inaccfs mount" in complaint("trace", tmp_path / "missing")
+    file = tmp_path / "none" / "t.json"
+    with mounted() as mount:
+        result = cli("trace", mount.path, "-o", file, status=1)
+        assert result.stderr.splitlines()[-1] == (
+            f"inaccfs: cannot write {file}: No such file or directory"
+        )
+    unknown = cli("trace", tmp_path, "--filter", "pnuch", status=2)
+    assert "'pnuch' is not one of allocate, punch" in unknown.stderr
+
+
+def test_a_mount_can_be_traced_from_its_start(tmp_path: Path) -> None:
+    mountpoint, file = tmp_path / "mnt", tmp_path / "t.json"
+    mountpoint.mkdir()
+    with background(mountpoint, tmp_path, "--trace", str(file)):
+        new_file(mountpoint / "f", PAGE)
+        cli("umount", mountpoint)
+    trace = Trace(file.read_bytes())
+    assert [trace.place(each) for each in trace.of("X", "truncate")] == [
+        ("files", "/f")
+    ]
+    assert trace.about["lost"] == 0
+
+
+def test_a_trace_from_the_start_survives_the_daemon(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    with doomed_with(f"trace={file}") as mount:
+        new_file(mount.path / "f", PAGE)
+        # The recorder has got it.
+        while b"truncate" not in file.read_bytes():
+            os.sched_yield()
+        recorder = children(mount.process.pid, "inaccfs.tracing.recorder")
+        kill(mount)
+        for pid in recorder:
+            while Path(f"/proc/{pid}").exists():
+                os.sched_yield()
+    assert len(Trace(file.read_bytes()).of("X", "truncate")) == 1
+
+
+@contextmanager
+def doomed_with(option: str) -> Iterator[Mount]:
+    with (
+        pytest.raises(inaccfs.InaccfsError, match="ended with status -9"),
+        inaccfs.mounted(options=option) as mount,
+    ):
+        yield mount
+
+
+def children(pid: int, words: str) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(child)
+        for child in found
+        if words in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+
+
+def test_a_recorder_that_is_killed_costs_the_trace_and_not_the_mount(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "t.json"
+    with inaccfs.mounted(options=f"trace={file}") as mount:
+        (recorder,) = children(mount.process.pid, "inaccfs.tracing.recorder")
+        os.kill(recorder, signal.SIGKILL)
+        invalidate(mount)
+        invalidate_again = mount.path / "g"
+        new_file(invalidate_again, PAGE)
+        while b"has ended" not in mount.log.read_bytes():
+            invalidate_again.unlink()
+            new_file(invalidate_again, PAGE)
+
+
+def test_a_trace_that_cannot_be_written_is_no_mount(tmp_path: Path) -> None:
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    assert "cannot write the trace" in complaint(
+        "mount", mountpoint, "--trace", tmp_path / "none" / "t.json"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_the_client_gives_records(mount: Mount) -> None:
+    with inaccfs.connect(mount.path) as shim, shim.trace("punch", "answer") as trace:
+        invalidate(mount)
+        kinds = []
+        for record in trace:
+            kinds.append(record.kind)
+            if record.kind == "punch":
+                trace.stop()
+    assert kinds == ["answer", "answer", "punch"]
+    assert trace.lost == 0

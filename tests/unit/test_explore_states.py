@@ -1,0 +1,178 @@
+"""The search against plain enumeration: what all schedules come to, it comes to."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inaccfs.explore.choosers import Bounded
+from inaccfs.explore.scenario import Scenario
+from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.search import Case, execute
+from inaccfs.explore.states import States
+from inaccfs.explore.sync import Condition, Lock
+from inaccfs.semantics import V7, V8, V10, Semantics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.explore.schedule import Schedule
+
+    Program = list[list[tuple[str, int]]]
+
+VARIABLES, LOCKS = 3, 2
+
+
+class Shared:
+    """What toys share. It is tracked by hand, so it is taken for a part of inaccfs."""
+
+    __module__ = "inaccfs"
+
+    def __init__(self, actors: int) -> None:
+        self.variables = [0] * VARIABLES
+        # What each actor has read.
+        self.registers: list[list[int]] = [[] for _ in range(actors)]
+
+
+class Toy(Scenario):
+    """Actors that read, write and count variables, take locks, and wait."""
+
+    program: Program
+
+    def setup(self) -> None:
+        self.schedule: Schedule = self._world.schedule
+        self.shared = Shared(len(self.program))
+        self.locks = [Lock(self.schedule, "toy") for _ in range(LOCKS)]
+        self.condition = Condition(self.schedule, self.locks[0])
+        for index in range(VARIABLES):
+            self.schedule.state.of_key["toy", index] = self.value(index)
+
+    def value(self, index: int) -> Callable[[], int]:
+        return lambda: self.shared.variables[index]
+
+    def actors(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        for index, operations in enumerate(self.program):
+            yield f"a{index}", self.act(index, operations)
+
+    def act(self, actor: int, operations: list[tuple[str, int]]) -> Callable[[], None]:
+        def run() -> None:
+            for name, argument in operations:
+                getattr(self, name)(actor, argument)
+
+        return run
+
+    def look(self, actor: int, index: int) -> None:
+        self.schedule.point("reads")
+        self.schedule.touch(("toy", index), False)
+        self.shared.registers[actor].append(self.shared.variables[index])
+
+    def set(self, actor: int, index: int) -> None:
+        self.schedule.point("writes")
+        self.schedule.touch(("toy", index))
+        self.shared.variables[index] = 10 * actor + len(self.shared.registers[actor])
+
+    def add(self, actor: int, index: int) -> None:
+        self.schedule.point("adds")
+        self.schedule.count(("toy", index))
+        self.shared.variables[index] += 1
+
+    def move(self, actor: int, index: int) -> None:
+        """In a section of a lock, with a point in it."""
+        with self.locks[index % LOCKS]:
+            self.look(actor, index)
+            self.schedule.point("goes on")
+            other = (index + 1) % VARIABLES
+            self.schedule.touch(("toy", other))
+            self.shared.variables[other] += self.shared.registers[actor][-1] + 1
+
+    def wait(self, actor: int, index: int) -> None:
+        """Until somebody has changed it; or for ever."""
+
+        def changed() -> int:
+            self.schedule.touch(("toy", index), False)
+            return self.shared.variables[index]
+
+        with self.locks[0]:
+            self.shared.registers[actor].append(self.condition.wait_for(changed))
+
+    def wake(self, actor: int, index: int) -> None:
+        with self.locks[0]:
+            self.schedule.touch(("toy", index))
+            self.shared.variables[index] += actor + 1
+            self.condition.notify_all()
+
+
+def programs(counts: tuple[int, ...], number: int) -> list[Program]:
+    """Some, of as many actors with as many operations each."""
+    dice = random.Random(repr(counts))
+    words = ["look", "set", "add", "move", "wait", "wake"]
+    return [
+        [
+            [(dice.choice(words), dice.randrange(VARIABLES)) for _ in range(count)]
+            for count in counts
+        ]
+        for _ in range(number)
+    ]
+
+
+def outcomes(program: Program, chooser: Bounded | States) -> tuple[set[object], int]:
+    """What the schedules of a chooser come to, and how many there are.
+
+    That is how the variables are at each end, and what an actor has read at any time.
+    """
+    found: set[object] = set()
+    number = 0
+
+    last: tuple[int, ...] = ()
+
+    class Mine(Toy):
+        def always(self) -> None:
+            nonlocal last
+            last = tuple(self.shared.variables)
+            found.update(map(tuple, enumerate(map(tuple, self.shared.registers))))
+
+    Mine.program = program
+    while True:
+        schedule = execute(Case(Mine, V8()), chooser)
+        number += 1
+        if schedule.ended != "pruned":
+            found.add((last, frozenset(each.kind for each in schedule.violations)))
+        if not chooser.advance():
+            return found, number
+
+
+@pytest.mark.parametrize(
+    ("counts", "number"),
+    [((3, 3), 30), ((4, 2), 20), ((2, 2, 1), 12), ((1, 1, 2), 30), ((2, 2, 2), 3)],
+    ids=str,
+)
+def test_tiny_programs_come_to_what_all_their_schedules_come_to(
+    counts: tuple[int, ...], number: int
+) -> None:
+    fewer = 0
+    for program in programs(counts, number):
+        every, many = outcomes(program, Bounded(99))
+        found, few = outcomes(program, States())
+        assert found == every, program
+        fewer += many - few
+    assert fewer > 0
+
+
+@pytest.mark.parametrize("rules", [V7(), V8(), V10()], ids=lambda rules: rules.name)
+def test_a_scenario_comes_to_what_all_its_schedules_come_to(rules: Semantics) -> None:
+    case = Case(SCENARIOS["grow"], rules)
+    assert ends(case, Bounded(99)) == ends(case, States())
+
+
+def ends(case: Case, chooser: Bounded | States) -> set[object]:
+    """The states in which schedules end, each with what has gone wrong."""
+    found: set[object] = set()
+    while True:
+        schedule = execute(case, chooser)
+        if schedule.ended != "pruned":
+            kinds = frozenset(each.kind for each in schedule.violations)
+            found.add((schedule.state_number(), kinds))
+        if not chooser.advance():
+            return found

@@ -1,0 +1,389 @@
+"""The errnos of the proposals, a row each: conversion, huge pages, write(2), freezing.
+
+The rows are those of our notes on the proposals: their sections 1.3, 2, 3.1, 3.2, 6.2
+and 8, with what this model adds. What the protocol's types refuse, such as a count of
+0, is in test_control_attributes.py.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, EOPNOTSUPP, EPERM
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from inaccfs import errnos
+from inaccfs.errnos import EHWPOISON
+from inaccfs.inprocess import Mount
+from inaccfs.semantics import (
+    V8,
+    GuestMemfd,
+    GuestMemfd72,
+    GuestMemfdMmap,
+    GuestMemfdShared,
+    HugetlbRfc,
+    InPlaceNext,
+    InPlaceV8,
+    LiveUpdate,
+    Semantics,
+    WriteV7,
+)
+from inaccfs.shim import hostaccess
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from inaccfs.inprocess import Client, File
+
+PAGE = 4096
+HUGE = 512
+PAGES = 2 * HUGE
+
+
+@dataclass
+class World:
+    mount: Mount
+    fd: int
+    client: Client
+    file: File
+    # Another client, and the same file as it has it.
+    other: Client
+    others: File
+
+    def convert(self, start: int, count: int, private: bool = False) -> None:
+        self.file.set_memory_attributes(start, count, private)
+
+    def allocate(self, start: int, count: int) -> None:
+        self.mount.fallocate(self.fd, FALLOC_FL_KEEP_SIZE, start * PAGE, count * PAGE)
+
+    def punch(self, start: int, count: int) -> None:
+        self.mount.fallocate(self.fd, PUNCH, start * PAGE, count * PAGE)
+
+    def write(self, offset: int, length: int) -> None:
+        """write(2), as FUSE passes it on."""
+        inode = self.mount.inode(self.fd)
+        data = bytes(length)
+        self.mount.loop.run(
+            hostaccess.write(self.mount.superblock, inode, offset, data)
+        )
+
+    def make(self, pages: int) -> File:
+        """One more file."""
+        fd = self.mount.memfd_create("more", pages * PAGE)
+        found = self.client.file(fd)
+        os.close(fd)
+        return found
+
+
+@contextmanager
+def world(rules: Semantics) -> Iterator[World]:
+    with Mount(rules) as mount:
+        fd = mount.memfd_create("guest", PAGES * PAGE)
+        client, other = mount.connect(), mount.connect()
+        it = World(mount, fd, client, client.file(fd), other, other.file(fd))
+        if rules.scope == "range":
+            it.file.bind(0, HUGE, lambda start, end: None)
+        yield it
+        other.close()
+        client.close()
+        os.close(fd)
+
+
+class Row(NamedTuple):
+    """What is done under which rules, and what comes of it: 0 is success."""
+
+    what: str
+    base: type[Semantics]
+    number: int
+    do: Callable[[World], object]
+    # Done before.
+    given: Callable[[World], object] = lambda it: None
+    rules: dict[str, Any] = {}  # noqa: RUF012 - read only
+
+
+SHARED = {"initial": "shared"}
+
+
+def mixed(it: World) -> None:
+    it.convert(0, 4)
+
+
+def frozen(it: World) -> None:
+    it.allocate(0, 1)
+    it.file.freeze()
+
+
+def poisoned(it: World) -> None:
+    it.file.get_pfn(0)
+    it.file.memory_failure(0)
+
+
+def touch(it: World) -> object:
+    return it.file.shared_window().read(0, 1)
+
+
+def got(it: World) -> object:
+    return it.file.get_pfn(3)
+
+
+def populate(it: World) -> object:
+    return it.file.populate(0, 1)
+
+
+def freeze(it: World) -> None:
+    it.file.freeze()
+
+
+def unfreeze(it: World) -> None:
+    it.file.unfreeze()
+
+
+def to_private(it: World) -> None:
+    it.convert(0, PAGES, True)
+
+
+def to_shared(it: World) -> None:
+    it.convert(0, PAGES)
+
+
+ROWS = (
+    # --- 1.3: set-memory-attributes
+    Row("all of it", InPlaceV8, 0, to_shared),
+    Row("as it is already", InPlaceV8, 0, to_private),
+    Row("empty", InPlaceV8, EINVAL, lambda it: it.convert(4, 0)),
+    Row("negative count", InPlaceV8, EINVAL, lambda it: it.convert(4, -1)),
+    Row("negative offset", InPlaceV8, EINVAL, lambda it: it.convert(-1, 2)),
+    Row("begins at the end", InPlaceV8, EINVAL, lambda it: it.convert(PAGES, 1)),
+    Row("ends past it", InPlaceV8, EINVAL, lambda it: it.convert(PAGES - 1, 2)),
+    Row("wraps", InPlaceV8, EINVAL, lambda it: it.convert((1 << 51) - 1, 1 << 51)),
+    Row("huge count", InPlaceV8, EINVAL, lambda it: it.convert(0, 1 << 51)),
+    Row("to private, referenced", InPlaceV8, EAGAIN, to_private, got, SHARED),
+    Row(
+        "to private, pinned",
+        InPlaceNext,
+        EAGAIN,
+        to_private,
+        lambda it: it.file.pin_pages(3),
+        SHARED,
+    ),
+    Row("to shared, referenced", InPlaceV8, 0, to_shared, got),
+    Row(
+        "content that would go",
+        InPlaceV8,
+        EOPNOTSUPP,
+        to_shared,
+        lambda it: it.allocate(5, 1),
+        {"content": "refused"},
+    ),
+    Row("attributes per VM", GuestMemfd, EOPNOTSUPP, lambda it: it.convert(0, 1)),
+    Row("and in 7.2", GuestMemfd72, EOPNOTSUPP, lambda it: it.convert(0, 1)),
+    Row("no attributes", GuestMemfdShared, EOPNOTSUPP, lambda it: it.convert(0, 1)),
+    Row(
+        "by another client",
+        InPlaceV8,
+        0,
+        lambda it: it.others.set_memory_attributes(0, 1, False),
+    ),
+    # --- 1.4: user faults
+    Row("fault, private", InPlaceV8, EFAULT, touch),
+    Row("fault, shared", InPlaceV8, 0, touch, mixed),
+    Row(
+        "fault over the edge",
+        InPlaceV8,
+        EFAULT,
+        lambda it: it.file.shared_window().read(4 * PAGE - 1, 2),
+        mixed,
+    ),
+    Row(
+        "fault past the end",
+        InPlaceV8,
+        EFAULT,
+        lambda it: it.file.shared_window().read(PAGES * PAGE, 1),
+        rules=SHARED,
+    ),
+    Row("fault without mmap", GuestMemfd, ENODEV, touch),
+    Row("fault, MMAP only", GuestMemfdMmap, EFAULT, touch),
+    Row("fault, INIT_SHARED", GuestMemfdShared, 0, touch),
+    Row("fault, poisoned", GuestMemfdShared, EHWPOISON, touch, poisoned),
+    Row("pin, private", InPlaceV8, EFAULT, lambda it: it.file.pin_pages(0)),
+    Row(
+        "put-pfn, no references", InPlaceNext, EOPNOTSUPP, lambda it: it.file.put_pfn(1)
+    ),
+    # --- 1.4, 3.1: populate
+    Row("populate, in place", InPlaceV8, 0, lambda it: it.file.populate(0, 4)),
+    Row(
+        "populate, shared", InPlaceV8, EINVAL, lambda it: it.file.populate(0, 4), mixed
+    ),
+    Row("populate, no source", GuestMemfd72, EINVAL, lambda it: it.file.populate(0, 4)),
+    Row("populate", GuestMemfd72, 0, lambda it: it.file.populate(0, 4, it.make(4))),
+    Row(
+        "populate, empty",
+        GuestMemfd72,
+        EINVAL,
+        lambda it: it.file.populate(0, 0, it.make(4)),
+    ),
+    Row(
+        "populate, past the end",
+        GuestMemfd72,
+        EINVAL,
+        lambda it: it.file.populate(PAGES - 1, 2, it.make(4)),
+    ),
+    Row(
+        "populate, source too short",
+        GuestMemfd72,
+        EFAULT,
+        lambda it: it.file.populate(0, 1, it.make(4), 4),
+    ),
+    Row(
+        "populate, private source",
+        InPlaceV8,
+        EFAULT,
+        lambda it: it.file.populate(0, 1, it.make(4)),
+    ),
+    Row("populate, poisoned", InPlaceV8, EHWPOISON, populate, poisoned),
+    Row("populate, unknown", GuestMemfd, EOPNOTSUPP, populate),
+    # --- 2: huge pages
+    Row("size of a small page", HugetlbRfc, EINVAL, lambda it: it.make(1)),
+    Row("size of a huge page", HugetlbRfc, 0, lambda it: it.make(HUGE)),
+    Row("allocate, unaligned", HugetlbRfc, EINVAL, lambda it: it.allocate(1, HUGE)),
+    Row("allocate, too short", HugetlbRfc, EINVAL, lambda it: it.allocate(0, 1)),
+    Row("allocate", HugetlbRfc, 0, lambda it: it.allocate(0, HUGE)),
+    Row("punch, unaligned", HugetlbRfc, EINVAL, lambda it: it.punch(1, HUGE)),
+    Row("punch", HugetlbRfc, 0, lambda it: it.punch(0, HUGE)),
+    Row("punch, referenced", HugetlbRfc, EAGAIN, lambda it: it.punch(0, HUGE), got),
+    Row(
+        "punch, referenced, elsewhere", InPlaceV8, 0, lambda it: it.punch(0, HUGE), got
+    ),
+    Row("convert one page", HugetlbRfc, 0, lambda it: it.convert(5, 1)),
+    # --- 3.2: write(2)
+    Row("write a page", WriteV7, 0, lambda it: it.write(PAGE, PAGE)),
+    Row("write, no flag", GuestMemfd72, ENODEV, lambda it: it.write(0, PAGE)),
+    Row("write, unaligned", WriteV7, EINVAL, lambda it: it.write(1, PAGE)),
+    Row("write, a part", WriteV7, EINVAL, lambda it: it.write(0, PAGE - 1)),
+    Row(
+        "write, past the end", WriteV7, EINVAL, lambda it: it.write(PAGES * PAGE, PAGE)
+    ),
+    Row(
+        "write, private",
+        InPlaceV8,
+        ENODEV,
+        lambda it: it.write(0, PAGE),
+        rules={"population": "write"},
+    ),
+    Row(
+        "write, shared",
+        InPlaceV8,
+        0,
+        lambda it: it.write(0, PAGE),
+        mixed,
+        {"population": "write"},
+    ),
+    # --- 6.2: freezing
+    Row("freeze", LiveUpdate, 0, freeze),
+    Row("freeze, unknown", GuestMemfd72, EOPNOTSUPP, freeze),
+    Row("freeze, no size", LiveUpdate, EINVAL, lambda it: it.make(0).freeze()),
+    Row("freeze, poisoned", LiveUpdate, EHWPOISON, freeze, poisoned),
+    Row("freeze twice", LiveUpdate, EBUSY, freeze, frozen),
+    Row("freeze another's", LiveUpdate, EPERM, lambda it: it.others.freeze(), frozen),
+    Row("unfreeze", LiveUpdate, 0, unfreeze, frozen),
+    Row(
+        "unfreeze another's", LiveUpdate, EPERM, lambda it: it.others.unfreeze(), frozen
+    ),
+    Row("unfreeze, not frozen", LiveUpdate, EINVAL, unfreeze),
+    Row("frozen: allocate", LiveUpdate, EPERM, lambda it: it.allocate(4, 1), frozen),
+    Row("frozen: punch", LiveUpdate, EPERM, lambda it: it.punch(0, 1), frozen),
+    Row(
+        "frozen: bad arguments",
+        LiveUpdate,
+        EPERM,
+        lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
+        frozen,
+    ),
+    Row(
+        "frozen: bad arguments, checked first",
+        LiveUpdate,
+        EINVAL,
+        lambda it: it.mount.fallocate(it.fd, PUNCH, 1, 1),
+        frozen,
+        {"frozen": "after the checks"},
+    ),
+    Row("frozen: get a hole", LiveUpdate, EPERM, lambda it: it.file.get_pfn(4), frozen),
+    Row(
+        "frozen: get a present page",
+        LiveUpdate,
+        0,
+        lambda it: it.file.get_pfn(0),
+        frozen,
+    ),
+    Row(
+        "frozen: fault on a hole",
+        LiveUpdate,
+        EPERM,
+        lambda it: it.file.shared_window().read(4 * PAGE, 1),
+        frozen,
+    ),
+    Row(
+        "frozen: write to a present page",
+        LiveUpdate,
+        0,
+        lambda it: it.file.shared_window().write(0, b"x"),
+        frozen,
+    ),
+    Row(
+        "frozen: convert",
+        InPlaceV8,
+        EPERM,
+        lambda it: it.convert(0, 1),
+        frozen,
+        {"frozen": "before the checks"},
+    ),
+    Row(
+        "frozen: populate a hole",
+        InPlaceV8,
+        EPERM,
+        lambda it: it.file.populate(4, 1),
+        frozen,
+        {"frozen": "before the checks"},
+    ),
+    Row(
+        "frozen: truncate",
+        V8,
+        EPERM,
+        lambda it: it.mount.ftruncate(it.fd, PAGE),
+        frozen,
+        {"frozen": "before the checks", "size": "free"},
+    ),
+    # --- 8: overlap at bind
+    Row("overlap, 6.18", GuestMemfd, EINVAL, lambda it: it.others.bind(0, 1, print)),
+    Row("overlap, 7.2", GuestMemfd72, EEXIST, lambda it: it.others.bind(0, 1, print)),
+    Row("no overlap", GuestMemfd72, 0, lambda it: it.others.bind(HUGE, PAGES, print)),
+    Row(
+        "bind past the end",
+        GuestMemfd72,
+        EINVAL,
+        lambda it: it.others.bind(HUGE, PAGES + 1, print),
+    ),
+)
+
+
+def test_each_row_has_a_name_of_its_own() -> None:
+    assert len({row.what for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.what for row in ROWS])
+def test_row(row: Row) -> None:
+    rules: Semantics = type("Mine", (row.base,), row.rules)()
+    with world(rules) as it:
+        row.given(it)
+        found = 0
+        try:
+            row.do(it)
+        except OSError as exc:
+            found = exc.errno or -1
+        assert errnos.NAMES.get(found, found) == errnos.NAMES.get(
+            row.number, row.number
+        )
