@@ -97,7 +97,8 @@ class World:
         self.judge.sizes.append(pages)
         sight = self._sight(number)
         seen.watch_notifiers(self.mount.inode(fd).notifiers, sight)
-        kinds.watch_kinds(self.mount.inode(fd), sight, pages or _UNSIZED)
+        if self.mount.superblock.converts:
+            kinds.watch_kinds(self.mount.inode(fd), sight, pages or _UNSIZED)
         return fd
 
     def check_file(self, fd: int) -> int:
