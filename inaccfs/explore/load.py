@@ -108,7 +108,8 @@ def label(wanted: str) -> str:
 def versions() -> dict[str, Semantics]:
     """Each version by its name, with the one whose rules are the same for a search.
 
-    Without the proposals: no scenario has what is new in them. They can be named.
+    Without the proposals: most scenarios have nothing that is new in them, and those
+    that do (`inaccfs.explore.inplace`) show nothing in other versions. They can be named.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
