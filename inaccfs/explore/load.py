@@ -108,8 +108,8 @@ def label(wanted: str) -> str:
 def versions() -> dict[str, Semantics]:
     """Each version by its name, with the one whose rules are the same for a search.
 
-    Without the proposals: most scenarios have nothing that is new in them, and those
-    that do (`inaccfs.explore.inplace`) show nothing in other versions. They can be named.
+    Without the proposals, which can be named: most scenarios have nothing that is new
+    in them, and those of `inaccfs.explore.inplace` show nothing in other versions.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
