@@ -26,6 +26,7 @@ NAMES: Final = (
     "folios",
     "alignment",
     "bindings",
+    "stored",
 )
 
 
