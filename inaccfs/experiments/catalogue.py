@@ -27,6 +27,7 @@ NAMES: Final = (
     "alignment",
     "bindings",
     "stored",
+    "pins",
 )
 
 
