@@ -28,6 +28,7 @@ NAMES: Final = (
     "bindings",
     "stored",
     "pins",
+    "holding",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.experiments.lab import Bench, Lab
+    from inaccfs.semantics.rules import References
 
 _PAGES: Final = 8
 
@@ -21,7 +22,7 @@ _PAGES: Final = 8
 class Counted(InPlaceNext):
     """in-place-next, but get-pfn leaves its caller a reference, as in Linux 7.2."""
 
-    references = "counted"
+    references: ClassVar[References] = "counted"  # type: ignore[assignment]
 
 
 class _World:
@@ -78,28 +79,60 @@ def _refused(world: _World) -> object:
 
 
 def _punched(world: _World) -> tuple[int, int, int]:
-    """Punch what each fault has got.
+    """Punch what each fault has got, and let another file take a frame.
 
-    Returns frames that were kept; those that another file had by the time of the check;
-    and mappings, at the end, of frames that another file has.
+    Returns the frames that were kept; those that the other file had while the fault was
+    still to use them; and mappings, at the end, of frames that the other file has.
     """
     kept = early = late = 0
 
     def act() -> None:
-        nonlocal kept
+        nonlocal kept, early
         world.punch()
         kept += world.kept
         world.neighbour.take()
+        early += world.user.got in world.neighbour.frames
 
     for page in range(_PAGES):
+        # Only the next fault has a frame.
+        world.punch()
         parts.allocate(world.fd, _PAGES)
-        world.user.mapped.clear()
-        got = []
-        world.user.file.get_pfn  # noqa: B018
-        before = len(world.neighbour.frames)
         world.fault(page, act)
-        del got, before
         world.neighbour.take()
         mapping = world.user.mapped.get(page)
         late += mapping is not None and mapping.pfn in world.neighbour.frames
     return kept, early, late
+
+
+def _row(bench: Bench, *, retries: bool) -> list[object]:
+    with ExitStack() as stack:
+        world = _World(stack, bench, retries=retries)
+        refused = _refused(world)
+        found = _punched(world)
+        gives = world.user.rules.references
+        retried = world.user.retried
+        return [
+            *(bench.semantics, gives, "retries" if retries else "does not"),
+            *(refused, *found, retried),
+        ]
+
+
+def _run(lab: Lab) -> None:
+    rows: list[list[object]] = []
+    for semantics in lab.semantics:
+        with lab.bench(semantics, **parts.SIMULATED) as bench:
+            rows += [_row(bench, retries=retries) for retries in (True, False)]
+    lab.say(
+        f"{_PAGES} conversions, and {_PAGES} punches, each while a fault has a page"
+    )
+    head = "rules", "references", "the user", "EAGAIN", "frames kept"
+    stale = "reused before the check", "mapped and reused", "retried"
+    lab.table([*head, *stale], rows)
+
+
+EXPERIMENT: Final = Experiment(
+    name="holding",
+    question="What does a pfn without a reference spare a conversion, and who pays?",
+    run=_run,
+    semantics=("guest_memfd-7.2", f"{__file__}:Counted", "in-place-next"),
+)

@@ -58,6 +58,8 @@ class Mapper:
         self._lock: Final = threading.Lock()
         self._invalidation: Final = Invalidation()
         self.mapped: Final[dict[int, Mapping]] = {}
+        # The frame that get-pfn gave last.
+        self.got = -1
         # Counts: events with a start or alone, mappings zapped, faults started over.
         self.events = self.zapped = self.retried = 0
         # What the events were about: the first page, the one after the last, kinds.
@@ -110,6 +112,7 @@ class Mapper:
                 seq = self._invalidation.seq
             self._at("begun", page)
             got = self.file.get_pfn(page)
+            self.got = got[0]
             self._at("got", page)
             private = got.private if kind is None else kind(got)
             with self._lock:
