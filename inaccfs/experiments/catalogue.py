@@ -29,6 +29,7 @@ NAMES: Final = (
     "stored",
     "pins",
     "holding",
+    "split",
 )
 
 
