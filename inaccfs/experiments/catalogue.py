@@ -30,6 +30,7 @@ NAMES: Final = (
     "pins",
     "holding",
     "split",
+    "freeze",
 )
 
 
