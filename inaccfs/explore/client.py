@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from inaccfs.explore.state import Key
     from inaccfs.explore.sync import Loop
     from inaccfs.inprocess import Due, File, Mount, Notifier
+    from inaccfs.inprocess.pages import Got
     from inaccfs.kvm.shim import (
         Callback,
+        ShimAttributes,
         ShimCallbacks,
         ShimFileInfo,
         ShimPins,
@@ -217,13 +219,13 @@ class ExploredFile:
     def _page(self, page: int) -> Key:
         return seen.page_key(self._number, page)
 
-    def get_pfn(self, offset: int) -> Extent:
+    def get_pfn(self, offset: int) -> Got:
         """See `ShimFile`."""
         if self._client.asks_beside:
             return self._get_pfn(offset ^ 1)._replace(offset=offset)
         return self._get_pfn(offset)
 
-    def _get_pfn(self, offset: int) -> Extent:
+    def _get_pfn(self, offset: int) -> Got:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
@@ -255,9 +257,64 @@ class ExploredFile:
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
-    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+    def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `ShimFile`."""
         return [self.get_pfn(page) for page in range(offset, offset + count)]
+
+    def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
+        """See `ShimFile`."""
+        word = "private" if private else "shared"
+        self._schedule.point(f"makes [{offset}, {offset + count}) {word}")
+        self._client.connected()
+        self._file.set_memory_attributes(offset, count, private)
+
+    def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point(f"pins [{offset}, {offset + count})")
+        self._client.connected()
+        found = self._file.pin_pages(offset, count)
+        for extent in found:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] += 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        return found
+
+    def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point("unpins")
+        for extent in extents:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] -= 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        self._file.unpin_pages(extents)
+
+    def populate(
+        self,
+        offset: int,
+        count: int,
+        source: ExploredFile | None = None,
+        source_offset: int = 0,
+    ) -> int:
+        """See `ShimFile`."""
+        self._schedule.point(f"populates [{offset}, {offset + count})")
+        self._client.connected()
+        if self._schedule.runs:
+            for page in range(offset, offset + count):
+                self._schedule.touch(self._page(page))
+        given = None if source is None else source._file
+        return self._file.populate(offset, count, given, source_offset)
+
+    def query_memory_attribute(self, offset: int) -> ShimAttributes:
+        """See `ShimFile`."""
+        self._schedule.point(f"asks what page {offset} is")
+        self._client.connected()
+        if self._schedule.runs:
+            self._schedule.touch(seen.kind_key(self._number, offset), False)
+        return self._file.query_memory_attribute(offset)
 
     def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None:
         """See `ShimFile`."""
@@ -345,10 +402,10 @@ class ExploredFile:
         if callback is None:
             return None
 
-        def call(start: int, end: int) -> None:
+        def call(start: int, end: int, *more: object) -> None:
             try:
                 self._client.bug()
-                callback(start, end)
+                callback(start, end, *more)
             except Ended:
                 pass
             except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
@@ -369,4 +426,5 @@ class ExploredFile:
             "invalidate_start": self._until_ended(callbacks.get("invalidate_start")),
             "invalidate_end": self._until_ended(callbacks.get("invalidate_end")),
             "error": self._until_ended(callbacks.get("error")),
+            "with_kinds": callbacks.get("with_kinds", False),
         }

@@ -35,9 +35,6 @@ class Scenario:
     evicts: ClassVar[bool] = False
     """Whether an answer may come too late at any time."""
 
-    twins: ClassVar[tuple[str, ...]] = ()
-    """Names of actors that do the same to the same: which is which does not matter."""
-
     _world: World
     _closed = False
 

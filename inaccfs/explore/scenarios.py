@@ -133,7 +133,6 @@ class TwoVcpus(Scenario):
     """Do two vCPUs that read one page keep it when it is punched?"""
 
     name = "two-vcpus"
-    twins = ("vcpu0", "vcpu1")
 
     def setup(self) -> None:
         """See `Scenario`."""

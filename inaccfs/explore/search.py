@@ -125,7 +125,7 @@ def execute(
         scenario.setup()
         for name, act in scenario.actors():
             schedule.spawn(name, act)
-        _check_twins(scenario, schedule)
+        _check_actors(schedule)
         if type(scenario).always is not None:
             schedule.after = scenario.always
             _check_always(scenario)
@@ -182,10 +182,8 @@ def _check_threads(before: int) -> None:
         raise ScenarioError("it starts threads, of which the explorer knows nothing")
 
 
-def _check_twins(scenario: Scenario, schedule: Schedule) -> None:
+def _check_actors(schedule: Schedule) -> None:
     names = {actor.name for actor in schedule.actors}
-    if missing := [name for name in scenario.twins if name not in names]:
-        raise ScenarioError(f"twins: there is no actor {missing[0]!r}")
     if not any(not actor.daemon for actor in schedule.actors):
         raise ScenarioError("there is no method actor_NAME")
     if len(names) > MOST_ACTORS:

@@ -69,9 +69,10 @@ class State:
         found = self.of_key.get(key)
         if found is not None:
             return found()
-        kind, *rest = key if isinstance(key, tuple) else (key,)
-        of_kind = self.of_kind.get(kind)
-        return None if of_kind is None else of_kind(*rest)
+        if not isinstance(key, tuple):
+            key = (key,)
+        of_kind = self.of_kind.get(key[0])
+        return None if of_kind is None else of_kind(*key[1:])
 
     def step(
         self,

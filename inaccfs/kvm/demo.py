@@ -69,9 +69,8 @@ class Demo:
             self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
         except MemoryFaultExit as exc:
             self._show(f"exit: {exc}")
-            self._show(
-                "the VMM converts the page, punches its private half, and retries"
-            )
+            half = ", in place" if self._vm.in_place else ", punches its private half,"
+            self._show(f"the VMM converts the page{half} and retries")
             self._vmm.handle(exc)
         self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
         self._counted()
@@ -152,5 +151,5 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
             shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
             flags=KVM_MEM_PRIVATE,
         )
-        vm.set_memory_attributes(0, PAGES * PAGE_SIZE, private=True)
+        Vmm(vm).convert(0, PAGES * PAGE_SIZE, private=True)
         Demo(vm, fd, show, colour=colour).run()

@@ -47,14 +47,17 @@ class SlotNotifier:
             register = partial(file.bind, *self._slot.file_pages(self._shift))
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
+        # Where a file has both kinds of pages, their mappings are told apart.
+        kinds = self._mmu.in_place
         if "INVALIDATE_START" not in semantics.events:
-            return register(self._invalidate, error=error)
+            return register(self._invalidate, error=error, with_kinds=kinds)
         # INVALIDATE, too: a punch may send it where only poison sends start and end.
         return register(
             self._invalidate,
             invalidate_start=self._start,
             invalidate_end=self._end,
             error=error,
+            with_kinds=kinds,
         )
 
     @property
@@ -70,7 +73,7 @@ class SlotNotifier:
             start, end = start << self._shift, end << self._shift
         return self._slot.gfns(start, end)
 
-    def _invalidate(self, start: int, end: int) -> None:
+    def _invalidate(self, start: int, end: int, kinds: str | None = None) -> None:
         """The one callback of v8: the pages are removed already."""
         if (gfns := self._gfns(start, end)) is None:
             return
@@ -79,10 +82,10 @@ class SlotNotifier:
         finally:
             # Even if a hook raises: once this returns, the daemon relies on the zap.
             self._count()
-            self._mmu.zap(*gfns)
+            self._mmu.zap(*gfns, kinds)
         self._hook("invalidate:end", *gfns)
 
-    def _start(self, start: int, end: int) -> None:
+    def _start(self, start: int, end: int, kinds: str | None = None) -> None:
         """The pages are still there, and stay until this returns."""
         if (gfns := self._gfns(start, end)) is None:
             return
@@ -90,10 +93,10 @@ class SlotNotifier:
             self._hook("invalidate:begin", *gfns)
         finally:
             self._count()
-            self._mmu.begin(*gfns)
+            self._mmu.begin(*gfns, kinds)
             self._begun += 1
 
-    def _end(self, start: int, end: int) -> None:
+    def _end(self, start: int, end: int, _kinds: str | None = None) -> None:
         if (gfns := self._gfns(start, end)) is None:
             return
         self._begun -= 1

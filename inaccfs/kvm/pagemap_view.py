@@ -85,7 +85,8 @@ def _of_slot(vm: VM, slot: MemorySlot, start: int, end: int) -> Iterator[str]:
     allocated = _allocated(slot, start, end)
     for gfn, there in zip(range(start, end), allocated, strict=True):
         if slot.backing is None or not vm.is_private(gfn):
-            yield DOUBLE if there else SHARED
+            # In place there is one copy of a page, whatever it is.
+            yield DOUBLE if there and not vm.in_place else SHARED
         elif (spte := vm.spte(gfn)) is not None:
             yield MAPPED[spte.level]
         else:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Unpack
 
-    # Takes the first page and the page after the last.
-    Callback: TypeAlias = Callable[[int, int], object]
+    # Takes the first page, the page after the last, and with `with_kinds` the kinds.
+    Callback: TypeAlias = Callable[..., object]
 
 
 class ShimFrame(Protocol):
@@ -25,6 +25,25 @@ class ShimFrame(Protocol):
     def order(self) -> int: ...
 
 
+class ShimGot(ShimFrame, Protocol):
+    """The frame of a page that was got."""
+
+    @property
+    def private(self) -> object:
+        """Whether the page is private, where the file says so."""
+
+
+class ShimAttributes(Protocol):
+    """Pages of a file that are all private, or all shared."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def private(self) -> bool: ...
+
+
 class ShimExtent(ShimFrame, Protocol):
     """Pages in contiguous frames, of folios of one order."""
 
@@ -32,6 +51,10 @@ class ShimExtent(ShimFrame, Protocol):
     def offset(self) -> int: ...
     @property
     def count(self) -> int: ...
+
+
+class ShimGotExtent(ShimExtent, ShimGot, Protocol):
+    """Pages that were got: all private, or all shared, where the file says so."""
 
 
 class ShimPin(ShimExtent, Protocol):
@@ -57,10 +80,20 @@ class ShimSemantics(Protocol):
     def scope(self) -> str: ...
     @property
     def keeps_references(self) -> bool: ...
+    @property
+    def order(self) -> str: ...
+    @property
+    def attributes(self) -> str: ...
+    @property
+    def granule(self) -> str: ...
+    @property
+    def mmap(self) -> str: ...
 
     # Those of KVM itself; see inaccfs/semantics/kvm.py.
     @property
     def kvm_default_attribute(self) -> str: ...
+    @property
+    def kvm_attribute_read(self) -> str: ...
     @property
     def kvm_access(self) -> str: ...
     @property
@@ -114,6 +147,7 @@ class ShimCallbacks(TypedDict, total=False):
     invalidate_start: Callback | None
     invalidate_end: Callback | None
     error: Callback | None
+    with_kinds: bool
 
 
 class ShimRun(Protocol):
@@ -128,11 +162,19 @@ class ShimRun(Protocol):
 class ShimFile(Protocol):
     """A file of the mount."""
 
-    def get_pfn(self, offset: int) -> ShimFrame: ...
-    def get_pfns(self, offset: int, count: int) -> Sequence[ShimExtent]: ...
+    def get_pfn(self, offset: int) -> ShimGot: ...
+    def get_pfns(self, offset: int, count: int) -> Sequence[ShimGotExtent]: ...
     def put_pfn(self, pfn: int, count: int = 1, *, wait: bool = True) -> None: ...
     def put_pfns(self, extents: Sequence[ShimRun], *, wait: bool = True) -> None: ...
     def get_memory(self) -> int: ...
+    def set_memory_attributes(self, offset: int, count: int, private: bool) -> None: ...
+
+    # The source is a file of the same client.
+    @property
+    def populate(self) -> Callable[..., int]: ...
+    def pin_pages(self, offset: int, count: int = 1) -> Sequence[ShimExtent]: ...
+    def unpin_pages(self, extents: Sequence[ShimRun]) -> None: ...
+    def query_memory_attribute(self, offset: int) -> ShimAttributes: ...
     def query(self) -> ShimFileInfo: ...
     def close(self) -> None: ...
     def register_notifier(

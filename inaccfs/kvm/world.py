@@ -12,7 +12,7 @@ import itertools
 import mmap
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -153,11 +153,13 @@ class World:
             return self._add(0, 0, self._file_pages, 0)
 
     def _add(self, slot: int, base_gfn: int, pages: int, pgoff: int) -> Window:
-        window = Window(
-            *(slot, base_gfn, pages, pgoff),
-            self.file[pgoff : pgoff + pages],
-            self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages),
+        private = self.file[pgoff : pgoff + pages]
+        shared = (
+            private
+            if self.vm.in_place
+            else self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages)
         )
+        window = Window(*(slot, base_gfn, pages, pgoff), private, shared)
         self.vm.set_user_memory_region(
             *(slot, base_gfn << PAGE_SHIFT, pages << PAGE_SHIFT),
             private_fd=self.fd,
@@ -166,7 +168,9 @@ class World:
             flags=KVM_MEM_PRIVATE,
         )
         # What a confidential guest's VMM does, where it is not so by itself.
-        self.vm.set_memory_attributes(window.gpa(0), pages << PAGE_SHIFT, private=True)
+        if not self.vm.in_place:
+            size = pages << PAGE_SHIFT
+            self.vm.set_memory_attributes(window.gpa(0), size, private=True)
         self.windows = (*self.windows, window)
         return window
 
@@ -179,10 +183,18 @@ class World:
     # --- memory -----------------------------------------------------------------------
 
     def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
-        """Convert pages of a slot; False if it was deleted."""
+        """Convert pages of a slot; False if it was deleted.
+
+        In place nothing is lost, and it may fail with EAGAIN: a fault has a reference.
+        """
         with self._lock:
             if window not in self.windows:
                 return False
+            if self.vm.in_place:
+                gpa, size = window.gpa(index), pages << PAGE_SHIFT
+                with suppress(BlockingIOError):
+                    self.vmm.convert(gpa, size, private=private)
+                return True
             lost = window.shared if private else window.private
             with self._clearing(window, index, lost[index : index + pages]):
                 self.vmm.convert(

@@ -384,6 +384,17 @@ def test_a_bracketed_order_has_no_stale_uses() -> None:
     assert (report.stale_uses, report.violations) == (0, [])
 
 
+@pytest.mark.parametrize("semantics", ["in-place-v8", "in-place-next"])
+def test_stress_converts_in_place(semantics: str) -> None:
+    with (
+        support.mounted(semantics=semantics) as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        report = stress.run(shim, stress.Plan(seconds=1, seed=1), lambda *_: None)
+    assert report.counts["conversions"] > 0
+    assert report.violations == []
+
+
 def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:
     with inaccfs.connect(mount.control) as shim:
         report = stress.run(shim, stress.Plan(seconds=0), lambda *_: None)

@@ -42,8 +42,6 @@ def explored(name: str, rules: Semantics, kvm: str = "kvm") -> Outcome:
         ("mapped", GuestMemfd(), []),
         ("convert", V8(), []),
         ("convert", V10(), []),
-        ("late-slot", V8(), [UAF]),
-        ("late-slot", GuestMemfd(), []),
         ("delete-slot", V8(), []),
         ("delete-slot", V10(), []),
         ("delete-slot", Bind(), []),
