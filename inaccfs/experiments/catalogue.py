@@ -31,6 +31,7 @@ NAMES: Final = (
     "holding",
     "split",
     "freeze",
+    "slots",
 )
 
 
