@@ -32,6 +32,7 @@ NAMES: Final = (
     "split",
     "freeze",
     "slots",
+    "hooks",
 )
 
 
