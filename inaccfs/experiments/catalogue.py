@@ -33,6 +33,7 @@ NAMES: Final = (
     "freeze",
     "slots",
     "hooks",
+    "link",
 )
 
 
