@@ -34,6 +34,7 @@ NAMES: Final = (
     "slots",
     "hooks",
     "link",
+    "population",
 )
 
 
