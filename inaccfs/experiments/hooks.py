@@ -75,9 +75,9 @@ _Hook: TypeAlias = "Callable[[Machine, int], None]"
 # hook cannot tell the two apart.
 _HOOKS: Final[tuple[tuple[str, _Hook, _Hook], ...]] = (
     ("no hook", nothing, nothing),
-    ("invalidate(): scrubs", scrub, scrub),
-    ("invalidate(): keeps", keep, keep),
-    ("make_shared(): keeps, reclaim(): scrubs", keep, scrub),
+    ("invalidate() scrubs", scrub, scrub),
+    ("invalidate() keeps", keep, keep),
+    ("make_shared() keeps, reclaim() scrubs", keep, scrub),
 )
 
 
@@ -184,8 +184,8 @@ def _run(lab: Lab) -> None:
         return
     lab.table(["the event of", "a conversion to shared", "a punch"], told)
     lab.say()
-    head = "hooks", "guest", "shared: host reads", "and back: guest reads"
-    lab.table([*head, "punched: another file reads", "serves"], rows)
+    head = "hooks", "guest", "shared: host", "back: guest"
+    lab.table([*head, "punched: another", "serves"], rows)
 
 
 EXPERIMENT: Final = Experiment(
