@@ -35,6 +35,7 @@ NAMES: Final = (
     "hooks",
     "link",
     "population",
+    "postcopy",
 )
 
 
