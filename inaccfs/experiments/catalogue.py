@@ -36,6 +36,7 @@ NAMES: Final = (
     "link",
     "population",
     "postcopy",
+    "placement",
 )
 
 
