@@ -37,6 +37,7 @@ NAMES: Final = (
     "population",
     "postcopy",
     "placement",
+    "provider",
 )
 
 
