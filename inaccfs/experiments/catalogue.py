@@ -26,6 +26,8 @@ NAMES: Final = (
     "folios",
     "alignment",
     "bindings",
+    "dma",
+    "populate",
     "stored",
     "pins",
     "holding",

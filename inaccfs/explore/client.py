@@ -235,6 +235,8 @@ class ExploredFile:
             if known:
                 schedule.state.meet(seen.references_key(known[0].pfn))
             schedule.touch(self._page(offset), new)
+            schedule.touch(seen.kind_key(self._number, offset), False)
+            schedule.touch(seen.frozen_key(self._number), False)
             if self._locked:
                 schedule.touch(LOT)
         unparked = loop.unparked

@@ -358,6 +358,11 @@ def page_key(file: int, page: int) -> Key:
     return "page", file, page
 
 
+def frozen_key(file: int) -> Key:
+    """Of whether a file is frozen, and by whom."""
+    return "frozen", file
+
+
 def kind_key(file: int, page: int) -> Key:
     """Of whether a page of a file is private."""
     return "kind", file, page

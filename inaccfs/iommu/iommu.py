@@ -197,6 +197,7 @@ class Iommu:
             finally:
                 if not self._pins:
                     area.backing.put(found)
+            self._io.wait(start, end)
         raise OSError(errno.EAGAIN, "the pages change all the time")
 
     def _get(self, area: Area, start: int, end: int) -> list[Frames]:
@@ -229,7 +230,7 @@ class Iommu:
         with self._io.lock:
             self._io.invalidation.begin(start, end)
             self._unmap(area, start, end, kinds)
-            self._io.invalidation.end()
+            self._io.end()
         self.hook("event:end", start, end)
 
     def _start(self, area: Area, start: int, end: int, kinds: str | None) -> None:
@@ -242,7 +243,7 @@ class Iommu:
     def _end(self, area: Area, start: int, end: int, _kinds: str | None) -> None:
         with self._io.lock:
             area.begun -= 1
-            self._io.invalidation.end()
+            self._io.end()
         self.hook("event:end", start, end)
 
     def _unmap(self, area: Area, start: int, end: int, kinds: str | None) -> None:
@@ -310,7 +311,7 @@ class Iommu:
                 # Ends that will not come.
                 while area.begun > 0:
                     area.begun -= 1
-                    self._io.invalidation.end()
+                    self._io.end()
 
     def close(self) -> None:
         """Take all areas away.

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from inaccfs.kvm.uapi import Hook
 
 
+_PATIENCE: Final = 1.0
+
+
 class IoTable:
     """What an IOMMU and its devices share."""
 
@@ -24,6 +27,8 @@ class IoTable:
         self.hook: Final = hook
         # Guards all below.
         self.lock: Final = sync.lock("iommu_lock")
+        # Notified when an invalidation ends.
+        self._changed: Final = sync.condition(self.lock)
         self.invalidation: Final = Invalidation()
         # By iova, in pages. Read by devices without the lock.
         self.table: Final[dict[int, Entry]] = {}
@@ -32,6 +37,21 @@ class IoTable:
         # The locks of devices that are in an access.
         self.devices: Final[list[Lock]] = []
         self.stats: Final = Stats()
+
+    def end(self) -> None:
+        """End one invalidation. With the lock."""
+        self.invalidation.end()
+        self._changed.notify_all()
+
+    def wait(self, start: int, end: int) -> None:
+        """Wait while an invalidation may concern these iovas, in pages.
+
+        The wait has a limit: a daemon that dies never ends what it has begun.
+        """
+        with self.lock:
+            self._changed.wait_for(
+                lambda: not self.invalidation.covers(start, end), _PATIENCE
+            )
 
     def drop(self, pages: list[int]) -> None:
         """Unmap pages, and wait for the devices. With the lock."""

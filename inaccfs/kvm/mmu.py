@@ -61,6 +61,7 @@ class Mmu:
         self.rules: Final = rules
         # Whether the VM has private memory.
         self.protected: Final = protected
+        self._huge: Final = rules.kvm_huge
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
         # Whether attributes are kept in files. Then these serve all accesses.
         self.in_place: Final = rules.attributes == "file"
