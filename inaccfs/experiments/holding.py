@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.experiments import parts
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.mapper import Mapper, convert, keeps_attributes
 from inaccfs.semantics import InPlaceNext
 
@@ -135,4 +135,5 @@ EXPERIMENT: Final = Experiment(
     question="What does a pfn without a reference spare a conversion, and who pays?",
     run=_run,
     semantics=("guest_memfd-7.2", f"{__file__}:Counted", "in-place-next"),
+    misfits=(HUGE_ONLY, LOCKED),
 )

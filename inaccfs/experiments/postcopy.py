@@ -135,4 +135,5 @@ EXPERIMENT: Final = Experiment(
     question="In post-copy, what shows a missing page, and who sees half of one?",
     run=_run,
     semantics=("write-v7", f"{__file__}:NoAlloc"),
+    misfits=(),
 )

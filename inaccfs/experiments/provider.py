@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from inaccfs import errnos
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import LOCKED, Experiment
 from inaccfs.experiments.mapper import Mapper
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
@@ -167,4 +167,5 @@ EXPERIMENT: Final = Experiment(
     question="What does a user of the interface notice of where its memory comes from?",
     run=_run,
     semantics=tuple(f"{__file__}:{name}" for name in ("Memory", "Pool", "Device")),
+    misfits=(LOCKED,),
 )

@@ -142,4 +142,5 @@ EXPERIMENT: Final = Experiment(
     question="May a conversion end its bracket before it stores the attribute?",
     run=_run,
     semantics=("in-place-v8", "in-place-next", "hugetlb-rfc", f"{__file__}:NoWait"),
+    misfits=(),
 )
