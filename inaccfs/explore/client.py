@@ -429,4 +429,5 @@ class ExploredFile:
             "invalidate_end": self._until_ended(callbacks.get("invalidate_end")),
             "error": self._until_ended(callbacks.get("error")),
             "with_kinds": callbacks.get("with_kinds", False),
+            "with_frames": callbacks.get("with_frames", False),
         }

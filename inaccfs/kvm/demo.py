@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errors import InaccfsError
 from inaccfs.kvm import pagemap_view
 from inaccfs.kvm.uapi import (
     KVM_MEM_PRIVATE,
@@ -141,6 +142,11 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
         OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses
             get-memory; `ControlError`.
     """
+    if shim.query_semantics().granule == "huge page":
+        raise InaccfsError(
+            "the demo punches pages of 4 KiB, and in these semantics a file consists "
+            "of huge pages: use others"
+        )
     with ExitStack() as stack:
         fd = shim.memfd_create("kvm-demo", size=PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)

@@ -212,6 +212,8 @@ class Faults:
         except OSError as exc:
             return self._refused(exc, gfn, touched=fault.touched)
         try:
+            if mmu.frames_lock is not None:
+                self._make_private(found, gfn - pgoff, gfn, end)
             if hook is not no_hook:
                 yield Point(hook, "fault:before_install", gfn, end)
             with mmu.lock:
@@ -230,6 +232,20 @@ class Faults:
         finally:
             yield Put(backing, found)
         return not retry
+
+    def _make_private(
+        self, found: Sequence[Frames], shift: int, gfn: int, end: int
+    ) -> None:
+        """Call the hook for the private ones of pages that were got."""
+        mmu = self._mmu
+        assert mmu.frames_lock is not None
+        with mmu.frames_lock:
+            for frames in found:
+                first = frames.pgoff + shift
+                start, stop = max(first, gfn), min(first + frames.pages, end)
+                if frames.private is not False and start < stop:
+                    pfn = frames.pfn + start - first
+                    mmu.arch.make_private(start, pfn, stop - start)
 
     def _served(self, gfn: int) -> tuple[MemorySlot, BackingFile] | None:
         """The slot whose file serves *gfn*, whatever the access. With mmu_lock."""

@@ -61,7 +61,6 @@ class Mmu:
         self.rules: Final = rules
         # Whether the VM has private memory.
         self.protected: Final = protected
-        self._huge: Final = rules.kvm_huge
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
         # Whether attributes are kept in files. Then these serve all accesses.
         self.in_place: Final = rules.attributes == "file"
@@ -90,6 +89,9 @@ class Mmu:
         self.counters: Final = Counters()
         # What the CPU's vendor adds.
         self.arch: Final = arch or Arch()
+        # Held in hooks that are about frames: it stands for the folios' locks. None if
+        # there are no hooks.
+        self.frames_lock: Final = None if arch is None else sync.lock("frames_lock")
         # Called with private mappings that were zapped, where their content goes.
         self.destroy: Callable[[list[Run]], None] | None = None
         # The guest_mode locks of the vCPUs; see `flush`.
@@ -142,11 +144,17 @@ class Mmu:
             self.zap_locked(start, end, kinds)
             self.end_locked()
 
-    def begin(self, start: int, end: int, kinds: str | None = None) -> None:
-        """Zap, and keep faults out until `end`."""
+    def begin(self, start: int, end: int, kinds: str | None = None) -> list[Run]:
+        """Zap, and keep faults out until `end`.
+
+        Returns the private mappings that there were, if there are hooks.
+        """
         with self.lock:
             self.invalidation.begin(start, end)
+            hooked = self.frames_lock is not None
+            private = self.table.between(start, end) if hooked else []
             self.zap_locked(start, end, kinds)
+        return private
 
     def end(self) -> None:
         """End one invalidation."""

@@ -87,6 +87,12 @@ class ShimSemantics(Protocol):
     @property
     def granule(self) -> str: ...
     @property
+    def kinds(self) -> str: ...
+    @property
+    def conversion_kinds(self) -> str: ...
+    @property
+    def tells_frames(self) -> bool: ...
+    @property
     def mmap(self) -> str: ...
 
     # Those of KVM itself; see inaccfs/semantics/kvm.py.
@@ -147,6 +153,7 @@ class ShimCallbacks(TypedDict, total=False):
     invalidate_start: Callback | None
     invalidate_end: Callback | None
     error: Callback | None
+    with_frames: bool
     with_kinds: bool
 
 

@@ -201,6 +201,7 @@ class FaultyFile:
             "invalidate_end": self._heard(callbacks.get("invalidate_end")),
             "error": self._heard(callbacks.get("error")),
             "with_kinds": callbacks.get("with_kinds", False),
+            "with_frames": callbacks.get("with_frames", False),
         }
 
     def _heard(self, callback: Callback | None) -> Callback | None:

@@ -11,7 +11,9 @@ import pytest
 
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit, Vmm
+from inaccfs.kvm.arch import Arch
 from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
+from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -291,3 +293,73 @@ def test_what_cannot_be_populated(page: int) -> None:
         with pytest.raises(OSError, match=r"page|slot") as caught:
             it.vm.populate(page * PAGE, PAGE)
         assert caught.value.errno == errno.EINVAL
+
+
+# --- hooks ----------------------------------------------------------------------------
+
+
+class Recorded(Arch):
+    """Writes down which hook was called, with frames as page numbers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+
+    def make_private(self, gfn: int, pfn: int, pages: int) -> None:
+        self.calls.append(("make_private", gfn, pages))
+
+    def make_shared(self, pfn: int, pages: int) -> None:
+        self.calls.append(("make_shared", pfn, pages))
+
+    def reclaim(self, pfn: int, pages: int) -> None:
+        self.calls.append(("reclaim", pfn, pages))
+
+    def invalidate_range(self, start: int, end: int) -> None:
+        self.calls.append(("invalidate_range", start, end))
+
+
+class SaysFrames(InPlaceNext):
+    tells_frames = True
+
+
+def test_each_reason_has_its_hook() -> None:
+    """In the tree after v8: a conversion keeps, and a free scrubs."""
+    arch = Recorded()
+    with guest(SaysFrames(), arch=arch) as it:
+        it.vcpu.write(0, b"secret")
+        spte = it.vm.spte(0)
+        assert spte is not None
+        assert arch.calls == [("make_private", 0, 1)]
+        it.convert(0, private=False)
+        assert arch.calls[1:] == [
+            ("invalidate_range", 0, 1),
+            ("make_shared", spte.pfn, 1),
+        ]
+        arch.calls.clear()
+        it.vcpu.read(0, 1)
+        it.mount.fallocate(it.fd, PUNCH, 0, PAGE)
+        assert arch.calls == [("invalidate_range", 0, 1), ("reclaim", spte.pfn, 1)]
+        arch.calls.clear()
+        it.vm.set_user_memory_region(0, 0, 0)
+        assert arch.calls[0] == ("invalidate_range", 0, PAGES)
+
+
+def test_a_conversion_to_private_makes_nothing_shared() -> None:
+    arch = Recorded()
+    with guest(SaysFrames(), arch=arch) as it:
+        it.convert(0, private=False)
+        it.vcpu.write(0, b"public")
+        it.convert(0, private=True)
+        assert {name for name, *_ in arch.calls} == {"invalidate_range"}
+
+
+def test_get_pfn_of_a_private_page_repeats_its_hook() -> None:
+    """It has to be idempotent."""
+    arch = Recorded()
+    with guest(InPlaceV8(), arch=arch) as it:
+        for _ in range(2):
+            it.vcpu.read(0, 1)
+            it.vm.set_user_memory_region(0, 0, 0)
+            it.vm.set_user_memory_region(
+                *(0, 0, PAGE), private_fd=it.fd, flags=KVM_MEM_PRIVATE
+            )
+        assert arch.calls.count(("make_private", 0, 1)) == 2
