@@ -163,7 +163,7 @@ def _serves(machine: Machine, seen: list[str]) -> str:
 
 
 def _run(lab: Lab) -> None:
-    told: list[list[str]] = []
+    sent: list[list[str]] = []
     rows: list[list[str]] = []
     for semantics in lab.semantics:
         with lab.bench(semantics, **parts.SIMULATED) as bench:
@@ -176,13 +176,13 @@ def _run(lab: Lab) -> None:
                     machine = kind()
                     seen, events = _watch(bench, machine, make_shared, reclaim)
                     mine.append([name, kind.__name__, *seen, _serves(machine, seen)])
-            told.append([bench.semantics, *events])
+            sent.append([bench.semantics, *events])
         if rows and mine != rows:
             lab.say(f"{bench.semantics} has other outcomes")
         rows = rows or mine
     if not rows:
         return
-    lab.table(["the event of", "a conversion to shared", "a punch"], told)
+    lab.table(["the event of", "a conversion to shared", "a punch"], sent)
     lab.say()
     head = "hooks", "guest", "shared: host", "back: guest"
     lab.table([*head, "punched: another", "serves"], rows)

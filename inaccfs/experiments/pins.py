@@ -114,9 +114,28 @@ def _split(host: _Host, start: int, end: int) -> Iterator[tuple[int, int]]:
         start = page + 1
 
 
+def _by_halves(host: _Host) -> None:
+    """Without error_offset: the halves of what was refused; then the rest, in turn."""
+    left = [(0, _PAGES)]
+    while left:
+        left = [part for start, end in left for part in _halve(host, start, end)]
+
+
+def _halve(host: _Host, start: int, end: int) -> Iterator[tuple[int, int]]:
+    if host.convert(start, end) is None:
+        return
+    if end - start == 1:
+        yield start, end
+        return
+    middle = (start + end) // 2
+    yield from _halve(host, start, middle)
+    yield from _halve(host, middle, end)
+
+
 _POLICIES: Final[tuple[tuple[str, Callable[[_Host], None]], ...]] = (
     ("bulk", _bulk),
     ("page by page", _by_page),
+    ("by halves", _by_halves),
     ("by error_offset", _by_offset),
 )
 

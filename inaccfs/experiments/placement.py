@@ -80,7 +80,7 @@ class _Memory:
         self.nodes: Final[dict[int, int]] = {}
 
     def _place(self, task: int) -> None:
-        """Give each page that has come a node, and forget those that have gone."""
+        """Give each page that has come a node, and forget those that were removed."""
         there = {
             page
             for each in self.user.file.query_map()

@@ -98,7 +98,7 @@ def _touch(bench: Bench) -> dict[str, object]:
         rows["  pages that it takes"] = user.allocated
         (extent,) = user.maps.file.get_pfns(5, 1)
         user.maps.put(extent.pfn)
-        rows["  told as"] = "2M" if 1 << extent.order == _HUGE else "4K"
+        rows["  order"] = "2M" if 1 << extent.order == _HUGE else "4K"
         rows["a punch of one page"] = _outcome(lambda: user.punch(5, 1))
         rows["  pages left"] = user.allocated
     return rows
