@@ -28,6 +28,18 @@ NAMES: Final = (
     "bindings",
     "dma",
     "populate",
+    "stored",
+    "pins",
+    "holding",
+    "split",
+    "freeze",
+    "slots",
+    "hooks",
+    "link",
+    "population",
+    "postcopy",
+    "placement",
+    "provider",
 )
 
 

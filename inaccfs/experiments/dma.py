@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
 from inaccfs.explore.search import Case, Limits, explore
@@ -131,4 +131,5 @@ EXPERIMENT: Final = Experiment(
     question="How must an IOMMU learn of changes, so that no device uses a page after?",
     run=_run,
     semantics=("v8", "guest_memfd", "in-place-v8", "in-place-next"),
+    misfits=(HUGE_ONLY, LOCKED),
 )

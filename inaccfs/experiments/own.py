@@ -69,4 +69,4 @@ def _checked(found: object, wanted: str, name: str) -> Experiment:
     def run(lab: Lab) -> None:
         found.run(lab)  # type: ignore[attr-defined]
 
-    return Experiment(name, question, run, tuple(semantics), exact=False)
+    return Experiment(name, question, run, tuple(semantics), exact=False, misfits=())

@@ -67,6 +67,33 @@ def test_an_experiment_runs_on_rules_of_ones_own(name: str, tmp_path: Path) -> N
     assert "Mine" in ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("content", "in-place-next"),
+        ("dma", "v7"),
+        ("holding", "v7"),
+        ("lock", "in-place-v8"),
+        ("order", "hugetlb-rfc"),
+        ("order", "in-place-v8"),
+        ("pins", "v9"),
+        ("split", "in-place-next"),
+    ],
+)
+def test_an_experiment_runs_on_any_version_or_says_why_not(
+    name: str, version: str
+) -> None:
+    ran = experiment(name, "--semantics", version)
+    if ran.returncode == 0:
+        assert (ran.stderr, version in ran.stdout) == ("", True)
+        return
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(
+        f"inaccfs: experiment {name} cannot run on {version}: it "
+    )
+    assert ran.stderr.count("\n") == 1
+
+
 def test_all_pages_and_modules_belong_together() -> None:
     pages = {page.stem for page in PAGES.glob("*.md")} - {"README"}
     index = (PAGES / "README.md").read_text()
