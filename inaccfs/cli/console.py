@@ -6,7 +6,6 @@ taken literally.
 
 from __future__ import annotations
 
-import difflib
 import os
 import select
 import shlex
@@ -32,7 +31,7 @@ from inaccfs.control.messages import (
 )
 from inaccfs.control.outlet import Outlet
 from inaccfs.errors import InaccfsError, OptionError
-from inaccfs.words import quoted
+from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
     import socket
@@ -99,8 +98,8 @@ def parse(words: Sequence[str]) -> tuple[Command, str | None]:
 
 
 def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f": did you mean {found[0]}?" if found else ""
+    found = nearest(name, names)
+    return f": did you mean {found}?" if found else ""
 
 
 def _fields(kind: type[Command]) -> dict[str, msgspec.inspect.Field]:
