@@ -89,7 +89,10 @@ def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("siez",), "inaccfs: unknown experiment 'siez': did you mean size? There are "),
+        (
+            ("siez",),
+            "inaccfs: unknown experiment 'siez': did you mean size? There ",
+        ),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
