@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "trace",
-        help="show who does what to the files of a mount, and who is told of it",
+        help="show who does what to the files of a mount, and which peers get events",
         description="Show system calls, events and their answers as they happen, with "
         "who, what, outcome, and how long; or write them down for ui.perfetto.dev. "
         "Ctrl-C ends it. For root and the mount's owner. docs/tracing.md explains it.",

@@ -89,7 +89,7 @@ class Demo:
             mode = PUNCH
             fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
         self._show(
-            "fallocate(2) has returned: KVM got the event, and has let go of them"
+            "fallocate(2) has returned: KVM got the event, and has zapped them"
         )
         self._counted()
         self._map()
