@@ -142,7 +142,7 @@ def inaccfs_vm(inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client) -> Iterator[V
 def inaccfs_guest(
     inaccfs_mount: inaccfs.Mount, inaccfs_shim: Client
 ) -> Iterator[Guest]:
-    """A guest with 1 MiB of private memory; it runs machine code and functions."""
+    """A guest with 2 MiB of private memory; it runs machine code and functions."""
     from inaccfs.kvm import Guest
 
     with _unless_dead(inaccfs_mount), Guest(inaccfs_shim) as guest:

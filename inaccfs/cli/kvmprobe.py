@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         output.complain(str(exc))
         return 2
     try:
-        _show(args, args.semantics or semantics, [each.name for each in sides], results)
+        _show(args, args.semantics or semantics, sides, results)
     except output.OutputError as exc:
         output.complain_of_output(exc)
         return 2
@@ -123,15 +123,15 @@ def _skipped(args: argparse.Namespace, reason: str) -> int:
 def _show(
     args: argparse.Namespace,
     semantics: str | None,
-    names: Sequence[str],
+    sides: Sequence[Side],
     results: Sequence[Result],
 ) -> None:
     from inaccfs.kvm.probe import report
 
     if args.json:
         about = {"semantics": semantics}
-        output.say_json(report.as_json(about, names, results).encode())
+        output.say_json(report.as_json(about, sides, results).encode())
     else:
         # In a pipe each row stays on one line.
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        output.say(report.table(names, results, width))
+        output.say(report.table(sides, results, width))

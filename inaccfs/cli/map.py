@@ -6,7 +6,7 @@ import errno
 import os
 import select
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -94,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(shim: Client, mountpoint: str, path: str) -> File:
-    """The file by an fd; by its path from the mount's root for who may not write to it.
+    """The file, by its path from the mount's root if the user may use that.
+
+    An fd keeps the mount busy. But others may not use paths, and a file may have none,
+    or another one in the daemon's eyes.
 
     Raises:
         OSError: there is none, or the user may not look at it.
@@ -113,17 +116,25 @@ def _opened(shim: Client, mountpoint: str, path: str) -> File:
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        below = os.path.relpath(os.path.realpath(path), mountpoint)
-        file = shim.file(f"/{below}")
         try:
-            file.query()
+            return _by_path(shim, mountpoint, path)[0]
         except PermissionError:
             raise exc from None
-        return file
     try:
+        with suppress(OSError):
+            file, ino = _by_path(shim, mountpoint, path)
+            if ino == os.fstat(fd).st_ino:
+                return file
         return shim.file(fd)
     finally:
         os.close(fd)
+
+
+def _by_path(shim: Client, mountpoint: str, path: str) -> tuple[File, int]:
+    """The file that the daemon finds by its path, and its inode number."""
+    below = os.path.relpath(os.path.realpath(path), mountpoint)
+    file = shim.file(f"/{below}")
+    return file, file.query().ino
 
 
 def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:

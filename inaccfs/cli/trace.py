@@ -28,6 +28,8 @@ _LAST_SECONDS: Final = 5.0
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
+    from inaccfs.shim.trace import What
+
     parser = commands.add_parser(
         "trace",
         help="show who does what to the files of a mount, and which peers get events",
@@ -52,9 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="extend",
         default=[],
         metavar="KIND[,KIND...]",
-        help="only these; may be repeated: allocate, punch, truncate, read, write, "
-        "lseek, ioctl, copy, get, put, move, poison, event, answer, evict; or request, "
-        "the other requests of the kernel, which are left out otherwise",
+        help=f"only these; may be repeated: {', '.join(get_args(What))}. What is a "
+        "request, any other of the kernel's, is left out unless it is named",
     )
     parser.add_argument(
         "--json", action="store_true", help="a line of JSON for each, for programs"
@@ -110,6 +111,9 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
     try:
         with open(path, "wb") as file:
             yield file
+    except InaccfsError:
+        # The daemon's end is an OSError, too.
+        raise
     except OSError as exc:
         raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from inaccfs.client.blocking import Client, File, connect
+from inaccfs.client.blocking import Client, connect
+from inaccfs.client.blockingfile import File
 from inaccfs.client.errors import (
     CannotConnectError,
     ClientClosedError,

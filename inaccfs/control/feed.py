@@ -124,17 +124,15 @@ class Feed:
 
 
 def command_of(pid: int) -> str:
-    """/proc/PID/comm; empty if there is none, or it cannot be opened."""
+    """/proc/PID/comm; empty if there is none, or it cannot be read. Never raises."""
     if not pid:
         return ""
     try:
         fd = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, 64).decode(errors="backslashreplace").rstrip("\n")
+        finally:
+            os.close(fd)
     except OSError:
+        # It has ended; or the daemon has no fd to spare.
         return ""
-    try:
-        return os.read(fd, 64).decode(errors="backslashreplace").rstrip("\n")
-    except OSError:
-        # It has ended meanwhile.
-        return ""
-    finally:
-        os.close(fd)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.client import Client
-    from inaccfs.client.blocking import File
+    from inaccfs.client.blockingfile import File
     from inaccfs.control.messages import Semantics
     from inaccfs.experiments.lab import Lab
 

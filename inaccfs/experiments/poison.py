@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inaccfs.client import Client
-    from inaccfs.client.blocking import File
+    from inaccfs.client.blockingfile import File
     from inaccfs.experiments.lab import Bench, Lab
 
 _PAGE: Final = 4096

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from inaccfs.kvm.audit import StaleSpte
-    from inaccfs.kvm.cpu import Cpu, GuestLimitError, GuestUnavailableError
+    from inaccfs.kvm.cpu import Cpu, GuestUnavailableError
+    from inaccfs.kvm.cpubase import GuestLimitError
     from inaccfs.kvm.encryption import EncryptionUnavailableError
     from inaccfs.kvm.guest import Guest
     from inaccfs.kvm.memslots import MemorySlot
@@ -63,7 +64,7 @@ __all__ = [
 _ELSEWHERE: Final = {
     "StaleSpte": "audit",
     "Cpu": "cpu",
-    "GuestLimitError": "cpu",
+    "GuestLimitError": "cpubase",
     "GuestUnavailableError": "cpu",
     "EncryptionUnavailableError": "encryption",
     "Guest": "guest",

@@ -22,6 +22,7 @@ from inaccfs.kvm.uapi import (
     PAGE_SIZE,
     MemoryFaultExit,
     MmioExit,
+    VcpuExit,
     no_hook,
 )
 
@@ -286,21 +287,29 @@ class Faults:
 
     def _private_slot(self, gfn: int) -> tuple[MemorySlot, BackingFile]:
         """The slot whose file serves *gfn*, or an exit. With mmu_lock."""
-        mmu, rules = self._mmu, self._mmu.rules
+        mmu = self._mmu
         slot = mmu.slots.find(gfn)
-        if slot is not None and mmu.is_served(slot):
-            assert slot.backing is not None
-            return slot, slot.backing
-        private = mmu.attributes.is_private(gfn)
-        differs = rules.kvm_mismatch == "every gfn" and not private
+        if slot is None or (backing := slot.backing) is None:
+            raise self._missing(gfn, slot)
+        if not (mmu.attributes.is_private(gfn) or mmu.is_served(slot)):
+            raise self._exit(gfn)
+        _check_notifier(slot)
+        return slot, backing
+
+    def _missing(self, gfn: int, slot: MemorySlot | None) -> VcpuExit:
+        """What a private access gets that no file serves."""
+        mmu, rules = self._mmu, self._mmu.rules
+        differs = rules.kvm_mismatch == "every gfn" and not mmu.attributes.is_private(
+            gfn
+        )
         mmio = rules.kvm_no_slot == "MMIO" or mmu.mmio.is_valid(gfn)
         if slot is None and mmio and not differs:
-            raise MmioExit(gfn << PAGE_SHIFT)
-        if slot is None or slot.backing is None or not private:
-            mmu.counters.exits += 1
-            raise memory_fault(rules, gfn, private=True)
-        _check_notifier(slot)
-        return slot, slot.backing
+            return MmioExit(gfn << PAGE_SHIFT)
+        return self._exit(gfn)
+
+    def _exit(self, gfn: int) -> MemoryFaultExit:
+        self._mmu.counters.exits += 1
+        return memory_fault(self._mmu.rules, gfn, private=True)
 
     def _refused(self, exc: OSError, gfn: int, *, touched: bool) -> bool:
         """Handle an error of get-pfn: return False to retry, or raise.

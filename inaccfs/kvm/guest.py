@@ -15,7 +15,8 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, overload
 
-from inaccfs.kvm.cpu import INSTRUCTIONS, SECONDS, Cpu
+from inaccfs.kvm.cpu import Cpu
+from inaccfs.kvm.cpubase import INSTRUCTIONS, SECONDS
 from inaccfs.kvm.probe.protocol import (
     Hypercall,
     MemoryFault,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.client import Client
-    from inaccfs.kvm.cpu import CpuMode
+    from inaccfs.kvm.cpubase import CpuMode
     from inaccfs.kvm.probe.protocol import Exit
     from inaccfs.kvm.vcpu import Vcpu
 
@@ -48,7 +49,8 @@ _CODE: Final = 0x1000
 _STACK: Final = 0x10000 - 16
 
 _GPA: Final = 1 << 20
-_SIZE: Final = 1 << 20
+# Whole pages in every version: hugetlb-rfc has pages of 2 MiB.
+_SIZE: Final = 2 << 20
 
 
 def zeros(found: Exit) -> bytes:

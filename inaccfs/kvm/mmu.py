@@ -58,6 +58,7 @@ class Mmu:
         self.rules: Final = rules
         # Whether the VM has private memory.
         self.protected: Final = protected
+        self._huge: Final = rules.kvm_huge
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
         if default_private is None:
             default_private = rules.kvm_default_attribute == "private"
@@ -197,7 +198,7 @@ class Mmu:
         huge page that reached into a range being punched would stay mapped there
         after the punch.
         """
-        level = level_of_order(order) if self.rules.kvm_huge else PG_LEVEL_4K
+        level = level_of_order(order) if self._huge else PG_LEVEL_4K
         while level > PG_LEVEL_4K:
             pages = pages_of_level(level)
             first = gfn & -pages

@@ -148,8 +148,13 @@ def _steps(mount: str, control: str) -> Iterator[tuple[str, Callable[[], object]
     yield "register-notifier", command("register-notifier", file="/round/a")
     yield "get-pfn", command("get-pfn", file="/round/a", offset=2100, count=64)
     yield "get-memory", command("get-memory", file="m")
+    yield "query-map", command("query-map", file="/round/a")
+    yield "trace-start", command("trace-start", kinds=[])
+    # Not of "a", whose notifier this process would have to answer.
+    yield "traced", lambda: plain.fallocate(fds["t"], 1, 0, _PAGE)
     yield "punch with a notifier", lambda: _punched(peers[0], d, 2100, 8)
     yield "large punch with a notifier", lambda: _punched(peers[0], d, 0, 2048)
+    yield "trace-stop", command("trace-stop")
     for query in ("files", "notifiers", "pins", "stats", "status", "semantics"):
         yield f"query-{query}", command(f"query-{query}")
     yield "closefd", command("closefd", fdname="m")

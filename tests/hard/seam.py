@@ -27,6 +27,9 @@ CALLS: Final[dict[str, str]] = {
     "os.open": "EMFILE ENFILE ENOMEM ENOSPC EACCES ENOENT",
     # ENOSPC and EDQUOT are for file systems that write back.
     "os.close": "EIO",
+    "os.dup": "EMFILE ENOMEM",
+    # Of /proc/PID/comm: the process has ended.
+    "os.read": "ESRCH ENOMEM",
     "os.fstat": "ENOMEM",
     "os.stat": "ENOMEM ENOENT EACCES",
     "os.chmod": "EPERM EROFS ENOMEM",

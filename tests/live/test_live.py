@@ -43,24 +43,24 @@ def emulated() -> Emulated:
 
 def test_the_recorded_rows_are_what_the_kernel_says(emulated: Emulated) -> None:
     """A race is as it may be; all else is the same."""
-    told = recorded.read()
-    if told.source != emulated.kernel.source:
-        pytest.skip(f"recorded of {told.source}, here is {emulated.kernel.source}")
-    pairs = zip(ROWS, told.answers(ROWS), emulated.answers(ROWS), strict=True)
+    recording = recorded.read()
+    if recording.source != emulated.kernel.source:
+        pytest.skip(f"recorded of {recording.source}, here is {emulated.kernel.source}")
+    pairs = zip(ROWS, recording.answers(ROWS), emulated.answers(ROWS), strict=True)
     assert [
-        (row.name, before.outcome, now.outcome)
-        for row, before, now in pairs
-        if before.outcome != now.outcome and now.outcome not in row.allowed
+        (row.name, old.outcome, now.outcome)
+        for row, old, now in pairs
+        if old.outcome != now.outcome and now.outcome not in row.allowed
     ] == []
 
 
 def test_guests_in_long_mode_find_the_same(emulated: Emulated) -> None:
     """At CPL 3 a guest may make no hypercall, and its page tables fault, too."""
-    told = recorded.read().answers(ROWS)
+    recording = recorded.read().answers(ROWS)
     user = Emulated("user").answers(ROWS)
     differ = {
         row.name
-        for row, one, other in zip(ROWS, told, user, strict=True)
+        for row, one, other in zip(ROWS, recording, user, strict=True)
         if one.outcome != other.outcome
         and not {one.outcome, other.outcome} <= row.allowed
         and ABSENT not in (one.outcome, other.outcome)
@@ -100,7 +100,7 @@ def test_the_command_compares_with_it() -> None:
         ],
         stdout=subprocess.PIPE,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     rows = json.loads(found.stdout)["rows"]
     assert found.returncode == int(any(row["differs"] for row in rows))

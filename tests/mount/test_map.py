@@ -248,6 +248,25 @@ def test_watched_without_a_terminal_it_is_printed_when_it_changes(
     watching.stdout.close()
 
 
+def test_a_mount_is_not_busy_because_it_is_watched(tmp_path: Path) -> None:
+    with mounted() as mount:
+        path = new_file(mount.path / "f", 2 * PAGE)
+        watching = subprocess.Popen(
+            inaccfs_command("map", path, "--watch"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+        )
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        cli("umount", mount.path)
+        _, err = watching.communicate(timeout=PATIENCE)
+    assert watching.returncode == 1
+    assert len(err.splitlines()) == 1
+    assert "the daemon has ended" in err
+
+
 # --- terminals --------------------------------------------------------------------
 
 
@@ -320,3 +339,18 @@ def test_private_and_shared_pages_are_told_apart_where_there_are_attributes() ->
             memory.set_memory_attributes(2, 4, private=not private)
             cells = "ppssSSPP" if private else "ssppPPSS"
             assert drawn(path)[1] == f"0x000000000  {cells}"
+
+
+def test_pages_of_huge_folios_have_capitals() -> None:
+    with mounted(pfn_source="simulated") as mount:
+        path = new_file(mount.path / "f", 1024 * PAGE)
+        with (
+            inaccfs.connect(mount.path) as shim,
+            opened(path) as fd,
+            shim.file(fd) as memory,
+        ):
+            got = memory.get_pfns(0, 512)
+            assert [extent.order for extent in got] == [9]
+            assert "R referenced, in a huge folio (512)" in drawn(path)[-1]
+            memory.put_pfns(got)
+            assert "H fetched, in a huge folio (512)" in drawn(path)[-1]

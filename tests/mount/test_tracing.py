@@ -162,7 +162,10 @@ def test_a_trace_is_whole_and_complains_when_the_daemon_is_killed(
         kill(mount)
         _, err = tracer.communicate(timeout=PATIENCE)
         assert tracer.returncode == 1
-        assert b"the daemon has hung up" in err
+        last = err.decode().splitlines()[-1]
+        assert last == (
+            f"inaccfs: {mount.control}: the daemon has hung up; its log says why"
+        )
     Trace(file.read_bytes())
 
 

@@ -120,6 +120,7 @@ class FakeOpponent:
     """Where such a KVM is asked."""
 
     name = "fake"
+    origin = ""
 
     def __init__(self, kvm: FakeKvm | None = None, trouble: str = "") -> None:
         self._kvm: Final = kvm or FakeKvm()

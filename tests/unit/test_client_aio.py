@@ -179,7 +179,7 @@ async def test_pages_are_got_and_put(both: tuple[aio.Client, Peer]) -> None:
 
 
 async def test_both_faces_have_the_same_names() -> None:
-    from inaccfs.client import blocking, threads
+    from inaccfs.client import blocking, blockingfile, threads
 
     def names(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
@@ -187,7 +187,7 @@ async def test_both_faces_have_the_same_names() -> None:
     # A trio client ends with its block, and only then.
     assert names(blocking.Client) - names(aio.Client) == {"close"}
     assert names(aio.Client) <= names(blocking.Client)
-    assert names(blocking.File) == names(aio.File)
+    assert names(blockingfile.File) == names(aio.File)
     assert names(threads.Notifier) == names(aio.Notifier)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from inaccfs.client import aio, blocking
+from inaccfs.client import aio, blockingfile
 from inaccfs.client.core import Conversation
 from inaccfs.client.errors import ClientClosedError, ConnectionLostError
 from inaccfs.client.notifying import (
@@ -396,12 +396,14 @@ def test_a_callback_may_outlive_the_connection(talk: Talk) -> None:
 # --- what a face takes ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("face", [blocking.File, aio.File], ids=["blocking", "trio"])
+@pytest.mark.parametrize(
+    "face", [blockingfile.File, aio.File], ids=["blocking", "trio"]
+)
 def test_the_help_of_a_face_names_each_callback(
-    face: type[blocking.File | aio.File],
+    face: type[blockingfile.File | aio.File],
 ) -> None:
     """The signature has them as `Options`."""
-    doc = blocking.File.register_notifier.__doc__
+    doc = blockingfile.File.register_notifier.__doc__
     assert doc is not None
     for name in ("invalidate", *Options.__annotations__):
         assert f"*{name}*" in doc
@@ -411,7 +413,7 @@ def test_the_help_of_a_face_names_each_callback(
 
 def test_a_callback_of_a_wrong_name_is_a_mistake() -> None:
     """For mypy, which the comment proves, and as the program runs."""
-    file = blocking.File.__new__(blocking.File)
+    file = blockingfile.File.__new__(blockingfile.File)
     with pytest.raises(TypeError, match="invalidates"):
         file.register_notifier(invalidates=nothing)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="invalidates"):

@@ -33,7 +33,7 @@ from tests.unit.kvm_guests import MIB, PAGE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from inaccfs.kvm.cpu import CpuMode
+    from inaccfs.kvm.cpubase import CpuMode
     from inaccfs.semantics import Semantics
 
 GPA = MIB
@@ -315,6 +315,26 @@ def test_code_is_fetched_from_private_memory(guest: Machine) -> None:
         "48bb0000100000000000 ffe3", rdi=GPA + 0x100, rcx=3, rax=0x41
     ) == said(0x41)
     assert vcpu.read(GPA + 0x100, 4) == b"AAA\0"
+
+
+def test_kvm_fetches_what_it_emulates_from_the_shared_half(guest: Machine) -> None:
+    """half-code-of-mmio: private code writes to a device, the other exchanges."""
+    guest.vm.create_vcpu().write(GPA, bytes.fromhex("8907 e710 f4"))
+    jump = "48bb0000100000000000 ffe3"  # mov rbx, gpa; jmp rbx
+    registers: dict[str, Any] = {"rdi": HOLE, "rax": 7}
+    # mov [rdi], eax, beside xchg [rdi], eax
+    guest.shared[:5] = bytes.fromhex("8707 e710 f4")
+    write = MmioWrite(HOLE, b"\7\0\0\0")
+    assert guest.run(jump, **registers) == [
+        MmioRead(HOLE, 4),
+        write,
+        *said(0x5A5A5A5A),
+    ]
+    guest.shared[:5] = bytes.fromhex("8907 e710 f4")
+    assert guest.run(jump, **registers) == [write, *said(7)]
+    # What needs no device is the CPU's own.
+    guest.shared[:5] = bytes.fromhex("8707 e710 f4")
+    assert guest.run(jump, rdi=GPA + PAGE, rax=7) == said(7)
 
 
 def test_code_that_cannot_be_fetched(guest: Machine) -> None:

@@ -85,7 +85,7 @@ def test_a_program_is_its_operations_and_an_end(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "reason"),
     [
         (errno.ENOENT, "/dev/kvm: No such file or directory"),
         (errno.EACCES, "/dev/kvm: Permission denied"),
@@ -93,13 +93,13 @@ def test_a_program_is_its_operations_and_an_end(mode: Mode) -> None:
     ],
 )
 def test_where_there_is_no_kvm_the_reason_is_told(
-    monkeypatch: pytest.MonkeyPatch, number: int, told: str
+    monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     def refuse(*_arguments: object) -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(here.SkippedError, match=f"^{told}$"):
+    with pytest.raises(here.SkippedError, match=f"^{reason}$"):
         here.find()
 
 

@@ -162,9 +162,9 @@ def test_a_build_that_failed_goes_on_where_it_was(tree: Path) -> None:
     pack(tree.parent)
     with pytest.raises(
         LiveError, match=r"make failed with status 2: see .*/log"
-    ) as told:
+    ) as message:
         build()
-    assert Path(str(told.value).rpartition(" ")[2]).is_file()
+    assert Path(str(message.value).rpartition(" ")[2]).is_file()
     with pytest.raises(LiveError, match=r"there is no kernel in .*kvm live build"):
         places.find_kernel()
     assert calls() == ["tinyconfig", "olddefconfig", "bzImage"]
@@ -254,6 +254,14 @@ def test_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
         build()
 
 
+def test_a_kernel_that_is_built_needs_no_packages(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = build()
+    has_packages(tree.parent.parent, monkeypatch, PACKAGE)
+    assert build() == (built, [])
+
+
 def test_where_there_is_no_dpkg(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tree))
     with pytest.raises(LiveError, match="no Debian: there is no dpkg-query"):
@@ -309,7 +317,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- booting --------------------------------------------------------------------------
 
-# A machine that runs the command of its folder; it is told its folder by -serial.
+# A machine that runs the command of its folder; -serial names its folder.
 QEMU = """\
 #!/bin/sh
 for word; do
@@ -349,7 +357,7 @@ def test_a_command_gives_its_status_output_and_files(
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("echo no such CPU >&2; exit 1", "ended early; it said: no such CPU"),
         ("echo one >$out/console; echo Panic >>$out/console", "said: one / Panic"),
@@ -358,10 +366,10 @@ def test_a_command_gives_its_status_output_and_files(
     ],
 )
 def test_a_machine_that_does_not_end_well(
-    machine: Callable[[str], None], body: str, told: str, tmp_path: Path
+    machine: Callable[[str], None], body: str, message: str, tmp_path: Path
 ) -> None:
     machine(body)
-    with pytest.raises(LiveError, match=told):
+    with pytest.raises(LiveError, match=message):
         boot.run(KERNEL, "true", 0.1 if "sleep" in body else 60)
     assert list(tmp_path.glob("inaccfs-live-*")) == []
 

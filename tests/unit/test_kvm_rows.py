@@ -102,11 +102,12 @@ def test_a_kvm_that_has_gone_stops_all_rows() -> None:
 # --- comparing ------------------------------------------------------------------------
 
 
-class Told:
+class Given:
     """A side that has these outcomes."""
 
     def __init__(self, *outcomes: str) -> None:
-        self.name = "told"
+        self.name = "given"
+        self.origin = ""
         self._answers = [Answer(outcome) for outcome in outcomes]
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
@@ -116,7 +117,7 @@ class Told:
 
 def result(*outcomes: str, allowed: Sequence[str] = ()) -> Result:
     row = SAMPLES["twice"]._replace(allowed=frozenset(allowed))
-    (found,) = compare([Told(outcome) for outcome in outcomes], [row])
+    (found,) = compare([Given(outcome) for outcome in outcomes], [row])
     return found
 
 
@@ -149,12 +150,26 @@ def test_a_kvm_with_an_error_differs_in_that_row_alone(name: str) -> None:
     assert [each.row.name for each in found if each.differs] == [name]
 
 
+class Named(Given):
+    """A side with a name, and perhaps a kernel."""
+
+    def __init__(self, name: str, origin: str = "") -> None:
+        super().__init__()
+        self.name = name
+        self.origin = origin
+
+
 # --- shown ----------------------------------------------------------------------------
 
 
 def test_a_row_that_differs_is_marked_and_explained() -> None:
-    shown = report.table(["a", "b"], [result("ok", "EINVAL"), result("ok", "ok")], None)
+    shown = report.table(
+        [Named("a"), Named("b", "Linux 9.9")],
+        [result("ok", "EINVAL"), result("ok", "ok")],
+        None,
+    )
     assert shown.splitlines() == [
+        "b: Linux 9.9",
         "                a   b",
         "",
         "sample",
@@ -169,7 +184,7 @@ def test_a_row_that_differs_is_marked_and_explained() -> None:
 def test_what_is_absent_is_counted_by_what_lacks() -> None:
     row = SAMPLES["twice"]
     absent = Result(row, [Answer("ok"), Answer(ABSENT, "a capability")])
-    shown = report.table(["a", "b"], [absent, absent], None).splitlines()
+    shown = report.table([Named("a"), Named("b")], [absent, absent], None).splitlines()
     assert shown[-2:] == [
         "2 rows, 0 differ, 2 absent",
         "  absent, for want of a capability: 2",
@@ -178,10 +193,15 @@ def test_what_is_absent_is_counted_by_what_lacks() -> None:
 
 def test_json_has_names_outcomes_and_differences() -> None:
     found = json.loads(
-        report.as_json({"semantics": "v8"}, ["a", "b"], [result("ok", "EINVAL")])
+        report.as_json(
+            {"semantics": "v8"},
+            [Named("a"), Named("b", "Linux 9.9")],
+            [result("ok", "EINVAL")],
+        )
     )
     assert found["semantics"] == "v8"
     assert found["kvms"] == ["a", "b"]
+    assert found["origins"] == ["", "Linux 9.9"]
     assert found["rows"] == [
         {
             "group": "sample",
@@ -191,7 +211,9 @@ def test_json_has_names_outcomes_and_differences() -> None:
             "differs": True,
         }
     ]
-    race = json.loads(report.as_json({}, ["a"], [result("x", allowed=["x", "y"])]))
+    race = json.loads(
+        report.as_json({}, [Named("a")], [result("x", allowed=["x", "y"])])
+    )
     assert race["rows"][0]["allowed"] == ["x", "y"]
     assert race["rows"][0]["differs"] is False
 
@@ -219,11 +241,13 @@ def test_all_rows_are_recorded_and_races_as_they_may_be() -> None:
     found = recorded.read()
     assert found.source.startswith("linux-source-6.12 ")
     assert found.source.split(" ")[1].startswith(f"{found.kernel}-")
-    told = dict(zip(ROWS, found.answers(ROWS), strict=True))
-    assert [row.name for row, each in told.items() if each.why.startswith("rec")] == []
+    answered = dict(zip(ROWS, found.answers(ROWS), strict=True))
+    assert [
+        row.name for row, each in answered.items() if each.why.startswith("rec")
+    ] == []
     assert [
         (row.name, each.outcome)
-        for row, each in told.items()
+        for row, each in answered.items()
         if row.allowed and each.outcome not in {*row.allowed, ABSENT}
     ] == []
 

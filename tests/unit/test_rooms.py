@@ -24,6 +24,9 @@ CIRCLES = {
     "a mount makes its clients, and they use its files": [
         *("inprocess.client", "inprocess.mount"),
     ],
+    "a client makes its files, and they use its connection": [
+        *("client.blocking", "client.blockingfile"),
+    ],
 }
 
 

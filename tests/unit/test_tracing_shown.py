@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
 
 from inaccfs.chrometrace import Writer
+from inaccfs.cli import main
 from inaccfs.control.messages import TraceRecord
+from inaccfs.shim.trace import What
 from inaccfs.tracing import lines, svg
 from inaccfs.tracing.chrome import Picture
 from inaccfs.tracing.lines import Lines
 from tests.chrome_traces import Trace
-
-if TYPE_CHECKING:
-    from inaccfs.shim.trace import What
+from tests.unit.test_rooms import PAGE
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -252,3 +252,16 @@ def test_a_picture_for_a_page_has_what_the_trace_has() -> None:
 def test_a_trace_without_slices_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match="nothing"):
         svg.draw(picture().events)
+
+
+def test_the_page_and_the_help_have_every_kind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (PAGE.parent / "tracing.md").read_text()
+    rows = re.findall(r"^\| ([a-z, ]+) \|", page, re.MULTILINE)
+    kinds = {kind for row in rows for kind in row.split(", ")} - {"kind"}
+    assert kinds == set(get_args(What))
+    with pytest.raises(SystemExit):
+        main(["trace", "-h"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(get_args(What)) in shown

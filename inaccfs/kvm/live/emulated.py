@@ -31,9 +31,10 @@ class Emulated:
         """
         boot.find_qemu()
         self.kernel: Final[Kernel] = places.find_kernel()
+        self.origin = self.kernel.source
         self._mode: Final = mode
         self.release = ""
-        """Of the kernel that has answered, as uname(2) tells it."""
+        """Of the kernel that has answered, as uname(2) has it."""
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
         """Boot, ask all rows there, and pick *rows*.

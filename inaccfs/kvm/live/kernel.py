@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
@@ -38,12 +38,18 @@ _PATIENCE: Final = 10.0
 
 
 def build(say: Callable[[str], None]) -> Kernel:
-    """Build the kernel, unless it is in the cache; *say* tells of each stage.
+    """Build the kernel, unless it is in the cache; *say* is called with each stage.
 
     Raises:
         LiveError: packages are missing, the cache cannot be written, or a stage fails.
     """
-    source = places.find_source()
+    try:
+        source = places.find_source()
+    except LiveError:
+        # A kernel that is there can be booted without what it was built with.
+        with suppress(LiveError):
+            return places.find_kernel()
+        raise
     target = places.cache() / places.key(source)
     if not (target / "source").is_file():
         try:
@@ -78,7 +84,7 @@ def _locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise LiveError(
-                        f"another process builds this kernel: it holds {path}"
+                        f"another process builds this kernel: it has locked {path}"
                     ) from None
                 time.sleep(0.1)
         os.set_inheritable(fd, True)
@@ -220,7 +226,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
         stderr=log,
         # The lock.
         close_fds=False,
-        # At this signal make ends its own children, which SIGKILL would leave behind.
+        # At this signal make ends its own children, which would outlive a SIGKILL.
         preexec_fn=partial(syscalls.die_with_parent, signal.SIGTERM),
         # Its messages are looked at by nobody but the user.
         env={**os.environ, "LC_ALL": "C"},

@@ -237,8 +237,8 @@ class Machine:
         if not self.vm.check_extension(236):
             raise AbsentError("KVM_PRE_FAULT_MEMORY")
         number, gpa, size = self.vcpu.pre_fault_memory(gpa, size, flags)
-        told = words.of_errno(number) if number else "ok"
-        return f"{told} left {gpa:#x} {size:#x}"
+        outcome = words.of_errno(number) if number else "ok"
+        return f"{outcome} left {gpa:#x} {size:#x}"
 
     # --- the file ---------------------------------------------------------------------
 

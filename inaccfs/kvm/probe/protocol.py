@@ -142,7 +142,7 @@ class Vcpu(Protocol):
         """What a PortIn, MmioRead or Hypercall gives the guest at the next `run`."""
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int) -> tuple[int, int, int]:
-        """KVM_PRE_FAULT_MEMORY: the errno or 0, and gpa and size as left behind."""
+        """KVM_PRE_FAULT_MEMORY: the errno or 0, and what gpa and size are then."""
 
 
 class Vm(Protocol):
@@ -218,6 +218,9 @@ class Opponent(Protocol):
 
     name: str
     """As the user has named it, or "simulated"."""
+
+    origin: str
+    """Which kernel it is of; empty if it is of none."""
 
     def kvm(self) -> Kvm:
         """A KVM for one row; called in the row's own child process.

@@ -175,6 +175,7 @@ class RealOpponent:
 
     def __init__(self, name: str, mode: Mode) -> None:
         self.name = name
+        self.origin = f"Linux {os.uname().release}"
         self._mode: Final = mode
 
     def kvm(self) -> RealKvm:

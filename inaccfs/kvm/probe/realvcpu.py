@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.probe import assembler
@@ -53,6 +54,8 @@ _PDPT: Final = 0x3000
 _DIRECTORY: Final = 0x4000
 _STACK: Final = 0x8000
 
+# Offsets in struct kvm_run.
+_IMMEDIATE_EXIT: Final = 1
 _EXIT_REASON: Final = 8
 _EXIT: Final = 32
 # An exit_reason that KVM never gives, to see whether KVM_RUN has set one.
@@ -123,12 +126,24 @@ class RealVcpu:
         os.close(self._fd)
 
     def load(self, program: Sequence[Operation]) -> None:
+        self._complete()
         code = self.code(program)
         self._low[_CODE : _CODE + len(code)] = code
         flags = _RFLAGS | _IOPL_3 if self._mode.user else _RFLAGS
         ioctl(self._fd, KVM_SET_SREGS, bytes(self._sregs))
         registers = [0] * 6 + [_STACK] + [0] * 9 + [_CODE, flags]
         ioctl(self._fd, KVM_SET_REGS, _regs.pack(*registers))
+
+    def _complete(self) -> None:
+        """Let KVM complete the instruction of the last exit.
+
+        Otherwise it would do so at the next KVM_RUN, and skip an instruction of another
+        program that begins at the same address. See immediate_exit in api.rst.
+        """
+        self._run[_IMMEDIATE_EXIT] = 1
+        with suppress(InterruptedError):
+            fcntl.ioctl(self._fd, KVM_RUN, 0)
+        self._run[_IMMEDIATE_EXIT] = 0
 
     def code(self, program: Sequence[Operation]) -> bytes:
         return assembler.assemble(program, self._mode)

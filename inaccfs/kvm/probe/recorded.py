@@ -27,6 +27,7 @@ class Recorded:
         self.kernel: Final[str] = found["kernel"]
         self.source: Final[str] = found["source"]
         """The source package, with its version."""
+        self.origin = f"Linux {self.kernel}, {self.source}"
         self._outcomes: Final[dict[str, str]] = found["rows"]
         self._absent: Final[dict[str, str]] = found["absent"]
 

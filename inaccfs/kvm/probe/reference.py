@@ -13,8 +13,8 @@ from inaccfs.kvm.probe.rows import ROWS
 _HEAD = """\
 # The rows of `inaccfs kvm probe`
 
-Made by `python -m inaccfs.kvm.probe.reference docs/kvm-rows.md`; a test holds it
-against the rows and the recording. [live-kvm.md](live-kvm.md) says how they are asked
+Made by `python -m inaccfs.kvm.probe.reference docs/kvm-rows.md`; a test compares
+it with the rows and the recording. [live-kvm.md](live-kvm.md) says how they are asked
 and what the words mean.
 
 Recorded: Linux {kernel} ({source}), a VM of type KVM_X86_SW_PROTECTED_VM. Of a race the
@@ -24,12 +24,12 @@ table has what may be seen. `absent` is what this kernel does not have.
 
 def render() -> str:
     """The page."""
-    told = recorded.read()
+    found = recorded.read()
     outcomes = {
         row.name: answer.outcome
-        for row, answer in zip(ROWS, told.answers(ROWS), strict=True)
+        for row, answer in zip(ROWS, found.answers(ROWS), strict=True)
     }
-    lines = [_HEAD.format(kernel=told.kernel, source=told.source)]
+    lines = [_HEAD.format(kernel=found.kernel, source=found.source)]
     for group, rows in groupby(ROWS, key=lambda row: row.group):
         lines += [
             f"## {group}",
@@ -38,10 +38,10 @@ def render() -> str:
             "|---|---|---|",
         ]
         for row in rows:
-            found = sorted(row.allowed) or [outcomes[row.name]]
+            seen = sorted(row.allowed) or [outcomes[row.name]]
             if outcomes[row.name] == ABSENT:
-                found = [ABSENT]
-            cells = (f"`{row.name}`", row.sentence, " or ".join(found))
+                seen = [ABSENT]
+            cells = (f"`{row.name}`", row.sentence, " or ".join(seen))
             lines.append(f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)

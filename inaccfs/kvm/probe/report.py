@@ -13,17 +13,19 @@ from inaccfs.probe.report import MARK, fold, widths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.kvm.probe.table import Result
+    from inaccfs.kvm.probe.table import Result, Side
 
 
-def table(names: Sequence[str], results: Sequence[Result], width: int | None) -> str:
+def table(sides: Sequence[Side], results: Sequence[Result], width: int | None) -> str:
     """One line for each row, in groups; cells are folded to fit into *width*.
 
     Below a row that differs stands what is done in it.
     """
+    names = [side.name for side in sides]
     cells = [[result.row.name, *result.outcomes] for result in results]
     columns = widths([["", *names], *cells], width)
-    lines = [*fold(" ", ["", *names], columns)]
+    lines = [f"{side.name}: {side.origin}" for side in sides if side.origin]
+    lines += fold(" ", ["", *names], columns)
     for group, members in groupby(results, key=lambda result: result.row.group):
         lines += ["", group]
         for result in members:
@@ -53,11 +55,14 @@ def _summary(results: Sequence[Result]) -> list[str]:
 
 
 def as_json(
-    about: dict[str, Any], names: Sequence[str], results: Sequence[Result]
+    about: dict[str, Any], sides: Sequence[Side], results: Sequence[Result]
 ) -> str:
     """One object; docs/live-kvm.md describes it."""
     rows = [_row(result) for result in results]
-    return json.dumps({**about, "kvms": list(names), "rows": rows}, indent=2)
+    kvms = [side.name for side in sides]
+    origins = [side.origin for side in sides]
+    found = {**about, "kvms": kvms, "origins": origins, "rows": rows}
+    return json.dumps(found, indent=2)
 
 
 def _row(result: Result) -> dict[str, Any]:

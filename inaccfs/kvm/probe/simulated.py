@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import launch
 from inaccfs.client import MFD_INACCESSIBLE, connect
-from inaccfs.kvm.cpu import Cpu, GuestLimitError, check_available
+from inaccfs.kvm.cpu import Cpu, GuestUnavailableError
+from inaccfs.kvm.cpubase import GuestLimitError
 from inaccfs.kvm.emulation import KVM_HC_MAP_GPA_RANGE
 from inaccfs.kvm.probe import assembler
 from inaccfs.kvm.probe.protocol import (
@@ -30,6 +31,7 @@ from inaccfs.kvm.probe.protocol import (
     AbsentError,
     OtherExit,
 )
+from inaccfs.kvm.smallcpu import SmallCpu
 from inaccfs.kvm.uapi import KVM_USER_MEM_SLOTS
 from inaccfs.kvm.vm import VM
 
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.client import Client
+    from inaccfs.kvm.cpubase import CpuBase
     from inaccfs.kvm.probe.guest import Operation
     from inaccfs.kvm.probe.protocol import Exit, Opponent, Region
+    from inaccfs.kvm.vcpu import Vcpu
 
 # In slot 0.
 _CODE: Final = 0x1000
@@ -72,7 +76,7 @@ class SimulatedVcpu:
     def __init__(self, vm: SimulatedVm, low: mmap.mmap) -> None:
         self._vm: Final = vm
         self._low: Final = low
-        self._cpu: Final = Cpu(vm.vm.create_vcpu(), mode="long")
+        self._cpu: Final = _cpu(vm.vm.create_vcpu())
         self._cpu.hypercalls = vm.hypercalls
 
     def code(self, program: Sequence[Operation]) -> bytes:
@@ -106,6 +110,14 @@ class SimulatedVcpu:
         except OSError as exc:
             return exc.errno or errno.EIO, gpa, size
         return 0, gpa, size
+
+
+def _cpu(vcpu: Vcpu) -> CpuBase:
+    """unicorn's, if it is installed."""
+    try:
+        return Cpu(vcpu, mode="long")
+    except GuestUnavailableError:
+        return SmallCpu(vcpu)
 
 
 class SimulatedVm:
@@ -249,6 +261,7 @@ class SimulatedKvm:
 
 class _Simulated:
     name = "simulated"
+    origin = ""
 
     def __init__(self, mount: launch.Mount) -> None:
         self._mount: Final = mount
@@ -262,9 +275,8 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
     """The simulated KVM on a private mount with these semantics, for a with block.
 
     Raises:
-        InaccfsError: unicorn is not installed, or nothing can be mounted.
+        InaccfsError: nothing can be mounted.
     """
-    check_available()
     # Frames of order 0, as guest_memfd has them. Whoever may not read pagemap would get
     # larger ones, and a page that is touched would allocate its neighbours.
     with launch.mounted(

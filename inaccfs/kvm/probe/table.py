@@ -41,6 +41,9 @@ class Side(Protocol):
     name: str
     """As people know it."""
 
+    origin: str
+    """Which kernel it is of; empty if it is of none."""
+
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
         """What came of each row.
 
@@ -60,6 +63,7 @@ class Asked:
     ) -> None:
         """*begins* is called before each row."""
         self.name = opponent.name
+        self.origin = opponent.origin
         self._opponent: Final = opponent
         self._limit: Final = limit
         self._begins: Final = begins

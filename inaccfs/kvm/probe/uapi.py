@@ -70,5 +70,5 @@ def ioctl(fd: int, number: int, argument: int | bytes | bytearray) -> int:
 @contextmanager
 def address(buffer: bytearray) -> Iterator[int]:
     """The address of a buffer, which is not moved during a with block."""
-    held = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    yield ctypes.addressof(held)
+    exported = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    yield ctypes.addressof(exported)

@@ -62,8 +62,8 @@ def of_exit(found: Exit) -> str:
         case MmioWrite(gpa, data):
             return f"mmio write {gpa:#x} {data.hex()}"
         case MemoryFault(number, flags, gpa, size):
-            told = f"exit {flags:#x} gpa {gpa:#x} size {size:#x}"
-            return f"{of_errno(number)} {told}" if number else told
+            exit_words = f"exit {flags:#x} gpa {gpa:#x} size {size:#x}"
+            return f"{of_errno(number)} {exit_words}" if number else exit_words
         case Hypercall(number, arguments):
             return f"hypercall {number} {' '.join(map(hex, arguments))}"
         case OtherExit(number, reason):

@@ -101,14 +101,14 @@ def copy(machine: Machine) -> Iterator[object]:
 )
 def often(machine: Machine) -> Iterator[object]:
     machine.memory(private=False)
-    held = [0, 0]
+    written = [0, 0]
     wrong = 0
     for turn in range(100):
         side = turn % 2
         (machine.to_private if side else machine.to_shared)()
-        wrong += machine.read() != f"read {held[side]:#x}"
-        held[side] = 0x100 + turn
-        machine.write(T, held[side])
+        wrong += machine.read() != f"read {written[side]:#x}"
+        written[side] = 0x100 + turn
+        machine.write(T, written[side])
     yield wrong
 
 

@@ -132,7 +132,7 @@ _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "delete-nothing": ("memory_size 0, and there is no such slot.", {"size": 0}),
 }
 
-# Two mistakes in one call: which one is told.
+# Two mistakes in one call: which one is reported.
 _TWO_MISTAKES: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "bad-fd-over-slot-0": (
         "The gfns of slot 0, and no descriptor.",
