@@ -204,7 +204,8 @@ class _Picture:
         """Write the end, and say what is in the file."""
         self._picture.close(lost, __version__)
         missing = f", {lost} lost" if lost else ""
+        records = "record" if self._count == 1 else "records"
         output.mention(
-            f"inaccfs: {self._count} records{missing} in {self._path}: open it at "
+            f"inaccfs: {self._count} {records}{missing} in {self._path}: open it at "
             "ui.perfetto.dev"
         )

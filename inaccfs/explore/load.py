@@ -79,6 +79,8 @@ def check(found: type[Scenario]) -> None:
     actors = [name for name in names if name.startswith("actor_")]
     if not actors:
         raise ScenarioError(f"{called}: there is no method actor_NAME")
+    if found.setup is Scenario.setup:
+        raise ScenarioError(f"{called}: there is no method setup, which makes files")
     for name in ["setup", *actors, *(["always"] if found.always is not None else [])]:
         method = getattr(found, name)
         if not callable(method):

@@ -138,6 +138,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     [
         ("", 2, "has no class 'Mine'"),
         ("Mine = 3", 2, "has no class 'Mine'"),
+        ("class Mien: 0", 2, "has no class 'Mine': there is Mien"),
         ("class Mine: pass", 2, "set `question` to a sentence"),
         ("class Mine: question = 'Why?'", 2, "give it a method `run(self, lab)`"),
         (
