@@ -54,8 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="extend",
         default=[],
         metavar="KIND[,KIND...]",
-        help=f"only these; may be repeated: {', '.join(get_args(What))}. What is a "
-        "request, any other of the kernel's, is left out unless it is named",
+        help=f"only these; may be repeated: {', '.join(get_args(What))}. Any "
+        "other request of the kernel is a request, and shown only if that is named",
     )
     parser.add_argument(
         "--json", action="store_true", help="a line of JSON for each, for programs"
