@@ -57,7 +57,7 @@ def _kvms() -> list[str]:
 
 def _kinds(prefix: str, **_: object) -> list[str]:
     """The kinds of a trace, after those that *prefix* has, with commas between."""
-    before, comma, _ = prefix.rpartition(",")
+    before, comma, _last = prefix.rpartition(",")
     return [f"{before}{comma}{kind}" for kind in get_args(What)]
 
 
