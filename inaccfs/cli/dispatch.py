@@ -75,10 +75,9 @@ def _parsed(known: output.Parser, words: list[str]) -> argparse.Namespace:
     if not unknown:
         return args
     # parse_args() would show the usage of the whole, and not of the command.
+    prog = args.parser.prog if "parser" in args else f"inaccfs {args.command}"
     kind = "option" if unknown[0].startswith("-") else "operand"
-    raise OptionError(
-        f"unknown {kind} {quoted(unknown[0])}: see inaccfs {args.command} -h"
-    )
+    raise OptionError(f"unknown {kind} {quoted(unknown[0])}: see {prog} -h")
 
 
 def parser(words: Sequence[str] = ()) -> output.Parser:

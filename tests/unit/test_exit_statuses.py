@@ -93,7 +93,7 @@ def test_rules_that_are_wrong_are_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("frobnicate", "no command 'frobnicate': inaccfs -h lists them all"),
         ("status --jsn", "unknown option '--jsn': see inaccfs status -h"),
         ("mount a b", "unknown operand 'b': see inaccfs mount -h"),
-        ("kvm probe x", "unknown operand 'x': see inaccfs kvm -h"),
+        ("kvm probe x", "unknown operand 'x': see inaccfs kvm probe -h"),
         ("kvm run", "required: SCRIPT.py (see inaccfs kvm run -h)"),
         ("compare", "required: SCRIPT.py (see inaccfs compare -h)"),
         ("qmp", "required: MOUNTPOINT (see inaccfs qmp -h)"),
