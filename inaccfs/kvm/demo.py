@@ -88,9 +88,7 @@ class Demo:
         for start, pages in ((2, 4), (540, 10)):
             mode = PUNCH
             fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
-        self._show(
-            "fallocate(2) has returned: KVM got the event, and has let go of them"
-        )
+        self._show("fallocate(2) has returned: KVM got the event, and has zapped them")
         self._counted()
         self._map()
 

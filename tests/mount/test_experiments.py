@@ -121,7 +121,10 @@ def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("siez",), "inaccfs: no experiment 'siez': did you mean size? There are "),
+        (
+            ("siez",),
+            "inaccfs: unknown experiment 'siez': did you mean size? There ",
+        ),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
@@ -162,6 +165,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     [
         ("", 2, "has no class 'Mine'"),
         ("Mine = 3", 2, "has no class 'Mine'"),
+        ("class Mien: 0", 2, "has no class 'Mine': there is Mien"),
         ("class Mine: pass", 2, "set `question` to a sentence"),
         ("class Mine: question = 'Why?'", 2, "give it a method `run(self, lab)`"),
         (
