@@ -101,7 +101,7 @@ class Schedule(Tracking):
         if self._starting:
             self._carrier.leave(me.thread)
         else:
-            chosen = self._finish_and_choose()
+            chosen = self._advance()
             if chosen is not me:
                 if chosen is None:
                     self._next = None
@@ -140,18 +140,18 @@ class Schedule(Tracking):
         if self._notes:
             self.log.append((me.index, [me.label]))
 
-    def _finish_and_choose(self) -> Actor | None:
+    def _advance(self) -> Actor | None:
+        """The step ends; who goes on?"""
         try:
-            self._finish()
+            if self.current is not None:
+                self._finish(self.current)
             return self._choose()
         except UnstableError as exc:
             # Not in the code of the actor, which may catch it.
             self.fail(exc)
             return None
 
-    def _finish(self) -> None:
-        me = self.current
-        assert me is not None
+    def _finish(self, me: Actor) -> None:
         if self.after is not None:
             self._check()
         if (again := self._again) is not None:
@@ -263,7 +263,7 @@ class Schedule(Tracking):
         actor.done = True
         if self._starting:
             return
-        self._next = self._finish_and_choose()
+        self._next = self._advance()
 
     def fail(self, exc: BaseException) -> None:
         """The actor that runs has raised, and that is the end."""
@@ -290,7 +290,7 @@ class Schedule(Tracking):
         self._starting = False
         self.state.begin(self.actors)
         self.current = None
-        self._next = None if self.ended else self._choose()
+        self._next = None if self.ended else self._advance()
         while self._next is not None:
             self.current, self._next = self._next, None
             carrier.enter(self.current.thread)

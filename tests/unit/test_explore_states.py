@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
+from inaccfs.explore import carriers
 from inaccfs.explore.choosers import Bounded
 from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.scenario import Scenario
@@ -209,6 +211,25 @@ def test_what_differs_in_a_step_that_is_repeated_is_told(
     Fickle.count = 0
     with pytest.raises(UnstableError, match=told):
         ends(Case(mine, V10()), States())
+
+
+def test_no_thread_is_left_when_the_first_step_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mine(Fickle):
+        at = 4
+
+        def actor_writes(self) -> None:
+            if self.odd:
+                self.punch(self.fd, 1, 2)
+            self.write(self.cpu, 0, "a")
+
+    monkeypatch.setattr(carriers, "greenlet", None)
+    threads = threading.active_count()
+    Fickle.count = 0
+    with pytest.raises(UnstableError, match="step 1, of writes, is 'fallocate"):
+        ends(Case(Mine, V10()), States())
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("rules", [V7(), V8(), V10()], ids=lambda rules: rules.name)
