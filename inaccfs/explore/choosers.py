@@ -50,9 +50,9 @@ class Chance:
         count = self._dice.randrange(_MOST_CHANGES + 1)
         self._changes = {self._dice.randrange(_SHORT) for _ in range(count)}
 
-    def ahead(self) -> Step | None:
+    def ahead(self) -> Sequence[Step]:
         """See `Chooser`."""
-        return None
+        return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`."""
@@ -133,9 +133,9 @@ class Tree(Generic[_N]):
         """Those of the last schedule."""
         return [node.step for node in self.stack if node.step is not None]
 
-    def ahead(self) -> Step | None:
+    def ahead(self) -> Sequence[Step]:
         """See `Chooser`: each step is looked at."""
-        return None
+        return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""

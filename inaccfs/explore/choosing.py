@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inaccfs.explore.state import Step
 
 
@@ -18,8 +20,11 @@ class Chooser(Protocol):
     compares: ClassVar[bool]
     """Whether it looks at states, and at what actors know."""
 
-    def ahead(self) -> Step | None:
-        """The next step, if that is known, for it has been taken before."""
+    def ahead(self) -> Sequence[Step]:
+        """The next steps, if these have been taken before and are to be repeated.
+
+        `record` is not called for them.
+        """
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """One of *enabled* for step *depth*; None ends the schedule.

@@ -7,6 +7,7 @@ has touched, so that a search knows which steps may change places.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.explore.actor import Actor
@@ -15,7 +16,7 @@ from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from inaccfs.explore.choosing import Chooser
     from inaccfs.explore.state import Key, Step
@@ -67,7 +68,9 @@ class Schedule(Tracking):
         self._notes: Final = notes
         # The steps that are repeated: the one that runs, and all since one was none.
         self._again: Step | None = None
-        self._repeated: Final[list[Step]] = []
+        self._repeated: Sequence[Step] = ()
+        # Those of them that have not begun.
+        self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
         # How often somebody had to be late.
@@ -155,10 +158,9 @@ class Schedule(Tracking):
         if self.after is not None:
             self._check()
         if (again := self._again) is not None:
-            _check_same(self.step, me, "comes to", me.label, again.label)
+            if me.label != again.label:
+                raise _differs(self.step, me, "comes to", again.label)
             me.known = again.known
-            self._repeated.append(again)
-            self._chooser.record(again)
             return
         self._chooser.record(self._taken(me))
 
@@ -179,18 +181,16 @@ class Schedule(Tracking):
         if self.step >= MOST_STEPS:
             self.fail(SpinError(f"no end after {MOST_STEPS} steps"))
             return None
-        again = self._again = self._chooser.ahead()
-        if again is None:
-            if self._repeated:
-                self.state.repeat(self._repeated)
-                self._repeated.clear()
-            self.tracks = True
-        else:
-            self.tracks = False
+        again = None
+        if self._ahead or self._looks_ahead():
+            again = self._ahead.popleft()
             actor = self.actors[again.actor]
-            _check_same(self.step + 1, actor, "is", actor.label, again.did)
+            if actor.label != again.did:
+                raise _differs(self.step + 1, actor, "is", again.did)
             if not actor.done and (actor.ready is None or actor.ready()):
+                self._again = again
                 return actor
+        self._again = again
         enabled = self._enabled()
         if not enabled:
             enabled = self._stuck()
@@ -208,6 +208,15 @@ class Schedule(Tracking):
             self.ended = self.ended or "pruned"
             return None
         return self.actors[index]
+
+    def _looks_ahead(self) -> bool:
+        """Whether steps are next that are repeated."""
+        if self._repeated:
+            self.state.repeat(self._repeated)
+        self._repeated = self._chooser.ahead()
+        self._ahead.extend(self._repeated)
+        self.tracks = not self._repeated
+        return bool(self._repeated)
 
     def _enabled(self) -> list[int]:
         return [
@@ -304,9 +313,8 @@ class Schedule(Tracking):
         self._dead = False
 
 
-def _check_same(step: int, actor: Actor, what: str, now: str, before: str) -> None:
-    if now != before:
-        raise UnstableError(
-            f"step {step + 1}, of {actor.name}, {what} {now!r}; the time before: "
-            f"{before!r}"
-        )
+def _differs(step: int, actor: Actor, what: str, before: str) -> UnstableError:
+    return UnstableError(
+        f"step {step + 1}, of {actor.name}, {what} {actor.label!r}; the time before: "
+        f"{before!r}"
+    )

@@ -9,6 +9,8 @@ from inaccfs.explore.choosers import difference
 from inaccfs.explore.choosing import UnstableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.state import Step
 
@@ -87,12 +89,15 @@ class States:
         # Early, as many searches are short.
         self._trusts = self._schedules % self._looked_at != 2 % self._looked_at
 
-    def ahead(self) -> Step | None:
+    def ahead(self) -> Sequence[Step]:
         """See `Chooser`."""
         if not self._trusts or not self._plan:
-            return None
-        self._at, self._chosen = self._plan.popleft()
-        return self.visited[self._at].taken[self._chosen]
+            return ()
+        found = [self.visited[number].taken[actor] for number, actor in self._plan]
+        self._at, self._chosen = self._plan[-1]
+        self._plan.clear()
+        self.steps += found
+        return found
 
     def advance(self) -> bool:
         """Prepare the next schedule; False if there is none."""
