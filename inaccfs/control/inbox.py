@@ -36,6 +36,9 @@ _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 # So little that a peer that floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
+# An int: the & of socket's own flags is slower than a system call.
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
+
 
 def _busy() -> OSError:
     return OSError(
@@ -70,7 +73,7 @@ class Inbox:
         device: str,
         take: Callable[[Command, qmp.RequestId, Passed], None],
         refuse: Callable[[bytes], None],
-        joined: Callable[[], AbstractContextManager[None]],
+        joined: AbstractContextManager[None],
         wait_room: Callable[[], Awaitable[None]],
     ) -> None:
         """*limit* is how many bytes a message may have.
@@ -101,7 +104,7 @@ class Inbox:
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
-            if flags & socket.MSG_CTRUNC:
+            if flags & _CTRUNC:
                 return Event.FDS
             connection.recv(len(data))
         except BlockingIOError:
@@ -111,7 +114,12 @@ class Inbox:
             return Event.END
         if not data:
             return Event.END
-        if self._stream.is_between and len(data) <= self._limit:
+        # One command, as most often: no line end but at its end.
+        if (
+            data.find(b"\n", 0, -1) < 0
+            and self._stream.is_between
+            and len(data) <= self._limit
+        ):
             try:
                 command, request_id = qmp.decode_request(data)
             except qmp.BadRequestError:
@@ -119,7 +127,7 @@ class Inbox:
             else:
                 self._take(command, request_id, NO_FD)
                 return Event.READ
-        with self._joined():
+        with self._joined:
             for found in self._stream.feed(data):
                 if not self._deal(found):
                     return Event.END

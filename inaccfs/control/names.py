@@ -24,6 +24,7 @@ class Names:
     def __init__(self, context: Context, caller: Caller) -> None:
         self._context: Final = context
         self._caller: Final = caller
+        self._is_owner: Final = caller.is_owner
         # Each file stays open for as long as it has a name here.
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
@@ -54,7 +55,7 @@ class Names:
         """
         if not name.startswith("/"):
             return self._find(name).again()
-        if not self._caller.is_owner:
+        if not self._is_owner:
             raise OSError(
                 errno.EPERM,
                 "paths are for root and the mount's owner: send an fd with getfd",

@@ -39,10 +39,10 @@ class Outlet:
         """How many bytes wait besides the first message."""
         return self.waiting - len(self._unsent[0][0]) if self._unsent else 0
 
-    def send(self, data: bytes, fd: int = -1) -> None:
+    def send(self, data: bytes, fd: int = -1) -> bool:
         """Send *data*, and *fd* with it, which is closed then; after all that waits.
 
-        Data without room waits for `flush`.
+        Data without room waits for `flush`. Returns whether nothing waits now.
 
         Raises:
             OSError: the other end is closed, or the fd cannot be sent. It is closed.
@@ -51,11 +51,12 @@ class Outlet:
         if not self._unsent:
             sent = self._transmit(data, fd)
             if sent == len(data):
-                return
+                return True
             if sent:
                 rest, fd = memoryview(data)[sent:], -1
         self._unsent.append((rest, fd))
         self.waiting += len(rest)
+        return False
 
     def extend(self, messages: Iterable[tuple[bytes, int]]) -> None:
         """Let messages, each with its fd or -1, wait for `flush`."""

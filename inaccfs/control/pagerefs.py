@@ -149,11 +149,11 @@ class PageReferences:
     def _put_pfn(self, command: messages.PutPfn | messages.UnpinPages) -> Any:  # noqa: ANN401
         """The reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
+            pfn, count = command.pfn, command.count
+            if pfn is not None and command.extents is None and count <= _PAGES_NOW:
+                opened.file.pages.put(self._holder, pfn, count)
+                return self._put(opened.file, count)
             extents = _to_put(command)
-            if command.extents is None and command.count <= _PAGES_NOW:
-                file = opened.file
-                file.pages.put(self._holder, *extents[0])
-                return self._put(file, extents)
             return self._put_later(opened.again(), extents)
 
     async def _put_later(
@@ -161,10 +161,11 @@ class PageReferences:
     ) -> Nothing:
         with closing(opened):
             await opened.file.pages.put_all(self._holder, extents)
-            return self._put(opened.file, extents)
+            return self._put(opened.file, sum(count for _, count in extents))
 
-    def _put(self, file: InaccessibleFile, extents: list[tuple[int, int]]) -> Nothing:
-        self.total -= sum(count for _, count in extents)
+    def _put(self, file: InaccessibleFile, count: int) -> Nothing:
+        """Note that references to *count* pages of *file* have been put."""
+        self.total -= count
         assert file.pages.memory is not None
         if not file.pages.memory.references.total(self._holder):
             self._files.pop(file).close()

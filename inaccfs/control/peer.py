@@ -38,10 +38,6 @@ _NOT_YET: Final = object()
 # How many commands may wait for their turn before the peer is read no further.
 _WAITING_COMMANDS: Final = 64
 
-# For so long commands are carried out as they are read; after that in slices, by a
-# task.
-_TURN_SECONDS: Final = 0.002
-
 # How long to wait where epoll_ctl(2) has no room for one more connection.
 _NO_EPOLL_SECONDS: Final = 0.1
 
@@ -93,7 +89,8 @@ class Peer:
         self._ended: Final = trio.Event()
         # Whether reading has stopped until it has caught up.
         self._paused = False
-        # Until when commands are carried out as they are read.
+        # Until when commands are carried out as they are read; after that in slices, by
+        # a task.
         self._until = 0.0
         # Why it is being disconnected; empty if it is not.
         self.reason = ""
@@ -174,20 +171,24 @@ class Peer:
 
     # --- input -----------------------------------------------------------------------
 
-    def _readable(self, times: int) -> bool:
-        """Read at most *times*, and deal with it; return whether to read on."""
+    def _readable(self, times: int, until: float) -> bool:
+        """Read at most *times*, and deal with it; return whether to read on.
+
+        Commands that have not been begun at *until* (time.perf_counter()) are carried
+        out by a task.
+        """
         if self._paused:
             self.disconnect("it hung up")
             return False
         try:
-            self._until = time.perf_counter() + _TURN_SECONDS
-            for _ in range(times):
+            self._until = until
+            for left in range(times, 0, -1):
                 event = self._inbox.read()
                 if event is Event.NOTHING:
                     break
                 if not self._goes_on(event):
                     return False
-                if time.perf_counter() > self._until:
+                if left > 1 and time.perf_counter() > until:
                     break
         except Exception:
             self._fail()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,7 @@ from inaccfs.shim.deadlines import in_time
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import trio
 
@@ -35,6 +34,25 @@ class Backlog:
     def largest(self) -> PeerOutlet:
         """The outlet in which the most waits."""
         return max(self.outlets, key=lambda outlet: outlet.waiting)
+
+
+class _Joined:
+    """A with block in which an outlet sends together what is short.
+
+    At the latest when the block ends. For where one read has brought many commands.
+    Nothing may be awaited in it.
+    """
+
+    __slots__ = ("_outlet",)
+
+    def __init__(self, outlet: PeerOutlet) -> None:
+        self._outlet: Final = outlet
+
+    def __enter__(self) -> None:
+        self._outlet.join()
+
+    def __exit__(self, *_: object) -> None:
+        self._outlet.end_join()
 
 
 class PeerOutlet:
@@ -67,6 +85,9 @@ class PeerOutlet:
         self._closed = False
         # What has been sent in a `joined` block, and goes with what follows there.
         self._joined: bytearray | None = None
+        self.joined: Final = _Joined(self)
+        # How many bytes of what waits are counted in the backlog.
+        self._counted = 0
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -103,46 +124,35 @@ class PeerOutlet:
             if fd < 0 and len(self._joined) < _JOINED_BYTES:
                 self._joined += data
                 return
-            self._send_joined()
-            self._joined = bytearray()
-        self._send(data, fd)
-        if self._outlet.waiting:
-            self._check()
-
-    def _send(self, data: bytes, fd: int = -1) -> None:
+            self.end_join()
+            self.join()
         if self._closed:
             if fd >= 0:
                 os.close(fd)
             return
-        outlet = self._outlet
-        before = outlet.waiting
         try:
-            outlet.send(data, fd)
+            if self._outlet.send(data, fd):
+                return
         except OSError:
             # The reader will see it, too; but this is sooner.
             self._disconnect("it hung up")
             return
-        if outlet.waiting != before:
-            self._count(before)
-            self._write_later()
+        self._write_later()
+        self._check()
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Send what is short together, at the latest when the with block ends.
-
-        To be used where one read has brought many commands. Nothing may be awaited.
-        """
+    def join(self) -> None:
+        """Begin a `joined` block."""
         self._joined = bytearray()
-        try:
-            yield
-        finally:
-            self._send_joined()
 
-    def _send_joined(self) -> None:
+    def end_join(self) -> None:
+        """End it: send what it has left."""
         data, self._joined = self._joined, None
         # Without a check: nearly always these are replies, which `is_full` limits.
-        if data:
-            self._send(bytes(data))
+        if data and not self._closed:
+            self._outlet.extend([(bytes(data), -1)])
+            self._flush()
+            if self._outlet.waiting:
+                self._write_later()
 
     def offer(self, data: bytes) -> bool:
         """Send *data* if there is room now; else drop it, count it, and return false.
@@ -150,18 +160,16 @@ class PeerOutlet:
         Never blocks, never raises, and never leads to the peer's eviction.
         """
         if self._joined is not None:
-            self._send_joined()
-            self._joined = bytearray()
+            self.end_join()
+            self.join()
         if self._closed:
             return False
-        before = self._outlet.waiting
         try:
             sent = self._outlet.offer(data)
         except OSError:
             self._disconnect("it hung up")
             return False
-        if self._outlet.waiting != before:
-            self._count(before)
+        if self._outlet.waiting != self._counted:
             self._write_later()
         return sent
 
@@ -169,14 +177,14 @@ class PeerOutlet:
         """Send nothing any more."""
         self._closed = True
         self.nursery = None
-        before = self._outlet.waiting
         self._outlet.close()
-        self._count(before)
+        self._count()
 
-    def _count(self, before: int) -> None:
-        """Tell the backlog what waits now, where *before* bytes waited."""
+    def _count(self) -> None:
+        """Tell the backlog what waits now."""
         waiting = self._outlet.waiting
-        self._backlog.bytes += waiting - before
+        self._backlog.bytes += waiting - self._counted
+        self._counted = waiting
         if waiting:
             self._backlog.outlets.add(self)
         else:
@@ -197,6 +205,7 @@ class PeerOutlet:
             )
 
     def _write_later(self) -> None:
+        self._count()
         if not self._writing and self.nursery is not None:
             self._writing = True
             self.nursery.start_soon(self._write)
@@ -217,10 +226,9 @@ class PeerOutlet:
         self._progressed()
 
     def _flush(self) -> None:
-        before = self._outlet.waiting
         try:
             self._outlet.flush()
         except OSError:
             self._disconnect("it hung up")
         else:
-            self._count(before)
+            self._count()

@@ -35,16 +35,18 @@ class Readers:
 
     def __init__(self) -> None:
         self._epoll: Final = select.epoll()
-        self._callbacks: Final[dict[int, Callable[[int], bool]]] = {}
+        self._callbacks: Final[dict[int, Callable[[int, float], bool]]] = {}
 
     def close(self) -> None:
         """Close the epoll fd. All connections must have been removed."""
         self._epoll.close()
 
-    def add(self, fd: int, callback: Callable[[int], bool]) -> None:
+    def add(self, fd: int, callback: Callable[[int, float], bool]) -> None:
         """Call *callback* when *fd* can be read, until it returns false.
 
-        Its argument is how many times it may read. It must not raise.
+        Its arguments are how many times it may read, and until when by
+        time.perf_counter(); after that it reads no more, and a task does what is left.
+        It must not raise.
 
         Raises:
             OSError: ENOSPC, ENOMEM of epoll_ctl(2).
@@ -74,12 +76,15 @@ class Readers:
             # A reply wakes its peer, which on one CPU runs at once: look again, as for
             # the kernel's requests. With several peers another look finds nothing.
             times = _READS_IN_A_ROW if len(ready) == 1 else 1
-            until = time.perf_counter() + _TURN_SECONDS
+            now = time.perf_counter()
+            until = now + _TURN_SECONDS
             for fd, _ in ready:
                 # An earlier callback of this round may have removed it.
                 callback = self._callbacks.get(fd)
-                if callback is not None and callback(times):
+                if callback is not None and callback(times, now + _TURN_SECONDS):
                     self._epoll.modify(fd, _EVENTS)
-                if time.perf_counter() > until:
+                now = time.perf_counter()
+                if now > until:
                     await trio.lowlevel.checkpoint()
-                    until = time.perf_counter() + _TURN_SECONDS
+                    now = time.perf_counter()
+                    until = now + _TURN_SECONDS

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from inaccfs.control import qmp
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 _DEEPEST: Final = 1024
 
 
-class Asked(NamedTuple):
-    """A command."""
+class Asked(msgspec.Struct, frozen=True):
+    """A command. One is made for each, and a Struct is made faster than a tuple."""
 
     command: Command
     id: RequestId
@@ -95,14 +97,16 @@ class Stream:
         return end or len(data), None
 
     def _begin(self, data: bytes, at: int) -> tuple[int, Found | None]:
-        at = _skip_space(data, at)
-        if at == len(data):
-            return at, None
+        if data[at] != _OBJECT:
+            at = _skip_space(data, at)
+            if at == len(data):
+                return at, None
         # A line with one object, as nearly always.
         end = data.find(b"\n", at) + 1 if data[at] == _OBJECT else 0
         if end and end - at <= self._limit:
             try:
-                return end, Asked(*qmp.decode_request(data[at:end]), at)
+                command, request_id = qmp.decode_request(data[at:end])
+                return end, Asked(command, request_id, at)
             except qmp.MalformedError:
                 pass
             except qmp.BadRequestError as exc:

@@ -14,6 +14,10 @@ from typing import Final
 # For 256 directories, as many peers, and files without a name that are not open.
 _RESERVE: Final = 1024
 
+# The limit is looked up at least once in so many opens, as somebody may change it with
+# prlimit(1); and no more than so many fds of the reserve are taken before that is seen.
+_BETWEEN_LOOKS: Final = 64
+
 _NR_OPEN: Final = "/proc/sys/fs/nr_open"
 
 
@@ -32,7 +36,28 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def in_reserve(fd: int, share: int = 1) -> bool:
-    """Whether *fd* is in the reserve. With a *share* of 2, in its last half."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return fd >= limit - min(_RESERVE, limit // 4) // share
+class Reserve:
+    """Tells which fds are in the reserve.
+
+    It remembers a number that is not: prlimit(2) takes as long as all the rest of the
+    bookkeeping of an open.
+    """
+
+    __slots__ = ("_free", "_look_after")
+
+    def __init__(self) -> None:
+        # No number up to this was in the reserve when the limit was last looked up.
+        self._free = -1
+        # After how many more opens it is looked up again.
+        self._look_after = 0
+
+    def has(self, fd: int, share: int = 1) -> bool:
+        """Whether *fd* is in the reserve. With a *share* of 2, in its last half."""
+        if fd <= self._free and self._look_after:
+            self._look_after -= 1
+            return False
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        reserve = min(_RESERVE, limit // 4)
+        self._look_after = _BETWEEN_LOOKS
+        self._free = min(fd, limit - reserve - 1)
+        return fd >= limit - reserve // share

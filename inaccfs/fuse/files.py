@@ -33,7 +33,7 @@ class OpenFile:
         self._opens: Final = opens
         self._node: Final = node
         self._weak = False
-        self.file: Final[InaccessibleFile] = opens.open(node, os.O_RDWR)
+        self.file: Final[InaccessibleFile] = opens.open_node(node, writing=True)
         node.borrowed += 1
 
     @property

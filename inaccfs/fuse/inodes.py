@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.errnos import os_error
-from inaccfs.fuse import descriptors
+from inaccfs.fuse.descriptors import Reserve
 from inaccfs.fuse.nodes import Node, can_be_let_go, close_now, let_go
 from inaccfs.fuse.wire import ROOT_ID, Entry
 
@@ -81,6 +81,7 @@ class Inodes:
         # Directories with an fd that can be opened again, least recently used first.
         self._open_dirs: OrderedDict[int, Node] = OrderedDict()
         self.entry_valid: Final = _FOREVER if backing.private else 0
+        self._reserve: Final = Reserve()
 
     def close(self) -> None:
         """Close every fd of the namespace but the backing's root."""
@@ -263,12 +264,12 @@ class Inodes:
     def claim(self, fd: int, share: int = 1) -> int:
         """Take *fd* for a caller: returns it, or a copy outside the daemon's reserve.
 
-        *share*: see `descriptors.in_reserve`.
+        *share*: see `Reserve.has`.
 
         Raises:
             OSError: EMFILE, only the reserve is left; *fd* is closed.
         """
-        if not descriptors.in_reserve(fd, share):
+        if not self._reserve.has(fd, share):
             return fd
         try:
             if not self.make_room():

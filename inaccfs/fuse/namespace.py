@@ -125,15 +125,16 @@ class Namespace:
             raise OSError(errno.EINVAL, "a path from the root has no ..")
         if b"\0" in path:
             raise OSError(errno.EINVAL, "a path has no NUL")
-        node = self.inodes.root
+        inodes = self.inodes
+        node = inodes.root
         try:
             for name in names:
-                node = self.inodes.node_at(node, name, self._stat_no_link(node, name))
-            if not stat.S_ISREG(self.inodes.attributes(node).st_mode):
+                node = inodes.node_at(node, name, self._stat_no_link(node, name))
+            if not stat.S_ISREG(inodes.attributes(node).st_mode):
                 raise OSError(errno.EINVAL, "this is no regular file")  # noqa: TRY301
         except OSError:
             # The kernel may not know it, and so never forget it.
-            self.inodes.drop_if_unused(node)
+            inodes.drop_if_unused(node)
             raise
         return node
 
@@ -164,13 +165,17 @@ class Namespace:
             if flags & os.O_EXCL:
                 raise
             raise os_error(errno.ESTALE) from None
-        with _undone(os.unlink, name, dir_fd):
-            fd = self.inodes.claim(fd)
-            with _closed_on_failure(fd):
-                self._give(fd, parent, mode, uid, gid)
-                attributes = os.fstat(fd)
-                node = self.inodes.node_at(parent, name, attributes)
-        self.opens.open_new(node, fd)
+        claimed = -1
+        try:
+            claimed = self.inodes.claim(fd)
+            attributes = self._give(claimed, parent, mode, uid, gid)
+            node = self.inodes.node_at(parent, name, attributes)
+        except BaseException:
+            if claimed >= 0:
+                os.close(claimed)
+            _remove_made(os.unlink, name, dir_fd)
+            raise
+        self.opens.open_new(node, claimed)
         self.named_files += 1
         return self.inodes.entry(node, attributes)
 
@@ -184,9 +189,11 @@ class Namespace:
             stat.S_IMODE(mode),
         )
         fd = self.inodes.claim(fd)
-        with _closed_on_failure(fd):
-            self._give(fd, parent, mode, uid, gid)
-            attributes = os.fstat(fd)
+        try:
+            attributes = self._give(fd, parent, mode, uid, gid)
+        except BaseException:
+            os.close(fd)
+            raise
         node = self.inodes.add(attributes.st_ino, is_dir=False)
         self.opens.open_new(node, fd)
         return self.inodes.entry(node, attributes)
@@ -205,24 +212,29 @@ class Namespace:
 
     def _give(
         self, path: int | str, parent: Node, mode: int, uid: int, gid: int
-    ) -> None:
-        """Give a new inode the owner and mode that it has when its creator makes it."""
+    ) -> os.stat_result:
+        """Give a new inode the owner and mode that it has when its creator makes it.
+
+        Returns its attributes.
+        """
         made = os.stat(path)
         # In a set-group-ID directory the backing has already chosen the group.
         if stat.S_ISGID & os.fstat(self.inodes.dir_fd(parent)).st_mode:
             gid = made.st_gid
-        if (made.st_uid, made.st_gid) != (uid, gid):
-            os.chown(path, uid, gid)
-            if mode & (stat.S_ISUID | stat.S_ISGID):
-                # chown(2) has removed these.
-                os.chmod(path, stat.S_IMODE(mode))
+        if (made.st_uid, made.st_gid) == (uid, gid):
+            return made
+        os.chown(path, uid, gid)
+        if mode & (stat.S_ISUID | stat.S_ISGID):
+            # chown(2) has removed these.
+            os.chmod(path, stat.S_IMODE(mode))
+        return os.stat(path)
 
     def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
         """Finish a name that the backing has just made. The caller undoes it if not."""
         fd = os.open(name, PATH_FLAGS, dir_fd=self.inodes.dir_fd(parent))
         try:
-            self._give(f"/proc/self/fd/{fd}", parent, mode, uid, gid)
-            attributes = os.fstat(fd)
+            path = f"/proc/self/fd/{fd}"
+            attributes = self._give(path, parent, mode, uid, gid)
         finally:
             os.close(fd)
         return self.inodes.entry_at(parent, name, attributes)
@@ -320,9 +332,11 @@ class Namespace:
     ) -> None:
         """RENAME and RENAME2."""
         moved = self.inodes.nodes.get(self.inodes.stat_at(old_parent, old_name).st_ino)
-        there: os.stat_result | None = None
-        with suppress(FileNotFoundError):
+        there: os.stat_result | None
+        try:
             there = self.inodes.stat_at(new_parent, new_name)
+        except FileNotFoundError:
+            there = None
         replaced = None if there is None else self.inodes.nodes.get(there.st_ino)
         exchange = flags & syscalls.RENAME_EXCHANGE
         if replaced is not None and not exchange:
@@ -379,22 +393,15 @@ class Namespace:
 
 @contextmanager
 def _undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
-    """If the block fails, *remove* a name that has just been made.
-
-    The kernel may remember for a day that there is no such name.
-    """
+    """If the block fails, remove a name that has just been made."""
     try:
         yield
     except BaseException:
-        with suppress(FileNotFoundError):
-            remove(name, dir_fd=dir_fd)
+        _remove_made(remove, name, dir_fd)
         raise
 
 
-@contextmanager
-def _closed_on_failure(fd: int) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.close(fd)
-        raise
+def _remove_made(remove: Callable[..., None], name: bytes, dir_fd: int) -> None:
+    """*remove* a name: the kernel may remember for a day that there is none."""
+    with suppress(FileNotFoundError):
+        remove(name, dir_fd=dir_fd)

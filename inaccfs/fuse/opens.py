@@ -47,11 +47,12 @@ class Opens:
             OSError: EINVAL for O_DIRECT; EMFILE, no fds are left.
         """
         refuse_direct(flags)
-        return self._open(node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
+        return self.open_node(node, writing=flags & os.O_ACCMODE != os.O_RDONLY)
 
-    def _open(
+    def open_node(
         self, node: Node, *, writing: bool, of_a_caller: bool = True
     ) -> InaccessibleFile:
+        """As `open`; unless it is *of_a_caller*, with an fd of the daemon's reserve."""
         if node.file is None or (writing and not node.file.writable):
             with self._inodes.magic_path(node) as path:
                 fd, writable = _open_backing(path, writing=writing)
@@ -89,7 +90,7 @@ class Opens:
         """
         if not node.opens:
             raise os_error(errno.EBADF)
-        file = self._open(node, writing=True)
+        file = self.open_node(node, writing=True)
         node.opens -= 1
         return file
 
@@ -119,7 +120,7 @@ class Opens:
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:
         """The node's file, open for the length of a with block."""
         was_let_go = node.opens > 0 and node.file is None
-        file = self._open(node, writing=True, of_a_caller=False)
+        file = self.open_node(node, writing=True, of_a_caller=False)
         node.borrowed += 1
         try:
             yield file

@@ -159,7 +159,7 @@ def _text_at(request: bytearray, start: int, size: int) -> bytes:
     end = request.find(0, start, size)
     if end <= start:
         raise Truncated("a name is empty or has no end")
-    return bytes(memoryview(request)[start:end])
+    return bytes(request[start:end])
 
 
 def only_name(request: bytearray, size: int) -> bytes:
@@ -167,7 +167,7 @@ def only_name(request: bytearray, size: int) -> bytes:
     return name_at(request, _ARGUMENTS, size)
 
 
-DOTS: Final = (b".", b"..")
+DOTS: Final = frozenset((b".", b".."))
 
 
 def looked_up(request: bytearray, size: int) -> bytes:
@@ -176,10 +176,10 @@ def looked_up(request: bytearray, size: int) -> bytes:
     With a dot the kernel asks for the node itself, with two for the directory that it
     is in: see FUSE_EXPORT_SUPPORT. Raises as `name_at`.
     """
-    dots = bytes(memoryview(request)[_ARGUMENTS:size])
-    if dots in (b".\0", b"..\0"):
-        return dots[:-1]
-    return name_at(request, _ARGUMENTS, size)
+    name = _text_at(request, _ARGUMENTS, size)
+    if b"/" in name:
+        raise os_error(errno.EINVAL)
+    return name
 
 
 def rename_names(

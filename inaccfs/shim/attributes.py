@@ -33,13 +33,22 @@ class Attributes:
         """*initial* is what all pages are; *most* is how many ranges there may be."""
         self._most: Final = most
         self._initial: Final = initial == PRIVATE
-        self._private: Final[RangeMap[bool]] = RangeMap()
-        self._private.set(0, _END, self._initial)
+        # None until somebody looks at a page: each open makes one, and few are used.
+        self._ranges: RangeMap[bool] | None = None
+
+    @property
+    def _private(self) -> RangeMap[bool]:
+        if self._ranges is None:
+            self._ranges = RangeMap()
+            self._ranges.set(0, _END, self._initial)
+        return self._ranges
 
     @property
     def are_initial(self) -> bool:
         """Whether all pages are what they were at first."""
-        return len(self._private) == 1 and self.is_private(0) is self._initial
+        if self._ranges is None:
+            return True
+        return len(self._ranges) == 1 and self.is_private(0) is self._initial
 
     def is_private(self, page: int) -> bool:
         """Whether *page* is private; else it is shared."""

@@ -20,6 +20,9 @@ class Kind(Enum):
     # Pages become private, or shared, and stay where they are.
     CONVERT = "convert"
 
+    # Enum's own is written in Python, and each punch looks up its plan.
+    __hash__ = object.__hash__
+
 
 class Part(NamedTuple):
     """The pages that an operation concerns, as ranges from a start to an end."""

@@ -100,6 +100,8 @@ async def first_of(*waits: Wait) -> None:
 class _Mutex:
     """A semaphore of one: a `trio.Lock` would belong to a task."""
 
+    __slots__ = ("_semaphore",)
+
     def __init__(self) -> None:
         self._semaphore: Final = trio.Semaphore(1, max_value=1)
 

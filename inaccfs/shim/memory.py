@@ -177,7 +177,9 @@ class Memory:
             OSError: EINVAL, when it does not hold one to each; then nothing is put.
         """
         self._free(self.references.put(holder, pfn, count))
-        self._have_put(holder, pfn, count)
+        self._trace.counters.pages_put += count
+        if self._trace.listeners:
+            self._tell_put(holder, pfn, count)
 
     def put_all(
         self, holder: Holder, extents: Sequence[tuple[int, int]]
@@ -190,14 +192,14 @@ class Memory:
         for freed in self.references.put_all(holder, extents):
             self._free(freed)
             yield
-        for pfn, count in extents:
-            self._have_put(holder, pfn, count)
-
-    def _have_put(self, holder: Holder, pfn: int, count: int) -> None:
-        self._trace.counters.pages_put += count
+        self._trace.counters.pages_put += sum(count for _, count in extents)
         if self._trace.listeners:
-            end = pfn + count * self._per_page
-            self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
+            for pfn, count in extents:
+                self._tell_put(holder, pfn, count)
+
+    def _tell_put(self, holder: Holder, pfn: int, count: int) -> None:
+        end = pfn + count * self._per_page
+        self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
         """Drop all references of *holder*; in steps, to be exhausted."""

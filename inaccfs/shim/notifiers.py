@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import errno
 from contextlib import asynccontextmanager
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.shim.bindings import Bindings
 from inaccfs.shim.loop import TRIO
 from inaccfs.shim.notice import Notice as Notice
 from inaccfs.shim.notice import Notifier as Notifier
-from inaccfs.shim.rangemap import RangeMap, add
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -60,15 +59,14 @@ class Notifiers:
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
+        # Whether an event differs from what happens, or from notifier to notifier.
+        self._adapts: Final = clips or unit != 1
         self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
         # changes only under _lock, except that drop() may remove one at any time.
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
-        # How many notifiers are bound to a page, for each page that has one.
-        self._bound: Final[RangeMap[int]] = RangeMap()
-        # The bound notifiers themselves: the exclusive ones by page, others by range.
-        self._exclusive: Final[RangeMap[Notifier]] = RangeMap()
-        self._shared: Final[dict[Notifier, tuple[int, int]]] = {}
+        # The same by page. None until one is bound: few files ever have one.
+        self._bindings: Bindings[Notifier] | None = None
         # How many are not bound: they get every event.
         self._unbound = 0
         # Locked while events are sent and answered, and while the list changes, so that
@@ -119,7 +117,9 @@ class Notifiers:
 
     def cover(self, start: int, end: int) -> bool:
         """Whether notifiers are bound to each page from *start* to *end*."""
-        return not self._bound.gaps(start, end)
+        if self._bindings is None:
+            return start >= end
+        return self._bindings.cover(start, end)
 
     async def register(self, notifier: Notifier) -> None:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
@@ -138,22 +138,10 @@ class Notifiers:
                 of the two *exclusive*.
         """
         async with self._lock:
-            taken = (self._bound if exclusive else self._exclusive).overlapping(
-                start, end
-            )
-            if taken:
-                first, stop, _ = taken[0]
-                raise OSError(
-                    self._overlap_errno,
-                    f"pages {max(first, start)} to {min(stop, end)} are bound already: "
-                    "unbind them",
-                )
-            add(self._bound, start, end, 1)
+            if self._bindings is None:
+                self._bindings = Bindings(self._overlap_errno)
+            self._bindings.add(notifier, start, end, exclusive=exclusive)
             self._registered[notifier] = start, end
-            if exclusive:
-                self._exclusive.set(start, end, notifier)
-            else:
-                self._shared[notifier] = start, end
             self._changed()
 
     async def unregister(self, notifier: Notifier) -> None:
@@ -177,16 +165,11 @@ class Notifiers:
             bound = self._registered.pop(notifier)
             if bound is None:
                 self._unbound -= 1
-            else:
-                self._unbind(notifier, *bound)
+            elif self._bindings is not None:
+                self._bindings.remove(notifier, *bound)
         self._changed()
         if notifier in self._awaited:
             self._forget(notifier)
-
-    def _unbind(self, notifier: Notifier, start: int, end: int) -> None:
-        add(self._bound, start, end, -1)
-        if self._shared.pop(notifier, None) is None:
-            self._exclusive.delete(start, end)
 
     def silence(self, notifier: Notifier) -> None:
         """Stop waiting for *notifier*, which is about to be dropped."""
@@ -264,7 +247,7 @@ class Notifiers:
         self._notice, self._cause = notice, cause
         sequence = self._expect(targets, then)
         for notifier in targets:
-            self._tell(notifier, notice, sequence)
+            self._send(notifier, notice, sequence)
         return sequence
 
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
@@ -276,14 +259,14 @@ class Notifiers:
         self._sequence += 1
         return self._sequence
 
-    def _tell(self, notifier: Notifier, notice: Notice, sequence: int) -> None:
-        # To send to one may end its peer's connection, and drop the peer's others.
-        if notifier in self._awaited:
+    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
+        """Send an event, which *notifier* is to answer if it has a *sequence*."""
+        if sequence is not None:
+            if notifier not in self._awaited:
+                # To send to another has ended the connection of both.
+                return
             # Without listeners any number that is not 0.
             self._awaited[notifier] = self._trace.now() or 1
-            self._send(notifier, notice, sequence)
-
-    def _send(self, notifier: Notifier, notice: Notice, sequence: int | None) -> None:
         if self._trace.listeners:
             # Traced before it is sent: it may be answered at once.
             event, start, end = notice[:3]
@@ -292,7 +275,9 @@ class Notifiers:
                 *("event", start, end, notifier.who, event),
                 *(sequence or 0, notifier.number, 0, cause),
             )
-        notifier.tell(self._for(notifier, notice), sequence)
+        if self._adapts:
+            notice = self._adapted(notifier, notice)
+        notifier.tell(notice, sequence)
 
     def _trace_event(self, what: What, notifier: Notifier) -> None:
         """Trace what has become of the last event for *notifier*, which has got it."""
@@ -315,7 +300,7 @@ class Notifiers:
         sequence = self._expect(targets, answered.set)
         slices = Slices(self._loop)
         for notifier in targets:
-            self._tell(notifier, notice, sequence)
+            self._send(notifier, notice, sequence)
             await slices.give()
         if await self._loop.in_time(self._ack_seconds, answered.wait):
             return
@@ -357,10 +342,10 @@ class Notifiers:
         restrictedmem_bind() has them in an xarray.
         """
         found: Iterable[Notifier]
-        if self._unbound == len(self._registered):
+        if self._bindings is None or self._unbound == len(self._registered):
             found = self._registered
         else:
-            bound = self._bound_to(start, end)
+            bound = self._bindings.bound_to(start, end)
             found = bound
             if self._unbound:
                 found = [
@@ -368,25 +353,12 @@ class Notifiers:
                     for one, place in self._registered.items()
                     if place is None or one in bound
                 ]
+        if not self._leaving:
+            return list(found)
         return [one for one in found if one not in self._leaving]
 
-    def _bound_to(self, start: int, end: int) -> dict[Notifier, int]:
-        """The notifiers bound to one of these pages, each with the first of them."""
-        alone = self._exclusive.clipped(start, end)
-        found = [(first, one) for first, _, one in alone]
-        if self._shared and start < end:
-            found += [
-                (max(first, start), one)
-                for one, (first, stop) in self._shared.items()
-                if first < end and start < stop
-            ]
-            found.sort(key=itemgetter(0))
-        return {one: first for first, one in found}
-
-    def _for(self, notifier: Notifier, notice: Notice) -> Notice:
+    def _adapted(self, notifier: Notifier, notice: Notice) -> Notice:
         """The notice as *notifier* gets it: its own pages, in its units."""
-        if self._unit == 1 and not self._clips:
-            return notice
         start, end = notice.start, notice.end
         if self._clips and (bound := self._registered.get(notifier)) is not None:
             start, end = max(start, bound[0]), min(end, bound[1])

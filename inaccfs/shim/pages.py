@@ -41,7 +41,6 @@ class Pages(FetchedPages):
 
     __slots__ = (
         "_changed",
-        "_failures",
         "_fd",
         "_frozen",
         "_trace",
@@ -63,10 +62,6 @@ class Pages(FetchedPages):
         self._fd = fd
         self._trace: Final = trace
         self._changed: Final = changed
-        self._failures: Final = MemoryFailures(
-            *(superblock, turn, notifiers, self._moved, self._poisoned),
-            *(self._memory_of, self._kinds),
-        )
         # Whether no hole may be filled: see `inaccfs.shim.freezing`.
         self._frozen = False
         # Whether all users have closed the file, so that nobody gets pages any more.
@@ -283,4 +278,14 @@ class Pages(FetchedPages):
                 end; ENXIO for a hole; EHWPOISON if it is poisoned already: no event is
                 sent again.
         """
-        await self._failures.report(page)
+        # Stateless, so made here and not for each open file.
+        failures = MemoryFailures(
+            self._superblock,
+            self._turn,
+            self._notifiers,
+            self._moved,
+            self._poisoned,
+            self._memory_of,
+            self._kinds,
+        )
+        await failures.report(page)

@@ -38,9 +38,8 @@ class Turn:
         self._all: Final = all_taken
         self._changed: Final = changed
         self._loop: Final = loop
-        # Not set while the turn is taken.
-        self._idle = loop.event()
-        self._idle.set()
+        # Set when the turn is free again; None until it has been taken.
+        self._idle: Event | None = None
         # The pages that the operation fetches that has the turn.
         self.fetches = range(0)
         # Set inside `take` by an interrupted allocation that has not given back its
@@ -73,6 +72,7 @@ class Turn:
         self.fetches = range(0)
         self._all.discard(self)
         self._changed()
+        assert self._idle is not None
         self._idle.set()
 
     async def wait(self) -> None:
@@ -82,6 +82,7 @@ class Turn:
             if self.undoing is not None:
                 await self.wait_undone()
             else:
+                assert self._idle is not None
                 await self._idle.wait()
 
     async def wait_unless(self, interrupted: Event) -> bool:

@@ -228,7 +228,8 @@ async def test_an_exclusive_range_is_free_after_unbinding() -> None:
         one = await Listener(notifiers).bind(4, 8, exclusive=exclusive)
         await notifiers.unregister(one)
         assert not notifiers.cover(4, 8)
-        assert not notifiers._exclusive
+        assert notifiers._bindings is not None
+        assert not notifiers._bindings._exclusive
     one = await Listener(notifiers).bind(4, 8, exclusive=True)
     notifiers.drop(one)
     await Listener(notifiers).bind(0, 9, exclusive=False)
@@ -241,7 +242,8 @@ async def test_an_alias_leaves_the_other_where_it_was() -> None:
     notifiers.drop(other)
     assert notifiers.cover(0, 9)
     # And the pieces are one again.
-    assert list(notifiers._bound) == [(0, 9, 1)]
+    assert notifiers._bindings is not None
+    assert list(notifiers._bindings._numbers) == [(0, 9, 1)]
     assert list(notifiers._concerned(3, 6)) == [one]
 
 
@@ -317,5 +319,6 @@ async def test_bindings_that_come_and_go_are_found_as_by_a_list() -> None:
         assert notifiers.cover(start, end) is (set(range(start, end)) <= pages)
     for one in list(there):
         notifiers.drop(one)
-    assert not notifiers._bound
+    assert notifiers._bindings is not None
+    assert not notifiers._bindings._numbers
     assert notifiers._unbound == 0
