@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.explore.schedule import Step
-    from inaccfs.explore.state import Key
+    from inaccfs.explore.state import Key, Step
 
 
 def cone(steps: Sequence[Step], last: int) -> set[int]:

@@ -9,8 +9,9 @@ from inaccfs.explore.search import execute
 from inaccfs.explore.states import States
 
 if TYPE_CHECKING:
-    from inaccfs.explore.schedule import Schedule, Step, Violation
+    from inaccfs.explore.schedule import Schedule, Violation
     from inaccfs.explore.search import Case
+    from inaccfs.explore.state import Step
 
 
 class Checked(NamedTuple):
@@ -32,6 +33,8 @@ class Checked(NamedTuple):
 
 class _Watched(Chance):
     """Knows what states it has come to."""
+
+    compares = True
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar
 
-from inaccfs.explore.schedule import UnstableError
+from inaccfs.explore.choosing import UnstableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inaccfs.explore.schedule import Schedule, Step
-    from inaccfs.explore.state import Key
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.explore.state import Key, Step
 
 _N = TypeVar("_N", bound="Node")
 
@@ -30,6 +30,8 @@ class Chance:
     Burckhardt and others, ASPLOS 2010.
     """
 
+    compares: ClassVar[bool] = False
+
     def __init__(self, seed: int = 0) -> None:
         self._dice: Final = random.Random(seed)
         self.steps: list[Step] = []
@@ -47,6 +49,10 @@ class Chance:
         self._priorities = {}
         count = self._dice.randrange(_MOST_CHANGES + 1)
         self._changes = {self._dice.randrange(_SHORT) for _ in range(count)}
+
+    def ahead(self) -> Sequence[Step]:
+        """See `Chooser`."""
+        return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`."""
@@ -110,6 +116,8 @@ class Node:
 class Tree(Generic[_N]):
     """Schedules, depth first."""
 
+    compares: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self.stack: Final[list[_N]] = []
         self._depth = 0
@@ -124,6 +132,10 @@ class Tree(Generic[_N]):
     def steps(self) -> list[Step]:
         """Those of the last schedule."""
         return [node.step for node in self.stack if node.step is not None]
+
+    def ahead(self) -> Sequence[Step]:
+        """See `Chooser`: each step is looked at."""
+        return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""
@@ -204,6 +216,8 @@ def difference(one: Step, other: Step) -> str:
     for key, write in other.touched.items():
         if key not in one.touched:
             return f"{_said(key, write)}, and did not the time before"
+    if one.known == other.known:
+        return "changes it to something else than the time before"
     return "reads something else than the time before"
 
 

@@ -73,7 +73,7 @@ class _Client(Client):
         for _, file in self.mount.files():
             memory = file.pages.memory
             for extent in [] if memory is None else memory.frames.extents():
-                if schedule.runs:
+                if schedule.tracks:
                     schedule.touch(seen.references_key(extent.pfn))
         schedule.note(f"{explored.name} is disconnected")
         explored.held.clear()
@@ -127,12 +127,12 @@ class ExploredClient:
 
     def connected(self, *, write: bool = False) -> None:
         """This step looks whether it is connected, and its notifiers are registered."""
-        if self.schedule.runs:
+        if self.schedule.tracks:
             self.schedule.touch(("connected", self.name), write)
 
     def running(self, *, write: bool = False) -> None:
         """This step looks which of its callbacks run."""
-        if self.schedule.runs:
+        if self.schedule.tracks:
             self.schedule.touch(("running", self.name), write)
 
     def _deliver(self, due: Due) -> None:
@@ -231,9 +231,9 @@ class ExploredFile(PagesOfFile):
         self._client.connected()
         known = self._known(offset)
         new = known is None
-        if schedule.runs:
+        if schedule.tracks:
             if known:
-                schedule.state.meet(seen.references_key(known[0].pfn))
+                schedule.state.meet_early(seen.references_key(known[0].pfn))
             schedule.touch(self._page(offset), new)
             schedule.touch(seen.kind_key(self._number, offset), False)
             schedule.touch(seen.frozen_key(self._number), False)
@@ -251,7 +251,7 @@ class ExploredFile(PagesOfFile):
                 )
                 schedule.touch(LOT)
             raise
-        if schedule.runs:
+        if schedule.tracks:
             schedule.state.meet_as(seen.references_key(found.pfn), ())
             schedule.count(seen.references_key(found.pfn))
         self._pages[found.pfn] = offset
@@ -282,7 +282,7 @@ class ExploredFile(PagesOfFile):
 
     def _put(self, pfn: int, count: int) -> None:
         schedule = self._schedule
-        if schedule.runs:
+        if schedule.tracks:
             page = self._pages[pfn]
             schedule.touch(self._page(page), False)
             known = self._known(page)

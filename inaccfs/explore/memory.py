@@ -32,7 +32,7 @@ class Frames:
         """See `inaccfs.shim.buddy.Buddy`."""
         schedule = self._schedule
         frames = range(FIRST_PFN + start, FIRST_PFN + start + count)
-        if schedule.runs:
+        if schedule.tracks:
             # Which frame is given next depends on the order of all of this.
             schedule.touch("frames")
             for pfn in frames:
@@ -95,7 +95,7 @@ class GuestBytes:
             self._sight.windows[id(place.window)],
             place.position // PAGE_SIZE,
         )
-        if schedule.runs:
+        if schedule.tracks:
             schedule.touch(("frame", place.pfn), write)
             schedule.touch(seen.cell_key(file, page), write)
         if place.pfn not in self._frames.used:

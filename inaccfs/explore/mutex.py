@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.explore.schedule import Actor, Schedule
+from inaccfs.explore.actor import Actor
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.state import Key
 
 
 class Mutex:
     """A lock of the explorer's. Taking it is a point; releasing it is none."""
 
-    __slots__ = ("_always", "_schedule", "key", "name", "owner", "since")
+    __slots__ = ("_always", "_label", "_schedule", "key", "name", "owner", "since")
 
     def __init__(self, schedule: Schedule, name: str, *, always: bool = False) -> None:
         """With *always* any two sections conflict: what is in them is not tracked."""
         self.key: Final[Key] = schedule.number(name)
         self.name: Final = name
+        self._label: Final = f"takes {name}"
         # The actor that has it; the schedule itself in the setup.
         self.owner: Actor | Schedule | None = None
         # In which step it has been taken.
@@ -39,6 +41,9 @@ class Mutex:
         schedule = self._schedule
         return self.owner is schedule.current and self.since == schedule.step
 
+    def _is_free(self) -> bool:
+        return self.owner is None
+
     @property
     def free(self) -> bool:
         """Whether nobody has it."""
@@ -46,23 +51,21 @@ class Mutex:
 
     def acquire(self) -> None:
         """Wait until it is free, and take it."""
-        self._schedule.point(
-            f"takes {self.name}", lambda: self.owner is None, wants=self.key
-        )
+        if self._schedule.current is not None or self.owner is not None:
+            self._schedule.point(self._label, self._is_free, wants=self.key)
         self.take()
 
     def take(self) -> None:
         """It is free."""
         schedule = self._schedule
-        schedule.state.meet(self.key)
-        self.owner, self.since = schedule.current or schedule, schedule.step
-        if schedule.current is not None:
+        if schedule.tracks:
             schedule.touch(self.key, self._always)
             schedule.opened(self)
+        self.owner, self.since = schedule.current or schedule, schedule.step
 
     def release(self) -> None:
         """Somebody else may take it."""
         schedule = self._schedule
-        if schedule.current is not None and self.since != schedule.step:
+        if schedule.tracks and self.since != schedule.step:
             schedule.touch(self.key)
         self.owner = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inaccfs.explore import proposed
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from inaccfs.explore.world import World
     from inaccfs.iommu import Device, Learns
     from inaccfs.kvm import Vcpu
+
+
+@cache
+def _actors(kinds: tuple[type, ...]) -> list[str]:
+    """The names of methods, in order of the class."""
+    names = (name for kind in reversed(kinds) for name in vars(kind))
+    return [name for name in dict.fromkeys(names) if name.startswith("actor_")]
 
 
 class Scenario:
@@ -58,11 +66,8 @@ class Scenario:
 
     def actors(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """The methods whose names begin with actor_, in order of the class."""
-        for each in dict.fromkeys(
-            name for kind in reversed(type(self).__mro__) for name in vars(kind)
-        ):
-            if each.startswith("actor_"):
-                yield each.removeprefix("actor_"), getattr(self, each)
+        for each in _actors(type(self).__mro__):
+            yield each.removeprefix("actor_"), getattr(self, each)
 
     # --- for `setup` ------------------------------------------------------------------
 

@@ -7,17 +7,19 @@ has touched, so that a search knows which steps may change places.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from inaccfs.explore.actor import Actor
 from inaccfs.explore.carriers import Ended, carrier
-from inaccfs.explore.state import State
+from inaccfs.explore.choosing import UnstableError
+from inaccfs.explore.tracking import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
-    from inaccfs.explore.carriers import Thread
-    from inaccfs.explore.state import Key
+    from inaccfs.explore.choosing import Chooser
+    from inaccfs.explore.state import Key, Step
 
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
@@ -30,49 +32,6 @@ class SpinError(Exception):
     """An actor takes steps without an end."""
 
 
-class UnstableError(Exception):
-    """The same choices have led somewhere else."""
-
-
-class Step(NamedTuple):
-    """What a step has done. A key is touched with True by who changes it."""
-
-    actor: int
-    touched: dict[Key, bool]
-    # Those of the keys that it has counted, and has not looked at.
-    counted: set[Key]
-    # What the actor knows after it: see `Actor.known`.
-    known: int
-
-
-class Chooser(Protocol):
-    """Decides which actor takes the next step."""
-
-    def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
-        """One of *enabled* for step *depth*; None ends the schedule.
-
-        *current* has taken the last step; it is -1 at the beginning.
-        """
-
-    def record(self, step: Step) -> None:
-        """A step has been taken."""
-
-    def end(self) -> None:
-        """The schedule has come to its end, and was not ended by `choose`."""
-
-
-class Kept(Protocol):
-    """A lock that has been taken in a step."""
-
-    @property
-    def key(self) -> Key:
-        """What who wants it conflicts in."""
-
-    @property
-    def kept(self) -> bool:
-        """Whether the actor that runs has taken it in this step, and has it still."""
-
-
 class Violation(NamedTuple):
     """Something has happened that may not. See `inaccfs.explore.invariants`."""
 
@@ -82,54 +41,7 @@ class Violation(NamedTuple):
     step: int
 
 
-class Actor:
-    """Somebody who takes steps."""
-
-    __slots__ = (
-        *(
-            "act",
-            "base",
-            "daemon",
-            "done",
-            "index",
-            "known",
-            "label",
-            "late",
-            "lates",
-            "made",
-        ),
-        *("name", "ready", "thread", "wants"),
-    )
-
-    def __init__(
-        self, index: int, name: str, act: Callable[[], object], *, daemon: bool
-    ) -> None:
-        self.index: Final = index
-        self.name: Final = name
-        self.act: Final = act
-        # It need not come to an end.
-        self.daemon: Final = daemon
-        self.done = False
-        # What it does next, for people; and whether it can, if that depends.
-        self.label = ""
-        self.ready: Callable[[], bool] | None = None
-        # Which lock it wants.
-        self.wants: Key = None
-        # How its wait may end before it is ready: "" never, "last" if nobody can go on
-        # else, "any" at any time.
-        self.lates = ""
-        # Its last wait has ended so.
-        self.late = False
-        self.thread: Thread | None = None
-        # A hash of what it has seen: see `inaccfs.explore.state`. And how many things
-        # it has made, which have numbers.
-        self.known = index
-        self.made = 0
-        # What it knew when it began an access, which it begins anew after a fault.
-        self.base: int | None = None
-
-
-class Schedule:
+class Schedule(Tracking):
     """One execution of a scenario."""
 
     def __init__(
@@ -139,12 +51,9 @@ class Schedule:
 
         With *notes* what happens is noted in words.
         """
+        super().__init__(compares=chooser.compares)
         self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
-        # Who runs now; None is the setup, or the end.
-        self.current: Actor | None = None
-        # Which step runs.
-        self.step = -1
         self.violations: Final[list[Violation]] = []
         # Why it is over: "done", "pruned", or the kind of a violation.
         self.ended = ""
@@ -157,33 +66,19 @@ class Schedule:
         self.log: Final[list[tuple[int, list[str]]]] = []
         self._chooser: Final = chooser
         self._notes: Final = notes
-        self.state: Final = State()
-        # It evaluates what somebody waits for.
-        self.asks = False
-        self._touched: dict[Key, bool] = {}
-        # What the actor has learned from what it has touched; and what it has counted.
-        self._seen: dict[Key, bool] = {}
-        self._counted: set[Key] = set()
-        self._opened: list[Kept] = []
+        # The steps that are repeated: the one that runs, and all since one was none.
+        self._again: Step | None = None
+        self._repeated: Sequence[Step] = ()
+        # Those of them that have not begun.
+        self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
         # How often somebody had to be late.
         self._lates = 0
         self._next: Actor | None = None
         self._carrier: Final = carrier()
-        self._numbers: Final[dict[str, int]] = {}
 
     # --- for whatever runs ------------------------------------------------------------
-
-    def number(self, kind: str) -> tuple[str, int, int]:
-        """A key for something new of a kind: the same in every schedule."""
-        maker = -1
-        if self.current is not None:
-            maker = self.current.index
-            self.current.made += 1
-        of_maker = f"{kind} {maker}"
-        found = self._numbers[of_maker] = self._numbers.get(of_maker, 0) + 1
-        return kind, maker, found
 
     def point(
         self,
@@ -209,7 +104,7 @@ class Schedule:
         if self._starting:
             self._carrier.leave(me.thread)
         else:
-            chosen = self._finish_and_choose()
+            chosen = self._advance()
             if chosen is not me:
                 if chosen is None:
                     self._next = None
@@ -223,62 +118,6 @@ class Schedule:
         me.late = not (ready is None or ready())
         return not me.late
 
-    def touch(self, key: Key, write: bool = True) -> None:
-        """This step reads what *key* is for, or is about to change it."""
-        self.state.meet(key)
-        if write:
-            self._touched[key] = self._seen[key] = True
-        else:
-            self._touched.setdefault(key, False)
-            self._seen.setdefault(key, False)
-
-    def count(self, key: Key) -> None:
-        """This step is about to count what *key* is for up or down, and looks not.
-
-        So the order of two that count does not matter.
-        """
-        self.state.meet(key)
-        self._touched.setdefault(key, False)
-        self._counted.add(key)
-
-    def forget(self, before: int | None = None, result: object = None) -> None:
-        """What the actor has seen since it knew *before* has come to *result* only.
-
-        Without *before* it is as at its beginning.
-        """
-        if (me := self.current) is not None:
-            before = me.index if before is None else before
-            me.known = hash((before, me.made, result))
-            self._seen = {}
-
-    def restart(self) -> None:
-        """The actor begins its access anew."""
-        if (me := self.current) is not None and me.base is not None:
-            me.known = me.base
-            self._seen = {}
-
-    @contextmanager
-    def access(self) -> Iterator[None]:
-        """A vCPU's access, in a with block: all that is left of it is how it ended."""
-        me = self.current
-        if me is None:
-            yield
-            return
-        before = me.base = me.known
-        try:
-            yield
-        except Exception as exc:
-            self.forget(before, repr(exc))
-            raise
-        finally:
-            me.base = None
-        self.forget(before, "accessed")
-
-    @property
-    def runs(self) -> bool:
-        """Whether actors run: what the setup does touches nothing."""
-        return self.current is not None
-
     def note(self, text: str) -> None:
         """This step has done something."""
         if self._notes and self.current is not None and self.log:
@@ -290,10 +129,6 @@ class Schedule:
         self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
 
-    def opened(self, lock: Kept) -> None:
-        """*lock* has been taken in this step."""
-        self._opened.append(lock)
-
     def state_number(self) -> int:
         """A hash of the state between two steps."""
         return self.state.number(self.actors, self._lates)
@@ -302,31 +137,32 @@ class Schedule:
 
     def _begin(self, me: Actor) -> None:
         self.step += 1
-        self._touched, self._opened = {}, []
-        self._seen, self._counted = {}, set()
+        me.did = me.label
+        if self.tracks:
+            self._anew()
         if self._notes:
             self.log.append((me.index, [me.label]))
 
-    def _finish_and_choose(self) -> Actor | None:
+    def _advance(self) -> Actor | None:
+        """The step ends; who goes on?"""
         try:
-            self._finish()
+            if self.current is not None:
+                self._finish(self.current)
             return self._choose()
         except UnstableError as exc:
             # Not in the code of the actor, which may catch it.
             self.fail(exc)
             return None
 
-    def _finish(self) -> None:
-        me = self.current
-        assert me is not None
+    def _finish(self, me: Actor) -> None:
         if self.after is not None:
             self._check()
-        for lock in self._opened:
-            # Kept over a point: other actors that want it conflict with this.
-            if lock.kept:
-                self._touched[lock.key] = True
-        self.state.step(me, self._seen, self._touched, self._counted)
-        self._chooser.record(Step(me.index, self._touched, self._counted, me.known))
+        if (again := self._again) is not None:
+            if me.label != again.label:
+                raise _differs(self.step, me, "comes to", again.label)
+            me.known = again.known
+            return
+        self._chooser.record(self._taken(me))
 
     def _check(self) -> None:
         """What the scenario says holds always, and reads as this step does."""
@@ -345,22 +181,50 @@ class Schedule:
         if self.step >= MOST_STEPS:
             self.fail(SpinError(f"no end after {MOST_STEPS} steps"))
             return None
-        enabled = [
-            actor.index
-            for actor in self.actors
-            if not actor.done
-            and (actor.ready is None or actor.lates == "any" or actor.ready())
-        ]
+        again = None
+        if self._ahead or self._looks_ahead():
+            again = self._ahead.popleft()
+            actor = self.actors[again.actor]
+            if actor.label != again.did:
+                raise _differs(self.step + 1, actor, "is", again.did)
+            if not actor.done and (actor.ready is None or actor.ready()):
+                self._again = again
+                return actor
+        self._again = again
+        enabled = self._enabled()
         if not enabled:
             enabled = self._stuck()
             if not enabled:
                 return None
+        if again is not None:
+            if again.actor not in enabled:
+                raise UnstableError(
+                    f"step {self.step + 2} cannot be taken as it was the time before"
+                )
+            return self.actors[again.actor]
         last = -1 if self.current is None else self.current.index
         index = self._chooser.choose(self.step + 1, enabled, last)
         if index is None:
             self.ended = self.ended or "pruned"
             return None
         return self.actors[index]
+
+    def _looks_ahead(self) -> bool:
+        """Whether steps are next that are repeated."""
+        if self._repeated:
+            self.state.repeat(self._repeated)
+        self._repeated = self._chooser.ahead()
+        self._ahead.extend(self._repeated)
+        self.tracks = not self._repeated
+        return bool(self._repeated)
+
+    def _enabled(self) -> list[int]:
+        return [
+            actor.index
+            for actor in self.actors
+            if not actor.done
+            and (actor.ready is None or actor.lates == "any" or actor.ready())
+        ]
 
     def _stuck(self) -> list[int]:
         """Nobody can go on: who may be late goes on all the same."""
@@ -408,12 +272,20 @@ class Schedule:
         actor.done = True
         if self._starting:
             return
-        self._next = self._finish_and_choose()
+        self._next = self._advance()
 
     def fail(self, exc: BaseException) -> None:
         """The actor that runs has raised, and that is the end."""
         self.error, self.ended = exc, "error"
         self.failed = None if self.current is None else self.current.name
+
+    def discard(self) -> None:
+        """Forget what actors are made of, and keep what has come of them."""
+        for actor in self.actors:
+            actor.discard()
+        self.after = None
+        self._anew()
+        self.state.discard()
 
     def run(self) -> None:
         """Run all actors to their ends."""
@@ -427,15 +299,22 @@ class Schedule:
         self._starting = False
         self.state.begin(self.actors)
         self.current = None
-        self._touched = {}
-        self._next = None if self.ended else self._choose()
+        self._next = None if self.ended else self._advance()
         while self._next is not None:
             self.current, self._next = self._next, None
             carrier.enter(self.current.thread)
         self.current = None
+        self.tracks = False
         if self.error is None and self.ended != "pruned":
             self._chooser.end()
         self._dead = True
         for actor in self.actors:
             carrier.kill(actor.thread)
         self._dead = False
+
+
+def _differs(step: int, actor: Actor, what: str, before: str) -> UnstableError:
+    return UnstableError(
+        f"step {step + 1}, of {actor.name}, {what} {actor.label!r}; the time before: "
+        f"{before!r}"
+    )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from inaccfs.errors import InaccfsError
 from inaccfs.explore.causes import cone, switches
 from inaccfs.explore.choosers import Bounded, Chance
-from inaccfs.explore.schedule import Schedule, SpinError, UnstableError
+from inaccfs.explore.choosing import UnstableError
+from inaccfs.explore.schedule import Schedule, SpinError
 from inaccfs.explore.states import States
 from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from inaccfs.explore.scenario import Scenario
-    from inaccfs.explore.schedule import Step
+    from inaccfs.explore.state import Step
     from inaccfs.semantics import Semantics
 
 _BY_CHANCE: Final = 30
@@ -153,6 +154,7 @@ def execute(
         ) from exc
     finally:
         world.discard()
+        vars(scenario).clear()
     return schedule
 
 
@@ -288,7 +290,6 @@ def _watched(outcome: Outcome) -> Iterator[None]:
 def _no_garbage() -> Iterator[None]:
     """Collect garbage seldom: a schedule leaves circles, and most of the rest stays."""
     before = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
     try:

@@ -63,7 +63,7 @@ class Sight:
 
     def read(self, kind: str, place: int = 0) -> None:
         """It is looked at."""
-        if self.schedule.runs:
+        if self.schedule.tracks:
             self.schedule.touch((kind, self.number, place), False)
 
     def add_slot(self, slot: MemorySlot) -> None:
@@ -79,7 +79,7 @@ class Sight:
 
     def write(self, kind: str, place: int = 0) -> None:
         """It is changed."""
-        if self.schedule.runs:
+        if self.schedule.tracks:
             self.schedule.touch((kind, self.number, place))
 
 
@@ -293,7 +293,8 @@ class List(Notifiers):
         sight = self._sight
         notifier.__dict__["number"] = sight.schedule.number("notifier")
         sight.notifiers.append(notifier)
-        sight.schedule.state.meet(("list", sight.number, 0))
+        if sight.schedule.tracks:
+            sight.schedule.state.meet_early(("list", sight.number, 0))
 
     async def register(self, notifier: Notifier) -> None:
         """See `Notifiers.register`."""

@@ -11,10 +11,10 @@ of them only. A state is made of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 
     Key: TypeAlias = Hashable
     Value: TypeAlias = Hashable
@@ -26,15 +26,40 @@ class Actor(Protocol):
     @property
     def index(self) -> int: ...
 
+    did: str
     done: bool
     known: int
+    label: str
     late: bool
+
+
+class Step(NamedTuple):
+    """What a step has done. A key is touched with True by who changes it."""
+
+    actor: int
+    touched: dict[Key, bool]
+    # Those of the keys that it has counted, and has not looked at.
+    counted: Set[Key]
+    # What the actor knows after it: see `Actor.known`.
+    known: int
+    # What it is, for people; and what the actor is to do next.
+    did: str
+    label: str
+    # Of each key that has been met: the value before the step; of each that it has
+    # changed, that after it.
+    before: list[tuple[Key, Value]]
+    after: list[tuple[Key, Value]]
+
+
+_NONE: Final[frozenset[Key]] = frozenset()
 
 
 class State:
     """The shared part, and the hash of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compares: bool = True) -> None:
+        """Nobody *compares* states of a schedule that is drawn by chance."""
+        self.compares: Final = compares
         # What finds the value of a key; and of all keys of a kind, by what comes next
         # in each.
         self.of_key: Final[dict[Key, Callable[[], Value]]] = {}
@@ -47,6 +72,8 @@ class State:
         # Those that are not what they were before all steps: the sum of their hashes,
         # as each step changes it by itself.
         self._changed = 0
+        # What this step has met, and may touch in a later one.
+        self._met: Final[list[Key]] = []
 
     def begin(self, actors: Sequence[Actor]) -> None:
         """The actors begin."""
@@ -55,10 +82,22 @@ class State:
         # Its first change is told when it has come.
         self.meet("frames")
 
+    def discard(self) -> None:
+        """No value is looked at any more."""
+        self.of_key.clear()
+        self.of_kind.clear()
+        self.beside.clear()
+
     def meet(self, key: Key) -> None:
         """A key is about to be touched: for the first time, maybe."""
-        if key not in self._values:
+        if key not in self._values and self.compares:
             self._values[key] = self._first[key] = self._value(key)
+
+    def meet_early(self, key: Key) -> None:
+        """As `meet`, if it will be changed before it is touched, in a later step."""
+        if self.compares:
+            self.meet(key)
+            self._met.append(key)
 
     def meet_as(self, key: Key, value: Value) -> None:
         """As `meet`, when it has been changed already, and was *value* before."""
@@ -79,31 +118,57 @@ class State:
         actor: Actor,
         seen: dict[Key, bool],
         touched: dict[Key, bool],
-        counted: Iterable[Key],
-    ) -> None:
+        counted: Set[Key],
+    ) -> Step:
         """*actor* has taken a step. It knows what it has *seen* of what it *touched*.
 
         Those that are *counted* have changed, too.
         """
+        if not self.compares:
+            return Step(
+                *(actor.index, touched, counted or _NONE, 0),
+                *(actor.did, actor.label, [], []),
+            )
         values = self._values
         known = [(key, write, values[key]) for key, write in seen.items()]
+        before = [(key, values[key]) for key in touched]
+        if self._met:
+            before += [(key, values[key]) for key in self._met]
+            self._met.clear()
         actor.known = hash((actor.known, actor.late, tuple(known)))
+        after: list[tuple[Key, Value]] = []
         for key, write in touched.items():
-            if write:
-                self._changes(actor, key)
-        for key in counted:
-            self._changes(actor, key)
+            if write or key in counted:
+                value = self._value(key)
+                if value is None:
+                    value = actor.known
+                after.append((key, value))
+        self._change(after)
+        return Step(
+            *(actor.index, touched, counted or _NONE, actor.known),
+            *(actor.did, actor.label, before, after),
+        )
 
-    def _changes(self, actor: Actor, key: Key) -> None:
-        value = self._value(key)
-        if value is None:
-            value = actor.known
-        before, first = self._values[key], self._first[key]
-        if before != first:
-            self._changed ^= hash((key, before))
-        if value != first:
-            self._changed ^= hash((key, value))
-        self._values[key] = value
+    def _change(self, after: Iterable[tuple[Key, Value]]) -> None:
+        values = self._values
+        for key, value in after:
+            before, first = values[key], self._first[key]
+            if before != first:
+                self._changed ^= hash((key, before))
+            if value != first:
+                self._changed ^= hash((key, value))
+            values[key] = value
+
+    def repeat(self, steps: Iterable[Step]) -> None:
+        """*steps* have been taken that were taken before in another schedule."""
+        values, first = self._values, self._first
+        now: dict[Key, Value] = {}
+        for step in steps:
+            for key, value in step.before:
+                if key not in values:
+                    values[key] = first[key] = value
+            now.update(step.after)
+        self._change(now.items())
 
     def number(self, actors: Iterable[Actor], more: Hashable) -> int:
         """The hash of the state; *more* belongs to it.

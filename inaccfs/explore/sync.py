@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable
     from types import TracebackType
 
-    from inaccfs.explore.schedule import Actor, Schedule
+    from inaccfs.explore.actor import Actor
+    from inaccfs.explore.schedule import Schedule
     from inaccfs.kvm import sync
     from inaccfs.shim.loop import Wait
 
@@ -65,10 +66,10 @@ class Condition:
     def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """See `threading.Condition.wait_for`; a timeout only when all others wait."""
         schedule, lock = self._schedule, self._lock
-        if schedule.runs:
+        if schedule.tracks:
             schedule.touch(self._key, False)
         while not (result := self._asked(predicate)):
-            if schedule.runs:
+            if schedule.tracks:
                 schedule.touch(self._key)
             notified = [False]
             self._waiters.append((schedule.current, notified))
@@ -86,7 +87,7 @@ class Condition:
         return result
 
     def _asked(self, predicate: Callable[[], _T]) -> _T:
-        self._schedule.asks = self._schedule.runs
+        self._schedule.asks = self._schedule.tracks
         try:
             return predicate()
         finally:
@@ -98,7 +99,7 @@ class Condition:
     def notify_all(self) -> None:
         """See `threading.Condition.notify_all`."""
         schedule = self._schedule
-        if schedule.runs:
+        if schedule.tracks:
             if self._waiters:
                 schedule.touch(self._key)
             else:
@@ -135,7 +136,9 @@ class Sync:
         try:
             step = next(steps)
             while True:
-                if not thrown:
+                # In a step that is repeated nobody asks what it knows meanwhile, save
+                # for a call in a call.
+                if not thrown and (schedule.tracks or me.base is None):
                     schedule.forget(
                         begun if me.base is None else me.base, _locals(steps)
                     )
@@ -189,7 +192,7 @@ class _Event:
         loop.schedule.state.of_key[self._key] = self.is_set
 
     def set(self) -> None:
-        if self._loop.schedule.runs:
+        if self._loop.schedule.tracks:
             self._loop.schedule.touch(self._key)
         self._set = True
 
@@ -202,7 +205,7 @@ class _Event:
                 self._loop.wait_for(self.is_set, "answers")
         finally:
             # Also if it was too late: that depends on who was first.
-            if self._loop.schedule.runs:
+            if self._loop.schedule.tracks:
                 self._loop.schedule.touch(self._key, False)
 
 
@@ -217,7 +220,7 @@ class _Mutex(Mutex):
 
     def take_if_free(self) -> bool:
         if self.owner is not None:
-            if self._schedule.runs:
+            if self._schedule.tracks:
                 self._schedule.touch(self.key)
             return False
         self.take()
@@ -250,14 +253,14 @@ class _ParkingLot:
     async def park(self) -> None:
         loop = self._loop
         rounds = loop.unparked
-        if loop.schedule.runs:
+        if loop.schedule.tracks:
             loop.schedule.touch(LOT)
         loop.wait_for(lambda: loop.unparked > rounds, "page locks")
-        if loop.schedule.runs:
+        if loop.schedule.tracks:
             loop.schedule.touch(LOT)
 
     def unpark_all(self) -> None:
-        if self._loop.schedule.runs:
+        if self._loop.schedule.tracks:
             self._loop.schedule.touch(LOT)
         self._loop.unparked += 1
 

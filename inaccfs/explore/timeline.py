@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from inaccfs.chrometrace import Writer
 from inaccfs.explore.causes import cone
 from inaccfs.explore.choosers import Replay
-from inaccfs.explore.schedule import UnstableError
+from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.search import ScenarioError, execute
 
 if TYPE_CHECKING:

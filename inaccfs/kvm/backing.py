@@ -75,7 +75,7 @@ class BackingFile:
         self._puts: Final = puts
         # Names the file without keeping it open; None if this keeps it.
         self._name: Final = (
-            shim.weak_file if isinstance(shim, WeakShim) and not holds else None
+            shim.weak_file if not holds and isinstance(shim, WeakShim) else None
         )
         self.key: Final = key
         with ExitStack() as undo:

@@ -5,8 +5,9 @@
 
 complete   the scenarios that are promised to be complete, each with all versions that
            differ and two KVMs; and two-vcpus. At most N seconds of CPU each (60).
-rate       schedules a second of CPU, punch of v10; side by side with the spike, which
-           is not in this repository: FILE with the Python of DIR/.venv.
+rate       seconds of CPU to the end of punch of v10, and schedules a second; side by
+           side with the spike, a search by partial orders that is not in this
+           repository: FILE with the Python of DIR/.venv.
 first      how long the first counterexample takes, beside `inaccfs kvm stress`, for
            each race and each bug that stress finds. Both in this process, on the wall
            clock, without the start of a command; for stress a mount of its own.
@@ -90,16 +91,25 @@ def complete(args: argparse.Namespace) -> None:
 # --- rate -----------------------------------------------------------------------------
 
 
-def _rate(seconds: float) -> float:
+class Rate(NamedTuple):
+    """Of CPU."""
+
+    a_second: float
+    # To the end.
+    seconds: float
+
+
+def _rate(seconds: float) -> Rate:
     case = Case(SCENARIOS["punch"], V10())
     found: list[Outcome] = []
     while sum(one.seconds for one in found) < seconds:
         found.append(explore(case, Limits(None)))
     count = sum(one.schedules + one.pruned for one in found)
-    return count / sum(one.seconds for one in found)
+    total = sum(one.seconds for one in found)
+    return Rate(count / total, total / len(found))
 
 
-def _spike_rate(spike: str, tree: str, seconds: float) -> float:
+def _spike_rate(spike: str, tree: str, seconds: float) -> Rate:
     done = subprocess.run(
         [f"{tree}/.venv/bin/python", spike, "one", "S1", "v10", "-s", str(seconds)],
         capture_output=True,
@@ -107,9 +117,13 @@ def _spike_rate(spike: str, tree: str, seconds: float) -> float:
         check=True,
         cwd=tree,
     )
-    found = re.search(r"(\d+) a CPU second", done.stdout)
+    found = re.search(
+        r"(\d+) schedules \+ (\d+) pruned, complete=True.* (\d+) a CPU second",
+        done.stdout,
+    )
     assert found is not None, done.stdout
-    return float(found[1])
+    one, other, a_second = map(int, found.groups())
+    return Rate(a_second, (one + other) / a_second)
 
 
 def rate(args: argparse.Namespace) -> None:
@@ -119,11 +133,24 @@ def rate(args: argparse.Namespace) -> None:
         ours.append(_rate(3.0))
         if args.spike:
             theirs.append(_spike_rate(args.spike, args.spike_tree, 3.0))
-    mine = statistics.median(ours)
-    print(f"punch, v10: {mine:.0f} schedules a CPU second (median of {_ROUNDS})")
+    print(f"punch, v10, by medians of {_ROUNDS}")
+    mine = _show_rate("explore", ours)
     if theirs:
-        other = statistics.median(theirs)
-        print(f"the spike:  {other:.0f}; {mine / other:.1f} times (to reach: 3)")
+        other = _show_rate("the spike", theirs)
+        print(
+            f"to the end {other.seconds / mine.seconds:.1f} times as fast; "
+            f"{mine.a_second / other.a_second:.1f} times as many schedules a second "
+            "(to reach: 3)"
+        )
+
+
+def _show_rate(name: str, found: list[Rate]) -> Rate:
+    made = Rate(*(statistics.median(each) for each in zip(*found, strict=True)))
+    print(
+        f"{name:<10} to the end {made.seconds:.3f} s of CPU, "
+        f"{made.a_second:.0f} schedules a CPU second"
+    )
+    return made
 
 
 # --- first ----------------------------------------------------------------------------

@@ -60,19 +60,26 @@ def _keeps_who_has_gone(patch: Patch) -> None:
 def _wrong_unit(patch: Patch) -> None:
     """Pages for bytes."""
 
-    def other(self: Notifiers, _: Notifier, notice: Notice) -> Notice:
+    def other(notice: Notice) -> Notice:
         return notice._replace(start=notice.start << 12, end=notice.end << 12)
 
-    patch.setattr(Notifiers, "_for", other)
+    _send_instead(patch, other)
 
 
 def _short_event(patch: Patch) -> None:
     """Without the last page."""
+    _send_instead(patch, lambda notice: notice._replace(end=notice.end - 1))
 
-    def other(self: Notifiers, _: Notifier, notice: Notice) -> Notice:
-        return notice._replace(end=notice.end - 1)
 
-    patch.setattr(Notifiers, "_for", other)
+def _send_instead(patch: Patch, other: Callable[[Notice], Notice]) -> None:
+    right = Notifiers._send
+
+    def send(
+        self: Notifiers, notifier: Notifier, notice: Notice, sequence: int | None
+    ) -> None:
+        right(self, notifier, other(notice), sequence)
+
+    patch.setattr(Notifiers, "_send", send)
 
 
 def _unlocked_list(patch: Patch) -> None:

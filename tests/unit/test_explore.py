@@ -36,14 +36,12 @@ def explored(name: str, rules: Semantics, kvm: str = "kvm") -> Outcome:
         ("punch", V8(), [UAF]),
         ("punch", Before(), [STALE, READ, UAF]),
         ("punch", V10(), []),
-        ("punch", Bind(), []),
         ("mapped", V8(), [UAF]),
         ("mapped", Before(), [STALE, READ, UAF]),
         ("mapped", GuestMemfd(), []),
         ("convert", V8(), []),
         ("convert", V10(), []),
         ("delete-slot", V8(), []),
-        ("delete-slot", V10(), []),
         ("delete-slot", Bind(), []),
     ],
 )
@@ -57,7 +55,7 @@ def test_a_bracket_is_no_use_to_a_kvm_that_does_not_retry(rules: Semantics) -> N
 
 
 def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
-    found = explored("late-slot", V10())
+    found = explore(Case(SCENARIOS["late-slot"], V10()), Limits(None, schedules=200))
     assert found.kinds == [STALE, UNPAIRED, UAF]
     assert found.found[UNPAIRED].size[0] <= 15
 
@@ -68,25 +66,18 @@ def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
 @pytest.mark.parametrize(
     ("name", "rules", "kvm"),
     [
-        ("mapped", V8(), "kvm"),
-        ("mapped", V10(), "kvm"),
-        ("punch", V8(), "kvm"),
+        ("mapped", V10(), "no-retry"),
         ("punch", V7(), "kvm"),
-        ("punch", Before(), "no-retry"),
-        ("convert", V10(), "no-retry"),
+        ("convert", Before(), "no-retry"),
         ("delete-slot", Bind(), "kvm"),
-        ("late-slot", V8(), "no-retry"),
         ("two-vms", V8(), "kvm"),
-        ("put-late", V8(), "kvm"),
-        ("peer-silent", V8(), "kvm"),
-        ("peer-dies", V7(), "kvm"),
-        ("grow", V10(), "kvm"),
     ],
 )
 def test_what_chance_finds_the_search_has_found(
     name: str, rules: Semantics, kvm: str
 ) -> None:
-    found = check(Case(SCENARIOS[name], rules, kvm), 300)
+    """A few; tests/hard has all scenarios and versions."""
+    found = check(Case(SCENARIOS[name], rules, kvm), 100)
     assert (found.missed, found.unlike) == ([], [])
     assert found.hit > 10
     assert found.kinds_by_chance <= found.kinds

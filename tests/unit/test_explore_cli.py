@@ -214,7 +214,7 @@ def test_the_scenario_of_the_page(run: Run, tmp_path: Path) -> None:
     )
     path = tmp_path / "late.py"
     path.write_text(text)
-    words = ("--semantics", "v10", "--seconds", "1", "--json")
+    words = ("--semantics", "v10", "--seconds", "0.3", "--json")
     status, out, _ = run(f"{path}:LateSlot", *words)
     assert (status, "unpaired" in row_of(out)["kinds"]) == (1, True)
     assert len(text.splitlines()) <= 25

@@ -14,7 +14,7 @@ from tests import explore_page
 from tests.explore_page import Place
 
 # The others are tests/hard's.
-QUICK = ("mapped", "convert-back", "grow")
+QUICK = ("mapped", "grow")
 
 
 def test_the_table_has_all_scenarios_and_versions() -> None:
@@ -39,11 +39,10 @@ def test_versions_that_share_a_search_do_not_differ() -> None:
     for same in explore_page.distinct().values():
         if len(same) == 1:
             continue
-        for scenario in ("mapped", "grow"):
-            cases = [Case(SCENARIOS[scenario], made[each]()) for each in same]
-            found = [explore(case, Limits(seconds=None)) for case in cases]
-            counts = {(one.schedules, one.pruned, *one.kinds) for one in found}
-            assert len(counts) == 1, (scenario, same)
+        cases = [Case(SCENARIOS["mapped"], made[each]()) for each in same]
+        found = [explore(case, Limits(seconds=None)) for case in cases]
+        counts = {(one.schedules, one.pruned, *one.kinds) for one in found}
+        assert len(counts) == 1, same
 
 
 @pytest.mark.parametrize("word", [*KINDS, *KVMS, *SCENARIOS])

@@ -1,0 +1,39 @@
+"""Who decides whose step is next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.explore.state import Step
+
+
+class UnstableError(Exception):
+    """The same choices have led somewhere else."""
+
+
+class Chooser(Protocol):
+    """Decides which actor takes the next step."""
+
+    compares: ClassVar[bool]
+    """Whether it looks at states, and at what actors know."""
+
+    def ahead(self) -> Sequence[Step]:
+        """The next steps, if these have been taken before and are to be repeated.
+
+        `record` is not called for them.
+        """
+
+    def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
+        """One of *enabled* for step *depth*; None ends the schedule.
+
+        *current* has taken the last step; it is -1 at the beginning.
+        """
+
+    def record(self, step: Step) -> None:
+        """A step has been taken."""
+
+    def end(self) -> None:
+        """The schedule has come to its end, and was not ended by `choose`."""
