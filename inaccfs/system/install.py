@@ -20,7 +20,7 @@ from inaccfs.errors import InaccfsError
 from inaccfs.system.files import File, files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 RECORD: Final = Path("share/inaccfs/setup-system.json")
 """The record, below the prefix."""
@@ -59,8 +59,7 @@ class Installer:
         stale = record.files.keys() - {str(file.path) for file in wanted}
         if not dry_run:
             record.files |= {str(file.path): _sum(file.content) for file in wanted}
-            self._make_parents([self._record, *(file.path for file in wanted)], record)
-            self._save(record)
+            self._begin(record, wanted)
         for file in wanted:
             if not dry_run:
                 self._write(file)
@@ -88,10 +87,7 @@ class Installer:
         if dry_run:
             return
         self._unlink(self._record)
-        for directory in reversed(record.directories):
-            # Others may have put files of theirs there.
-            with suppress(OSError):
-                self._at(Path(directory)).rmdir()
+        self._remove_empty([Path(directory) for directory in record.directories])
 
     @property
     def _record(self) -> Path:
@@ -141,17 +137,37 @@ class Installer:
         except OSError as exc:
             raise _failure("remove", self._at(path), exc) from exc
 
-    def _make_parents(self, paths: Iterable[Path], record: _Record) -> None:
-        for path in paths:
-            for parent in reversed(path.parents):
-                at = self._at(parent)
-                if at.is_dir():
-                    continue
-                try:
-                    at.mkdir()
-                except OSError as exc:
-                    raise _failure("make", at, exc) from exc
-                record.directories.append(str(parent))
+    def _begin(self, record: _Record, wanted: Iterable[File]) -> None:
+        """Make the directories, those of the files after the record that names them."""
+        places = self._missing([self._record])
+        others = self._missing([self._record, *(file.path for file in wanted)])
+        record.directories += [str(path) for path in others]
+        try:
+            self._make(places)
+            self._save(record)
+        except BaseException:
+            self._remove_empty(places)
+            raise
+        self._make(others)
+
+    def _missing(self, paths: Iterable[Path]) -> list[Path]:
+        """Parents that are to be made, outer ones first."""
+        parents = [parent for path in paths for parent in reversed(path.parents)]
+        return [one for one in dict.fromkeys(parents) if not self._at(one).is_dir()]
+
+    def _make(self, directories: Iterable[Path]) -> None:
+        for path in directories:
+            at = self._at(path)
+            try:
+                at.mkdir(exist_ok=True)
+            except OSError as exc:
+                raise _failure("make", at, exc) from exc
+
+    def _remove_empty(self, directories: Sequence[Path]) -> None:
+        """Remove those in which nobody else has put anything."""
+        for path in reversed(directories):
+            with suppress(OSError):
+                self._at(path).rmdir()
 
     def _read(self) -> _Record:
         at = self._at(self._record)

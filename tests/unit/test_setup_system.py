@@ -150,6 +150,26 @@ def test_what_cannot_be_written_is_one_line(run: Run, prefix: Path) -> None:
     assert err.endswith(": Not a directory\n")
 
 
+def test_directories_of_a_run_that_failed_are_removed(run: Run, prefix: Path) -> None:
+    share = prefix / "share"
+    share.mkdir(parents=True)
+    (share / "man").symlink_to("nowhere")
+    status, _, err = run()
+    assert (status, err.count("\n")) == (1, 1)
+    assert run("--remove")[0] == 0
+    assert [str(one.relative_to(prefix)) for one in prefix.rglob("*")] == [
+        "share",
+        "share/man",
+    ]
+
+
+def test_a_run_that_can_write_no_record_leaves_nothing(run: Run, prefix: Path) -> None:
+    prefix.mkdir()
+    (prefix / "share").symlink_to("nowhere")
+    assert run()[0] == 1
+    assert [one.name for one in prefix.rglob("*")] == ["share"]
+
+
 def test_the_record_is_damaged(run: Run, prefix: Path) -> None:
     run()
     record = prefix / "share/inaccfs/setup-system.json"
