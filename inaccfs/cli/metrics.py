@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,14 @@ def run(args: argparse.Namespace) -> int:
         output.say(text.rstrip("\n"))
         return 0
     try:
-        prometheus_client.write_to_textfile(args.file, registry)
+        # A link stays one; a device, as /dev/stdout, or a pipe is written to: a file
+        # that takes its place would be there for everybody.
+        path = os.path.realpath(args.file)
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as file:
+                file.write(prometheus_client.generate_latest(registry))
+        else:
+            prometheus_client.write_to_textfile(path, registry)
     except OSError as exc:
         raise InaccfsError(f"cannot write {args.file}: {exc.strerror}") from exc
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,6 +74,22 @@ def test_a_file_is_replaced_as_a_whole(mount: Mount, tmp_path: Path) -> None:
     assert "cannot write" in complaint(
         "metrics", mount.path, "-o", tmp_path / "none" / "x.prom"
     )
+
+
+def test_what_is_no_file_is_written_to_and_stays(mount: Mount, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert cli("metrics", mount.path, "-o", fifo).stdout == ""
+        assert b"inaccfs_peers" in os.read(reader, 1 << 16)
+    finally:
+        os.close(reader)
+    assert fifo.is_fifo()
+    assert "No space left" in complaint("metrics", mount.path, "-o", full)
+    assert full.is_symlink()
 
 
 def test_without_the_library_it_says_how_to_get_it(
