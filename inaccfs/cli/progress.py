@@ -112,7 +112,8 @@ def progress(
             yield made
         finally:
             ended.set()
-            if ticks:
+            # Ctrl-C may have come before it was started.
+            if thread.is_alive():
                 thread.join()
             with made.cleared():
                 pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
@@ -125,3 +126,12 @@ def test_a_block_that_waits_is_drawn_by_a_thread(
         os.set_blocking(screen.fileno(), True)
         with progress("waiting", ticks=True):
             assert "waiting" in os.read(screen.fileno(), 4096).decode()
+
+
+def test_ctrl_c_as_the_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), progress("words", ticks=True):
+        pass
