@@ -84,6 +84,26 @@ class Palette:
             if counts.get(kind)
         ] + [f"{SEVERAL} {self.kinds[SEVERAL].meaning}"] * several
 
+    def folded(
+        self,
+        counts: Mapping[str, int],
+        width: int,
+        *,
+        colour: bool = False,
+        several: bool = False,
+    ) -> Iterator[str]:
+        """The legend, in as few lines of *width* columns as it takes."""
+        plain = self.legend(counts, several=several)
+        drawn = self.legend(counts, colour=colour, several=several)
+        line, used = "", 0
+        for text, shown in zip(plain, drawn, strict=True):
+            if used and used + 3 + len(text) > width:
+                yield line
+                line, used = "", 0
+            line += f"{'   ' if used else ''}{shown}"
+            used += len(text) + (3 if used else 0)
+        yield line
+
     def rows(
         self, cells: str, layout: Layout, unit: int, first: int = 0, *, colour: bool
     ) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
-from inaccfs import launch, ptraced, runtime
+from inaccfs import ptraced, runtime
 from inaccfs.backing.private import private_tmpfs
 from inaccfs.backing.wrapping import wrap
 from inaccfs.control import server
@@ -96,7 +96,7 @@ def run(
             # Imported here because hardly any mount needs it.
             from inaccfs.tracing import recording as recordings
 
-            recording = recordings.Recording(config.trace, launch.environment())
+            recording = recordings.Recording(config.trace, runtime.environment())
             stack.callback(recording.close)
         if config.backing is None:
             backing = private_tmpfs(

@@ -32,7 +32,7 @@ from inaccfs.fuse import finding, ownmount, unmounting
 from inaccfs.fuse.mountpoint import Mountpoint
 from inaccfs.fuse.ownmount import OwnMount
 from inaccfs.holder import remove_scratch
-from inaccfs.runtime import READY
+from inaccfs.runtime import READY, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -132,19 +132,6 @@ def start_daemon(
             f"the daemon was killed by signal {-daemon.returncode} as it started: "
             "try again with --foreground"
         )
-
-
-def environment() -> dict[str, str]:
-    """An environment in which a child imports the same package as we do."""
-    here = str(Path(__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    found = {
-        **os.environ,
-        "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
-    }
-    # The process that starts a daemon notifies the service manager itself.
-    found.pop("NOTIFY_SOCKET", None)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import string
+from pathlib import Path
 from typing import Final
 
 from inaccfs.errors import MountError
@@ -121,3 +122,16 @@ def log_path(mountpoint: str) -> str:
 def fallback_name(mountpoint: str) -> str:
     """The name of the directory that stands in for a private tmpfs."""
     return f"inaccfs-{os.geteuid()}-{escape(mountpoint)[-150:]}"
+
+
+def environment() -> dict[str, str]:
+    """An environment in which a child imports the same package as we do."""
+    here = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    found = {
+        **os.environ,
+        "PYTHONPATH": f"{here}{os.pathsep}{inherited}" if inherited else here,
+    }
+    # The process that starts a daemon notifies the service manager itself.
+    found.pop("NOTIFY_SOCKET", None)
+    return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _DIGITS: Final = re.compile(r"[0-9]+")
 # No number of 64 bits has more. int() itself raises for thousands of digits.
@@ -24,3 +27,19 @@ def quoted(text: str) -> str:
     if len(text) <= _SHOWN:
         return repr(text)
     return f"{text[:_SHOWN]!r}... ({len(text)} characters)"
+
+
+def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of *names* that *wanted* was probably meant to be."""
+    # Imported here because it is for mistakes only.
+    import difflib
+
+    found = difflib.get_close_matches(wanted.lower(), list(names), 1, cutoff)
+    return found[0] if found else None
+
+
+def choices(wanted: str, names: Sequence[str], more: str = "") -> str:
+    """For a message about a *wanted* that is none of *names*: which there are."""
+    near = nearest(wanted, names)
+    begin = f"did you mean {near}? There" if near else "there"
+    return f"{begin} are {', '.join(names)}{more}"

@@ -157,15 +157,17 @@ def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> s
     columns = [dict(one.rows()) for one in runs]
     # All names, in the order in which they come; a run may lack some.
     names = dict.fromkeys(name for column in columns for name in column)
-    shown = [
-        (name, cells)
-        for name in sorted(names, key=_place)
-        if (cells := [column.get(name) for column in columns])
-        and (everything or any(cell != cells[0] for cell in cells))
-    ]
+    # That the script has failed everywhere is no difference, but must be seen.
+    always = ("status", "error") if any(one.status for one in runs) else ()
     rows = [["", *labels]]
-    rows += [[name, *map(_cell, cells)] for name, cells in shown]
-    if not shown:
+    differs = everything
+    for name in sorted(names, key=_place):
+        cells = [column.get(name) for column in columns]
+        differing = any(cell != cells[0] for cell in cells)
+        differs |= differing
+        if everything or differing or name in always:
+            rows.append([name, *map(_cell, cells)])
+    if not differs:
         rows.append(["nothing differs", *("" for _ in runs)])
     rows.append(["seconds", *(f"{one.seconds:.3f}" for one in runs)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

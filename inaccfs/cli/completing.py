@@ -7,15 +7,17 @@ know every option without a list of their own.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 import argcomplete
 from argcomplete.completers import FilesCompleter
 
 from inaccfs.experiments import catalogue
 from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.weaker import KVMS
 from inaccfs.fuse import finding
 from inaccfs.semantics import VERSIONS
+from inaccfs.shim.trace import What
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ def answer(parser: argparse.ArgumentParser) -> None:
         more = _WORDS.get(action.dest)
         if more is not None:
             action.completer = _Words(more, files)  # type: ignore[attr-defined]
+        elif action.dest == "filter":
+            action.completer = _kinds  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
 
 
@@ -47,6 +51,16 @@ def _scenarios() -> list[str]:
     return list(SCENARIOS)
 
 
+def _kvms() -> list[str]:
+    return list(KVMS)
+
+
+def _kinds(prefix: str, **_: object) -> list[str]:
+    """The kinds of a trace, after those that *prefix* has, with commas between."""
+    before, comma, _last = prefix.rpartition(",")
+    return [f"{before}{comma}{kind}" for kind in get_args(What)]
+
+
 # What else than a file an argument may be, by its dest.
 _WORDS: Final[dict[str, Callable[[], list[str]]]] = {
     "mountpoint": _mountpoints,
@@ -56,6 +70,7 @@ _WORDS: Final[dict[str, Callable[[], list[str]]]] = {
     "names": _versions,
     "name": _experiments,
     "scenario": _scenarios,
+    "kvm": _kvms,
 }
 
 

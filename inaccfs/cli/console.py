@@ -6,7 +6,6 @@ taken literally.
 
 from __future__ import annotations
 
-import difflib
 import os
 import select
 import shlex
@@ -32,7 +31,7 @@ from inaccfs.control.messages import (
 )
 from inaccfs.control.outlet import Outlet
 from inaccfs.errors import InaccfsError, OptionError
-from inaccfs.words import quoted
+from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
     import socket
@@ -99,8 +98,8 @@ def parse(words: Sequence[str]) -> tuple[Command, str | None]:
 
 
 def _nearest(name: str, names: Sequence[str] | dict[str, Any]) -> str:
-    found = difflib.get_close_matches(name, list(names), 1)
-    return f": did you mean {found[0]}?" if found else ""
+    found = nearest(name, names)
+    return f": did you mean {found}?" if found else ""
 
 
 def _fields(kind: type[Command]) -> dict[str, msgspec.inspect.Field]:
@@ -132,6 +131,8 @@ def _value(what: str, text: str, kind: msgspec.inspect.Type) -> object:
                 raise OptionError(
                     f"{what}: {quoted(text)} is not a whole number"
                 ) from None
+        case msgspec.inspect.BoolType() if text not in ("true", "false"):
+            raise OptionError(f"{what}: {quoted(text)} is not true or false")
     if text.partition("-")[0].isdecimal() and "-" in text:
         # The start of a page of query-pins, which is not a number.
         return text
@@ -145,8 +146,14 @@ def usage(kind: type[Command]) -> str:
     """One line: `get-pfn file=FILE offset=N [count=N]`."""
     words = [kind.name]
     for name, field in _fields(kind).items():
-        number = isinstance(_plain(field.type), msgspec.inspect.IntType)
-        word = f"{name}={'N' if number else name.upper()}"
+        match _plain(field.type):
+            case msgspec.inspect.IntType():
+                value = "N"
+            case msgspec.inspect.BoolType():
+                value = "true|false"
+            case _:
+                value = name.upper()
+        word = f"{name}={value}"
         words.append(word if field.required else f"[{word}]")
     if kind.takes_fd:
         words.append("fd=PATH")

@@ -11,8 +11,10 @@ from inaccfs._version import __version__
 from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
 from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 _COMMANDS: Final = (
@@ -48,7 +50,7 @@ def _run(argv: Sequence[str] | None) -> int:
             from inaccfs.cli import completing
 
             completing.answer(known)
-        args = known.parse_args(words)
+        args = _parsed(known, words)
         # The command's own words; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
@@ -68,6 +70,16 @@ def _run(argv: Sequence[str] | None) -> int:
     return 1
 
 
+def _parsed(known: output.Parser, words: list[str]) -> argparse.Namespace:
+    args, unknown = known.parse_known_args(words)
+    if not unknown:
+        return args
+    # parse_args() would show the usage of the whole, and not of the command.
+    prog = args.parser.prog if "parser" in args else f"inaccfs {args.command}"
+    kind = "option" if unknown[0].startswith("-") else "operand"
+    raise OptionError(f"unknown {kind} {quoted(unknown[0])}: see {prog} -h")
+
+
 def parser(words: Sequence[str] = ()) -> output.Parser:
     """The parser of all words, or of the command that *words* begin with."""
     found = output.Parser(
@@ -77,6 +89,12 @@ def parser(words: Sequence[str] = ()) -> output.Parser:
     )
     found.add_argument("--version", action="version", version=f"inaccfs {__version__}")
     commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    if words and words[0] not in _COMMANDS and not words[0].startswith("-"):
+        near = nearest(words[0], _COMMANDS)
+        hint = f"did you mean {near}? " if near else ""
+        raise OptionError(
+            f"no command {quoted(words[0])}: {hint}inaccfs -h lists them all"
+        )
     # The others would be a tenth of what a daemon takes to start.
     named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
     for name in named:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     found = own.find(args.name)
     for name in args.semantics or found.semantics:
         # Check the names before anything is mounted.
-        load.load(name)
+        found.check(name, load.load(name))
     if args.plot is not None:
         # Check this now, and not after minutes of work.
         try:

@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     own = parser.add_subparsers(metavar="COMMAND", required=True)
     build = own.add_parser("build", help="build its kernel, once", description=_BUILD)
-    build.set_defaults(run=_build)
+    build.set_defaults(run=_build, parser=build)
 
 
 def _build(_args: argparse.Namespace) -> int:

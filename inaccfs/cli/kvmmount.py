@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from inaccfs import launch
 from inaccfs.cli import mountoptions
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from inaccfs.client import Client
     from inaccfs.status import Status
+
+
+_HUGE_BYTES: Final = 2 << 20
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +93,9 @@ def roomy_mount_of(args: argparse.Namespace, pages: int) -> Iterator[Client]:
                 f"use a mount with more space: {mount.path} lacks the {pages >> 8} MiB "
                 "that this needs"
             )
-        fd = shim.memfd_create("kvm-probe", size=found.f_frsize)
+        # A file may have to consist of huge pages.
+        size = max(found.f_frsize, _HUGE_BYTES)
+        fd = shim.memfd_create("kvm-probe", size=size)
         try:
             with shim.file(fd) as file:
                 os.close(file.get_memory())

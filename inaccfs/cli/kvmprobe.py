@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="the version that is simulated; default: v8, or that of --against",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,8 +33,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "stress",
         help="vCPUs and punches at random, and then every invariant",
         description="vCPUs write and read stamps at random, while other threads punch, "
-        "convert, allocate, and make and delete slots. What was read, what is mapped, "
-        "references, notifiers and counts are checked. Status 1 if anything is wrong.",
+        "convert, allocate, freeze, and make and delete slots, and a device behind an "
+        "IOMMU uses memory. What was read, what is mapped, references, notifiers and "
+        "counts are checked. Status 1 if anything is wrong.",
     )
     for name, metavar, kind, default, text in (
         ("--seconds", "N", _seconds, 10.0, "how long; default 10"),
@@ -83,6 +84,7 @@ def _number(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 def run(args: argparse.Namespace) -> int:
     """Put a VM under stress; status 1 if an invariant was violated."""
+    from inaccfs.iommu.stress import Devices
     from inaccfs.kvm import stress, world
 
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
@@ -91,10 +93,11 @@ def run(args: argparse.Namespace) -> int:
         # Set from here on, so that even an early Ctrl-C gives a report.
         with (
             interruptible() as interrupted,
-            kvmmount.roomy_mount_of(args, world.FILE_PAGES) as shim,
+            kvmmount.roomy_mount_of(args, world.FILE_PAGES + world.DMA_PAGES) as shim,
             progress("stress", plan.seconds) as shown,
         ):
-            report = stress.run(shim, plan, partial(_show, shown), interrupted.is_set)
+            show = partial(_show, shown)
+            report = stress.run(shim, plan, show, interrupted.is_set, Devices)
     except KeyboardInterrupt:
         output.complain(f"interrupted again: seed {seed}, and nothing was checked")
         raise
@@ -118,8 +121,13 @@ def _deeds(counts: Counter[str]) -> str:
         "allocations": "allocations",
         "prefaults": "pre-faults",
         "slots": "slots made or deleted",
+        "freezes": "freezes",
     }
-    return ", ".join(f"{counts[name]:,} {what}" for name, what in words.items())
+    return ", ".join(
+        f"{counts[name]:,} {what}"
+        for name, what in words.items()
+        if counts[name] or name != "freezes"
+    )
 
 
 def _as_json(report: Report) -> bytes:
@@ -138,6 +146,7 @@ def _summary(report: Report) -> str:
         f"guests     {counts['accesses']:,} accesses, {counts['exits']:,} exits",
         f"host       {_deeds(counts)}",
     ]
+    lines.append(f"device     {counts['dma']:,} accesses")
     if stats is not None:
         lines.append(
             f"KVM        {stats.faults:,} faults, {stats.retries:,} retries, "

@@ -19,7 +19,6 @@ from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from inaccfs.cli.terminal import Ending
     from inaccfs.client import Client, File
@@ -207,7 +206,7 @@ class _Shown:
             _title(printable(self._name), info, placed.scale, width),
             *_PALETTE.rows(cells, placed, info.page_size, colour=colour),
             *([""] if cells else []),
-            *_folded(counts, width, colour=colour, several="+" in cells),
+            *_PALETTE.folded(counts, width, colour=colour, several="+" in cells),
         ]
         past = info.allocated - sum(
             count for kind, count in counts.items() if kind not in ".PS?"
@@ -247,19 +246,3 @@ def _kind(extent: MappedExtent) -> str:
         return "?"
     kinds = ".PS" if extent.memory == "hole" else "aps"
     return kinds[0 if extent.private is None else 1 if extent.private else 2]
-
-
-def _folded(
-    counts: dict[str, int], width: int, *, colour: bool, several: bool
-) -> Iterator[str]:
-    """The legend, in as few lines as it fits."""
-    plain = _PALETTE.legend(counts, several=several)
-    drawn = _PALETTE.legend(counts, colour=colour, several=several)
-    line, used = "", 0
-    for text, shown in zip(plain, drawn, strict=True):
-        if used and used + 3 + len(text) > width:
-            yield line
-            line, used = "", 0
-        line += f"{'   ' if used else ''}{shown}"
-        used += len(text) + (3 if used else 0)
-    yield line

@@ -14,7 +14,7 @@ import shutil
 import sys
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
-from typing import IO, TYPE_CHECKING, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 from inaccfs.streams import printable, printable_lines
 
@@ -39,11 +39,19 @@ class OutputError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose messages are safe to print on a terminal."""
+    """A parser whose messages are safe to print on a terminal, and say what to do."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:  # noqa: ANN401 - as argparse has it
+        """Add an option or operand."""
+        action = super().add_argument(*names, **options)
+        if action.nargs in (argparse.REMAINDER, argparse.ZERO_OR_MORE):
+            # argparse would name it, too, when another operand is missing.
+            action.required = False
+        return action
 
     def error(self, message: str) -> NoReturn:
         """Print the error; exit with status 2."""
-        super().error(printable(message))
+        super().error(f"{printable(message)} (see {self.prog} -h)")
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Print a message; argparse calls this for all its output."""

@@ -17,7 +17,7 @@ Carry out one command on the control socket of a mount and print what it returns
 JSON. Without COMMAND, commands are read from the standard input, one a line, and events
 are printed as they come; answer them by typing invalidate-done, or use --answer.
 
-Names of fds, notifiers and references are gone when this ends.
+Names of fds, notifiers and references end with this command.
 """
 
 _EXAMPLES = """\

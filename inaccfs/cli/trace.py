@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
     parser = commands.add_parser(
         "trace",
-        help="show who does what to the files of a mount, and who is told of it",
+        help="show who does what to the files of a mount, and which peers get events",
         description="Show system calls, events and their answers as they happen, with "
         "who, what, outcome, and how long; or write them down for ui.perfetto.dev. "
         "Ctrl-C ends it. For root and the mount's owner. docs/tracing.md explains it.",
@@ -54,8 +54,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="extend",
         default=[],
         metavar="KIND[,KIND...]",
-        help=f"only these; may be repeated: {', '.join(get_args(What))}. What is a "
-        "request, any other of the kernel's, is left out unless it is named",
+        help=f"only these; may be repeated: {', '.join(get_args(What))}. Any "
+        "other request of the kernel is a request, and shown only if that is named",
     )
     parser.add_argument(
         "--json", action="store_true", help="a line of JSON for each, for programs"
@@ -204,7 +204,8 @@ class _Picture:
         """Write the end, and say what is in the file."""
         self._picture.close(lost, __version__)
         missing = f", {lost} lost" if lost else ""
+        records = "record" if self._count == 1 else "records"
         output.mention(
-            f"inaccfs: {self._count} records{missing} in {self._path}: open it at "
+            f"inaccfs: {self._count} {records}{missing} in {self._path}: open it at "
             "ui.perfetto.dev"
         )

@@ -49,6 +49,10 @@ class AttributesOfFile(ABC):
         """Which pages are private: ranges that cover the file, neighbours merged."""
         return await self._ask(requests.query_memory_attributes(self._open_name))
 
+    async def query_memory_attribute(self, offset: int) -> MemoryAttributes:
+        """The range from page *offset* on that is of one kind. EINVAL past the end."""
+        return await self._ask(requests.query_memory_attribute(self._open_name, offset))
+
     async def populate(
         self,
         offset: int,

@@ -11,7 +11,7 @@ from inaccfs.client.window import Sliced, bus_error, pieces
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from inaccfs.client.requests import Request
+    from inaccfs.client.requests import Request, Run
     from inaccfs.control.messages import Extent, MemoryAttributes
 
 T = TypeVar("T")
@@ -44,6 +44,13 @@ class AttributesOfFile(ABC):
     def query_memory_attributes(self) -> list[MemoryAttributes]:
         """Which pages are private: ranges that cover the file, neighbours merged."""
         return self._ask(requests.query_memory_attributes(self._open_name))
+
+    def query_memory_attribute(self, offset: int) -> MemoryAttributes:
+        """kvm_gmem_is_private(): the range from page *offset* on that is of one kind.
+
+        It does not wait for a conversion that is under way. EINVAL past the end.
+        """
+        return self._ask(requests.query_memory_attribute(self._open_name, offset))
 
     def populate(
         self,
@@ -88,7 +95,7 @@ class AttributesOfFile(ABC):
         """
         return self._ask(requests.pin_pages(self._open_name, offset, count))
 
-    def unpin_pages(self, extents: Iterable[Extent]) -> None:
+    def unpin_pages(self, extents: Iterable[Run]) -> None:
         """unpin_user_pages(): give back a pin of each page of *extents*."""
         for command in requests.unpin_pages(self._open_name, extents):
             self._ask(requests.Request(command, lambda _: None))

@@ -18,6 +18,7 @@ from inaccfs.client.errors import (
     ConnectionLostError,
     ControlError,
     NotControlSocketError,
+    misunderstood,
     refusal,
 )
 from inaccfs.control import qmp
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from inaccfs.client.requests import Request
-    from inaccfs.control.messages import Command
+    from inaccfs.control.messages import Command, VersionInfo
     from inaccfs.control.qmp import Reply
 
 T = TypeVar("T")
@@ -110,8 +111,9 @@ class Conversation:
         self._outgoing: list[Outgoing] = []
         # The number of outstanding answers that no caller awaits.
         self.unawaited = 0
-        # Whether the daemon's greeting has come.
+        # Whether the daemon's greeting has come, and the version in it.
         self.greeted = False
+        self._version: VersionInfo | None = None
         # Why the daemon has ended, when it has said so.
         self.shutdown: str | None = None
         # The daemon's last error about the connection itself.
@@ -215,13 +217,10 @@ class Conversation:
                         self.shutdown = incoming.reason
                     events.append(incoming)
                 elif isinstance(incoming, qmp.Greeting):
-                    self.greeted = True
+                    self.greeted, self._version = True, incoming.version
         except qmp.NotQmpError as exc:
-            self.end(
-                NotControlSocketError(
-                    f"{self._where}: {exc}; is it an inaccfs daemon's control socket?"
-                )
-            )
+            text = f"{exc}; is it an inaccfs daemon's control socket?"
+            self.end(self._misunderstood(text))
         if self._fds and not any(
             call.request.command.gives_fd for call in self._calls.values()
         ):
@@ -251,8 +250,8 @@ class Conversation:
         if reply.error is not None:
             if call.pages:
                 self._give_back(call.request.command, requests.joined(call.pages))
-            error = None if call.abandoned else refusal(reply.error)
-            call.settle(None, error)
+            error = refusal(reply.error, self._where, self._version)
+            call.settle(None, None if call.abandoned else error)
         else:
             self._take_return(call, reply)
         if call.done and call.after:
@@ -287,7 +286,10 @@ class Conversation:
             else:
                 call.settle(call.request.interpret(call.returned), None)
         except qmp.NotQmpError as exc:
-            call.settle(None, NotControlSocketError(f"{self._where}: {exc}"))
+            call.settle(None, self._misunderstood(str(exc)))
+
+    def _misunderstood(self, text: str) -> NotControlSocketError:
+        return misunderstood(self._where, self._version, text)
 
     def end(self, error: ControlError) -> None:
         """End the conversation: present and future callers get *error*."""

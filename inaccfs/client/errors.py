@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import errnos
 from inaccfs.control import qmp
+from inaccfs.control.messages import version
 from inaccfs.errors import InaccfsError, page_error
 
 if TYPE_CHECKING:
+    from inaccfs.control.messages import VersionInfo
     from inaccfs.control.qmp import ErrorInfo
+
+# The class of QMP's error.
+_NOT_FOUND: Final = "CommandNotFound"
 
 
 class ControlError(InaccfsError, ConnectionError):
@@ -49,6 +54,16 @@ class NotControlSocketError(ControlError):
     number = errno.EPROTO
 
 
+class UnknownCommandError(InaccfsError, OSError):
+    """ENOSYS: the daemon does not know the command, as it is of another version."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errno.ENOSYS, text)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class ClientClosedError(ControlError):
     """The client was closed, or belongs to the process that has forked."""
 
@@ -72,18 +87,44 @@ def parents(path: str) -> ClientClosedError:
     )
 
 
-# An unknown command is like an unknown system call, ENOSYS. EOPNOTSUPP comes from the
-# command itself.
-_BY_CLASS: Final = {"CommandNotFound": errno.ENOSYS}
+def misunderstood(
+    where: str, theirs: VersionInfo | None, text: str
+) -> NotControlSocketError:
+    """The error of an answer that is not what this version expects; *text* says why."""
+    return NotControlSocketError(
+        _of_another_version(where, theirs, text) or f"{where}: {text}"
+    )
 
 
-def refusal(error: ErrorInfo) -> OSError:
+def _of_another_version(
+    where: str, theirs: VersionInfo | None, text: str
+) -> str | None:
+    """What went wrong, and what to do; None if the daemon is of our version."""
+    ours = version()
+    if theirs is None or theirs == ours:
+        return None
+    return (
+        f"{where}: the daemon is inaccfs {_number(theirs)}, and this is inaccfs "
+        f"{_number(ours)}: unmount it, and mount it with this one ({text})"
+    )
+
+
+def _number(version: VersionInfo) -> str:
+    found = version.qemu
+    return f"{found.major}.{found.minor}.{found.micro}"
+
+
+def refusal(error: ErrorInfo, where: str, theirs: VersionInfo | None) -> OSError:
     """The exception for a refused command: `OSError`, or a subclass."""
+    if error.kind == _NOT_FOUND:
+        # Like an unknown system call. EOPNOTSUPP comes from the command itself.
+        why = _of_another_version(where, theirs, error.desc)
+        return UnknownCommandError(why or error.desc)
     name, text = qmp.errno_name(error.desc)
     number = None if name is None else errnos.NUMBERS.get(name)
     if number is None:
         # The error of another program, such as QEMU: show all of its text.
-        return OSError(_BY_CLASS.get(error.kind, errno.EIO), error.desc)
+        return OSError(errno.EIO, error.desc)
     if error.offset is None:
         return OSError(number, text)
     return page_error(number, text, error.offset)

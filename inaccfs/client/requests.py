@@ -6,6 +6,7 @@ The faces (blocking, aio) send these and return the results.
 from __future__ import annotations
 
 import base64
+import errno
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -280,7 +281,7 @@ def pin_pages(file: str, offset: int, count: int) -> Request[list[Extent]]:
     return Request(command, _extents, whole=True)
 
 
-def unpin_pages(file: str, extents: Iterable[Extent]) -> list[Command]:
+def unpin_pages(file: str, extents: Iterable[Run]) -> list[Command]:
     """The commands that give back a pin of each page of *extents*."""
     parts = [PutExtent(pfn=extent.pfn, count=extent.count) for extent in extents]
     return [
@@ -307,6 +308,15 @@ def set_memory_attributes(
 
 def query_memory_attributes(file: str) -> Request[list[MemoryAttributes]]:
     return Request(QueryMemoryAttributes(file=file), _itself, whole=True)
+
+
+def query_memory_attribute(file: str, offset: int) -> Request[MemoryAttributes]:
+    def interpret(returned: list[MemoryAttributes]) -> MemoryAttributes:
+        if not returned:
+            raise OSError(errno.EINVAL, f"page {offset} lies past the end")
+        return returned[0]
+
+    return Request(QueryMemoryAttributes(file=file, start=offset, limit=1), interpret)
 
 
 def populate(

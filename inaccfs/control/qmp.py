@@ -241,6 +241,13 @@ class _Incoming(msgspec.Struct, frozen=True):
 class Greeting(msgspec.Struct, frozen=True):
     """The server is there."""
 
+    # Of inaccfs; None if it is another program, or does not say.
+    version: messages.VersionInfo | None
+
+
+class _Welcome(msgspec.Struct, frozen=True):
+    version: messages.VersionInfo
+
 
 class Reply(msgspec.Struct, frozen=True):
     """The answer to a command; `value` is read by `decode_return`."""
@@ -257,6 +264,7 @@ class NotQmpError(Exception):
 
 
 _incoming_decoder: Final = msgspec.json.Decoder(_Incoming)
+_welcome_decoder: Final = msgspec.json.Decoder(_Welcome)
 _event_decoders: Final = _Decoders(EVENTS)
 _return_decoders: Final = _Decoders(
     {name: command.returns for name, command in COMMANDS.items()}
@@ -283,8 +291,16 @@ def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
     if found.returned is not msgspec.UNSET:
         return Reply(found.id, found.returned, None, found.next)
     if found.greeting is not msgspec.UNSET:
-        return Greeting()
+        return Greeting(_version(found.greeting))
     raise NotQmpError("not QMP: neither a greeting, a return, an error nor an event")
+
+
+def _version(greeting: msgspec.Raw) -> messages.VersionInfo | None:
+    try:
+        found = _welcome_decoder.decode(greeting).version
+    except _NOT_JSON:
+        return None
+    return found if found.package == messages.version().package else None
 
 
 def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: ANN401 - its type is the command's matter

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import OptionError
+from inaccfs.words import choices, quoted
 
 if TYPE_CHECKING:
     from inaccfs.experiments.lab import Experiment
@@ -26,6 +26,20 @@ NAMES: Final = (
     "folios",
     "alignment",
     "bindings",
+    "dma",
+    "populate",
+    "stored",
+    "pins",
+    "holding",
+    "split",
+    "freeze",
+    "slots",
+    "hooks",
+    "link",
+    "population",
+    "postcopy",
+    "placement",
+    "provider",
 )
 
 
@@ -36,9 +50,8 @@ def find(name: str) -> Experiment:
         OptionError: there is none.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise OptionError(f"no experiment {name!r}: {hint}There are {', '.join(NAMES)}")
+        which = choices(name, NAMES, ", and your own as FILE.py:CLASS")
+        raise OptionError(f"unknown experiment {quoted(name)}: {which}")
     module = importlib.import_module(f"inaccfs.experiments.{name}")
     found: Experiment = module.EXPERIMENT
     return found

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, Vmm
 from inaccfs.kvm.encryption import EncryptionUnavailableError
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
@@ -199,4 +199,5 @@ EXPERIMENT: Final = Experiment(
     question="What does a page contain after a conversion, and can clients rely on it?",
     run=_run,
     semantics=("v8", "guest_memfd"),
+    misfits=(HUGE_ONLY, IN_FILES),
 )

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.experiments.compaction import collapse
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.experiments.parts import add_slot, new_file
 from inaccfs.kvm import VM, Vmm
 from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
@@ -213,4 +213,5 @@ EXPERIMENT: Final = Experiment(
     question="What does punching a page do to the huge page that it was part of?",
     run=_run,
     semantics=("v8", "v9"),
+    misfits=(HUGE_ONLY, IN_FILES),
 )

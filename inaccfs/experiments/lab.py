@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs import launch
 from inaccfs.client import connect
+from inaccfs.errors import OptionError
 from inaccfs.semantics import load
 
 if TYPE_CHECKING:
@@ -15,8 +16,36 @@ if TYPE_CHECKING:
 
     from inaccfs.client import Client
     from inaccfs.launch import Mount
+    from inaccfs.semantics import Semantics
 
 _GAP: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Rules that an experiment cannot run on: with this value of a rule."""
+
+    rule: str
+    value: object
+    why: str
+
+
+HUGE_ONLY: Final = Misfit(
+    *("granule", "huge page"),
+    "it works with single pages, and these files consist of huge ones",
+)
+IN_FILES: Final = Misfit(
+    *("attributes", "file"),
+    "it converts pages of a VM, and these rules keep attributes in the file",
+)
+GET_WAITS: Final = Misfit(
+    *("get_waits", True),
+    "it gets pages in callbacks, where get-pfn would wait by these rules",
+)
+LOCKED: Final = Misfit(
+    *("references", "locked"),
+    "it punches what somebody has got, and a punch would wait by these rules",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +61,17 @@ class Experiment:
     semantics: tuple[str, ...]
     # Whether its output is the same each time.
     exact: bool = True
+    # What it cannot run on.
+    misfits: tuple[Misfit, ...] = (HUGE_ONLY,)
+
+    def check(self, name: str, rules: Semantics) -> None:
+        """Raise `OptionError` if it cannot run on *rules*, which *name* names."""
+        for each in self.misfits:
+            if getattr(rules, each.rule) == each.value:
+                label = Lab.label(name)
+                raise OptionError(
+                    f"experiment {self.name} cannot run on {label}: {each.why}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

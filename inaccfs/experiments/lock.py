@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.client import connect
 from inaccfs.experiments import parts
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import GET_WAITS, HUGE_ONLY, Experiment
 from inaccfs.kvm import VM
 
 if TYPE_CHECKING:
@@ -154,4 +154,5 @@ EXPERIMENT: Final = Experiment(
     question="Which events does a notifier get that is registered during a punch?",
     run=_run,
     semantics=("v8", "v9", "v10", "bind", "guest_memfd"),
+    misfits=(HUGE_ONLY, GET_WAITS),
 )

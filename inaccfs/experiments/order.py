@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from inaccfs.client import connect
 from inaccfs.experiments import parts
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import HUGE_ONLY, IN_FILES, Experiment
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8
@@ -172,4 +172,5 @@ EXPERIMENT: Final = Experiment(
     question="When must an event come, so that a guest never uses a freed page?",
     run=_run,
     semantics=("v8", f"{__file__}:Before", "v7", "v10", "bind", "guest_memfd"),
+    misfits=(HUGE_ONLY, IN_FILES),
 )

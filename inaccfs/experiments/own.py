@@ -47,7 +47,15 @@ def find(wanted: str) -> Experiment:
             f"experiment {wanted}: {load.line(exc, path)}{checking.in_a_line(exc)}"
         ) from exc
     if made is None:
-        raise OptionError(f"experiment {path} has no class {name!r}")
+        there = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
+        raise OptionError(
+            f"experiment {path} has no class {name!r}"
+            + (f": there is {', '.join(there)}" if there else "")
+        )
     return _checked(made, wanted, name)
 
 
@@ -69,4 +77,4 @@ def _checked(found: object, wanted: str, name: str) -> Experiment:
     def run(lab: Lab) -> None:
         found.run(lab)  # type: ignore[attr-defined]
 
-    return Experiment(name, question, run, tuple(semantics), exact=False)
+    return Experiment(name, question, run, tuple(semantics), exact=False, misfits=())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.client import connect
 from inaccfs.experiments import parts
-from inaccfs.experiments.lab import Experiment
+from inaccfs.experiments.lab import GET_WAITS, HUGE_ONLY, Experiment
 from inaccfs.kvm import VM
 from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8, V10
@@ -224,4 +224,5 @@ EXPERIMENT: Final = Experiment(
     question="What must an event carry, so that a user can undo changes to frames?",
     run=_run,
     semantics=("v8", "v10", f"{__file__}:FramesLate", f"{__file__}:Frames"),
+    misfits=(HUGE_ONLY, GET_WAITS),
 )

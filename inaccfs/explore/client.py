@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
+from inaccfs.explore.clientpages import PagesOfFile
 from inaccfs.explore.names import frame
 from inaccfs.explore.schedule import SpinError
 from inaccfs.explore.seen import UntrackedError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from inaccfs.explore.state import Key
     from inaccfs.explore.sync import Loop
     from inaccfs.inprocess import Due, File, Mount, Notifier
+    from inaccfs.inprocess.pages import Got
     from inaccfs.kvm.shim import (
         Callback,
         ShimCallbacks,
@@ -197,14 +199,14 @@ class ExploredClient:
         return self.client.query_pins()
 
 
-class ExploredFile:
+class ExploredFile(PagesOfFile):
     """See `inaccfs.kvm.shim.ShimFile`."""
 
     def __init__(self, client: ExploredClient, file: File) -> None:
-        self._client: Final = client
-        self._file: Final = file
-        self._schedule: Final = client.schedule
-        self._number: Final = client.numbers[file.ino]
+        self._client = client
+        self._file = file
+        self._schedule = client.schedule
+        self._number = client.numbers[file.ino]
         self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
         # The page that a frame was got for.
@@ -217,13 +219,13 @@ class ExploredFile:
     def _page(self, page: int) -> Key:
         return seen.page_key(self._number, page)
 
-    def get_pfn(self, offset: int) -> Extent:
+    def get_pfn(self, offset: int) -> Got:
         """See `ShimFile`."""
         if self._client.asks_beside:
             return self._get_pfn(offset ^ 1)._replace(offset=offset)
         return self._get_pfn(offset)
 
-    def _get_pfn(self, offset: int) -> Extent:
+    def _get_pfn(self, offset: int) -> Got:
         schedule, loop = self._schedule, self._client.loop
         schedule.point(f"get-pfn of page {offset}")
         self._client.connected()
@@ -233,6 +235,8 @@ class ExploredFile:
             if known:
                 schedule.state.meet_early(seen.references_key(known[0].pfn))
             schedule.touch(self._page(offset), new)
+            schedule.touch(seen.kind_key(self._number, offset), False)
+            schedule.touch(seen.frozen_key(self._number), False)
             if self._locked:
                 schedule.touch(LOT)
         unparked = loop.unparked
@@ -255,7 +259,7 @@ class ExploredFile:
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
 
-    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+    def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `ShimFile`."""
         return [self.get_pfn(page) for page in range(offset, offset + count)]
 
@@ -345,10 +349,10 @@ class ExploredFile:
         if callback is None:
             return None
 
-        def call(start: int, end: int) -> None:
+        def call(start: int, end: int, *more: object) -> None:
             try:
                 self._client.bug()
-                callback(start, end)
+                callback(start, end, *more)
             except Ended:
                 pass
             except (KeyboardInterrupt, SpinError, UntrackedError) as exc:
@@ -369,4 +373,6 @@ class ExploredFile:
             "invalidate_start": self._until_ended(callbacks.get("invalidate_start")),
             "invalidate_end": self._until_ended(callbacks.get("invalidate_end")),
             "error": self._until_ended(callbacks.get("error")),
+            "with_kinds": callbacks.get("with_kinds", False),
+            "with_frames": callbacks.get("with_frames", False),
         }

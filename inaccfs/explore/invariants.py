@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 KINDS: Final = {
     "use-after-free": "a guest uses a frame that has been freed",
     "stale-mapping": "a punch has returned, and a mapping of its page is left",
+    "wrong-kind": "a private page is mapped as shared, or a shared one as private",
+    "use-after-change": "a device uses a page that was removed or converted",
+    "changed-frozen": "a page of a frozen file comes or goes",
     "unpaired": "an end without its begin, or a begin without its end",
     "leaked-reference": "a reference to a page is left when all is over",
     "leaked-notifier": "a notifier is left when its VM has been closed",

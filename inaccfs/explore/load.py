@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, VERSIONS
 from inaccfs.semantics.checking import in_a_line
 from inaccfs.semantics.load import line, read_module, split
-from inaccfs.words import quoted
+from inaccfs.words import choices, quoted
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,12 +32,8 @@ def scenario(wanted: str) -> type[Scenario]:
         return SCENARIOS[wanted]
     path, name = split(wanted) or (wanted, "")
     if not path.endswith(".py"):
-        near = difflib.get_close_matches(wanted.lower(), SCENARIOS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise OptionError(
-            f"unknown scenario {quoted(wanted)}: {hint}There are "
-            f"{', '.join(SCENARIOS)}, and your own as FILE.py:CLASS"
-        )
+        which = choices(wanted, list(SCENARIOS), ", and your own as FILE.py:CLASS")
+        raise OptionError(f"unknown scenario {quoted(wanted)}: {which}")
     module = _module(path)
     found = getattr(module, name, None) if name else None
     if isinstance(found, type) and issubclass(found, Scenario):
@@ -84,6 +79,8 @@ def check(found: type[Scenario]) -> None:
     actors = [name for name in names if name.startswith("actor_")]
     if not actors:
         raise ScenarioError(f"{called}: there is no method actor_NAME")
+    if found.setup is Scenario.setup:
+        raise ScenarioError(f"{called}: there is no method setup, which makes files")
     for name in ["setup", *actors, *(["always"] if found.always is not None else [])]:
         method = getattr(found, name)
         if not callable(method):
@@ -108,7 +105,8 @@ def label(wanted: str) -> str:
 def versions() -> dict[str, Semantics]:
     """Each version by its name, with the one whose rules are the same for a search.
 
-    Without the proposals: no scenario has what is new in them. They can be named.
+    Without the proposals, which can be named: most scenarios have nothing that is new
+    in them, and those of `inaccfs.explore.inplace` show nothing in other versions.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inaccfs.explore import proposed
 from inaccfs.explore.names import STAMP
 from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.weaker import KVMS
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from inaccfs.explore.client import ExploredFile
+    from inaccfs.explore.dma import ExploredIommu
     from inaccfs.explore.vm import ExploredVM
     from inaccfs.explore.world import World
+    from inaccfs.iommu import Device, Learns
     from inaccfs.kvm import Vcpu
 
 
@@ -87,6 +90,9 @@ class Scenario:
 
     def unmap(self, vm: ExploredVM, first: int, end: int) -> None:
         """Zap gfns, and leave the file's pages."""
+        if vm.in_place:
+            vm._mmu.zap(first, end)
+            return
         for private in (False, True):
             vm.set_memory_attributes(
                 first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
@@ -168,6 +174,41 @@ class Scenario:
             vm.vmm.convert(
                 first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
             )
+
+    def convert_file(
+        self,
+        user: ExploredVM | ExploredIommu,
+        file: int,
+        first: int,
+        end: int,
+        *,
+        private: bool,
+    ) -> None:
+        """set-memory-attributes of pages of a file, which rules may refuse."""
+        proposed.convert(self._world, user, file, (first, end), private=private)
+
+    def freeze(self, vm: ExploredVM, file: int) -> None:
+        """A VM's client freezes a file, and unfreezes it a step later."""
+        proposed.freeze(self._world, vm, file)
+
+    def iommu(self, learns: Learns, file: int, pages: int) -> ExploredIommu:
+        """For `setup`: an IOMMU that has mapped the first *pages* of a file."""
+        made = self._world.iommu("iommu", learns, file)
+        made.map_file(file, 0, pages * PAGE_SIZE)
+        return made
+
+    def dma(self, device: Device, page: int, text: str = "") -> None:
+        """A device reads a page, or writes up to 8 characters to it."""
+        with self._world.schedule.access():
+            if text:
+                device.write(page * PAGE_SIZE, text.encode().ljust(STAMP, b"\0"))
+            else:
+                device.read(page * PAGE_SIZE, STAMP)
+
+    def restore(self, iommu: ExploredIommu) -> None:
+        """An IOMMU maps again what events have unmapped."""
+        self._world.schedule.point("restores")
+        iommu.restore()
 
     def kill(self, vm: ExploredVM) -> None:
         """The VM's process dies."""

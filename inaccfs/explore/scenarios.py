@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from inaccfs.explore.inplace import IN_PLACE
 from inaccfs.explore.scenario import Scenario
 
 
@@ -293,20 +294,13 @@ class Poison(_OnePage):
         self.punch(self.memory, 0, 1)
 
 
+_ALL: Final[tuple[type[Scenario], ...]] = (
+    *(Punch, Mapped, TwoVcpus, LateSlot, Convert, ConvertBack, DeleteSlot),
+    *(DeleteSlotVcpu, TwoSlots, TwoVMs, PeerDies, PeerSilent, PutLate, Grow, Poison),
+    *IN_PLACE,
+)
+
 SCENARIOS: Final[dict[str, type[Scenario]]] = {
-    one.name or one.__name__.lower(): one
-    for one in (
-        *(Punch, Mapped, TwoVcpus, LateSlot, Convert, ConvertBack, DeleteSlot),
-        *(
-            DeleteSlotVcpu,
-            TwoSlots,
-            TwoVMs,
-            PeerDies,
-            PeerSilent,
-            PutLate,
-            Grow,
-            Poison,
-        ),
-    )
+    one.name or one.__name__.lower(): one for one in _ALL
 }
 """By the words of the command line."""

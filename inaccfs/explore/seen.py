@@ -344,6 +344,7 @@ def watch_vm(vm: VM, sight: Sight) -> None:
         sight.slots[slot] for slot in mmu.__dict__["slots"].slots
     )
     _become(mmu.table, Table, sight)
+    _become(mmu.shared_table, Table, sight)
     _become(mmu.attributes, Attributes, sight)
     _become(mmu, TrackedMmu, sight)
 
@@ -356,6 +357,16 @@ def watch_notifiers(notifiers: Notifiers, sight: Sight) -> None:
 def page_key(file: int, page: int) -> Key:
     """Of a page of a file, and of which frame it has."""
     return "page", file, page
+
+
+def frozen_key(file: int) -> Key:
+    """Of whether a file is frozen, and by whom."""
+    return "frozen", file
+
+
+def kind_key(file: int, page: int) -> Key:
+    """Of whether a page of a file is private."""
+    return "kind", file, page
 
 
 def cell_key(file: int, page: int) -> Key:

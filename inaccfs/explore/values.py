@@ -36,6 +36,10 @@ class World(Protocol):
         """The VMs."""
 
     @property
+    def iommus(self) -> Sequence[object]:
+        """The IOMMUs."""
+
+    @property
     def inodes(self) -> Sequence[InaccessibleFile]:
         """The files."""
 
@@ -94,7 +98,11 @@ class Values:
     # --- of a VM ----------------------------------------------------------------------
 
     def _spte(self, vm: int, gfn: int) -> Hashable:
-        return PageTable.walk(self._world.vms[vm]._mmu.table, gfn) or 0
+        mmu = self._world.vms[vm]._mmu
+        return (
+            PageTable.walk(mmu.table, gfn) or 0,
+            PageTable.walk(mmu.shared_table, gfn) or 0,
+        )
 
     def _attributes(self, vm: int, _: int) -> Hashable:
         return tuple(self._world.vms[vm]._mmu.attributes._bounds)
@@ -129,8 +137,8 @@ class Values:
         )
 
     def _client(self, name: str) -> Any:  # noqa: ANN401
-        vms: Any = self._world.vms
-        return next(vm.client for vm in vms if vm.name == name)
+        users: Any = (*self._world.vms, *self._world.iommus)
+        return next(each.client for each in users if each.client.name == name)
 
     def _notifiers(self, client: object) -> list[Any]:
         made: Any = self._world.notifiers

@@ -90,7 +90,7 @@ def _no_discard(vm: ExploredVM, _: ExploredClient) -> None:
 def _no_counts(vm: ExploredVM, _: ExploredClient) -> None:
     mmu = vm._mmu
 
-    def zap(start: int, end: int) -> None:
+    def zap(start: int, end: int, _kinds: str | None = None) -> None:
         mmu.table.zap(start, end)
         mmu.flush()
 

@@ -6,10 +6,11 @@ import errno
 import os
 import string
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.explore import seen
+from inaccfs.explore import kinds, seen
 from inaccfs.explore.client import ExploredClient
+from inaccfs.explore.dma import DeviceBytes, ExploredIommu
 from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from inaccfs.explore.schedule import Schedule
     from inaccfs.explore.weaker import Kvm
+    from inaccfs.iommu import Learns
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.notifiers import Notifier
@@ -36,6 +38,9 @@ MOST_PAGES: Final = 512
 """A scenario is about few pages: each is looked at by itself."""
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
+
+# The numbers of clients that are IOMMUs begin here.
+_IOMMUS: Final = 100
 
 # So many pages of a file are looked at that has no size yet.
 _UNSIZED: Final = 4
@@ -61,6 +66,7 @@ class World:
             loop=self.loop,
         )
         self.vms: Final[list[ExploredVM]] = []
+        self.iommus: Final[list[ExploredIommu]] = []
         self.cells: Final = Cells(schedule)
         self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
         # The number of each file, by its st_ino; and each one's fd and size in pages.
@@ -79,6 +85,8 @@ class World:
 
     def file(self, pages: int) -> int:
         """A file's fd; 0 *pages* is one without a size."""
+        granule = self.mount.superblock.granule_pages
+        pages = -(-pages // granule) * granule
         _check_size(pages)
         fd = self.mount.memfd_create("explored", pages * PAGE_SIZE)
         number = len(self._fds)
@@ -87,7 +95,10 @@ class World:
         self.inodes.append(self.mount.inode(fd))
         self._pages.append(pages or _UNSIZED)
         self.judge.sizes.append(pages)
-        seen.watch_notifiers(self.mount.inode(fd).notifiers, self._sight(number))
+        sight = self._sight(number)
+        seen.watch_notifiers(self.mount.inode(fd).notifiers, sight)
+        if self.mount.superblock.converts:
+            kinds.watch_kinds(self.mount.inode(fd), sight, pages or _UNSIZED)
         return fd
 
     def check_file(self, fd: int) -> int:
@@ -134,6 +145,28 @@ class World:
         self.vms.append(made)
         return made
 
+    def iommu(self, name: str, learns: Learns, fd: int) -> ExploredIommu:
+        """An IOMMU for a file, and an actor that its callbacks run in.
+
+        An iova is a page's offset in the file.
+        """
+        schedule, number = self.schedule, len(self.iommus)
+        client = ExploredClient(
+            *(schedule, self.mount, self.loop, name, self._numbers),
+            *(_IOMMUS + number, self.frames.held[name]),
+        )
+        file = self.check_file(fd)
+        places = {page: (file, page) for page in range(self._pages[file])}
+        sight = self._sight(_IOMMUS + number)
+        memory = DeviceBytes(schedule, sight, self.frames, self.cells, places)
+        made = ExploredIommu(
+            client, learns=learns, hooks=self._hook, memory=memory, sync=Sync(schedule)
+        )
+        memory.file, memory.iommu, made.client = self.inodes[file], made, client
+        made.watch(schedule, number)
+        self.iommus.append(made)
+        return made
+
     def _hook(self, point: str, start: int, end: int) -> None:
         if point == "looks_up":
             self.schedule.point("looks its slot up")
@@ -167,6 +200,8 @@ class World:
             f"fallocate {'punches' if punches else 'allocates'} [{first}, {end})"
         )
         number = self.check_file(fd)
+        if schedule.runs:
+            schedule.touch(seen.frozen_key(number), False)
         end = min(end, MOST_PAGES)
         self._look(fd, number, max(end, self._pages[number]))
         me = self.loop.me()
@@ -260,6 +295,7 @@ class World:
         removes = self.loop.me() in self.punchers
         schedule.point("removes the pages" if removes else "allocates the pages")
         number = self.check_file(fd)
+        schedule.touch(seen.frozen_key(number), False)
         first, end = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
         end = min(end, MOST_PAGES)
         memory = self.mount.inode(fd).pages.memory
@@ -279,6 +315,10 @@ class World:
 
     def finish(self) -> None:
         """Check what has to hold when all is over, and take all apart."""
+        kinds.check_kinds(self.schedule, self.vms, self.inodes, "all is over")
+        for iommu in self.iommus:
+            with suppress(ConnectionError):
+                iommu.close()
         files = zip(self._fds, self._pages, strict=True)
         self.judge.end(files)
         self.mount.close()
@@ -289,10 +329,11 @@ class World:
             for fd in self._fds:
                 stack.callback(os.close, fd)
             stack.callback(self.mount.close)
-            for vm in self.vms:
-                for backing in list(vm._files._files.values()):
+            users: list[Any] = [*self.vms, *self.iommus]
+            for user in users:
+                for backing in list(user._files._files.values()):
                     stack.callback(_close, backing)
-                vm._files._files.clear()
+                user._files._files.clear()
         # Nothing of it is used again. Without circles no garbage has to be collected,
         # which would take a fifth of the time.
         for notifier in self.notifiers:
@@ -301,6 +342,8 @@ class World:
             vars(vm._mmu)["_sight"].slots.clear()
             for each in (vm._mmu, vm.client.client, vm.client, vm.vmm, vm):
                 vars(each).clear()
+        for iommu in self.iommus:
+            vars(iommu).clear()
         for file in self.inodes:
             vars(file.notifiers).clear()
         vars(self.mount.superblock).clear()

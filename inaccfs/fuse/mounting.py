@@ -253,6 +253,8 @@ def _mount_as_user(
         return fds[0]
     last = complaint.strip().splitlines()[-1:] or ["fusermount3 failed"]
     reason = last[0].removeprefix("fusermount3: ")
+    if "/dev/fuse: Permission denied" in reason:
+        reason += ": chmod 0666 /dev/fuse as root, or mount as root"
     raise MountError(f"cannot mount on {mountpoint.path}: {reason}")
 
 

@@ -61,10 +61,25 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     if left is not None and (helper.returncode or left == mounted):
         if "busy" in helper.stderr.lower():
             raise UnmountError(_busy(mounted))
+        if (owner := _owner(left)) != os.geteuid():
+            # fusermount3 says that it has found no such mount.
+            raise UnmountError(
+                f"cannot unmount {path}: it is a mount of uid {owner}: only that user "
+                "and root may unmount it"
+            )
         last = helper.stderr.strip().splitlines()[-1:] or ["fusermount3 failed"]
         raise UnmountError(
             f"cannot unmount {path}: {last[0].removeprefix('fusermount3: ')}"
         )
+
+
+def _owner(mounted: MountInfo) -> int:
+    """Who has made a FUSE mount: uid 0 if it does not say so."""
+    for option in mounted.options.split(","):
+        name, _, value = option.partition("=")
+        if name == "user_id":
+            return int(value)
+    return 0
 
 
 def _busy(mounted: MountInfo) -> str:

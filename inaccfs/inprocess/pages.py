@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,6 +16,7 @@ from inaccfs.shim.populating import Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from inaccfs.client.requests import Run
     from inaccfs.inprocess.loop import BlockingLoop
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Holder
@@ -78,6 +80,14 @@ class AttributesOfFile(ABC):
                 for start, end, private in file.attributes.since(0, file.count)
             ]
 
+    def query_memory_attribute(self, offset: int) -> MemoryAttributes:
+        """The range from page *offset* on that is of one kind."""
+        file = self._use()
+        with self._loop.inside():
+            for start, end, private in file.attributes.since(offset, file.count):
+                return MemoryAttributes(start, end - start, private)
+        raise OSError(errno.EINVAL, f"page {offset} lies past the end")
+
     def populate(
         self,
         offset: int,
@@ -121,7 +131,7 @@ class AttributesOfFile(ABC):
 
         return self._loop.run(pin())
 
-    def unpin_pages(self, extents: Iterable[Extent]) -> None:
+    def unpin_pages(self, extents: Iterable[Run]) -> None:
         """Give back pins."""
         file = self._use()
         with self._loop.inside():

@@ -33,6 +33,8 @@ class Frames(NamedTuple):
     pfn: int
     pages: int
     order: int
+    # Whether they are private, where the file says so.
+    private: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,15 @@ class BackingFile:
         *,
         holds: bool = True,
         puts: bool = True,
+        in_place: bool = False,
     ) -> None:
         """EINVAL if *fd* is not a file of the mount.
 
         *holds* is whether it keeps the file open. A shim without a daemon has no other.
-        *puts* is False where the semantics give no references to put.
+        *puts* is False where the semantics give no references to put; *in_place* is
+        whether attributes are kept in the file.
         """
+        self._in_place: Final = in_place
         self._puts: Final = puts
         # Names the file without keeping it open; None if this keeps it.
         self._name: Final = (
@@ -144,20 +149,77 @@ class BackingFile:
         if first == last:
             # Nearly every fault asks for one page, and get-pfn of one is cheaper.
             found = self.file.get_pfn(first)
-            return [Frames(first << shift, found.pfn, 1 << shift, found.order)]
+            frames = Frames(first << shift, found.pfn, 1 << shift, found.order)
+            if self._in_place:
+                frames = frames._replace(private=bool(found.private))
+            return [frames]
         return [
             Frames(
-                extent.offset << shift, extent.pfn, extent.count << shift, extent.order
+                extent.offset << shift,
+                extent.pfn,
+                extent.count << shift,
+                extent.order,
+                bool(extent.private) if self._in_place else None,
             )
             for extent in self.file.get_pfns(first, last - first + 1)
         ]
+
+    def attribute(self, pgoff: int) -> tuple[bool, int]:
+        """Whether a page of 4 KiB is private, and the end of the pages that are alike.
+
+        kvm_gmem_is_private(): no lock is held, so it may be out of date at once.
+        """
+        found = self.file.query_memory_attribute(pgoff >> self.shift)
+        return found.private, (found.offset + found.count) << self.shift
+
+    def convert(self, pgoff: int, pages: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2 of pages of 4 KiB.
+
+        Raises:
+            OSError: EAGAIN where a page is referenced; EINVAL on a hugetlbfs for parts
+                of its pages.
+        """
+        start, end = pgoff >> self.shift, (pgoff + pages) >> self.shift
+        if (start << self.shift, end << self.shift) != (pgoff, pgoff + pages):
+            raise OSError(errno.EINVAL, "a page of the file is converted as a whole")
+        self.file.set_memory_attributes(start, end - start, private)
+
+    def pin(self, pgoff: int, pages: int) -> list[Frames]:
+        """Pin shared pages of 4 KiB, until `unpin`. EFAULT for a private one."""
+        shift = self.shift
+        first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
+        return [
+            Frames(
+                extent.offset << shift,
+                extent.pfn,
+                extent.count << shift,
+                extent.order,
+                False if self._in_place else None,
+            )
+            for extent in self.file.pin_pages(first, last - first + 1)
+        ]
+
+    def unpin(self, frames: Sequence[Frames]) -> None:
+        """Give back what `pin` has pinned."""
+        self.file.unpin_pages(
+            [Run(each.pfn, each.pages >> self.shift) for each in frames]
+        )
+
+    def populate(
+        self, pgoff: int, pages: int, source: ShimFile | None, source_offset: int
+    ) -> int:
+        """Give pages of 4 KiB their first content; returns how many were done."""
+        first, last = pgoff >> self.shift, (pgoff + pages - 1) >> self.shift
+        count = last - first + 1
+        done = self.file.populate(first, count, source, source_offset)
+        return min(done << self.shift, pages)
 
     def put(self, frames: Sequence[Frames]) -> None:
         """Put the references that `get` took, without waiting for the reply."""
         if not self._puts:
             return
         if len(frames) == 1:
-            _, pfn, pages, _ = frames[0]
+            pfn, pages = frames[0].pfn, frames[0].pages
             self.file.put_pfn(pfn, pages >> self.shift, wait=False)
             return
         # Sorted by frame and not by pgoff, which makes fewer runs: frames that the
@@ -251,6 +313,7 @@ class BackingFiles:
                     *(self._shim, key, fd, self._sync),
                     holds=self._rules.kvm_slot_holds_file,
                     puts=self._rules.keeps_references,
+                    in_place=self._rules.attributes == "file",
                 )
         except OverflowError as exc:
             raise OSError(self._bad_fd, f"private_fd {fd} is no number of one") from exc

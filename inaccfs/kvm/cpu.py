@@ -42,7 +42,7 @@ def check_available() -> None:
     except ImportError:
         raise GuestUnavailableError(
             "guests of machine code need the package unicorn: "
-            "pip install inaccfs[guest]"
+            "pip install 'inaccfs[guest]'"
         ) from None
 
 

@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.errors import InaccfsError
 from inaccfs.kvm import pagemap_view
 from inaccfs.kvm.uapi import (
     KVM_MEM_PRIVATE,
@@ -69,9 +70,8 @@ class Demo:
             self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
         except MemoryFaultExit as exc:
             self._show(f"exit: {exc}")
-            self._show(
-                "the VMM converts the page, punches its private half, and retries"
-            )
+            half = ", in place" if self._vm.in_place else ", punches its private half,"
+            self._show(f"the VMM converts the page{half} and retries")
             self._vmm.handle(exc)
         self._vcpu.write(8 << PAGE_SHIFT, b"for all to see", private=False)
         self._counted()
@@ -88,9 +88,7 @@ class Demo:
         for start, pages in ((2, 4), (540, 10)):
             mode = PUNCH
             fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
-        self._show(
-            "fallocate(2) has returned: KVM got the event, and has let go of them"
-        )
+        self._show("fallocate(2) has returned: KVM got the event, and has zapped them")
         self._counted()
         self._map()
 
@@ -142,6 +140,11 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
         OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses
             get-memory; `ControlError`.
     """
+    if shim.query_semantics().granule == "huge page":
+        raise InaccfsError(
+            "the demo punches pages of 4 KiB, and in these semantics a file consists "
+            "of huge pages: use others"
+        )
     with ExitStack() as stack:
         fd = shim.memfd_create("kvm-demo", size=PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)
@@ -152,5 +155,5 @@ def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
             shared=mmap.mmap(-1, PAGES * PAGE_SIZE),
             flags=KVM_MEM_PRIVATE,
         )
-        vm.set_memory_attributes(0, PAGES * PAGE_SIZE, private=True)
+        Vmm(vm).convert(0, PAGES * PAGE_SIZE, private=True)
         Demo(vm, fd, show, colour=colour).run()

@@ -39,7 +39,7 @@ class EncryptedMemory:
         except ImportError:
             raise EncryptionUnavailableError(
                 "encrypted guests need the package cryptography: "
-                "pip install inaccfs[encryption]"
+                "pip install 'inaccfs[encryption]'"
             ) from None
         self._ciphers: Final[Any] = ciphers
         # AES-256: XTS has two keys.

@@ -4,18 +4,17 @@ In both the order is: read seq; look up; get the frames, which waits for the dae
 take mmu_lock; check whether to retry; map; drop mmu_lock; put the references. KVM keeps
 no reference to a page that it maps: it relies on invalidations.
 
-The order is written once, as generators of steps. A step is an operation that may wait
-for other threads, or lets them run: no lock is held when one is yielded. `Sync.drive`
-performs the steps.
+The order is written once, as generators of steps; `Sync.drive` performs them.
 """
 
 from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from inaccfs.client.errors import ConnectionLostError
+from inaccfs.kvm.faultsteps import Ask, Get, Point, Put, Reach, Touch, Wait
 from inaccfs.kvm.uapi import (
     EXIT_FLAGS,
     PAGE_SHIFT,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from inaccfs.kvm.backing import BackingFile, Frames
+    from inaccfs.kvm.faultsteps import Step
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
     from inaccfs.kvm.shim import ShimSemantics
@@ -41,96 +41,19 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 16
 
 
-class Point(NamedTuple):
-    """Call the hook."""
+class _Fault(NamedTuple):
+    """A fault, or a part of a pre-fault: of gfns of one slot."""
 
-    hook: Hook
-    name: str
-    start: int
-    end: int
-
-    def __call__(self) -> None:
-        self.hook(self.name, self.start, self.end)
-
-
-class Get(NamedTuple):
-    """Ask the daemon for the frames of pages; the result is frames with references.
-
-    Numbers are pages of 4 KiB.
-    """
-
-    backing: BackingFile
-    pgoff: int
-    pages: int
-
-    def __call__(self) -> Sequence[Frames]:
-        return self.backing.get(self.pgoff, self.pages)
-
-
-class Put(NamedTuple):
-    """Give the references back."""
-
-    backing: BackingFile
-    frames: Sequence[Frames]
-
-    def __call__(self) -> None:
-        self.backing.put(self.frames)
-
-
-class Reach(NamedTuple):
-    """Map the file's memory up to a page, for the accesses that come next."""
-
-    backing: BackingFile
-    pgoff: int
-
-    def __call__(self) -> None:
-        self.backing.reach(self.pgoff)
-
-
-class Wait(NamedTuple):
-    """Wait until no invalidation may concern these gfns."""
-
-    mmu: Mmu
-    start: int
-    end: int
-
-    def __call__(self) -> None:
-        self.mmu.wait(self.start, self.end)
-
-
-class Touch(NamedTuple):
-    """Map shared pages: KVM looks each up in the VMM's page table, as by touching it.
-
-    The result is the gfn to go on at.
-
-    Raises:
-        OSError: EFAULT where the VMM has no memory for the first of them.
-    """
-
-    mmu: Mmu
     slot: MemorySlot
-    start: int
+    backing: BackingFile
+    gfn: int
     end: int
-
-    def __call__(self) -> int:
-        mmu, slot = self.mmu, self.slot
-        if slot.shared is None:
-            raise OSError(errno.EFAULT, f"slot {slot.id} has no shared memory")
-        for gfn in range(self.start, self.end):
-            try:
-                slot.shared.read((gfn - slot.base_gfn) << PAGE_SHIFT, 1)
-            except OSError:
-                if gfn == self.start:
-                    raise
-                return gfn
-            with mmu.lock:
-                if not mmu.attributes.is_private(gfn):
-                    mmu.shared.map(gfn, gfn + 1)
-        return self.end
-
-
-Step: TypeAlias = Point | Get | Put | Reach | Touch | Wait
-"""Calling a step performs it, and returns the value to send to the generator."""
+    # Of `Invalidation`, from before anything was looked up.
+    seq: int
+    # What the access is; None if the attribute decides.
+    private: bool | None
+    # Whether a vCPU has touched them. Then it exits where get-pfn fails.
+    touched: bool
 
 
 class Faults:
@@ -141,8 +64,10 @@ class Faults:
         self._hook: Final = hook
         self._sync: Final = sync
 
-    def resolve(self, gfn: int) -> None:
-        """Handle one private fault. The guest retries its access, whatever the result.
+    def resolve(self, gfn: int, private: bool | None = True) -> None:
+        """Handle one fault on a file. The guest retries its access, whatever happens.
+
+        *private* is what the access is; None if the attribute decides.
 
         Raises:
             MemoryFaultExit: there is no private memory, or the gfn is shared; or, with
@@ -150,7 +75,7 @@ class Faults:
             OSError: EPERM where the mount refuses get-memory; `ControlError` when the
                 daemon has gone.
         """
-        self._sync.drive(self.fault(gfn))
+        self._sync.drive(self.fault(gfn, private))
 
     def pre_fault(self, gfn: int, end: int) -> int:
         """Map the gfns from *gfn* to *end*; return the first that is not mapped.
@@ -162,19 +87,24 @@ class Faults:
 
     # --- steps ------------------------------------------------------------------------
 
-    def fault(self, gfn: int) -> Generator[Step, Any, None]:
+    def fault(
+        self, gfn: int, private: bool | None = True
+    ) -> Generator[Step, Any, None]:
         """The steps of `resolve`."""
         mmu = self._mmu
         with mmu.lock:
             # Before anything is looked up.
             seq = mmu.invalidation.seq
             mmu.counters.faults += 1
-            slot, backing = self._private_slot(gfn)
+            found = self._served(gfn) if mmu.in_place else self._private_slot(gfn)
+            if found is None:
+                # The slot has gone: the vCPU looks what is there now.
+                return
+            slot, backing = found
             slot.users += 1
         try:
-            mapped = yield from self._map(
-                slot, backing, gfn, gfn + 1, seq, touched=True
-            )
+            fault = _Fault(slot, backing, gfn, gfn + 1, seq, private, touched=True)
+            mapped = yield from self._map(fault)
             if mapped:
                 # While the slot has a user, and out of guest mode: it asks the daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
@@ -211,7 +141,11 @@ class Faults:
             seq = mmu.invalidation.seq
             slot = mmu.slots.find(gfn)
             end = end if slot is None else min(end, slot.end_gfn)
-            private, end = mmu.attributes.run(gfn, end)
+            if mmu.in_place and mmu.is_served(slot):
+                # The file knows.
+                private = True
+            else:
+                private, end = mmu.attributes.run(gfn, end)
             backing = None if slot is None else slot.backing
             if mmu.rules.kvm_pre_fault == "private":
                 # Those of a slot without a file are never private there.
@@ -235,7 +169,13 @@ class Faults:
                 touched: int = yield Touch(mmu, slot, gfn, end)
                 return touched
             assert backing is not None
-            mapped = yield from self._map(slot, backing, gfn, end, seq, touched=False)
+            if mmu.in_place and mmu.rules.kvm_attribute_read == "before get-pfn":
+                pgoff = slot.pgoff(gfn)
+                private, stop = yield Ask(backing, pgoff)
+                end = min(end, gfn + stop - pgoff)
+            said = private if mmu.protected else None
+            fault = _Fault(slot, backing, gfn, end, seq, said, touched=False)
+            mapped = yield from self._map(fault)
             if mapped:
                 # So that the first access needs no fault; that reports a failure.
                 with suppress(PermissionError):
@@ -244,22 +184,24 @@ class Faults:
             mmu.leave(slot)
         return end if mapped else gfn
 
-    def _map(
-        self,
-        slot: MemorySlot,
-        backing: BackingFile,
-        gfn: int,
-        end: int,
-        seq: int,
-        *,
-        touched: bool,
-    ) -> Generator[Step, Any, bool]:
-        """Map private gfns of one slot; return True if mapped, False to retry.
-
-        If a vCPU has *touched* them, it exits where get-pfn fails.
-        """
+    def _map(self, fault: _Fault) -> Generator[Step, Any, bool]:
+        """Map gfns of one slot; return True if mapped, False to retry."""
         mmu, hook = self._mmu, self._hook
+        slot, backing, gfn, end = fault.slot, fault.backing, fault.gfn, fault.end
         pgoff = slot.pgoff(gfn)
+        private: bool | None = None
+        if mmu.in_place and mmu.rules.kvm_attribute_read == "before get-pfn":
+            if fault.touched:
+                try:
+                    private, _ = yield Ask(backing, pgoff)
+                except ConnectionError:
+                    raise
+                except OSError as exc:
+                    return self._refused(exc, gfn, touched=True)
+                with mmu.lock:
+                    self._check_kind(fault, private)
+            else:
+                private = fault.private
         if hook is not no_hook:
             yield Point(hook, "fault:begin", gfn, end)
         try:
@@ -268,22 +210,56 @@ class Faults:
             # An error of the control socket is not about a page.
             raise
         except OSError as exc:
-            return self._refused(exc, gfn, touched=touched)
+            return self._refused(exc, gfn, touched=fault.touched)
         try:
+            if mmu.frames_lock is not None:
+                self._make_private(found, gfn - pgoff, gfn, end)
             if hook is not no_hook:
                 yield Point(hook, "fault:before_install", gfn, end)
             with mmu.lock:
-                retry = mmu.invalidation.retry(seq, gfn, end)
+                retry = mmu.invalidation.retry(fault.seq, gfn, end)
                 if retry:
                     mmu.counters.retries += 1
                 else:
                     for frames in found:
+                        if private is not None:
+                            frames = frames._replace(private=private)
+                        if fault.touched and mmu.in_place:
+                            self._check_kind(fault, frames.private)
                         _install(mmu, slot, frames, gfn - pgoff, gfn, end)
-                    if not touched:
+                    if not fault.touched:
                         mmu.counters.prefaulted += end - gfn
         finally:
             yield Put(backing, found)
         return not retry
+
+    def _make_private(
+        self, found: Sequence[Frames], shift: int, gfn: int, end: int
+    ) -> None:
+        """Call the hook for the private ones of pages that were got."""
+        mmu = self._mmu
+        assert mmu.frames_lock is not None
+        with mmu.frames_lock:
+            for frames in found:
+                first = frames.pgoff + shift
+                start, stop = max(first, gfn), min(first + frames.pages, end)
+                if frames.private is not False and start < stop:
+                    pfn = frames.pfn + start - first
+                    mmu.arch.make_private(start, pfn, stop - start)
+
+    def _served(self, gfn: int) -> tuple[MemorySlot, BackingFile] | None:
+        """The slot whose file serves *gfn*, whatever the access. With mmu_lock."""
+        slot = self._mmu.slots.find(gfn)
+        if slot is None or slot.backing is None:
+            return None
+        _check_notifier(slot)
+        return slot, slot.backing
+
+    def _check_kind(self, fault: _Fault, private: bool | None) -> None:
+        """Exit where an access differs from the attribute. With mmu_lock."""
+        if fault.private is not None and private is not fault.private:
+            self._mmu.counters.exits += 1
+            raise memory_fault(self._mmu.rules, fault.gfn, private=fault.private)
 
     def _private_slot(self, gfn: int) -> tuple[MemorySlot, BackingFile]:
         """The slot whose file serves *gfn*, or an exit. With mmu_lock."""
@@ -336,11 +312,14 @@ def _install(
     mmu: Mmu, slot: MemorySlot, frames: Frames, shift: int, gfn: int, end: int
 ) -> None:
     """Map *frames*; a page's gfn is its pgoff plus *shift*."""
-    pgoff, pfn, pages, order = frames
+    pgoff, pfn, pages, order, private = frames
     first = pgoff + shift
     # On a hugetlbfs the frames may cover more than was asked for.
     start, stop = max(first, gfn), min(first + pages, end)
-    mmu.install_locked(slot, start, pfn + start - first, stop - start, order)
+    shared = private is False
+    mmu.install_locked(
+        slot, start, pfn + start - first, stop - start, order, shared=shared
+    )
 
 
 def _check_notifier(slot: MemorySlot) -> None:

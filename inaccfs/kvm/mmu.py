@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Final
 
+from inaccfs.kvm.arch import Arch
 from inaccfs.kvm.attributes import MemoryAttributes
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.memslots import MemorySlots
 from inaccfs.kvm.mmiocache import MmioCache
-from inaccfs.kvm.pagetable import PageTable
+from inaccfs.kvm.pagetable import ByLevel, PageTable
 from inaccfs.kvm.sharedpages import SharedPages
 from inaccfs.kvm.stats import Counters, add
 from inaccfs.kvm.sync import THREADS
@@ -32,12 +33,13 @@ from inaccfs.kvm.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from inaccfs.kvm.memslots import MemorySlot
-    from inaccfs.kvm.pagetable import ByLevel
+    from inaccfs.kvm.pagetable import Run
     from inaccfs.kvm.shim import ShimSemantics
     from inaccfs.kvm.sync import Lock, Sync
+    from inaccfs.kvm.uapi import Spte
 
 # After this long a waiting fault retries, and so finds out if the daemon has died.
 _PATIENCE: Final = 1.0
@@ -54,12 +56,18 @@ class Mmu:
         protected: bool = True,
         invalidation: Invalidation | None = None,
         sync: Sync = THREADS,
+        arch: Arch | None = None,
     ) -> None:
         self.rules: Final = rules
         # Whether the VM has private memory.
         self.protected: Final = protected
-        self._huge: Final = rules.kvm_huge
         self._serves: Final = not protected and rules.kvm_default_vm == "served"
+        # Whether attributes are kept in files. Then these serve all accesses.
+        self.in_place: Final = rules.attributes == "file"
+        self._huge: Final = rules.kvm_huge and (
+            # Else pages of both kinds may be in one folio, which only the file knows.
+            not self.in_place or rules.granule == "huge page"
+        )
         if default_private is None:
             default_private = rules.kvm_default_attribute == "private"
         self.lock: Final = sync.lock("mmu_lock")
@@ -67,8 +75,11 @@ class Mmu:
         self.changed: Final = sync.condition(self.lock)
         self.invalidation: Final = invalidation or Invalidation()
         self.table: Final = PageTable()
+        # The mappings of a file's shared pages, where it has both kinds: KVM's direct
+        # root, beside the mirror root for the private ones.
+        self.shared_table: Final = PageTable()
         self.attributes: Final = MemoryAttributes(
-            default_private=protected and default_private
+            default_private=protected and default_private and not self.in_place
         )
         # The gfns of shared pages that are mapped. A vCPU adds in guest mode; who
         # removes has waited for that.
@@ -76,6 +87,13 @@ class Mmu:
         # Used by the rule kvm_keeps_mmio.
         self.mmio: Final = MmioCache()
         self.counters: Final = Counters()
+        # What the CPU's vendor adds.
+        self.arch: Final = arch or Arch()
+        # Held in hooks that are about frames: it stands for the folios' locks. None if
+        # there are no hooks.
+        self.frames_lock: Final = None if arch is None else sync.lock("frames_lock")
+        # Called with private mappings that were zapped, where their content goes.
+        self.destroy: Callable[[list[Run]], None] | None = None
         # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
         # Replaced as a whole, under mmu_lock; read without it.
@@ -92,7 +110,8 @@ class Mmu:
 
     def is_served(self, slot: MemorySlot | None) -> bool:
         """KVM_MEMSLOT_GMEM_ONLY: whether the file serves all accesses to the slot."""
-        return self._serves and slot is not None and slot.backing is not None
+        serves = self._serves or self.in_place
+        return serves and slot is not None and slot.backing is not None
 
     @contextmanager
     def hold(self, slot: MemorySlot) -> Iterator[bool]:
@@ -115,34 +134,56 @@ class Mmu:
 
     # --- zapping ----------------------------------------------------------------------
 
-    def zap(self, start: int, end: int) -> None:
+    def zap(self, start: int, end: int, kinds: str | None = None) -> None:
         """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is in progress.
 
         A fault that looked its frame up before this cannot install it any more.
         """
         with self.lock:
             self.invalidation.begin(start, end)
-            self.zap_locked(start, end)
+            self.zap_locked(start, end, kinds)
             self.end_locked()
 
-    def begin(self, start: int, end: int) -> None:
-        """Zap, and keep faults out until `end`."""
+    def begin(self, start: int, end: int, kinds: str | None = None) -> list[Run]:
+        """Zap, and keep faults out until `end`.
+
+        Returns the private mappings that there were, if there are hooks.
+        """
         with self.lock:
             self.invalidation.begin(start, end)
-            self.zap_locked(start, end)
+            hooked = self.frames_lock is not None
+            private = self.table.between(start, end) if hooked else []
+            self.zap_locked(start, end, kinds)
+        return private
 
     def end(self) -> None:
         """End one invalidation."""
         with self.lock:
             self.end_locked()
 
-    def zap_locked(self, start: int, end: int) -> None:
-        """Unmap, and wait for vCPUs that may still use a mapping. With mmu_lock."""
+    def zap_locked(self, start: int, end: int, kinds: str | None = None) -> None:
+        """Unmap, and wait for vCPUs that may still use a mapping. With mmu_lock.
+
+        Of a file that has both kinds of pages only mappings of these *kinds* go.
+        """
         counters = self.counters
-        zapped = self.table.zap(start, end)
         counters.zaps += 1
+        self.arch.invalidate_range(start, end)
+        lost: list[Run] = []
+        if not self.in_place or kinds != "shared":
+            if self.destroy is not None:
+                lost = self.table.between(start, end)
+            self._unmap(self.table, start, end)
+        if self.in_place and kinds != "private":
+            self._unmap(self.shared_table, start, end)
+        if self.destroy is not None:
+            counters.destroyed += sum(run.pages for run in lost)
+            self.destroy(lost)
+
+    def _unmap(self, table: PageTable, start: int, end: int) -> None:
+        zapped = table.zap(start, end)
         if any(zapped):
-            add(counters.zapped, zapped)
+            add(self.counters.zapped, zapped)
             self.flush()
 
     def end_locked(self) -> None:
@@ -212,31 +253,42 @@ class Mmu:
         return level
 
     def install_locked(
-        self, slot: MemorySlot, gfn: int, pfn: int, pages: int, order: int
+        self,
+        slot: MemorySlot,
+        gfn: int,
+        pfn: int,
+        pages: int,
+        order: int,
+        *,
+        shared: bool = False,
     ) -> None:
         """Map the frames of a fault: contiguous ones, of folios of one order.
 
-        With mmu_lock, after `Invalidation.retry`.
+        With mmu_lock, after `Invalidation.retry`. *shared* is for a file's shared
+        pages, where it has both kinds.
         """
+        table = self.shared_table if shared else self.table
         if pages == 1:
-            self._map_one(slot, gfn, pfn, order)
+            self._map_one(table, slot, gfn, pfn, order)
             return
         end = gfn + pages
         while gfn < end:
             level = self.level_locked(slot, gfn, pfn, order)
             if level > PG_LEVEL_4K:
                 stop = (gfn & -pages_of_level(level)) + pages_of_level(level)
-                self._map_one(slot, gfn, pfn, order)
+                self._map_one(table, slot, gfn, pfn, order)
             else:
                 stop = end
                 if order >= level_order(PG_LEVEL_2M):
                     stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
-                self._map_pages(gfn, pfn, stop - gfn)
+                self._map_pages(table, gfn, pfn, stop - gfn)
             gfn, pfn = stop, pfn + stop - gfn
 
-    def _map_one(self, slot: MemorySlot, gfn: int, pfn: int, order: int) -> None:
+    def _map_one(
+        self, table: PageTable, slot: MemorySlot, gfn: int, pfn: int, order: int
+    ) -> None:
         """Map *gfn*, by the largest page that is possible."""
-        old = self.table.walk(gfn)
+        old = table.walk(gfn)
         level = self.level_locked(slot, gfn, pfn, order)
         if old is not None and old.pfn == pfn and old.level >= level:
             self.counters.spurious += 1
@@ -244,41 +296,46 @@ class Mmu:
         pages = pages_of_level(level)
         first = gfn & -pages
         if old is not None or level > PG_LEVEL_4K:
-            self._drop(first, first + pages)
+            self._drop(table, first, first + pages)
         if level == PG_LEVEL_4K:
-            self.table.map_pages(gfn, pfn, 1)
+            table.map_pages(gfn, pfn, 1)
         else:
-            self.table.map_huge(first, pfn & -pages, level)
+            table.map_huge(first, pfn & -pages, level)
         self.counters.installed[level - 1] += 1
 
-    def _map_pages(self, gfn: int, pfn: int, count: int) -> None:
-        before = self.table.map_pages(gfn, pfn, count)
+    def _map_pages(self, table: PageTable, gfn: int, pfn: int, count: int) -> None:
+        before = table.map_pages(gfn, pfn, count)
         if before:
             # They may have mapped stale frames.
             self.flush()
         self.counters.spurious += before
         self.counters.installed[0] += count - before
 
-    def _drop(self, start: int, end: int) -> None:
+    def _drop(self, table: PageTable, start: int, end: int) -> None:
         """Unmap smaller or stale mappings, to make room for another one."""
-        dropped = self.table.zap(start, end)
-        if any(dropped):
-            add(self.counters.zapped, dropped)
-            self.flush()
+        self._unmap(table, start, end)
 
     # --- looking ----------------------------------------------------------------------
 
     def snapshot(self) -> tuple[Counters, ByLevel, int, int]:
-        """The counters, the mappings, how many pages of them are shared ones, and the
-        number of invalidations in progress.
+        """The counters, the mappings, how many shared pages are mapped, and the number
+        of invalidations in progress.
         """
         with self.lock:
+            private, shared = self.table.count(), self.shared_table.count()
+            pages = sum(
+                count * pages_of_level(level) for level, count in enumerate(shared, 1)
+            )
             return (
                 deepcopy(self.counters),
-                self.table.count(),
-                len(self.shared),
+                ByLevel(*(sum(pair) for pair in zip(private, shared, strict=True))),
+                len(self.shared) + pages,
                 self.invalidation.in_progress,
             )
+
+    def walk(self, gfn: int) -> Spte | None:
+        """The mapping of *gfn*, of whichever kind; None if there is none."""
+        return self.table.walk(gfn) or self.shared_table.walk(gfn)
 
 
 def level_order(level: int) -> int:

@@ -7,7 +7,7 @@ continues when a callback returns.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
 
@@ -34,6 +34,15 @@ class SlotNotifier:
         self._shift: Final = backing.shift
         self._mmu: Final = mmu
         self._in_bytes: Final = semantics.unit == "bytes"
+        hooked = mmu.frames_lock is not None
+        # Whether events say which frames go; and whether those of the one kind only are
+        # of conversions to the other.
+        self._reclaims: Final = hooked and semantics.tells_frames
+        self._makes_shared: Final = (
+            hooked
+            and mmu.in_place
+            and (semantics.conversion_kinds, semantics.kinds) == ("opposite", "both")
+        )
         self._hook: Final = hook
         # The INVALIDATE_STARTs minus the INVALIDATE_ENDs so far. Only callbacks change
         # it, and the client runs one at a time; `close` reads it after the last one.
@@ -47,14 +56,21 @@ class SlotNotifier:
             register = partial(file.bind, *self._slot.file_pages(self._shift))
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
+        # Where a file has both kinds of pages, their mappings are told apart.
+        kinds = self._mmu.in_place
+        frames = self._reclaims
         if "INVALIDATE_START" not in semantics.events:
-            return register(self._invalidate, error=error)
+            return register(
+                self._invalidate, error=error, with_kinds=kinds, with_frames=frames
+            )
         # INVALIDATE, too: a punch may send it where only poison sends start and end.
         return register(
             self._invalidate,
             invalidate_start=self._start,
             invalidate_end=self._end,
             error=error,
+            with_kinds=kinds,
+            with_frames=frames,
         )
 
     @property
@@ -70,7 +86,7 @@ class SlotNotifier:
             start, end = start << self._shift, end << self._shift
         return self._slot.gfns(start, end)
 
-    def _invalidate(self, start: int, end: int) -> None:
+    def _invalidate(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - of the event
         """The one callback of v8: the pages are removed already."""
         if (gfns := self._gfns(start, end)) is None:
             return
@@ -79,10 +95,11 @@ class SlotNotifier:
         finally:
             # Even if a hook raises: once this returns, the daemon relies on the zap.
             self._count()
-            self._mmu.zap(*gfns)
+            self._mmu.zap(*gfns, self._kinds(more))
+            self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
-    def _start(self, start: int, end: int) -> None:
+    def _start(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - as above
         """The pages are still there, and stay until this returns."""
         if (gfns := self._gfns(start, end)) is None:
             return
@@ -90,15 +107,32 @@ class SlotNotifier:
             self._hook("invalidate:begin", *gfns)
         finally:
             self._count()
-            self._mmu.begin(*gfns)
+            kinds = self._kinds(more)
+            private = self._mmu.begin(*gfns, kinds)
             self._begun += 1
+            if self._makes_shared and kinds == "private":
+                assert self._mmu.frames_lock is not None
+                with self._mmu.frames_lock:
+                    for run in private:
+                        self._mmu.arch.make_shared(run.pfn, run.pages)
 
-    def _end(self, start: int, end: int) -> None:
+    def _end(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - as above
         if (gfns := self._gfns(start, end)) is None:
             return
         self._begun -= 1
         self._mmu.end()
+        self._reclaim(more)
         self._hook("invalidate:end", *gfns)
+
+    def _kinds(self, more: tuple[Any, ...]) -> str | None:
+        """What comes last with an event, if files have both kinds of pages."""
+        return more[-1] if more and self._mmu.in_place else None
+
+    def _reclaim(self, more: tuple[Any, ...]) -> None:
+        """Call the hook for the frames that an event says to go."""
+        if self._reclaims and more:
+            for extent in more[0]:
+                self._mmu.arch.reclaim(extent.pfn, extent.count << self._shift)
 
     def _count(self) -> None:
         with self._mmu.lock:

@@ -1,6 +1,6 @@
 """A guest's memory as text: a character for each page, or for as many as fit.
 
-0x000000000  mmmm....s---....  ................  ...
+0x000000000  mmmm....s---.... ................ ...
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ _PALETTE: Final = Palette(
 
 _ROW: Final = 4 * GROUP
 _ROWS: Final = 16
+# What a row with its address takes.
+_WIDTH: Final = 80
 
 
 def states(vm: VM, gfn: int, pages: int) -> str:
@@ -85,7 +87,8 @@ def _of_slot(vm: VM, slot: MemorySlot, start: int, end: int) -> Iterator[str]:
     allocated = _allocated(slot, start, end)
     for gfn, there in zip(range(start, end), allocated, strict=True):
         if slot.backing is None or not vm.is_private(gfn):
-            yield DOUBLE if there else SHARED
+            # In place there is one copy of a page, whatever it is.
+            yield DOUBLE if there and not vm.in_place else SHARED
         elif (spte := vm.spte(gfn)) is not None:
             yield MAPPED[spte.level]
         else:
@@ -120,7 +123,7 @@ def render(found: str, gfn: int = 0, *, colour: bool = False) -> str:
     if scale > 1:
         found = _PALETTE.cells(_runs(found), scale)
     lines = [f"one character is {scale} pages"] if scale > 1 else []
-    layout = Layout(_ROW, scale)
+    layout = Layout(_ROW, scale, " ", _WIDTH)
     lines += _PALETTE.rows(found, layout, PAGE_SIZE, gfn, colour=colour)
     return "\n".join(lines)
 
@@ -136,4 +139,4 @@ def _runs(found: str) -> Iterator[Run]:
 def legend(found: str, *, colour: bool = False) -> str:
     """The meaning of the characters in *found*, and how many pages have each."""
     counts = {kind: found.count(kind) for kind in MEANINGS}
-    return "   ".join(_PALETTE.legend(counts, colour=colour))
+    return "\n".join(_PALETTE.folded(counts, _WIDTH, colour=colour))

@@ -192,6 +192,22 @@ class PageTable:
         """
         return _merged(self._walk_all(start, end))
 
+    def between(self, start: int, end: int) -> list[Run]:
+        """As `walked`, for a range of any size. With mmu_lock."""
+        if end - start <= _ENTRIES:
+            return self.walked(start, end)
+        return [
+            run._replace(
+                gfn=max(run.gfn, start),
+                pfn=run.pfn + max(start - run.gfn, 0),
+                pages=min(run.gfn + run.pages, end) - max(run.gfn, start),
+            )
+            if run.level == PG_LEVEL_4K
+            else run
+            for run in self.runs()
+            if run.gfn < end and start < run.gfn + run.pages
+        ]
+
     def _walk_all(self, start: int, end: int) -> Iterator[Run]:
         gfn = start
         while gfn < end:
@@ -216,6 +232,11 @@ class PageTable:
                     yield Run(gfn, middle >> PAGE_SHIFT, _ENTRIES, PG_LEVEL_2M)
                 else:
                     yield from _runs_of_table(gfn, middle)
+
+
+def merged(private: list[Run], shared: list[Run]) -> list[Run]:
+    """The runs of two tables, in the order of gfns."""
+    return sorted([*private, *shared]) if shared else private
 
 
 def _merged(leaves: Iterable[Run]) -> list[Run]:

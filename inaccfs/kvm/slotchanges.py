@@ -98,6 +98,9 @@ class SlotChanges:
     def _withdraw(self, slot: MemorySlot, then: MemorySlot | None) -> None:
         """Take a slot away, put *then* in its place, and wait for the users it had."""
         mmu = self._mmu
+        if mmu.destroy is not None:
+            # While the slot can be found, and with it the content that goes.
+            mmu.zap(slot.base_gfn, slot.end_gfn)
         mmu.exchange(slot, then)
         # Zap afterwards: a fault that found the slot then has an outdated seq.
         mmu.zap(slot.base_gfn, slot.end_gfn)

@@ -21,6 +21,7 @@ class Counters:
     zaps: int = 0
     conversions: int = 0
     prefaulted: int = 0
+    destroyed: int = 0
     # By level, from 4 KiB on.
     installed: list[int] = field(default_factory=lambda: [0, 0, 0])
     zapped: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -52,12 +53,15 @@ class Stats:
     conversions: int
     # Pages of 4 KiB that pre_fault_memory() has mapped.
     prefaulted: int
+    # Private pages of 4 KiB whose content was lost because they were zapped, in a VM
+    # with zap="destroys".
+    destroyed: int
     # Mappings that were installed and zapped, pre-faulted ones too.
     installed: ByLevel
     zapped: ByLevel
-    # Mappings of private pages at this moment.
+    # Mappings of private pages at this moment, and of a file's shared pages.
     mapped: ByLevel
-    # Shared pages of 4 KiB that KVM has mapped from the VMM's page table.
+    # Shared pages of 4 KiB that are mapped: a file's, or the VMM's.
     mapped_shared: int
     # Invalidations in progress at this moment.
     in_progress: int

@@ -6,6 +6,7 @@ are checked, before the next punch can hide a violation.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -14,12 +15,12 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from inaccfs.kvm.oracle import STAMP_BYTES
 from inaccfs.kvm.uapi import PAGE_SHIFT
 from inaccfs.kvm.workload import Guest, Host
-from inaccfs.kvm.world import FILE_PAGES, World
+from inaccfs.kvm.world import DMA_PAGES, FILE_PAGES, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,36 @@ class Report:
         return self.counts["stale"]
 
 
+class Others(Protocol):
+    """Who else takes part, such as `inaccfs.iommu.stress.Devices`."""
+
+    @property
+    def notifiers(self) -> int:
+        """How many they have registered."""
+
+    def actors(self, world: World, dice: Iterator[random.Random]) -> list[Actor]:
+        """Their threads, each with dice of its own."""
+
+    def check(self) -> Iterator[str]:
+        """Violations, while no thread runs."""
+
+    def close(self) -> None:
+        """They leave."""
+
+
+class _NoOthers:
+    notifiers = 0
+
+    def actors(self, _world: World, _dice: Iterator[random.Random]) -> list[Actor]:
+        return []
+
+    def check(self) -> Iterator[str]:
+        return iter(())
+
+    def close(self) -> None:
+        pass
+
+
 def _never() -> bool:
     return False
 
@@ -89,31 +120,35 @@ def run(
     plan: Plan,
     progress: Callable[[float, Counter[str]], object],
     interrupted: Callable[[], bool] = _never,
+    others: Callable[[Client, int], Others] | None = None,
 ) -> Report:
     """Do as *plan* says, on a new file of the mount of *shim*.
 
     *progress* is called ten times a second, with the seconds so far and the counts.
     *interrupted* is called as often; once it returns True, the run ends early, with all
-    checks made.
+    checks made. *others* makes who else takes part, of the client and the file's fd.
 
     Raises:
         OSError: the file or the VM cannot be made; `ControlError`.
     """
     semantics = shim.query_semantics()
     report = Report(plan, semantics.name, semantics.order)
-    fd = shim.memfd_create("kvm-stress", size=FILE_PAGES << PAGE_SHIFT)
+    fd = shim.memfd_create("kvm-stress", size=(FILE_PAGES + DMA_PAGES) << PAGE_SHIFT)
     ino = os.fstat(fd).st_ino
     try:
         world = World(shim, fd)
+        more = _NoOthers() if others is None else others(shim, fd)
         with _complaints(world):
             try:
                 world.add_file()
-                alive = _work(world, report, shim, ino, progress, interrupted)
+                alive = _work(world, report, shim, ino, progress, interrupted, more)
             except BaseException:
                 world.vm.close()
                 raise
             if alive:
-                _finish(world, report, shim, ino)
+                _finish(world, report, shim, ino, more)
+                more.close()
+                world.handle.close()
     finally:
         os.close(fd)
     report.violations[:0] = _some(world.violations)
@@ -154,6 +189,7 @@ def _work(
     ino: int,
     progress: Callable[[float, Counter[str]], object],
     interrupted: Callable[[], bool],
+    others: Others,
 ) -> bool:
     """Run all rounds; return whether all threads have ended."""
     plan = report.plan
@@ -163,6 +199,7 @@ def _work(
             Host(number, world, _dice(plan, 1, number))
             for number in range(plan.punchers)
         ),
+        *others.actors(world, (_dice(plan, 2, number) for number in itertools.count())),
     ]
     stuck: list[str] = []
     begin = time.monotonic()
@@ -178,7 +215,7 @@ def _work(
         if stuck:
             world.violations.append(f"{', '.join(stuck)} did not come to an end")
             break
-        world.violations.extend(_check(world, shim, ino))
+        world.violations.extend(_check(world, shim, ino, others))
     report.seconds = time.monotonic() - begin
     report.counts = _sum(actors)
     return not stuck
@@ -224,7 +261,7 @@ def _round(
 # --- invariants -----------------------------------------------------------------------
 
 
-def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
+def _check(world: World, shim: Client, ino: int, others: Others) -> Iterator[str]:
     """Violations of the invariants, while no thread runs."""
     for stale in world.vm.stale_sptes():
         now = "was removed" if stale.now is None else f"is in frame {stale.now:#x}"
@@ -248,7 +285,8 @@ def _check(world: World, shim: Client, ino: int) -> Iterator[str]:
                 f"file page {reference.offset}: {reference.references} references to "
                 f"{reference.count} frames from {reference.pfn:#x} on were not put back"
             )
-    notifiers = _notifiers(shim, ino)
+    yield from others.check()
+    notifiers = _notifiers(shim, ino) - others.notifiers
     if notifiers != len(world.windows):
         yield f"{notifiers} notifiers for {len(world.windows)} slots"
 
@@ -258,13 +296,15 @@ def _notifiers(shim: Client, ino: int) -> int:
     return sum(each.pid == os.getpid() for each in ours)
 
 
-def _finish(world: World, report: Report, shim: Client, ino: int) -> None:
+def _finish(
+    world: World, report: Report, shim: Client, ino: int, others: Others
+) -> None:
     """Read all pages once more; then take the VM down."""
     try:
         # A violation that is known already would only be found again.
         if not world.violations:
             report.violations += _some(list(_sweep(world)))
-            report.violations += _some(list(_check(world, shim, ino)))
+            report.violations += _some(list(_check(world, shim, ino, others)))
         report.stats = world.vm.stats
     finally:
         _close(world)

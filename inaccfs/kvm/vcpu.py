@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.mmu import Mmu
     from inaccfs.kvm.shared import SharedHalf
     from inaccfs.kvm.sync import Lock
-    from inaccfs.kvm.uapi import Hook
+    from inaccfs.kvm.uapi import Hook, Spte
 
 
 class _Read:
@@ -158,6 +158,13 @@ class Vcpu:
         if gpa < 0 or size < 0:
             raise ValueError(f"gpa {gpa}, size {size}")
         end = gpa + size
+        if self._mmu.in_place:
+            if private is None and self._by_guest:
+                private = True
+            said = private if self._mmu.protected else None
+            while gpa < end:
+                gpa = self._in_file(gpa, end, transfer, said)
+            return
         if private is None or not self._mmu.protected:
             step = self._unsaid
         else:
@@ -186,15 +193,45 @@ class Vcpu:
         gfn = gpa >> PAGE_SHIFT
         while True:
             with self.guest_mode:
-                if stop := self._through_spte(gfn, gpa, end, transfer):
+                if stop := self._through_spte(gfn, gpa, end, transfer, True):
                     return stop
             self._faults.resolve(gfn)
 
+    def _in_file(
+        self, gpa: int, end: int, transfer: _Read | _Write, private: bool | None
+    ) -> int:
+        """As `_private`, where files keep attributes and have both kinds of pages.
+
+        A gfn in no slot with a file is shared: with its slot it loses what it was.
+        """
+        gfn = gpa >> PAGE_SHIFT
+        while self._mmu.is_served(self._mmu.slots.find(gfn)):
+            with self.guest_mode:
+                if stop := self._through_spte(gfn, gpa, end, transfer, private):
+                    return stop
+            self._faults.resolve(gfn, private)
+        if private:
+            with self._mmu.lock:
+                self._mmu.counters.exits += 1
+            raise memory_fault(self._mmu.rules, gfn, private=True)
+        return self._shared(gpa, end, transfer)
+
+    def _walk(self, gfn: int, private: bool | None) -> Spte | None:
+        mmu = self._mmu
+        if private is None:
+            return mmu.walk(gfn)
+        return (mmu.table if private else mmu.shared_table).walk(gfn)
+
     def _through_spte(
-        self, gfn: int, gpa: int, end: int, transfer: _Read | _Write
+        self,
+        gfn: int,
+        gpa: int,
+        end: int,
+        transfer: _Read | _Write,
+        private: bool | None,
     ) -> int:
         """As `_private`, in guest mode; 0 means a fault."""
-        spte = self._mmu.table.walk(gfn)
+        spte = self._walk(gfn, private)
         if self.hook is not no_hook:
             self.hook("looks_up", gfn, gfn + 1)
         slot = self._mmu.slots.find(gfn)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.kvm import audit, regions
+from inaccfs.kvm import audit, population, regions
 from inaccfs.kvm.backing import BackingFiles
 from inaccfs.kvm.encryption import EncryptedMemory
 from inaccfs.kvm.faults import Faults
 from inaccfs.kvm.memory import PlainMemory
 from inaccfs.kvm.memslots import Region
 from inaccfs.kvm.mmu import Mmu
-from inaccfs.kvm.pagetable import ByLevel
+from inaccfs.kvm.pagetable import ByLevel, merged
 from inaccfs.kvm.slotchanges import SlotChanges
 from inaccfs.kvm.stats import Stats
 from inaccfs.kvm.sync import THREADS
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from types import TracebackType
-    from typing import Self
+    from typing import Literal, Self, TypeAlias
 
+    from inaccfs.kvm.arch import Arch
     from inaccfs.kvm.audit import StaleSpte
     from inaccfs.kvm.invalidation import Invalidation
     from inaccfs.kvm.memory import GuestMemory, WritableBuffer
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.pagetable import Run
-    from inaccfs.kvm.shim import Shim
+    from inaccfs.kvm.shim import Shim, ShimFile
     from inaccfs.kvm.sync import Sync
     from inaccfs.kvm.uapi import Hook
+
+    Zap: TypeAlias = Literal["keeps", "destroys"]
 
 
 class VM:
@@ -49,7 +53,9 @@ class VM:
     VM has no private memory, as one of the type KVM_X86_DEFAULT_VM, and the rule
     kvm_default_vm says what becomes of files. *invalidation* replaces KVM's retry
     protocol, to show what happens without it. *memory* replaces plain access to the
-    file's memory; *sync* makes the locks. *hooks* is called as
+    file's memory; *sync* makes the locks. With *zap* "destroys" a private page loses
+    its content when it is zapped, as on TDX and CCA; it "keeps" it on SEV-SNP. *arch*
+    has the hooks of the CPU's vendor. *hooks* is called as
     `hooks(point, start, end)`, with gfns, at
 
     - `invalidate:begin`: the shim has called; nothing is zapped yet;
@@ -76,6 +82,8 @@ class VM:
         invalidation: Invalidation | None = None,
         memory: GuestMemory | None = None,
         sync: Sync = THREADS,
+        zap: Zap = "keeps",
+        arch: Arch | None = None,
     ) -> None:
         """Asks the daemon for its semantics.
 
@@ -99,7 +107,12 @@ class VM:
             protected=protected,
             invalidation=invalidation,
             sync=sync,
+            arch=arch,
         )
+        if zap == "destroys":
+            self._mmu.destroy = partial(population.destroy, self._mmu, self._memory)
+        elif zap != "keeps":
+            raise ValueError(f"zap {zap!r}: it keeps or destroys content")
         self.sync: Final = sync
         self._faults: Final = Faults(self._mmu, self._hook, sync)
         # Guards the next four, and is held while attributes change.
@@ -169,12 +182,21 @@ class VM:
         *gpa* and *size* are bytes. There need not be a slot.
 
         Raises:
-            OSError: EINVAL if the range is empty, not aligned, or wraps around; or if
-                the VM has no private memory.
+            OSError: EINVAL if the range is empty, not aligned, or wraps around; if the
+                VM has no private memory; or where attributes are kept in files.
         """
         start, end = _gfns(gpa, size)
         if private and not self.protected:
             raise OSError(errno.EINVAL, "this VM has no private memory")
+        if self._mmu.in_place:
+            if not private:
+                # No attribute is set here, and so there is none to clear.
+                return
+            raise OSError(
+                errno.EINVAL,
+                "these semantics keep attributes in the file: use Vmm.convert(), or "
+                "set_memory_attributes() of the file",
+            )
         with self._slots_lock:
             self._mmu.convert(start, end, private=private)
 
@@ -195,6 +217,28 @@ class VM:
         start, end = _gfns(gpa, size)
         stop = self._faults.pre_fault(start, end)
         return stop << PAGE_SHIFT, (end - stop) << PAGE_SHIFT
+
+    def populate(
+        self,
+        gpa: int,
+        size: int,
+        source: ShimFile | None = None,
+        source_offset: int = 0,
+    ) -> int:
+        """kvm_gmem_populate(): the first content of private pages, before the guest.
+
+        From *source*, a file of the mount, from page *source_offset* on; without one
+        the content is there already. *gpa* and *size* are bytes, and end with the slot.
+        Returns how many pages were done. Where zaps destroy content they are mapped,
+        for content can be given with the mapping only, as by TDH.MEM.PAGE.ADD.
+
+        EINVAL where no slot has a file, or the first page is not private.
+        """
+        start, end = _gfns(gpa, size)
+        with self._slots_lock:
+            return population.populate(
+                *(self._mmu, self._faults, start, end, source, source_offset)
+            )
 
     def notice_closed_files(self) -> None:
         """Zap what was mapped of files that nobody has open any more, now.
@@ -266,12 +310,23 @@ class VM:
             return audit.double_allocated(self.slots)
 
     def is_private(self, gfn: int) -> bool:
-        """Whether *gfn* has the private attribute."""
-        return self._mmu.attributes.is_private(gfn)
+        """Whether *gfn* has the private attribute. May ask the daemon.
+
+        Where attributes are kept in files, a gfn in no slot with one is shared.
+        """
+        slot = self._mmu.slots.find(gfn) if self.in_place else None
+        if slot is None or slot.backing is None:
+            return self._mmu.attributes.is_private(gfn)
+        return slot.backing.attribute(slot.pgoff(gfn))[0]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether attributes are kept in files, whose pages are converted in place."""
+        return self._mmu.in_place
 
     def spte(self, gfn: int) -> Spte | None:
         """The frame that *gfn* is mapped to, and at what level; None if not mapped."""
-        return self._mmu.table.walk(gfn)
+        return self._mmu.walk(gfn)
 
     def sptes(self) -> Iterator[tuple[int, Spte]]:
         """All mappings of one moment: the first gfn of each, its frame and level."""
@@ -286,10 +341,13 @@ class VM:
         few.
         """
         if end is not None:
-            return self._mmu.table.walked(start, end)
+            return merged(
+                self._mmu.table.walked(start, end),
+                self._mmu.shared_table.walked(start, end),
+            )
         with self._mmu.lock:
-            table = self._mmu.table.copy()
-        return table.runs()
+            private, shared = self._mmu.table.copy(), self._mmu.shared_table.copy()
+        return merged(private.runs(), shared.runs())
 
     def stale_sptes(self, start: int = 0, end: int | None = None) -> list[StaleSpte]:
         """Mappings of frames that their pages do not have, or no longer have.

@@ -6,6 +6,8 @@ discards the half that is not used any more.
 
 from __future__ import annotations
 
+import errno
+import time
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     Fallocate: TypeAlias = Callable[[int, int, int, int], object]
 
 T = TypeVar("T")
+
+# How often and for how long a VMM waits where a conversion is EAGAIN.
+_TRIES: Final = 100
+_PAUSE_SECONDS: Final = 0.001
 
 
 class Vmm:
@@ -73,7 +79,16 @@ class Vmm:
             raise exit_
         with self._lock:
             self.conversions += 1
-        self.convert(exit_.gpa, exit_.size, private=exit_.private)
+        for left in reversed(range(_TRIES)):
+            try:
+                self.convert(exit_.gpa, exit_.size, private=exit_.private)
+            except OSError as exc:
+                # A fault of another vCPU has a reference for a moment.
+                if exc.errno != errno.EAGAIN or not left:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
     def _convertible(self, exit_: MemoryFaultExit) -> bool:
         gfn = exit_.gpa >> PAGE_SHIFT
@@ -85,13 +100,18 @@ class Vmm:
     def convert(self, gpa: int, size: int, *, private: bool) -> None:
         """Make bytes of whole pages private or shared, and discard the other half.
 
+        Where attributes are kept in files, pages are converted there, for all VMs, and
+        nothing is discarded.
+
         Raises:
-            OSError: set_memory_attributes() or fallocate(2) failed.
+            OSError: set_memory_attributes() or fallocate(2) failed; EAGAIN where a page
+                that is to be private is referenced.
         """
         with self._lock:
-            self._vm.set_memory_attributes(gpa, size, private=private)
-            if not self._discard:
-                return
+            if not self._vm.in_place:
+                self._vm.set_memory_attributes(gpa, size, private=private)
+                if not self._discard:
+                    return
             first, end = gpa >> PAGE_SHIFT, (gpa + size) >> PAGE_SHIFT
             for slot in self._vm.slots:
                 start, stop = max(first, slot.base_gfn), min(end, slot.end_gfn)
@@ -99,7 +119,10 @@ class Vmm:
                 # another file.
                 with self._vm.hold(slot) as there:
                     if there and start < stop and slot.backing is not None:
-                        if private:
+                        if self._vm.in_place:
+                            pgoff = slot.pgoff(start)
+                            slot.backing.convert(pgoff, stop - start, private=private)
+                        elif private:
                             discard_shared(slot, start, stop)
                         else:
                             discard_private(slot, start, stop, self._fallocate)

@@ -9,9 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.kvm.oracle import STAMP_BYTES
-from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE, MemoryFaultExit, MmioExit
+from inaccfs.kvm.uapi import PAGE_SHIFT, MemoryFaultExit, MmioExit
 from inaccfs.kvm.world import FILE_PAGES, WINDOW_PAGES
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +29,10 @@ _TRIES: Final = 16
 # How long a host waits between two actions, on average: without the pause, the guests
 # would only fault.
 _PAUSE_SECONDS: Final = 0.01
+
+
+# How long a file is frozen at most.
+_FROZEN_SECONDS: Final = 0.01
 
 
 class Actor:
@@ -135,6 +138,9 @@ class Guest(Actor):
                 return
             except MemoryFaultExit as exc:
                 self.counts["exits"] += 1
+                if exc.errno in self._world.refusals:
+                    # A hole of a frozen file.
+                    return
                 if not exc.asks:
                     raise
                 if not self._world.convert(window, index, 1, private=private):
@@ -155,8 +161,12 @@ class Host(Actor):
 
     def act(self) -> None:
         """Perform a random action."""
-        deeds = (self._punch, self._convert, self._allocate, self._prefault, self._slot)
-        (deed,) = self._dice.choices(deeds, (50, 15, 10, 10, 15))
+        deeds = (
+            *(self._punch, self._convert, self._allocate, self._prefault),
+            *(self._slot, self._freeze),
+        )
+        freezes = 5 if self._world.freezes else 0
+        (deed,) = self._dice.choices(deeds, (50, 15, 10, 10, 15, freezes))
         deed()
         self._world.stop.wait(self._dice.expovariate(1 / _PAUSE_SECONDS))
 
@@ -177,14 +187,21 @@ class Host(Actor):
 
     def _allocate(self) -> None:
         window, index, pages = self._some()
-        offset = (window.pgoff + index) << PAGE_SHIFT
-        fallocate(self._world.fd, FALLOC_FL_KEEP_SIZE, offset, pages * PAGE_SIZE)
+        self._world.allocate(window, index, pages)
         self.counts["allocations"] += 1
 
     def _prefault(self) -> None:
         window, index, pages = self._some()
-        self._world.vm.pre_fault_memory(window.gpa(index), pages << PAGE_SHIFT)
+        try:
+            self._world.vm.pre_fault_memory(window.gpa(index), pages << PAGE_SHIFT)
+        except PermissionError:
+            if not self._world.freezes:
+                raise
         self.counts["prefaults"] += 1
+
+    def _freeze(self) -> None:
+        self._world.freeze(self._dice.random() * _FROZEN_SECONDS)
+        self.counts["freezes"] += 1
 
     def _slot(self) -> None:
         self.counts["slots"] += 1

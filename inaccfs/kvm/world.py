@@ -8,11 +8,12 @@ never reused, so that each gfn belongs to one cell for good.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,7 @@ from inaccfs.kvm.oracle import Oracle
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
 from inaccfs.kvm.vm import VM
 from inaccfs.kvm.vmm import Vmm
-from inaccfs.syscalls import PUNCH, fallocate
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from inaccfs.client import Client
     from inaccfs.kvm.oracle import Cell, Change
 
+# The pages that slots map, and after them those of devices.
 FILE_PAGES: Final = 4096
+DMA_PAGES: Final = 512
 WINDOW_PAGES: Final = (1, 16, 100, 512, 1024)
 
 # Far above the slot of the file; windows begin the largest window's size apart.
@@ -40,6 +43,10 @@ _PUNCHED_FAULTS: Final = 40
 
 # Seconds that callbacks wait, in turn, before they zap removed pages.
 _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
+
+
+class Refused(Exception):
+    """The file is frozen, and nothing has changed."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,6 +80,13 @@ class World:
         # How many pages the file's slot maps: where ranges are exclusive, the other
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
+        self.handle: Final = shim.file(fd)
+        # Whether files can be frozen; and with what changes may be refused, by that and
+        # where files consist of huge pages.
+        self.freezes: Final = semantics.frozen != "unknown"
+        self.refusals: Final = (errno.EPERM,) * self.freezes + (
+            (errno.EINVAL, errno.EAGAIN) if semantics.granule == "huge page" else ()
+        )
         # A thread that punched a page that it had locked would wait for itself.
         self._punches_faults: Final = not semantics.locks_pages
         # The point from which the frame of a removed page may be another page's. With
@@ -153,11 +167,13 @@ class World:
             return self._add(0, 0, self._file_pages, 0)
 
     def _add(self, slot: int, base_gfn: int, pages: int, pgoff: int) -> Window:
-        window = Window(
-            *(slot, base_gfn, pages, pgoff),
-            self.file[pgoff : pgoff + pages],
-            self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages),
+        private = self.file[pgoff : pgoff + pages]
+        shared = (
+            private
+            if self.vm.in_place
+            else self.oracle.cells(f"slot {slot} at {base_gfn:#x}, shared page", pages)
         )
+        window = Window(*(slot, base_gfn, pages, pgoff), private, shared)
         self.vm.set_user_memory_region(
             *(slot, base_gfn << PAGE_SHIFT, pages << PAGE_SHIFT),
             private_fd=self.fd,
@@ -166,7 +182,9 @@ class World:
             flags=KVM_MEM_PRIVATE,
         )
         # What a confidential guest's VMM does, where it is not so by itself.
-        self.vm.set_memory_attributes(window.gpa(0), pages << PAGE_SHIFT, private=True)
+        if not self.vm.in_place:
+            size = pages << PAGE_SHIFT
+            self.vm.set_memory_attributes(window.gpa(0), size, private=True)
         self.windows = (*self.windows, window)
         return window
 
@@ -179,12 +197,24 @@ class World:
     # --- memory -----------------------------------------------------------------------
 
     def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
-        """Convert pages of a slot; False if it was deleted."""
+        """Convert pages of a slot; False if it was deleted.
+
+        In place nothing is lost, and it may fail with EAGAIN: a fault has a reference.
+        """
         with self._lock:
             if window not in self.windows:
                 return False
-            lost = window.shared if private else window.private
-            with self._clearing(window, index, lost[index : index + pages]):
+            if self.vm.in_place:
+                gpa, size = window.gpa(index), pages << PAGE_SHIFT
+                with suppress(BlockingIOError, Refused), self._refusable():
+                    self.vmm.convert(gpa, size, private=private)
+                return True
+            lost = (window.shared if private else window.private)[index:][:pages]
+            with (
+                suppress(Refused),
+                self._clearing(window, index, lost),
+                self._refusable(),
+            ):
                 self.vmm.convert(
                     window.gpa(index), pages << PAGE_SHIFT, private=private
                 )
@@ -193,9 +223,37 @@ class World:
     def punch(self, window: Window, index: int, pages: int) -> None:
         """Punch pages of a window out of the file."""
         offset = (window.pgoff + index) << PAGE_SHIFT
-        mode = PUNCH
-        with self._clearing(window, index, window.private[index : index + pages]):
-            fallocate(self.fd, mode, offset, pages << PAGE_SHIFT)
+        cells = window.private[index : index + pages]
+        with (
+            suppress(Refused),
+            self._clearing(window, index, cells),
+            self._refusable(),
+        ):
+            fallocate(self.fd, PUNCH, offset, pages << PAGE_SHIFT)
+
+    @contextmanager
+    def _refusable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno not in self.refusals:
+                raise
+            raise Refused from exc
+
+    def allocate(self, window: Window, index: int, pages: int) -> None:
+        """Allocate pages of a window."""
+        offset = (window.pgoff + index) << PAGE_SHIFT
+        with suppress(Refused), self._refusable():
+            fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, pages << PAGE_SHIFT)
+
+    def freeze(self, seconds: float) -> None:
+        """Freeze the file for a while. EBUSY: another thread has."""
+        with suppress(OSError):
+            self.handle.freeze()
+            try:
+                time.sleep(seconds)
+            finally:
+                self.handle.unfreeze()
 
     @contextmanager
     def _clearing(
@@ -211,7 +269,15 @@ class World:
         self._leaving.update(leaving)
         try:
             yield
-        finally:
+        except Refused:
+            self.oracle.undo(change, cells)
+            for gfn in leaving:
+                self._leaving.pop(gfn, None)
+            raise
+        except BaseException:
+            self.oracle.end(change, cells)
+            raise
+        else:
             self.oracle.end(change, cells)
             for gfn in leaving:
                 self._leaving.pop(gfn, None)

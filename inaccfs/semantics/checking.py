@@ -8,7 +8,6 @@ msgspec does not check that, nor would its errors list the values that a rule ca
 
 from __future__ import annotations
 
-import difflib
 import errno
 import functools
 import inspect
@@ -36,6 +35,7 @@ from inaccfs.semantics.rules import (
     Semantics,
     refused,
 )
+from inaccfs.words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,8 +235,8 @@ def _check_names(found: type[Semantics], own: dict[str, object]) -> None:
             reason = "it is made from plan: give that"
         elif new := OLD_NAMES.get(name):
             reason = f"rule {name!r} is called {new!r} now"
-        elif near := difflib.get_close_matches(name, known, 1, 0.7):
-            reason = f"no rule has that name: did you mean {near[0]}?"
+        elif near := nearest(name, known, 0.7):
+            reason = f"no rule has that name: did you mean {near}?"
         else:
             continue
         raise OptionError(f"semantics {found.__name__}.{name}: {reason}")

@@ -19,6 +19,7 @@ KvmExitFlag: TypeAlias = Literal["1 << 0", "1 << 3"]
 KvmBadFd: TypeAlias = Literal["EINVAL", "EBADF"]
 KvmPreFaultError: TypeAlias = Literal["ENOENT", "EFAULT"]
 KvmPreFault: TypeAlias = Literal["private", "all"]
+KvmAttributeRead: TypeAlias = Literal["before get-pfn", "with the page"]
 
 
 class KvmRules:
@@ -28,6 +29,10 @@ class KvmRules:
 
     # The attribute of a gfn that nobody has converted.
     kvm_default_attribute: ClassVar[KvmAttribute]
+    # When a fault reads an attribute that is kept in the file: in a question of its own
+    # "before get-pfn", without a lock, as kvm_mem_is_private() is called; or "with the
+    # page", from the answer of get-pfn.
+    kvm_attribute_read: ClassVar[KvmAttributeRead]
     # What decides whether an access is private where the guest does not say so: the
     # "guest", whose accesses are private unless it says shared (the C-bit of SEV-SNP,
     # the shared bit of TDX); or the "attribute" (KVM_X86_SW_PROTECTED_VM).
@@ -82,6 +87,7 @@ class V8Kvm(KvmRules):
     """KVM in the v8 series."""
 
     kvm_default_attribute: ClassVar[KvmAttribute] = "private"
+    kvm_attribute_read: ClassVar[KvmAttributeRead] = "with the page"
     kvm_access: ClassVar[KvmAccess] = "guest"
     kvm_mismatch: ClassVar[KvmMismatch] = "slots with a file"
     kvm_no_slot: ClassVar[KvmNoSlot] = "exit"

@@ -6,7 +6,6 @@ before there is a mount, and not by the first punch.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -17,7 +16,7 @@ from inaccfs.errors import OptionError
 from inaccfs.semantics import checking
 from inaccfs.semantics.catalogue import VERSIONS
 from inaccfs.semantics.rules import Semantics
-from inaccfs.words import quoted
+from inaccfs.words import choices, quoted
 
 
 def split(wanted: str) -> tuple[str, str] | None:
@@ -43,12 +42,8 @@ def check_name(wanted: str) -> None:
     names = [version.name for version in VERSIONS]
     if wanted in names or wanted.endswith(".py") or split(wanted) is not None:
         return
-    near = difflib.get_close_matches(wanted.lower(), names, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise OptionError(
-        f"unknown semantics {quoted(wanted)}: {hint}There are {', '.join(names)}, and "
-        "your own as FILE.py:CLASS"
-    )
+    which = choices(wanted, names, ", and your own as FILE.py:CLASS")
+    raise OptionError(f"unknown semantics {quoted(wanted)}: {which}")
 
 
 def load(wanted: str) -> Semantics:

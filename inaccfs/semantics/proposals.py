@@ -92,6 +92,10 @@ class HugetlbRfc(InPlaceV8):
     atomicity = "huge page"
     stored = "after the end"
     pinned_punch = "refused"
+    # As all of these versions; in this one it makes a difference, because of `stored`.
+    kvm_attribute_read = "before get-pfn"
+    # kvm_gmem_get_pfn() reports the folio's order.
+    kvm_huge = True
 
 
 class MigratableRfc(GuestMemfd72):

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import inaccfs
-from inaccfs import launch
+from inaccfs import runtime
 from inaccfs.semantics import V8
 from inaccfs.shim import file as module
 from inaccfs.shim.file import InaccessibleFile
@@ -179,7 +179,7 @@ class Reader:
             [sys.executable, "-c", _READER, mount],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=launch.environment(),
+            env=runtime.environment(),
         )
         harness.pin(self._process.pid, cpu)
         self.lost = 0
@@ -207,6 +207,7 @@ class Reader:
 _READER = """
 import select, sys
 import inaccfs
+from inaccfs import runtime
 from inaccfs.tracing.chrome import Picture
 with inaccfs.connect(sys.argv[1]) as shim:
     while sys.stdin.readline():

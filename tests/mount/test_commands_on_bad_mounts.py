@@ -86,6 +86,20 @@ def test_the_mount_of_another_user_is_one_line() -> None:
             assert "another user's, and without allow_other" in found.stderr
 
 
+@needs_root
+@pytest.mark.parametrize("lazily", [False, True])
+def test_the_mount_of_another_user_is_not_unmounted(lazily: bool) -> None:
+    with mounted() as mount:
+        mount.path.parent.chmod(0o755)
+        words = ["--lazy"] if lazily else []
+        command = inaccfs_command("umount", *words, mount.path)
+        found = run(*command, status=1, user=NOBODY, group=NOBODY)
+        assert found.stderr == (
+            f"inaccfs: cannot unmount {mount.path}: it is a mount of uid 0: only that "
+            "user and root may unmount it\n"
+        )
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "report"])
 def test_another_file_system_is_one_line(command: str) -> None:
     target = "/proc/version" if command == "map" else "/proc"

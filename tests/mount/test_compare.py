@@ -86,6 +86,14 @@ def test_nothing_differs(compare: Compare) -> None:
     assert re.search(r"^kvm faults +0 +0$", out, re.MULTILINE)
 
 
+def test_a_script_that_fails_everywhere_is_seen(compare: Compare) -> None:
+    status, out, _ = compare("1 / 0", *TWO)
+    assert status == 0
+    rows = [re.split("  +", line) for line in out.splitlines()[1:-1]]
+    why = "ZeroDivisionError: division by zero"
+    assert rows == [["status", "1", "1"], ["error", why, why], ["nothing differs"]]
+
+
 def test_json(compare: Compare) -> None:
     status, out, _ = compare("print(*__import__('sys').argv[1:])", "a", *TWO, "--json")
     assert status == 0

@@ -67,6 +67,33 @@ def test_an_experiment_runs_on_rules_of_ones_own(name: str, tmp_path: Path) -> N
     assert "Mine" in ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("content", "in-place-next"),
+        ("dma", "v7"),
+        ("holding", "v7"),
+        ("lock", "in-place-v8"),
+        ("order", "hugetlb-rfc"),
+        ("order", "in-place-v8"),
+        ("pins", "v9"),
+        ("split", "in-place-next"),
+    ],
+)
+def test_an_experiment_runs_on_any_version_or_says_why_not(
+    name: str, version: str
+) -> None:
+    ran = experiment(name, "--semantics", version)
+    if ran.returncode == 0:
+        assert (ran.stderr, version in ran.stdout) == ("", True)
+        return
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(
+        f"inaccfs: experiment {name} cannot run on {version}: it "
+    )
+    assert ran.stderr.count("\n") == 1
+
+
 def test_all_pages_and_modules_belong_together() -> None:
     pages = {page.stem for page in PAGES.glob("*.md")} - {"README"}
     index = (PAGES / "README.md").read_text()
@@ -94,7 +121,10 @@ def test_a_plot_that_cannot_be_written_is_reported_first() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("siez",), "inaccfs: no experiment 'siez': did you mean size? There are "),
+        (
+            ("siez",),
+            "inaccfs: unknown experiment 'siez': did you mean size? There ",
+        ),
         (("size", "--semantics", "v99"), "inaccfs: unknown semantics 'v99': "),
     ],
     ids=["name", "semantics"],
@@ -135,6 +165,7 @@ def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     [
         ("", 2, "has no class 'Mine'"),
         ("Mine = 3", 2, "has no class 'Mine'"),
+        ("class Mien: 0", 2, "has no class 'Mine': there is Mien"),
         ("class Mine: pass", 2, "set `question` to a sentence"),
         ("class Mine: question = 'Why?'", 2, "give it a method `run(self, lab)`"),
         (

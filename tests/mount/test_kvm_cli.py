@@ -17,6 +17,7 @@ import pytest
 
 import inaccfs
 from inaccfs.cli import main
+from inaccfs.iommu.stress import Devices
 from inaccfs.kvm import stress
 from inaccfs.kvm.workload import Guest
 from inaccfs.kvm.world import FILE_PAGES, World
@@ -382,6 +383,19 @@ def test_a_bracketed_order_has_no_stale_uses() -> None:
         report = stress.run(shim, stress.Plan(seconds=2, seed=1), lambda *_: None)
     assert report.counts["punches"] > 0
     assert (report.stale_uses, report.violations) == (0, [])
+
+
+@pytest.mark.parametrize("semantics", ["in-place-v8", "in-place-next", "live-update"])
+def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
+    with (
+        support.mounted(semantics=semantics) as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        plan = stress.Plan(seconds=1, seed=1)
+        report = stress.run(shim, plan, lambda *_: None, others=Devices)
+    assert report.violations == []
+    assert report.counts["dma"] > 0
+    assert report.counts["freezes" if semantics == "live-update" else "conversions"] > 0
 
 
 def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:

@@ -1,4 +1,4 @@
-"""The examples of docs/simulated-kvm.md run as they stand."""
+"""The examples of docs/simulated-kvm.md and simulated-iommu.md run as they stand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 from tests.mount import support
 
 
-def output_of(first: str, after: str) -> str:
+def output_of(first: str, after: str, page: str = "simulated-kvm") -> str:
     """What the example prints that begins with *first*, up to *after*."""
-    text = (support.TOP / "docs/simulated-kvm.md").read_text()
+    text = (support.TOP / f"docs/{page}.md").read_text()
     start = text.index(first)
     end = text.index(after, start)
     program = re.sub(r"^ {4}", "", text[start:end], flags=re.MULTILINE)
@@ -36,3 +36,10 @@ def test_the_example_of_machine_code_runs() -> None:
     begin = "    import inaccfs\n    from inaccfs.kvm import Guest"
     found = output_of(begin, "\n\nIt needs the extra")
     assert found == "[PortOut(port=16, data=b'abcd'), Halt()]\n"
+
+
+def test_the_example_of_the_iommu_runs() -> None:
+    output = output_of("    import os", "\n\n## ", "simulated-iommu")
+    ones, zeros, stats = output.splitlines()
+    assert (ones, zeros) == (repr(b"\xff" * 4), repr(bytes(4)))
+    assert "aborted=1, uses_after_change=0" in stats

@@ -100,6 +100,10 @@ def test_a_file_by_its_fd(mount: inaccfs.Mount, guest: Path) -> None:
             "get-pfn: offset: 'x' is not a whole",
         ),
         (["get-pfn", "file=/guest0", "offset=-1"], "get-pfn: offset: Expected `int`"),
+        (
+            ["set-memory-attributes", "file=/f", "offset=0", "count=1", "private=no"],
+            "set-memory-attributes: private: 'no' is not true or false",
+        ),
         (["quit", "now"], "'now' is not NAME=VALUE"),
         (["--what", "quit"], "unknown option '--what'"),
         (["--fd", "/guest0", "quit"], "not NAME=PATH"),

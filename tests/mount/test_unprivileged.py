@@ -715,7 +715,7 @@ def test_allow_other_is_root_s_to_grant(nobody: Nobody) -> None:
 def test_a_dev_fuse_without_permission_is_reported(nobody: Nobody) -> None:
     nobody.namespace.run("chmod", "600", "/dev/fuse")
     message = nobody.complaint("mount", "--log", nobody.log, nobody.point)
-    assert "/dev/fuse: Permission denied" in message
+    assert "/dev/fuse: Permission denied: chmod 0666 /dev/fuse as root" in message
 
 
 def test_a_missing_fusermount3_is_reported(nobody: Nobody) -> None:

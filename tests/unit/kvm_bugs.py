@@ -81,7 +81,7 @@ def _unregister(patch: pytest.MonkeyPatch) -> None:
 def _counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Mmu, "_drop", lambda *_: None)
     patch.setattr(
-        Mmu, "zap_locked", lambda self, start, end: self.table.zap(start, end)
+        Mmu, "zap_locked", lambda self, start, end, *_: self.table.zap(start, end)
     )
 
 

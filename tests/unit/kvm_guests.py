@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from inaccfs.inprocess import Client, File, Notifier
     from inaccfs.inprocess.client import FileInfo, Pins
+    from inaccfs.inprocess.pages import Got
     from inaccfs.kvm.memory import WritableBuffer
     from inaccfs.kvm.shim import ShimCallbacks
     from inaccfs.kvm.uapi import Hook
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.frames import Extent
 
-    Callback = Callable[[int, int], object]
+    Callback = Callable[..., object]
 
 PAGE: Final = 4096
 MIB: Final = 1 << 20
@@ -153,19 +153,24 @@ class FaultyFile:
         self.put_pfn: Final = file.put_pfn
         self.put_pfns: Final = file.put_pfns
         self.close: Final = file.close
+        self.set_memory_attributes: Final = file.set_memory_attributes
+        self.query_memory_attribute: Final = file.query_memory_attribute
+        self.populate: Final = file.populate
+        self.pin_pages: Final = file.pin_pages
+        self.unpin_pages: Final = file.unpin_pages
 
     def query(self) -> FileInfo:
         if self._memfd.query_fails is not None:
             raise self._memfd.query_fails
         return self._file.query()
 
-    def get_pfn(self, offset: int) -> Extent:
+    def get_pfn(self, offset: int) -> Got:
         return self.get_pfns(offset, 1)[0]
 
-    def get_pfns(self, offset: int, count: int) -> list[Extent]:
+    def get_pfns(self, offset: int, count: int) -> list[Got]:
         if self._memfd.fails:
             raise self._memfd.fails.pop(0)
-        found: list[Extent] = [*self._file.get_pfns(offset, count)]
+        found = [*self._file.get_pfns(offset, count)]
         if (order := self._memfd.order) is not None:
             found = [each._replace(order=order) for each in found]
         return found
@@ -195,15 +200,17 @@ class FaultyFile:
             "invalidate_start": self._heard(callbacks.get("invalidate_start")),
             "invalidate_end": self._heard(callbacks.get("invalidate_end")),
             "error": self._heard(callbacks.get("error")),
+            "with_kinds": callbacks.get("with_kinds", False),
+            "with_frames": callbacks.get("with_frames", False),
         }
 
     def _heard(self, callback: Callback | None) -> Callback | None:
         if callback is None:
             return None
 
-        def heard(start: int, end: int) -> None:
+        def heard(start: int, end: int, *more: object) -> None:
             if not (self._memfd.silent or self._memfd.lost):
-                callback(start, end)
+                callback(start, end, *more)
 
         return heard
 

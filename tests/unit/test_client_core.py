@@ -120,7 +120,6 @@ def test_results_and_events_are_the_same_however_the_bytes_are_cut(
         ("GenericError", "EINVAL: past the end: 7", errno.EINVAL, "past the end: 7"),
         ("GenericError", "EOPNOTSUPP: no errors", errno.EOPNOTSUPP, "no errors"),
         ("GenericError", "ENOENT: no /a", errno.ENOENT, "no /a"),
-        ("CommandNotFound", "no such", errno.ENOSYS, "no such"),
         ("GenericError", "it broke", errno.EIO, "it broke"),
         ("GenericError", "ENOSUCHNAME: x", errno.EIO, "ENOSUCHNAME: x"),
         ("GenericError", "errorcode: x", errno.EIO, "errorcode: x"),
@@ -245,6 +244,69 @@ def test_no_greeting_means_not_admitted() -> None:
     conversation.feed(b"")
     with pytest.raises(ControlError, match="--allow-uid"):
         conversation.start(requests.QUERY_VERSION).result()
+
+
+OLD = messages.VersionInfo(messages.VersionTriple(0, 1, 0), "inaccfs")
+QEMU = (
+    b'{"QMP": {"version": {"qemu": {"major": 9, "minor": 2, "micro": 0}, '
+    b'"package": ""}, "capabilities": ["oob"]}}\n'
+)
+MOUNT_ANEW = "the daemon is inaccfs 0.1.0, and this is .*: unmount it, and mount it "
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> Talk:
+    """A talk with a daemon of an older version."""
+    with monkeypatch.context() as patch:
+        patch.setattr(messages, "version", lambda: OLD)
+        return Talk()
+
+
+def test_an_older_daemon_that_lacks_a_command_is_enosys_and_what_to_do(
+    old: Talk,
+) -> None:
+    call = old.conversation.start(requests.QUERY_STATS)
+    old.refuses(1, "CommandNotFound", "The command query-stats has not been found")
+    with pytest.raises(InaccfsError, match=MOUNT_ANEW) as caught:
+        call.result()
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno == errno.ENOSYS
+
+
+def test_an_older_daemon_that_returns_something_else_is_what_to_do(old: Talk) -> None:
+    call = old.conversation.start(requests.QUERY_STATS)
+    old.returns(1, {})
+    with pytest.raises(NotControlSocketError, match=MOUNT_ANEW):
+        call.result()
+
+
+def test_an_older_daemon_whose_event_is_not_understood_is_what_to_do(old: Talk) -> None:
+    call = old.conversation.start(requests.QUERY_STATS)
+    old.conversation.feed(b'{"event": "INVALIDATE", "data": {}}\n')
+    with pytest.raises(NotControlSocketError, match=MOUNT_ANEW):
+        call.result()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        QEMU,
+        b'{"QMP": {}}\n',
+        qmp.greeting(),
+    ],
+    ids=["qemu", "none", "ours"],
+)
+def test_of_other_programs_and_our_own_version_no_version_is_said(
+    greeting: bytes,
+) -> None:
+    talk = Talk()
+    talk.conversation = Conversation("/run/socket")
+    talk.conversation.feed(greeting)
+    call = talk.conversation.start(requests.QUERY_STATS)
+    talk.refuses(1, "CommandNotFound", "no such command")
+    with pytest.raises(OSError, match="no such command") as caught:
+        call.result()
+    assert str(caught.value) == "no such command"
 
 
 # --- commands that were given up --------------------------------------------------

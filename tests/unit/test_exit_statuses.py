@@ -83,3 +83,26 @@ def test_a_probe_that_cannot_be_done_is_2(
 def test_rules_that_are_wrong_are_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("semantics", "v99") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "required: COMMAND (see inaccfs -h)"),
+        ("mont x", "no command 'mont': did you mean mount? inaccfs -h lists them all"),
+        ("frobnicate", "no command 'frobnicate': inaccfs -h lists them all"),
+        ("status --jsn", "unknown option '--jsn': see inaccfs status -h"),
+        ("mount a b", "unknown operand 'b': see inaccfs mount -h"),
+        ("kvm probe x", "unknown operand 'x': see inaccfs kvm probe -h"),
+        ("kvm run", "required: SCRIPT.py (see inaccfs kvm run -h)"),
+        ("compare", "required: SCRIPT.py (see inaccfs compare -h)"),
+        ("qmp", "required: MOUNTPOINT (see inaccfs qmp -h)"),
+        ("experiment nothing", "unknown experiment 'nothing': there are size, order"),
+        ("explore Mapped", "unknown scenario 'Mapped': did you mean mapped? There are"),
+    ],
+)
+def test_wrong_words_say_what_is_right(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(*words.split()) == statuses.USAGE
+    assert said in capsys.readouterr().err

@@ -173,6 +173,7 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
             ": RuntimeError: no",
         ),
         ("pass", "there is no method actor_NAME"),
+        ("setup = Scenario.setup\ndef actor_a(self): pass", "there is no method setup"),
         ("def actor_a(self):\n    self.x = 1", "an actor sets self.x"),
         ("def actor_a(self):\n    while True: self.read(self.cpu, 0)", "no end after"),
         ("def actor_a(self):\n    raise SystemExit(0)", "SystemExit: 0"),

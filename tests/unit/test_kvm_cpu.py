@@ -433,5 +433,5 @@ def test_without_unicorn_there_is_one_line(
     with machine() as made, pytest.raises(GuestUnavailableError) as caught:
         made.cpu(HLT)
     assert str(caught.value) == (
-        "guests of machine code need the package unicorn: pip install inaccfs[guest]"
+        "guests of machine code need the package unicorn: pip install 'inaccfs[guest]'"
     )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from inaccfs.kvm import VM, Vmm
-from inaccfs.kvm.faults import Get, Point, Put, Reach, Wait
+from inaccfs.kvm.faultsteps import Get, Point, Put, Reach, Wait
 from inaccfs.kvm.sync import THREADS
 from tests.unit.kvm_guests import MIB, PAGE, add_slot, guest, shim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from inaccfs.kvm.faults import Step
+    from inaccfs.kvm.faultsteps import Step
     from inaccfs.kvm.memory import Place
     from inaccfs.kvm.sync import Condition, Lock
     from tests.unit.kvm_guests import Guest

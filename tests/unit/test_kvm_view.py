@@ -74,29 +74,30 @@ def test_every_state_has_a_meaning() -> None:
 
 def test_a_row_has_64_pages_and_their_gpa() -> None:
     assert render("m" * 16 + "." * 54, 0x200).splitlines() == [
-        f"0x000200000  {'m' * 16}  {'.' * 16}  {'.' * 16}  {'.' * 16}",
+        f"0x000200000  {'m' * 16} {'.' * 16} {'.' * 16} {'.' * 16}",
         "0x000240000  ......",
     ]
 
 
 def test_rows_that_are_the_same_are_counted() -> None:
     lines = render("M" * 512 + "m").splitlines()
-    assert lines[0].endswith("MM  and 7 more")
-    assert lines[1] == "0x000200000  m"
+    assert lines[0].endswith("MM")
+    assert lines[1].strip() == "and 7 more"
+    assert lines[2] == "0x000200000  m"
 
 
 def test_a_map_that_is_too_long_is_merged() -> None:
     lines = render("m" * 1024 + "." * 1020 + "smmm").splitlines()
     assert lines[0] == "one character is 8 pages"
     assert lines[1].startswith("0x000000000  mmmm")
-    assert lines[2].startswith("0x000400000  ....")
+    assert lines[3].startswith("0x000400000  ....")
     assert lines[-1].endswith("..+")
 
 
 def test_a_gib_fits() -> None:
     lines = render("M" * (1 << 18)).splitlines()
     assert lines[0] == "one character is 512 pages"
-    assert lines[1].endswith("and 7 more")
+    assert lines[2].endswith("and 7 more")
 
 
 def test_colours_only_when_asked_for() -> None:
@@ -108,3 +109,9 @@ def test_colours_only_when_asked_for() -> None:
 
 def test_the_legend_has_the_states_and_their_counts() -> None:
     assert legend("mm.") == "m mapped by 4 KiB (2)   . not allocated (1)"
+
+
+def test_everything_fits_into_80_columns() -> None:
+    every = "".join(kind * 70 for kind in pagemap_view.MEANINGS)
+    found = f"{render(every)}\n{legend(every)}"
+    assert max(map(len, found.splitlines())) == 80

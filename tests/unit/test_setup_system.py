@@ -247,6 +247,9 @@ def completed(line: str) -> list[str]:
         ("inaccfs mount --semantics guest_memfd-", {"guest_memfd-6.8"}),
         ("inaccfs experiment com", {"compaction"}),
         ("inaccfs explore late", {"late-slot"}),
+        ("inaccfs explore --kvm no-", {"no-retry"}),
+        ("inaccfs trace --filter an", {"answer"}),
+        ("inaccfs trace --filter punch,an", {"punch,answer"}),
         ("inaccfs status --", {"--help", "--json"}),
     ],
 )

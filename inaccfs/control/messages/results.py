@@ -334,6 +334,8 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     # The rules of a KVM; the daemon does not use them. "private" or "shared": the
     # attribute of a gfn that nobody has converted.
     kvm_default_attribute: str
+    # "before get-pfn" or "with the page": when a fault reads the file's attribute.
+    kvm_attribute_read: str
     # "guest" or "attribute": what decides whether an access is private.
     kvm_access: str
     # "slots with a file" or "every gfn": where a mismatch of the two exits.

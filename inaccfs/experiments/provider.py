@@ -1,0 +1,171 @@
+"""Row 18: memory from different providers, under one interface and one user."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from inaccfs import errnos
+from inaccfs.experiments.lab import LOCKED, Experiment
+from inaccfs.experiments.mapper import Mapper
+from inaccfs.kvm.uapi import PAGE_SIZE, PG_LEVEL_2M, pages_of_level
+from inaccfs.semantics import HugetlbRfc, InPlaceNext, InPlaceV8
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.experiments.lab import Bench, Lab
+
+_HUGE: Final = pages_of_level(PG_LEVEL_2M)
+_PAGES: Final = 2 * _HUGE
+# What each provider has: 16 MiB.
+_SIZE: Final = "16m"
+
+
+class Memory(InPlaceV8):
+    """Pages of the kernel's own memory, one by one: guest_memfd as it is."""
+
+
+class Pool(HugetlbRfc):
+    """A pool of huge pages, as hugetlbfs or a resource pool fd."""
+
+
+class Device(InPlaceNext):
+    """Memory of a device, whose owner may take it back: no page comes by a fault.
+
+    As in Griffoul's provider nobody has references: a frame is good until revoke().
+    """
+
+    allocates: ClassVar[bool] = False
+
+
+# Of pages that are not part of huge ones; any other rules get this, too.
+_SMALL: Final = {"options": "simulated-order=0"}
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {"Pool": {}}
+
+
+class _User:
+    """A user with a slot of a new file, as a KVM has it. Knows no provider."""
+
+    def __init__(self, stack: ExitStack, bench: Bench, pages: int = _PAGES) -> None:
+        self._shim: Final = bench.shim
+        self.fd: Final = bench.shim.memfd_create("guest", size=pages * PAGE_SIZE)
+        stack.callback(os.close, self.fd)
+        self.file: Final = stack.enter_context(bench.shim.file(self.fd))
+        self.maps: Final = Mapper(stack, bench, self.fd, pages)
+
+    def allocate(self, page: int, pages: int) -> None:
+        offset, length = page * PAGE_SIZE, pages * PAGE_SIZE
+        fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def punch(self, page: int, pages: int) -> None:
+        fallocate(self.fd, PUNCH, page * PAGE_SIZE, pages * PAGE_SIZE)
+
+    @property
+    def allocated(self) -> int:
+        return self.file.query().allocated
+
+    @property
+    def kept(self) -> int:
+        """Frames that are not free only because of references to punched pages."""
+        references = self._shim.query_pins().references
+        return sum(each.count for each in references if each.punched)
+
+
+def _outcome(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
+
+
+def _touch(bench: Bench) -> dict[str, object]:
+    """A vCPU touches a page; then a page is punched."""
+    with ExitStack() as stack:
+        user = _User(stack, bench)
+        rows: dict[str, object] = {
+            "a fault on a hole": _outcome(lambda: user.maps.fault(5))
+        }
+        if not user.allocated:
+            user.allocate(0, _HUGE)
+            rows["  so fallocate, and again"] = _outcome(lambda: user.maps.fault(5))
+        else:
+            rows["  so fallocate, and again"] = "-"
+        rows["  pages that it takes"] = user.allocated
+        (extent,) = user.maps.file.get_pfns(5, 1)
+        user.maps.put(extent.pfn)
+        rows["  order"] = "2M" if 1 << extent.order == _HUGE else "4K"
+        rows["a punch of one page"] = _outcome(lambda: user.punch(5, 1))
+        rows["  pages left"] = user.allocated
+    return rows
+
+
+def _exhaust(bench: Bench) -> dict[str, object]:
+    """Fill the provider."""
+    with ExitStack() as stack:
+        user = _User(stack, bench, 16 * _PAGES)
+        page, outcome = 0, "ok"
+        while outcome == "ok":
+            outcome = _outcome(partial(user.allocate, page, _HUGE))
+            page += _HUGE
+        return {
+            "pages in all": user.allocated,
+            "  and then: fallocate": outcome,
+            "  and then: a fault": _outcome(lambda: user.maps.fault(15 * _PAGES)),
+        }
+
+
+def _revoke(bench: Bench) -> dict[str, object]:
+    """All is taken back, once while it is mapped, once while a user has got pages."""
+    rows: dict[str, object] = {}
+    with ExitStack() as stack:
+        user = _User(stack, bench)
+        user.allocate(0, _PAGES)
+        user.maps.touch(range(8))
+        rows["revoked while mapped"] = _outcome(lambda: user.punch(0, _PAGES))
+        rows["  events, mappings left"] = f"{user.maps.events}, {len(user.maps.mapped)}"
+        rows["  pages left"] = user.allocated
+        user.allocate(0, _PAGES)
+        got = user.maps.file.get_pfns(0, 8)
+        rows["revoked while got"] = _outcome(lambda: user.punch(0, _PAGES))
+        rows["  pages left, frames kept"] = f"{user.allocated}, {user.kept}"
+        if user.maps.rules.keeps_references:
+            user.maps.file.put_pfns(got)
+    return rows
+
+
+def _run(lab: Lab) -> None:
+    columns = []
+    for semantics in lab.semantics:
+        label = lab.label(semantics)
+        options = _OPTIONS.get(label, _SMALL)
+        with lab.bench(
+            semantics, size=_SIZE, pfn_source="simulated", **options
+        ) as bench:
+            columns.append(
+                [
+                    row
+                    for part in (_touch, _exhaust, _revoke)
+                    for row in part(bench).items()
+                ]
+            )
+    lab.table(
+        ["", *map(lab.label, lab.semantics)],
+        [
+            (row[0][0], *(found for _, found in row))
+            for row in zip(*columns, strict=True)
+        ],
+    )
+
+
+EXPERIMENT: Final = Experiment(
+    name="provider",
+    question="What does a user of the interface notice of where its memory comes from?",
+    run=_run,
+    semantics=tuple(f"{__file__}:{name}" for name in ("Memory", "Pool", "Device")),
+    misfits=(LOCKED,),
+)

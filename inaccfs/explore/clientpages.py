@@ -1,0 +1,80 @@
+"""Private and shared pages of a file, for a client whose calls are points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.explore import seen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.inprocess import File
+    from inaccfs.kvm.shim import ShimAttributes, ShimRun
+    from inaccfs.shim.frames import Extent
+
+
+class PagesOfFile:
+    """See `inaccfs.kvm.shim.ShimFile`; a part of `ExploredFile`."""
+
+    # An ExploredClient.
+    _client: Any
+    _file: File
+    _number: int
+    _schedule: Schedule
+
+    def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
+        """See `ShimFile`."""
+        word = "private" if private else "shared"
+        self._schedule.point(f"makes [{offset}, {offset + count}) {word}")
+        self._client.connected()
+        self._file.set_memory_attributes(offset, count, private)
+
+    def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point(f"pins [{offset}, {offset + count})")
+        self._client.connected()
+        found = self._file.pin_pages(offset, count)
+        for extent in found:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] += 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        return found
+
+    def unpin_pages(self, extents: Sequence[ShimRun]) -> None:
+        """See `ShimFile`."""
+        schedule = self._schedule
+        schedule.point("unpins")
+        for extent in extents:
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                self._client.held[pfn] -= 1
+                if schedule.runs:
+                    schedule.touch(seen.references_key(pfn))
+        self._file.unpin_pages(extents)
+
+    def populate(
+        self,
+        offset: int,
+        count: int,
+        source: PagesOfFile | None = None,
+        source_offset: int = 0,
+    ) -> int:
+        """See `ShimFile`."""
+        self._schedule.point(f"populates [{offset}, {offset + count})")
+        self._client.connected()
+        if self._schedule.runs:
+            for page in range(offset, offset + count):
+                self._schedule.touch(seen.page_key(self._number, page))
+        given = None if source is None else source._file
+        return self._file.populate(offset, count, given, source_offset)
+
+    def query_memory_attribute(self, offset: int) -> ShimAttributes:
+        """See `ShimFile`."""
+        self._schedule.point(f"asks what page {offset} is")
+        self._client.connected()
+        if self._schedule.runs:
+            self._schedule.touch(seen.kind_key(self._number, offset), False)
+        return self._file.query_memory_attribute(offset)

@@ -1,0 +1,111 @@
+"""IOMMUs of a scenario: what their steps touch, and what devices use after a change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs.explore import seen
+from inaccfs.explore.memory import GuestBytes
+from inaccfs.explore.names import frame
+from inaccfs.iommu import Iommu
+from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.shim.attributes import Attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from inaccfs.explore.client import ExploredClient
+    from inaccfs.explore.schedule import Schedule
+    from inaccfs.iommu.area import Entry
+    from inaccfs.kvm.memory import Place
+    from inaccfs.shim.file import InaccessibleFile
+
+
+class _Entries(dict[int, "Entry"]):
+    """An I/O page table, entry by entry."""
+
+    def __init__(self, schedule: Schedule, number: int) -> None:
+        super().__init__()
+        self._schedule: Final = schedule
+        self._number: Final = number
+        # The last that there was.
+        self.last: Final[dict[int, Entry]] = {}
+
+    def _touch(self, page: int, write: bool) -> None:
+        if self._schedule.runs:
+            self._schedule.touch(("iopte", self._number, page), write)
+
+    def get(self, page: int, default: Any = None) -> Any:  # noqa: ANN401 - a dict's
+        self._touch(page, False)
+        return super().get(page, default)
+
+    def __contains__(self, page: object) -> bool:
+        assert isinstance(page, int)
+        self._touch(page, False)
+        return super().__contains__(page)
+
+    def __setitem__(self, page: int, entry: Entry) -> None:
+        self._touch(page, True)
+        self._schedule.note(f"maps iova page {page} -> frame {frame(entry.pfn)}")
+        self.last[page] = entry
+        super().__setitem__(page, entry)
+
+    def __delitem__(self, page: int) -> None:
+        self._touch(page, True)
+        self._schedule.note(f"unmaps iova page {page}")
+        super().__delitem__(page)
+
+
+class DeviceBytes(GuestBytes):
+    """What devices read and write; an access after a change is a violation."""
+
+    file: InaccessibleFile
+    iommu: ExploredIommu
+
+    def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
+        file, page = super()._reach(place, write=write)
+        if self._schedule.runs:
+            self._schedule.touch(seen.page_key(file, page), False)
+            self._schedule.touch(seen.kind_key(file, page), False)
+        memory = self.file.pages.memory
+        known = None if memory is None else memory.frames.known(page, page + 1)
+        now = known[0].pfn if known else None
+        # What is being unmapped is used until the devices were waited for.
+        entry = self.iommu.entries.last[place.gpa // PAGE_SIZE]
+        private = Attributes.is_private(self.file.attributes, page)
+        why = ""
+        if now != place.pfn:
+            why = f"which has {'none' if now is None else frame(now)} now"
+        elif entry.private is not None and private != entry.private:
+            why = f"which is {'private' if private else 'shared'} now"
+        if why:
+            self._schedule.violate(
+                "use-after-change",
+                f"a device uses frame {frame(place.pfn)} for page {page}, {why}",
+            )
+        return file, page
+
+
+class ExploredIommu(Iommu):
+    """An IOMMU of a scenario."""
+
+    client: ExploredClient
+    entries: _Entries
+
+    def watch(self, schedule: Schedule, number: int) -> None:
+        """Track what its devices and callbacks share. It has no areas yet."""
+        io = self._io
+        io.__dict__["table"] = self.entries = _Entries(schedule, number)
+        # They judge by asking the daemon, and count: `DeviceBytes` judges.
+        io.__dict__["stale_entry"] = lambda _: None
+        io.__dict__["count"] = lambda **_: None
+        schedule.state.beside.append(self._state)
+
+    def _state(self) -> Hashable:
+        io = self._io
+        now = io.invalidation
+        return (
+            *(now.in_progress, now.seq, now.range_start, now.range_end),
+            tuple(sorted(dict.items(io.table))),
+            *((each.revoked, each.begun, *sorted(each.pending)) for each in io.areas),
+        )

@@ -1,0 +1,159 @@
+"""Scenarios of what is proposed: conversions by file, devices, frozen files.
+
+In other versions their calls are refused, and they show nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from inaccfs.explore.scenario import Scenario
+
+if TYPE_CHECKING:
+    from inaccfs.iommu import Learns
+
+
+class ConvertInPlace(Scenario):
+    """Does a fault map a page as private that is converted to shared meanwhile?"""
+
+    name = "convert-in-place"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=1)
+        self.slot(self.one, self.memory)
+        self.vcpu = self.one.create_vcpu()
+        self.write(self.vcpu, 0, "old")
+        self.unmap(self.one, 0, 1)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+    def actor_convert(self) -> None:
+        """Whoever has the file's fd."""
+        self.convert_file(self.one, self.memory, 0, 1, private=False)
+
+
+class ConvertTwoVMs(Scenario):
+    """Is the one VM safe while a conversion is about pages of both?"""
+
+    name = "convert-two-vms"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.first, self.second = self.vm("first"), self.vm("second")
+        self.memory = self.file(pages=2)
+        self.slot(self.first, self.memory, page=0)
+        self.slot(self.second, self.memory, page=1)
+        self.vcpu = self.first.create_vcpu()
+        self.write(self.vcpu, 0, "old")
+        self.write(self.second.create_vcpu(), 0, "other")
+        self.unmap(self.first, 0, 1)
+
+    def actor_convert(self) -> None:
+        """Both pages become shared."""
+        self.convert_file(self.second, self.memory, 0, 2, private=False)
+
+    def actor_vcpu(self) -> None:
+        """One access."""
+        self.read(self.vcpu, 0)
+
+
+class _Dma(Scenario):
+    """A device that uses a shared page."""
+
+    learns: ClassVar[Learns] = "before and after"
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.memory = self.file(pages=2)
+        self.one = self.vm()
+        # Where pages have one user, an IOMMU that hears of changes has to be the one.
+        hears = self.learns in ("before and after", "revoke")
+        self.slot(self.one, self.memory, page=1 if hears else 0)
+        self.convert_file(self.one, self.memory, 0, 1, private=False)
+        self.mapped = self.iommu(self.learns, self.memory, 1)
+        self.device = self.mapped.create_device()
+        self.dma(self.device, 0, "old")
+
+    def actor_device(self) -> None:
+        """Two accesses."""
+        self.dma(self.device, 0)
+        self.dma(self.device, 0)
+
+    def actor_restore(self) -> None:
+        """What has been unmapped by then is mapped again."""
+        self.restore(self.mapped)
+
+
+class Dma(_Dma):
+    """Does a device use a page after it was converted?"""
+
+    def actor_convert(self) -> None:
+        """The page becomes private."""
+        self.convert_file(self.one, self.memory, 0, 1, private=True)
+
+
+class DmaPunch(_Dma):
+    """Does a device use a page after it was punched?"""
+
+    name = "dma-punch"
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+class Split(Scenario):
+    """Does a guest keep a page whose neighbour in a huge page becomes shared?"""
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=2)
+        self.slot(self.one, self.memory, pages=2)
+        self.vcpu = self.one.create_vcpu()
+        self.write(self.vcpu, 1, "old")
+
+    def actor_convert(self) -> None:
+        """The huge page is split, and merged again."""
+        self.convert_file(self.one, self.memory, 0, 1, private=False)
+        self.convert_file(self.one, self.memory, 0, 1, private=True)
+
+    def actor_vcpu(self) -> None:
+        """One access to each."""
+        self.read(self.vcpu, 1)
+        self.read(self.vcpu, 0)
+
+
+class Freeze(Scenario):
+    """Does a page come or go while its file is frozen?"""
+
+    def setup(self) -> None:
+        """See `Scenario`."""
+        self.one = self.vm()
+        self.memory = self.file(pages=2)
+        self.slot(self.one, self.memory, pages=2)
+        self.vcpu = self.one.create_vcpu()
+        self.write(self.vcpu, 0, "old")
+
+    def actor_freeze(self) -> None:
+        """And unfreeze."""
+        self.freeze(self.one, self.memory)
+
+    def actor_vcpu(self) -> None:
+        """A page that is there, and a hole."""
+        self.read(self.vcpu, 0)
+        self.read(self.vcpu, 1)
+
+    def actor_punch(self) -> None:
+        """The page goes."""
+        self.punch(self.memory, 0, 1)
+
+
+IN_PLACE: Final[tuple[type[Scenario], ...]] = (
+    *(ConvertInPlace, ConvertTwoVMs, Dma, DmaPunch, Split, Freeze),
+)
+"""Those that the command has."""

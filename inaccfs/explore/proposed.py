@@ -1,0 +1,72 @@
+"""Calls of a scenario that are proposed: conversions by file, and freezes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from inaccfs.explore import seen
+from inaccfs.explore.kinds import check_kinds
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from inaccfs.explore.dma import ExploredIommu
+    from inaccfs.explore.vm import ExploredVM
+    from inaccfs.explore.world import World
+
+
+def convert(
+    world: World,
+    user: ExploredVM | ExploredIommu,
+    fd: int,
+    pages: tuple[int, int],
+    *,
+    private: bool,
+) -> None:
+    """set-memory-attributes by a client, which the rules may refuse."""
+    schedule, (first, end) = world.schedule, pages
+    word = "private" if private else "shared"
+    schedule.point(f"makes [{first}, {end}) {word}")
+    schedule.touch(seen.frozen_key(world.check_file(fd)), False)
+    for page in range(first, end):
+        schedule.touch(seen.page_key(world.check_file(fd), page), False)
+    try:
+        user.client.client.file(fd).set_memory_attributes(first, end - first, private)
+    except OSError as exc:
+        schedule.note(f"is refused: {exc.strerror}")
+        return
+    schedule.note("the conversion returns")
+    check_kinds(schedule, world.vms, world.inodes, "the conversion has returned")
+
+
+def freeze(world: World, user: ExploredVM, fd: int) -> None:
+    """Freeze a file, and unfreeze it: no page comes or goes in between."""
+    schedule, number = world.schedule, world.check_file(fd)
+    file = user.client.client.file(fd)
+    schedule.point("freezes the file")
+    schedule.touch(seen.frozen_key(number))
+    try:
+        file.freeze()
+    except OSError as exc:
+        schedule.note(f"is refused: {exc.strerror}")
+        return
+    before = _present(world, number)
+    schedule.note("it is frozen")
+    schedule.point("unfreezes it")
+    schedule.touch(seen.frozen_key(number))
+    if _present(world, number) != before:
+        schedule.violate(
+            "changed-frozen", f"file {number} has other pages than when it was frozen"
+        )
+    file.unfreeze()
+
+
+def _present(world: World, number: int) -> Hashable:
+    """The memory of a file."""
+    inode, schedule = world.inodes[number], world.schedule
+    for page in range(world.judge.sizes[number]):
+        schedule.touch(seen.page_key(number, page), False)
+    memory = inode.pages.memory
+    extents = () if memory is None else tuple(memory.frames.extents())
+    return os.fstat(inode.fd).st_blocks, extents

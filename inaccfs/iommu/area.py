@@ -1,0 +1,109 @@
+"""An area: the part of a file that `Iommu.map_file` has mapped, and what it hears."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.kvm.backing import BackingFile, Frames
+    from inaccfs.kvm.shim import ShimNotifier, ShimSemantics
+
+    Heard: TypeAlias = Callable[["Area", int, int, str | None], object]
+
+Learns: TypeAlias = Literal["nothing", "before and after", "revoke", "pins"]
+"""How an IOMMU learns that pages change; see `inaccfs.iommu.Iommu`."""
+
+
+class Entry(NamedTuple):
+    """An I/O page table entry."""
+
+    pfn: int
+    # What the page was; None where the file does not say so.
+    private: bool | None
+
+
+class Area:
+    """Pages of a file from an iova on. Numbers are pages of 4 KiB."""
+
+    def __init__(
+        self, backing: BackingFile, iova: int, pages: int, pgoff: int, flags: Learns
+    ) -> None:
+        self.backing: Final = backing
+        self.first: Final = iova
+        self.pages: Final = pages
+        self.pgoff: Final = pgoff
+        self.learns: Final = flags
+        # The long-term pins; or the references that stand for them.
+        self.pins: list[Frames] = []
+        # It maps nothing any more, and stays until it is unmapped.
+        self.revoked = False
+        # Pages that were unmapped by events, and may come back.
+        self.pending: Final[set[int]] = set()
+        self.notifier: ShimNotifier | None = None
+        # The starts minus the ends so far. Only callbacks change it.
+        self.begun = 0
+
+    def __repr__(self) -> str:
+        state = ", revoked" if self.revoked else ""
+        return (
+            f"<Area of {self.pages} pages at iova {self.first << PAGE_SHIFT:#x}{state}>"
+        )
+
+    @property
+    def end(self) -> int:
+        """The iova after the last, in pages."""
+        return self.first + self.pages
+
+    def page_of(self, iova: int) -> int:
+        """The file's page of 4 KiB at an iova, in pages."""
+        return self.pgoff + iova - self.first
+
+    def listen(
+        self,
+        semantics: ShimSemantics,
+        invalidate: Heard,
+        start: Heard,
+        end: Heard,
+    ) -> None:
+        """Register for events, or bind the area. The callbacks get iovas, in pages."""
+        in_bytes = semantics.unit == "bytes"
+
+        def heard(
+            callback: Heard, first: int, last: int, kinds: str | None = None
+        ) -> None:
+            if (iovas := self._iovas(first, last, in_bytes=in_bytes)) is not None:
+                callback(self, *iovas, kinds)
+
+        kinds = semantics.attributes == "file"
+        error = partial(heard, invalidate)
+        with self.backing.named() as file:
+            register = file.register_notifier
+            if semantics.scope == "range":
+                shift = self.backing.shift
+                last = -(-(self.pgoff + self.pages) >> shift)
+                register = partial(file.bind, self.pgoff >> shift, last)
+            bracket = "INVALIDATE_START" in semantics.events
+            self.notifier = register(
+                partial(heard, invalidate),
+                invalidate_start=partial(heard, start) if bracket else None,
+                invalidate_end=partial(heard, end) if bracket else None,
+                error=error if "MEMORY_ERROR" in semantics.events else None,
+                with_kinds=kinds,
+            )
+
+    def _iovas(self, start: int, end: int, *, in_bytes: bool) -> tuple[int, int] | None:
+        """The iovas of an event's range; None if it does not concern the area."""
+        if in_bytes:
+            start, end = start >> PAGE_SHIFT, -(-end // PAGE_SIZE)
+        else:
+            start, end = start << self.backing.shift, end << self.backing.shift
+        start, end = max(start, self.pgoff), min(end, self.pgoff + self.pages)
+        if start >= end:
+            return None
+        shift = self.first - self.pgoff
+        return start + shift, end + shift

@@ -1,0 +1,105 @@
+"""Devices that take part in `inaccfs kvm stress`, on pages that no slot maps."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from inaccfs.iommu.iommu import Iommu
+from inaccfs.kvm.uapi import PAGE_SHIFT, PAGE_SIZE
+from inaccfs.kvm.workload import Actor
+from inaccfs.kvm.world import DMA_PAGES, FILE_PAGES
+from inaccfs.syscalls import PUNCH, fallocate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from inaccfs.client import Client
+    from inaccfs.kvm.world import World
+
+# How long who changes the pages waits between two actions, on average.
+_PAUSE_SECONDS: Final = 0.005
+
+
+class Devices:
+    """An IOMMU, a device, and who punches and converts its pages.
+
+    See `inaccfs.kvm.stress.Others`.
+    """
+
+    def __init__(self, shim: Client, fd: int) -> None:
+        """*fd* is the file of the stress."""
+        rules = shim.query_semantics()
+        self._after: Final = rules.order == "after"
+        self.converts: Final = rules.attributes == "file"
+        self.file: Final = shim.file(fd)
+        self.iommu: Final = Iommu(shim)
+        # Devices use shared pages, where there are any.
+        if self.converts:
+            self.file.set_memory_attributes(FILE_PAGES, DMA_PAGES, False)
+        self.iommu.map_file(fd, 0, DMA_PAGES * PAGE_SIZE, FILE_PAGES * PAGE_SIZE)
+        self.notifiers: Final = 1
+
+    def actors(self, world: World, dice: Iterator[Random]) -> list[Actor]:
+        """A thread that is a device, and one that takes its pages away."""
+        return [_Device(self, world, next(dice)), _Changer(self, world, next(dice))]
+
+    def check(self) -> Iterator[str]:
+        """A device uses no page after a change, where the event comes before it."""
+        used = self.iommu.stats.uses_after_change
+        if used and not self._after:
+            yield f"a device has used pages after they were changed {used} times"
+
+    def close(self) -> None:
+        """Take the IOMMU away."""
+        self.iommu.close()
+        self.file.close()
+
+
+class _Device(Actor):
+    """Reads and writes."""
+
+    def __init__(self, devices: Devices, world: World, dice: Random) -> None:
+        super().__init__("device", world, dice)
+        self._iommu: Final = devices.iommu
+        self._device: Final = devices.iommu.create_device()
+
+    def act(self) -> None:
+        """One access; now and then what is missing is mapped again."""
+        dice = self._dice
+        iova = dice.randrange(DMA_PAGES) << PAGE_SHIFT
+        if dice.random() < 0.1:
+            self._iommu.restore()
+        elif dice.random() < 0.5:
+            self._device.read(iova, 8)
+        else:
+            self._device.write(iova, b"from dma")
+        self.counts["dma"] += 1
+
+
+class _Changer(Actor):
+    """Punches and converts the pages, by whoever has the file."""
+
+    def __init__(self, devices: Devices, world: World, dice: Random) -> None:
+        super().__init__("owner of the file", world, dice)
+        self._devices: Final = devices
+
+    def act(self) -> None:
+        """One change. It may be refused: of a frozen file, or a referenced page."""
+        dice, devices = self._dice, self._devices
+        page = dice.randrange(DMA_PAGES)
+        count = min(dice.choice((1, 1, 3, 16)), DMA_PAGES - page)
+        try:
+            if devices.converts and dice.random() < 0.5:
+                private = dice.random() < 0.5
+                devices.file.set_memory_attributes(FILE_PAGES + page, count, private)
+                self.counts["conversions"] += 1
+            else:
+                offset = (FILE_PAGES + page) << PAGE_SHIFT
+                fallocate(self._world.fd, PUNCH, offset, count << PAGE_SHIFT)
+                self.counts["punches"] += 1
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, *self._world.refusals):
+                raise
+        self._world.stop.wait(dice.expovariate(1 / _PAUSE_SECONDS))

@@ -1,0 +1,38 @@
+"""What chance comes to in scenarios of proposals, the search has come to."""
+
+from __future__ import annotations
+
+import pytest
+
+from inaccfs.explore.checking import check
+from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.search import Case
+from inaccfs.semantics import V8, InPlaceNext, InPlaceV8, LiveUpdate, Semantics
+
+
+class Race(InPlaceV8):
+    """Of hugetlb-rfc, in pages of 4 KiB."""
+
+    stored = "after the end"
+    kvm_attribute_read = "before get-pfn"
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "kvm"),
+    [
+        ("convert-in-place", InPlaceV8(), "kvm"),
+        ("convert-in-place", Race(), "kvm"),
+        ("convert-in-place", InPlaceNext(), "no-retry"),
+        ("convert-two-vms", InPlaceNext(), "kvm"),
+        ("dma", InPlaceV8(), "kvm"),
+        ("dma-punch", V8(), "kvm"),
+        ("split", InPlaceV8(), "kvm"),
+        ("freeze", LiveUpdate(), "kvm"),
+    ],
+)
+def test_what_chance_finds_the_search_has_found(
+    name: str, rules: Semantics, kvm: str
+) -> None:
+    found = check(Case(SCENARIOS[name], rules, kvm), 300)
+    assert (found.missed, found.unlike) == ([], [])
+    assert found.kinds_by_chance <= found.kinds

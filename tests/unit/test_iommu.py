@@ -1,0 +1,221 @@
+"""The simulated IOMMU: four ways to learn of changes, and what devices use then."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from inaccfs.inprocess import Mount
+from inaccfs.iommu import WAYS, Iommu
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM
+from inaccfs.semantics import V8, V10, GuestMemfdShared, InPlaceNext, InPlaceV8
+from inaccfs.syscalls import PUNCH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inaccfs.inprocess import File
+    from inaccfs.iommu import Device, Learns
+    from inaccfs.semantics import Semantics
+
+PAGE = 4096
+PAGES = 4
+ONES = b"\xff" * 4
+
+
+class Shared(InPlaceV8):
+    """In place, begins as shared, and pages may have two users: a VM and an IOMMU."""
+
+    initial = "shared"
+    exclusive = False
+
+
+class Next(InPlaceNext):
+    initial = "shared"
+    exclusive = False
+
+
+class Host(NamedTuple):
+    mount: Mount
+    fd: int
+    file: File
+    iommu: Iommu
+    device: Device
+
+    def punch(self, page: int, count: int = 1) -> None:
+        self.mount.fallocate(self.fd, PUNCH, page * PAGE, count * PAGE)
+
+
+@contextmanager
+def host(semantics: Semantics, learns: Learns, **options: Any) -> Iterator[Host]:
+    with Mount(semantics) as mount:
+        fd = mount.memfd_create("dma", PAGES * PAGE)
+        client = mount.connect()
+        with Iommu(client, learns=learns, **options) as iommu:
+            yield Host(mount, fd, client.file(fd), iommu, iommu.create_device())
+        file = mount.inode(fd)
+        assert not len(file.notifiers)
+        assert file.pages.memory is None or not file.pages.memory.references_count
+        client.close()
+        os.close(fd)
+
+
+@pytest.mark.parametrize("semantics", [V8(), V10(), Shared(), Next()])
+@pytest.mark.parametrize("learns", WAYS)
+def test_a_device_reads_what_it_has_written(
+    semantics: Semantics, learns: Learns
+) -> None:
+    with host(semantics, learns) as it:
+        if semantics.scope == "range" and learns in ("nothing", "pins"):
+            pytest.skip("pages are bound by nobody")
+        it.iommu.map_file(it.fd, 16 * PAGE, 2 * PAGE, offset=PAGE)
+        it.device.write(17 * PAGE - 2, b"data")
+        assert it.device.read(17 * PAGE - 2, 4) == b"data"
+        stats = it.iommu.stats
+        assert (stats.mapped, stats.accesses) == (2, 4)
+        assert (stats.aborted, stats.uses_after_change) == (0, 0)
+        assert it.iommu.unmap(16 * PAGE, 2 * PAGE) == 2 * PAGE
+        assert it.device.read(16 * PAGE, 4) == ONES
+
+
+def test_what_nothing_is_mapped_at_reads_as_ones() -> None:
+    with host(V8(), "nothing") as it:
+        it.device.write(0, b"lost")
+        assert it.device.read(0, 4) == ONES
+        assert it.iommu.stats.aborted == 2
+
+
+def test_who_hears_nothing_uses_a_page_after_its_punch() -> None:
+    with host(V8(), "nothing") as it:
+        it.iommu.map_file(it.fd, 0, PAGES * PAGE)
+        it.device.read(0, 4)
+        it.punch(0)
+        it.device.read(0, 4)
+        it.device.read(PAGE, 4)
+        assert it.iommu.stats.uses_after_change == 1
+
+
+def test_a_mapping_is_taken_away_and_comes_back() -> None:
+    with host(V10(), "before and after") as it:
+        it.iommu.map_file(it.fd, 0, PAGES * PAGE)
+        it.device.write(0, b"data")
+        it.punch(0)
+        assert it.device.read(0, 4) == ONES
+        assert it.iommu.restore() == 1
+        assert it.device.read(0, 4) == bytes(4)
+        stats = it.iommu.stats
+        assert (stats.unmapped, stats.restored, stats.uses_after_change) == (1, 1, 0)
+        assert it.iommu.restore() == 0
+
+
+def test_one_page_takes_the_whole_area_away() -> None:
+    """Jason Gunthorpe: userspace gets burned, the kernel is safe."""
+    with host(V10(), "revoke") as it:
+        area = it.iommu.map_file(it.fd, 0, 2 * PAGE)
+        it.iommu.map_file(it.fd, 8 * PAGE, 2 * PAGE, offset=2 * PAGE)
+        it.punch(0)
+        assert area.revoked
+        assert it.device.read(PAGE, 4) == ONES
+        assert it.device.read(8 * PAGE, 4) == bytes(4)
+        assert it.iommu.restore() == 0
+        assert it.iommu.stats.revoked == 1
+
+
+def test_a_pinned_page_stays_shared() -> None:
+    with host(Shared(), "pins") as it, VM(it.mount.connect()) as vm:
+        vm.set_user_memory_region(
+            0, 0, PAGES * PAGE, private_fd=it.fd, flags=KVM_MEM_PRIVATE
+        )
+        it.iommu.map_file(it.fd, 0, PAGE)
+        with pytest.raises(BlockingIOError):
+            it.file.set_memory_attributes(0, PAGES, True)
+        it.iommu.unmap(0, PAGE)
+        it.file.set_memory_attributes(0, PAGES, True)
+
+
+def test_a_private_page_cannot_be_pinned() -> None:
+    with host(Shared(), "pins") as it:
+        it.file.set_memory_attributes(1, 1, True)
+        with pytest.raises(OSError, match="page 1") as caught:
+            it.iommu.map_file(it.fd, 0, PAGES * PAGE)
+        assert caught.value.errno == errno.EFAULT
+        assert it.iommu.areas == ()
+
+
+@pytest.mark.parametrize("semantics", [Shared(), Next()])
+def test_a_conversion_takes_away_what_was_of_the_other_kind(
+    semantics: Semantics,
+) -> None:
+    with host(semantics, "before and after") as it:
+        it.iommu.map_file(it.fd, 0, PAGES * PAGE)
+        it.file.set_memory_attributes(1, 1, True)
+        assert it.device.read(PAGE, 4) == ONES
+        assert it.device.read(0, 4) == bytes(4)
+        assert it.iommu.restore() == 1
+        assert it.device.read(PAGE, 4) == bytes(4)
+        assert it.iommu.stats.uses_after_change == 0
+
+
+def test_who_hears_nothing_uses_a_page_after_its_conversion() -> None:
+    with host(Shared(), "nothing") as it, VM(it.mount.connect()) as vm:
+        vm.set_user_memory_region(
+            0, 0, PAGES * PAGE, private_fd=it.fd, flags=KVM_MEM_PRIVATE
+        )
+        it.iommu.map_file(it.fd, 0, PAGE)
+        it.file.set_memory_attributes(0, 1, True)
+        it.device.write(0, b"data")
+        assert it.iommu.stats.uses_after_change == 1
+
+
+def test_where_a_page_has_one_user_there_is_no_second() -> None:
+    with host(InPlaceV8(), "before and after") as it, VM(it.mount.connect()) as vm:
+        vm.set_user_memory_region(
+            0, 0, PAGES * PAGE, private_fd=it.fd, flags=KVM_MEM_PRIVATE
+        )
+        with pytest.raises(FileExistsError):
+            it.iommu.map_file(it.fd, 0, PAGE)
+        assert it.iommu.areas == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        ((0, 0, 0), errno.EINVAL),
+        ((1, PAGE, 0), errno.EINVAL),
+        ((0, PAGE + 1, 0), errno.EINVAL),
+        ((0, PAGE, 3), errno.EINVAL),
+        ((-PAGE, PAGE, 0), errno.EINVAL),
+        ((0, PAGE, PAGES * PAGE), errno.EINVAL),
+        ((9 * PAGE, PAGE, 0), errno.EEXIST),
+    ],
+)
+def test_a_bad_range(arguments: tuple[int, int, int], number: int) -> None:
+    with host(V10(), "before and after") as it:
+        it.iommu.map_file(it.fd, 8 * PAGE, 2 * PAGE)
+        with pytest.raises(OSError, match=r".") as caught:
+            it.iommu.map_file(it.fd, *arguments)
+        assert caught.value.errno == number
+        assert len(it.iommu.areas) == 1
+
+
+def test_an_area_is_unmapped_as_a_whole() -> None:
+    with host(V10(), "before and after") as it:
+        it.iommu.map_file(it.fd, 0, 2 * PAGE)
+        with pytest.raises(OSError, match="as a whole"):
+            it.iommu.unmap(0, PAGE)
+        with pytest.raises(FileNotFoundError):
+            it.iommu.unmap(8 * PAGE, PAGE)
+        with pytest.raises(OSError, match="file of this mount"):
+            it.iommu.map_file(0, 8 * PAGE, PAGE)
+
+
+def test_there_are_four_ways() -> None:
+    with (
+        Mount(GuestMemfdShared()) as mount,
+        pytest.raises(ValueError, match="give one"),
+    ):
+        Iommu(mount.connect(), learns="all")  # type: ignore[arg-type]
