@@ -57,28 +57,29 @@ def _keeps_who_has_gone(patch: Patch) -> None:
     patch.setattr(Notifiers, "drop", lambda *_: None)
 
 
-def _sends(patch: Patch, change: Callable[[Notice], Notice]) -> None:
-    real = Notifiers._send
-
-    def other(
-        self: Notifiers, notifier: Notifier, notice: Notice, sequence: int | None
-    ) -> None:
-        real(self, notifier, change(notice), sequence)
-
-    patch.setattr(Notifiers, "_send", other)
-
-
 def _wrong_unit(patch: Patch) -> None:
     """Pages for bytes."""
-    _sends(
-        patch,
-        lambda sent: sent._replace(start=sent.start << 12, end=sent.end << 12),
-    )
+
+    def other(notice: Notice) -> Notice:
+        return notice._replace(start=notice.start << 12, end=notice.end << 12)
+
+    _send_instead(patch, other)
 
 
 def _short_event(patch: Patch) -> None:
     """Without the last page."""
-    _sends(patch, lambda sent: sent._replace(end=sent.end - 1))
+    _send_instead(patch, lambda notice: notice._replace(end=notice.end - 1))
+
+
+def _send_instead(patch: Patch, other: Callable[[Notice], Notice]) -> None:
+    right = Notifiers._send
+
+    def send(
+        self: Notifiers, notifier: Notifier, notice: Notice, sequence: int | None
+    ) -> None:
+        right(self, notifier, other(notice), sequence)
+
+    patch.setattr(Notifiers, "_send", send)
 
 
 def _unlocked_list(patch: Patch) -> None:

@@ -346,7 +346,7 @@ def test_without_cryptography_it_says_what_to_install(
     with (
         shim() as made,
         pytest.raises(
-            EncryptionUnavailableError, match=r"pip install inaccfs\[encryption\]$"
+            EncryptionUnavailableError, match=r"pip install 'inaccfs\[encryption\]'$"
         ),
     ):
         VM(made, encryption=True)
