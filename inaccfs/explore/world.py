@@ -342,6 +342,8 @@ class World:
             vars(vm._mmu)["_sight"].slots.clear()
             for each in (vm._mmu, vm.client.client, vm.client, vm.vmm, vm):
                 vars(each).clear()
+        for iommu in self.iommus:
+            vars(iommu).clear()
         for file in self.inodes:
             vars(file.notifiers).clear()
         vars(self.mount.superblock).clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from inaccfs.explore.checking import check
@@ -11,12 +13,14 @@ from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case
 from inaccfs.explore.states import States
 from tests import explore_page
+from tests.hard.budget import some
 from tests.unit.test_explore_states import outcomes, programs
 
 
-@pytest.mark.parametrize("kvm", explore_page.KVMS)
-@pytest.mark.parametrize("version", explore_page.distinct())
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("scenario", "version", "kvm"),
+    some(list(product(SCENARIOS, explore_page.distinct(), explore_page.KVMS)), 6),
+)
 def test_what_chance_finds_the_search_has_found(
     scenario: str, version: str, kvm: str
 ) -> None:
@@ -27,7 +31,10 @@ def test_what_chance_finds_the_search_has_found(
 
 @pytest.mark.parametrize(
     ("counts", "number"),
-    [((3, 3), 30), ((4, 2), 20), ((2, 2, 1), 12), ((1, 1, 2), 30), ((2, 2, 2), 3)],
+    some(
+        [((3, 3), 30), ((4, 2), 20), ((2, 2, 1), 12), ((1, 1, 2), 30), ((2, 2, 2), 3)],
+        1,
+    ),
     ids=str,
 )
 def test_tiny_programs_come_to_what_all_their_schedules_come_to(

@@ -43,7 +43,8 @@ class Root:
         _run("debootstrap", "--variant=minbase", release, path)
         for name in ("resolv.conf", "hosts"):
             made.copy_setting(name)
-        made.run("apt-get", "-qq", "update")
+        # Mirrors of releases that are still made lag behind.
+        made.run("apt-get", "-qq", "-o", "Acquire::Check-Valid-Until=false", "update")
         made.run(
             *("apt-get", "-qq", "install", "-y", "--no-install-recommends"),
             *("python3", "python3-venv", "python3-dev", "gcc", "pkg-config"),
