@@ -27,6 +27,11 @@ class Bindings(Generic[Notifier]):
         """Whether notifiers are bound to each page from *start* to *end*."""
         return not self._numbers.gaps(start, end)
 
+    def first(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* that a notifier is bound to."""
+        first, _, _ = next(self._numbers.since(start), (end, end, 0))
+        return max(first, start) if first < end else None
+
     def add(self, notifier: Notifier, start: int, end: int, *, exclusive: bool) -> None:
         """Bind a notifier that is not bound.
 

@@ -95,14 +95,6 @@ class Conversion(NamedTuple):
         """See `Kind`."""
         return Kind.CONVERT
 
-    def pieces(self, pages: int) -> Iterator[Conversion]:
-        """The same in parts that end at multiples of *pages*."""
-        at = self.start
-        while at < self.end:
-            stop = min((at // pages + 1) * pages, self.end)
-            yield self._replace(start=at, end=stop)
-            at = stop
-
 
 class Begun(Enum):
     """How far `InaccessibleFile.begin` has taken a call."""

@@ -18,7 +18,7 @@ from inaccfs.shim import content
 from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from inaccfs.semantics.attributes import Kinds
     from inaccfs.shim.call import Conversion
@@ -160,15 +160,36 @@ class _Running:
         find = self._file.attributes.first
         return find(call.start, call.end, private=not call.private) is None
 
-    def _parts(self, call: Conversion) -> Iterable[Conversion]:
-        """The parts that are converted one after the other, each as a whole."""
+    def _parts(self, call: Conversion) -> Iterator[Conversion]:
+        """The parts that are converted one after the other, each as a whole.
+
+        What comes before the next huge page that anybody can tell from others is one
+        part: files may have more huge pages than there is time for.
+        """
+        granule = self._superblock.granule_pages
+        while call.start < call.end:
+            part = call
+            if self._superblock.semantics.atomicity != "range":
+                noted = self._first_noted(call)
+                if noted is not None:
+                    low = noted // granule * granule
+                    stop = low if low > call.start else low + granule
+                    part = call._replace(end=min(stop, call.end))
+            yield part
+            call = call._replace(start=part.end)
+
+    def _first_noted(self, call: Conversion) -> int | None:
+        """The first page that events report or that may be refused, if there is one."""
+        low, high = self._superblock.around(call.start, call.end)
+        found = [self._file.notifiers.first(low, high)]
+        if found[0] is not None and found[0] <= call.start:
+            return found[0]
         memory = self._file.pages.memory
-        if self._superblock.semantics.atomicity == "range" or (
-            # Nothing can fail, and no one can tell the difference.
-            not self._file.notifiers and (memory is None or not memory.references)
-        ):
-            return (call,)
-        return call.pieces(self._superblock.granule_pages)
+        if self._looks(call) and memory is not None and memory.references:
+            found.append(self._first_referenced(call))
+        if self._superblock.semantics.content == "refused":
+            found.append(content.first_present(self._file, call.start, call.end))
+        return min((page for page in found if page is not None), default=None)
 
     def _kinds(self, part: Conversion) -> Kinds:
         rule = self._superblock.semantics.conversion_kinds

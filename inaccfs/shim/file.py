@@ -213,19 +213,29 @@ class InaccessibleFile(FileState):
         began: int,
     ) -> None:
         """Change the file, and send the events of it, in the order of the rules."""
-        superblock, pages = self._superblock, self.pages
+        pages = self.pages
         punches = kind is Kind.PUNCH
         async with pages.locked(*part.touched) if punches else nullcontext():
             refusal = await drive(
                 pages.steps(part, kind),
                 self.notifiers,
                 change,
-                # Without events it makes no difference how long the list is locked.
-                whole_call=superblock.whole_call and bool(superblock.plans[kind]),
+                whole_call=self._locks(kind),
                 cause=began,
+                begin=self._begin,
             )
         if refusal is not None:
             raise refusal
+
+    def _locks(self, kind: Kind) -> bool:
+        """Whether the notifier list is locked for all of a call, which freeze awaits.
+
+        Without events it makes no difference to others how long the list is locked.
+        """
+        return self._superblock.whole_call and bool(self._superblock.plans[kind])
+
+    async def _begin(self) -> None:
+        self.check_frozen()
 
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
@@ -233,7 +243,8 @@ class InaccessibleFile(FileState):
         superblock.on_change(self.fd, call.offset, call.length)
         await self.turn.wait()
         # It may have been frozen since `begin`.
-        self.check_frozen()
+        if not self._locks(call.kind):
+            self.check_frozen()
         change = partial(syscalls.fallocate, self.fd, *call.arguments)
         if call.kind is Kind.PUNCH and self.pages.memory is not None:
             return await self._punch(call.part(self.page_size), change)
@@ -325,7 +336,8 @@ class InaccessibleFile(FileState):
         async def change() -> Changed:
             self._superblock.on_change(self.fd, size, current - size)
             await self.turn.wait()
-            self.check_frozen()
+            if not self._locks(Kind.PUNCH):
+                self.check_frozen()
             if self.pages.memory is None:
                 await self._truncate(truncate)
                 return Changed()

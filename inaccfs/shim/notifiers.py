@@ -121,6 +121,12 @@ class Notifiers:
             return start >= end
         return self._bindings.cover(start, end)
 
+    def first(self, start: int, end: int) -> int | None:
+        """The first page from *start* to *end* of which a notifier gets events."""
+        if self._bindings is None or self._unbound:
+            return start if self._registered else None
+        return self._bindings.first(start, end)
+
     async def register(self, notifier: Notifier) -> None:
         """inaccessible_register_notifier(); waits while an invalidation runs."""
         async with self._lock:

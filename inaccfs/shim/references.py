@@ -14,7 +14,7 @@ from inaccfs.errnos import os_error
 from inaccfs.shim.rangemap import RangeMap, add
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Collection, Hashable, Iterable, Iterator
 
     from inaccfs.shim.frames import Extent
 
@@ -124,7 +124,7 @@ class References:
         return self._gone(released) if released else []
 
     def put_all(
-        self, holder: Hashable, extents: Iterable[tuple[int, int]]
+        self, holder: Hashable, extents: Collection[tuple[int, int]]
     ) -> Iterator[list[tuple[int, int]]]:
         """`put` for each (pfn, count) of *extents*, in steps that are short.
 
@@ -134,6 +134,9 @@ class References:
         Raises:
             OSError: EINVAL, if it does not hold all of that; then nothing has changed.
         """
+        # First, so that the time depends on what it holds, not on the numbers it names.
+        if sum(count for _, count in extents) > self.total(holder):
+            raise os_error(errno.EINVAL)
         # By place, how many references are to be put: a page may be in several extents.
         wanted: RangeMap[int] = RangeMap()
         for pfn, count in extents:

@@ -39,9 +39,11 @@ class Recording:
         self._path: Final = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags, 0o600)
+            # A FIFO that nobody reads is ENXIO then, and does not stop the mount.
+            fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
         except OSError as exc:
             raise MountError(f"cannot write the trace {path}: {exc.strerror}") from exc
+        os.set_blocking(fd, True)
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
         try:

@@ -296,6 +296,10 @@ def test_a_trace_that_cannot_be_written_is_no_mount(tmp_path: Path) -> None:
     assert "cannot write the trace" in complaint(
         "mount", mountpoint, "--trace", tmp_path / "none" / "t.json"
     )
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    # Nobody reads it.
+    assert "cannot write the trace" in complaint("mount", mountpoint, "--trace", fifo)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")

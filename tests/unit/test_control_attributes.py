@@ -24,6 +24,7 @@ from inaccfs.semantics import (
     Semantics,
 )
 from inaccfs.shim import freezing
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE, controlling
 from tests.unit.fakes import fallocate
 
@@ -369,6 +370,48 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
         assert sorted(outcomes) == ["Operation not permitted", "frozen"]
         freezing.release(superblock, file, peer)
         opened.close()
+
+
+async def test_a_punch_whose_start_was_sent_is_done_before_the_freeze(
+    tmp_path: Path, backing: Backing
+) -> None:
+    async with (
+        serving(tmp_path, backing, LiveUpdate) as control,
+        control.peer() as peer,
+        control.peer() as other,
+    ):
+        opened = control.server.context.files.open_path("/guest")
+        file = opened.file
+        bound = {"file": "/guest", "start": 0, "end": PAGES}
+        assert "notifier" in await peer.do("bind", **bound)
+        outcomes: list[str] = []
+
+        async def punch() -> None:
+            await fallocate(file, PUNCH, 0, PAGE, trio.Event())
+            outcomes.append("punched")
+
+        async def freeze() -> None:
+            assert await other.do("freeze", file="/guest") == {}
+            outcomes.append("frozen")
+
+        async with trio.open_nursery() as nursery:
+            # It has to wait, and so it is not done inline.
+            with file.turn.take():
+                nursery.start_soon(punch)
+                await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):
+                data = await peer.event()
+                if not outcomes and file.frozen_by is None:
+                    nursery.start_soon(freeze)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert outcomes == []
+                await peer.do("invalidate-done", **_answer(data))
+        assert outcomes == ["punched", "frozen"]
+        opened.close()
+
+
+def _answer(data: dict[str, Any]) -> dict[str, Any]:
+    return {"notifier": data["notifier"], "sequence": data["sequence"]}
 
 
 # --- population -----------------------------------------------------------------------

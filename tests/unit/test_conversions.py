@@ -324,6 +324,29 @@ def test_a_huge_page_splits_at_its_first_shared_page_and_merges_again() -> None:
         assert it.blocks == 2 * HUGE
 
 
+@pytest.mark.parametrize("bound", [True, False], ids=["bound", "referenced"])
+def test_the_time_does_not_grow_with_huge_pages_that_nobody_watches(
+    bound: bool,
+) -> None:
+    pages = 1 << 38
+    with world(HugetlbRfc, pages, initial="shared") as it:
+        it.listen(pages - 10, pages)
+        it.client.file(it.fd).get_pfn(pages - 10)
+        if not bound:
+            it.client.close()
+            it.client = it.mount.connect()
+            it.file = it.client.file(it.fd)
+            it.file.pin_pages(pages - 10, 1)
+        it.file.set_memory_attributes(0, pages - HUGE, True)
+        assert it.private == [(0, pages - HUGE)]
+        assert it.events == []
+        with pytest.raises(PinnedError):
+            it.file.set_memory_attributes(0, pages, True)
+        it.file.set_memory_attributes(0, pages, False)
+        kinds = [("start", "shared"), ("end", "shared")] if bound else []
+        assert [(event, kind) for event, _, _, kind in it.events] == kinds
+
+
 def test_events_of_a_huge_page_are_rounded_out_to_it() -> None:
     with world(HugetlbRfc, 2 * HUGE) as it:
         it.listen(0, 2 * HUGE)

@@ -47,6 +47,14 @@ def references() -> References:
     return References()
 
 
+def test_far_more_than_there_is_is_refused_at_once(references: References) -> None:
+    references.get("kvm", pages(0, BASE, 10))
+    putting = references.put_all("kvm", [(BASE, 10), (BASE + 10, 1 << 50)])
+    with refused(errno.EINVAL):
+        next(putting)
+    assert references.total("kvm") == 10
+
+
 def test_a_put_is_as_large_as_it_says(references: References) -> None:
     references.get("kvm", pages(0, BASE, 10))
     assert references.total("kvm") == 10
