@@ -154,11 +154,14 @@ class _Loop:
     """Draws every second, and when the terminal gets another size."""
 
     def __init__(self, screen: ScreenContext, shim: Client, trace: Trace) -> None:
+        from rich.control import Control
+
         from inaccfs.cli import topview
         from inaccfs.tracing.rates import Rates
 
         self._view: Final = topview.View
         self._screen: Final = screen
+        self._home: Final = Control.home()
         self._asker: Final = _Asker(shim)
         self._trace: Final = trace
         self._rates: Final = Rates()
@@ -209,6 +212,8 @@ class _Loop:
             rates=self._rates,
             now=now,
         )
+        # rich goes on where the last line ended, which is elsewhere after a resize.
+        self._screen.console.control(self._home)
         self._screen.update(view.drawn(terminal.size().lines))
 
 

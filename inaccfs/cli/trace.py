@@ -131,7 +131,9 @@ def _follow(
         if sys.stdout.fileno() in ready:
             return
         if trace.fileno() in ready:
-            add(trace.read(0), trace.lost)
+            # A signal that comes while a line is printed asks for the end, too.
+            with suppress(KeyboardInterrupt):
+                add(trace.read(0), trace.lost)
     trace.stop()
     # What happened before that. A second Ctrl-C does not wait for it.
     with ending.interrupting(), suppress(KeyboardInterrupt):

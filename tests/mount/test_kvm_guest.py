@@ -119,6 +119,6 @@ def test_what_is_wrong_is_said(guest: Guest, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="do not fit"):
         guest.run(bytes(1 << 16))
     monkeypatch.setitem(sys.modules, "unicorn", None)
-    with pytest.raises(GuestUnavailableError, match=r"pip install inaccfs\[guest\]"):
+    with pytest.raises(GuestUnavailableError, match=r"pip install 'inaccfs\[guest\]'"):
         guest.run(END)
     assert guest.run(lambda vcpu: vcpu.number) == 0
