@@ -24,12 +24,12 @@ from inaccfs.control.messages.results import Data, Frames, MemoryAttributes, Pop
 class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     """KVM_SET_MEMORY_ATTRIBUTES2: makes pages private or shared, for all VMs.
 
-    Whoever has the file open may use it. Where the whole range already is as wanted no
-    event is sent. EINVAL past the end; EPERM for a frozen file; EOPNOTSUPP in semantics
-    that keep attributes per VM, or nowhere; ENOMEM if the file would have more than a
-    million ranges. To private it is EAGAIN if a page has references, and that page is
-    `error.offset`. Nothing is converted then, but where the semantics convert one huge
-    page after the other: those before `error.offset`.
+    Every process that has the file open may use it. Where the whole range already is as
+    wanted no event is sent. EINVAL past the end; EPERM for a frozen file; EOPNOTSUPP in
+    semantics that keep attributes per VM, or nowhere; ENOMEM if the file would have
+    more than a million ranges. To private it is EAGAIN if a page has references, and
+    that page is `error.offset`. Nothing is converted then, but where the semantics
+    convert one huge page after the other: those before `error.offset`.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
