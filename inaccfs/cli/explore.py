@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from inaccfs.cli import output
+from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
 from inaccfs.cli.statuses import INTERRUPTED
@@ -191,7 +192,7 @@ def _search(
     limits: Limits,
 ) -> int:
     rows: list[tuple[str, Outcome]] = []
-    table = _Table(label, args.kvm, [name for name, _ in cases])
+    table = Table(label, args.kvm, [name for name, _ in cases])
     if not args.json:
         output.say(table.head)
     try:
@@ -232,59 +233,6 @@ def _status(outcomes: list[Outcome]) -> int:
     if any(outcome.found for outcome in outcomes):
         return 1
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE
-
-
-class _Table:
-    """Lines for people."""
-
-    def __init__(self, label: str, kvm: str, names: list[str]) -> None:
-        self._label: Final = label
-        self._kvm: Final = kvm
-        self._widths: Final = [
-            max(len("scenario"), len(label)),
-            max(map(len, ["semantics", *names])),
-            max(len("KVM"), len(kvm)),
-        ]
-        self.head: Final = self._line(
-            *("scenario", "semantics", "KVM", "schedules", "pruned", "all", "seconds"),
-            "verdict",
-        )
-
-    def _line(
-        self,
-        scenario: str,
-        semantics: str,
-        kvm: str,
-        schedules: object,
-        pruned: object,
-        complete: str,
-        seconds: str,
-        verdict: str,
-    ) -> str:
-        first, second, third = self._widths
-        return (
-            f"{scenario:<{first}}  {semantics:<{second}}  {kvm:<{third}}  "
-            f"{schedules:>9}  {pruned:>6}  {complete:<6}  {seconds:>7}  {verdict}"
-        )
-
-    def row(self, name: str, outcome: Outcome) -> str:
-        """Of one version."""
-        verdict = ", ".join(outcome.kinds) or (
-            "clean" if outcome.complete else "clean so far"
-        )
-        if (same := outcome.case.semantics.name) != name:
-            verdict += f" (as {same})"
-        return self._line(
-            *(self._label, name, self._kvm, outcome.schedules, outcome.pruned),
-            *(_all(outcome), f"{outcome.seconds:.2f}", verdict),
-        )
-
-
-def _all(outcome: Outcome) -> str:
-    if not outcome.complete:
-        return "no"
-    bound = outcome.limits.preemptions
-    return "yes" if bound is None else f"<={bound}"
 
 
 def _as_row(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
