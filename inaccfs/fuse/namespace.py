@@ -9,18 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import syscalls
 from inaccfs.errnos import os_error
 from inaccfs.fuse.directories import Directories
 from inaccfs.fuse.inodes import PATH_FLAGS, Inodes
+from inaccfs.fuse.madenames import remove_made, undone
 from inaccfs.fuse.nodes import close_now
 from inaccfs.fuse.opens import Opens, refuse_direct
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from inaccfs.backing.root import Backing
     from inaccfs.fuse.nodes import CloseFd, Node
@@ -173,7 +173,7 @@ class Namespace:
         except BaseException:
             if claimed >= 0:
                 os.close(claimed)
-            _remove_made(os.unlink, name, dir_fd)
+            remove_made(os.unlink, name, dir_fd)
             raise
         self.opens.open_new(node, claimed)
         self.named_files += 1
@@ -246,7 +246,7 @@ class Namespace:
         self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.mknod(name, mode, rdev, dir_fd=dir_fd)
-        with _undone(os.unlink, name, dir_fd):
+        with undone(os.unlink, name, dir_fd):
             made = self._made(parent, name, mode, uid, gid)
         self.named_files += stat.S_ISREG(made.attributes.st_mode)
         return made
@@ -256,7 +256,7 @@ class Namespace:
         self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.mkdir(name, stat.S_IMODE(mode), dir_fd=dir_fd)
-        with _undone(os.rmdir, name, dir_fd):
+        with undone(os.rmdir, name, dir_fd):
             return self._made(parent, name, 0, uid, gid)
 
     def symlink(
@@ -266,7 +266,7 @@ class Namespace:
         self.headroom.take(_NAME_BYTES)
         dir_fd = self.inodes.dir_fd(parent)
         os.symlink(target, name, dir_fd=dir_fd)
-        with _undone(os.unlink, name, dir_fd):
+        with undone(os.unlink, name, dir_fd):
             return self._made(parent, name, 0, uid, gid)
 
     def link(self, node: Node, parent: Node, name: bytes) -> Entry:
@@ -275,7 +275,7 @@ class Namespace:
         dir_fd = self.inodes.dir_fd(parent)
         with self.inodes.magic_path(node) as path:
             os.link(path, name, dst_dir_fd=dir_fd, follow_symlinks=True)
-        with _undone(os.unlink, name, dir_fd):
+        with undone(os.unlink, name, dir_fd):
             attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         self.inodes.add_name(node, parent, name)
         if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
@@ -389,19 +389,3 @@ class Namespace:
         """SETATTR with times, as utimensat(2) takes them."""
         with self.inodes.magic_path(node) as path:
             syscalls.utimensat(path, atime, mtime)
-
-
-@contextmanager
-def _undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
-    """If the block fails, remove a name that has just been made."""
-    try:
-        yield
-    except BaseException:
-        _remove_made(remove, name, dir_fd)
-        raise
-
-
-def _remove_made(remove: Callable[..., None], name: bytes, dir_fd: int) -> None:
-    """*remove* a name: the kernel may remember for a day that there is none."""
-    with suppress(FileNotFoundError):
-        remove(name, dir_fd=dir_fd)
