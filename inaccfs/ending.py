@@ -259,6 +259,7 @@ def _end_silent(found: MountInfo) -> str:
 
     Calls that wait for it fail then.
     """
+    daemon = None
     with suppress(MountError):
         # The default path: the daemon does not answer the question for its own.
         daemon = _daemon_at(runtime.control_path(found.path, None))

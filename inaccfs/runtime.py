@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import string
@@ -15,6 +16,8 @@ READY: Final = b"ready\n"
 
 # sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
 _SOCKET_PATH_BYTES: Final = 107
+
+_SOCKET: Final = ".sock"
 
 _ROOTS: Final = "/run/inaccfs"
 
@@ -40,6 +43,20 @@ def escape(path: str) -> str:
         for part in parts
     )
     return f"\\x2e{name[1:]}" if name.startswith(".") else name
+
+
+def short_name(path: str, size: int) -> str:
+    """`escape(path)` if it has at most *size* bytes, else a digest and its end.
+
+    The end of a path says more than its start. The digest keeps two paths with the same
+    end apart.
+    """
+    name = escape(path)
+    if len(name) <= size:
+        return name
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=6).hexdigest()
+    end = size - len(digest) - 1
+    return f"{digest}-{name[-end:]}" if end > 0 else digest
 
 
 def directory() -> str:
@@ -94,16 +111,17 @@ def make_directory() -> str:
 
 
 def control_path(mountpoint: str, chosen: str | None) -> str:
-    """The path of the control socket of *mountpoint*.
+    """The path of the control socket of *mountpoint*, which has *chosen* it or not.
 
     Raises:
-        MountError: the path is too long for a socket.
+        MountError: *chosen*, or the directory of sockets, is too long for a socket.
     """
-    path = (
-        os.path.abspath(chosen)
-        if chosen is not None
-        else os.path.join(directory(), f"{escape(mountpoint)}.sock")
-    )
+    if chosen is not None:
+        path = os.path.abspath(chosen)
+    else:
+        start = f"{directory()}/"
+        room = _SOCKET_PATH_BYTES - len(os.fsencode(start)) - len(_SOCKET)
+        path = f"{start}{short_name(mountpoint, room)}{_SOCKET}"
     length = len(os.fsencode(path))
     if length > _SOCKET_PATH_BYTES:
         raise MountError(
@@ -115,13 +133,13 @@ def control_path(mountpoint: str, chosen: str | None) -> str:
 
 def log_path(mountpoint: str) -> str:
     """The path of the log of a daemon in the background."""
-    # A name can have 255 bytes. The end of a path says more than its start.
-    return os.path.join(directory(), f"{escape(mountpoint)[-200:]}.log")
+    # A name can have 255 bytes (NAME_MAX).
+    return os.path.join(directory(), f"{short_name(mountpoint, 200)}.log")
 
 
 def fallback_name(mountpoint: str) -> str:
     """The name of the directory that stands in for a private tmpfs."""
-    return f"inaccfs-{os.geteuid()}-{escape(mountpoint)[-150:]}"
+    return f"inaccfs-{os.geteuid()}-{short_name(mountpoint, 150)}"
 
 
 def environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -324,10 +325,36 @@ def test_a_sockets_path_may_have_107_bytes(path: str) -> None:
         runtime.control_path("/mnt", path + "x")
 
 
+@pytest.mark.parametrize("runtime_directory", ["/run/user/1000", "/run/" + "d" * 70])
+def test_the_default_socket_of_a_long_mountpoint(
+    monkeypatch: pytest.MonkeyPatch, runtime_directory: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_directory)
+    mountpoints = [f"/{parent}/{'ü' * 120}/guests" for parent in "ab"]
+    paths = {runtime.control_path(mountpoint, None) for mountpoint in mountpoints}
+    assert len(paths) == len(mountpoints)
+    for path in paths:
+        assert len(os.fsencode(path)) <= 107
+        assert re.fullmatch(r"[0-9a-f]{12}-.*uests\.sock", os.path.basename(path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/" + "d" * 90)
+    with pytest.raises(MountError, match="name a shorter one with --control"):
+        runtime.control_path(mountpoints[0], None)
+
+
+def test_the_name_of_a_mountpoint_is_cut_only_where_it_must() -> None:
+    assert runtime.short_name("/mnt/abc", 7) == "mnt-abc"
+    shortened = runtime.short_name("/mnt/abcdefghijklmnop", 20)
+    assert len(shortened) == 20
+    assert shortened.endswith("jklmnop"), shortened
+    assert shortened != runtime.short_name("/other/abcdefghijklmnop", 20)
+
+
 def test_a_log_has_a_name_that_a_file_can_have() -> None:
     path = "/" + "/".join(["deep-er"] * 100)
-    for name in (runtime.log_path(path), runtime.fallback_name(path)):
-        assert len(os.path.basename(name)) <= 255
+    for name in (runtime.log_path, runtime.fallback_name):
+        assert len(os.path.basename(name(path))) <= 255
+        assert name(path) != name(f"/other{path}")
 
 
 def test_the_directory_is_made_and_closed_to_others(
