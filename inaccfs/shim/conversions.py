@@ -148,7 +148,7 @@ class _Running:
                 *self._superblock.around(part.start, part.end),
                 frames,
                 check=lambda part=part: self._check_part(part),  # type: ignore[misc]
-                kinds=lambda kinds=kinds: kinds,  # type: ignore[misc]
+                kinds=lambda start, end, kinds=kinds: kinds,  # type: ignore[misc]
                 change_last=rules.stored == "after the end",
             )
             if refusal is not None:

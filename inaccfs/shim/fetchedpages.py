@@ -127,7 +127,7 @@ class FetchedPages:
             *part.touched,
             frames,
             settle=settle,
-            kinds=partial(self._kinds, *part.touched),
+            kinds=self._kinds,
         )
         yield from self._moved.steps()
         return refusal
