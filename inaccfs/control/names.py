@@ -147,7 +147,7 @@ class Names:
 
     async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
         with closing(self.open(command.file)) as opened:
-            return await queries.page_map(self._context, opened.file, command)
+            return await queries.page_map(opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

@@ -84,11 +84,11 @@ def describe(
 
 
 async def page_map(
-    context: Context, file: InaccessibleFile, command: messages.QueryMap
+    file: InaccessibleFile, command: messages.QueryMap
 ) -> messages.PageMap:
     """query-map."""
     most = min(command.limit or _ROWS, _ROWS)
-    runs, following = await page_states(file, context.superblock, command.start, most)
+    runs, following = await page_states(file, command.start, most)
     return messages.PageMap(
         extents=[
             messages.MappedExtent(offset=start, count=end - start, **state._asdict())

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 PIECE_BYTES: Final = 256 << 10
 """So much is read or written at once: it takes some 50 µs of the loop."""
@@ -81,9 +80,9 @@ def first_hole_of(file: FileState, start: int, end: int) -> int | None:
     return first_hole(file.fd, file.page_size, start, end, memory.frames.known)
 
 
-async def clear(superblock: Superblock, file: FileState, start: int, end: int) -> None:
+async def clear(file: FileState, start: int, end: int) -> None:
     """Fill what has memory of these pages with zeros. The cost grows with the data."""
-    slices = Slices(superblock.loop)
+    slices = Slices(file.superblock.loop)
     for offset, stop in _data(file, start * file.page_size, end * file.page_size):
         for at in range(offset, stop, PIECE_BYTES):
             length = min(PIECE_BYTES, stop - at)

@@ -32,7 +32,6 @@ class FileState:
         "_fast_limit",
         "_headroom",
         "_size_limit",
-        "_superblock",
         "attributes",
         "fd",
         "frozen_by",
@@ -42,6 +41,7 @@ class FileState:
         "notifiers",
         "page_size",
         "pages",
+        "superblock",
         "trace",
         "turn",
         "writable",
@@ -58,7 +58,7 @@ class FileState:
         # What people call a file that has no name.
         self.label = ""
         self.page_size: Final = superblock.page_size
-        self._superblock: Final = superblock
+        self.superblock: Final = superblock
         # Looked up once: these are needed for every request.
         self._check_fallocate: Check = superblock.semantics.check_fallocate
         self.granule: Final = superblock.granule

@@ -11,12 +11,11 @@ from inaccfs.shim.moved import tell
 
 if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
-    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
 
-async def abandoned(superblock: Superblock, file: InaccessibleFile) -> None:
+async def abandoned(file: InaccessibleFile) -> None:
     """Send the events of a punch of all pages, which stay. Never raises an Exception.
 
     The pages were marked before (`Pages.abandoned`), so that none is fetched anew.
@@ -25,6 +24,6 @@ async def abandoned(superblock: Superblock, file: InaccessibleFile) -> None:
         pages = -(-os.fstat(file.fd).st_size // file.page_size)
         nothing = (0, 0)
         steps = file.pages.steps(Part((0, pages), nothing), Kind.PUNCH)
-        await tell(superblock, file.notifiers, steps)
+        await tell(file.superblock, file.notifiers, steps)
     except Exception:
         log.exception("bug in telling that a file was closed")

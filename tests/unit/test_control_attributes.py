@@ -346,7 +346,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
         control.peer() as peer,
     ):
         opened = control.server.context.files.open_path("/guest")
-        file, superblock = opened.file, control.server.context.superblock
+        file = opened.file
         outcomes: list[str] = []
 
         async def allocate() -> None:
@@ -357,7 +357,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
                 outcomes.append(exc.strerror or "")
 
         async def freeze() -> None:
-            await freezing.freeze(superblock, file, peer)
+            await freezing.freeze(file, peer)
             outcomes.append("frozen")
 
         async with trio.open_nursery() as nursery:
@@ -368,7 +368,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
                 await trio.testing.wait_all_tasks_blocked()
                 assert "frozen" not in outcomes
         assert sorted(outcomes) == ["Operation not permitted", "frozen"]
-        freezing.release(superblock, file, peer)
+        freezing.release(file, peer)
         opened.close()
 
 

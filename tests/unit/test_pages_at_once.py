@@ -81,7 +81,7 @@ async def test_a_punch_without_a_task_does_all_that_one_with_a_task_does() -> No
             (
                 *(listener.events, listener.frames, world.is_punched(holder)),
                 *(world.allocated, world.frames.freed),
-                world.file._superblock.trace.counters,
+                world.file.superblock.trace.counters,
             )
         )
     assert results[0] == results[1]

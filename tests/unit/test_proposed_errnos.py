@@ -67,9 +67,7 @@ class World:
         """write(2), as FUSE passes it on."""
         inode = self.mount.inode(self.fd)
         data = bytes(length)
-        self.mount.loop.run(
-            hostaccess.write(self.mount.superblock, inode, offset, data)
-        )
+        self.mount.loop.run(hostaccess.write(inode, offset, data))
 
     def make(self, pages: int) -> File:
         """One more file."""

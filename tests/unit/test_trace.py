@@ -40,7 +40,7 @@ PID = 4711
 @contextmanager
 def traced(world: World) -> Iterator[list[Happened]]:
     found: list[Happened] = []
-    with world.file._superblock.trace.listening(found.append):
+    with world.file.superblock.trace.listening(found.append):
         yield found
     ino = os.fstat(world.file.fd).st_ino
     assert {one.file for one in found} <= {ino}
@@ -239,7 +239,7 @@ async def test_the_counters_agree_with_the_trace() -> None:
         world.put(holder, 0, 2)
         await world.punch(0, 4)
         await world.fallocate(0, 0, 4)
-    counters = world.file._superblock.trace.counters
+    counters = world.file.superblock.trace.counters
 
     def pages(what: str) -> int:
         return sum(one.end - one.start for one in found if one.what == what) // PAGE
