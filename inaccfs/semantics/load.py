@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from inaccfs.errors import OptionError
-from inaccfs.semantics import checking
-from inaccfs.semantics.catalogue import VERSIONS
+from inaccfs.semantics import VERSIONS, checking
 from inaccfs.semantics.rules import Semantics
 from inaccfs.words import choices, quoted
 
