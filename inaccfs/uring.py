@@ -8,13 +8,13 @@ are those of include/uapi/linux/io_uring.h.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.mmcalls import KEEP_GIL_BYTES
+from inaccfs.syscalls import last_error
 
 if TYPE_CHECKING:
     Params = ctypes.Array[ctypes.c_char]
@@ -56,8 +56,7 @@ for _lib in (_libc, _libc_gil):
 
 def _checked(result: int) -> int:
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
     return result
 
 

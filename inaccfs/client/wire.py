@@ -15,6 +15,7 @@ from inaccfs import launch
 from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
 from inaccfs.control.outlet import Outlet
+from inaccfs.errnos import os_error
 from inaccfs.errors import NotMountedError
 from inaccfs.fuse import finding
 
@@ -195,7 +196,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
         outlet.extend(outgoing)
     try:
         if not flush(outlet):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
     finally:
         if outlet:
             # What is not sent by now never will be: a message may be cut.

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
+from inaccfs.errnos import os_error
 from inaccfs.shim.holes import first_hole
 from inaccfs.shim.slices import Slices
 
@@ -39,7 +40,7 @@ def write(file: FileState, offset: int, data: bytes) -> None:
         if exc.errno != errno.EINVAL or file.page_size == mmap.PAGESIZE:
             raise
     else:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise os_error(errno.ENOSPC)
     start = offset // file.page_size * file.page_size
     end = -(-(offset + len(data)) // file.page_size) * file.page_size
     with mmap.mmap(file.fd, end - start, offset=start) as mapped:
