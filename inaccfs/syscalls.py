@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import struct
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -208,6 +209,24 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise last_error()
+
+
+_ucred: Final = struct.Struct("=iII")
+
+
+class Credentials(NamedTuple):
+    """struct ucred of unix(7). Ids are in our namespaces."""
+
+    # 0 if the process is not in our PID namespace.
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(connection: socket.socket) -> Credentials:
+    """Who has made the other end, by connect(2) or listen(2). SO_PEERCRED."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size)
+    return Credentials._make(_ucred.unpack(found))
 
 
 class OomScore:
