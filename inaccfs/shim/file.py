@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.loop import Event
-    from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
-
-INLINE_BYTES: Final = 4 << 20
-"""A range up to this is allocated or punched in the loop, in under a millisecond."""
 
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
@@ -44,12 +40,6 @@ class InaccessibleFile(FileState):
     """
 
     __slots__ = ()
-
-    def __init__(
-        self, fd: int, superblock: Superblock, *, writable: bool = True
-    ) -> None:
-        """Take an *fd* of the backing."""
-        super().__init__(fd, superblock, INLINE_BYTES, writable=writable)
 
     # --- fallocate ---------------------------------------------------------------
 
@@ -313,7 +303,7 @@ class InaccessibleFile(FileState):
             self._size_limit = 0
 
     async def _truncate(self, truncate: Callable[[], None]) -> None:
-        if os.fstat(self.fd).st_blocks * 512 <= INLINE_BYTES:
+        if os.fstat(self.fd).st_blocks * 512 <= self.inline_bytes:
             truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.

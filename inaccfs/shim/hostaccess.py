@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import BusError
@@ -20,10 +20,6 @@ from inaccfs.shim.frames import Fetched, allocate
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.memory import Pinner
-
-
-# So much is allocated in the loop.
-_INLINE_BYTES: Final = 4 << 20
 
 
 async def read_shared(file: FileState, offset: int, length: int) -> bytes:
@@ -87,7 +83,7 @@ async def fill_holes(file: FileState, start: int, end: int) -> None:
     """As `fill`; what takes long is done in a thread, and in a turn of the file's."""
     superblock = file.superblock
     low, high = superblock.around(start, end)
-    if (high - low) * file.page_size <= _INLINE_BYTES:
+    if (high - low) * file.page_size <= file.inline_bytes:
         fill(file, start, end)
         return
     with file.turn.take():

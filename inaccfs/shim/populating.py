@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from inaccfs.errnos import EHWPOISON
 from inaccfs.errors import PageError
@@ -15,10 +15,6 @@ from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
-
-
-# A page up to this is filled in the loop.
-_INLINE_BYTES: Final = 4 << 20
 
 
 class Source(NamedTuple):
@@ -80,7 +76,7 @@ async def _populate_page(
 ) -> None:
     """`_populate`, in a thread and in a turn of the file's if pages are huge."""
     superblock, arguments = file.superblock, (file, page, source, at)
-    if superblock.granule <= _INLINE_BYTES:
+    if superblock.granule <= file.inline_bytes:
         _populate(*arguments)
         return
     with file.turn.take():

@@ -14,7 +14,8 @@ import trio.testing
 from inaccfs import syscalls
 from inaccfs.semantics import V8
 from inaccfs.shim.allocating import PIECE_BYTES, SHORT_BYTES
-from inaccfs.shim.file import INLINE_BYTES, InaccessibleFile
+from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -376,7 +377,7 @@ async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
             trio.from_thread.run_sync(interrupted.set, trio_token=token)
 
     monkeypatch.setattr("inaccfs.shim.allocating.PIECE_BYTES", 8 * PAGE)
-    monkeypatch.setattr("inaccfs.shim.file.INLINE_BYTES", PAGE)
+    monkeypatch.setattr("inaccfs.shim.filestate.INLINE_BYTES", PAGE)
     file = InaccessibleFile(keeping.fd, keeping.superblock)
     monkeypatch.setattr(syscalls, "fallocate", allocate)
     with refused(errno.EINTR):
