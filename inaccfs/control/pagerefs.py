@@ -11,6 +11,7 @@ from msgspec import UNSET
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
 from inaccfs.control.registration import as_messages
+from inaccfs.shim.references import PAGES_A_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 MOST_EXTENTS: Final = 1000
 """The most extents of a reply: to find them and make JSON of them takes some 2 ms."""
-
-# The most pages that are put in one go; more are put in slices.
-_PAGES_NOW: Final = 512
 
 
 class PageReferences:
@@ -150,7 +148,7 @@ class PageReferences:
         """The reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
             pfn, count = command.pfn, command.count
-            if pfn is not None and command.extents is None and count <= _PAGES_NOW:
+            if pfn is not None and command.extents is None and count <= PAGES_A_STEP:
                 opened.file.pages.put(self._holder, pfn, count)
                 return self._put(opened.file, count)
             extents = _to_put(command)

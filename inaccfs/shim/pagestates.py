@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from inaccfs.mmcalls import pages_there
 from inaccfs.shim.frames import in_pieces
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 HOLE: Final = "hole"
 ALLOCATED: Final = "allocated"
 UNKNOWN: Final = "unknown"
-
-# References of so many pages are looked at in one step.
-_PAGES_A_STEP: Final = 512
 
 
 class State(NamedTuple):
@@ -159,7 +157,7 @@ async def _referenced(
     """To what of the fetched pages there are references, and up to where."""
     found: list[tuple[int, int, dict[str, Any]]] = []
     slices = Slices(file.superblock.loop)
-    for piece in in_pieces(extents, _PAGES_A_STEP, file.page_size):
+    for piece in in_pieces(extents, PAGES_A_STEP, file.page_size):
         if piece.offset >= stop or (memory := file.pages.memory) is None:
             break
         places = memory.references.places([piece])
