@@ -7,6 +7,7 @@ errno. Addresses are integers, and offsets, lengths and sizes are bytes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from typing import Final
 
@@ -110,3 +111,8 @@ def pages_there(fd: int, offset: int, length: int) -> int:
         raise last_error()
     cached, evicted = _cachestat.unpack(answer.raw)
     return int(cached + evicted)
+
+
+def cannot_count(exc: OSError) -> bool:
+    """Whether `pages_there` has failed because the kernel or the file lacks it."""
+    return exc.errno in (errno.EOPNOTSUPP, errno.ENOSYS)

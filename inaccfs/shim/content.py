@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from inaccfs import mmcalls
 from inaccfs.errnos import os_error
-from inaccfs.shim.holes import first_hole
+from inaccfs.shim.holes import first_hole, first_outside
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -49,28 +49,20 @@ def write(file: FileState, offset: int, data: bytes) -> None:
 
 def first_present(file: FileState, start: int, end: int) -> int | None:
     """The first page from *start* to *end* that has memory, if there is one."""
-    page, until = file.page_size, end
+    page = file.page_size
 
     def is_empty(first: int, stop: int) -> bool:
         return not mmcalls.pages_there(file.fd, first * page, (stop - first) * page)
 
     try:
-        if is_empty(start, end):
-            return None
-        while until - start > 1:
-            middle = (start + until) // 2
-            if is_empty(start, middle):
-                start = middle
-            else:
-                until = middle
+        return first_outside(is_empty, start, end)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5: what nobody has written may be missed.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not mmcalls.cannot_count(exc):
             raise
-        for offset, _ in _data(file, start * page, end * page):
-            return offset // page
-        return None
-    return start
+    # What nobody has written may be missed.
+    for offset, _ in _data(file, start * page, end * page):
+        return offset // page
+    return None
 
 
 def first_hole_of(file: FileState, start: int, end: int) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from inaccfs.shim.call import Kind, Part
@@ -21,9 +20,8 @@ async def abandoned(file: InaccessibleFile) -> None:
     The pages were marked before (`Pages.abandoned`), so that none is fetched anew.
     """
     try:
-        pages = -(-os.fstat(file.fd).st_size // file.page_size)
         nothing = (0, 0)
-        steps = file.pages.steps(Part((0, pages), nothing), Kind.PUNCH)
+        steps = file.pages.steps(Part((0, file.count), nothing), Kind.PUNCH)
         await tell(file.superblock, file.notifiers, steps)
     except Exception:
         log.exception("bug in telling that a file was closed")

@@ -8,13 +8,12 @@ something else for each page adds a layer.
 
 from __future__ import annotations
 
-import errno
 import os
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from inaccfs.mmcalls import pages_there
+from inaccfs.mmcalls import cannot_count, pages_there
 from inaccfs.shim.frames import in_pieces
 from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
@@ -114,8 +113,7 @@ def _memory(fd: int, page_size: int, start: int, end: int, most: int) -> Layer:
     try:
         found = memory_extents(fd, page_size, start, end, most)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not cannot_count(exc):
             raise
         blocks = os.fstat(fd).st_blocks
         found = [(start, end, UNKNOWN if blocks else HOLE)]
