@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from inaccfs.control.context import Context
     from inaccfs.control.messages import Command
+    from inaccfs.control.openfiles import Listed
     from inaccfs.semantics import Semantics
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.memory import Holder, Memory
@@ -62,15 +63,14 @@ def schema() -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(types.schema()))
 
 
-def describe(
-    name: str, ino: int, file: InaccessibleFile, opens: int
-) -> messages.FileInfo:
+def describe(found: Listed, opens: int) -> messages.FileInfo:
     """query-file."""
+    file = found.file
     attributes = os.fstat(file.fd)
     memory = file.pages.memory
     return messages.FileInfo(
-        name=name,
-        ino=ino,
+        name=found.name,
+        ino=found.ino,
         size=attributes.st_size,
         page_size=file.page_size,
         allocated=attributes.st_blocks * 512 // file.page_size,
@@ -101,14 +101,14 @@ async def page_map(
 async def files(context: Context, command: messages.QueryFiles) -> Answer:
     """query-files."""
     paging = _Paging(command.limit)
-    found = ((ino, None) for _, ino, _, _ in context.files.all())
+    found = ((each.ino, None) for each in context.files.all())
     for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=ino)
         # It may have been closed since, or its fd.
         with context.files.at(ino) as each:
             if each is not None:
-                paging.add(each[0], describe(*each))
+                paging.add(each.name, describe(each, each.opens))
         await paging.slices.give()
     return Answer(paging.rows)
 
@@ -147,9 +147,9 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
     paging = _Paging(command.limit)
     place = _Place.parse(command.start)
     found = (
-        (ino, (name, file.pages.memory))
-        for name, ino, file, _ in context.files.all()
-        if file.pages.memory is not None
+        (each.ino, (each.name, each.file.pages.memory))
+        for each in context.files.all()
+        if each.file.pages.memory is not None
     )
     listed = await paging.first_of(found, place.ino)
     following: _Place | None = None
@@ -300,8 +300,8 @@ async def stats(context: Context) -> messages.Stats:
     """query-stats."""
     slices = Slices()
     fetched = references = 0
-    for _, _, file, _ in context.files.all():
-        if (memory := file.pages.memory) is not None:
+    for each in context.files.all():
+        if (memory := each.file.pages.memory) is not None:
             fetched += memory.frames.pages
             references += memory.references_count
         await slices.give()

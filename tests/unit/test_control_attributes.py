@@ -72,10 +72,10 @@ async def attributes(peer: Peer) -> list[tuple[int, int, bool]]:
 
 
 def shim_of(control: Control) -> InaccessibleFile:
-    ((_, _, file, _),) = [
-        each for each in control.server.context.files.all() if each[0] == "/guest"
+    (found,) = [
+        each for each in control.server.context.files.all() if each.name == "/guest"
     ]
-    return file
+    return found.file
 
 
 # --- conversions ----------------------------------------------------------------------
