@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.paging import most_rows
 from inaccfs.control.request import Answer
 from inaccfs.shim import conversions, freezing, hostaccess, migration, populating
 from inaccfs.shim.call import Conversion
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from inaccfs.control.caller import Caller
     from inaccfs.control.names import Names
     from inaccfs.control.openfiles import OpenFile
-
-# The most ranges of a reply.
-_RANGES: Final = 1000
 
 
 class MemoryAttributes:
@@ -65,7 +63,7 @@ class MemoryAttributes:
         return Nothing()
 
     def _query(self, command: messages.QueryMemoryAttributes) -> Answer:
-        limit = min(command.limit or _RANGES, _RANGES)
+        limit = most_rows(command.limit)
         rows: list[messages.MemoryAttributes] = []
         with self._names.borrowed(command.file) as opened:
             file = opened.file

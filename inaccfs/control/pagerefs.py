@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.paging import MOST_ROWS
 from inaccfs.control.registration import as_messages
 from inaccfs.shim.references import PAGES_A_STEP
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.slices import Slices
-
-MOST_EXTENTS: Final = 1000
-"""The most extents of a reply: to find them and make JSON of them takes some 2 ms."""
 
 
 class PageReferences:
@@ -91,7 +89,7 @@ class PageReferences:
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
         start = command.offset
-        got = file.pages.get_now(self._holder, start, start + count, MOST_EXTENTS)
+        got = file.pages.get_now(self._holder, start, start + count, MOST_ROWS)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -106,7 +104,7 @@ class PageReferences:
         with closing(opened):
             pages = opened.file.pages
             start = command.offset
-            found = pages.get(self._holder, start, start + count, MOST_EXTENTS)
+            found = pages.get(self._holder, start, start + count, MOST_ROWS)
             extents, moved = await found
             frames = self._got(command, opened, extents)
             await pages.tell_moved(moved)
