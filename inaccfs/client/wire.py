@@ -24,10 +24,10 @@ ANSWER_SECONDS: Final = 10.0
 _READ_BYTES: Final = 1 << 16
 # A daemon sends one a reply; more than one if several replies are read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
-# For one call, through map().
 # What send(2) raises once the other end has closed the connection.
 _GONE: Final = (BrokenPipeError, ConnectionResetError)
 
+# For one call, through map().
 _RECVMSG_ARGUMENTS: Final = (
     (_READ_BYTES,),
     (_FDS_SPACE,),
