@@ -63,10 +63,10 @@ def _checked(result: int) -> int:
 # --- the calls ----------------------------------------------------------------
 
 
-def setup(entries: int = 1) -> tuple[int, Params]:
-    """Make a ring; its fd, and its struct io_uring_params. io_uring_setup(2)."""
+def setup() -> tuple[int, Params]:
+    """Make a ring of an entry; its fd, and its io_uring_params. io_uring_setup(2)."""
     params = ctypes.create_string_buffer(_PARAMS_BYTES)
-    return _checked(_libc_gil.syscall(_SYS_IO_URING_SETUP, entries, params)), params
+    return _checked(_libc_gil.syscall(_SYS_IO_URING_SETUP, 1, params)), params
 
 
 def enter(ring: int, submit: int, wait_for: int, flags: int) -> int:
