@@ -53,12 +53,6 @@ TOTAL = 4 * PAGE
 
 
 @pytest.fixture
-def shim(mount: inaccfs.Mount) -> Iterator[Client]:
-    with inaccfs.connect(mount.path) as made:
-        yield made
-
-
-@pytest.fixture
 def new(shim: Client) -> Iterator[int]:
     """A file whose size has not been set."""
     fd = shim.memfd_create("new")
