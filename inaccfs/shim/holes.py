@@ -89,8 +89,7 @@ def _is_hole(fd: int, page_size: int, page: int) -> bool:
         raise
     if os.fstat(fd).st_blocks <= before or not _is_blank(fd, offset, page_size):
         return False
-    mode = syscalls.PUNCH
-    syscalls.fallocate(fd, mode, offset, page_size)
+    syscalls.fallocate(fd, syscalls.PUNCH, offset, page_size)
     return True
 
 

@@ -15,7 +15,7 @@ from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.fetch import INLINE_FETCH_BYTES
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.superblock import Superblock
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 from tests.unit.control_fakes import BASE, PAGE, FakeFrames, FakeSource
 from tests.unit.fakes import fallocate
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 ACK_SECONDS = 10.0
 KEEP = FALLOC_FL_KEEP_SIZE
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 # So many pages are fetched in a thread.
 MANY = INLINE_FETCH_BYTES // PAGE + 1
 SIZE = 4 * MANY

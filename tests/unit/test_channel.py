@@ -19,6 +19,7 @@ from inaccfs.fuse.namespace import Namespace
 from inaccfs.fuse.opens import Opens
 from inaccfs.fuse.seal import Seal
 from inaccfs.fuse.wire import Op
+from inaccfs.syscalls import PUNCH
 from tests.unit.fakes import (
     BATCH_FORGET_IN,
     CREATE_IN,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.trace import Happened
 
 PAGE = 4096
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 # More than is dealt with in the trio loop, and more than cannot be interrupted.
 LONG = 8 << 20
 INTERRUPTIBLE = 256 << 20

@@ -18,7 +18,7 @@ from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.shim.loop import first_of
 from inaccfs.shim.superblock import Superblock
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PUNCH
 from tests.unit.fakes import (
     BlockedAllocator,
     BlockedCall,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 PAGE = 4096
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 LONG = SHORT_BYTES + PAGE
 
 

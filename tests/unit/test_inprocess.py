@@ -17,7 +17,7 @@ from inaccfs.client.notifying import Options
 from inaccfs.inprocess import Mount
 from inaccfs.semantics import V7, V8, V9, V10, Bind, GuestMemfd, Semantics
 from inaccfs.shim.frameoptions import SimulatedMemory
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import PUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from inaccfs.inprocess import Due, File, Notifier
 
 PAGE = 4096
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 PATIENCE = 10.0
 # Each page has a folio of its own.
 SMALL = SimulatedMemory(order=0)

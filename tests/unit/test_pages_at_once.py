@@ -14,9 +14,10 @@ from inaccfs.backing.private import private_tmpfs
 from inaccfs.semantics import V7, V8, V9, GuestMemfd, Semantics, V8AsPosted
 from inaccfs.semantics.rules import INVALIDATE
 from inaccfs.shim.call import Begun, Call
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocated_now, refused
-from tests.unit.pages_fakes import KEEP, PUNCH, Holder, World, rules, world_of
+from tests.unit.pages_fakes import KEEP, Holder, World, rules, world_of
 
 pytestmark = pytest.mark.usefixtures("_no_strays")
 

@@ -17,11 +17,11 @@ from inaccfs.semantics.rules import (
     INVALIDATE_START,
 )
 from inaccfs.shim import file as file_module
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocated_now, refused
 from tests.unit.pages_fakes import (
     KEEP,
-    PUNCH,
     SIZE,
     Holder,
     count_calls,

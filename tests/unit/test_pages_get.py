@@ -24,6 +24,7 @@ from inaccfs.shim import fetch
 from inaccfs.shim.file import InaccessibleFile
 from inaccfs.shim.frames import Extent
 from inaccfs.shim.superblock import Superblock
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocated_now, refused
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 from tests.unit.pages_fakes import (
     KEEP,
     MANY,
-    PUNCH,
     SIZE,
     BlockedFrames,
     Holder,

@@ -13,12 +13,12 @@ from inaccfs.semantics.rules import (
     INVALIDATE,
 )
 from inaccfs.shim.locks import PageLocks
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import refused
 from tests.unit.pages_fakes import (
     ACK_SECONDS,
     MANY,
-    PUNCH,
     SIZE,
     BlockedFrames,
     Holder,

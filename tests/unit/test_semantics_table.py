@@ -21,14 +21,13 @@ from inaccfs.semantics.rules import (
     MEMORY_ERROR,
     POPULATE,
 )
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGE = 4096
 KEEP = FALLOC_FL_KEEP_SIZE
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 ZERO_RANGE = 0x10  # of include/uapi/linux/falloc.h
 
 NAMES = tuple(version.name for version in VERSIONS)

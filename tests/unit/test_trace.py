@@ -15,9 +15,10 @@ import trio.testing
 from inaccfs.semantics import V8, V9, V10, GuestMemfd
 from inaccfs.semantics.rules import INVALIDATE, INVALIDATE_END, INVALIDATE_START
 from inaccfs.shim.call import Begun, Call
+from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE
 from tests.unit.fakes import fallocate, refused
-from tests.unit.pages_fakes import ACK_SECONDS, KEEP, PUNCH, Holder, World, world_of
+from tests.unit.pages_fakes import ACK_SECONDS, KEEP, Holder, World, world_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
