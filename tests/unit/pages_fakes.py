@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from inaccfs.semantics import V8, Semantics
 from inaccfs.shim.acktimeouts import AckTimeouts
 from inaccfs.shim.fetch import INLINE_FETCH_BYTES
 from inaccfs.shim.file import InaccessibleFile
@@ -22,6 +21,7 @@ from tests.unit.fakes import fallocate
 if TYPE_CHECKING:
     import pytest
 
+    from inaccfs.semantics import Semantics
     from inaccfs.shim.frames import Extent, Fetched
     from inaccfs.shim.notifiers import Notice
 
@@ -157,12 +157,6 @@ class World:
             for record in memory.references.describe(holder)
             for at in range(record.count)
         ]
-
-
-def rules(base: type[Semantics] = V8, **chosen: object) -> Semantics:
-    """A version, but for some rules."""
-    made: Semantics = type("Mine", (base,), chosen)()
-    return made
 
 
 _worlds: list[World] = []

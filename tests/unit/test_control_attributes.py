@@ -27,6 +27,7 @@ from inaccfs.shim import freezing
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import BASE, PAGE, controlling
 from tests.unit.fakes import fallocate
+from tests.unit.one_file import mine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,10 +49,9 @@ async def serving(
     **chosen: object,
 ) -> AsyncIterator[Control]:
     """A control socket with these rules, and a file of eight pages, /guest."""
-    rules: Semantics = type("Mine", (base,), chosen)()
     with trio.fail_after(10):
         path = str(tmp_path / "control")
-        async with controlling(path, backing, policy, rules) as control:
+        async with controlling(path, backing, policy, mine(base, **chosen)) as control:
             control.make("guest", PAGES)
             yield control
 
