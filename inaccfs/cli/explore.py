@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import userfiles
 from inaccfs.cli import output
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
@@ -140,7 +141,7 @@ def _run(args: argparse.Namespace) -> int:
     scenarios.known_kvm(args.kvm)
     _check_options(args)
     found = scenarios.scenario(args.scenario)
-    label = scenarios.label(args.scenario)
+    label = userfiles.label(args.scenario)
     rules = [load.load(name) for name in args.semantics]
     if args.replay is not None:
         return _replay(args, Case(found, rules[0], args.kvm), label)
