@@ -41,8 +41,10 @@ PID = 4711
 @contextmanager
 def traced(world: World) -> Iterator[list[Happened]]:
     found: list[Happened] = []
-    with world.file.superblock.trace.listening(found.append):
-        yield found
+    trace = world.file.superblock.trace
+    trace.listen(found.append)
+    yield found
+    trace.stop(found.append)
     ino = os.fstat(world.file.fd).st_ino
     assert {one.file for one in found} <= {ino}
     times = [one.time for one in found]
