@@ -84,7 +84,7 @@ class HostMemory:
 def _munmap(address: int, size: int) -> None:
     call = ctypes.CDLL(None, use_errno=True).munmap
     if call(ctypes.c_void_p(address), ctypes.c_size_t(size)):
-        raise OSError(ctypes.get_errno(), "munmap")
+        raise syscalls.last_error()
 
 
 class Spinning:
