@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -93,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
     with progress("comparing", len(args.semantics), ticks=True) as shown:
         for name in args.semantics:
             shown.update(len(runs), name)
-            runs.append(_run(load.absolute(name), args))
+            runs.append(_run(userfiles.absolute(name), args))
     if args.json:
         output.say_json(msgspec.json.encode(runs))
     else:
-        labels = [_label(name) for name in args.semantics]
+        labels = [userfiles.label(name) for name in args.semantics]
         output.say(_table(labels, runs, everything=args.all))
     return 0
 
@@ -145,12 +146,6 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
 
 def _lines(data: bytes) -> list[str]:
     return data.decode(errors="backslashreplace").splitlines()
-
-
-def _label(semantics: str) -> str:
-    from inaccfs.experiments.lab import Lab
-
-    return Lab.label(semantics)
 
 
 def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> str:

@@ -20,7 +20,7 @@ from inaccfs.explore.states import States
 from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
-from inaccfs.semantics.checking import in_a_line
+from inaccfs.userfiles import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -86,8 +86,7 @@ class Demo:
     def _lose(self) -> None:
         self._title("The host punches pages 2 to 5 and 540 to 549")
         for start, pages in ((2, 4), (540, 10)):
-            mode = PUNCH
-            fallocate(self._fd, mode, start << PAGE_SHIFT, pages << PAGE_SHIFT)
+            fallocate(self._fd, PUNCH, start << PAGE_SHIFT, pages << PAGE_SHIFT)
         self._show("fallocate(2) has returned: KVM got the event, and has zapped them")
         self._counted()
         self._map()

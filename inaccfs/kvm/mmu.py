@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.arch import Arch
 from inaccfs.kvm.attributes import MemoryAttributes
@@ -29,6 +29,7 @@ from inaccfs.kvm.uapi import (
     PG_LEVEL_2M,
     PG_LEVEL_4K,
     level_of_order,
+    order_of_level,
     pages_of_level,
 )
 
@@ -43,6 +44,18 @@ if TYPE_CHECKING:
 
 # After this long a waiting fault retries, and so finds out if the daemon has died.
 _PATIENCE: Final = 1.0
+
+
+class Snapshot(NamedTuple):
+    """What there is at one moment."""
+
+    counters: Counters
+    # The mappings, of both kinds.
+    mapped: ByLevel
+    # How many shared pages of 4 KiB are mapped.
+    mapped_shared: int
+    # Invalidations in progress.
+    in_progress: int
 
 
 class Mmu:
@@ -279,7 +292,7 @@ class Mmu:
                 self._map_one(table, slot, gfn, pfn, order)
             else:
                 stop = end
-                if order >= level_order(PG_LEVEL_2M):
+                if order >= order_of_level(PG_LEVEL_2M):
                     stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
                 self._map_pages(table, gfn, pfn, stop - gfn)
             gfn, pfn = stop, pfn + stop - gfn
@@ -317,16 +330,14 @@ class Mmu:
 
     # --- looking ----------------------------------------------------------------------
 
-    def snapshot(self) -> tuple[Counters, ByLevel, int, int]:
-        """The counters, the mappings, how many shared pages are mapped, and the number
-        of invalidations in progress.
-        """
+    def snapshot(self) -> Snapshot:
+        """A copy of the counters, and what is mapped and in progress."""
         with self.lock:
             private, shared = self.table.count(), self.shared_table.count()
             pages = sum(
                 count * pages_of_level(level) for level, count in enumerate(shared, 1)
             )
-            return (
+            return Snapshot(
                 deepcopy(self.counters),
                 ByLevel(*(sum(pair) for pair in zip(private, shared, strict=True))),
                 len(self.shared) + pages,
@@ -336,8 +347,3 @@ class Mmu:
     def walk(self, gfn: int) -> Spte | None:
         """The mapping of *gfn*, of whichever kind; None if there is none."""
         return self.table.walk(gfn) or self.shared_table.walk(gfn)
-
-
-def level_order(level: int) -> int:
-    """The order of a folio that is as large as a mapping of *level*."""
-    return pages_of_level(level).bit_length() - 1

@@ -288,15 +288,15 @@ class VM:
             double = self.double_allocated()
         except OSError:
             double = None
-        counters, mapped, shared, in_progress = self._mmu.snapshot()
-        counted = asdict(counters)
+        now = self._mmu.snapshot()
+        counted = asdict(now.counters)
         for name in ("installed", "zapped"):
             counted[name] = ByLevel(*counted[name])
         return Stats(
             **counted,
-            mapped=mapped,
-            mapped_shared=shared,
-            in_progress=in_progress,
+            mapped=now.mapped,
+            mapped_shared=now.mapped_shared,
+            in_progress=now.in_progress,
             double_allocated=double,
         )
 

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from inaccfs.shim.call import Conversion
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.order import Steps
-    from inaccfs.shim.superblock import Superblock
 
 
-async def convert(superblock: Superblock, file: FileState, call: Conversion) -> None:
+async def convert(file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
     It goes on to its end even if the task is cancelled, because the peer that asked for
@@ -42,9 +41,9 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
-        _check(superblock, file, call)
-        running = _Running(superblock, file)
-        with superblock.loop.shield():
+        _check(file, call)
+        running = _Running(file)
+        with file.superblock.loop.shield():
             refusal = await drive(
                 *(running.steps(call), file.notifiers, running.change),
                 whole_call=True,
@@ -80,8 +79,9 @@ def check_range(file: FileState, start: int, end: int) -> None:
         )
 
 
-def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
+def _check(file: FileState, call: Conversion) -> None:
     """The checks that need no lock."""
+    superblock = file.superblock
     if not superblock.converts:
         kept = superblock.semantics.attributes
         raise OSError(
@@ -97,9 +97,9 @@ def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
 class _Running:
     """One conversion under way."""
 
-    def __init__(self, superblock: Superblock, file: FileState) -> None:
-        self._superblock: Final = superblock
+    def __init__(self, file: FileState) -> None:
         self._file: Final = file
+        self._superblock: Final = file.superblock
         # What `change` has to convert.
         self._part: Conversion
         # The page that `look` has found, if it was to look.
@@ -234,6 +234,6 @@ class _Running:
         await file.turn.wait()
         if self._superblock.semantics.content == "zeroed" and not part.private:
             with file.turn.take():
-                await content.clear(self._superblock, file, part.start, part.end)
+                await content.clear(file, part.start, part.end)
         file.attributes.set(part.start, part.end, private=part.private)
         return Changed()

@@ -14,6 +14,7 @@ from inaccfs.shim.locks import PageLocks
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import Poisoned
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.order import Steps
     from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.turn import Turn
-
-PAGES_A_STEP: Final = 512
-"""For how many pages references are counted in one step: each may have its own."""
 
 _INLINE_MARKS: Final = 8192
 """How many references may be looked at in the trio loop when pages are punched."""

@@ -17,12 +17,9 @@ from inaccfs.shim.order import Changed, drive, in_order
 
 if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 
-async def migrate(
-    superblock: Superblock, file: FileState, start: int, end: int
-) -> None:
+async def migrate(file: FileState, start: int, end: int) -> None:
     """Move the fetched ones of these pages to other frames, within a bracket.
 
     Raises:
@@ -31,6 +28,7 @@ async def migrate(
             while a call has the file locked; `PinnedError`, EAGAIN after the start, if
             a page has references; ENOMEM.
     """
+    superblock = file.superblock
     if superblock.semantics.migration == "never":
         raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
     check_range(file, start, end)

@@ -12,11 +12,12 @@ from inaccfs.shim.fetch import (
     fetch,
     fetch_now,
 )
-from inaccfs.shim.fetchedpages import PAGES_A_STEP, FetchedPages
+from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.memory import Memory, Pinner
 from inaccfs.shim.memoryfailure import MemoryFailures
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:

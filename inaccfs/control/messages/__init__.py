@@ -7,7 +7,8 @@ Offsets, starts, ends and counts are pages of the file's page size, ends exclusi
 sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 """
 
-from inaccfs.control.messages.catalogue import COMMANDS
+from typing import Final
+
 from inaccfs.control.messages.commands import (
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
@@ -176,3 +177,25 @@ __all__ = [
     "WriteShared",
     "version",
 ]
+
+COMMANDS: Final[dict[str, type[Command]]] = {
+    command.name: command
+    for command in (
+        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
+        *(GetFd, CloseFd, MemfdCreate),
+        *(RegisterNotifier, UnregisterNotifier, Bind, CommitBind, Unbind),
+        *(InvalidateDone, GetPfn, PutPfn, GetMemory),
+        *(
+            SetMemoryAttributes,
+            QueryMemoryAttributes,
+            PopulatePages,
+            Freeze,
+            Unfreeze,
+            Migrate,
+        ),
+        *(ReadShared, WriteShared, PinPages, UnpinPages),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
+    )
+}

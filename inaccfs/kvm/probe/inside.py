@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=assembler.MODES, default="real")
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
-    opponent = RealOpponent("/dev/kvm", assembler.MODES[args.mode])
+    opponent = RealOpponent(assembler.MODES[args.mode])
     # Something to look at on the console, should a row end the machine.
     side = table.Asked(opponent, begins=lambda row: print(row.name, flush=True))  # noqa: T201
     answers = side.answers(ROWS)

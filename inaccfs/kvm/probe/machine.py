@@ -84,7 +84,7 @@ class HostMemory:
 def _munmap(address: int, size: int) -> None:
     call = ctypes.CDLL(None, use_errno=True).munmap
     if call(ctypes.c_void_p(address), ctypes.c_size_t(size)):
-        raise OSError(ctypes.get_errno(), "munmap")
+        raise syscalls.last_error()
 
 
 class Spinning:
@@ -183,12 +183,10 @@ class Machine:
             must(self.to_private(gpa, pages))
         return fd, half
 
-    def plain(
-        self, pages: int = PAGES, gpa: int = T, slot: int = 1, fill: int = 0x33
-    ) -> HostMemory:
-        """Make a slot without a file."""
-        half = self.anonymous(pages, fill)
-        must(self.region(slot, 0, gpa, pages * PAGE, half.address))
+    def plain(self, gpa: int = T, slot: int = 1) -> HostMemory:
+        """Make a slot without a file, whose bytes are 0x33."""
+        half = self.anonymous(fill=0x33)
+        must(self.region(slot, 0, gpa, PAGES * PAGE, half.address))
         return half
 
     # --- ioctls -----------------------------------------------------------------------

@@ -173,8 +173,9 @@ class RealKvm:
 class RealOpponent:
     """/dev/kvm of this machine, or of the emulated one."""
 
-    def __init__(self, name: str, mode: Mode) -> None:
-        self.name = name
+    name = DEVICE
+
+    def __init__(self, mode: Mode) -> None:
         self.origin = f"Linux {os.uname().release}"
         self._mode: Final = mode
 
