@@ -13,9 +13,10 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.errors import PageError, PinnedError
+from inaccfs.semantics import refused
 from inaccfs.semantics.attributes import BOTH, PRIVATE, SHARED
 from inaccfs.shim import content
-from inaccfs.shim.order import Changed, drive, in_order
+from inaccfs.shim.order import Changed, drive_locked, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 async def convert(file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
-    It goes on to its end even if the task is cancelled, because the peer that asked for
-    it has disconnected: others may have got a start by then.
+    What is converted as a whole is so even if the task is cancelled, because the peer
+    that asked for it has disconnected: others may have got a start by then. Between two
+    such parts it ends.
 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
@@ -42,16 +44,13 @@ async def convert(file: FileState, call: Conversion) -> None:
     began = monotonic_ns() if file.trace.listeners else 0
     try:
         _check(file, call)
-        running = _Running(file)
-        with file.superblock.loop.shield():
-            refusal = await drive(
-                *(running.steps(call), file.notifiers, running.change),
-                whole_call=True,
-                cause=began,
-                begin=partial(running.look, call),
-            )
+        refusal = await _Running(file, began).run(call)
     except Exception as exc:
         _trace(file, call, exc, began)
+        raise
+    except BaseException:
+        # It is cancelled: what has been converted by then stays.
+        _trace(file, call, refused(errno.EINTR), began)
         raise
     _trace(file, call, refusal, began)
     if refusal is not None:
@@ -97,16 +96,41 @@ def _check(file: FileState, call: Conversion) -> None:
 class _Running:
     """One conversion under way."""
 
-    def __init__(self, file: FileState) -> None:
+    def __init__(self, file: FileState, began: int) -> None:
+        """*began* is for traces."""
         self._file: Final = file
         self._superblock: Final = file.superblock
-        # What `change` has to convert.
+        self._began: Final = began
+        # What `_change` has to convert.
         self._part: Conversion
-        # The page that `look` has found, if it was to look.
+        # The page that `_look` has found, if it was to look.
         self._looked = False
         self._found: int | None = None
 
-    async def look(self, call: Conversion) -> None:
+    async def run(self, call: Conversion) -> Exception | None:
+        """Convert all parts, one after the other; return why one was refused."""
+        loop, notifiers = self._superblock.loop, self._file.notifiers
+        async with notifiers.fixed():
+            with loop.shield():
+                await self._look(call)
+            # It may have been frozen while this waited for the lock.
+            self._file.check_frozen()
+            if self._is_done(call):
+                # The whole range is as wanted: no event is sent.
+                return None
+            for part in self._parts(call):
+                await loop.check_cancelled()
+                self._part = part
+                steps = self._steps(part)
+                with loop.shield():
+                    refusal = await drive_locked(
+                        steps, notifiers, self._change, cause=self._began
+                    )
+                if refusal is not None:
+                    return refusal
+        return None
+
+    async def _look(self, call: Conversion) -> None:
         """Look for references to all pages, where that may take long.
 
         Those who get pages meanwhile wait, or could get them at any time.
@@ -132,28 +156,19 @@ class _Running:
                 return page
         return await find(call.start, call.end)
 
-    def steps(self, call: Conversion) -> Steps:
-        """The steps of all parts. To be taken with the notifier list locked."""
+    def _steps(self, part: Conversion) -> Steps:
+        """The steps of one part. To be taken with the notifier list locked."""
         rules = self._superblock.semantics
-        if self._is_done(call):
-            # The whole range is as wanted: no event is sent.
-            return None
-        frames = list if rules.tells_frames else None
-        for part in self._parts(call):
-            self._part = part
-            # Found before the change, for the end as well.
-            kinds = self._kinds(part)
-            refusal = yield from in_order(
-                self._superblock.plans[part.kind],
-                *self._superblock.around(part.start, part.end),
-                frames,
-                check=lambda part=part: self._check_part(part),  # type: ignore[misc]
-                kinds=lambda start, end, kinds=kinds: kinds,  # type: ignore[misc]
-                change_last=rules.stored == "after the end",
-            )
-            if refusal is not None:
-                return refusal
-        return None
+        # Found before the change, for the end as well.
+        kinds = self._kinds(part)
+        return in_order(
+            self._superblock.plans[part.kind],
+            *self._superblock.around(part.start, part.end),
+            list if rules.tells_frames else None,
+            check=partial(self._check_part, part),
+            kinds=lambda start, end: kinds,
+            change_last=rules.stored == "after the end",
+        )
 
     def _is_done(self, call: Conversion) -> bool:
         """Whether all pages are as wanted."""
@@ -228,7 +243,7 @@ class _Running:
             page = find(part.start, part.end, pins_only=True)
         return find(part.start, part.end) if page is None else page
 
-    async def change(self) -> Changed:
+    async def _change(self) -> Changed:
         """Convert the next part."""
         file, part = self._file, self._part
         await file.turn.wait()

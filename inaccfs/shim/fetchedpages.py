@@ -11,6 +11,7 @@ from inaccfs.errors import PinnedError
 from inaccfs.shim.call import Kind
 from inaccfs.shim.frames import Extent, Punched, in_pieces
 from inaccfs.shim.locks import PageLocks
+from inaccfs.shim.memory import Pinner
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import Poisoned
@@ -64,7 +65,7 @@ class FetchedPages:
         self._superblock: Final = superblock
         # What has been fetched; None until something is.
         self.memory: Memory | None = None
-        self._moved: Final = Moved(superblock, notifiers)
+        self._moved: Final = Moved(superblock, notifiers, self._kinds)
         # None where get-pfn leaves pages unlocked.
         self._locks: Final = (
             PageLocks(self._holders, superblock.ack_seconds, superblock.loop)
@@ -96,7 +97,9 @@ class FetchedPages:
             self.memory.frames.close()
 
     def _holders(self, start: int, end: int) -> list[Holder]:
-        return [] if self.memory is None else self.memory.holders_of(start, end)
+        """Who has some of these pages locked. A pin is a reference, and no lock."""
+        found = [] if self.memory is None else self.memory.holders_of(start, end)
+        return [one for one in found if not isinstance(one, Pinner)]
 
     def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
         """Have these pages locked for a punch, where the rules lock pages."""

@@ -55,6 +55,26 @@ async def fault(file: FileState, start: int, end: int) -> None:
     if file.superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
     await settle(file)
+    _check_shared(file, start, end)
+    superblock = file.superblock
+    low, high = superblock.around(start, end)
+    try:
+        if (high - low) * file.page_size <= file.inline_bytes:
+            fill(file, start, end)
+            return
+        with file.turn.take():
+            limiter = superblock.threads.changes
+            await superblock.loop.in_thread(fill, file, start, end, limiter=limiter)
+    except OSError as exc:
+        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
+        raise BusError(exc.errno or errno.EIO, text, start) from exc
+    # Meanwhile a conversion may have begun, which did not see the caller's references.
+    await settle(file)
+    _check_shared(file, start, end)
+
+
+def _check_shared(file: FileState, start: int, end: int) -> None:
+    """Raise `BusError` unless the file has these pages, and the host may use them."""
     try:
         check_range(file, start, end)
     except OSError as exc:
@@ -65,11 +85,6 @@ async def fault(file: FileState, start: int, end: int) -> None:
     bad = file.pages.poisoned_in(start, end)
     if bad is not None:
         raise BusError(EHWPOISON, f"SIGBUS: page {bad} is poisoned", bad)
-    try:
-        await fill_holes(file, start, end)
-    except OSError as exc:
-        text = f"SIGBUS: no memory for page {start}: {exc.strerror}"
-        raise BusError(exc.errno or errno.EIO, text, start) from exc
 
 
 async def settle(file: FileState) -> None:
@@ -77,19 +92,6 @@ async def settle(file: FileState) -> None:
     while file.notifiers.running or file.turn.taken:
         await file.notifiers.idle()
         await file.turn.wait()
-
-
-async def fill_holes(file: FileState, start: int, end: int) -> None:
-    """As `fill`; what takes long is done in a thread, and in a turn of the file's."""
-    superblock = file.superblock
-    low, high = superblock.around(start, end)
-    if (high - low) * file.page_size <= file.inline_bytes:
-        fill(file, start, end)
-        return
-    with file.turn.take():
-        await superblock.loop.in_thread(
-            fill, file, start, end, limiter=superblock.threads.changes
-        )
 
 
 def fill(file: FileState, start: int, end: int) -> None:

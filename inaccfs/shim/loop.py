@@ -76,6 +76,9 @@ class Loop(Protocol):
     async def checkpoint(self) -> None:
         """Let other tasks run between slices of long work: `inaccfs.shim.slices`."""
 
+    async def check_cancelled(self) -> None:
+        """End here in a task that is cancelled; else let no other task run."""
+
     async def in_thread(
         self,
         call: Callable[[*_Args], _T],
@@ -138,6 +141,9 @@ class _Trio:
         # waits for one slice, and not for as many as there are peers.
         async with self._gate:
             await trio.lowlevel.checkpoint()
+
+    async def check_cancelled(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def shield(self) -> trio.CancelScope:
         return trio.CancelScope(shield=True)

@@ -24,14 +24,16 @@ async def migrate(file: FileState, start: int, end: int) -> None:
 
     Raises:
         OSError: EOPNOTSUPP in semantics without, for a private page, and where frames
-            are real; EINVAL for a range that is empty or ends past the end; EAGAIN
-            while a call has the file locked; `PinnedError`, EAGAIN after the start, if
-            a page has references; ENOMEM.
+            are real; EINVAL for a range that is empty or ends past the end; EPERM for a
+            frozen file, whose frames are on record; EAGAIN while a call has the file
+            locked; `PinnedError`, EAGAIN after the start, if a page has references;
+            ENOMEM.
     """
     superblock = file.superblock
     if superblock.semantics.migration == "never":
         raise OSError(errno.EOPNOTSUPP, "pages do not migrate in these semantics")
     check_range(file, start, end)
+    file.check_frozen()
     page = file.attributes.first(start, end, private=True)
     if page is not None:
         raise PageError(errno.EOPNOTSUPP, f"page {page} is private: it stays", page)

@@ -104,21 +104,35 @@ async def drive(
     the *whole_call*, *begin* is awaited first, under the lock.
     *cause* is for traces, see `inaccfs.shim.trace.Happened`.
     """
-
-    async def tell(make: Callable[[], Notice]) -> None:
-        await notifiers.tell(make(), cause)
-
     if whole_call:
         async with notifiers.fixed():
             if begin is not None:
                 await begin()
-            return await _take(steps, notifiers, change, tell)
+            return await drive_locked(steps, notifiers, change, cause=cause)
+
+    async def tell(make: Callable[[], Notice]) -> None:
+        await notifiers.tell(make(), cause)
 
     async def tell_in_turn(make: Callable[[], Notice]) -> None:
         async with notifiers.fixed():
             await tell(make)
 
     return await _take(steps, notifiers, change, tell_in_turn)
+
+
+async def drive_locked(
+    steps: Steps,
+    notifiers: Notifiers,
+    change: Callable[[], Awaitable[Changed]],
+    *,
+    cause: int = 0,
+) -> Exception | None:
+    """As `drive`, of a *whole_call* whose caller has locked the notifier list."""
+
+    async def tell(make: Callable[[], Notice]) -> None:
+        await notifiers.tell(make(), cause)
+
+    return await _take(steps, notifiers, change, tell)
 
 
 async def _take(

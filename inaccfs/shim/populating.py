@@ -96,11 +96,12 @@ def _populate(
     if source is not None:
         # Before the lock, as the kernel pins the source's page first.
         data = _read(source.file, source.start + at)
-    if not file.attributes.is_private(page):
-        raise PageError(errno.EINVAL, f"page {page} is shared", page)
+    # In the kernel's order: it gets the folio, and then asks what it is.
     if file.pages.poisoned_in(page, page + 1) is not None:
         raise PageError(EHWPOISON, f"page {page} is poisoned", page)
     fill(file, page, page + 1)
+    if not file.attributes.is_private(page):
+        raise PageError(errno.EINVAL, f"page {page} is shared", page)
     if source is not None:
         content.write(file, page * file.page_size, data)
 

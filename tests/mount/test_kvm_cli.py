@@ -219,6 +219,14 @@ def test_the_demo_shows_a_guests_memory(mount: Mount) -> None:
     support.ask_until(lambda: mount.status().allocated_pages == 0)
 
 
+def test_the_demo_goes_with_files_of_huge_pages() -> None:
+    out, err = kvm("demo", "-o", "semantics=hugetlb-rfc")
+    assert err == ""
+    assert "The host punches pages 512 to 1023\n" in out
+    assert """page   3: b"a guest's secret\"""" in out
+    assert "page 520: zeros: the page is a new one" in out
+
+
 @pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
 def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> None:
     out = on_terminal("demo", mount.path, variables=variables)

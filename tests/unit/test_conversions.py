@@ -10,6 +10,7 @@ import pytest
 
 from inaccfs.errors import PageError, PinnedError
 from inaccfs.semantics import (
+    V7,
     V8,
     GuestMemfd,
     GuestMemfd72,
@@ -236,6 +237,19 @@ def test_pins_go_with_their_client() -> None:
             it.file.set_memory_attributes(0, SIZE, True)
         other.close()
         it.file.set_memory_attributes(0, SIZE, True)
+
+
+def test_a_pin_locks_no_page_where_get_pfn_does() -> None:
+    """A lock ends with put-pfn, and is waited for; a pin may never end."""
+    with world(V7, mmap="shared", initial="shared") as it:
+        pinned = it.file.pin_pages(3)
+        got = it.file.get_pfn(3)
+        with refused(errno.EAGAIN):
+            it.file.get_pfn(3)
+        it.file.put_pfn(got.pfn)
+        # Nobody is waited for, and evicted.
+        it.mount.fallocate(it.fd, PUNCH, 3 * PAGE, PAGE)
+        it.file.unpin_pages(pinned)
 
 
 # --- content ------------------------------------------------------------------------

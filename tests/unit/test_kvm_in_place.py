@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from inaccfs.errnos import EHWPOISON
 from inaccfs.inprocess import Mount
 from inaccfs.kvm import KVM_MEM_PRIVATE, VM, MemoryFaultExit, MmioExit, Vmm
 from inaccfs.kvm.arch import Arch
@@ -189,12 +190,14 @@ def test_a_zap_is_one_of_two() -> None:
 def test_with_its_slot_a_gfn_loses_what_it_was(semantics: Semantics) -> None:
     """guest_memfd_conversions_test, private_mem_kvm_exits: MMIO, no memory fault."""
     with guest(semantics) as it:
-        it.vcpu.read(0, 8)
+        it.vcpu.read(PAGE, 8)
         it.vm.set_user_memory_region(0, 0, 0)
-        with pytest.raises(MmioExit):
-            it.vcpu.read(0, 8)
-        with pytest.raises(MemoryFaultExit):
-            it.vcpu.read(0, 8, private=True)
+        with pytest.raises(MmioExit) as mmio:
+            it.vcpu.read(PAGE, 8)
+        assert mmio.value.gpa == PAGE
+        with pytest.raises(MemoryFaultExit) as fault:
+            it.vcpu.read(PAGE, 8, private=True)
+        assert (fault.value.flags, fault.value.gpa) == (8, PAGE)
 
 
 @IN_PLACE
@@ -213,6 +216,27 @@ def test_a_conversion_by_another_concerns_every_vm(semantics: Semantics) -> None
             assert it.vm.spte(0) is None
             assert other.spte(0) is None
             assert other.create_vcpu().read(0, 5) == b"other"
+
+
+@IN_PLACE
+def test_the_exit_of_a_page_that_cannot_be_had_says_what_it_is(
+    semantics: Semantics,
+) -> None:
+    """kvm_mmu_prepare_memory_fault_exit(): flags of the fault, errno of get-pfn."""
+    with guest(semantics) as it:
+        it.convert(1, private=False)
+        for page, flags in ((0, 8), (1, 0)):
+            it.vcpu.write(page * PAGE, b"x")
+            it.file.memory_failure(page)
+            with pytest.raises(MemoryFaultExit) as caught:
+                it.vcpu.read(page * PAGE, 1)
+            assert (caught.value.flags, caught.value.errno) == (flags, EHWPOISON)
+            assert not caught.value.asks
+        # An access that differs from the attribute does not come so far.
+        with pytest.raises(MemoryFaultExit) as caught:
+            it.vcpu.read(PAGE, 1, private=True)
+        assert (caught.value.flags, caught.value.errno) == (8, errno.EFAULT)
+        assert caught.value.asks
 
 
 def test_a_file_that_begins_as_shared() -> None:

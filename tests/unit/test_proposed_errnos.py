@@ -27,6 +27,7 @@ from inaccfs.semantics import (
     InPlaceNext,
     InPlaceV8,
     LiveUpdate,
+    MigratableRfc,
     Semantics,
     WriteV7,
 )
@@ -233,6 +234,15 @@ ROWS = (
         lambda it: it.file.populate(0, 1, it.make(4)),
     ),
     Row("populate, poisoned", InPlaceV8, EHWPOISON, populate, poisoned),
+    # The folio is got first, and then it is asked whether it is private.
+    Row(
+        "populate, shared and poisoned",
+        InPlaceV8,
+        EHWPOISON,
+        populate,
+        poisoned,
+        SHARED,
+    ),
     Row("populate, unknown", GuestMemfd, EOPNOTSUPP, populate),
     # --- 2: huge pages
     Row("size of a small page", HugetlbRfc, EINVAL, lambda it: it.make(1)),
@@ -326,6 +336,14 @@ ROWS = (
         InPlaceV8,
         EPERM,
         lambda it: it.convert(0, 1),
+        frozen,
+        {"frozen": "before the checks"},
+    ),
+    Row(
+        "frozen: migrate",
+        MigratableRfc,
+        EPERM,
+        lambda it: it.file.migrate(0, 1),
         frozen,
         {"frozen": "before the checks"},
     ),
