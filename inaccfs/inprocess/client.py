@@ -117,7 +117,7 @@ class Notifier:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the client has been disconnected."""
+        """False after `unregister`, and after the client was disconnected."""
         return not self._leaving
 
     def _call(self, notice: Notice) -> None:
@@ -140,7 +140,7 @@ class Notifier:
     def _answer(self, sequence: int | None) -> None:
         notifiers = self.file.inode.notifiers
         with self._loop.inside():
-            # If it was unregistered meanwhile, that was its answer.
+            # If it was unregistered meanwhile, that counted as its answer.
             if sequence is not None and notifiers.waiting(self) == sequence:
                 notifiers.answer(self, sequence)
 

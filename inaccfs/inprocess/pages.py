@@ -32,14 +32,14 @@ class MemoryAttributes(NamedTuple):
 
 
 class Got(Extent):
-    """An extent that get-pfn has found."""
+    """An extent that get-pfn returns."""
 
-    # Whether its pages are private; None where the file does not say so.
+    # Whether its pages are private; None if attributes are not kept in the file.
     private: bool | None = None
 
 
 def got(file: InaccessibleFile, superblock: Superblock, extent: Extent) -> Got:
-    """*extent*, which is of pages with one attribute."""
+    """The result for *extent*, whose pages have one attribute."""
     found = Got(*extent)
     if superblock.converts:
         found.private = file.attributes.is_private(extent.offset)
@@ -64,7 +64,7 @@ class AttributesOfFile(ABC):
     @property
     @abstractmethod
     def _holder(self) -> Holder:
-        """Who gets references, and freezes."""
+        """The client, as the holder of references and freezes."""
 
     def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
         """Make pages private, or shared."""
@@ -72,7 +72,7 @@ class AttributesOfFile(ABC):
         self._loop.run(conversions.convert(self._superblock, self._use(), call))
 
     def query_memory_attributes(self) -> list[MemoryAttributes]:
-        """Which pages are private."""
+        """Ranges of pages, and whether they are private."""
         file = self._use()
         with self._loop.inside():
             return [
