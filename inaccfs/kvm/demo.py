@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from inaccfs.client import Client
     from inaccfs.kvm.stats import Stats
 
-# One huge page, and a rest that is too small for another.
+# One huge page, and less than another one.
 PAGES: Final = 640
 _SECRET: Final = b"a guest's secret"
 
@@ -134,7 +134,7 @@ class Demo:
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
-    """Tell the story on a new file of the mount of *shim*.
+    """Run the demo on a new file of the mount of *shim*.
 
     Raises:
         OSError: ENOSPC where the mount has less than 2.5 MiB; EPERM where it refuses
