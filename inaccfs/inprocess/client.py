@@ -52,8 +52,8 @@ class Due(NamedTuple):
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) for each event of a notifier. It must
-have `Due.call` and then `Due.answer` called outside of the shim, now or later.
+"""Gets each event of a notifier, inside the shim (`BlockingLoop.inside`). It must
+arrange that `Due.call` and then `Due.answer` are called outside of the shim.
 """
 
 

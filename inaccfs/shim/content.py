@@ -1,4 +1,4 @@
-"""The content of a file's pages, where a rule is about it."""
+"""Reads and changes the content of a file's pages, for rules that need it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
 
 PIECE_BYTES: Final = 256 << 10
-"""So much is read or written at once: it takes some 50 µs of the loop."""
+"""How much is read or written at once. It takes some 50 µs of the loop."""
 
 
 def read(file: FileState, offset: int, length: int) -> bytes:
-    """Content of the backing file, in bytes; holes are zeros, and stay holes."""
+    """Read content of the backing file, in bytes; holes are zeros, and stay holes."""
     return os.pread(file.fd, length, offset)
 
 
@@ -64,7 +64,8 @@ def first_present(file: FileState, start: int, end: int) -> int | None:
             else:
                 until = middle
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5: what nobody has written may be missed.
+        # A hugetlbfs, or a kernel before 6.5: pages that nobody has written to may be
+        # missed.
         if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         for offset, _ in _data(file, start * page, end * page):
@@ -82,7 +83,7 @@ def first_hole_of(file: FileState, start: int, end: int) -> int | None:
 
 
 async def clear(superblock: Superblock, file: FileState, start: int, end: int) -> None:
-    """Fill what has memory of these pages with zeros. The cost grows with the data."""
+    """Fill those of these pages with zeros that have memory."""
     slices = Slices(superblock.loop)
     for offset, stop in _data(file, start * file.page_size, end * file.page_size):
         for at in range(offset, stop, PIECE_BYTES):
@@ -93,7 +94,7 @@ async def clear(superblock: Superblock, file: FileState, start: int, end: int) -
 
 
 def _data(file: FileState, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a range, in bytes, that are no holes for lseek(2)."""
+    """The parts of a range, in bytes, that lseek(2) does not report as holes."""
     while start < end:
         try:
             start = os.lseek(file.fd, start, os.SEEK_DATA)

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 async def convert(superblock: Superblock, file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
-    It goes on to its end even if the task is cancelled, because the peer that asked for
-    it has disconnected: others may have got a start by then.
+    It continues to its end even if the task is cancelled because the peer that asked
+    for it has disconnected: by then other peers may have got a start.
 
     Raises:
         OSError: EOPNOTSUPP where attributes are not kept in the file, or present pages
             cannot be converted; EINVAL for a range that is empty or ends past the end;
             EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
             for pages with references.
-            Nothing has been converted then, except as `atomicity` says.
+            In these cases nothing was converted, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
@@ -95,23 +95,24 @@ def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
 
 
 class _Running:
-    """One conversion under way."""
+    """A conversion in progress."""
 
     def __init__(self, superblock: Superblock, file: FileState) -> None:
         self._superblock: Final = superblock
         self._file: Final = file
-        # What `change` has to convert.
+        # The part that `change` converts next.
         self._part: Conversion
         # The page that `look` has found, if it was to look.
         self._looked = False
         self._found: int | None = None
 
     async def look(self, call: Conversion) -> None:
-        """Look for references to all pages, where that may take long.
+        """Look for references to all pages, if that may take long.
 
-        Those who get pages meanwhile wait, or could get them at any time.
+        By the rule `get_waits` no reference is taken meanwhile; without it, get-pfn may
+        take some at any time.
         """
-        # Who gets pages in a thread has a reference to them after that.
+        # After this wait, a get-pfn that ran in a thread has its references.
         await self._file.turn.wait()
         if self._is_done(call):
             return
@@ -120,7 +121,7 @@ class _Running:
             self._looked = True
 
     def _looks(self, part: Conversion) -> bool:
-        """Whether references matter: what is private is its VM's."""
+        """Whether references matter: not if the pages become shared."""
         rules = self._superblock.semantics
         return part.private and rules.pin_check != "none"
 
@@ -133,15 +134,15 @@ class _Running:
         return await find(call.start, call.end)
 
     def steps(self, call: Conversion) -> Steps:
-        """The steps of all parts. To be taken with the notifier list locked."""
+        """The steps of all parts. Take them with the notifier list locked."""
         rules = self._superblock.semantics
         if self._is_done(call):
-            # The whole range is as wanted: no event is sent.
+            # The whole range already has the attribute: send no event.
             return None
         frames = list if rules.tells_frames else None
         for part in self._parts(call):
             self._part = part
-            # Found before the change, for the end as well.
+            # Found before the change, and used for the end event, too.
             kinds = self._kinds(part)
             refusal = yield from in_order(
                 self._superblock.plans[part.kind],
@@ -156,15 +157,15 @@ class _Running:
         return None
 
     def _is_done(self, call: Conversion) -> bool:
-        """Whether all pages are as wanted."""
+        """Whether all pages already have the attribute."""
         find = self._file.attributes.first
         return find(call.start, call.end, private=not call.private) is None
 
     def _parts(self, call: Conversion) -> Iterator[Conversion]:
         """The parts that are converted one after the other, each as a whole.
 
-        What comes before the next huge page that anybody can tell from others is one
-        part: files may have more huge pages than there is time for.
+        All huge pages before the next one that events report, or that may be refused,
+        are one part: a file may have too many to convert them one by one.
         """
         granule = self._superblock.granule_pages
         while call.start < call.end:
@@ -200,9 +201,9 @@ class _Running:
         return BOTH
 
     def _check_part(self, part: Conversion) -> None:
-        """The check before the point of no return. Raises `OSError`."""
+        """Check what may be refused, before the first event. Raises `OSError`."""
         rules = self._superblock.semantics
-        # As where no node of the maple tree can be had.
+        # Like the kernel when it cannot allocate a node of the maple tree.
         if not self._file.attributes.has_room(part.start, part.end):
             raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":

@@ -1,4 +1,4 @@
-"""What has been fetched of one file, and how it is removed."""
+"""The fetched pages of one file, and their removal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.turn import Turn
 
 PAGES_A_STEP: Final = 512
-"""For how many pages references are counted in one step: each may have its own."""
+"""The number of pages whose references are counted in one step."""
 
 _INLINE_MARKS: Final = 8192
 """How many references may be looked at in the trio loop when pages are punched."""
@@ -64,7 +64,7 @@ class FetchedPages:
         self._notifiers: Final = notifiers
         self._attributes: Final = attributes
         self._superblock: Final = superblock
-        # What has been fetched; None until something is.
+        # The fetched pages; None until the first one is fetched.
         self.memory: Memory | None = None
         self._moved: Final = Moved(superblock, notifiers)
         # None where get-pfn leaves pages unlocked.
@@ -93,7 +93,7 @@ class FetchedPages:
         return len(self._poisoned)
 
     def close(self) -> None:
-        """Let go of what was fetched. May take long for gigabytes."""
+        """Release the fetched pages. This may take long for gigabytes."""
         if self.memory is not None:
             self.memory.frames.close()
 
@@ -101,7 +101,7 @@ class FetchedPages:
         return [] if self.memory is None else self.memory.holders_of(start, end)
 
     def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
-        """Have these pages locked for a punch, where the rules lock pages."""
+        """Lock these pages for a punch in an async with block, if the rules say so."""
         locks = self._locks
         return nullcontext() if locks is None else locks.locked(start, end)
 
@@ -133,13 +133,13 @@ class FetchedPages:
         return refusal
 
     def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
-        """Note the result of a change: *whole* are the pages that it was to punch."""
+        """Record the result of a change that was to punch the pages *whole*."""
         self._moved.note(changed.punched.moved)
         if changed.refusal is None:
             self._poisoned.heal(*whole)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
-        """What has been fetched of these pages."""
+        """The fetched ones of these pages."""
         return [] if self.memory is None else self.memory.extents_in(start, end)
 
     def first_referenced(
@@ -153,7 +153,7 @@ class FetchedPages:
     async def find_reference(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """As `first_referenced`; others may go on meanwhile, and put references."""
+        """As `first_referenced`; other tasks run meanwhile, and may put references."""
         if self.memory is None:
             return None
         slices = Slices(self._superblock.loop)
@@ -193,8 +193,8 @@ class FetchedPages:
                 punch,
                 limiter=self._superblock.threads.changes,
             )
-            # Record all of it, even if this task is cancelled; and before anything is
-            # fetched again, which would be taken for the pages that were removed.
+            # Record all of it, even if this task is cancelled, and before pages are
+            # fetched again: these would be taken for the removed ones.
             with self._superblock.loop.shield():
                 slices = Slices(self._superblock.loop)
                 for piece in in_pieces(punched.removed, PAGES_A_STEP, self._page_size):

@@ -1,8 +1,8 @@
 """Frozen files: kvm_gmem_freeze() of the live update series.
 
 A frozen file gets no new page and loses none: fallocate(2) and everything that would
-fill a hole is EPERM. What is present can be got and written to. Conversions, which the
-series does not know, are EPERM, too.
+fill a hole is EPERM. Present pages can be fetched and written to. Conversions, which
+the series does not mention, are EPERM, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 async def freeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
-    """Freeze a file for *holder*, and wait for the calls that run already.
+    """Freeze a file for *holder*, and wait for calls in progress.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL for a file without a size;
@@ -66,7 +66,7 @@ def unfreeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
 
 
 def release(superblock: Superblock, file: FileState, holder: Hashable) -> None:
-    """*holder* has disconnected, or does not want the file frozen any more."""
+    """Undo the freeze, if *holder* has frozen the file."""
     if file.frozen_by is holder:
         _set(superblock, file, None)
 

@@ -1,7 +1,7 @@
-"""What the host may do with the content of a file: mappings of shared pages, write(2).
+"""Access of the host to the content of a file: mappings of shared pages, write(2).
 
-A mapping is modelled by its page faults: kvm_gmem_fault_user_mapping(). Nothing is kept
-of it, so a conversion has nothing to unmap, and the next access faults again.
+A mapping is modelled by its page faults, kvm_gmem_fault_user_mapping(). The model keeps
+no mapping, so a conversion has nothing to unmap, and the next access faults again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
 
 
-# So much is allocated in the loop.
+# How much is allocated in the loop.
 _INLINE_BYTES: Final = 4 << 20
 
 
@@ -33,7 +33,7 @@ async def read_shared(
     """Read shared memory through a mapping. In bytes.
 
     Raises:
-        OSError: ENODEV, the file cannot be mapped; `BusError` where SIGBUS would be.
+        OSError: ENODEV, the file cannot be mapped; `BusError` in place of SIGBUS.
     """
     await fault(superblock, file, *_pages(file, offset, length))
     return content.read(file, offset, length)
@@ -59,7 +59,7 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
     Raises:
         OSError: ENODEV, the file cannot be mapped; `BusError`: EFAULT for a page that
             is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
-            of a frozen file, or why no memory can be had.
+            of a frozen file, or the errno of the allocation.
     """
     if superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
@@ -82,7 +82,7 @@ async def fault(superblock: Superblock, file: FileState, start: int, end: int) -
 
 
 async def settle(file: FileState) -> None:
-    """Wait until no punch, conversion or other long operation is under way."""
+    """Wait until no punch, conversion or other long operation is in progress."""
     while file.notifiers.running or file.turn.taken:
         await file.notifiers.idle()
         await file.turn.wait()
@@ -91,7 +91,7 @@ async def settle(file: FileState) -> None:
 async def fill_holes(
     superblock: Superblock, file: FileState, start: int, end: int
 ) -> None:
-    """As `fill`; what takes long is done in a thread, and in a turn of the file's."""
+    """As `fill`; if it takes long, in a thread and in a turn of the file."""
     low, high = superblock.around(start, end)
     if (high - low) * file.page_size <= _INLINE_BYTES:
         fill(superblock, file, start, end)
@@ -105,7 +105,7 @@ async def fill_holes(
 def fill(superblock: Superblock, file: FileState, start: int, end: int) -> None:
     """Fill the holes of some pages. Raises `OSError`, EPERM if the file is frozen."""
     if file.frozen_by is None:
-        # Memory comes in whole granules.
+        # Memory is allocated in whole granules.
         low, high = superblock.around(start, end)
         offset = low * file.page_size
         length = min(high * file.page_size, os.fstat(file.fd).st_size) - offset
@@ -126,7 +126,7 @@ async def pin(
 ) -> Fetched:
     """pin_user_pages(), FOLL_LONGTERM, of a mapping's pages: *pinner* pins each.
 
-    Such a pin is a reference, also where get-pfn gives none. Returns what `Pages.get`
+    Such a pin is a reference, also where get-pfn takes none. Returns what `Pages.get`
     does.
 
     Raises:

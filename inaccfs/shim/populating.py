@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
 
 
-# A page up to this is filled in the loop.
+# Pages up to this size are filled in the loop.
 _INLINE_BYTES: Final = 4 << 20
 
 
 class Source(NamedTuple):
-    """The pages of a file of the same mount that content comes from."""
+    """The pages that content comes from, of a file of the same mount."""
 
     file: FileState
-    # The first one.
+    # The first page.
     start: int
 
 
@@ -37,11 +37,10 @@ async def populate(
     end: int,
     source: Source | None,
 ) -> int:
-    """Fill private pages from *source*; without it their content is there already.
+    """Fill private pages from *source*; without it, they have their content already.
 
-    Holes are filled with zeros first. Each page is done by itself, with the notifier
-    list locked. Returns how many pages have been done, which are fewer if a later one
-    is refused.
+    Holes are filled with zeros first. Each page is filled separately, with the notifier
+    list locked. Returns how many pages were filled: fewer if a later one is refused.
 
     Raises:
         OSError: for the first page: EOPNOTSUPP in semantics without; EINVAL for a range
@@ -81,7 +80,7 @@ async def _populate_page(
     source: Source | None,
     at: int,
 ) -> None:
-    """`_populate`, in a thread and in a turn of the file's if pages are huge."""
+    """`_populate`, in a thread and in a turn of the file if pages are huge."""
     arguments = superblock, file, page, source, at
     if superblock.granule <= _INLINE_BYTES:
         _populate(*arguments)
@@ -102,7 +101,7 @@ def _populate(
     """Fill one page, from page *at* of *source*. In one step."""
     data = b""
     if source is not None:
-        # Before the lock, as the kernel pins the source's page first.
+        # Do this before taking the lock: the kernel, too, pins the source's page first.
         data = _read(superblock, source.file, source.start + at)
     if not file.attributes.is_private(page):
         raise PageError(errno.EINVAL, f"page {page} is shared", page)
@@ -116,7 +115,7 @@ def _populate(
 def _read(superblock: Superblock, file: FileState, page: int) -> bytes:
     """A page of the source, as the host can read it.
 
-    Where attributes are not kept in the file it stands for memory of the host's.
+    If attributes are not kept in the file, any page stands for host memory.
     """
     offset = page * file.page_size
     if offset + file.page_size > os.fstat(file.fd).st_size:
