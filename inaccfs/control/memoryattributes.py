@@ -1,4 +1,4 @@
-"""What one peer asks about private and shared pages, and the files it has frozen."""
+"""One peer's commands about private and shared pages, and its frozen files."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class MemoryAttributes:
         self._superblock: Final = context.superblock
         self._caller: Final = caller
         self._names: Final = names
-        # The files that the peer has frozen, by inode number: these stay open.
+        # The files that the peer has frozen, by inode number. They stay open.
         self._frozen: Final[dict[int, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.SetMemoryAttributes: self._set,
             messages.QueryMemoryAttributes: self._query,
@@ -51,7 +51,7 @@ class MemoryAttributes:
         }
 
     def close(self) -> None:
-        """The peer has disconnected: unfreeze what it has frozen."""
+        """Unfreeze the files that the peer has frozen. It has disconnected."""
         while self._frozen:
             opened = self._frozen.popitem()[1]
             freezing.release(self._superblock, opened.file, self)

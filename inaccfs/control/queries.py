@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A page has so many rows at most, and names in them may be as long as paths are.
+# The most rows of a page, and the most bytes of names, which may be as long as paths.
 _ROWS: Final = 1000
 _NAME_BYTES: Final = 1 << 18
 
@@ -105,7 +105,7 @@ async def files(context: Context, command: messages.QueryFiles) -> Answer:
     for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=ino)
-        # It may have been closed since, or its fd.
+        # The file, or its fd, may have been closed meanwhile.
         with context.files.at(ino) as each:
             if each is not None:
                 paging.add(each[0], describe(*each))
@@ -162,7 +162,7 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
         await paging.slices.give()
     else:
         if len(listed) > paging.limit:
-            # Of some nothing was left when it was their turn.
+            # Some files had nothing left when it was their turn.
             following = _Place(listed[-1][0] + 1)
     frames = context.superblock.frames
     return messages.Pins(
@@ -174,14 +174,14 @@ async def pins(context: Context, command: messages.QueryPins) -> messages.Pins:
 
 
 class _Place(NamedTuple):
-    """Where a page of query-pins begins: at this row, or at the next one after it."""
+    """Where a page of query-pins begins: at this row, or at the next one."""
 
     ino: int = 0
-    # Whose references they are: see `_rank`; 0 for an extent.
+    # The holder of the references: see `_rank`; 0 for an extent.
     holder: int = 0
     # A page of the file for an extent, a frame for references.
     at: int = 0
-    # Which of the references there.
+    # The index of the references at this place.
     lot: int = 0
 
     def __str__(self) -> str:
@@ -189,7 +189,7 @@ class _Place(NamedTuple):
 
     @classmethod
     def parse(cls, start: int | str) -> _Place:
-        """Read what `__str__` has written, or 0."""
+        """Parse the return of `__str__`, or "0"."""
         if start == 0:
             return cls()
         if isinstance(start, str) and _PLACE.fullmatch(start):
@@ -203,9 +203,9 @@ _PLACE: Final = re.compile("[0-9]{1,20}(-[0-9]{1,20}){3}")
 def _rows(
     context: Context, name: str, memory: Memory, place: _Place, room: int
 ) -> Iterator[tuple[messages.PinnedExtent | messages.Reference, _Place]]:
-    """The rows of one file from *place* on, with their places; one more than *room*.
+    """The rows of one file from *place* on, each with its place; one more than *room*.
 
-    Drop the iterator when anything changes: it is not valid after that.
+    The iterator is not valid after a change.
     """
     ino, rank, at, skipped = place
     if not rank:
@@ -245,12 +245,12 @@ def _rows(
 
 
 def _rank(holder: Holder) -> int:
-    """By peer; its pins come after its references."""
+    """The rank of a holder: by peer, and pins after references."""
     return 2 * holder.who + isinstance(holder, Pinner)
 
 
 class _Paging:
-    """How much goes into one page."""
+    """Collects the rows of one page."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit: Final = min(limit or _ROWS, _ROWS)
@@ -260,12 +260,12 @@ class _Paging:
 
     @property
     def room(self) -> int:
-        """How many rows there is room for."""
+        """How many rows still fit."""
         return self.limit - len(self.rows)
 
     @property
     def has_room(self) -> bool:
-        """Whether there is for one more. There is for one, however long its name is."""
+        """Whether another row fits. The first one always does, with any name."""
         return not self.rows or (self.room > 0 and self._bytes < _NAME_BYTES)
 
     def add(self, name: str, row: object) -> None:
@@ -274,7 +274,7 @@ class _Paging:
         self._bytes += len(name)
 
     def fill(self, name: str, rows: Iterable[tuple[object, _Place]]) -> _Place | None:
-        """Add rows of a file; where the first is for which there is no room, if any."""
+        """Add rows of a file; returns the place of the first row that does not fit."""
         for row, place in rows:
             if not self.has_room:
                 return place
@@ -284,7 +284,7 @@ class _Paging:
     async def first_of(
         self, found: Iterable[tuple[int, T]], start: int
     ) -> list[tuple[int, T]]:
-        """The first from *start* on, in order of their keys: one more than room."""
+        """The first items from *start* on, by key: one more than fits."""
         most = self.limit + 1
         first: list[tuple[int, T]] = []
         for each in found:
@@ -325,7 +325,7 @@ def semantics(rules: Semantics) -> messages.Semantics:
 
 
 def _commands(rules: Semantics) -> list[str]:
-    """Those of the commands that not all semantics have."""
+    """The commands of these rules that not all semantics have."""
     found = (
         ["bind", "unbind"]
         if rules.scope == "range"
