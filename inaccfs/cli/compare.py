@@ -1,4 +1,4 @@
-"""inaccfs compare: one workload on several rules, and what differs."""
+"""inaccfs compare: runs one workload under several rules, and shows differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-# The widest cell of the table; --json has all of a line.
+# The widest cell of the table; --json has whole lines.
 _WIDTH: Final = 40
 
 
@@ -51,27 +51,27 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of the script on one semantics."""
+    """The result of the script under one semantics."""
 
     semantics: str
     # The exit status of the script.
     status: int
-    # What it printed, on both streams.
+    # What it printed on both streams.
     stdout: list[str]
     stderr: list[str]
     # From the start of the script to its end, in seconds.
     seconds: float
-    # Of the mount, as query-stats has them, and of `vm`; empty if it has closed them.
+    # The counters of query-stats, and of `vm`; empty if the script has closed them.
     shim: dict[str, int] = field(default_factory=dict)
     kvm: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[str, object]]:
-        """The rows of the table, in order, but for the time."""
+        """The rows of the table, in order, without the time."""
         yield "status", self.status
         for number, line in enumerate(self.stdout, 1):
             yield f"output {number}", line
         if self.stderr:
-            # Of a traceback, the exception.
+            # The last line of a traceback has the exception.
             yield "error", self.stderr[-1]
         for room, counts in (("shim", self.shim), ("kvm", self.kvm)):
             for name, count in counts.items():
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise InaccfsError(f"cannot read {quoted(args.script)}: no such file")
     mountoptions.check(args.options)
     for name in args.semantics:
-        # Before the first run, which may be long.
+        # Do this before the first run, which may be long.
         load.load(name)
     runs: list[Run] = []
     with progress("comparing", len(args.semantics), ticks=True) as shown:
@@ -126,7 +126,7 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         report = reports.read()
     errors = _lines(done.stderr)
     if not report:
-        # The script has not run.
+        # The script did not run.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
@@ -150,9 +150,9 @@ def _lines(data: bytes) -> list[str]:
 
 def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> str:
     columns = [dict(one.rows()) for one in runs]
-    # All names, in the order in which they come; a run may lack some.
+    # All names, in order of appearance; a run may lack some.
     names = dict.fromkeys(name for column in columns for name in column)
-    # That the script has failed everywhere is no difference, but must be seen.
+    # A script that failed in all runs is not a difference, but must be seen.
     always = ("status", "error") if any(one.status for one in runs) else ()
     rows = [["", *labels]]
     differs = everything
@@ -175,7 +175,7 @@ def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> s
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Where a row belongs: lines in their order, also if only one run has them."""
+    """The sort key of a row: lines stay in order, even if only one run has them."""
     room, _, rest = name.partition(" ")
     order = ("status", "output", "error", "shim", "kvm")
     return order.index(room), int(rest) if room == "output" else 0
@@ -191,7 +191,7 @@ def _cell(value: object) -> str:
 def write_report(
     fd: int, seconds: float, shim: Callable[[], object], kvm: Callable[[], object]
 ) -> None:
-    """Write what `compare` asks of the run that this process has made.
+    """Write the report of this process's run for `compare`.
 
     *shim* and *kvm* return the counts.
     """
@@ -201,7 +201,7 @@ def write_report(
 
 
 def _counts(ask: Callable[[], object]) -> dict[str, Any]:
-    """The counts; none if the script has closed the client or the VM."""
+    """The counts; empty if the script has closed the client or the VM."""
     try:
         found: dict[str, Any] = msgspec.to_builtins(ask())
     except OSError:

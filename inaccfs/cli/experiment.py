@@ -102,4 +102,4 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
 
 
 def _nowhere(_line: str) -> None:
-    """Show nothing now: with --json all is printed at the end."""
+    """Show nothing: with --json everything is printed at the end."""

@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
     if rules:
         rows = [(one.name, Case(found, one, args.kvm)) for one in rules]
     else:
-        # One search for all whose rules make no difference to it.
+        # Semantics whose differences do not affect the search share one search.
         rows = [
             (name, Case(found, one, args.kvm))
             for name, one in scenarios.versions().items()
@@ -205,7 +205,7 @@ def _search(
 def _outcomes(
     cases: Sequence[tuple[str, Case]], limits: Limits
 ) -> Iterator[tuple[str, Outcome]]:
-    """A row for each name, until the search is to stop."""
+    """The outcome for each name, until the search is stopped."""
     from inaccfs.explore.search import explore
 
     done: dict[Case, Outcome] = {}
@@ -254,7 +254,7 @@ def _timeline(case: Case, found: Found) -> Timeline:
 
 
 def _show_found(outcome: Outcome, args: argparse.Namespace) -> None:
-    """The shortest schedule, and how to see one of each other kind."""
+    """Show the shortest schedule, and how to see those of other kinds."""
     from inaccfs.explore import replay
 
     case, shortest = outcome.case, outcome.shortest

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inaccfs.cli.progress import Progress
     from inaccfs.kvm.stress import Report
 
-# The limit of threads of each kind: more would only wait for each other.
+# The most threads of each kind: more would only wait for each other.
 _MOST_THREADS: Final = 256
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     plan = stress.Plan(args.seconds, args.vcpus, args.punchers, seed)
     try:
-        # Set from here on, so that even an early Ctrl-C gives a report.
+        # Do this first, so that even an early Ctrl-C gives a report.
         with (
             interruptible() as interrupted,
             kvmmount.roomy_mount_of(args, world.FILE_PAGES + world.DMA_PAGES) as shim,

@@ -39,7 +39,7 @@ PFN_SOURCES: Final = ("auto", "pagemap", "simulated")
 
 
 class Options:
-    """The options of a command line, in one form whether given by -o or by --."""
+    """The options of a command line, in the same form for -o and for --."""
 
     def __init__(self) -> None:
         self.ours: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What one peer asks about private and shared pages, and the files it has frozen."""
+"""One peer's commands about private and shared pages, and its frozen files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class MemoryAttributes:
     def __init__(self, caller: Caller, names: Names) -> None:
         self._caller: Final = caller
         self._names: Final = names
-        # The files that the peer has frozen, by inode number: these stay open.
+        # The files that the peer has frozen, by inode number. They stay open.
         self._frozen: Final[dict[int, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {
             messages.SetMemoryAttributes: self._set,
             messages.QueryMemoryAttributes: self._query,
@@ -47,7 +47,7 @@ class MemoryAttributes:
         }
 
     def close(self) -> None:
-        """The peer has disconnected: unfreeze what it has frozen."""
+        """Unfreeze the files that the peer has frozen. It has disconnected."""
         while self._frozen:
             opened = self._frozen.popitem()[1]
             freezing.release(opened.file, self)

@@ -1,4 +1,4 @@
-"""The pages that one peer has pinned, as users of a mapping can: pin-pages."""
+"""The pages that one peer has pinned through a mapping: pin-pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PagePins(PageReferences):
-    """The pinner of one peer. Commands raise `OSError`, for the peer."""
+    """The pins of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
@@ -31,7 +31,7 @@ class PagePins(PageReferences):
         self._keeps = True
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.PinPages: self._pin, messages.UnpinPages: self._put_pfn}
 
     async def _pin(self, command: messages.PinPages) -> messages.Frames:

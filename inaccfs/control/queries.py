@@ -95,7 +95,7 @@ async def files(context: Context, command: messages.QueryFiles) -> Answer:
     for ino, _ in await paging.first_of(found, command.start):
         if not paging.has_room:
             return Answer(paging.rows, next=ino)
-        # It may have been closed since, or its fd.
+        # The file, or its fd, may have been closed meanwhile.
         with context.files.at(ino) as each:
             if each is not None:
                 paging.add(each.name, describe(each, each.opens))
@@ -161,7 +161,7 @@ def semantics(rules: Semantics) -> messages.Semantics:
 
 
 def _commands(rules: Semantics) -> list[str]:
-    """Those of the commands that not all semantics have."""
+    """The commands of these rules that not all semantics have."""
     found = (
         ["bind", "unbind"]
         if rules.scope == "range"

@@ -1,4 +1,4 @@
-"""What happens before what: the causes of a step, and what two schedules share."""
+"""The order that conflicts impose on steps: causes, and equivalent schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def cone(steps: Sequence[Step], last: int) -> set[int]:
-    """Which steps happen before step *last*, by conflicts that were seen; and that."""
+    """The steps that step *last* depends on by a chain of conflicts, and *last*."""
     wanted = {last}
     actors: set[int] = set()
     keys: dict[Key, bool] = {}
@@ -33,5 +33,5 @@ def cone(steps: Sequence[Step], last: int) -> set[int]:
 
 
 def switches(actors: Sequence[int]) -> int:
-    """How often another actor goes on."""
+    """How often the next step is another actor's."""
     return sum(one != other for one, other in itertools.pairwise(actors))

@@ -1,4 +1,4 @@
-"""From the words of the command line to scenarios and versions."""
+"""Finds scenarios and versions by the words of the command line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def scenario(wanted: str) -> type[Scenario]:
-    """The scenario of a name, or of FILE.py:CLASS, whose file is run.
+    """The scenario of a name, or of FILE.py:CLASS; this runs the file.
 
     Raises:
-        OptionError: nothing has that name.
-        ScenarioError: the file raises, or the class is no scenario that can run.
+        OptionError: there is no scenario of that name.
+        ScenarioError: the file raises, or the class is not a scenario that can run.
     """
     if wanted in SCENARIOS:
         return SCENARIOS[wanted]
@@ -52,7 +52,7 @@ def scenario(wanted: str) -> type[Scenario]:
 
 
 def check(found: type[Scenario]) -> None:
-    """Refuse what would be called, and would do nothing. Raises `ScenarioError`."""
+    """Refuse methods that would have no effect when called. Raises `ScenarioError`."""
     called = f"scenario {found.__name__}"
     names = [name for kind in found.__mro__ for name in vars(kind)]
     actors = [name for name in names if name.startswith("actor_")]
@@ -76,10 +76,11 @@ def known_kvm(wanted: str) -> str:
 
 
 def versions() -> dict[str, Semantics]:
-    """Each version by its name, with the one whose rules are the same for a search.
+    """Each version, with the first one whose rules are equal for a search.
 
-    Without the proposals, which can be named: most scenarios have nothing that is new
-    in them, and those of `inaccfs.explore.inplace` show nothing in other versions.
+    Proposals are left out, and can be named on the command line: most scenarios use
+    nothing that is new in them, and those of `inaccfs.explore.inplace` find nothing in
+    other versions.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
@@ -89,7 +90,7 @@ def versions() -> dict[str, Semantics]:
 
 
 def _seen(rules: Semantics) -> tuple[object, ...]:
-    """The rules that make a difference; sizes and alignment do not."""
+    """The rules that can change a search. Those about sizes and alignment cannot."""
     return (
         *(rules.order, rules.notifies, rules.notifies_failures, rules.scope),
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),

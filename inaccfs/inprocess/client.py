@@ -51,8 +51,8 @@ class Due(NamedTuple):
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) for each event of a notifier. It must
-have `Due.call` and then `Due.answer` called outside of the shim, now or later.
+"""Gets each event of a notifier, inside the shim (`BlockingLoop.inside`). It must
+arrange that `Due.call` and then `Due.answer` are called outside of the shim.
 """
 
 
@@ -116,7 +116,7 @@ class Notifier:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the client has been disconnected."""
+        """False after `unregister`, and after the client was disconnected."""
         return not self._leaving
 
     def _call(self, notice: Notice) -> None:
@@ -139,7 +139,7 @@ class Notifier:
     def _answer(self, sequence: int | None) -> None:
         notifiers = self.file.inode.notifiers
         with self._loop.inside():
-            # If it was unregistered meanwhile, that was its answer.
+            # If it was unregistered meanwhile, that counted as its answer.
             if sequence is not None and notifiers.waiting(self) == sequence:
                 notifiers.answer(self, sequence)
 

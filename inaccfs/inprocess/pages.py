@@ -31,9 +31,9 @@ class MemoryAttributes(NamedTuple):
 
 
 class Got(Extent):
-    """An extent that get-pfn has found."""
+    """An extent that get-pfn returns."""
 
-    # Whether its pages are private; None where the file does not say so.
+    # Whether its pages are private; None if attributes are not kept in the file.
     private: bool | None = None
 
 
@@ -59,7 +59,7 @@ class AttributesOfFile(ABC):
     @property
     @abstractmethod
     def _holder(self) -> Holder:
-        """Who gets references, and freezes."""
+        """The client, as the holder of references and freezes."""
 
     def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
         """Make pages private, or shared."""
@@ -67,7 +67,7 @@ class AttributesOfFile(ABC):
         self._loop.run(conversions.convert(self._use(), call))
 
     def query_memory_attributes(self) -> list[MemoryAttributes]:
-        """Which pages are private."""
+        """Ranges of pages, and whether they are private."""
         file = self._use()
         with self._loop.inside():
             return [

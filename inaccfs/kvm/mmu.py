@@ -78,7 +78,7 @@ class Mmu:
         # Whether attributes are kept in files. Then these serve all accesses.
         self.in_place: Final = rules.attributes == "file"
         self._huge: Final = rules.kvm_huge and (
-            # Else pages of both kinds may be in one folio, which only the file knows.
+            # A huge page may have pages of both kinds, which only the file knows.
             not self.in_place or rules.granule == "huge page"
         )
         if default_private is None:
@@ -94,18 +94,19 @@ class Mmu:
         self.attributes: Final = MemoryAttributes(
             default_private=protected and default_private and not self.in_place
         )
-        # The gfns of shared pages that are mapped. A vCPU adds in guest mode; who
-        # removes has waited for that.
+        # The gfns of shared pages that are mapped. A vCPU adds to them in guest mode; a
+        # thread that removes some has waited for that.
         self.shared: Final = SharedPages()
         # Used by the rule kvm_keeps_mmio.
         self.mmio: Final = MmioCache()
         self.counters: Final = Counters()
-        # What the CPU's vendor adds.
+        # The hooks of the CPU's vendor.
         self.arch: Final = arch or Arch()
-        # Held in hooks that are about frames: it stands for the folios' locks. None if
+        # Held during hooks that concern frames: it stands for the folio locks. None if
         # there are no hooks.
         self.frames_lock: Final = None if arch is None else sync.lock("frames_lock")
-        # Called with private mappings that were zapped, where their content goes.
+        # Called with the private mappings that were zapped, if a zap destroys their
+        # content.
         self.destroy: Callable[[list[Run]], None] | None = None
         # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
@@ -115,7 +116,7 @@ class Mmu:
     # --- slots ------------------------------------------------------------------------
 
     def exchange(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
-        """Put *new* into the place of *old*; None is none."""
+        """Replace slot *old* by *new*; None adds, or removes, a slot."""
         with self.lock:
             slots = self.slots if old is None else self.slots.minus(old)
             self.slots = slots if new is None else slots.plus(new)
@@ -160,7 +161,7 @@ class Mmu:
     def begin(self, start: int, end: int, kinds: str | None = None) -> list[Run]:
         """Zap, and keep faults out until `end`.
 
-        Returns the private mappings that there were, if there are hooks.
+        Returns the private mappings that were zapped, if there are hooks.
         """
         with self.lock:
             self.invalidation.begin(start, end)
@@ -177,7 +178,7 @@ class Mmu:
     def zap_locked(self, start: int, end: int, kinds: str | None = None) -> None:
         """Unmap, and wait for vCPUs that may still use a mapping. With mmu_lock.
 
-        Of a file that has both kinds of pages only mappings of these *kinds* go.
+        Of a file that has both kinds of pages, it unmaps only those of *kinds*.
         """
         counters = self.counters
         counters.zaps += 1

@@ -43,7 +43,7 @@ class SharedHalf(Protocol):
         """Write. EFAULT where nothing is mapped, or only for reading."""
 
     def is_same(self, other: WritableBuffer | int | None) -> bool:
-        """Whether *other*, as the ioctl got it, is this memory."""
+        """Whether *other*, an argument of the ioctl, is this memory."""
 
     def resident(self, pages: int) -> bytes:
         """mincore(2) of the first *pages*: a byte for each, odd if resident."""
@@ -52,7 +52,7 @@ class SharedHalf(Protocol):
         """Free whole pages, or zero them where they cannot be freed."""
 
     def release(self) -> None:
-        """The slot has gone."""
+        """The slot was deleted."""
 
 
 class BufferHalf:
@@ -153,7 +153,7 @@ def half_of(shared: WritableBuffer | int | None) -> SharedHalf | None:
 
 
 def is_aligned(shared: WritableBuffer | int) -> bool:
-    """Whether it begins at a page boundary, as far as it can."""
+    """Whether it begins at a page boundary, if its type can."""
     if isinstance(shared, int):
         return shared % PAGE_SIZE == 0
     view = memoryview(shared)

@@ -46,7 +46,7 @@ _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
 
 
 class Refused(Exception):
-    """The file is frozen, and nothing has changed."""
+    """The file is frozen, so nothing has changed."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,8 +81,8 @@ class World:
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
         self.handle: Final = shim.file(fd)
-        # Whether files can be frozen; and with what changes may be refused, by that and
-        # where files consist of huge pages.
+        # Whether files can be frozen; and the errnos of changes that are refused
+        # because of that, or because files consist of huge pages.
         self.freezes: Final = semantics.frozen != "unknown"
         self.refusals: Final = (errno.EPERM,) * self.freezes + (
             (errno.EINVAL, errno.EAGAIN) if semantics.granule == "huge page" else ()
@@ -181,7 +181,8 @@ class World:
             shared=mmap.mmap(-1, pages << PAGE_SHIFT),
             flags=KVM_MEM_PRIVATE,
         )
-        # What a confidential guest's VMM does, where it is not so by itself.
+        # Convert all pages to private, as a confidential guest's VMM does. In place
+        # they are private from the beginning.
         if not self.vm.in_place:
             size = pages << PAGE_SHIFT
             self.vm.set_memory_attributes(window.gpa(0), size, private=True)
@@ -199,7 +200,8 @@ class World:
     def convert(self, window: Window, index: int, pages: int, *, private: bool) -> bool:
         """Convert pages of a slot; False if it was deleted.
 
-        In place nothing is lost, and it may fail with EAGAIN: a fault has a reference.
+        In place no content is lost, and it may fail with EAGAIN: a fault has a
+        reference.
         """
         with self._lock:
             if window not in self.windows:

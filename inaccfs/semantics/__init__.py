@@ -1,4 +1,4 @@
-"""Semantics: the rules of a version of the interface, and of one of your own.
+"""Semantics: the rules of each version of the interface, or rules of your own.
 
     from inaccfs.semantics import V8
 

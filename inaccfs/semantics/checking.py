@@ -71,7 +71,7 @@ _errno: Final[Callable[[OSError], object]] = OSError.__dict__["errno"].__get__
 def rules() -> dict[str, Any]:
     """The name of each rule, and its type without the ClassVar around it."""
     hints = get_type_hints(Semantics)
-    # Those of `Semantics` itself, then those of its bases.
+    # The rules of `Semantics` itself, then those of its bases.
     names = [name for base in Semantics.__mro__ for name in _annotated(base)]
     return {
         name: get_args(hints[name])[0]
@@ -163,7 +163,7 @@ def _function(made: Semantics, method: str) -> object:
 
 
 def _asked(called: str, ask: Callable[[], _T]) -> _T:
-    """The result of the user's code; its exceptions become `OptionError`."""
+    """Call the user's code; its exceptions become `OptionError`."""
     try:
         return ask()
     except BaseException as exc:

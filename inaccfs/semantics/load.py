@@ -1,7 +1,7 @@
 """Find the class for the argument of `--semantics`: a version, or a user's file.
 
-`checking` looks at the rules of a user's class. Whatever is wrong with it is reported
-before there is a mount, and not by the first punch.
+`checking` checks the rules of a user's class. So mistakes are reported before there is
+a mount, and not by the first punch.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def check_name(wanted: str) -> None:
 
 
 def load(wanted: str) -> Semantics:
-    """The semantics of a name, or of FILE.py:CLASS, whose file is run.
+    """The semantics of a name, or of FILE.py:CLASS; this runs the file.
 
     Raises:
-        OptionError: nothing has that name, or a rule is wrong.
+        OptionError: there are no semantics of that name, or a rule is wrong.
     """
     check_name(wanted)
     for version in VERSIONS:

@@ -1,4 +1,4 @@
-"""The content of a file's pages, where a rule is about it."""
+"""Reads and changes the content of a file's pages, for rules that need it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from inaccfs.shim.filestate import FileState
 
 PIECE_BYTES: Final = 256 << 10
-"""So much is read or written at once: it takes some 50 µs of the loop."""
+"""How much is read or written at once. It takes some 50 µs of the loop."""
 
 
 def read(file: FileState, offset: int, length: int) -> bytes:
-    """Content of the backing file, in bytes; holes are zeros, and stay holes."""
+    """Read content of the backing file, in bytes; holes are zeros, and stay holes."""
     return os.pread(file.fd, length, offset)
 
 
@@ -85,7 +85,7 @@ async def clear(file: FileState, start: int, end: int) -> None:
 
 
 def _data(file: FileState, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a range, in bytes, that are no holes for lseek(2)."""
+    """The parts of a range, in bytes, that lseek(2) does not report as holes."""
     while start < end:
         try:
             start = os.lseek(file.fd, start, os.SEEK_DATA)

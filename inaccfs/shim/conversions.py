@@ -39,7 +39,7 @@ async def convert(file: FileState, call: Conversion) -> None:
             cannot be converted; EINVAL for a range that is empty or ends past the end;
             EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
             for pages with references.
-            Nothing has been converted then, except as `atomicity` says.
+            In these cases nothing was converted, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
@@ -94,7 +94,7 @@ def _check(file: FileState, call: Conversion) -> None:
 
 
 class _Running:
-    """One conversion under way."""
+    """A conversion in progress."""
 
     def __init__(self, file: FileState, began: int) -> None:
         """*began* is for traces."""
@@ -133,9 +133,10 @@ class _Running:
     async def _look(self, call: Conversion) -> None:
         """Look for references to all pages, where that may take long.
 
-        Those who get pages meanwhile wait, or could get them at any time.
+        By the rule `get_waits` no reference is taken meanwhile; without it, get-pfn may
+        take some at any time.
         """
-        # Who gets pages in a thread has a reference to them after that.
+        # After this wait, a get-pfn that ran in a thread has its references.
         await self._file.turn.wait()
         if self._is_done(call):
             return
@@ -144,7 +145,7 @@ class _Running:
             self._looked = True
 
     def _looks(self, part: Conversion) -> bool:
-        """Whether references matter: what is private is its VM's."""
+        """Whether references matter: not if the pages become shared."""
         rules = self._superblock.semantics
         return part.private and rules.pin_check != "none"
 
@@ -171,15 +172,15 @@ class _Running:
         )
 
     def _is_done(self, call: Conversion) -> bool:
-        """Whether all pages are as wanted."""
+        """Whether all pages already have the attribute."""
         find = self._file.attributes.first
         return find(call.start, call.end, private=not call.private) is None
 
     def _parts(self, call: Conversion) -> Iterator[Conversion]:
         """The parts that are converted one after the other, each as a whole.
 
-        What comes before the next huge page that anybody can tell from others is one
-        part: files may have more huge pages than there is time for.
+        All huge pages before the next one that events report, or that may be refused,
+        are one part: a file may have too many to convert them one by one.
         """
         granule = self._superblock.granule_pages
         while call.start < call.end:
@@ -215,9 +216,9 @@ class _Running:
         return BOTH
 
     def _check_part(self, part: Conversion) -> None:
-        """The check before the point of no return. Raises `OSError`."""
+        """Check what may be refused, before the first event. Raises `OSError`."""
         rules = self._superblock.semantics
-        # As where no node of the maple tree can be had.
+        # Like the kernel when it cannot allocate a node of the maple tree.
         if not self._file.attributes.has_room(part.start, part.end):
             raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":

@@ -63,11 +63,11 @@ class InaccessibleFile(FileState):
             OSError: the rules forbid the call, or the backing has refused it.
         """
         trace = self.trace
-        # Not by a call of now(): each of them costs.
+        # Do not call now() here: a call costs too much.
         began = monotonic_ns() if trace.listeners else 0
         try:
             self._check_fallocate(mode, offset, length, self.granule)
-            # 0 also if it has not been looked up.
+            # 0 also means that it was not looked up yet.
             if (limit := self._size_limit) is not None and offset + length > limit:
                 self._check_end(mode, offset + length)
         except OSError as exc:
@@ -119,12 +119,12 @@ class InaccessibleFile(FileState):
             self._counters.punches += 1
 
     def _tell(self, call: Call, exc: BaseException | None) -> None:
-        """Trace a call that is over, and why it has failed, if it has."""
+        """Trace a complete call, and its error, if there is one."""
         end = call.offset + call.length
         self.trace.tell(call.kind.value, call.offset, end, call.who, exc, call.began)
 
     def _traced(self, call: Call, done: Done) -> Done:
-        """*done* of a call that is to be traced."""
+        """Wrap *done*, so that the call is traced."""
 
         def over(exc: Exception | None) -> None:
             self._tell(call, exc)
@@ -165,10 +165,10 @@ class InaccessibleFile(FileState):
     async def finish(self, call: Call, interrupted: Event) -> None:
         """Do all of a call for which `begin` has returned LATER.
 
-        *interrupted* is set when the caller wants out: an allocation that takes long
-        then raises EINTR within a tenth of a second. Where the rules want it undone the
-        backing does that, which may take longer (see `Turn`). A punch goes on to its
-        end, as on a tmpfs; and so does the invalidation, which is a promise.
+        *interrupted* is set when a signal interrupts the caller: a long allocation then
+        raises EINTR within a tenth of a second. If the rules want it undone, the
+        backing does that, which may take longer (see `Turn`). A punch continues to its
+        end, as on a tmpfs, and so does its invalidation.
         """
         try:
             await self._finish(call, interrupted)
@@ -218,9 +218,9 @@ class InaccessibleFile(FileState):
             raise refusal
 
     def _locks(self, kind: Kind) -> bool:
-        """Whether the notifier list is locked for all of a call, which freeze awaits.
+        """Whether a call locks the notifier list from start to end; freeze awaits that.
 
-        Without events it makes no difference to others how long the list is locked.
+        Without events nobody can tell how long the list is locked.
         """
         return self.superblock.whole_call and bool(self.superblock.plans[kind])
 
@@ -285,7 +285,8 @@ class InaccessibleFile(FileState):
     ) -> None:
         self.superblock.semantics.check_size(current, size, self.granule)
         self.check_frozen()
-        # The page at the cut stays, and the last one goes, be it only a part of one.
+        # The page that contains the new end stays. The last page goes, even if it is
+        # only a part of a page.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
 
         def truncate() -> None:
@@ -299,7 +300,7 @@ class InaccessibleFile(FileState):
         else:
             await self._shrink(truncate, size, current, (start, end), began)
         if self._size_limit is not None:
-            # It may be free, and is to be looked up.
+            # The size may have changed: look it up again.
             self._size_limit = 0
 
     async def _truncate(self, truncate: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""What one file of a mount has: its fd, its notifiers and its pages.
+"""The state of one file of a mount: its fd, its notifiers and its pages.
 
 struct inaccessible_data of v8 has a lock, the memfd and the notifiers. Here the memfd
 is an fd of the backing, opened for writing; and there are the pages that have been
@@ -57,9 +57,9 @@ class FileState:
         """Take an *fd* of the backing."""
         # An fd of the backing file. The caller of `__init__` closes it.
         self.fd = fd
-        # Whether fd is open for writing; else it is good for fstat(2) only.
+        # Whether fd is open for writing. If not, only fstat(2) works.
         self.writable = writable
-        # What people call a file that has no name.
+        # A name, for people, of a file that has no name in the mount.
         self.label = ""
         self.page_size: Final = superblock.page_size
         self.superblock: Final = superblock
@@ -89,7 +89,7 @@ class FileState:
         # end of the file. Caches st_size; 0 means not looked up yet.
         self._size_limit: int | None = 0 if rules.past_end == "refused" else None
         self.attributes: Final = superblock.attributes()
-        # Who has frozen it: see `inaccfs.shim.freezing`.
+        # The holder that has frozen the file: see `inaccfs.shim.freezing`.
         self.frozen_by: Hashable | None = None
         self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
         self.pages: Final = Pages(
@@ -105,7 +105,7 @@ class FileState:
 
     @property
     def count(self) -> int:
-        """How many pages its size has, the last of which may be a part of one."""
+        """How many pages its size has, rounded up."""
         return -(-os.fstat(self.fd).st_size // self.page_size)
 
     @property
@@ -115,9 +115,9 @@ class FileState:
 
     @property
     def must_stay(self) -> bool:
-        """Whether it knows of pages what the backing does not, also when it is closed.
+        """Whether a closed file must be kept: it has state that the backing lacks.
 
-        That is what has been fetched, poisoned or converted.
+        That is state of fetched, poisoned or converted pages.
         """
         return not self.pages.nothing_fetched or not self.attributes.are_initial
 
@@ -139,5 +139,5 @@ class FileState:
             raise OSError(errno.EPERM, "the file is frozen")
 
     def close(self) -> None:
-        """Let go of what was fetched. May take long for gigabytes."""
+        """Release the fetched pages. This may take long for gigabytes."""
         self.pages.close()

@@ -1,8 +1,8 @@
 """Frozen files: kvm_gmem_freeze() of the live update series.
 
 A frozen file gets no new page and loses none: fallocate(2) and everything that would
-fill a hole is EPERM. What is present can be got and written to. Conversions, which the
-series does not know, are EPERM, too.
+fill a hole is EPERM. Present pages can be fetched and written to. Conversions, which
+the series does not mention, are EPERM, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finds holes of a file, for rules by which get-pfn does not fill them.
 
-A guest that maps the file may write to pages at any time, and must find there what it
-wrote. So this changes nothing if it can be avoided, and never frees a page that the
-guest may have written to.
+A guest that maps the file may write to pages at any time, and must find its data there
+later. So this changes the file only if it must, and never frees a page that the guest
+may have written to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the host may do with the content of a file: mappings of shared pages, write(2).
+"""Access of the host to the content of a file: mappings of shared pages, write(2).
 
-A mapping is modelled by its page faults: kvm_gmem_fault_user_mapping(). Nothing is kept
-of it, so a conversion has nothing to unmap, and the next access faults again.
+A mapping is modelled by its page faults, kvm_gmem_fault_user_mapping(). The model keeps
+no mapping, so a conversion has nothing to unmap, and the next access faults again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def read_shared(file: FileState, offset: int, length: int) -> bytes:
     """Read shared memory through a mapping. In bytes.
 
     Raises:
-        OSError: ENODEV, the file cannot be mapped; `BusError` where SIGBUS would be.
+        OSError: ENODEV, the file cannot be mapped; `BusError` in place of SIGBUS.
     """
     await fault(file, *_pages(file, offset, length))
     return content.read(file, offset, length)
@@ -50,7 +50,7 @@ async def fault(file: FileState, start: int, end: int) -> None:
     Raises:
         OSError: ENODEV, the file cannot be mapped; `BusError`: EFAULT for a page that
             is private or past the end, EHWPOISON for a poisoned one, EPERM for a hole
-            of a frozen file, or why no memory can be had.
+            of a frozen file, or the errno of the allocation.
     """
     if file.superblock.semantics.mmap == "refused":
         raise OSError(errno.ENODEV, "files cannot be mapped in these semantics")
@@ -88,7 +88,7 @@ def _check_shared(file: FileState, start: int, end: int) -> None:
 
 
 async def settle(file: FileState) -> None:
-    """Wait until no punch, conversion or other long operation is under way."""
+    """Wait until no punch, conversion or other long operation is in progress."""
     while file.notifiers.running or file.turn.taken:
         await file.notifiers.idle()
         await file.turn.wait()
@@ -118,7 +118,7 @@ async def pin(
 ) -> Fetched:
     """pin_user_pages(), FOLL_LONGTERM, of a mapping's pages: *pinner* pins each.
 
-    Such a pin is a reference, also where get-pfn gives none. Returns what `Pages.get`
+    Such a pin is a reference, also where get-pfn takes none. Returns what `Pages.get`
     does.
 
     Raises:

@@ -27,7 +27,7 @@ class Changed(NamedTuple):
 
     # Which fetched pages were removed, and which have moved.
     punched: Punched = Punched([], [])
-    # Why nothing has changed: an errno of the backing, or a bug.
+    # Why nothing has changed: an error of the backing, or a bug.
     refusal: Exception | None = None
 
 
@@ -56,9 +56,9 @@ def in_order(
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
 
-    *check* comes before the first event. It may refuse the operation with an `OSError`,
-    and no notifier hears of it then. Whatever it looks at must still hold when the file
-    is changed, so the driver must lock the notifier list for the whole call.
+    *check* is called before the first event. It may refuse the operation with an
+    `OSError`; then no notifier gets an event. What it checks must still hold when the
+    file is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
     finds the kinds of these pages, where events carry them.
@@ -98,7 +98,7 @@ async def drive(
     cause: int = 0,
     begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
-    """Take all steps in this task; return what the change was refused with.
+    """Take all steps in this task; returns the error of the change, if any.
 
     The notifier list is locked for the *whole_call*, or for each event by itself. With
     the *whole_call*, *begin* is awaited first, under the lock.
@@ -154,32 +154,31 @@ async def _take(
                 try:
                     changed = await change()
                 except Exception as exc:
-                    # Even for a bug: a start that was sent must have its end.
+                    # Do this even for a bug: a start that was sent must have its end.
                     changed = Changed(refusal=exc)
             elif notifiers:
                 await tell(step)
 
 
 class Evictor(Protocol):
-    """Evicts notifiers that no task waits for and that are late: `AckTimeouts`."""
+    """Evicts late notifiers that no task waits for: `AckTimeouts`."""
 
-    # Whether it does so now.
+    # Whether it is running.
     running: bool
 
     def watch(self, notifiers: Notifiers, sequence: int) -> None:
-        """Event *sequence* is to be answered."""
+        """Begin the timeout of event *sequence*."""
 
     def forget(self, notifiers: Notifiers) -> None:
-        """It has been."""
+        """End the timeout: all have answered."""
 
 
 Done: TypeAlias = "Callable[[Exception | None], None]"
-"""Called when an operation is over, with what it fails with, if it does. Never raises.
-"""
+"""Called when an operation is complete, with its error, if any. Never raises."""
 
 
 class InlineDrive:
-    """Takes steps without a task: up to the next event, and on when it is answered."""
+    """Takes steps without a task: up to an event, and on when it is answered."""
 
     __slots__ = ("_cause", "_change", "_done", "_notifiers", "_steps", "_timeouts")
 
@@ -194,7 +193,7 @@ class InlineDrive:
     ) -> None:
         """*notifiers* must have been taken; they are released before *done* is called.
 
-        *done* gets what the change was refused with. *cause* is for traces.
+        *done* gets the error of the change, if any. *cause* is for traces.
         """
         self._steps: Final = steps
         self._notifiers: Final = notifiers
@@ -204,7 +203,7 @@ class InlineDrive:
         self._cause: Final = cause
 
     def go_on(self) -> None:
-        """Take all steps up to the next event that is waited for. Never raises."""
+        """Take all steps up to the next event that needs answers. Never raises."""
         self._timeouts.forget(self._notifiers)
         changed: Changed | None = None
         failure: Exception | None
@@ -231,10 +230,10 @@ class InlineDrive:
         try:
             return self._change()
         except Exception as exc:
-            # Even for a bug: a start that was sent must have its end.
+            # Do this even for a bug: a start that was sent must have its end.
             return Changed(refusal=exc)
 
 
 async def no_change() -> Changed:
-    """For `drive`, where events report something that changes nothing."""
+    """The change for `drive` where events report something that changes nothing."""
     return Changed()

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """The pages of a file of the same mount that content comes from."""
+    """The pages that content comes from, of a file of the same mount."""
 
     file: FileState
-    # The first one.
+    # The first page.
     start: int
 
 
@@ -31,11 +31,10 @@ async def populate(
     end: int,
     source: Source | None,
 ) -> int:
-    """Fill private pages from *source*; without it their content is there already.
+    """Fill private pages from *source*; without it, they have their content already.
 
-    Holes are filled with zeros first. Each page is done by itself, with the notifier
-    list locked. Returns how many pages have been done, which are fewer if a later one
-    is refused.
+    Holes are filled with zeros first. Each page is filled separately, with the notifier
+    list locked. Returns how many pages were filled: fewer if a later one is refused.
 
     Raises:
         OSError: for the first page: EOPNOTSUPP in semantics without; EINVAL for a range
@@ -109,7 +108,7 @@ def _populate(
 def _read(file: FileState, page: int) -> bytes:
     """A page of the source, as the host can read it.
 
-    Where attributes are not kept in the file it stands for memory of the host's.
+    If attributes are not kept in the file, any page stands for host memory.
     """
     offset = page * file.page_size
     if offset + file.page_size > os.fstat(file.fd).st_size:

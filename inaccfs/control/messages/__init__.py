@@ -1,7 +1,7 @@
 """The messages of the control socket: commands, what they return, and events.
 
-The one definition for the server, the clients, `query-qmp-schema` and
-docs/control-protocol.md. How they travel is qmp.py's matter; no I/O here.
+This is the only definition, for the server, the clients, `query-qmp-schema` and
+docs/control-protocol.md. qmp.py encodes and decodes them; there is no I/O here.
 
 Offsets, starts, ends and counts are pages of the file's page size, ends exclusive;
 sizes are bytes; a pfn is a page frame number, of 4 KiB frames.

@@ -138,7 +138,7 @@ class RealKvm:
     """/dev/kvm, opened for one row."""
 
     def __init__(self, mode: Mode) -> None:
-        """*mode* is that of the guests.
+        """*mode* is the CPU mode of the guests.
 
         Raises:
             OSError: it cannot be opened.

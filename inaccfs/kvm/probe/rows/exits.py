@@ -1,4 +1,4 @@
-"""KVM_EXIT_MEMORY_FAULT: when, with what in it, and going on after it."""
+"""KVM_EXIT_MEMORY_FAULT: when it comes, its members, and how the guest continues."""
 
 from __future__ import annotations
 
