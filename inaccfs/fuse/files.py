@@ -49,7 +49,7 @@ class OpenFile:
     @property
     def opens(self) -> int:
         """How many opens of it there are, this one included, without weak ones."""
-        return self._node.opens - self._node.weak + self._weak
+        return self._opens.users(self._node) + self._weak
 
     def reopen_backing(self) -> int:
         """A new fd of the backing file itself, for the caller to close."""
@@ -68,12 +68,13 @@ class OpenFile:
         """Do not count as a user of the file any more."""
         if not self._weak:
             self._weak = True
-            self._node.weak += 1
+            self._opens.count_weak(self._node, 1)
 
     def close(self) -> None:
         """Release it. This frees its memory if it has no name and no other open."""
         self._node.borrowed -= 1
-        self._node.weak -= self._weak
+        if self._weak:
+            self._opens.count_weak(self._node, -1)
         self._opens.release(self._node)
 
 
@@ -217,7 +218,7 @@ class Files:
         if node is None or (node.file is None and not node.opens):
             yield None
         elif node.file is not None:
-            yield Listed(name_of(node), ino, node.file, node.opens - node.weak)
+            yield Listed(name_of(node), ino, node.file, self._opens.users(node))
         else:
             # Its fd was closed, for want of fds. It is open during the block.
             opens = node.opens
