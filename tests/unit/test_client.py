@@ -62,14 +62,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
-        yield made
-        made.close()
-
-
-@pytest.fixture
 def shim(daemon: FakeDaemon) -> Iterator[Client]:
     with inaccfs.connect(daemon.path) as made:
         yield made

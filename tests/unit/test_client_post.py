@@ -14,22 +14,13 @@ from inaccfs.client import ClientClosedError, ConnectionLostError, Pfn, wire
 from inaccfs.client.commands import UNAWAITED
 from inaccfs.control import messages
 from inaccfs.control.messages import GetPfn, PutPfn
-from tests.unit.client_fakes import PATIENCE, FakeDaemon, Hold, Peer, hold, no_fds_leak
+from tests.unit.client_fakes import PATIENCE, FakeDaemon, Hold, Peer, hold
 from tests.unit.fakes import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from inaccfs.client import Client, File
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    with no_fds_leak():
-        made = FakeDaemon(str(tmp_path / "socket"))
-        yield made
-        made.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -21,7 +20,8 @@ from tests.unit.fakes import refused
 from tests.unit.one_file import PAGE, one_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
     from inaccfs.client.notifying import Callback
     from inaccfs.inprocess import Due, File, Notifier
@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 # Each page has a folio of its own.
 SMALL = SimulatedMemory(order=0)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as made:
-        yield made
 
 
 class Events(Options, total=False):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -32,7 +31,8 @@ from tests.unit.kvm_guests import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from inaccfs.kvm.shim import ShimRun
     from inaccfs.semantics import Semantics
@@ -53,12 +53,6 @@ class Once:
         if point == self.point and self.act is not None:
             act, self.act = self.act, None
             act()
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as made:
-        yield made
 
 
 # --- one fault ------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import mmap
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,19 +27,14 @@ from tests.unit.fakes import refused
 from tests.unit.kvm_guests import MIB, PAGE, PATIENCE, add_slot, guest, shim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
     from inaccfs.kvm import MemorySlot
 
 needs_cryptography = pytest.mark.skipif(
     importlib.util.find_spec("cryptography") is None, reason="needs cryptography"
 )
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as made:
-        yield made
 
 
 # --- accesses -------------------------------------------------------------------------
