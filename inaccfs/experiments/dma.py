@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from inaccfs import errnos
 from inaccfs.experiments.lab import HUGE_ONLY, LOCKED, Experiment
 from inaccfs.experiments.parts import SIMULATED, add_slot, punch
 from inaccfs.explore.inplace import Dma, DmaPunch
@@ -52,7 +52,7 @@ def _beside(bench: Bench, learns: Learns) -> str:
         try:
             iommu.map_file(fd, 0, _PAGE)
         except OSError as exc:
-            return errno.errorcode[exc.errno or 0]
+            return errnos.NAMES[exc.errno or 0]
         return "yes"
 
 
@@ -82,7 +82,7 @@ def _after(
             else:
                 punch(fd, 1)
         except OSError as exc:
-            change = errno.errorcode[exc.errno or 0]
+            change = errnos.NAMES[exc.errno or 0]
         then = _NAMES[device.read(0, 4)]
         iommu.restore()
         again = _NAMES[device.read(0, 4)]

@@ -133,21 +133,13 @@ def _outcomes(bench: Bench) -> dict[str, str]:
         user = Mapper(stack, bench, fd, _PAGES)
         file = stack.enter_context(bench.shim.file(fd))
         found["freeze"] = "ok" if _froze(file) else "unknown"
-        found |= {name: _outcome(call) for name, call in _calls(fd, user).items()}
-        found["another unfreezes it"] = _outcome(user.file.unfreeze)
-        found["its owner unfreezes it"] = _outcome(file.unfreeze)
-        found["fallocate, a hole, after that"] = _outcome(
+        found |= {name: parts.outcome(call) for name, call in _calls(fd, user).items()}
+        found["another unfreezes it"] = parts.outcome(user.file.unfreeze)
+        found["its owner unfreezes it"] = parts.outcome(file.unfreeze)
+        found["fallocate, a hole, after that"] = parts.outcome(
             lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * _PAGE, _PAGE)
         )
     return found
-
-
-def _outcome(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
 
 
 def _run(lab: Lab) -> None:
