@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from inaccfs import threads
+from inaccfs.trouble import Trouble
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -29,9 +32,6 @@ log = logging.getLogger(__name__)
 # closed, and how many threads may drop unread fds.
 _FOREIGN: Final = 4
 _THREADS: Final = 2
-
-# How long to wait where no thread can be started.
-_NO_THREAD_SECONDS: Final = 0.1
 
 STRANGERS: Final = -1
 """Stands for the uids of all users who are not admitted."""
@@ -102,7 +102,7 @@ class Closings:
         self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
         # Connections that wait for a thread, or are being closed by one.
         self.connections = 0
-        self._has_no_thread = False
+        self._trouble: Final = Trouble()
 
     # --- fds of other file systems ------------------------------------------------
 
@@ -166,22 +166,11 @@ class Closings:
         self.nursery.start_soon(self.close, connection, uid)
 
     async def _in_thread(self, work: Callable[[], None], uid: int) -> None:
-        """Do what may take for ever in one of the user's threads.
-
-        A thread that hangs is abandoned when the caller is cancelled.
-        """
-        limiter = self._users[uid].threads
-        while True:
-            try:
-                return await trio.to_thread.run_sync(
-                    work, abandon_on_cancel=True, limiter=limiter
-                )
-            except RuntimeError as exc:
-                # Of threading: there may be no more (systemd's TasksMax).
-                if not self._has_no_thread:
-                    log.error("closing for peers waits: %s", exc)  # noqa: TRY400
-                self._has_no_thread = True
-                await trio.sleep(_NO_THREAD_SECONDS)
+        """Do what may take for ever in one of the user's threads."""
+        await threads.do(
+            *(work, self._users[uid].threads, self._trouble, "closing for peers"),
+            abandon=True,
+        )
 
 
 def _has_fds(connection: socket.socket) -> bool:
