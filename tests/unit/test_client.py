@@ -42,6 +42,7 @@ from inaccfs.control.messages import (
     UnregisterNotifier,
 )
 from inaccfs.errors import NotMountedError
+from inaccfs.fuse import finding
 from inaccfs.semantics import V8
 from tests.unit.client_fakes import (
     PATIENCE,
@@ -165,7 +166,7 @@ def test_a_daemon_that_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepting: bool
 ) -> None:
     """The kernel takes peers in for it, until its backlog is full."""
-    monkeypatch.setattr(wire, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.05)
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener, no_fds_leak():
         listener.bind(path)
