@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import msgspec
 
 from inaccfs import runtime
-from inaccfs.machine import CAP_IPC_LOCK, CAP_SYS_ADMIN, Machine, is_character_device
+from inaccfs.machine import Machine, is_character_device
+from inaccfs.syscalls import CAP_IPC_LOCK, CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

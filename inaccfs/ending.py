@@ -30,15 +30,15 @@ from inaccfs.syscalls import peer_credentials
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# How long a daemon may take to answer. An abort is felt by all
-# users of the mount.
-_ANSWER_SECONDS: Final = 10.0
-# The same where a wrong guess does no harm.
+# How long a daemon may take to answer where a wrong guess does no harm.
 _QUICK_ANSWER_SECONDS: Final = 1.0
 
-_STOP_SECONDS: Final = 60.0
-# A daemon usually ends within this time. After it we look whether it will end at all.
-_NOTICE_SECONDS: Final = 0.5
+STOP_SECONDS: Final = 60.0
+"""How long a daemon may take to end if it is busy all the time."""
+
+NOTICE_SECONDS: Final = 0.5
+"""How long it takes to notice that its mount has gone; usually it ends within that."""
+
 _ENDING_SECONDS: Final = 2.0
 
 
@@ -57,7 +57,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> str | None:
     found = finding.find(mountpoint)
     message: str | None
     try:
-        control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else _ANSWER_SECONDS)
+        control = _ask(found, _QUICK_ANSWER_SECONDS if lazy else finding.DAEMON_SECONDS)
     except DeadDaemonError:
         message = _unmount_dead(found, lazy=lazy)
     except NoAnswerError:
@@ -196,9 +196,9 @@ def _unmount_living(
         return None if lazy else _describe_copies(found, "its daemon goes on")
     with daemon:
         goes_on = f"its daemon {daemon.pid} goes on"
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS
         greetings = 0
-        while not daemon.has_ended(_NOTICE_SECONDS):
+        while not daemon.has_ended(NOTICE_SECONDS):
             if copies := _describe_copies(found, goes_on):
                 return copies
             # The daemon may not have noticed yet that the mount has gone. It notices
@@ -213,7 +213,7 @@ def _unmount_living(
             if time.monotonic() > deadline:
                 raise UnmountError(
                     f"{found.path} is unmounted, but its daemon {daemon.pid} is still "
-                    f"there after {_STOP_SECONDS:.0f} s: see its log"
+                    f"there after {STOP_SECONDS:.0f} s: see its log"
                 )
     return None
 

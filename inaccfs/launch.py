@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from inaccfs import streams
-from inaccfs.ending import wait_readable
+from inaccfs.ending import NOTICE_SECONDS, STOP_SECONDS, wait_readable
 from inaccfs.errors import (
     DaemonFailedError,
     DeadDaemonError,
@@ -41,13 +41,8 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
 
 _START_SECONDS: Final = 60.0
-_ANSWER_SECONDS: Final = 10.0
-
-# How long a daemon may take to notice that its mount has gone; to end after SIGTERM;
-# and to end if it is busy all the time.
-_NOTICE_SECONDS: Final = 0.5
+# How long a daemon may take to end after SIGTERM.
 _ENDING_SECONDS: Final = 1.5
-_STOP_SECONDS: Final = 60.0
 
 # After that it is looked at: it hangs if it is found waiting so many times in a row.
 # Once is not enough, for a daemon also waits for its helper.
@@ -167,7 +162,7 @@ def read_status(mountpoint: str) -> Status:
     path = finding.find(mountpoint).path
     try:
         found = finding.ask(
-            lambda: os.getxattr(path, status.STATUS_XATTR), _ANSWER_SECONDS
+            lambda: os.getxattr(path, status.STATUS_XATTR), finding.DAEMON_SECONDS
         )
     except TimeoutError:
         raise NoAnswerError(
@@ -341,7 +336,7 @@ def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
     It does if the mount has copies: bind mounts, or mounts in other namespaces.
     """
     try:
-        daemon.wait(_NOTICE_SECONDS)
+        daemon.wait(NOTICE_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return True
@@ -352,7 +347,7 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     daemon.terminate()
     # A stopped daemon does not see SIGTERM.
     daemon.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + STOP_SECONDS
     seconds = _ENDING_SECONDS
     idle = 0
     while idle < _LOOKS and time.monotonic() < deadline:

@@ -18,10 +18,6 @@ from inaccfs import mmcalls, uring
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# include/uapi/linux/capability.h
-CAP_IPC_LOCK: Final = 14
-CAP_SYS_ADMIN: Final = 21
-
 # include/uapi/linux/kvm.h
 _KVM_CHECK_EXTENSION: Final = 0xAE03
 _KVM_CAP_GUEST_MEMFD: Final = 234

@@ -32,6 +32,12 @@ HUGETLBFS_MAGIC: Final = 0x958458F6
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
 
+# Bits of capabilities(7).
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
+
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 

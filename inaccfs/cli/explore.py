@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from inaccfs.explore.search import Case, Found, Limits, Outcome
-    from inaccfs.explore.timeline import Timeline
+    from inaccfs.explore.timeline import Line, Timeline
 
 NOT_COMPLETE: Final = 3
 """Nothing was found, and not all schedules were tried."""
@@ -193,8 +193,7 @@ def _search(
                 output.say(table.row(name, outcome))
     finally:
         if args.json:
-            found = [_as_row(name, outcome, label) for name, outcome in rows]
-            output.say_json(msgspec.json.encode({"rows": found}))
+            _say_rows([_searched(name, outcome, label) for name, outcome in rows])
     if len(cases) == 1:
         _show_found(rows[0][1], args)
     elif not (args.json or limits.stop()) and any(one.found for _, one in rows):
@@ -226,25 +225,44 @@ def _status(outcomes: list[Outcome]) -> int:
     return 0 if all(outcome.complete for outcome in outcomes) else NOT_COMPLETE
 
 
-def _as_row(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
+def _searched(name: str, outcome: Outcome, label: str) -> dict[str, Any]:
     from inaccfs.explore import replay
 
     case, shortest = outcome.case, outcome.shortest
-    steps = [] if shortest is None else _timeline(case, shortest).lines
+    if shortest is None:
+        return _row(label, name, outcome, outcome.kinds, None, [])
+    schedule = replay.name(case, shortest.choices)
+    steps = _timeline(case, shortest).lines
+    return _row(label, name, outcome, outcome.kinds, schedule, steps)
+
+
+def _row(
+    label: str,
+    semantics: str,
+    outcome: Outcome,
+    kinds: list[str],
+    schedule: str | None,
+    steps: Sequence[Line],
+) -> dict[str, Any]:
+    """What --json says of a search; *schedule* is the name of the one that it shows."""
     return {
         "scenario": label,
-        "semantics": name,
-        "kvm": case.kvm,
-        "verdict": ", ".join(outcome.kinds) or "clean",
-        "kinds": outcome.kinds,
+        "semantics": semantics,
+        "kvm": outcome.case.kvm,
+        "verdict": ", ".join(kinds) or "clean",
+        "kinds": kinds,
         "schedules": outcome.schedules,
         "pruned": outcome.pruned,
         "complete": outcome.complete,
         "bound": outcome.limits.preemptions,
         "seconds": round(outcome.seconds, 3),
-        "replay": None if shortest is None else replay.name(case, shortest.choices),
+        "replay": schedule,
         "steps": [{"actor": line.actor, "text": line.text} for line in steps],
     }
+
+
+def _say_rows(rows: list[dict[str, Any]]) -> None:
+    output.say_json(msgspec.json.encode({"rows": rows}))
 
 
 def _timeline(case: Case, found: Found) -> Timeline:
@@ -301,26 +319,15 @@ def _show(found: Timeline) -> None:
 
 def _replay(args: argparse.Namespace, case: Case, label: str) -> int:
     from inaccfs.explore import replay, timeline
+    from inaccfs.explore.search import Limits, Outcome
 
     found = timeline.replayed(case, replay.choices(case, args.replay))
     if args.json:
-        steps = [{"actor": line.actor, "text": line.text} for line in found.lines]
+        alone = Outcome(case, Limits())
+        alone.schedules = 1
         kinds = sorted({each.kind for each in found.violations})
-        row = {
-            "scenario": label,
-            "semantics": case.semantics.name,
-            "kvm": case.kvm,
-            "verdict": ", ".join(kinds) or "clean",
-            "kinds": kinds,
-            "schedules": 1,
-            "pruned": 0,
-            "complete": False,
-            "bound": None,
-            "seconds": 0.0,
-            "replay": args.replay,
-            "steps": steps,
-        }
-        output.say_json(msgspec.json.encode({"rows": [row]}))
+        row = _row(label, case.semantics.name, alone, kinds, args.replay, found.lines)
+        _say_rows([row])
     else:
         for each in found.violations:
             output.say(f"{each.kind}: {each.text}")

@@ -15,9 +15,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
-from inaccfs.client import requests
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.requests import Request
+from inaccfs.client.requests import Request, no_result
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     Bind,
@@ -279,7 +278,7 @@ class Notifiers:
 
     def commit(self, registration: Registration) -> Request[None]:
         """The request that puts a prepared one into effect. If it fails, forget it."""
-        return requests.no_result(CommitBind(notifier=registration.number))
+        return no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:
         """The daemon has refused to commit it, and knows it no more."""
@@ -344,7 +343,7 @@ class Notifiers:
             return
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
-        call = self._conversation.start(requests.no_result(command))
+        call = self._conversation.start(no_result(command))
         # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 

@@ -95,11 +95,7 @@ class _Move:
 
     def get(self) -> str:
         """Whether pages can be got at this moment, whoever asks."""
-        try:
-            self.new.frames()
-        except OSError as exc:
-            return errnos.NAMES[exc.errno or 0]
-        return "ok"
+        return parts.outcome(self.new.frames)
 
     def kept(self) -> str:
         """How many frames the new VM has in common with the old one; but the last."""

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs import errnos
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -96,6 +97,21 @@ def listen(
     if scope == "range":
         return file.bind(start, end, callback, with_frames=with_frames)
     return file.register_notifier(callback, with_frames=with_frames)
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """ "ok", or the name of the errno that a call fails with."""
+    try:
+        call()
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
+
+
+def kept(shim: Client) -> int:
+    """Frames that are not free only because of references to punched pages."""
+    references = shim.query_pins().references
+    return sum(each.count for each in references if each.punched)
 
 
 @contextmanager

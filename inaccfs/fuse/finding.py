@@ -24,6 +24,9 @@ FSTYPE: Final = "fuse.inaccfs"
 
 _ANSWER_SECONDS: Final = 5.0
 
+DAEMON_SECONDS: Final = 10.0
+"""How long a daemon may take to answer. Its users feel it if that is too short."""
+
 
 def mounts() -> list[MountInfo]:
     """All inaccfs mounts that this process can see, oldest first."""

@@ -46,7 +46,7 @@ GONE = ("ENOTCONN", "ECONNABORTED")
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that is stopped in a test is known not to answer."""
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 1.0)
 
 
 def umount(*words: str | Path) -> str:
@@ -208,7 +208,7 @@ def test_umount_returns_though_its_question_hangs(
 ) -> None:
     """Even if the child ignores its time limit."""
     monkeypatch.setattr(ending, "_QUESTION", "import time; time.sleep(1000)")
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.1)
     with support.mounted(point) as mount:
         before = time.monotonic()
         assert "did not answer" in umount(point)
@@ -220,7 +220,7 @@ def test_a_connection_without_a_reader_is_aborted(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after SIGKILL, when a thread of the daemon hangs and keeps /dev/fuse open."""
-    monkeypatch.setattr(ending, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.5)
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
     mountcalls.mount("inaccfs", str(point), finding.FSTYPE, 0, options)

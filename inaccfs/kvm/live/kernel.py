@@ -106,7 +106,7 @@ class _Build:
         self._work: Final = _beside(target, ".building")
         self._linux: Final = self._work / "linux"
         self._objects: Final = self._work / "objects"
-        self._result: Final = self._work / "result"
+        self._made: Final = Kernel(self._work / "result", str(source))
 
     def run(self) -> None:
         """Run the stages that are not done yet, and move the kernel to its place."""
@@ -129,8 +129,9 @@ class _Build:
                     self._say(what)
                     stage(log)
                     self._note(name)
-        (self._result / "source").write_text(f"{self._source}\n")
-        self._result.rename(self._target)
+        result = self._made.directory
+        (result / "source").write_text(f"{self._source}\n")
+        result.rename(self._target)
         shutil.rmtree(self._work)
 
     def _done(self) -> list[str]:
@@ -172,14 +173,14 @@ class _Build:
 
     def _kernel(self, log: IO[str]) -> None:
         self._make(log, "bzImage")
-        self._result.mkdir(exist_ok=True)
-        image = self._objects / "arch/x86/boot/bzImage"
-        shutil.copy(image, self._result / "bzImage")
-        shutil.copy(self._objects / ".config", self._result / "config")
+        result = self._made.directory
+        result.mkdir(exist_ok=True)
+        shutil.copy(self._objects / "arch/x86/boot/bzImage", self._made.image)
+        shutil.copy(self._objects / ".config", result / "config")
 
     def _selftests(self, log: IO[str]) -> None:
         self._make(log, "headers")
-        output = self._result / "selftests"
+        output = self._made.selftests
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir()
         self._call(
