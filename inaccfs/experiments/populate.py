@@ -26,7 +26,7 @@ _GUESTS: Final[tuple[tuple[Zap, str], ...]] = (
 
 
 def _boot(bench: Bench, zap: Zap) -> tuple[int, int]:
-    """Populate half of a guest, make all of it private; pages destroyed, and read."""
+    """Populate half of a guest, and make all of it private; counts destroyed pages."""
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("guest", size=_PAGES * _PAGE)
         stack.callback(os.close, fd)
@@ -37,7 +37,7 @@ def _boot(bench: Bench, zap: Zap) -> tuple[int, int]:
         window = file.shared_window()
         for page in range(_POPULATED):
             window.write(page * _PAGE, _KERNEL)
-        # In place: what the VMM has written is the content.
+        # In place, the VMM has written the content.
         file.set_memory_attributes(0, _POPULATED, True)
         assert vm.populate(0, _POPULATED * _PAGE) == _POPULATED
         vm.pre_fault_memory(0, _POPULATED * _PAGE)
