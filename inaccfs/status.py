@@ -22,7 +22,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backing: str
     # In bytes: the capacity of the backing; 0 if it has no limit.
     size: int
-    # In bytes; allocated_pages counts in it.
+    # In bytes: the unit of allocated_pages.
     page_size: int
     # Regular files that have a name, or are open.
     files: int
