@@ -1,4 +1,4 @@
-"""Ending a mount from another process: `inaccfs umount`.
+"""Ends a mount from another process: `inaccfs umount`.
 
 No function here waits for a daemon without a limit. A child process asks it: a daemon
 that stops during a question leaves the asker in the kernel, where even SIGKILL does not
@@ -131,7 +131,7 @@ class _Daemon:
     """The process at the other end of a control socket."""
 
     def __init__(self, control: str | bytes) -> None:
-        """Raises `OSError` if nobody listens, or out of our PID namespaces."""
+        """Raises `OSError` if nobody listens, or from outside our PID namespaces."""
         self._control = control
         with self._connect() as connection:
             # The pid of the process that called listen(2), in our PID namespace; 0 if
@@ -201,8 +201,8 @@ def _unmount_living(
         while not daemon.has_ended(NOTICE_SECONDS):
             if copies := _describe_copies(found, goes_on):
                 return copies
-            # The daemon may not have noticed yet that the mount has gone. It notices
-            # before it accepts a second connection.
+            # The daemon may not have noticed the unmount yet. It notices it before it
+            # accepts a second connection.
             greetings += daemon.serves()
             if greetings > 1:
                 return (
@@ -234,7 +234,7 @@ def _unmount_dead(found: MountInfo, *, lazy: bool) -> str:
         os.unlink(runtime.control_path(found.path, None))
     log = runtime.log_path(found.path)
     with suppress(OSError):
-        # A log with text in it is for the user to read.
+        # Leave a log with text for the user to read.
         if os.stat(log).st_size == 0:
             os.unlink(log)
     return f"{found.path} is unmounted; its daemon was dead"
@@ -252,7 +252,7 @@ def _detach_silent(found: MountInfo) -> str:
 def _end_silent(found: MountInfo) -> str:
     """Unmount, and abort the connection of a daemon that does not answer.
 
-    Calls that wait for it fail then.
+    Then calls that wait for it fail.
     """
     daemon = None
     with suppress(MountError):

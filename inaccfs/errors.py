@@ -36,7 +36,7 @@ class NotMountedError(InaccfsError):
 
 
 class NoAnswerError(InaccfsError):
-    """A daemon is there and does not answer: it is stopped."""
+    """A daemon exists and does not answer: it is stopped."""
 
 
 class NoEntryError(InaccfsError):
@@ -63,7 +63,7 @@ class PinnedError(PageError, BlockingIOError):
 
 
 class BusError(PageError):
-    """Page `offset` is private, or cannot be had: a mapping would raise SIGBUS."""
+    """Page `offset` is private, or has no memory: a mapping would raise SIGBUS."""
 
 
 def page_error(number: int, text: str, offset: int) -> PageError:

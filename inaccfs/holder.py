@@ -1,4 +1,4 @@
-"""A process that holds a mount: however it ends, the mount ends with it.
+"""A process that owns a mount: when it ends, for any reason, the mount ends.
 
 The daemon gets a pidfd of the process. PR_SET_PDEATHSIG would follow the thread that
 made the mount, and children of the process would keep a pipe open.

@@ -1,4 +1,4 @@
-"""Starting and ending a daemon from another process: `mounted()` and the mount command.
+"""Starts and ends a daemon from another process: `mounted()` and the mount command.
 
 Imports neither trio nor pyfuse3, which a process that starts a daemon does not need.
 """
@@ -44,8 +44,8 @@ _START_SECONDS: Final = 60.0
 # How long a daemon may take to end after SIGTERM.
 _ENDING_SECONDS: Final = 1.5
 
-# After that it is looked at: it hangs if it is found waiting so many times in a row.
-# Once is not enough, for a daemon also waits for its helper.
+# After that we check it: it hangs if it is found waiting so many times in a row. Once
+# is not enough, because a daemon also waits for its helper.
 _LOOKS: Final = 5
 _LOOK_SECONDS: Final = 0.1
 
@@ -59,10 +59,10 @@ def start_daemon(
 ) -> subprocess.Popen[bytes]:
     """Start `inaccfs mount` with *words* and return when its mount is ready.
 
-    They name the *mountpoint*, too, so that it is found again from where we are.
+    *words* name the *mountpoint*, too; relative paths start at our working directory.
 
-    With *scratch* the mount is held by this process, and ends when it does, and the
-    directory *scratch* goes then, too.
+    With *scratch* the mount belongs to this process, and ends with it; the directory
+    *scratch* is then removed, too.
 
     Raises:
         DaemonFailedError: it ended before that, with a message on *stderr* (or on the
@@ -77,7 +77,7 @@ def start_daemon(
             fds = {"--ready-fd": ready_write, "--mountpoint-fd": mountpoint.fd}
             options: list[str] = []
             if scratch is not None:
-                # This stands for the process, not for the thread or a fork.
+                # A pidfd stands for the process, and not for the thread or a fork.
                 fds["--holder-fd"] = os.pidfd_open(os.getpid())
                 handed.callback(os.close, fds["--holder-fd"])
                 options = ["--scratch", scratch]
@@ -107,9 +107,9 @@ def start_daemon(
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(_ENDING_SECONDS)
             raise
-        # The end of the pipe is readable, too: we do not wait for a dead daemon.
+        # End of file is readable, too: we do not wait for a dead daemon.
         if readable and os.read(ready_read, len(READY)) == READY:
-            # The daemon stays.
+            # Let the daemon run on.
             stack.pop_all()
             os.close(ready_read)
             return daemon
@@ -138,7 +138,7 @@ class Mount:
     pid: int
     # The path of its control socket.
     control: Path
-    # The daemon's log, one line an event.
+    # The daemon's log, one line per event.
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -153,10 +153,10 @@ def read_status(mountpoint: str) -> Status:
     Raises:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
-        NoAnswerError: its daemon is stopped, or says what we do not understand.
+        NoAnswerError: its daemon is stopped, or its answer cannot be parsed.
         NoEntryError: it is another user's, without --allow-other.
     """
-    # Not at the top: to mount does not take msgspec.
+    # Imported here because mounting does not need msgspec.
     from inaccfs import status
 
     path = finding.find(mountpoint).path
@@ -205,15 +205,15 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, always taken down at the end.
+    """A mount with a daemon of its own, which is always unmounted at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.
-    Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
-    tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
-    "FILE.py:CLASS"; *options* follow -o,
-    which takes all other options, too ("limit=peers=9", "simulated-order=0"). The
-    daemon's log is a temporary file for as long as the block lasts.
+    Without a *mountpoint* it is on a temporary directory. *size* is bytes, or a size of
+    tmpfs(5) ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
+    "FILE.py:CLASS"; *options* are options for -o, which takes all others, too
+    ("limit=peers=9", "simulated-order=0"). The daemon's log is a temporary file, which
+    lasts as long as the block.
 
     Raises:
         MountError: the daemon's own message says why there is no mount.
@@ -270,7 +270,7 @@ def mounted(
             yield mount
         finally:
             if os.getpid() != me:
-                # A fork leaves the block, too, but the mount is not the fork's.
+                # A fork leaves the block, too, but the mount does not belong to it.
                 stack.pop_all()
 
 
@@ -315,7 +315,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
 
 
 def _unmount(own: OwnMount) -> bool:
-    """Unmount, unless the mount is covered; return whether nothing of it is left."""
+    """Unmount, unless the mount is covered; returns whether it is unmounted."""
     # None if the block has unmounted it.
     found = own.find()
     if found is None or ownmount.is_covered(found):
@@ -323,7 +323,7 @@ def _unmount(own: OwnMount) -> bool:
     try:
         unmounting.unmount(found, lazy=False)
     except UnmountError:
-        # A file is open. The daemon ends all the same, and the lazy mount with it.
+        # A file is open. The daemon ends anyway, and the lazy mount with it.
         with suppress(UnmountError):
             unmounting.unmount(found, lazy=True)
         return False
@@ -331,9 +331,9 @@ def _unmount(own: OwnMount) -> bool:
 
 
 def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
-    """Wait a little for a daemon whose mount has gone; False if it goes on.
+    """Wait a little for a daemon without a mount to end; False if it does not.
 
-    It does if the mount has copies: bind mounts, or mounts in other namespaces.
+    It does not end if the mount has copies: bind mounts, or mounts in other namespaces.
     """
     try:
         daemon.wait(NOTICE_SECONDS)

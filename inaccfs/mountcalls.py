@@ -1,4 +1,4 @@
-"""System calls on mounts: making them, unmounting them, and which one an fd is on.
+"""System calls on mounts: making and unmounting them, and finding that of an fd.
 
 As in `inaccfs.syscalls` each is a thin function that raises `OSError` with the kernel's
 errno.

@@ -3,7 +3,7 @@
 Both faces follow these rules; they differ only in what runs a callback.
 
 - Each event that needs an answer gets one: when its callback has returned or raised, or
-  at once if there is no callback to call.
+  at once if there is no callback.
 - If a notifier is unregistered while its callback runs, even by the callback itself,
 the
   callback returns first; events that come meanwhile are answered without a call.
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last; with `with_frames` the extents
-    # that go; and with `with_kinds` the kinds.
+    # Takes the first page and the page after the last; with `with_frames` the removed
+    # extents; and with `with_kinds` the kinds.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Options(TypedDict, total=False):
     invalidate_end: Callback | None
     populate: Callback | None
     error: Callback | None
-    # Whether callbacks take a list of the extents that go, too; and the kinds of pages
-    # that are concerned, None where events do not carry that.
+    # Whether callbacks also take a list of the removed extents; and whether they take
+    # the kinds of pages, which are None if events do not carry them.
     with_frames: bool
     with_kinds: bool
 
@@ -73,7 +73,7 @@ class Callbacks(NamedTuple):
     with_kinds: bool = False
 
     def check(self) -> Callbacks:
-        """Return itself; `TypeError` if there is nothing to call."""
+        """Return itself; `TypeError` if there is no callback."""
         if not any(self[:-2]):
             raise TypeError("a notifier needs a callback")
         return self
@@ -110,7 +110,7 @@ class Callbacks(NamedTuple):
         frames: Iterable[object] | None,
         kinds: str | None = None,
     ) -> object:
-        """Call one of these: with *frames* if they take them, [] where none are."""
+        """Call a callback: with *frames*, or [], if it takes them."""
         more: list[object] = [list(frames or ())] if self.with_frames else []
         if self.with_kinds:
             more.append(kinds)
@@ -150,10 +150,10 @@ class Registration:
         self.leaving = False
         # The daemon has been asked to remove it.
         self.asked = False
-        # The daemon has removed it, or is not there. Then `on_left` is called.
+        # The daemon has removed it, or has ended. Then `on_left` is called.
         self.left = False
         self._on_left = on_left
-        # Why that went wrong.
+        # Why the removal failed.
         self._error: OSError | None = None
         # The first exception of its callbacks, and how many came later.
         self._raised: BaseException | None = None
@@ -186,7 +186,7 @@ class Registration:
         return raised or error
 
     def settle(self, error: OSError | None) -> None:
-        """Mark it as not registered any more."""
+        """Mark it as no longer registered."""
         if not self.left:
             self.leaving = self.left = True
             self._error = error
@@ -206,7 +206,7 @@ class Registered:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has ended or hung up."""
+        """False after `unregister`, and after the daemon has ended or hung up."""
         return not self._registration.leaving
 
 
@@ -216,12 +216,12 @@ class Range(NamedTuple):
     start: int
     end: int
     exclusive: bool | None = None
-    # Whether `commit` puts it into effect, and not `bind`.
+    # Whether `commit` makes it effective, and not `bind`.
     prepare: bool = False
 
 
 class Due(NamedTuple):
-    """A callback to be called."""
+    """A callback that is due."""
 
     registration: Registration
     callback: Callback
@@ -243,7 +243,7 @@ class Notifiers:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation: Final = conversation
         self._registered: Final[dict[int, Registration]] = {}
-        # Those whose callbacks raised exceptions that the user has not got yet.
+        # Notifiers whose callbacks raised exceptions that no caller has got yet.
         self._raised: Final[list[Registration]] = []
         conversation.on_end = self._end
 
@@ -257,11 +257,11 @@ class Notifiers:
         on_left: Callable[[], object],
         bound: Range | None = None,
     ) -> Request[Registration]:
-        """The request that registers one; *on_left* is called once it has left."""
+        """The request that registers one; *on_left* is called after its removal."""
 
         def interpret(returned: messages.Notifier) -> Registration:
-            # At once, and not when the caller gets to run: the next bytes that are read
-            # may be its first event.
+            # Do this at once, and not when the caller runs again: the next bytes may be
+            # its first event.
             registration = Registration(
                 returned.notifier, callbacks, on_left, bound=bound is not None
             )
@@ -281,7 +281,7 @@ class Notifiers:
         return no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:
-        """The daemon has refused to commit it, and knows it no more."""
+        """Forget a notifier that the daemon has refused to commit, and has removed."""
         self._registered.pop(registration.number, None)
         registration.settle(None)
 
@@ -293,7 +293,7 @@ class Notifiers:
             self._conversation.abandon(call)
 
     def begin(self, event: Event) -> Due | None:
-        """Take an event; return the callback that is due, if any."""
+        """Handle an event; return the callback that is due, if any."""
         if not isinstance(event, _NotifierEvent):
             return None
         registration = self._registered.get(event.notifier)
@@ -311,7 +311,7 @@ class Notifiers:
         return None
 
     def finish(self, due: Due, raised: BaseException | None) -> None:
-        """Take note that a callback has returned, or *raised*; answer its event."""
+        """Record that a callback has returned, or *raised*; answer its event."""
         registration = due.registration
         registration.running -= 1
         if raised is not None:
@@ -329,7 +329,7 @@ class Notifiers:
     def _answer(self, event: _NotifierEvent) -> None:
         if isinstance(event, messages.Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
-            # Refused if it comes too late; the daemon has disconnected us by then.
+            # A late answer is refused; the daemon has disconnected us by then.
             self._conversation.start_unawaited([answer], quietly=True)
 
     def leave(self, registration: Registration) -> None:
@@ -359,7 +359,7 @@ class Notifiers:
     def _unexpected(self, error: OSError | None) -> OSError | None:
         """*error*, unless the client was closed or the daemon has shut down.
 
-        A notifier is expected to end with either.
+        In these cases a notifier is expected to end.
         """
         expected = isinstance(error, ClientClosedError) or (
             isinstance(error, ControlError) and self._conversation.shutdown is not None

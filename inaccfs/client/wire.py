@@ -1,4 +1,4 @@
-"""Finding a daemon's control socket, and bytes and fds through it."""
+"""Finds a daemon's control socket, and sends and receives bytes and fds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from inaccfs.errors import NotMountedError
 from inaccfs.fuse import finding
 
 _READ_BYTES: Final = 1 << 16
-# A daemon sends one a reply; more than one if several replies are read at once.
+# A reply has at most one fd; several replies may be read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
-# What send(2) raises once the other end has closed the connection.
+# What send(2) raises after the other end has closed the connection.
 _GONE: Final = (BrokenPipeError, ConnectionResetError)
 
 # For one call, through map().
@@ -50,8 +50,8 @@ def find_socket(target: str | os.PathLike[str]) -> str:
     """The control socket of the mount at *target*, or *target* if it is a socket.
 
     Raises:
-        NotMountedError: it is neither.
-        InaccfsError: the mount has none, or its daemon is dead or stopped.
+        NotMountedError: it is not one of these.
+        InaccfsError: the mount has no socket, or its daemon is dead or stopped.
     """
     path = os.fspath(target)
     try:

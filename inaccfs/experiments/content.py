@@ -132,7 +132,7 @@ def _watch(
         return _Seen(private, both, found, guest.read(private=True))
 
 
-# What a client may assume; it is wrong if it reads anything else.
+# Assumptions of a client, which are wrong if it reads anything else.
 _CLIENTS: Final[tuple[tuple[str, str, Callable[[_Seen], str]], ...]] = (
     ("zero, to private", "zeros", lambda seen: seen.private),
     ("zero, to shared", "zeros", lambda seen: seen.shared),
@@ -187,7 +187,7 @@ def _show(lab: Lab, semantics: str, seen: list[list[_Seen | None]]) -> None:
 def _judge(
     expected: str, read: Callable[[_Seen], str], seen: list[_Seen | None]
 ) -> tuple[str, str]:
-    """How many policies prove a client right, and what it reads under the others."""
+    """Under how many policies a client is right, and what it reads under the others."""
     got = [read(each) for each in seen if each is not None]
     wrong = sorted(Counter(what for what in got if what != expected).items())
     told = ", ".join(what + f" {times}x" * (times > 1) for what, times in wrong)

@@ -1,4 +1,4 @@
-"""What a device that cannot fault uses after a change, if its IOMMU learns of it."""
+"""Which pages a device that cannot fault uses after a change, by its IOMMU's rules."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _DATA: Final = b"data"
 _NAMES: Final = {_DATA: "its data", bytes(4): "zeros", b"\xff" * 4: "nothing"}
 
-# These two hear of changes, and have to be the user of a page that has one only.
+# These two get events, so they have to be the user of a page that has only one user.
 _HEAR: Final = ("before and after", "revoke")
 
 
 def _found(scenario: type[Scenario], semantics: str, learns: Learns) -> str:
-    """What a search of all schedules finds."""
+    """The kinds of violations that a search of all schedules finds."""
     rules = load.load(semantics)
     if scenario is Dma and rules.attributes != "file":
         return "-"
@@ -59,7 +59,7 @@ def _beside(bench: Bench, learns: Learns) -> str:
 def _after(
     bench: Bench, learns: Learns, *, converts: bool
 ) -> tuple[str, str, str, int] | None:
-    """A change of a page; what a device reads then, and when it was mapped again."""
+    """Change a page; what a device reads then, and after the page was mapped again."""
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("dma", size=PAGE_SIZE)
         stack.callback(os.close, fd)

@@ -1,4 +1,4 @@
-"""A file is frozen while others allocate: does what was counted stay so?"""
+"""A file is frozen while others allocate: do counts of its pages stay correct?"""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SIZE: Final = _PAGES * PAGE_SIZE
 
 
 class ChecksFirst(LiveUpdate):
-    """live-update, but arguments are checked before the freeze, as it was before."""
+    """live-update, but fallocate(2) checks its arguments before the freeze."""
 
     frozen: ClassVar[Frozen] = "after the checks"  # type: ignore[assignment]
 
 
 class _Allocator:
-    """Allocates page by page in a thread, until it is refused or all is there."""
+    """Allocates page by page in a thread, until it is refused or the file is full."""
 
     def __init__(self, fd: int) -> None:
         self._fd: Final = fd
@@ -55,13 +55,13 @@ class _Allocator:
             self.over = True
 
     def go_on(self) -> None:
-        """Wait until it has begun and allocated another page, or is over."""
+        """Wait until it has allocated another page, or has ended."""
         before = self.pages
         parts.until(lambda: self.over or self.pages > before + 1)
 
 
 class _Round:
-    """What two walks over the present pages have counted, and what came of the rest."""
+    """The counts of two walks over the present pages, and the outcome of the thread."""
 
     def __init__(self, bench: Bench, *, freezes: bool) -> None:
         with ExitStack() as stack:
@@ -77,7 +77,7 @@ class _Round:
             allocator.go_on()
             second = _walk(file)
             self.equal = first == second
-            # What the record of a walk has, and the file has not, or the reverse.
+            # The differences between the record of a walk and the file.
             if self.freezes:
                 running.result(parts.PATIENCE)
                 self.refused = errnos.NAMES.get(allocator.errno, "-")
@@ -107,7 +107,7 @@ def _walk(file: File) -> int:
 
 
 def _calls(fd: int, user: Mapper) -> dict[str, Callable[[], object]]:
-    """What is tried on a frozen file. Page 0 is there, page 2 is a hole."""
+    """The calls to try on a frozen file. Page 0 is present, page 2 is a hole."""
     keep = FALLOC_FL_KEEP_SIZE
     window = user.file.shared_window()
     return {

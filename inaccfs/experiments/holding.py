@@ -26,7 +26,7 @@ class Counted(InPlaceNext):
 
 
 class _World:
-    """A file of shared pages, a user of it, and a neighbour that takes free frames."""
+    """A file of shared pages, a user of it, and another file that takes free frames."""
 
     def __init__(self, stack: ExitStack, bench: Bench, *, retries: bool) -> None:
         self.shim: Final = bench.shim
@@ -36,7 +36,8 @@ class _World:
         if self.converts:
             self.file.set_memory_attributes(0, _PAGES, False)
         self.neighbour: Final = parts.Neighbour(stack, bench.shim, 4 * _PAGES)
-        # What happens once, between get-pfn and the check of the next fault.
+        # An action between get-pfn and the retry check of the next fault; it happens
+        # once.
         self._act: Callable[[], object] | None = None
         self.user: Final = Mapper(
             stack, bench, self.fd, _PAGES, retries=retries, at=self._at
@@ -57,7 +58,7 @@ class _World:
 
 
 def _refused(world: _World) -> object:
-    """How many of 8 conversions find a fault that has its page, and are refused."""
+    """How many of 8 conversions are refused, because a fault has a reference."""
     if not world.converts:
         return "-"
     refused = 0
@@ -73,10 +74,10 @@ def _refused(world: _World) -> object:
 
 
 def _punched(world: _World) -> tuple[int, int, int]:
-    """Punch what each fault has got, and let another file take a frame.
+    """Punch the page of each fault, and let another file take a frame.
 
-    Returns the frames that were kept; those that the other file had while the fault was
-    still to use them; and mappings, at the end, of frames that the other file has.
+    Returns the frames that were kept; those that the other file had before the fault
+    used them; and mappings, at the end, of frames that the other file has.
     """
     kept = early = late = 0
 
@@ -88,7 +89,7 @@ def _punched(world: _World) -> tuple[int, int, int]:
         early += world.user.got in world.neighbour.frames
 
     for page in range(_PAGES):
-        # Only the next fault has a frame.
+        # Do it only in the next fault, which has a frame.
         world.punch()
         parts.allocate(world.fd, _PAGES)
         world.fault(page, act)

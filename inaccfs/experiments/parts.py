@@ -147,12 +147,12 @@ def until(ready: Callable[[], object]) -> None:
 
 
 def until_last(shim: Client) -> None:
-    """In a callback: wait until all others have answered the event."""
+    """In a callback: wait until all other notifiers have answered the event."""
     until(lambda: sum(each.waiting is not None for each in shim.query_notifiers()) == 1)
 
 
 class Neighbour:
-    """The user of another file, whose pages get the free frames."""
+    """The user of another file, whose pages get free frames."""
 
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
@@ -170,7 +170,7 @@ class Neighbour:
 
 
 class Watched(Invalidation):
-    """The retry protocol of a KVM whose faults can be followed.
+    """A retry protocol that records the faults of its KVM.
 
     With *asks* off it lacks patch 4/8: a fault installs whatever it has found.
     """

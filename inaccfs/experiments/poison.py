@@ -87,7 +87,8 @@ class _Guest:
         stack.callback(os.close, self.fd)
         fallocate(self.fd, FALLOC_FL_KEEP_SIZE, 0, size)
         self.other: Final[File] = stack.enter_context(other.file(self.fd))
-        # Set when KVM has the event and has not zapped yet; when it may; when it has.
+        # Set when KVM has the event and has not zapped yet; when it may zap; when it
+        # has.
         self.got_event: Final = Event()
         self.may_zap: Final = Event()
         self.zapped: Final = Event()
@@ -116,7 +117,7 @@ class _Guest:
         return _LEVELS[None if spte is None else spte.level]
 
     def get_pfn(self, page: int) -> str:
-        """Get and put a page by the other client; the outcome."""
+        """Get and put a page with the other client; the outcome."""
 
         def get() -> str:
             pfn, order = self.other.get_pfn(page)

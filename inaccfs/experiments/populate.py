@@ -26,7 +26,7 @@ _GUESTS: Final[tuple[tuple[Zap, str], ...]] = (
 
 
 def _boot(bench: Bench, zap: Zap) -> tuple[int, int]:
-    """Populate half of a guest, make all of it private; pages destroyed, and read."""
+    """Populate half of a guest, and make all of it private; counts destroyed pages."""
     with ExitStack() as stack:
         fd = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, fd)

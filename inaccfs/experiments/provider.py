@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _HUGE: Final = pages_of_level(PG_LEVEL_2M)
 _PAGES: Final = 2 * _HUGE
-# What each provider has: 16 MiB.
+# The memory of each provider: 16 MiB.
 _SIZE: Final = "16m"
 
 
 class Memory(InPlaceV8):
-    """Pages of the kernel's own memory, one by one: guest_memfd as it is."""
+    """Pages of the kernel's own memory, one by one: the present guest_memfd."""
 
 
 class Pool(HugetlbRfc):
@@ -32,21 +32,21 @@ class Pool(HugetlbRfc):
 
 
 class Device(InPlaceNext):
-    """Memory of a device, whose owner may take it back: no page comes by a fault.
+    """Memory of a device, whose owner may revoke it: faults allocate no page.
 
-    As in Griffoul's provider nobody has references: a frame is good until revoke().
+    As in Griffoul's provider there are no references: a frame is valid until revoke().
     """
 
     allocates: ClassVar[bool] = False
 
 
-# Of pages that are not part of huge ones; any other rules get this, too.
+# Options for base pages, also for other rules.
 _SMALL: Final = {"options": "simulated-order=0"}
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {"Pool": {}}
 
 
 class _User:
-    """A user with a slot of a new file, as a KVM has it. Knows no provider."""
+    """A user with a slot of a new file, like a KVM. It does not know the provider."""
 
     def __init__(self, stack: ExitStack, bench: Bench, pages: int = _PAGES) -> None:
         self.fd: Final = bench.shim.memfd_create("guest", size=pages * PAGE_SIZE)
@@ -105,7 +105,7 @@ def _exhaust(bench: Bench) -> dict[str, object]:
 
 
 def _revoke(bench: Bench) -> dict[str, object]:
-    """All is taken back, once while it is mapped, once while a user has got pages."""
+    """Revoke all pages, once while they are mapped, once while they are referenced."""
     rows: dict[str, object] = {}
     with ExitStack() as stack:
         user = _User(stack, bench)

@@ -1,9 +1,9 @@
-"""Closes the fds of deleted files in the background, and knows what is pending.
+"""Closes the fds of deleted files in the background, and waits for them.
 
 On a tmpfs the memory of an unlinked file is free when its last close(2) returns. FUSE
-sends RELEASE after that close has returned, and to free gigabytes takes too long for
-the trio loop. So an allocation that finds no space waits until the closes that are
-pending have freed theirs.
+sends RELEASE after that close has returned, and freeing gigabytes takes too long for
+the trio loop. So an allocation that finds no space waits until pending closes have
+freed their memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _frees_much(fd: int) -> bool:
     try:
         attributes = os.fstat(fd)
     except OSError:
-        # ENOMEM: it must be closed all the same, and a thread does no harm.
+        # ENOMEM: it must be closed anyway, and a thread does no harm.
         return True
     return attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
 
@@ -42,7 +42,7 @@ class Closer:
         # Set while the loop runs, which waits for the threads.
         self.nursery: trio.Nursery | None = None
         self._pending = 0
-        # Not the limiter of allocations, which may wait for these.
+        # A limiter of its own: allocations, which have another, may wait for these.
         self._threads = trio.CapacityLimiter(_THREADS)
         self._trouble: Final = Trouble()
         # How many large files have been closed so far.

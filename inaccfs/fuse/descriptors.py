@@ -14,8 +14,8 @@ from typing import Final
 # For 256 directories, as many peers, and files without a name that are not open.
 _RESERVE: Final = 1024
 
-# The limit is looked up at least once in so many opens, as somebody may change it with
-# prlimit(1); and no more than so many fds of the reserve are taken before that is seen.
+# The limit is read at least once in so many opens, because prlimit(1) may change it. So
+# at most so many fds of the reserve are taken before the change is noticed.
 _BETWEEN_LOOKS: Final = 64
 
 _NR_OPEN: Final = "/proc/sys/fs/nr_open"
@@ -39,8 +39,8 @@ def raise_limit() -> None:
 class Reserve:
     """Tells which fds are in the reserve.
 
-    It remembers a number that is not: prlimit(2) takes as long as all the rest of the
-    bookkeeping of an open.
+    It remembers a number that is not in the reserve, because prlimit(2) takes as long
+    as the rest of an open's bookkeeping.
     """
 
     __slots__ = ("_free", "_look_after")
@@ -48,7 +48,7 @@ class Reserve:
     def __init__(self) -> None:
         # No number up to this was in the reserve when the limit was last looked up.
         self._free = -1
-        # After how many more opens it is looked up again.
+        # After how many more opens the limit is read again.
         self._look_after = 0
 
     def has(self, fd: int, share: int = 1) -> bool:

@@ -1,4 +1,4 @@
-"""Finding the mounts of inaccfs, and whether their daemons live."""
+"""Finds the mounts of inaccfs, and whether their daemons live."""
 
 from __future__ import annotations
 

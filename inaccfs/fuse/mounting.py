@@ -1,4 +1,4 @@
-"""Mounting, with and without root."""
+"""Mounts, with and without root."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _mount_as_root(
 
 
 def _undo_as_root(mountpoint: Mountpoint) -> None:
-    # Not by the path, which may lead elsewhere by now. It may be unmounted already.
+    # Do not use the path, which may lead elsewhere by now. It may already be unmounted.
     with suppress(OSError):
         mountcalls.umount(mountpoint.link, mountcalls.MNT_DETACH)
 
@@ -228,8 +228,8 @@ def _mount_as_user(
         try:
             helper = subprocess.Popen(
                 ["fusermount3", "-o", names, "--", "."],
-                # fusermount3 turns this into a path again. If somebody replaces the
-                # directory just then, the mount is in the wrong place: we undo it.
+                # fusermount3 turns this into a path again. If the directory is replaced
+                # at that moment, the mount is in the wrong place, and we undo it.
                 cwd=mountpoint.link,
                 env={**os.environ, "_FUSE_COMMFD": str(helpers.fileno())},
                 pass_fds=[helpers.fileno()],
@@ -271,8 +271,8 @@ def _why_no_helper(path: str, exc: OSError) -> str:
 def _remove_strays(before: list[MountInfo], devices: set[str | None]) -> None:
     """Unmount what fusermount3 has mounted since *before*, wherever it is.
 
-    Our connection has been closed, so a mount of ours is dead. If *devices* is empty
-    nothing else is known of it; else a dead mount with another number is not ours.
+    Our connection was closed, so our mount is dead. If *devices* is empty, nothing else
+    is known about it; otherwise a dead mount with another number is not ours.
     """
     for mount in mounts():
         ours = mount.device in devices or not devices

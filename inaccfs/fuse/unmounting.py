@@ -1,4 +1,4 @@
-"""Unmounting, with and without root; and ending a connection by force."""
+"""Unmounts, with and without root; and ends a connection by force."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from inaccfs.errors import UnmountError
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# For fusermount3, which does not wait for the daemon.
+# The time limit of fusermount3, which does not wait for the daemon.
 _HELPER_SECONDS: Final = 20.0
 
 
 def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """Unmount; *lazy* detaches the mount now and ends it after the last close.
 
-    Does not wait for the daemon. It is not an error if the mount has gone meanwhile.
+    It does not wait for the daemon. It is not an error if somebody else has unmounted
+    it.
 
     Raises:
         UnmountError: it is in use, or belongs to another user.
@@ -74,7 +75,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
 
 
 def _owner(mounted: MountInfo) -> int:
-    """Who has made a FUSE mount: uid 0 if it does not say so."""
+    """The uid that has made a FUSE mount: 0 if the mount does not say."""
     for option in mounted.options.split(","):
         name, _, value = option.partition("=")
         if name == "user_id":
@@ -107,7 +108,7 @@ def find_own(own: MountInfo) -> MountInfo | None:
 def abort(mounted: MountInfo) -> bool:
     """End the connection of a daemon that hangs: pending calls get ECONNABORTED.
 
-    By fusectl if that is mounted, which lets the mount's owner do it; else by
+    It uses fusectl, if that is mounted, which the mount's owner may do; otherwise
     MNT_FORCE, for root. See Documentation/filesystems/fuse/fuse.rst of the kernel.
     Returns False if this process is not allowed to.
     """
