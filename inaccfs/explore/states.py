@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from inaccfs.explore.choosers import difference
@@ -30,9 +31,11 @@ def conflict(one: Step, other: Step) -> bool:
         found = theirs.get(key)
         if found is not None and (write or found):
             return True
-    # That of counting does not; but what comes of both is not the sum of what comes of
-    # each.
-    return not one.counted.isdisjoint(other.counted)
+    # Who counts changes what the other one looks at. The order of two that count does
+    # not matter; but what comes of both is not the sum of what comes of each.
+    return not (
+        one.counted.isdisjoint(theirs) and other.counted.isdisjoint(one.touched)
+    )
 
 
 class Visited:
@@ -40,9 +43,9 @@ class Visited:
 
     __slots__ = ("after", "before", "closed", "taken", "todo")
 
-    def __init__(self, before: tuple[int, int] | None, todo: list[int]) -> None:
-        # From which state it was come to first, and by whose step.
-        self.before: Final = before
+    def __init__(self, todo: list[int]) -> None:
+        # From which states it is come to, and by whose step: the first one first.
+        self.before: Final[list[tuple[int, int]]] = []
         # Who can take a step here, and has not.
         self.todo: Final = todo
         # Who has taken one, and what state it leads to.
@@ -58,6 +61,9 @@ class States:
     Where two steps do not conflict, they come to the same in either order, and each
     changes the number of the state by the same. So of four such steps the fourth is
     not taken if the state is known to which it leads.
+
+    A schedule begins at the first state where there is something to do: what it repeats
+    is short, and most of what comes after it is new.
     """
 
     compares: ClassVar[bool] = True
@@ -66,8 +72,9 @@ class States:
         """In one of *looked_at* schedules also what is repeated is looked at."""
         self.visited: Final[dict[int, Visited]] = {}
         self.steps: list[Step] = []
-        # States where there may be something to do; the last one is next.
-        self._open: Final[list[int]] = []
+        # A heap of the states where there may be something to do, each after its depth
+        # and after how many states there were before it.
+        self._open: Final[list[tuple[int, int, int]]] = []
         self._schedule: Schedule | None = None
         # Who is to be chosen next, and in which state, all of it known; and whether
         # these steps need not be looked at.
@@ -75,6 +82,9 @@ class States:
         self._looked_at: Final = looked_at
         self._trusts = False
         self._schedules = 0
+        # The same in the order of visits; and the one of the beginning.
+        self._visits: Final[list[int]] = []
+        self._first = 0
         # The state of the last choice, and the actor.
         self._at: int | None = None
         self._chosen = -1
@@ -84,10 +94,16 @@ class States:
         self._schedule = schedule
         self.steps = []
         self._at = None
-        self._plan = self._path(self._open[-1]) if self._open else deque()
         self._schedules += 1
         # Early, as many searches are short.
         self._trusts = self._schedules % self._looked_at != 2 % self._looked_at
+        if not self._open:
+            self._plan = deque()
+        elif self._trusts:
+            self._plan = self._path(self._open[0][-1])
+        else:
+            # There is the more to look at the longer the way is.
+            self._plan = self._path(self._last())
 
     def ahead(self) -> Sequence[Step]:
         """See `Chooser`."""
@@ -102,12 +118,23 @@ class States:
     def advance(self) -> bool:
         """Prepare the next schedule; False if there is none."""
         while self._open:
-            number = self._open[-1]
+            *_, number = self._open[0]
             self._settle(number)
             if self.visited[number].todo:
                 return True
-            self._open.pop()
+            heappop(self._open)
         return False
+
+    def _last(self) -> int:
+        """The state that was visited last of those where there is something to do."""
+        while self._visits:
+            number = self._visits[-1]
+            self._settle(number)
+            if self.visited[number].todo:
+                return number
+            self._visits.pop()
+        # What was left has been settled meanwhile.
+        return self._first
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
         """See `Chooser`. Raises `UnstableError`."""
@@ -152,48 +179,75 @@ class States:
     def _arrive(self, enabled: list[int]) -> int:
         """The last step has led to a state: which?"""
         assert self._schedule is not None
-        before = None
         if self._at is not None:
-            before = self._at, self._chosen
             known = self.visited[self._at].after.get(self._chosen)
             if known is not None:
                 return known
         number = self._schedule.state_number()
-        if self._at is not None:
-            self.visited[self._at].after[self._chosen] = number
         if number not in self.visited:
-            self.visited[number] = Visited(before, list(enabled))
+            count = len(self.visited)
+            if not count:
+                self._first = number
+            self.visited[number] = Visited(list(enabled))
             if enabled:
-                self._open.append(number)
+                heappush(self._open, (len(self.steps), count, number))
+                self._visits.append(number)
+        if self._at is not None:
+            self._lead(self._at, self._chosen, number)
         return number
+
+    def _lead(self, number: int, actor: int, after: int) -> None:
+        """A step leads from a state to another one."""
+        self.visited[number].after[actor] = after
+        self.visited[after].before.append((number, actor))
 
     def _settle(self, number: int) -> None:
         """Note what comes of steps of a state without taking them."""
         here = self.visited[number]
         for actor in list(here.todo):
-            for other, after in here.after.items():
-                there = self.visited[after]
-                step = there.taken.get(actor)
-                last = there.after.get(actor)
-                if (
-                    step is None
-                    or last is None
-                    or other == actor
-                    or (found := number ^ after ^ last) not in self.visited
-                    or conflict(here.taken[other], step)
-                ):
-                    continue
+            found = self._before_another(number, actor) or self._after_another(
+                number, actor
+            )
+            if found is not None:
                 here.todo.remove(actor)
-                here.taken[actor], here.after[actor] = step, found
-                break
+                here.taken[actor], after = found
+                self._lead(number, actor, after)
+
+    def _before_another(self, number: int, actor: int) -> tuple[Step, int] | None:
+        """A step, and where it leads: it has been taken after another one from here."""
+        here = self.visited[number]
+        for other, after in here.after.items():
+            there = self.visited[after]
+            step, last = there.taken.get(actor), there.after.get(actor)
+            if (
+                step is not None
+                and last is not None
+                and other != actor
+                and (found := number ^ after ^ last) in self.visited
+                and not conflict(here.taken[other], step)
+            ):
+                return step, found
+        return None
+
+    def _after_another(self, number: int, actor: int) -> tuple[Step, int] | None:
+        """The same: it has been taken instead of the one that leads to here."""
+        for before, other in self.visited[number].before:
+            there = self.visited[before]
+            step, after = there.taken.get(actor), there.after.get(actor)
+            if step is None or after is None or other == actor:
+                continue
+            found = self.visited[after].after.get(other)
+            if found is not None and not conflict(there.taken[other], step):
+                return step, found
+        return None
 
     def _path(self, number: int) -> deque[tuple[int, int]]:
         """From the beginning to a state."""
         found: deque[tuple[int, int]] = deque()
-        before = self.visited[number].before
-        while before is not None:
+        while number != self._first:
+            before = self.visited[number].before[0]
             found.appendleft(before)
-            before = self.visited[before[0]].before
+            number, _ = before
         return found
 
     def _way(self, number: int) -> deque[tuple[int, int]]:
