@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from inaccfs.explore import replay, timeline
@@ -28,6 +29,9 @@ def assert_clean(
     *semantics* are rules, their class, or the words of `--semantics`; *kvm* is that of
     `--kvm`. With *preemptions* only schedules with at most so many are tried.
 
+    Warns of calls that the rules refuse in all schedules: what would come after them
+    has not been seen.
+
     Raises:
         AssertionError: something happens that may not, with the schedule that shows it;
             or there was not the time for all.
@@ -44,6 +48,10 @@ def assert_clean(
         raise AssertionError(
             f"nothing was found in {outcome.schedules} schedules, which are not all: "
             "give it more seconds"
+        )
+    for call, why in outcome.calls.vain.items():
+        warnings.warn(
+            f"{scenario.__name__}: always refused: {call}: {why}", stacklevel=2
         )
 
 

@@ -11,9 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.explore.actor import Actor
+from inaccfs.explore.calls import Calls
 from inaccfs.explore.carriers import Ended, carrier
 from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.tracking import Tracking
+from inaccfs.explore.unseen import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +57,7 @@ class Schedule(Tracking):
         self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
+        self.calls: Final = Calls()
         # Why it is over: "done", "pruned", or the kind of a violation.
         self.ended = ""
         # What an actor has raised, and which.
@@ -73,6 +76,8 @@ class Schedule(Tracking):
         self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
+        # It calls `after`.
+        self._checks = False
         # How often somebody had to be late.
         self._lates = 0
         self._next: Actor | None = None
@@ -95,6 +100,8 @@ class Schedule(Tracking):
         me = self.current
         if self._dead:
             raise Ended
+        if self._checks:
+            raise UnseenError(f"always() may wait for nobody, and {label}")
         if me is None:
             if ready is not None and not ready():
                 raise RuntimeError(f"the setup would wait for ever: {label}")
@@ -122,6 +129,15 @@ class Schedule(Tracking):
         """This step has done something."""
         if self._notes and self.current is not None and self.log:
             self.log[-1][1].append(text)
+
+    def grant(self, what: str, *numbers: int) -> None:
+        """A call of the scenario has done what it is for: *what*, with *numbers*."""
+        self.calls.grant(self.current, what, *numbers)
+
+    def refuse(self, why: str, what: str, *numbers: int) -> None:
+        """A call of the scenario has been refused."""
+        self.note(f"is refused: {why}")
+        self.calls.refuse(why, self.current, what, *numbers)
 
     def violate(self, kind: str, text: str) -> None:
         """Something has happened that may not."""
@@ -167,6 +183,7 @@ class Schedule(Tracking):
     def _check(self) -> None:
         """What the scenario says holds always, and reads as this step does."""
         assert self.after is not None
+        self._checks = True
         try:
             self.after()
         except AssertionError as exc:
@@ -174,6 +191,8 @@ class Schedule(Tracking):
         except Exception as exc:
             # Here, as whatever code has come to this point may catch it.
             self.fail(exc)
+        finally:
+            self._checks = False
 
     def _choose(self) -> Actor | None:
         if self.ended:

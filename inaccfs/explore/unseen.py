@@ -26,6 +26,9 @@ _REFUSED: Final = {
     "subprocess.Popen": "starts processes",
     "os.fork": "starts processes",
     "os.posix_spawn": "starts processes",
+    "os.forkpty": "starts processes",
+    "os.system": "starts processes",
+    "os.exec": "starts processes",
 }
 """By audit event (sys.addaudithook)."""
 

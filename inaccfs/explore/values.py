@@ -17,14 +17,14 @@ from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.shim.simulated import FIRST_PFN
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from inaccfs.explore.memory import Frames
     from inaccfs.explore.sequence import Cells
     from inaccfs.explore.state import State
     from inaccfs.explore.sync import Loop
+    from inaccfs.explore.vm import ExploredVM
     from inaccfs.inprocess import Mount
-    from inaccfs.kvm import VM
     from inaccfs.shim.file import InaccessibleFile
 
 
@@ -32,7 +32,7 @@ class World(Protocol):
     """What values are found in. Lists are by the numbers that keys have."""
 
     @property
-    def vms(self) -> Sequence[VM]:
+    def vms(self) -> Sequence[ExploredVM]:
         """The VMs."""
 
     @property
@@ -48,8 +48,8 @@ class World(Protocol):
         """All that there have been."""
 
     @property
-    def punchers(self) -> set[int]:
-        """The actors that punch just now."""
+    def punches(self) -> Mapping[int, Any]:
+        """What actors punch just now."""
 
     @property
     def mount(self) -> Mount:
@@ -76,6 +76,7 @@ class Values:
         state.of_kind.update(
             {
                 "spte": self._spte,
+                "places": self._places,
                 "attributes": self._attributes,
                 "seq": self._seq,
                 "in progress": self._in_progress,
@@ -103,6 +104,9 @@ class Values:
             PageTable.walk(mmu.table, gfn) or 0,
             PageTable.walk(mmu.shared_table, gfn) or 0,
         )
+
+    def _places(self, vm: int, _: int) -> Hashable:
+        return frozenset(dict.items(self._world.vms[vm].places))
 
     def _attributes(self, vm: int, _: int) -> Hashable:
         return tuple(self._world.vms[vm]._mmu.attributes._bounds)
@@ -183,8 +187,9 @@ class Values:
             [(value, at >= begun) for value, at in cell.allowed.items()]
         )
 
-    def _punching(self, _: int) -> Hashable:
-        return tuple(sorted(self._world.punchers))
+    def _punching(self, file: int) -> Hashable:
+        punches = self._world.punches.items()
+        return frozenset(each for each in punches if each[1].file == file)
 
     def _lot(self) -> Hashable:
         locks = [file.pages._locks for file in self._world.inodes]
