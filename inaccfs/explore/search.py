@@ -165,9 +165,18 @@ def execute(
             f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
         ) from exc
     finally:
-        world.discard()
+        _discard(world, case)
         vars(scenario).clear()
     return schedule
+
+
+def _discard(world: World, case: Case) -> None:
+    try:
+        world.discard()
+    except OSError as exc:
+        raise ScenarioError(
+            f"{case.scenario.__name__}: it closes what is not its own: {exc.strerror}"
+        ) from exc
 
 
 def _place(exc: BaseException) -> str:

@@ -185,6 +185,7 @@ def test_the_replay_of_another_version_is_refused(run: Run) -> None:
         ("def actor_a(self): self.punch(self.fd, 1, 1)", "no pages from 1 to 1"),
         ("def actor_a(self): self.punch(0, 0, 1)", "no file of the scenario"),
         ("def actor_a(self): self.truncate(self.fd, 513)", "give 0 to 512"),
+        ("import os\ndef actor_a(self): self.os.close(self.fd)", "what is not its own"),
         ("def actor_a(self): pass\ndef always(self): 1 / 0", "ZeroDivisionError"),
         ("def actor_a(self): pass\ndef setup(self): 1 / 0", "setup: mine.py line"),
         ("def actor_a(self): pass\ndef always(self): assert 0", "before any actor"),

@@ -87,15 +87,22 @@ def test_what_actors_change_untracked_is_refused_by_name(
     assert f"an actor changes {name}, which" in explored(does)
 
 
+def begin_and_end() -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+
+
 @pytest.mark.parametrize(
     ("does", "said"),
     [
         (lambda _: socket.socket(), "a: it makes sockets"),
         (lambda _: threading.Timer(0.2, int).start(), "it starts threads"),
+        (lambda _: begin_and_end(), "a: it starts threads"),
         (lambda _: subprocess.run(["true"], check=True), "a: it starts processes"),
         (lambda _: os.system("true"), "a: it starts processes"),
     ],
-    ids=["socket", "thread", "process", "shell"],
+    ids=["socket", "thread", "short thread", "process", "shell"],
 )
 def test_threads_sockets_and_processes_are_refused(
     does: Callable[[Mine], object], said: str
