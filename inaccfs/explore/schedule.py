@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
 
-_MOST_LATE: Final = 20
-"""If all wait so often until one is late, nobody gets on."""
-
-
 class SpinError(Exception):
     """An actor takes steps without an end."""
 
@@ -253,7 +249,8 @@ class Schedule(Tracking):
             return []
         late = [actor.index for actor in left if actor.lates]
         self._lates += bool(late)
-        if late and self._lates <= _MOST_LATE:
+        # If all wait more often than each has been late, nobody gets on.
+        if late and self._lates <= len(self.actors):
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)
         holding = any(actor.wants is not None for actor in busy)
