@@ -30,17 +30,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _interrupts(signal.default_int_handler, _leave)
     try:
-        return _run(None)
+        return _run_process()
+    except KeyboardInterrupt:
+        # The second Ctrl-C, or one while the output was written out.
+        return INTERRUPTED
     finally:
         _interrupts(signal.default_int_handler, _leave)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
     from inaccfs.cli import dispatch
 
-    if argv is None:
-        _interrupts(_leave, signal.default_int_handler)
     return dispatch.run(argv)
+
+
+def _run_process() -> int:
+    from inaccfs.cli import dispatch, interrupts
+
+    interrupts.take()
+    _interrupts(_leave, signal.default_int_handler)
+    try:
+        return dispatch.run(None)
+    finally:
+        interrupts.finish()
 
 
 def _interrupts(before: object, now: signal._HANDLER) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import children, syscalls
 from inaccfs.kvm.live import places
 from inaccfs.kvm.live.places import Kernel, LiveError
 
@@ -235,7 +235,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
             status = process.wait()
         except BaseException:
             # make ends its own children.
-            process.terminate()
+            children.end(process)
             raise
     if status:
         raise subprocess.CalledProcessError(status, command)
