@@ -123,7 +123,7 @@ def test_an_option_that_only_the_kernel_can_refuse(point: Path, scratch: Path) -
     control = ("--control", scratch / "control")
     message = complaint("mount", *control, "--gid=99999999999", point)
     assert "gid=99999999999" in message
-    message = complaint("mount", *control, "-o", "max_read=junk", point)
+    message = complaint("mount", *control, "-o", "context=junk", point)
     assert f"cannot mount on {point}: Invalid argument" in message
 
 
