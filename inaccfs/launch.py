@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Final
 from inaccfs import streams
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
+    NO_PROCESS,
     DaemonFailedError,
     DeadDaemonError,
     InaccfsError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
+
+_DAEMON: Final = ("-m", "inaccfs", "mount", "--foreground")
 
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
@@ -88,20 +91,19 @@ def start_daemon(
                 options = ["--scratch", scratch]
             for name, fd in fds.items():
                 options += [name, str(fd)]
-            daemon = subprocess.Popen(
-                [
+            try:
+                daemon = subprocess.Popen(
                     # -P: import nothing from the current directory.
-                    *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
-                    *options,
-                    *words,
-                ],
-                pass_fds=list(fds.values()),
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-                # Ctrl-C in the terminal must not reach the daemon.
-                start_new_session=True,
-                env=environment(),
-            )
+                    [sys.executable, "-P", *_DAEMON, *options, *words],
+                    pass_fds=list(fds.values()),
+                    stdin=subprocess.DEVNULL,
+                    stderr=stderr,
+                    # Ctrl-C in the terminal must not reach the daemon.
+                    start_new_session=True,
+                    env=environment(),
+                )
+            except BlockingIOError as exc:
+                raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
         stack.callback(end, daemon)
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
@@ -124,10 +126,9 @@ def start_daemon(
                 "machine overloaded?"
             )
         daemon.wait()
-        if daemon.returncode > 0:
+        # It is 0 where the process ignores SIGCHLD, and after an early SIGTERM.
+        if daemon.returncode >= 0:
             raise DaemonFailedError(daemon.returncode)
-        if daemon.returncode == 0:
-            raise MountError("the daemon ended before there was a mount")
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started: "
             "try again with --foreground"
@@ -234,7 +235,10 @@ def mounted(
             mountpoint.mkdir()
         point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
         path = Path(point.path)
-        socket_path = scratch / "control" if control is None else Path(control)
+        words = [options] if isinstance(options, str) else list(options)
+        # As `inaccfs mount` has it: -o counts for more, and the last one of a name.
+        given = dict(word.partition("=")[::2] for word in ",".join(words).split(","))
+        socket_path = Path(given.get("control", control or scratch / "control"))
         arguments = ["--control", str(socket_path)]
         for name, value in (
             ("backing", backing),
@@ -251,8 +255,8 @@ def mounted(
                 arguments += [f"--{name}", str(value)]
         if allow_other:
             arguments.append("--allow-other")
-        for option in [options] if isinstance(options, str) else options:
-            arguments += ["-o", option]
+        for word in words:
+            arguments += ["-o", word]
         log = scratch / "log"
         before = finding.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
@@ -264,11 +268,17 @@ def mounted(
                     arguments, point, scratch=str(scratch), stderr=stderr
                 )
             except DaemonFailedError as exc:
-                lines = log.read_text(errors="replace").strip().splitlines()
+                lines = _lines(log)
                 message = lines[-1] if lines else str(exc)
                 raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
-        mount = Mount(path, daemon.pid, socket_path, log, daemon)
+        mount = Mount(
+            path,
+            daemon.pid,
+            socket_path.absolute(),
+            Path(given.get("log", log)).absolute(),
+            daemon,
+        )
         own = OwnMount(finding.find(str(path)))
         stack.push(lambda kind, *_: _take_down(mount, own, quiet=kind is not None))
         try:
@@ -277,6 +287,13 @@ def mounted(
             if os.getpid() != me:
                 # A fork leaves the block, too, but the mount is not the fork's.
                 stack.pop_all()
+
+
+def _lines(log: Path) -> list[str]:
+    """What is in a daemon's log; a daemon removes an empty one, or the user has."""
+    with suppress(OSError):
+        return log.read_text(errors="replace").strip().splitlines()
+    return []
 
 
 def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
@@ -310,7 +327,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
                 f"the daemon of {mount.path}, {mount.pid}, hangs in the kernel and "
                 "cannot be killed: the file system that it waits for must answer first"
             )
-        tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
+        tail = _lines(mount.log)[-1:]
         raise InaccfsError(
             f"the daemon of {mount.path} ended with status {status}: {tail}"
         )
@@ -371,6 +388,11 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
 
 def _is_running(pid: int) -> bool:
     """Whether a process is runnable, and does not wait."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name before the state is in parentheses, and may contain them: proc(5).
-        return file.read().rpartition(b")")[2].split()[0] == b"R"
+    # It may have ended just now, and be no zombie where SIGCHLD is ignored.
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name before the state is in parentheses, and may contain them: see
+            # proc(5).
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

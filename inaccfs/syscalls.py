@@ -200,13 +200,19 @@ def set_dumpable(dumpable: bool) -> None:
         raise _error()
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
+def set_parent_death_signal(number: int) -> None:
     """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
 
-    A program that is run keeps it.
+    If that thread's process lives on, another thread of it becomes the parent, and the
+    signal comes again when that ends. A program that is run keeps it.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise _error()
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Be ended by this signal when the thread that forked us ends."""
+    set_parent_death_signal(number)
 
 
 class OomScore:

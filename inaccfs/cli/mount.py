@@ -162,6 +162,8 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     try:
         launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
+        if not exc.status:
+            raise
         # The daemon has printed the reason on our standard error.
         return exc.status
     return 0
@@ -172,6 +174,9 @@ def _serve(args: argparse.Namespace, config: Config) -> int:
     oom_score = syscalls.OomScore()
     # Before the imports, which take most of the time of a start: see `ptraced`.
     syscalls.set_dumpable(False)
+    if args.holder_fd is not None:
+        # A daemon that is stopped would not notice that its holder has ended.
+        syscalls.set_parent_death_signal(signal.SIGCONT)
     # Imported here because only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
