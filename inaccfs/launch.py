@@ -10,13 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import streams
+from inaccfs import children, streams
 from inaccfs.ending import wait_readable
 from inaccfs.errors import (
     NO_PROCESS,
@@ -41,21 +40,13 @@ if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
     from inaccfs.status import Status
 
-_DAEMON: Final = ("-m", "inaccfs", "mount", "--foreground")
-
 _START_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 10.0
 
-# How long a daemon may take to notice that its mount has gone; to end after SIGTERM;
-# and to end if it is busy all the time.
+# How long a daemon may take to notice that its mount has gone; and to end after a
+# signal.
 _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 1.5
-_STOP_SECONDS: Final = 60.0
-
-# After that it is looked at: it hangs if it is found waiting so many times in a row.
-# Once is not enough, for a daemon also waits for its helper.
-_LOOKS: Final = 5
-_LOOK_SECONDS: Final = 0.1
 
 
 def start_daemon(
@@ -91,20 +82,8 @@ def start_daemon(
                 options = ["--scratch", scratch]
             for name, fd in fds.items():
                 options += [name, str(fd)]
-            try:
-                daemon = subprocess.Popen(
-                    # -P: import nothing from the current directory.
-                    [sys.executable, "-P", *_DAEMON, *options, *words],
-                    pass_fds=list(fds.values()),
-                    stdin=subprocess.DEVNULL,
-                    stderr=stderr,
-                    # Ctrl-C in the terminal must not reach the daemon.
-                    start_new_session=True,
-                    env=environment(),
-                )
-            except BlockingIOError as exc:
-                raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
-        stack.callback(end, daemon)
+            daemon = _spawn([*options, *words], list(fds.values()), stderr)
+        stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
@@ -133,6 +112,28 @@ def start_daemon(
             f"the daemon was killed by signal {-daemon.returncode} as it started: "
             "try again with --foreground"
         )
+
+
+def _spawn(
+    words: Sequence[str], fds: Sequence[int], stderr: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # Blocked until the daemon's own code runs: the interpreter would print a traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            # -P: import nothing from the current directory.
+            [sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground", *words],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            # Ctrl-C in the terminal must not reach the daemon.
+            start_new_session=True,
+            env=environment(),
+        )
+    except BlockingIOError as exc:
+        raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +317,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
     """End a mount; *quiet* if there is an exception already."""
     own.lost = mount.process.poll() is not None
     if not _unmount(own) or not _ends_by_itself(mount.process):
-        end(mount.process)
+        children.end(mount.process, _ENDING_SECONDS)
     # A daemon unmounts as it ends, unless it is killed.
     own.lost = True
     _unmount(own)
@@ -362,37 +363,3 @@ def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def end(daemon: subprocess.Popen[bytes]) -> None:
-    """End a daemon. Its `returncode` is None if it hangs in the kernel."""
-    daemon.terminate()
-    # A stopped daemon does not see SIGTERM.
-    daemon.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + _STOP_SECONDS
-    seconds = _ENDING_SECONDS
-    idle = 0
-    while idle < _LOOKS and time.monotonic() < deadline:
-        try:
-            daemon.wait(seconds)
-        except subprocess.TimeoutExpired:
-            # It may have little CPU time, or much memory to free.
-            idle = 0 if _is_running(daemon.pid) else idle + 1
-            seconds = _LOOK_SECONDS
-        else:
-            return
-    daemon.kill()
-    with suppress(subprocess.TimeoutExpired):
-        daemon.wait(_ENDING_SECONDS)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process is runnable, and does not wait."""
-    # It may have ended just now, and be no zombie where SIGCHLD is ignored.
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name before the state is in parentheses, and may contain them: see
-            # proc(5).
-            return file.read().rpartition(b")")[2].split()[0] == b"R"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

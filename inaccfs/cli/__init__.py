@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # children. See wait(2).
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _interrupts(signal.default_int_handler, _leave)
+    # `launch.start_daemon` blocks it for the time until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         return _run_process()
     except KeyboardInterrupt:

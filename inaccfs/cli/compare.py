@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The widest cell of the table; --json has all of a line.
 _WIDTH: Final = 40
 
+# How long a run may take to take down its mount, on a busy machine.
+_ENDING_SECONDS: Final = 5.0
+
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
@@ -153,7 +156,7 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
         try:
             printed, complaints = process.communicate()
         except BaseException:
-            children.end(process)
+            children.end(process, _ENDING_SECONDS)
             raise
     return process.returncode, printed, complaints
 

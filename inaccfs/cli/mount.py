@@ -160,12 +160,14 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     from inaccfs import launch
 
     try:
-        launch.start_daemon(words, mountpoint)
+        daemon = launch.start_daemon(words, mountpoint)
     except DaemonFailedError as exc:
         if not exc.status:
             raise
         # The daemon has printed the reason on our standard error.
         return exc.status
+    # It stays. Popen would warn of that (python -X dev).
+    daemon.returncode = 0
     return 0
 
 

@@ -109,3 +109,36 @@ def test_ctrl_c_ends_a_comparison_and_its_children(scratch: Path) -> None:
         for fd in started:
             os.close(fd)
     assert (command.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_mount_that_is_interrupted_early_says_nothing(
+    point: Path, scratch: Path, number: signal.Signals
+) -> None:
+    """Not even its daemon, whose interpreter has just been started."""
+    # It runs in the daemon before our own code, and waits until that is ended.
+    (scratch / "sitecustomize.py").write_text(
+        "import select, sys\n"
+        "if '--foreground' in sys.orig_argv:\n"
+        f"    open({str(scratch / 'ready')!r}, 'x').close()\n"
+        "    select.poll().poll(60000)\n"
+    )
+    path = f"{scratch}:{ENVIRONMENT['PYTHONPATH']}"
+    with (
+        (scratch / "output").open("wb") as output,
+        subprocess.Popen(
+            inaccfs_command("mount", "--control", scratch / "c", point),
+            stdout=output,
+            stderr=output,
+            env={**ENVIRONMENT, "PYTHONPATH": path},
+        ) as command,
+    ):
+        support.ask_until((scratch / "ready").exists)
+        (daemon,) = support.children_of(command.pid)
+        fd = os.pidfd_open(daemon)
+        command.send_signal(number)
+        command.wait(PATIENCE)
+        assert support.wait_readable(fd, 0)
+        os.close(fd)
+    assert (scratch / "output").read_text() == ""
+    assert not support.is_mounted(point)

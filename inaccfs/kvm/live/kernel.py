@@ -35,6 +35,8 @@ _TESTS: Final = {
 
 # While a build that was killed still ends.
 _PATIENCE: Final = 10.0
+# How long make may take to end its own children.
+_ENDING_SECONDS: Final = 1.5
 
 
 def build(say: Callable[[str], None]) -> Kernel:
@@ -235,7 +237,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
             status = process.wait()
         except BaseException:
             # make ends its own children.
-            children.end(process)
+            children.end(process, _ENDING_SECONDS)
             raise
     if status:
         raise subprocess.CalledProcessError(status, command)
