@@ -208,10 +208,11 @@ def set_dumpable(dumpable: bool) -> None:
         raise last_error()
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
+def set_parent_death_signal(number: int) -> None:
     """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
 
-    The setting survives execve(2).
+    If that thread's process goes on, another thread of it becomes the parent, and the
+    signal comes again when that ends. The setting survives execve(2).
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise last_error()
@@ -233,6 +234,11 @@ def peer_credentials(connection: socket.socket) -> Credentials:
     """Who has made the other end, by connect(2) or listen(2). SO_PEERCRED."""
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size)
     return Credentials._make(_ucred.unpack(found))
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Be ended by this signal when the thread that forked us ends."""
+    set_parent_death_signal(number)
 
 
 class OomScore:

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs import errnos
+from inaccfs import children, errnos
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -129,7 +129,7 @@ def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
             assert process.stdout.readline() == b"got\n"
             yield
         finally:
-            process.kill()
+            children.kill(process)
 
 
 def frames(extents: Iterable[Extent]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -56,6 +57,9 @@ class Process:
     def close(self) -> None:
         """Kill it, and wait until it has ended, which does not take long."""
         self.requests.close()
+        # It ends by itself, too, but not while it is stopped.
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
         else:

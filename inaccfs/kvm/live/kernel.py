@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import syscalls
+from inaccfs import children, syscalls
 from inaccfs.kvm.live import places
 from inaccfs.kvm.live.places import Kernel, LiveError
 
@@ -35,6 +35,8 @@ _TESTS: Final = {
 
 # The time that a killed build may take to end, in seconds.
 _PATIENCE: Final = 10.0
+# How long make may take to end its own children.
+_ENDING_SECONDS: Final = 1.5
 
 
 def build(say: Callable[[str], None]) -> Kernel:
@@ -237,7 +239,7 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
             status = process.wait()
         except BaseException:
             # make ends its own children.
-            process.terminate()
+            children.end(process, _ENDING_SECONDS)
             raise
     if status:
         raise subprocess.CalledProcessError(status, command)
