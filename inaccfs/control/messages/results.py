@@ -223,21 +223,21 @@ class Stats(Result, frozen=True, omit_defaults=False):
 
     # Calls of fallocate(2) that the rules have let through.
     fallocates: int
-    # Those of them that punch.
+    # Those calls of fallocate(2) that punch.
     punches: int
-    # How many events were sent, each counted once for all notifiers of a file.
+    # Events, each counted once for all notifiers of a file.
     invalidations: int
-    # The events sent for that.
+    # Events, each counted once for each notifier that it was sent to.
     events: int
     # Notifiers that have not answered in time.
     evictions: int
-    # By get-pfn, in pages.
+    # Pages that get-pfn has returned.
     pages_got: int
-    # By put-pfn, in pages.
+    # Pages that put-pfn has given back.
     pages_put: int
     # Fetched pages whose frame changed when pins came off for a punch.
     pages_moved: int
-    # By memory-failure. HardwareCorrupted of /proc/meminfo.
+    # Pages that memory-failure has reported; HardwareCorrupted of /proc/meminfo.
     pages_poisoned: int
     # Connections of now.
     peers: int
