@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
@@ -293,16 +291,13 @@ def _show(found: Timeline) -> None:
     if not found.lines:
         output.say("no actor takes a step: it is what setup() has done")
         return
-    if not sys.stdout.isatty():
+    if not (width := terminal.width()):
         output.say(timeline.as_list(found))
         return
-    text = printable_lines(
-        timeline.as_columns(found, shutil.get_terminal_size().columns)
-    )
-    if os.environ.get("NO_COLOR"):
-        output.say(text)
-    else:
-        output.say_coloured(_GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text))
+    text = printable_lines(timeline.as_columns(found, width))
+    if terminal.has_colours():
+        text = _GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text)
+    output.say_coloured(text)
 
 
 # --- one schedule ---------------------------------------------------------------------

@@ -4,14 +4,13 @@ then; on the standard error, and only after a second.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.streams import printable
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Progress:
         """*total* is what `update` comes to; 0 if that is not known."""
         self._label: Final = label
         self._total: Final = total
-        self._is_terminal: Final = sys.stderr.isatty()
+        self._is_terminal: Final = terminal.is_terminal(sys.stderr)
         self._start: Final = time.monotonic()
         self._due = self._start + (
             _FIRST_SECONDS if self._is_terminal else _LINE_SECONDS
@@ -59,7 +58,7 @@ class Progress:
                 return
             self._due = now + (_AGAIN_SECONDS if self._is_terminal else _LINE_SECONDS)
             if self._is_terminal:
-                columns = shutil.get_terminal_size().columns
+                columns = terminal.size(sys.stderr).columns
                 line = self._line(now)[: columns - 1]
                 output.mention(f"\r{line}\x1b[K", end="")
                 self._drawn = True

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where the output is not a terminal.
-_PLAIN: Final = (80, 24)
-
-# The alternate screen, without a cursor; and back. console_codes(4), xterm's ctlseqs.
-ENTER: Final = "\x1b[?1049h\x1b[?25l"
-LEAVE: Final = "\x1b[?25h\x1b[?1049l"
+# The alternate screen, without a cursor, where long lines are cut; and back.
+# console_codes(4), xterm's ctlseqs.
+ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
+LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 # To the first line; and from the cursor to the end of the line, or of the screen.
 HOME: Final = "\x1b[H"
 CLEAR_LINE: Final = "\x1b[K"
 CLEAR_REST: Final = "\x1b[J"
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def length(line: str) -> int:
+    """How many columns a line takes; its colours take none."""
+    return len(_COLOUR.sub("", line))
 
 
 class Size(NamedTuple):
@@ -33,9 +39,17 @@ class Size(NamedTuple):
     lines: int
 
 
-def is_terminal() -> bool:
-    """Whether the output goes to one that can do more than print."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+# Where the output is not a terminal, or one that does not know its size.
+_PLAIN: Final = Size(80, 24)
+
+
+def is_terminal(stream: IO[str] | None = None) -> bool:
+    """Whether *stream* goes to one that can do more than print.
+
+    Here and below *stream* is the standard output unless it is given.
+    """
+    stream = sys.stdout if stream is None else stream
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def has_colours() -> bool:
@@ -43,12 +57,45 @@ def has_colours() -> bool:
     return is_terminal() and not os.environ.get("NO_COLOR")
 
 
-def size() -> Size:
-    """As it is now; of the usual one where there is none."""
-    if not sys.stdout.isatty():
-        return Size(*_PLAIN)
-    columns, lines = shutil.get_terminal_size(_PLAIN)
-    return Size(columns, lines)
+def size(stream: IO[str] | None = None) -> Size:
+    """As it is now; of the usual one where there is none.
+
+    shutil.get_terminal_size() knows the standard output only.
+    """
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty():
+        return _PLAIN
+    found = _of(stream)
+    return Size(_wanted("COLUMNS") or found.columns, _wanted("LINES") or found.lines)
+
+
+def screen() -> Size:
+    """Of the terminal that is drawn on: COLUMNS and LINES do not follow a resize.
+
+    Not only users set them: GNU readline puts them into the environment of children.
+    """
+    return _of(sys.stdout)
+
+
+def _of(stream: IO[str]) -> Size:
+    columns, lines = 0, 0
+    with suppress(OSError):
+        columns, lines = os.get_terminal_size(stream.fileno())
+    return Size(columns or _PLAIN.columns, lines or _PLAIN.lines)
+
+
+def _wanted(name: str) -> int:
+    """What a variable of the environment says; 0 if that is no number."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def width() -> int:
+    """How many columns a line may have; 0 where it is no terminal: as many as it likes.
+
+    In a pipe each row of a table stays on one line.
+    """
+    return size().columns if sys.stdout.isatty() else 0
 
 
 class Ending:

@@ -13,6 +13,7 @@ import pytest
 
 from inaccfs import doctor
 from inaccfs.cli import main
+from inaccfs.cli.doctor import as_text
 from inaccfs.doctor import Finding
 from inaccfs.machine import Machine
 
@@ -214,3 +215,27 @@ def test_this_machine_can_be_examined_and_nothing_changes(
     assert main(["doctor"]) == status
     text = capsys.readouterr().out
     assert all(one.found in text for one in shown)
+
+
+@pytest.mark.parametrize("width", [80, 70, 200])
+def test_lines_fit_the_terminal(width: int) -> None:
+    lacks_all = Pretended(
+        effective=0,
+        refusals=dict.fromkeys(("/dev/fuse", "io_uring", "cachestat"), errno.EPERM),
+        frames=False,
+        kvm="/dev/kvm: No such file or directory",
+        limits={resource.RLIMIT_NOFILE: 1024, resource.RLIMIT_MEMLOCK: 65536},
+        writable=False,
+        linux="6.8.0-45-generic-with-a-long-name",
+        user=1000,
+    )
+    found = doctor.examine(lacks_all)
+    text = as_text(found, width)
+    assert max(map(len, text.splitlines())) <= width
+    # Nothing is lost, and no option or path is cut in two.
+    words = text.split()
+    for one in found:
+        for part in (one.found, one.without, one.fix):
+            assert set(part.split()) <= set(words)
+    # In a pipe each text is in one line.
+    assert all(one.fix in as_text(found) for one in found)
