@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output
+from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output, terminal
 from inaccfs.cli.compare import write_report
 from inaccfs.errors import InaccfsError
 
@@ -119,8 +119,6 @@ def _status(code: object) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from inaccfs.kvm import demo
 
-    # See no-color.org.
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with kvmmount.roomy_mount_of(args, demo.PAGES) as shim:
-        demo.run(shim, output.say_coloured, colour=colour)
+        demo.run(shim, output.say_coloured, colour=terminal.has_colours())
     return 0
