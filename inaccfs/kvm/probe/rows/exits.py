@@ -208,6 +208,31 @@ def mmio_then_plain(machine: Machine) -> Iterator[object]:
     yield machine.read()
 
 
+def _answered_late(machine: Machine) -> Iterator[object]:
+    """A guest that reads a device twice; its KVM_RUN waits for the first answer."""
+    vcpu = machine.vcpu
+    vcpu.load((guest.Read(T), guest.Read(T)))
+    yield words.of_exit(vcpu.run())
+    vcpu.answer(b"\x5a" * 4)
+
+
+@ROWS.row("MMIO waits for its answer while a plain slot comes: both reads.")
+def mmio_answered_late(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.plain()
+    yield machine.story(machine.vcpu, bytes(8))
+
+
+@ROWS.row(
+    "MMIO waits for its answer while a slot with a file comes, private: both reads.",
+    private=True,
+)
+def mmio_answered_private(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.memory()
+    yield machine.story(machine.vcpu, bytes(8))
+
+
 @ROWS.row(
     "A conversion over two slots and a hole between that had an MMIO.", private=True
 )
