@@ -121,7 +121,9 @@ class File(AttributesOfFile):
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
         pages that are removed, in semantics whose events carry them. With *with_kinds*
-        they get "private", "shared" or "both" last, or None, likewise.
+        they get "private", "shared" or "both", or None, likewise. With *with_zaps* they
+        get last which mappings have to go: None for all from the first page to the
+        last, or a start and an end, if it is about a whole huge page.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from inaccfs.kvm.backing import BackingFile
     from inaccfs.kvm.memslots import MemorySlot
     from inaccfs.kvm.mmu import Mmu
-    from inaccfs.kvm.shim import ShimFile, ShimNotifier, ShimSemantics
+    from inaccfs.kvm.shim import (
+        ShimCallbacks,
+        ShimFile,
+        ShimNotifier,
+        ShimSemantics,
+    )
     from inaccfs.kvm.uapi import Hook
 
 
@@ -57,21 +62,16 @@ class SlotNotifier:
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
         # Where a file has both kinds of pages, their mappings are told apart.
-        kinds = self._mmu.in_place
-        frames = self._reclaims
-        if "INVALIDATE_START" not in semantics.events:
-            return register(
-                self._invalidate, error=error, with_kinds=kinds, with_frames=frames
-            )
+        options: ShimCallbacks = {
+            "error": error,
+            "with_frames": self._reclaims,
+            "with_kinds": self._mmu.in_place,
+            "with_zaps": self._mmu.in_place,
+        }
+        if "INVALIDATE_START" in semantics.events:
+            options |= {"invalidate_start": self._start, "invalidate_end": self._end}
         # INVALIDATE, too: a punch may send it where only poison sends start and end.
-        return register(
-            self._invalidate,
-            invalidate_start=self._start,
-            invalidate_end=self._end,
-            error=error,
-            with_kinds=kinds,
-            with_frames=frames,
-        )
+        return register(self._invalidate, **options)
 
     @property
     def lost(self) -> bool:
@@ -95,7 +95,7 @@ class SlotNotifier:
         finally:
             # Even if a hook raises: once this returns, the daemon relies on the zap.
             self._count()
-            self._mmu.zap(*gfns, self._kinds(more))
+            self._mmu.zap(*gfns, *self._what(more))
             self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
@@ -107,8 +107,8 @@ class SlotNotifier:
             self._hook("invalidate:begin", *gfns)
         finally:
             self._count()
-            kinds = self._kinds(more)
-            private = self._mmu.begin(*gfns, kinds)
+            kinds, zaps = self._what(more)
+            private = self._mmu.begin(*gfns, kinds, zaps)
             self._begun += 1
             if self._makes_shared and kinds == "private":
                 assert self._mmu.frames_lock is not None
@@ -124,9 +124,15 @@ class SlotNotifier:
         self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
-    def _kinds(self, more: tuple[Any, ...]) -> str | None:
-        """What comes last with an event, if files have both kinds of pages."""
-        return more[-1] if more and self._mmu.in_place else None
+    def _what(self, more: tuple[Any, ...]) -> tuple[str | None, tuple[int, int] | None]:
+        """What comes last with an event, if files have both kinds of pages.
+
+        The kinds, and the gfns whose mappings go, None for all that it is about.
+        """
+        if not (more and self._mmu.in_place):
+            return None, None
+        kinds, zaps = more[-2:]
+        return kinds, zaps and (self._gfns(*zaps) or (0, 0))
 
     def _reclaim(self, more: tuple[Any, ...]) -> None:
         """Call the hook for the frames that an event says to go."""

@@ -161,12 +161,16 @@ class _Running:
         rules = self._superblock.semantics
         # Found before the change, for the end as well.
         kinds = self._kinds(part)
+        exact = part.start, part.end
+        around = self._superblock.around(*exact)
         return in_order(
             self._superblock.plans[part.kind],
-            *self._superblock.around(part.start, part.end),
+            *around,
             list if rules.tells_frames else None,
             check=partial(self._check_part, part),
             kinds=lambda: kinds,
+            # A huge page is locked as a whole; of its mappings few have to go.
+            zaps=None if around == exact else exact,
             change_last=rules.stored == "after the end",
         )
 

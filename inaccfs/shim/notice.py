@@ -21,6 +21,8 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
     # Which kinds of pages are concerned, where events carry that.
     kinds: Kinds | None = None
+    # From a start to an end: whose mappings have to go, where the event is about more.
+    zaps: tuple[int, int] | None = None
 
 
 class Notifier(Protocol):

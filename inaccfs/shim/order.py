@@ -52,6 +52,7 @@ def in_order(
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
     kinds: Callable[[], Kinds | None] = lambda: None,
+    zaps: tuple[int, int] | None = None,
     change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
@@ -61,7 +62,8 @@ def in_order(
     is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
-    finds which kinds of pages are concerned, where events carry them.
+    finds which kinds of pages are concerned, where events carry them. *zaps* are the
+    pages whose mappings have to go, if they are fewer.
     *settle* is called with the result as soon as the file has been changed. With
     *change_last* that is done after the last event, which is sent in any case.
     """
@@ -72,11 +74,11 @@ def in_order(
             return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(
-            before, start, end, None if frames is None else frames(), kinds()
+            before, start, end, None if frames is None else frames(), kinds(), zaps
         )
     if change_last and plan.after is not None:
         now = None if frames is None else frames()
-        yield partial(Notice, plan.after, start, end, now, kinds())
+        yield partial(Notice, plan.after, start, end, now, kinds(), zaps)
     changed = yield None
     assert changed is not None
     if settle is not None:
@@ -85,7 +87,7 @@ def in_order(
         return changed.refusal
     if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed, kinds())
+        yield partial(Notice, plan.after, start, end, removed, kinds(), zaps)
     return changed.refusal
 
 

@@ -51,6 +51,7 @@ from inaccfs.control.messages.events import (
     Populate,
     Shutdown,
     Trace,
+    Zaps,
 )
 from inaccfs.control.messages.filecommands import (
     CommitBind,
@@ -174,5 +175,6 @@ __all__ = [
     "VersionInfo",
     "VersionTriple",
     "WriteShared",
+    "Zaps",
     "version",
 ]

@@ -12,6 +12,13 @@ from inaccfs.control.messages.results import Extent
 from inaccfs.control.messages.views import TraceRecord
 
 
+class Zaps(msgspec.Struct, frozen=True, gc=False):
+    """A range of what an event is about; empty if `start` is `end`."""
+
+    start: Start
+    end: End
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the events: what a peer is sent without asking."""
 
@@ -33,6 +40,13 @@ class Answered(Event, frozen=True, kw_only=True):
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # "private", "shared" or "both": which of the pages, where the semantics say so.
     kinds: str | msgspec.UnsetType = msgspec.UNSET
+    # Which mappings have to go, of a conversion that is about a whole huge page.
+    zaps: Zaps | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def fewer(self) -> tuple[int, int] | None:
+        """`zaps` as a start and an end; None if there are none."""
+        return (self.zaps.start, self.zaps.end) if self.zaps else None
 
 
 class Invalidate(Answered, frozen=True, kw_only=True):
