@@ -378,4 +378,5 @@ class ExploredFile(PagesOfFile):
             "error": self._until_ended(callbacks.get("error")),
             "with_kinds": callbacks.get("with_kinds", False),
             "with_frames": callbacks.get("with_frames", False),
+            "with_zaps": callbacks.get("with_zaps", False),
         }

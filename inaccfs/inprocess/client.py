@@ -126,8 +126,7 @@ class Notifier:
             self._running.append(self._loop.me())
         try:
             if (callback := self.callbacks.of(notice.event)) is not None:
-                _, start, end, frames, kinds = notice
-                self.callbacks.call(callback, start, end, frames, kinds)
+                self.callbacks.call(callback, *notice[1:])
         except BaseException as exc:
             log.exception("a callback for %s raised", notice.event)
             self._raised = self._raised or exc

@@ -148,27 +148,53 @@ class Mmu:
 
     # --- zapping ----------------------------------------------------------------------
 
-    def zap(self, start: int, end: int, kinds: str | None = None) -> None:
+    def zap(
+        self,
+        start: int,
+        end: int,
+        kinds: str | None = None,
+        zaps: tuple[int, int] | None = None,
+    ) -> None:
         """kvm_zap_gfn_range(): begin, unmap, end. Afterwards no access is in progress.
 
         A fault that looked its frame up before this cannot install it any more.
         """
-        with self.lock:
-            self.invalidation.begin(start, end)
-            self.zap_locked(start, end, kinds)
-            self.end_locked()
+        self.begin(start, end, kinds, zaps)
+        self.end()
 
-    def begin(self, start: int, end: int, kinds: str | None = None) -> list[Run]:
+    def begin(
+        self,
+        start: int,
+        end: int,
+        kinds: str | None = None,
+        zaps: tuple[int, int] | None = None,
+    ) -> list[Run]:
         """Zap, and keep faults out until `end`.
 
-        Returns the private mappings that were zapped, if there are hooks.
+        With *zaps* it unmaps only these gfns, from a start to an end, and splits huge
+        mappings that reach beyond them. Returns the private mappings that were zapped,
+        if there are hooks.
         """
         with self.lock:
             self.invalidation.begin(start, end)
+            if zaps is not None:
+                start, end = zaps
+                self._split(start, end)
             hooked = self.frames_lock is not None
             private = self.table.between(start, end) if hooked else []
-            self.zap_locked(start, end, kinds)
+            if start < end:
+                self.zap_locked(start, end, kinds)
         return private
+
+    def _split(self, start: int, end: int) -> None:
+        """Split huge mappings of private pages that reach beyond these gfns.
+
+        This needs no flush: each gfn stays mapped to its frame.
+        """
+        for gfn in (start, end) if start < end else ():
+            more = self.table.split(gfn)
+            add(self.counters.installed, ByLevel(*(max(each, 0) for each in more)))
+            add(self.counters.zapped, ByLevel(*(max(-each, 0) for each in more)))
 
     def end(self) -> None:
         """End one invalidation."""

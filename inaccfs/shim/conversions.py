@@ -162,12 +162,16 @@ class _Running:
         rules = self._superblock.semantics
         # Found before the change, for the end as well.
         kinds = self._kinds(part)
+        exact = part.start, part.end
+        around = self._superblock.around(*exact)
         return in_order(
             self._superblock.plans[part.kind],
-            *self._superblock.around(part.start, part.end),
+            *around,
             list if rules.tells_frames else None,
             check=partial(self._check_part, part),
             kinds=lambda start, end: kinds,
+            # A huge page is locked as a whole, but only converted pages are zapped.
+            zaps=None if around == exact else exact,
             change_last=rules.stored == "after the end",
         )
 

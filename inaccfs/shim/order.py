@@ -52,6 +52,7 @@ def in_order(
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
     kinds: Callable[[int, int], Kinds | None] = lambda start, end: None,
+    zaps: tuple[int, int] | None = None,
     change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
@@ -61,7 +62,8 @@ def in_order(
     file is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
-    finds the kinds of these pages, where events carry them.
+    finds the kinds of these pages, where events carry them. *zaps* is the start and end
+    of the pages to zap, if these are fewer.
     *settle* is called with the result as soon as the file has been changed. With
     *change_last* that is done after the last event, which is sent in any case.
     """
@@ -72,11 +74,16 @@ def in_order(
             return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(
-            before, start, end, None if frames is None else frames(), kinds(start, end)
+            before,
+            start,
+            end,
+            None if frames is None else frames(),
+            kinds(start, end),
+            zaps,
         )
     if change_last and plan.after is not None:
         now = None if frames is None else frames()
-        yield partial(Notice, plan.after, start, end, now, kinds(start, end))
+        yield partial(Notice, plan.after, start, end, now, kinds(start, end), zaps)
     changed = yield None
     assert changed is not None
     if settle is not None:
@@ -85,7 +92,8 @@ def in_order(
         return changed.refusal
     if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed, kinds(start, end))
+        found = kinds(start, end)
+        yield partial(Notice, plan.after, start, end, removed, found, zaps)
     return changed.refusal
 
 

@@ -393,7 +393,9 @@ def test_a_bracketed_order_has_no_stale_uses() -> None:
     assert (report.stale_uses, report.violations) == (0, [])
 
 
-@pytest.mark.parametrize("semantics", ["in-place-v8", "in-place-next", "live-update"])
+@pytest.mark.parametrize(
+    "semantics", ["in-place-v8", "in-place-next", "hugetlb-rfc", "live-update"]
+)
 def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
     with (
         support.mounted(semantics=semantics) as mount,
@@ -401,9 +403,33 @@ def test_stress_converts_in_place_and_freezes(semantics: str) -> None:
     ):
         plan = stress.Plan(seconds=1, seed=1)
         report = stress.run(shim, plan, lambda *_: None, others=Devices)
+        # The daemon's count, of those that the rules allow: of whole huge pages.
+        assert shim.query_stats().punches > 0
     assert report.violations == []
     assert report.counts["dma"] > 0
     assert report.counts["freezes" if semantics == "live-update" else "conversions"] > 0
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ['content = "zeroed"', 'content = "refused"', 'pinned_punch = "refused"'],
+)
+def test_stress_knows_what_rules_of_ones_own_do_to_pages(
+    rule: str, tmp_path: Path
+) -> None:
+    """Zeros after a conversion are no lost write, and a refusal is no failure."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"from inaccfs.semantics import InPlaceV8\nclass Own(InPlaceV8):\n    {rule}\n"
+    )
+    with (
+        support.mounted(semantics=f"{own}:Own") as mount,
+        inaccfs.connect(mount.control) as shim,
+    ):
+        plan = stress.Plan(seconds=1, seed=3)
+        report = stress.run(shim, plan, lambda *_: None, others=Devices)
+    assert report.violations == []
+    assert report.counts["conversions"] > 0
 
 
 def test_no_time_at_all_is_enough_to_find_nothing(mount: Mount) -> None:

@@ -371,6 +371,27 @@ def test_events_of_a_huge_page_are_rounded_out_to_it() -> None:
         ]
 
 
+def test_events_of_a_huge_page_say_which_mappings_have_to_go() -> None:
+    with world(HugetlbRfc, 2 * HUGE) as it:
+        found: list[tuple[int, ...] | None] = []
+        for start, end in ((0, HUGE // 2), (HUGE // 2, 2 * HUGE)):
+            it.file.bind(
+                *(start, end, print),
+                invalidate_start=lambda start, end, zaps: found.append(zaps),
+                invalidate_end=lambda start, end, zaps: found.append(zaps),
+                with_zaps=True,
+            )
+        # The second of these is bound to none of them.
+        it.file.set_memory_attributes(5, 2, False)
+        middle = HUGE // 2
+        assert found == [(5, 7), (middle, middle)] * 2
+        found.clear()
+        # Whole huge pages, and punches.
+        it.file.set_memory_attributes(HUGE, HUGE, False)
+        it.mount.fallocate(it.fd, PUNCH, HUGE * PAGE, HUGE * PAGE)
+        assert found == [None] * 4
+
+
 def test_one_huge_page_after_the_other_and_an_error_leaves_the_earlier_ones() -> None:
     with world(HugetlbRfc, 4 * HUGE, initial="shared") as it:
         it.listen(0, 4 * HUGE)

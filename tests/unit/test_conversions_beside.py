@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -81,6 +82,7 @@ async def test_who_goes_leaves_the_huge_pages_that_have_not_begun(
             await vmm.send(line + "\n")
             start = await vm.event()
             assert (start["start"], start["end"]) == (0, HUGE)
+            assert "zaps" not in start
         await trio.testing.wait_all_tasks_blocked()
         await answer(vm, start)
         end = await vm.event()
@@ -93,6 +95,27 @@ async def test_who_goes_leaves_the_huge_pages_that_have_not_begun(
             (HUGE, True),
         ]
         assert vm.events == []
+
+
+async def test_an_event_of_a_huge_page_has_the_pages_that_are_converted(
+    tmp_path: Path, backing: Backing
+) -> None:
+    async with (
+        serving(tmp_path, backing, HugetlbRfc) as control,
+        control.peer() as vm,
+        control.peer() as vmm,
+    ):
+        control.make("large", HUGE)
+        await vm.do("bind", file="/large", start=0, end=HUGE)
+        command = {"file": "/large", "offset": 3, "count": 4, "private": False}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(vmm.do, "set-memory-attributes", **command))
+            for name in ("INVALIDATE_START", "INVALIDATE_END"):
+                event = await vm.event()
+                assert event["event"] == name
+                assert (event["start"], event["end"]) == (0, HUGE)
+                assert event["zaps"] == {"start": 3, "end": 7}
+                await answer(vm, event)
 
 
 async def test_what_is_converted_as_a_whole_is_so_though_who_asked_has_gone(

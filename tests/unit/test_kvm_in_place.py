@@ -275,15 +275,49 @@ def test_a_huge_page_is_mapped_whole_while_it_is_private() -> None:
         spte = it.vm.spte(0)
         assert spte is not None
         assert spte.level == 2
+        frame = spte.pfn
         it.convert(5, private=False)
-        assert it.vm.spte(0) is None
+        # The mapping is split, and only what is converted is unmapped.
+        assert it.vm.spte(5) is None
+        assert [it.vm.spte(gfn) for gfn in (0, 4, 6, 511)] == [
+            (frame + gfn, 1) for gfn in (0, 4, 6, 511)
+        ]
+        assert it.vm.spte(512) is None
+        faults = it.vm.stats.faults
         assert it.vcpu.read(0, 6) == b"secret"
-        spte = it.vm.spte(0)
-        assert spte is not None
-        assert spte.level == 1
+        stats = it.vm.stats
+        assert stats.faults == faults
+        assert [
+            made - gone
+            for made, gone in zip(stats.installed, stats.zapped, strict=True)
+        ] == list(stats.mapped)
         it.convert(5, private=True)
         it.vcpu.read(PAGE, 1)
         assert it.vcpu.read(0, 6) == b"secret"
+
+
+@pytest.mark.parametrize("order", ["bracket", "before"])
+def test_of_a_split_huge_page_only_what_is_converted_is_destroyed(order: str) -> None:
+    """TDX: what is zapped is lost. The prototype zaps the exact range."""
+    rules = type("Mine", (HugetlbRfc,), {"order": order})()
+    with guest(rules, pages=1024, zap="destroys") as it:
+        for page in (4, 5, 512):
+            it.vcpu.write(page * PAGE, b"secret")
+        it.convert(5, 2, private=False)
+        assert it.vm.stats.destroyed == 2
+        assert it.vcpu.read(4 * PAGE, 6) == b"secret"
+        assert it.vcpu.read(512 * PAGE, 6) == b"secret"
+        assert it.vcpu.read(5 * PAGE, 6) == bytes(6)
+        assert not it.vm.stale_sptes()
+
+
+def test_a_slot_of_other_pages_of_the_huge_page_keeps_them() -> None:
+    with guest(HugetlbRfc(), pages=512, free=256, zap="destroys") as it:
+        it.vcpu.write(0, b"secret")
+        it.convert(300, private=False)
+        assert it.vm.stats.invalidations == 1
+        assert it.vm.stats.destroyed == 0
+        assert it.vm.spte(0) is not None
 
 
 # --- population -----------------------------------------------------------------------

@@ -52,6 +52,7 @@ from inaccfs.control.messages.events import (
     Populate,
     Shutdown,
     Trace,
+    Zaps,
 )
 from inaccfs.control.messages.filecommands import (
     CommitBind,
@@ -175,6 +176,7 @@ __all__ = [
     "VersionInfo",
     "VersionTriple",
     "WriteShared",
+    "Zaps",
     "version",
 ]
 

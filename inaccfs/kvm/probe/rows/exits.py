@@ -208,6 +208,33 @@ def mmio_then_plain(machine: Machine) -> Iterator[object]:
     yield machine.read()
 
 
+def _answered_late(machine: Machine) -> Iterator[object]:
+    """Run a guest that reads a device twice to its first exit, and answer that."""
+    vcpu = machine.vcpu
+    vcpu.load((guest.Read(T), guest.Read(T)))
+    yield words.of_exit(vcpu.run())
+    vcpu.answer(b"\x5a" * 4)
+
+
+@ROWS.row(
+    "A plain slot is made after an MMIO exit, before the next KVM_RUN: both reads."
+)
+def mmio_answered_late(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.plain()
+    yield machine.story(machine.vcpu, bytes(8))
+
+
+@ROWS.row(
+    "A private slot is made after an MMIO exit, before the next KVM_RUN: both reads.",
+    private=True,
+)
+def mmio_answered_private(machine: Machine) -> Iterator[object]:
+    yield from _answered_late(machine)
+    machine.memory()
+    yield machine.story(machine.vcpu, bytes(8))
+
+
 @ROWS.row(
     "A conversion over two slots and a hole between that had an MMIO.", private=True
 )
