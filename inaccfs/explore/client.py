@@ -210,7 +210,7 @@ class ExploredFile(PagesOfFile):
         self._schedule = client.schedule
         self._number = client.numbers[file.ino]
         self._keeps: Final = file.client.mount.semantics.keeps_references
-        self._locked: Final = file.client.mount.semantics.references == "locked"
+        self._locked: Final = file.client.mount.semantics.locks_pages
         # The page for which get-pfn returned a frame.
         self._pages: Final[dict[int, int]] = {}
 

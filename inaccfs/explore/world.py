@@ -284,7 +284,7 @@ class World:
             schedule.touch(("punching", number))
             for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
-            if self.semantics.references == "locked":
+            if self.semantics.locks_pages:
                 schedule.touch(LOT)
 
     def ftruncate(self, fd: int, pages: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
@@ -32,7 +31,7 @@ from inaccfs.client import (
 from inaccfs.client.commands import UNAWAITED
 from inaccfs.errors import DeadDaemonError, NoAnswerError, NotMountedError
 from inaccfs.fuse import finding
-from inaccfs.syscalls import PUNCH
+from inaccfs.syscalls import PUNCH, fallocate
 from tests.mount import support
 from tests.mount.support import MIB, PAGE, PATIENCE
 
@@ -44,15 +43,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.fuse
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-
-
 def punch(fd: int, first: int = 0, pages: int = 1) -> None:
     """Punch a hole through the mount."""
-    if _libc.fallocate(fd, PUNCH, first * PAGE, pages * PAGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    fallocate(fd, PUNCH, first * PAGE, pages * PAGE)
 
 
 @contextmanager
