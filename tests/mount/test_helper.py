@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse]
 
 
+@pytest.fixture
+def mount(new_mount: inaccfs.Mount) -> inaccfs.Mount:
+    """Each test has a helper of its own, and kills it."""
+    return new_mount
+
+
 def punch(fd: int, length: int) -> None:
     """Take the memory of a file away, from its beginning."""
     mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
