@@ -139,7 +139,8 @@ class Ground:
     def remember(self, path: Path) -> None:
         """Note the FUSE connection of a mount, which must go with it."""
         # One that does not answer has nothing to say of itself but in mountinfo.
-        with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        # Others' mountpoints may have any name.
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 words = line.split()
                 if words[4] == str(path):
@@ -156,7 +157,8 @@ class Ground:
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mark in Path(f"/proc/{entry}/environ").read_bytes() + b"\0":
                     words = Path(f"/proc/{entry}/cmdline").read_bytes()
-                    found.append((int(entry), words.replace(b"\0", b" ").decode()))
+                    text = words.replace(b"\0", b" ").decode(errors="replace")
+                    found.append((int(entry), text))
         return found
 
     def left(self) -> dict[str, object]:
