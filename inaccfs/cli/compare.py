@@ -146,13 +146,15 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
 
     If we are interrupted it ends first, for it has a mount to take down.
     """
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=[writer],
-    ) as process:
+    with children.starting("a run"):
+        started = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writer],
+        )
+    with started as process:
         try:
             printed, complaints = process.communicate()
         except BaseException:
