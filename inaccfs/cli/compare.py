@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import syscalls
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -125,11 +127,12 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         report = reports.read()
     errors = _lines(done.stderr)
     if not report:
-        # The script has not run.
+        # The script has not run, or not to its end.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
-            else f"{semantics}: no report"
+            else f"{args.script} has ended its process on {semantics} "
+            f"({_ended(done.returncode)}): use sys.exit()"
         )
     found = msgspec.json.decode(report)
     return Run(
@@ -141,6 +144,10 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         found["shim"],
         found["kvm"],
     )
+
+
+def _ended(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"signal {-status}"
 
 
 def _lines(data: bytes) -> list[str]:
@@ -191,6 +198,16 @@ def _cell(value: object) -> str:
         return "-"
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def end_with_reader(fd: int) -> None:
+    """End this process, also a script that hangs, when `compare` has been killed."""
+    syscalls.die_with_parent()
+    poller = select.poll()
+    poller.register(fd, 0)
+    if poller.poll(0):
+        # It has been before that.
+        raise KeyboardInterrupt
 
 
 def write_report(
