@@ -96,7 +96,7 @@ def _execute(
         with output.lent():
             exec(compile(source, script, "exec"), vars(module))
     except SystemExit as exc:
-        return _status(exc.code)
+        return output.exit_status(exc)
     except output.OutputError:
         raise
     except Exception as exc:
@@ -105,14 +105,6 @@ def _execute(
     finally:
         sys.argv, sys.path, sys.modules["__main__"] = before
     return 0
-
-
-def _status(code: object) -> int:
-    """The exit status of `sys.exit(code)`."""
-    if code is None or isinstance(code, int):
-        return code or 0
-    output.mention(str(code))
-    return 1
 
 
 # --- demo -----------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_the_demo_shows_a_guests_memory(mount: Mount) -> None:
     support.ask_until(lambda: mount.status().allocated_pages == 0)
 
 
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> None:
     out = on_terminal("demo", mount.path, variables=variables)
     assert ("\x1b[32m" in out) == (not variables)
@@ -236,7 +236,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env={**environment, **variables},
+        env={**environment, "TERM": "xterm", **variables},
     )
     os.close(theirs)
     found = bytearray()
