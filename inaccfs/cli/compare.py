@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs import children, userfiles
+from inaccfs import children, syscalls, userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -123,11 +124,12 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         report = reports.read()
     errors = _lines(complaints)
     if not report:
-        # The script did not run.
+        # The script did not run, or did not reach its end.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
-            else f"{semantics}: no report"
+            else f"{args.script} has ended its process on {semantics} "
+            f"({_how_ended(status)}): use sys.exit()"
         )
     found = msgspec.json.decode(report)
     return Run(
@@ -161,6 +163,10 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
             children.end(process, _ENDING_SECONDS)
             raise
     return process.returncode, printed, complaints
+
+
+def _how_ended(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"signal {-status}"
 
 
 def _lines(data: bytes) -> list[str]:
@@ -205,6 +211,16 @@ def _cell(value: object) -> str:
         return "-"
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def end_with_reader(fd: int) -> None:
+    """End this process, also a script that hangs, when `compare` has been killed."""
+    syscalls.die_with_parent()
+    poller = select.poll()
+    poller.register(fd, 0)
+    if poller.poll(0):
+        # It has been before that.
+        raise KeyboardInterrupt
 
 
 def write_report(

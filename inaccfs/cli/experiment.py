@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -80,10 +82,17 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
 
     lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
     try:
-        with output.lent(), progress(f"experiment {found.name}", ticks=True):
+        with (
+            output.lent(),
+            # What it prints itself is no JSON.
+            redirect_stdout(sys.stderr) if args.json else nullcontext(),
+            progress(f"experiment {found.name}", ticks=True),
+        ):
             found.run(lab)
     except (InaccfsError, output.OutputError):
         raise
+    except SystemExit as exc:
+        return output.exit_status(exc)
     except Exception as exc:
         if userfiles.split(args.name) is None:
             raise

@@ -157,6 +157,14 @@ def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
     mention(printable_lines("".join(lines)), end="")
 
 
+def exit_status(exc: SystemExit) -> int:
+    """That of sys.exit() in a user's code; a text is printed, as Python does."""
+    if exc.code is None or isinstance(exc.code, int):
+        return exc.code or 0
+    mention(printable_lines(str(exc.code)))
+    return 1
+
+
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
