@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
 
+
 class SpinError(Exception):
     """An actor takes steps without an end."""
 

@@ -254,11 +254,14 @@ class World:
     def converting(
         self, vm: ExploredVM, first: int, end: int, *, private: bool
     ) -> Iterator[None]:
-        """The private pages of gfns that become shared are lost meanwhile."""
+        """The private pages of gfns that become shared are lost meanwhile.
+
+        Where files keep attributes they stay, and become shared themselves.
+        """
         lost = [
             vm.places[gfn]
             for gfn in range(first, end)
-            if not private and gfn in vm.places
+            if not (private or vm.in_place) and gfn in vm.places
         ]
         for place in lost:
             self._lose(place, self.cells.punch_begins)
