@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from inaccfs.errors import (
     UnmountError,
 )
 from inaccfs.fuse import finding, unmounting
+from inaccfs.syscalls import peer_credentials
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -40,8 +40,6 @@ _STOP_SECONDS: Final = 60.0
 # A daemon usually ends within this time. After it we look whether it will end at all.
 _NOTICE_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 2.0
-
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> str | None:
@@ -138,10 +136,7 @@ class _Daemon:
         with self._connect() as connection:
             # The pid of the process that called listen(2), in our PID namespace; 0 if
             # it has none there. The daemon itself may know another number.
-            credentials = connection.getsockopt(
-                socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-            )
-        self.pid: int = _ucred.unpack(credentials)[0]
+            self.pid: Final = peer_credentials(connection).pid
         self._fd = os.pidfd_open(self.pid)
 
     def __enter__(self) -> Self:

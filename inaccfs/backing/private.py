@@ -25,7 +25,7 @@ def private_tmpfs(
     Root mounts it detached; other users do so in a user namespace (`usertmpfs`). If
     user namespaces are not allowed, the backing is a directory of mode 0700 on another
     tmpfs (`fallback`), called *fallback_name* and the pid, with a warning. Of *flags*,
-    MS_* as for mount(2), the tmpfs gets those that concern times of access.
+    MS_* as for mount(2), the tmpfs gets those that concern access times.
 
     Raises:
         BackingError: the kernel refused the options, or every one of these ways.

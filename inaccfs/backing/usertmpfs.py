@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from inaccfs import mountcalls, syscalls
+from inaccfs.errnos import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,8 +83,7 @@ def _from_child(work: Callable[[], int], *, holds_nothing: bool = False) -> int:
         os.waitpid(child, 0)
     if fds:
         return fds[0]
-    number = data[0] if data else errno.EIO
-    raise OSError(number, os.strerror(number))
+    raise os_error(data[0] if data else errno.EIO)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""The command line: one module a subcommand.
+"""The command line: one module per subcommand.
 
 This module only sets up what must be right before the others are imported, which takes
 a tenth of a second: the standard streams, and the effect of Ctrl-C meanwhile.
@@ -44,7 +44,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _interrupts(before: object, now: signal._HANDLER) -> None:
-    """Set the handler of SIGINT to *now* if it is *before*, and not SIG_IGN, say."""
+    """Set the handler of SIGINT to *now*, if the present one is *before*."""
     if signal.getsignal(signal.SIGINT) == before:
         signal.signal(signal.SIGINT, now)
 

@@ -1,4 +1,4 @@
-"""inaccfs compare: one workload on several rules, and what differs."""
+"""inaccfs compare: runs one workload under several rules, and shows differences."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from inaccfs import userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-# The widest cell of the table; --json has all of a line.
+# The widest cell of the table; --json has whole lines.
 _WIDTH: Final = 40
 
 
@@ -50,27 +51,27 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of the script on one semantics."""
+    """The result of the script under one semantics."""
 
     semantics: str
     # The exit status of the script.
     status: int
-    # What it printed, on both streams.
+    # What it printed on both streams.
     stdout: list[str]
     stderr: list[str]
     # From the start of the script to its end, in seconds.
     seconds: float
-    # Of the mount, as query-stats has them, and of `vm`; empty if it has closed them.
+    # The counters of query-stats, and of `vm`; empty if the script has closed them.
     shim: dict[str, int] = field(default_factory=dict)
     kvm: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> Iterator[tuple[str, object]]:
-        """The rows of the table, in order, but for the time."""
+        """The rows of the table, in order, without the time."""
         yield "status", self.status
         for number, line in enumerate(self.stdout, 1):
             yield f"output {number}", line
         if self.stderr:
-            # Of a traceback, the exception.
+            # The last line of a traceback has the exception.
             yield "error", self.stderr[-1]
         for room, counts in (("shim", self.shim), ("kvm", self.kvm)):
             for name, count in counts.items():
@@ -87,17 +88,17 @@ def run(args: argparse.Namespace) -> int:
         raise InaccfsError(f"cannot read {quoted(args.script)}: no such file")
     mountoptions.check(args.options)
     for name in args.semantics:
-        # Before the first run, which may be long.
+        # Do this before the first run, which may be long.
         load.load(name)
     runs: list[Run] = []
     with progress("comparing", len(args.semantics), ticks=True) as shown:
         for name in args.semantics:
             shown.update(len(runs), name)
-            runs.append(_run(load.absolute(name), args))
+            runs.append(_run(userfiles.absolute(name), args))
     if args.json:
         output.say_json(msgspec.json.encode(runs))
     else:
-        labels = [_label(name) for name in args.semantics]
+        labels = [userfiles.label(name) for name in args.semantics]
         output.say(_table(labels, runs, everything=args.all))
     return 0
 
@@ -125,7 +126,7 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         report = reports.read()
     errors = _lines(done.stderr)
     if not report:
-        # The script has not run.
+        # The script did not run.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
@@ -147,17 +148,11 @@ def _lines(data: bytes) -> list[str]:
     return data.decode(errors="backslashreplace").splitlines()
 
 
-def _label(semantics: str) -> str:
-    from inaccfs.experiments.lab import Lab
-
-    return Lab.label(semantics)
-
-
 def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> str:
     columns = [dict(one.rows()) for one in runs]
-    # All names, in the order in which they come; a run may lack some.
+    # All names, in order of appearance; a run may lack some.
     names = dict.fromkeys(name for column in columns for name in column)
-    # That the script has failed everywhere is no difference, but must be seen.
+    # A script that failed in all runs is not a difference, but must be seen.
     always = ("status", "error") if any(one.status for one in runs) else ()
     rows = [["", *labels]]
     differs = everything
@@ -180,7 +175,7 @@ def _table(labels: Sequence[str], runs: Sequence[Run], *, everything: bool) -> s
 
 
 def _place(name: str) -> tuple[int, int]:
-    """Where a row belongs: lines in their order, also if only one run has them."""
+    """The sort key of a row: lines stay in order, even if only one run has them."""
     room, _, rest = name.partition(" ")
     order = ("status", "output", "error", "shim", "kvm")
     return order.index(room), int(rest) if room == "output" else 0
@@ -196,7 +191,7 @@ def _cell(value: object) -> str:
 def write_report(
     fd: int, seconds: float, shim: Callable[[], object], kvm: Callable[[], object]
 ) -> None:
-    """Write what `compare` asks of the run that this process has made.
+    """Write the report of this process's run for `compare`.
 
     *shim* and *kvm* return the counts.
     """
@@ -206,7 +201,7 @@ def write_report(
 
 
 def _counts(ask: Callable[[], object]) -> dict[str, Any]:
-    """The counts; none if the script has closed the client or the VM."""
+    """The counts; empty if the script has closed the client or the VM."""
     try:
         found: dict[str, Any] = msgspec.to_builtins(ask())
     except OSError:

@@ -1,4 +1,4 @@
-"""What the completions of the shells ask: which words may come next.
+"""Completions for shells: which words may come next.
 
 The shells run the command itself with _ARGCOMPLETE in its environment, so that they
 know every option without a list of their own.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Write the words for the shell that asks, and end the process."""
+    """Write the words for the calling shell, and end the process."""
     files = FilesCompleter()
     for action in _actions(parser):
         more = _WORDS.get(action.dest)
@@ -56,12 +56,12 @@ def _kvms() -> list[str]:
 
 
 def _kinds(prefix: str, **_: object) -> list[str]:
-    """The kinds of a trace, after those that *prefix* has, with commas between."""
+    """Completions of a comma-separated list of the kinds of a trace."""
     before, comma, _last = prefix.rpartition(",")
     return [f"{before}{comma}{kind}" for kind in get_args(What)]
 
 
-# What else than a file an argument may be, by its dest.
+# Values of arguments that are not files, by dest.
 _WORDS: Final[dict[str, Callable[[], list[str]]]] = {
     "mountpoint": _mountpoints,
     "target": _mountpoints,
@@ -75,7 +75,7 @@ _WORDS: Final[dict[str, Callable[[], list[str]]]] = {
 
 
 class _Words:
-    """The words of a function, and files."""
+    """Completes to the words of a function, or to files."""
 
     def __init__(self, words: Callable[[], list[str]], files: FilesCompleter) -> None:
         self._words: Final = words
@@ -86,7 +86,7 @@ class _Words:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The actions of *parser* and of its subcommands. Private to argparse."""
+    """The actions of *parser* and of its subcommands, from argparse's private data."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-# The limit of commands without a reply yet. The daemon reads on while we read replies.
+# The most commands without a reply so far. The daemon reads on while we read replies.
 _AT_A_TIME: Final = 32
 _READ_BYTES: Final = 1 << 16
 # More than the longest command that a daemon accepts.
@@ -91,7 +91,8 @@ def parse(words: Sequence[str]) -> tuple[Command, str | None]:
     try:
         return qmp.make_command(name, arguments), path
     except ValueError as exc:
-        # "get-pfn: Expected `int` >= 0 - at `$.offset`", in the order of the others.
+        # "get-pfn: Expected `int` >= 0 - at `$.offset`", in the order of other
+        # messages.
         text, _, place = str(exc).removeprefix(f"{name}: ").partition(" - at `$.")
         what = f"{name}: {place.rstrip('`')}" if place else name
         raise OptionError(f"{what}: {text}") from None
@@ -109,7 +110,7 @@ def _fields(kind: type[Command]) -> dict[str, msgspec.inspect.Field]:
 
 
 def _plain(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
-    """A type without its limits, and without the None of what may be left out."""
+    """A type without its limits, and without the None of an optional member."""
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
@@ -215,7 +216,7 @@ class Console:
         """Carry out one command and print what it returns.
 
         Raises:
-            InaccfsError: it was refused, or there is no such command.
+            InaccfsError: the command was refused, or does not exist.
         """
         command, path = parse(words)
         call = self._start(command, path)
@@ -240,7 +241,7 @@ class Console:
     def interact(self) -> None:
         """Carry out commands from the standard input, one a line.
 
-        Returns at its end, once all replies have come. Errors are printed.
+        Returns at the end of the input, after all replies. Prints errors.
 
         Raises:
             ControlError: the daemon has hung up.
@@ -265,7 +266,8 @@ class Console:
                 for line in lines:
                     self._take(line.decode(errors="surrogateescape"))
                 if len(pending) > _LINE_BYTES:
-                    # /dev/zero, for example, has neither lines nor an end.
+                    # The input may be like /dev/zero, which has neither lines nor an
+                    # end.
                     raise InaccfsError(
                         f"the standard input has a line of over {_LINE_BYTES} bytes"
                     )

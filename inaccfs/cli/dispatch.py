@@ -1,4 +1,4 @@
-"""Which subcommand runs, and the one place where errors end."""
+"""Runs a subcommand; the only place that handles errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
             completing.answer(known)
         args = _parsed(known, words)
-        # The command's own words; `mount` passes them to a daemon.
+        # The words after the command; `mount` passes them to a daemon.
         args.given = words[words.index(args.command) + 1 :]
         return int(args.run(args))
     except OptionError as exc:
@@ -74,7 +74,7 @@ def _parsed(known: output.Parser, words: list[str]) -> argparse.Namespace:
     args, unknown = known.parse_known_args(words)
     if not unknown:
         return args
-    # parse_args() would show the usage of the whole, and not of the command.
+    # parse_args() would show the usage of inaccfs, and not of the command.
     prog = args.parser.prog if "parser" in args else f"inaccfs {args.command}"
     kind = "option" if unknown[0].startswith("-") else "operand"
     raise OptionError(f"unknown {kind} {quoted(unknown[0])}: see {prog} -h")
@@ -95,7 +95,7 @@ def parser(words: Sequence[str] = ()) -> output.Parser:
         raise OptionError(
             f"no command {quoted(words[0])}: {hint}inaccfs -h lists them all"
         )
-    # The others would be a tenth of what a daemon takes to start.
+    # Making the other parsers would take a tenth of a daemon's start time.
     named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
     for name in named:
         module = import_module(f"inaccfs.cli.{name.replace('-', '_')}")

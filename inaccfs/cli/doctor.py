@@ -1,4 +1,4 @@
-"""inaccfs doctor: what this machine has, and what works without the rest."""
+"""inaccfs doctor: what this machine has, and what does not work without the rest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_text(found: list[Finding]) -> str:
-    """A line each, and below it what works without it and how to get it."""
+    """A line per finding; below it what does not work, and how to get it."""
     width = max(len(one.name) for one in found)
     lines = []
     for one in found:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from inaccfs import userfiles
 from inaccfs.cli import output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             open(args.plot, "ab").close()
         except OSError as exc:
             raise InaccfsError(f"cannot write {args.plot}: {exc.strerror}") from exc
-    semantics = [load.absolute(name) for name in args.semantics or found.semantics]
+    semantics = [userfiles.absolute(name) for name in args.semantics or found.semantics]
     return _run(found, semantics, args)
 
 
@@ -76,7 +77,6 @@ def _list(*, as_json: bool) -> None:
 
 def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> int:
     from inaccfs.experiments.lab import Lab
-    from inaccfs.semantics import load
 
     lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
     try:
@@ -85,7 +85,7 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
     except (InaccfsError, output.OutputError):
         raise
     except Exception as exc:
-        if load.split(args.name) is None:
+        if userfiles.split(args.name) is None:
             raise
         output.mention_traceback(exc, ours=2)
         return 1
@@ -102,4 +102,4 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
 
 
 def _nowhere(_line: str) -> None:
-    """Show nothing now: with --json all is printed at the end."""
+    """Show nothing: with --json everything is printed at the end."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs.cli import output
+from inaccfs import userfiles
+from inaccfs.cli import output, units
 from inaccfs.cli.exploretable import Table
 from inaccfs.cli.interrupts import interruptible
 from inaccfs.cli.progress import progress
@@ -59,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=units.seconds_of,
         metavar="N",
         help="end the search of each row after N seconds of CPU (60)",
     )
@@ -76,16 +77,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return number
 
 
 def _count(text: str) -> int:
@@ -140,14 +131,14 @@ def _run(args: argparse.Namespace) -> int:
     scenarios.known_kvm(args.kvm)
     _check_options(args)
     found = scenarios.scenario(args.scenario)
-    label = scenarios.label(args.scenario)
+    label = userfiles.label(args.scenario)
     rules = [load.load(name) for name in args.semantics]
     if args.replay is not None:
         return _replay(args, Case(found, rules[0], args.kvm), label)
     if rules:
         rows = [(one.name, Case(found, one, args.kvm)) for one in rules]
     else:
-        # One search for all whose rules make no difference to it.
+        # Semantics whose differences do not affect the search share one search.
         rows = [
             (name, Case(found, one, args.kvm))
             for name, one in scenarios.versions().items()
@@ -214,7 +205,7 @@ def _search(
 def _outcomes(
     cases: Sequence[tuple[str, Case]], limits: Limits
 ) -> Iterator[tuple[str, Outcome]]:
-    """A row for each name, until the search is to stop."""
+    """The outcome for each name, until the search is stopped."""
     from inaccfs.explore.search import explore
 
     done: dict[Case, Outcome] = {}
@@ -263,7 +254,7 @@ def _timeline(case: Case, found: Found) -> Timeline:
 
 
 def _show_found(outcome: Outcome, args: argparse.Namespace) -> None:
-    """The shortest schedule, and how to see one of each other kind."""
+    """Show the shortest schedule, and how to see those of other kinds."""
     from inaccfs.explore import replay
 
     case, shortest = outcome.case, outcome.shortest

@@ -12,7 +12,7 @@ class Table:
     """Lines for people."""
 
     def __init__(self, label: str, kvm: str, names: list[str]) -> None:
-        """*label* is the scenario's; *names* are those of all rows, for the widths."""
+        """*label* names the scenario; *names* are those of all rows, for the widths."""
         self._label: Final = label
         self._kvm: Final = kvm
         self._widths: Final = [
@@ -43,7 +43,7 @@ class Table:
         )
 
     def row(self, name: str, outcome: Outcome) -> str:
-        """Of one version."""
+        """The row of one version."""
         verdict = ", ".join(outcome.kinds) or (
             "clean" if outcome.complete else "clean so far"
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C in a command that has something to print all the same."""
+"""Ctrl-C for commands that still print their results after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inaccfs kvm: the simulated KVM, for scripts, for people to look at, under stress."""
+"""inaccfs kvm: the simulated KVM, in a script, in a demo, or under stress."""
 
 from __future__ import annotations
 

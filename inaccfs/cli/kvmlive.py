@@ -31,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _build(_args: argparse.Namespace) -> int:
-    """Build; prints the kernel's place."""
+    """Build the kernel; print its path."""
     from inaccfs.kvm.live import kernel
 
     built = kernel.build(output.mention)

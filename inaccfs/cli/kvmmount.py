@@ -82,10 +82,10 @@ def roomy_mount_of(args: argparse.Namespace, pages: int) -> Iterator[Client]:
     """
     check_options(args, args.mountpoint, "MOUNTPOINT")
     words = ",".join(args.options).split(",")
-    # A wrapped directory has the size that it has.
+    # A wrapped directory cannot get another size.
     wraps = any(word.startswith("backing=") for word in words)
     huge = ["huge=always"] if _has_huge_pages() and not wraps else []
-    # The last of equal options counts.
+    # If an option is repeated, the last one counts.
     with mount_of(args.mountpoint, [*huge, *args.options]) as (mount, shim):
         found = os.statvfs(mount.path)
         if found.f_bavail * found.f_frsize < pages << 12:
@@ -110,7 +110,7 @@ def roomy_mount_of(args: argparse.Namespace, pages: int) -> Iterator[Client]:
 
 
 def check_options(args: argparse.Namespace, mountpoint: str | None, it: str) -> None:
-    """Refuse -o together with a mountpoint, which the user knows as *it*."""
+    """Refuse -o together with a mountpoint, which messages call *it*."""
     if mountpoint is not None and args.options:
         args.parser.error(f"-o is for the private mount: leave it out, or {it}")
 

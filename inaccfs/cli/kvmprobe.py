@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask; status 1 if rows differ, 2 if they could not be asked."""
+    """Run the rows; status 1 if they differ, 2 if they could not run."""
     # Imported here because no other subcommand needs it.
     from inaccfs.kvm.probe import here, simulated, table
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     except here.SkippedError as exc:
         return _skipped(args, str(exc))
     except InaccfsError as exc:
-        # Other commands fail with status 1, but here that means differences.
+        # Other commands fail with status 1, but here status 1 means differences.
         output.complain(str(exc))
         return 2
     try:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opponent(against: str | None) -> tuple[Side | None, str | None]:
-    """Whom to compare with, and the semantics that are the opponent's."""
+    """The KVM to compare with, and its semantics."""
     from inaccfs.kvm.probe import here, recorded, table
 
     if against is None:
@@ -101,7 +101,7 @@ def _opponent(against: str | None) -> tuple[Side | None, str | None]:
     if against == _EMULATED:
         from inaccfs.kvm.live.emulated import Emulated
 
-        # Its Python is this machine's.
+        # The emulated machine uses this machine's Python.
         here.check_architecture()
         emulated = Emulated()
         return emulated, here.version_of(emulated.kernel.release)

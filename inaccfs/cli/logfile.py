@@ -14,7 +14,7 @@ from inaccfs.streams import printable, printable_lines
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-# By the number of -v: problems; also what happens; also each refusal.
+# By the number of -v: problems; also events; also each refusal.
 _LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 _FLAGS: Final = (

@@ -1,4 +1,4 @@
-"""Make the man pages and the completions.
+"""Makes the man pages and the completions.
 
 usage: python -m inaccfs.cli.manual
 
@@ -31,7 +31,7 @@ _COMPLETIONS: Final = {
 
 
 def generated(parser: argparse.ArgumentParser) -> dict[Path, str]:
-    """What each file of share/ has to contain, for the parser of `inaccfs`."""
+    """The content of each file of share/, for the parser of `inaccfs`."""
     commands = _commands(parser)
     found = {"man/man1/inaccfs.1": _overview(parser, commands)}
     for name, (one, summary) in commands.items():
@@ -62,7 +62,7 @@ def _overview(
     parser: argparse.ArgumentParser,
     commands: dict[str, tuple[argparse.ArgumentParser, str]],
 ) -> str:
-    """inaccfs(1): the options that stand before a command, and the list of commands."""
+    """inaccfs(1): the options before a command, and the list of commands."""
     short = argparse.ArgumentParser(
         prog=parser.prog, usage=parser.format_usage().removeprefix("usage: ").strip()
     )

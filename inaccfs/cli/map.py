@@ -30,7 +30,7 @@ _ANSWER_SECONDS: Final = 10.0
 # Lines around the cells: a title, an empty one, the legend, and the prompt after it.
 _FRAME_LINES: Final = 7
 
-# The first that fits a page is the one that it is shown as.
+# A page is shown as the first kind that matches.
 _PALETTE: Final = Palette(
     {
         "!": Kind("poisoned", "1;31", shows=True),
@@ -94,19 +94,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(shim: Client, mountpoint: str, path: str) -> File:
-    """The file, by its path from the mount's root if the user may use that.
+    """Open the file, by its path from the mount's root if the user may do that.
 
-    An fd keeps the mount busy. But others may not use paths, and a file may have none,
-    or another one in the daemon's eyes.
+    An fd would keep the mount busy. But only root and the owner may use paths, and a
+    file may have no path, or a different one in the daemon.
 
     Raises:
-        OSError: there is none, or the user may not look at it.
+        OSError: there is no such file, or the user may not open it.
         NoAnswerError: the daemon has stopped.
     """
     from inaccfs.fuse import finding
 
     def open_it() -> int:
-        # The daemon takes an fd that may write, and the user need not be the owner.
+        # The daemon accepts an fd that is open for writing, from any user.
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
     try:
@@ -164,14 +164,14 @@ def _watch(shown: _Shown, ending: Ending, *, as_json: bool) -> None:
 
 
 def _draw(text: str) -> None:
-    """Replace what is on the screen; no line is cleared before it is drawn."""
+    """Redraw the screen, without clearing lines before they are drawn."""
     lines = text.split("\n")[: terminal.size().lines]
     body = f"{terminal.CLEAR_LINE}\n".join(lines)
     output.show(f"{terminal.HOME}{body}{terminal.CLEAR_REST}", end="")
 
 
 class _Shown:
-    """One file, as it is asked for."""
+    """The file that is shown, and how."""
 
     def __init__(self, name: str, file: File) -> None:
         self._name: Final = name
@@ -223,7 +223,7 @@ def _title(name: str, info: FileInfo, scale: int, width: int) -> str:
         f"a cell is {'one' if scale == 1 else size_text(scale * info.page_size)}"
     )
     room = max(width - len(rest), 10)
-    # Of a long path the end says more.
+    # The end of a long path says more than its start.
     short = name if len(name) <= room else f"...{name[3 - room :]}"
     return f"{short}{rest}"
 

@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         output.say(text.rstrip("\n"))
         return 0
     try:
-        # A link stays one; a device, as /dev/stdout, or a pipe is written to: a file
-        # that takes its place would be there for everybody.
+        # A symbolic link stays one. A device such as /dev/stdout, or a pipe, is written
+        # to: replacing it by a file would affect everybody.
         path = os.path.realpath(args.file)
         if os.path.exists(path) and not os.path.isfile(path):
             with open(path, "wb") as file:
@@ -104,7 +104,7 @@ def _metrics(
     names = ("version", "semantics", "backing", "mmap", "pfn_source", "pinning")
     info.add_metric(values, {name: getattr(status, name) for name in names})
     yield info
-    # What has been counted since the mount was made; the rest is as it is now.
+    # These count since the mount was made; the others are present values.
     counters = {field.name for field in fields(Counters)}
     for name, meaning in comments(Stats).items():
         kind = CounterMetricFamily if name in counters else GaugeMetricFamily

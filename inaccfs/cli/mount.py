@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log_ = logging.getLogger(__name__)
 
 _HANDED: Final = ("ready", "mountpoint", "holder")
-"""The NAMEs of the options --NAME-fd, by which `launch.start_daemon` passes fds."""
+"""The NAMEs of the options --NAME-fd, with which `launch.start_daemon` passes fds."""
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -122,8 +122,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--foreground", action="store_true", help="stay, and log to standard error"
     )
-    # From `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the mountpoint,
-    # a pidfd of the process that holds the mount, and the directory to remove with it.
+    # Options from `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the
+    # mountpoint, a pidfd of the process that holds the mount, and the directory to
+    # remove with the mount.
     for name in _HANDED:
         parser.add_argument(
             f"--{name}-fd", type=int, metavar="N", help=argparse.SUPPRESS
@@ -156,7 +157,7 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
     if config.log is None:
         runtime.make_directory()
         words = ["--log", runtime.log_path(mountpoint.path), *words]
-    # Imported here because a daemon starts none.
+    # Imported here because a daemon does not start daemons.
     from inaccfs import launch
 
     try:
@@ -170,12 +171,12 @@ def _start(words: Sequence[str], config: Config, mountpoint: Mountpoint) -> int:
 def _serve(args: argparse.Namespace, config: Config) -> int:
     """Be the daemon."""
     oom_score = syscalls.OomScore()
-    # Before the imports, which take most of the time of a start: see `ptraced`.
+    # Do this before the imports, which take most of the start time: see `ptraced`.
     syscalls.set_dumpable(False)
     # Imported here because only the daemon needs trio and pyfuse3.
     from inaccfs import daemon
 
-    # Load a user's class while the standard error is still the user's.
+    # Load a user's class while the standard error is still the user's terminal.
     _ = config.rules
     for name in _HANDED:
         fd = getattr(args, f"{name}_fd")
@@ -228,7 +229,7 @@ def _tell_ready(fd: int) -> None:
     try:
         os.write(fd, runtime.READY)
     except BrokenPipeError:
-        # That process was interrupted, and does not want the mount any more.
+        # That process was interrupted, and does not need the mount any more.
         signal.raise_signal(signal.SIGTERM)
     os.close(fd)
 

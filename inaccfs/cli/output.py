@@ -30,7 +30,7 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 # The length of the longest line that the terminal had to wrap.
 _too_wide = 0
 
-# Makes room for what is printed, where a bar is drawn: see `beside`.
+# Clears a progress bar while something is printed: see `beside`.
 _room: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         """Add an option or operand."""
         action = super().add_argument(*names, **options)
         if action.nargs in (argparse.REMAINDER, argparse.ZERO_OR_MORE):
-            # argparse would name it, too, when another operand is missing.
+            # argparse would also name it when another operand is missing.
             action.required = False
         return action
 
@@ -68,7 +68,7 @@ def prepare() -> None:
     for name, fd, mode in _STREAMS:
         stream: IO[str] | None = getattr(sys, name)
         if stream is None:
-            # It was closed, and streams.fill() has opened the fd since.
+            # The stream was closed, and streams.fill() has opened the fd since.
             stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
         if mode == "w" and isinstance(stream, io.TextIOWrapper):
@@ -127,7 +127,7 @@ def show(text: str, *, end: str = "\n") -> None:
 
 @contextmanager
 def beside(room: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Print only within *room()* during a with block, for a bar is drawn there."""
+    """In a with block, print only within *room()*, because a bar is drawn."""
     global _room
     before, _room = _room, room
     try:
@@ -163,7 +163,7 @@ def mention_traceback(exc: Exception, *, ours: int = 1) -> None:
 def complain_of_output(exc: OutputError) -> None:
     """Say why the standard output is incomplete."""
     cause = exc.__cause__
-    # The reader has closed the pipe, and needs no message.
+    # The reader has closed the pipe: print no message.
     if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
         complain(f"cannot write to the standard output: {cause.strerror}")
 

@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
     names = [args.target, *([args.against] if args.against is not None else [])]
     try:
         found: list[Target] = [naming.find(name, force=args.force) for name in names]
-        # Without a thread that draws: each row is tried in a fork.
+        # No thread may draw the bar, because each row runs in a fork.
         with progress("probing", len(found) * len(table.ROWS)) as shown:
             results = table.try_all(found, step=shown.step)
     except InaccfsError as exc:
-        # Other commands fail with status 1, but here that means differences.
+        # Other commands fail with status 1, but here status 1 means differences.
         output.complain(str(exc))
         return 2
     try:

@@ -1,6 +1,4 @@
-"""What a command that takes its time has done: a bar on a terminal, else a line now and
-then; on the standard error, and only after a second.
-"""
+"""The progress of a long command: a bar on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ if TYPE_CHECKING:
 
 _FIRST_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 0.2
-# Where there is no terminal.
+# The time between two lines, without a terminal.
 _LINE_SECONDS: Final = 30.0
 
 _CELLS: Final = 24
 
 
 class Progress:
-    """Of one command. Thread-safe."""
+    """The progress of one command. Thread-safe."""
 
     def __init__(self, label: str, total: float = 0.0) -> None:
-        """*total* is what `update` comes to; 0 if that is not known."""
+        """*total* is the last value of `update`; 0 if it is unknown."""
         self._label: Final = label
         self._total: Final = total
         self._is_terminal: Final = sys.stderr.isatty()
@@ -43,11 +41,11 @@ class Progress:
         self._lock: Final = threading.RLock()
 
     def step(self, text: str = "") -> None:
-        """One more of the total has been done."""
+        """Count one more step."""
         self.update(self._done + 1, text)
 
     def update(self, done: float, text: str = "") -> None:
-        """So much has been done; draw it, if it is time."""
+        """Set how much is done; draw it, if it is time."""
         self._done, self._text = done, text
         self.tick()
 
@@ -80,7 +78,7 @@ class Progress:
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
-        """Nothing is drawn during a with block, so that something can be printed."""
+        """Remove the bar during a with block, so that something can be printed."""
         with self._lock:
             if self._drawn:
                 output.mention("\r\x1b[K", end="")
@@ -92,9 +90,9 @@ class Progress:
 def progress(
     label: str, total: float = 0.0, *, ticks: bool = False
 ) -> Iterator[Progress]:
-    """Show what is done in a with block; what is printed meanwhile stays whole.
+    """Show the progress of a with block. Output that is printed meanwhile stays intact.
 
-    With *ticks* a thread draws it, while the block waits for something: not for a block
+    With *ticks* a thread draws it while the block waits. Do not use that in a block
     that forks.
     """
     made = Progress(label, total)
@@ -112,7 +110,7 @@ def progress(
             yield made
         finally:
             ended.set()
-            # Ctrl-C may have come before it was started.
+            # Ctrl-C may have come before the thread was started.
             if thread.is_alive():
                 thread.join()
             with made.cleared():

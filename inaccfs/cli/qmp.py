@@ -33,7 +33,7 @@ commands:
 
 
 class _Help(argparse.Action):
-    """-h with all commands. Only -h imports them."""
+    """Adds all commands to the help. Only -h imports them."""
 
     def __call__(
         self,
@@ -67,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "target", metavar="MOUNTPOINT", help="of a mount, or the path of its socket"
     )
-    # Not "?" and "*", which would match nothing if an option comes in between.
+    # "?" and "*" would match nothing if an option came in between.
     parser.add_argument(
         "words",
         metavar="COMMAND",
@@ -79,7 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    """The options that may stand before and after the command."""
+    """The options that are allowed before and after the command."""
     parser = output.Parser(add_help=False)
     parser.add_argument(
         "--fd",
@@ -103,7 +103,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, options: argparse.ArgumentParser) -> int:
-    """Carry out the commands; status 1 if one was refused."""
+    """Execute the commands; status 1 if one was refused."""
     from inaccfs.cli import console
     from inaccfs.client import wire
 

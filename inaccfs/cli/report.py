@@ -1,4 +1,4 @@
-"""inaccfs report: all that a report of a bug should have, in one text."""
+"""inaccfs report: all that a bug report needs, in one text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-# So much of the end of a log.
+# The length of the part of a log's end that is shown.
 _LOG_BYTES: Final = 32 << 10
 
 
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it, part by part."""
+    """Print the report, part by part."""
     if args.mountpoint is None:
         paths = list(dict.fromkeys(mount.path for mount in finding.mounts()))
     else:
@@ -57,7 +57,7 @@ def _parts(paths: list[str]) -> Iterator[tuple[str, str]]:
         try:
             found = launch.read_status(path)
         except InaccfsError as exc:
-            # It may be what the report is about.
+            # This error may be what the report is about.
             yield f"mount {path}", str(exc)
             continue
         yield f"mount {path}", status.describe(found)

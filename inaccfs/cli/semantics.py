@@ -97,7 +97,7 @@ def _marked(name: str, values: set[Any]) -> str:
 
 
 def _tables(names: Sequence[str], rows: Sequence[_Row], width: int) -> Iterator[str]:
-    """The table, split into as many as fit the *width*; without *width* one."""
+    """The table, split into several of at most *width* columns; one without *width*."""
     labels = ["", *(row.label for row in rows)]
     first = _widest(labels)
     columns = [
@@ -127,7 +127,7 @@ def _widest(column: Sequence[str]) -> int:
 
 
 def _cell(rule: str, value: object) -> str:
-    """A value as people read it."""
+    """A value, for people."""
     if rule == "events":
         assert isinstance(value, list)
         return ", ".join(event.removeprefix("INVALIDATE_") for event in value)

@@ -1,4 +1,4 @@
-"""inaccfs setup-system: put helper, unit, man pages and completions in their places."""
+"""inaccfs setup-system: installs the helper, unit, man pages and completions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _directory(option: str, word: str) -> Path:
 
 
 def _program(word: str | None) -> str:
-    """The path of the command for helper and unit."""
+    """The path of the command that the helper and the unit run."""
     if word is not None:
         if not os.path.isabs(word):
             raise OptionError(f"--command {word}: name an absolute path")

@@ -74,7 +74,7 @@ def _is_failed(answer: Status | _Silent) -> bool:
 
 
 def _ask_all() -> Iterator[Status | _Silent]:
-    """All mounts, save for those that go away meanwhile."""
+    """All mounts, except those that are unmounted meanwhile."""
     asked = {mounted.path: mounted for mounted in finding.mounts()}
     for path, mounted in asked.items():
         try:

@@ -1,4 +1,4 @@
-"""Exit statuses of the command, beside 0 and 1."""
+"""Exit statuses of the command, besides 0 and 1."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ USAGE: Final = 2
 """The arguments are wrong, as in argparse."""
 
 INTERRUPTED: Final = 130
-"""After Ctrl-C: 128 and SIGINT, as in a shell."""
+"""After Ctrl-C: 128 plus SIGINT, as in a shell."""

@@ -1,4 +1,4 @@
-"""What a command may do with its terminal: colours, its size, and drawing anew."""
+"""The terminal of a command: colours, its size, redrawing, signals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where the output is not a terminal.
+# The size if the output is not a terminal.
 _PLAIN: Final = (80, 24)
 
-# The alternate screen, without a cursor; and back. console_codes(4), xterm's ctlseqs.
+# Switch to the alternate screen without a cursor, and back. console_codes(4), xterm's
+# ctlseqs.
 ENTER: Final = "\x1b[?1049h\x1b[?25l"
 LEAVE: Final = "\x1b[?25h\x1b[?1049l"
-# To the first line; and from the cursor to the end of the line, or of the screen.
+# Move to the first line; clear from the cursor to the end of the line, or of the
+# screen.
 HOME: Final = "\x1b[H"
 CLEAR_LINE: Final = "\x1b[K"
 CLEAR_REST: Final = "\x1b[J"
@@ -27,14 +29,14 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Size(NamedTuple):
-    """Of the terminal, in characters."""
+    """The size of the terminal, in characters."""
 
     columns: int
     lines: int
 
 
 def is_terminal() -> bool:
-    """Whether the output goes to one that can do more than print."""
+    """Whether the output goes to a terminal that can do more than print."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -44,7 +46,7 @@ def has_colours() -> bool:
 
 
 def size() -> Size:
-    """As it is now; of the usual one where there is none."""
+    """The present size of the terminal; 80 by 24 if there is none."""
     if not sys.stdout.isatty():
         return Size(*_PLAIN)
     columns, lines = shutil.get_terminal_size(_PLAIN)
@@ -52,9 +54,9 @@ def size() -> Size:
 
 
 class Ending:
-    """SIGINT, SIGTERM and SIGHUP ask for the end, and interrupt nothing but waits.
+    """SIGINT, SIGTERM and SIGHUP ask a command to end, and interrupt only waits.
 
-    What is being read or written is not cut. Use it as a context manager.
+    They do not cut reads and writes short. Use it as a context manager.
     """
 
     def __init__(self) -> None:
@@ -65,8 +67,9 @@ class Ending:
 
     def __enter__(self) -> Ending:
         for number in ENDING:
-            # nohup(1) ignores SIGHUP. A shell ignores SIGINT for what a script starts
-            # with &, but there it is sent by kill(1), and means what it says.
+            # nohup(1) ignores SIGHUP: keep that. A shell ignores SIGINT for commands
+            # that a script starts with &, but there kill(1) sends it, and it must end
+            # the command.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._ask)
         return self
@@ -78,7 +81,7 @@ class Ending:
         os.close(self._writer)
 
     def fileno(self) -> int:
-        """Readable when the end has been asked for."""
+        """An fd that is readable after a signal has asked for the end."""
         return self._reader
 
     def _ask(self, _number: int, _frame: object) -> None:
@@ -90,7 +93,7 @@ class Ending:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let these signals interrupt what may wait for long."""
+        """Let these signals interrupt a with block, which may wait for long."""
         before, self._interrupts = self._interrupts, True
         try:
             yield

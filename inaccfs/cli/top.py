@@ -1,4 +1,4 @@
-"""inaccfs top: what a mount does just now, drawn anew every second."""
+"""inaccfs top: the activity of a mount, redrawn every second."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _the_only_mount() -> str:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Let keys be read one by one, and not be shown."""
+    """In a with block, keys are read one by one, and are not echoed."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     tty.setcbreak(fd)
@@ -110,18 +110,18 @@ def _keys() -> Iterator[None]:
 
 
 class _Snapshot(NamedTuple):
-    """What a mount has said of itself."""
+    """The answers of a mount at one moment."""
 
     status: Status
     stats: Stats
     # The notifiers that have not answered an event.
     waiting: list[NotifierInfo]
-    # When, by time.monotonic().
+    # The time of the answers: time.monotonic().
     time: float
 
 
 class _Asker:
-    """Asks a mount in a thread of its own: it may be stopped, and answer never."""
+    """Asks a mount in a thread of its own, as a stopped mount never answers."""
 
     def __init__(self, shim: Client) -> None:
         self._shim: Final = shim
@@ -131,7 +131,7 @@ class _Asker:
         threading.Thread(target=self._run, name="inaccfs top", daemon=True).start()
 
     def ask(self) -> None:
-        """Ask once more. The answer will be in `last`."""
+        """Ask once more. `last` will have the answer."""
         self._wanted.set()
 
     def _run(self) -> None:
@@ -151,7 +151,7 @@ class _Asker:
 
 
 class _Loop:
-    """Draws every second, and when the terminal gets another size."""
+    """Draws every second, and when the size of the terminal changes."""
 
     def __init__(self, screen: ScreenContext, shim: Client, trace: Trace) -> None:
         from rich.control import Control
@@ -193,7 +193,7 @@ class _Loop:
                     self._draw()
                 if sys.stdin.fileno() in ready:
                     keys = os.read(sys.stdin.fileno(), 64)
-                    # The terminal has gone, or the user wants the end.
+                    # The terminal was closed, or the user wants to quit.
                     if not keys or b"q" in keys.lower():
                         return
         finally:
@@ -212,7 +212,7 @@ class _Loop:
             rates=self._rates,
             now=now,
         )
-        # rich goes on where the last line ended, which is elsewhere after a resize.
+        # rich continues where the last line ended, which is elsewhere after a resize.
         self._screen.console.control(self._home)
         self._screen.update(view.drawn(terminal.size().lines))
 

@@ -1,4 +1,4 @@
-"""What inaccfs top draws, by rich. Plain characters only: any terminal has them."""
+"""Draws the view of inaccfs top with rich, in characters that any terminal has."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
     from inaccfs.tracing.rates import Rates
 
-# At most this part of the lines goes to what waits, and as much to what was refused.
+# At most this fraction of the lines is for waiting notifiers, and for refused calls.
 _PART: Final = 4
 
-# Lines that are always there: three at the top, an empty one, and a table's header.
+# The lines that are always shown: three at the top, an empty one, and a table's header.
 _FIXED_LINES: Final = 5
 
 _SILENT_SECONDS: Final = 3.0
@@ -38,16 +38,16 @@ class View:
     stats: Stats
     # Notifiers that have not answered an event.
     waiting: Sequence[NotifierInfo]
-    # For how many seconds the daemon has said nothing.
+    # For how many seconds the daemon has not answered.
     silent: float
-    # How many records of the trace have been lost.
+    # How many records of the trace were lost.
     lost: int
     rates: Rates
     # CLOCK_MONOTONIC, in nanoseconds.
     now: int
 
     def drawn(self, height: int) -> Group:
-        """All of it, in at most *height* lines as far as that is possible."""
+        """Draw the view, in at most *height* lines if that is possible."""
         few = max(height // _PART - 2, 1)
         parts: list[RenderableType] = [self._head(), ""]
         used = _FIXED_LINES
@@ -154,7 +154,7 @@ def _column(
     style: str = "",
     ratio: int | None = None,
 ) -> None:
-    """Add one that is cut where it does not fit, by no character of its own."""
+    """Add a column; text that does not fit is cut, without an ellipsis."""
     table.add_column(
         name,
         justify="right" if right else "left",

@@ -1,4 +1,4 @@
-"""inaccfs trace: what happens to the files of a mount, as lines or as a picture."""
+"""inaccfs trace: shows what happens to the files of a mount, as lines or a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inaccfs.control.messages import TraceRecord
     from inaccfs.shim.trace import What
 
-# How long the daemon may take to send what has happened before the end.
+# How long the daemon may take to send the last records.
 _LAST_SECONDS: Final = 5.0
 
 
@@ -78,7 +78,7 @@ def _kinds(text: str) -> list[What]:
 
 def run(args: argparse.Namespace) -> int:
     """Trace until the user or the daemon ends it."""
-    # Imported here because it takes a while.
+    # Imported here because the import takes long.
     from inaccfs.client import wire
     from inaccfs.client.tracing import Trace
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             _follow(trace, ending, show.add)
         finally:
-            # The file is whole even if the daemon was killed.
+            # Complete the file even if the daemon was killed.
             show.close(trace.lost)
     return 0
 
@@ -112,7 +112,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
     except InaccfsError:
-        # The daemon's end is an OSError, too.
+        # The end of the daemon is an OSError, too.
         raise
     except OSError as exc:
         raise InaccfsError(f"cannot write {path}: {exc.strerror}") from exc
@@ -124,25 +124,25 @@ def _follow(
     poller = select.poll()
     poller.register(trace, select.POLLIN)
     poller.register(ending, select.POLLIN)
-    # POLLERR: who reads our output has gone, and nothing may ever be printed.
+    # POLLERR: the reader of our output has closed it, and we may never print again.
     poller.register(sys.stdout, 0)
     while not ending.asked and not trace.over:
         ready = dict(poller.poll())
         if sys.stdout.fileno() in ready:
             return
         if trace.fileno() in ready:
-            # A signal that comes while a line is printed asks for the end, too.
+            # A signal that comes while a line is printed also asks for the end.
             with suppress(KeyboardInterrupt):
                 add(trace.read(0), trace.lost)
     trace.stop()
-    # What happened before that. A second Ctrl-C does not wait for it.
+    # Print the records from before the signal. A second Ctrl-C does not wait for them.
     with ending.interrupting(), suppress(KeyboardInterrupt):
         while not trace.over and (found := trace.read(_LAST_SECONDS)):
             add(found, trace.lost)
 
 
 class _Lines:
-    """Prints a line a record."""
+    """Prints one line per record."""
 
     def __init__(self, ending: Ending) -> None:
         from inaccfs.tracing.lines import Lines
@@ -152,8 +152,8 @@ class _Lines:
         self._lost = 0
 
     def add(self, records: list[TraceRecord], lost: int) -> None:
-        """Print them, and how many are missing *lost* in all so far."""
-        # A reader such as less(1) may keep us waiting.
+        """Print records, and how many were lost; *lost* is the total so far."""
+        # A reader such as less(1) may block us.
         with self._ending.interrupting():
             if records:
                 self._show(records)
@@ -163,7 +163,7 @@ class _Lines:
         output.say("\n".join(map(self._line, records)))
 
     def close(self, lost: int) -> None:
-        """Tell what was lost at the end."""
+        """Print how many records were lost at the end."""
         self._tell_lost(lost)
 
     def _tell_lost(self, lost: int) -> None:
@@ -175,7 +175,7 @@ class _Lines:
 
 
 class _Json(_Lines):
-    """Prints an object a record, as the protocol has it, each on a line."""
+    """Prints one object of the protocol per record and line."""
 
     def _show(self, records: list[TraceRecord]) -> None:
         output.say_json(b"\n".join(map(msgspec.json.encode, records)))
@@ -197,13 +197,13 @@ class _Picture:
         self._count = 0
 
     def add(self, records: list[TraceRecord], lost: int) -> None:
-        """Write them."""
+        """Write records."""
         for record in records:
             self._picture.add(record)
         self._count += len(records)
 
     def close(self, lost: int) -> None:
-        """Write the end, and say what is in the file."""
+        """Write the end, and print what the file has."""
         self._picture.close(lost, __version__)
         missing = f", {lost} lost" if lost else ""
         records = "record" if self._count == 1 else "records"

@@ -88,7 +88,7 @@ class File(AttributesOfFile):
         """
         do = self._client._do if wait else self._client._post
         for command in requests.put_pfns(self._open_name, extents):
-            do(requests.Request(command, lambda _: None))
+            do(requests.no_result(command))
 
     def get_memory(self) -> int:
         """An fd of the memory itself, as the guest uses it. The caller closes it.

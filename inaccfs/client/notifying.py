@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
+from inaccfs.client import requests
 from inaccfs.client.errors import ClientClosedError, ControlError
 from inaccfs.client.requests import Request
 from inaccfs.control import messages
@@ -278,7 +279,7 @@ class Notifiers:
 
     def commit(self, registration: Registration) -> Request[None]:
         """The request that puts a prepared one into effect. If it fails, forget it."""
-        return Request(CommitBind(notifier=registration.number), lambda _: None)
+        return requests.no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:
         """The daemon has refused to commit it, and knows it no more."""
@@ -343,7 +344,7 @@ class Notifiers:
             return
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
-        call = self._conversation.start(Request(command, lambda _: None))
+        call = self._conversation.start(requests.no_result(command))
         # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 

@@ -15,6 +15,7 @@ from inaccfs import launch
 from inaccfs.client.core import NEGOTIATE, Conversation
 from inaccfs.client.errors import CannotConnectError
 from inaccfs.control.outlet import Outlet
+from inaccfs.errnos import os_error
 from inaccfs.errors import NotMountedError
 from inaccfs.fuse import finding
 
@@ -23,10 +24,10 @@ ANSWER_SECONDS: Final = 10.0
 _READ_BYTES: Final = 1 << 16
 # A daemon sends one a reply; more than one if several replies are read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
-# For one call, through map().
 # What send(2) raises once the other end has closed the connection.
 _GONE: Final = (BrokenPipeError, ConnectionResetError)
 
+# For one call, through map().
 _RECVMSG_ARGUMENTS: Final = (
     (_READ_BYTES,),
     (_FDS_SPACE,),
@@ -195,7 +196,7 @@ def send_all(outlet: Outlet, conversation: Conversation) -> None:
         outlet.extend(outgoing)
     try:
         if not flush(outlet):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise os_error(errno.EAGAIN)
     finally:
         if outlet:
             # What is not sent by now never will be: a message may be cut.

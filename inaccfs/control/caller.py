@@ -1,4 +1,4 @@
-"""A peer as its session knows it: its credentials, and how to send to it."""
+"""The part of a peer that its session uses: its credentials, and its output."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Outbound(Protocol):
     """The part of a connection that a session uses; see peeroutlet.PeerOutlet."""
 
     def send(self, data: bytes, fd: int = -1) -> None:
-        """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+        """Send *data* and *fd*, and close *fd*. Never blocks, never raises."""
 
     def offer(self, data: bytes) -> bool:
-        """Send *data* if there is room now, else return false. Never raises."""
+        """Send *data* if there is room now; otherwise return False. Never raises."""
 
     def evict(self, reason: str, text: str) -> None:
         """Disconnect the peer. *reason* says why; *text* has more for the log."""

@@ -1,10 +1,10 @@
-"""Closing what may never be closed: fds that peers send, and connections with some.
+"""Closes fds whose close(2) may hang: fds that peers send, and connections with some.
 
 close(2) of an fd sends FLUSH to the fd's file system, whose daemon may not answer. So
-the daemon never receives an fd that could be of another mount: a helper process does,
-and the fds that it is closing are counted here. The kernel drops fds that nobody has
-received without a FLUSH. But if one is a socket that lingers, or the last fd of
-gigabytes of memory, that takes long: threads do it, of which each user has few.
+the daemon never receives an fd that may be of another mount: a helper process receives
+it, and the fds that the helper is closing are counted here. The kernel drops fds that
+nobody has received without a FLUSH. But that takes long for a socket that lingers, or
+for the last fd of gigabytes of memory: threads do it, and each user has few of them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# For each user: how many fds of other file systems may be in the course of being
-# closed, and how many threads may drop unread fds.
+# Limits for each user: of fds of other file systems that are being closed, and of
+# threads that drop unread fds.
 _FOREIGN: Final = 4
 _THREADS: Final = 2
 
-# How long to wait where no thread can be started.
+# How long to wait if no thread can be started.
 _NO_THREAD_SECONDS: Final = 0.1
 
 STRANGERS: Final = -1
-"""Stands for the uids of all users who are not admitted."""
+"""Represents the uids of all users who are not admitted."""
 
 _int: Final = struct.Struct("i")
 
@@ -43,7 +43,7 @@ class Closing(Protocol):
     """An fd of another file system that the helper process closes."""
 
     async def wait(self) -> None:
-        """Return when it is closed."""
+        """Wait until it is closed."""
 
 
 class Received(Protocol):
@@ -67,7 +67,7 @@ class Received(Protocol):
 
 
 class Receiver(Protocol):
-    """The helper process: it receives fds, and hands on those of the mount."""
+    """The helper process: it receives fds, and passes on those of the mount."""
 
     async def receive_fd(
         self, connection: socket.socket, wanted: int, device: str
@@ -77,7 +77,7 @@ class Receiver(Protocol):
         *device* is the mount's number. Of several fds the first counts.
 
         Raises:
-            OSError: there is nothing to be read, or no helper.
+            OSError: there is nothing to read, or no helper.
         """
 
 
@@ -97,10 +97,10 @@ class Closings:
     """The closings in progress, by user. Nothing here raises, except `Cancelled`."""
 
     def __init__(self) -> None:
-        # The server's: a closing counts even after its peer has disconnected.
+        # The server's nursery: a closing counts even after its peer has disconnected.
         self.nursery: trio.Nursery | None = None
         self._users: Final[defaultdict[int, _User]] = defaultdict(_User)
-        # Connections that wait for a thread, or are being closed by one.
+        # The number of connections that wait for a thread, or that a thread is closing.
         self.connections = 0
         self._has_no_thread = False
 
@@ -108,16 +108,16 @@ class Closings:
 
     @asynccontextmanager
     async def receiving(self, uid: int) -> AsyncIterator[bool]:
-        """Whether an fd of this user may be received in an async with block.
+        """Whether an fd may be received in an async with block. One at a time may.
 
-        If it turns out to be of another mount, tell `count` before the block ends.
+        If the fd is of another mount, call `count` before the block ends.
         """
         user = self._users[uid]
         async with user.receiving:
             yield user.foreign < _FOREIGN
 
     def count(self, uid: int, closing: Closing, closed: Callable[[], None]) -> None:
-        """Count *closing* for its user; call *closed* when it is over."""
+        """Count *closing* for its user; call *closed* when it has ended."""
         assert self.nursery is not None
         self._users[uid].foreign += 1
         self.nursery.start_soon(self._wait, uid, closing, closed)
@@ -136,7 +136,7 @@ class Closings:
     # --- what the kernel drops ----------------------------------------------------
 
     async def drop(self, connection: socket.socket, uid: int, size: int) -> None:
-        """Read *size* bytes that a MSG_PEEK has seen, and drop their fds."""
+        """Read *size* bytes, which MSG_PEEK has found, and drop their fds."""
 
         def read() -> None:
             left = size
@@ -147,7 +147,7 @@ class Closings:
         await self._in_thread(read, uid)
 
     async def close(self, connection: socket.socket, uid: int) -> None:
-        """Close a connection. There may be bytes and fds that have not been read."""
+        """Close a connection, which may have unread bytes and fds."""
         if not _has_fds(connection):
             connection.close()
             return
@@ -158,7 +158,7 @@ class Closings:
             self.connections -= 1
 
     def close_soon(self, connection: socket.socket, uid: int) -> None:
-        """The same in a task, if it has to wait."""
+        """As `close`; in a task, if it has to wait."""
         if not _has_fds(connection):
             connection.close()
             return
@@ -166,7 +166,7 @@ class Closings:
         self.nursery.start_soon(self.close, connection, uid)
 
     async def _in_thread(self, work: Callable[[], None], uid: int) -> None:
-        """Do what may take for ever in one of the user's threads.
+        """Run *work*, which may never return, in one of the user's threads.
 
         A thread that hangs is abandoned when the caller is cancelled.
         """
@@ -177,7 +177,7 @@ class Closings:
                     work, abandon_on_cancel=True, limiter=limiter
                 )
             except RuntimeError as exc:
-                # Of threading: there may be no more (systemd's TasksMax).
+                # There may be no more threads (systemd's TasksMax).
                 if not self._has_no_thread:
                     log.error("closing for peers waits: %s", exc)  # noqa: TRY400
                 self._has_no_thread = True
@@ -188,7 +188,7 @@ def _has_fds(connection: socket.socket) -> bool:
     """Whether there are unreceived fds. Shuts the connection down."""
     try:
         with suppress(OSError):
-            # Else the peer may send some between this look and the close.
+            # Otherwise the peer may send some between this check and the close.
             connection.shutdown(socket.SHUT_RDWR)
         unread = bytearray(_int.size)
         fcntl.ioctl(connection, termios.FIONREAD, unread)

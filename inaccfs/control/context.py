@@ -1,4 +1,4 @@
-"""The state that the sessions of a mount share. No sessions and no sockets."""
+"""The state that the sessions of a mount share."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Actions:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The mount that sessions serve, and what they all have of it."""
+    """The mount that sessions serve, and the state that they share."""
 
     superblock: Superblock
     files: Files
     actions: Actions
     policy: Policy = field(default_factory=Policy)
-    # Those that are connected, by number.
+    # The connected peers, by number.
     callers: dict[int, Caller] = field(default_factory=dict)
-    # The notifiers of all sessions, by number, and the numbers of those to come.
+    # The notifiers of all sessions, by number; and the source of new numbers.
     notifiers: dict[int, Registration] = field(default_factory=dict)
     notifier_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    # The traces that are being taken.
+    # The traces in progress.
     tracers: Tracers = field(default_factory=Tracers)

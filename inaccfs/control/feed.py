@@ -1,4 +1,4 @@
-"""What has happened, for one trace: records that wait to be sent, and their names."""
+"""The queue of one trace: records that wait to be sent, and their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inaccfs.control.openfiles import Files
     from inaccfs.shim.trace import Happened, What
 
-# So many may wait: some megabytes, and more than happens in a tenth of a second.
+# The most records that may wait: some megabytes, and more than a tenth of a second's.
 MOST_WAITING: Final = 16384
 
 
@@ -26,10 +26,10 @@ class _Process(NamedTuple):
 
 
 class Feed:
-    """Keeps what happens until it is taken, or drops and counts it.
+    """Keeps records until they are sent, or drops and counts them.
 
-    Names are looked up at once: a process that makes a system call is still there when
-    the call is traced, and so is the file.
+    Names are looked up at once: the process that makes a system call, and the file,
+    still exist when the call is traced.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Feed:
     ) -> None:
         """Keep these *kinds*, or all if there are none.
 
-        *callers* are the peers by number. *wake* is called when something waits.
+        *callers* are the peers by number. *wake* is called when the first record waits.
         """
         self._kinds: Final = frozenset(kinds)
         self._callers: Final = callers
         self._files: Final = files
         self._wake: Final = wake
         self._waiting: Final[list[Happened]] = []
-        # By pid, and peers by number: of what waits.
+        # For the waiting records: processes by pid, and peers by number.
         self._processes: Final[dict[int, _Process]] = {}
         self._peers: Final[dict[int, _Process]] = {}
-        # What files are called, by inode number: of what waits.
+        # For the waiting records: names of files, by inode number.
         self._names: Final[dict[int, str]] = {}
-        # How many have been taken, and how many dropped.
+        # How many records were sent, and how many were dropped.
         self.taken = 0
         self.lost = 0
 
@@ -81,21 +81,21 @@ class Feed:
             self._wake()
 
     def first(self, most: int) -> list[TraceRecord]:
-        """The first that wait, *most* at most. They stay until `drop`."""
+        """The first waiting records, at most *most*. They stay until `drop`."""
         return [self._record(one) for one in self._waiting[:most]]
 
     def drop(self, count: int) -> None:
-        """Forget the first *count*, which have been taken."""
+        """Forget the first *count* records, which have been sent."""
         del self._waiting[:count]
         self.taken += count
         if not self._waiting:
-            # Pids are used again, and processes and files change their names.
+            # Pids are reused, and processes and files change their names.
             self._processes.clear()
             self._peers.clear()
             self._names.clear()
 
     def give_up(self) -> None:
-        """Count all that waits as lost."""
+        """Count all waiting records as lost."""
         self.lost += len(self._waiting)
         self._waiting.clear()
 
@@ -134,5 +134,5 @@ def command_of(pid: int) -> str:
         finally:
             os.close(fd)
     except OSError:
-        # It has ended; or the daemon has no fd to spare.
+        # The process has ended, or the daemon has no free fd.
         return ""

@@ -1,9 +1,9 @@
-"""The input of a peer: bytes parsed to commands, and the fds of some of them.
+"""The input of a peer: parses bytes to commands, and receives their fds.
 
-A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are
-some. So we know what comes before we read it. Fds that no command takes we leave to the
-kernel, which drops them without sending FLUSH. One that a command takes is received by
-the helper process, which hands it on if it is of this mount.
+A recvmsg(2) with MSG_PEEK and without room for fds returns MSG_CTRUNC if there are fds.
+So we know what comes before we read it. Fds that no command takes are left to the
+kernel, which drops them without sending FLUSH. An fd that a command takes is received
+by the helper process, which passes it on if it is of this mount.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # The peer has hung up.
 _GONE: Final = (errno.ECONNRESET, errno.EPIPE)
 
-# So little that a peer that floods us does not keep others waiting.
+# Small enough that a peer that floods us does not keep others waiting.
 _READ_BYTES: Final = 4096
 
 # An int: the & of socket's own flags is slower than a system call.
@@ -51,17 +51,17 @@ def _busy() -> OSError:
 class Event(Enum):
     """The result of a read."""
 
-    # Something has been read, and there may be more.
+    # Some data was read, and there may be more.
     READ = auto()
     NOTHING = auto()
-    # The connection has ended, or nothing more in it can be understood.
+    # The connection has ended, or the rest of its data cannot be parsed.
     END = auto()
-    # There are fds: `read_with_fds` is to be called, and `read` only after it.
+    # There are fds: call `read_with_fds`, and `read` only after it.
     FDS = auto()
 
 
 class Inbox:
-    """The reading end of one connection, which is not blocking."""
+    """The reading end of one non-blocking connection."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class Inbox:
     ) -> None:
         """*limit* is how many bytes a message may have.
 
-        *take* gets each command, and *refuse* the reply to what is none. In a *joined*
-        block replies go together. *device* is the number of the mount whose fds are
-        taken.
+        *take* gets each command, and *refuse* the reply to anything else. In a *joined*
+        block, replies are sent together. *device* is the number of the mount whose fds
+        are accepted.
         """
         self._connection: Final = connection
         self._uid: Final = uid
@@ -94,13 +94,13 @@ class Inbox:
         # Waits until the peer has read enough of its replies and events.
         self._wait_room: Final = wait_room
         self._stream: Final = Stream(limit)
-        # The fd for the object that has begun, if that takes one.
+        # The fd for an incomplete object.
         self._early = NO_FD
         # Whether a foreign fd of this peer is being closed.
         self._is_closing = False
 
     def read(self) -> Event:
-        """Read and process the data that is there, unless fds come with it."""
+        """Read and process the available data, unless fds come with it."""
         connection = self._connection
         try:
             data, _, flags, _ = connection.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
@@ -110,11 +110,11 @@ class Inbox:
         except BlockingIOError:
             return Event.NOTHING
         except OSError:
-            # Reset, mostly; in any case no more can be read.
+            # ECONNRESET, usually; in any case no more can be read.
             return Event.END
         if not data:
             return Event.END
-        # One command, as most often: no line end but at its end.
+        # The usual case: one command, with one line end, at its end.
         if (
             data.find(b"\n", 0, -1) < 0
             and self._stream.is_between
@@ -134,12 +134,12 @@ class Inbox:
         return Event.READ
 
     async def read_with_fds(self) -> Event:
-        """Read what `read` has seen, with the fds that come with it."""
+        """Read the data that `read` has found, with its fds."""
         connection = self._connection
         slices = Slices()
         try:
-            # Enough to reach the end of the message that has the fds: the kernel looks
-            # no further than that. See unix(7).
+            # Enough to reach the end of the message with the fds: the kernel reads no
+            # further. See unix(7).
             data = connection.recv(max(self._limit, _READ_BYTES), socket.MSG_PEEK)
             all_found = []
             for found in self._stream.feed(data):
@@ -150,7 +150,7 @@ class Inbox:
                 for found in all_found
                 if type(found) is Asked and found.command.takes_fd and found.begin >= 0
             ]
-            # An object that is not whole yet may turn out to take an fd.
+            # An incomplete object may become a command that takes an fd.
             begun = len(data) - self._stream.begun
             if 0 <= begun < len(data):
                 begins.append(begun)
@@ -177,8 +177,8 @@ class Inbox:
     async def _receive(self, size: int, begins: list[int]) -> tuple[int, Passed]:
         """Read *size* bytes and an fd, for one of the objects that begin at *begins*.
 
-        Returns where that one begins, or -1 if there is none, and what came for it: the
-        first that begins in the bytes that the fd came with, wherever these begin.
+        The fd is for the first object that begins in the bytes that the fd came with.
+        Returns where that object begins, or -1 if there is none, and the fd.
         """
         if not begins:
             await self._closings.drop(self._connection, self._uid, size)
@@ -192,7 +192,7 @@ class Inbox:
     async def _receive_for(self, size: int, begins: list[int]) -> tuple[int, Passed]:
         at = 0
         for begin in begins:
-            # An fd that comes with the bytes before it, or with its first, is for it.
+            # The object gets an fd that comes before it, or with its first byte.
             for end in (begin, begin + 1):
                 while at < end:
                     received = await self._receiver.receive_fd(
@@ -202,7 +202,7 @@ class Inbox:
                         raise os_error(errno.ECONNRESET)
                     at += received.size
                     if received.fd >= 0 or received.foreign:
-                        # With the rest of these bytes there are no more.
+                        # The rest of these bytes has no fd.
                         while at < size and (rest := self._connection.recv(size - at)):
                             at += len(rest)
                         return begin, self._passed(received)
@@ -223,12 +223,12 @@ class Inbox:
         self._is_closing = False
 
     def close(self) -> None:
-        """Close the fd that was received for a command that has not come."""
+        """Close the fd of a command that was never completed."""
         close_passed(self._early)
         self._early = NO_FD
 
     def _deal(self, found: Found, passed: Passed = NO_FD) -> bool:
-        """Hand something on; return false if nothing after it can be understood."""
+        """Pass on what was parsed; return False if the rest cannot be parsed."""
         if found.begin < 0:
             passed, self._early = self._early, NO_FD
         if type(found) is Asked:

@@ -10,19 +10,19 @@ from inaccfs.words import natural, quoted
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each can be set by `--limit NAME=N`, and is named in the error that it causes."""
+    """Each can be set by `--limit NAME=N`; errors that it causes name it."""
 
     # Bytes of a message that a peer may send.
     message: int = 65536
-    # Connections at a time.
+    # Connections at the same time.
     peers: int = 256
-    # Of each peer: names of fds, notifiers, and pages that it has got and not put.
+    # For each peer: names of fds, notifiers, and pages that it has got and not put.
     fdnames: int = 64
     notifiers: int = 1024
     pages: int = 1_000_000
     # Bytes that may wait for a peer to read them. One reply may be longer.
     output: int = 1 << 20
-    # Of all peers together: bytes that wait to be read, and notifiers.
+    # For all peers together: bytes that wait to be read, and notifiers.
     total_output: int = 16 << 20
     total_notifiers: int = 1 << 16
 
@@ -30,7 +30,7 @@ class Limits:
         """These limits with one changed, written as NAME=N.
 
         Raises:
-            OptionError: there is no such limit, or N is no positive number.
+            OptionError: there is no such limit, or N is not a positive number.
         """
         name, _, number = text.partition("=")
         names = [field.name for field in fields(self)]
@@ -53,7 +53,7 @@ class Policy:
     limits: Limits = Limits()
     # Users who may connect besides root and the owner, the daemon's own user.
     allowed_uids: frozenset[int] = frozenset()
-    # Whether get-memory gives the backing memory away.
+    # Whether get-memory is allowed.
     guest_access: bool = True
     # How long a peer may leave an event unanswered, or data unread.
     ack_seconds: float = 10.0

@@ -1,4 +1,4 @@
-"""The files that one peer can name: by fdnames, which are its own, and by paths."""
+"""The files that one peer can name: by its own fdnames, and by paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Names:
         self._context: Final = context
         self._caller: Final = caller
         self._is_owner: Final = caller.is_owner
-        # Each file stays open for as long as it has a name here.
+        # A file stays open while it has a name here.
         self._fdnames: Final[dict[str, OpenFile]] = {}
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
@@ -41,7 +41,7 @@ class Names:
         }
 
     def close(self) -> None:
-        """The peer has disconnected: forget its names."""
+        """Forget the peer's names. It has disconnected."""
         while self._fdnames:
             self._fdnames.popitem()[1].close()
 
@@ -51,7 +51,7 @@ class Names:
         """The file of an fdname or a path. The caller closes it.
 
         Raises:
-            OSError: ENOENT, EPERM for a path, or what opening the path fails with.
+            OSError: ENOENT, EPERM for a path, or the errno of opening the path.
         """
         if not name.startswith("/"):
             return self._find(name).again()
@@ -66,7 +66,7 @@ class Names:
             raise OSError(exc.errno, f"{name}: {exc.strerror}") from exc
 
     def borrowed(self, name: str) -> AbstractContextManager[OpenFile]:
-        """As `open`, for a with block. An fdname is open already: not opened again."""
+        """As `open`, for a with block. The file of an fdname is not opened again."""
         opened = self._fdnames.get(name)
         return nullcontext(opened) if opened is not None else closing(self.open(name))
 
@@ -141,13 +141,11 @@ class Names:
     def _query_file(self, command: messages.QueryFile) -> messages.FileInfo:
         with closing(self.open(command.file)) as opened:
             # All opens but this one.
-            return queries.describe(
-                opened.name, opened.ino, opened.file, opened.opens - 1
-            )
+            return queries.describe(opened, opened.opens - 1)
 
     async def _query_map(self, command: messages.QueryMap) -> messages.PageMap:
         with closing(self.open(command.file)) as opened:
-            return await queries.page_map(self._context, opened.file, command)
+            return await queries.page_map(opened.file, command)
 
     async def _memory_failure(self, command: messages.MemoryFailure) -> Nothing:
         with closing(self.open(command.file)) as opened:

@@ -29,9 +29,9 @@ class Notifying:
         self._caller: Final = caller
         self._names: Final = names
         self._outlet: Final = outlet
-        # By number. `Context.notifiers` has those of all peers.
+        # The peer's notifiers, by number. `Context.notifiers` has those of all peers.
         self._registered: Final[dict[int, Registration]] = {}
-        # What binds those that are prepared, by number.
+        # By number: the functions that bind prepared notifiers.
         self._prepared: Final[dict[int, Callable[[Registration], Awaitable[None]]]] = {}
         # Whether the peer can answer no more events.
         self._is_silent = False
@@ -48,13 +48,13 @@ class Notifying:
         }
 
     def silence(self) -> None:
-        """The peer will answer no more: stop waiting for it."""
+        """Stop waiting for the peer, which will not answer any more."""
         self._is_silent = True
         for registration in self._registered.values():
             registration.opened.file.notifiers.silence(registration)
 
     async def close(self, slices: Slices) -> None:
-        """The peer has disconnected: unregister its notifiers."""
+        """Unregister the peer's notifiers. It has disconnected."""
         while self._registered:
             registration = next(iter(self._registered.values()))
             self._forget(registration)
@@ -63,7 +63,7 @@ class Notifying:
             await slices.give()
 
     def _forget(self, registration: Registration) -> bool:
-        """Take it out of both tables; false if it has been taken out before."""
+        """Remove a notifier from both tables; False if it was removed before."""
         self._context.notifiers.pop(registration.number, None)
         self._prepared.pop(registration.number, None)
         return self._registered.pop(registration.number, None) is not None
@@ -132,7 +132,8 @@ class Notifying:
         registration = Registration(
             *(self._caller, number, opened, self._outlet, context.policy.ack_seconds)
         )
-        # Before `register`, so that it goes with the peer if that goes meanwhile.
+        # Do this before `register`, so that it is removed if the peer disconnects
+        # meanwhile.
         self._registered[number] = context.notifiers[number] = registration
         await self._register(registration, register)
         return messages.Notifier(notifier=number)

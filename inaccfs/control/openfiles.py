@@ -1,4 +1,4 @@
-"""The mount's files as the control socket has them; see `inaccfs.fuse.files`."""
+"""The interface to the mount's files for the control socket: `inaccfs.fuse.files`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from inaccfs.shim.file import InaccessibleFile
 
 
-class OpenFile(Protocol):
-    """A file of the mount that stays open until `close`."""
+class Listed(Protocol):
+    """A file that is open, or whose pages have been fetched."""
 
     @property
     def file(self) -> InaccessibleFile:
@@ -28,23 +28,27 @@ class OpenFile(Protocol):
 
     @property
     def opens(self) -> int:
-        """How many opens of it there are, including this one, without weak ones."""
+        """How many opens of it there are, without weak ones."""
+
+
+class OpenFile(Listed, Protocol):
+    """A file of the mount that stays open until `close`, which is one of its opens."""
 
     def reopen_backing(self) -> int:
         """A new fd of the backing memory itself."""
 
     def weaken(self) -> None:
-        """Keep the file open no more, but its memory; see getfd."""
+        """Keep only the file's memory from now on, and not the file open; see getfd."""
 
     def again(self) -> OpenFile:
-        """Open the same file once more, to be closed by itself; weak if this is."""
+        """Open the same file once more, weak if this is. Close it, too."""
 
     def close(self) -> None:
         """Close it."""
 
 
 class Files(Protocol):
-    """The mount's files as peers name them. Methods raise `OSError` for the peer."""
+    """The mount's files, by name. Methods raise `OSError` for the peer."""
 
     def open_path(self, path: str) -> OpenFile:
         """The regular file at *path*, which begins at the mount's root."""
@@ -55,19 +59,17 @@ class Files(Protocol):
     async def create(
         self, label: str, size: int, uid: int, gid: int
     ) -> tuple[int, OpenFile]:
-        """A file without a name, and an fd of it on the mount."""
+        """Make a file without a name; returns it, and an fd of it on the mount."""
 
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of each.
+    def all(self) -> Iterator[Listed]:
+        """All that are open, or whose pages have been fetched.
 
-        Files may come and go meanwhile. A file may be used only until the next one is
-        asked for.
+        Files may come and go meanwhile. Use each file only until you ask for the next
+        one.
         """
 
     def name(self, ino: int) -> str:
-        """What people call inode *ino*, open or not; empty if there is none."""
+        """The name of inode *ino* for people, open or not; empty if there is none."""
 
-    def at(
-        self, ino: int
-    ) -> AbstractContextManager[tuple[str, int, InaccessibleFile, int] | None]:
+    def at(self, ino: int) -> AbstractContextManager[Listed | None]:
         """The same of inode *ino*, for a with block; None if it is not there."""

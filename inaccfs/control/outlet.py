@@ -1,7 +1,7 @@
 """The writing end of a connection: bytes, and fds that go with some of them.
 
-For the daemon and its clients. What there is no room for waits, in order; or it is
-dropped and counted, where losing it does no harm.
+For the daemon and its clients. Data without room waits, in order; or it is dropped and
+counted, if a loss does no harm.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# So much goes into one send(2): of one punch there may be thousands of events.
+# The most bytes for one send(2): a punch may have thousands of events.
 _JOINED_BYTES: Final = 1 << 16
 
 
 class Outlet:
-    """Never blocks if its connection does not."""
+    """Sends messages in order. Never blocks if its connection does not."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection: Final = connection
-        # Messages, or the rest of one, each with the fd that goes with its first byte.
+        # Messages, or the rest of one, each with the fd that its first byte carries.
         self._unsent: Final[deque[tuple[bytes | memoryview, int]]] = deque()
-        # How many bytes these are.
+        # How many bytes wait.
         self.waiting = 0
         # How many messages `offer` has dropped.
         self.lost = 0
 
     def __len__(self) -> int:
-        """How many messages wait, the rest of one included."""
+        """How many messages wait; the rest of one counts, too."""
         return len(self._unsent)
 
     @property
@@ -40,12 +40,13 @@ class Outlet:
         return self.waiting - len(self._unsent[0][0]) if self._unsent else 0
 
     def send(self, data: bytes, fd: int = -1) -> bool:
-        """Send *data*, and *fd* with it, which is closed then; after all that waits.
+        """Send *data* and *fd* after all that waits, and close *fd*.
 
-        Data without room waits for `flush`. Returns whether nothing waits now.
+        Data without room waits for `flush`. Returns whether nothing waits any more.
 
         Raises:
-            OSError: the other end is closed, or the fd cannot be sent. It is closed.
+            OSError: the other end is closed, or the fd cannot be sent. The fd is
+                closed.
         """
         rest: bytes | memoryview = data
         if not self._unsent:
@@ -59,18 +60,18 @@ class Outlet:
         return False
 
     def extend(self, messages: Iterable[tuple[bytes, int]]) -> None:
-        """Let messages, each with its fd or -1, wait for `flush`."""
+        """Queue messages, each with its fd or -1, until `flush`."""
         for data, fd in messages:
             self._unsent.append((data, fd))
             self.waiting += len(data)
 
     def offer(self, data: bytes) -> bool:
-        """Send *data* if there is room now; else drop it, count it and return false.
+        """Send *data* if there is room now; otherwise drop it, count it, return False.
 
         Offered data never waits, so no peer is disconnected for not reading it: the
-        kernel takes up to 32 KiB whole or not at all (unix_stream_sendmsg() in
-        net/unix/af_unix.c). If it takes a part of more, the rest waits, because a
-        message that has begun must not be cut.
+        kernel takes up to 32 KiB as a whole or not at all (unix_stream_sendmsg() in
+        net/unix/af_unix.c). If it takes a part of a longer message, the rest waits,
+        because a message must not be cut.
 
         Raises:
             OSError: the other end is closed.
@@ -84,7 +85,7 @@ class Outlet:
         return False
 
     def flush(self) -> bool:
-        """Send what waits, as far as there is room; return whether nothing waits now.
+        """Send what waits, as far as there is room; return whether that was all.
 
         Raises:
             OSError: as for `send`.
@@ -103,7 +104,7 @@ class Outlet:
         return True
 
     def _take(self) -> tuple[bytes | memoryview, int]:
-        """The first that waits, with all that can go in the same send(2)."""
+        """Remove the first message, with all that fits in the same send(2)."""
         data, fd = self._unsent.popleft()
         if fd >= 0 or len(data) >= _JOINED_BYTES or not self._unsent:
             return data, fd
@@ -116,7 +117,7 @@ class Outlet:
         return (b"".join(parts) if len(parts) > 1 else data), -1
 
     def close(self) -> None:
-        """Drop what waits, and close its fds. The connection stays open."""
+        """Drop all that waits, and close its fds. The connection stays open."""
         self.waiting = 0
         while self._unsent:
             _, fd = self._unsent.popleft()
@@ -124,9 +125,9 @@ class Outlet:
                 os.close(fd)
 
     def _transmit(self, data: bytes | memoryview, fd: int) -> int:
-        """Send what the socket takes; return how many bytes.
+        """Send as much as the socket takes; return how many bytes.
 
-        The fd goes with the first of them: it is closed unless that is 0.
+        The fd goes with the first byte: it is closed unless the result is 0.
         """
         try:
             if fd < 0:

@@ -1,4 +1,4 @@
-"""The pages that one peer has pinned, as users of a mapping can: pin-pages."""
+"""The pages that one peer has pinned through a mapping: pin-pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from inaccfs.control import messages
-from inaccfs.control.pagerefs import MOST_EXTENTS, PageReferences
+from inaccfs.control.pagerefs import PageReferences
+from inaccfs.control.paging import MOST_ROWS
 from inaccfs.shim import hostaccess
 from inaccfs.shim.memory import Pinner
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PagePins(PageReferences):
-    """The pinner of one peer. Commands raise `OSError`, for the peer."""
+    """The pins of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
@@ -30,16 +31,15 @@ class PagePins(PageReferences):
         self._keeps = True
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.PinPages: self._pin, messages.UnpinPages: self._put_pfn}
 
     async def _pin(self, command: messages.PinPages) -> messages.Frames:
         self._check_room(command.count)
-        superblock, start = self._context.superblock, command.offset
-        end = start + command.count
+        start, end = command.offset, command.offset + command.count
         with closing(self._names.open(command.file)) as opened:
             extents, moved = await hostaccess.pin(
-                superblock, opened.file, self._pinner, start, end, MOST_EXTENTS
+                opened.file, self._pinner, start, end, MOST_ROWS
             )
             frames = self._got(command, opened, extents)
             await opened.file.pages.tell_moved(moved)

@@ -10,7 +10,9 @@ from msgspec import UNSET
 
 from inaccfs.control import messages
 from inaccfs.control.messages import Command, Nothing
+from inaccfs.control.paging import MOST_ROWS
 from inaccfs.control.registration import as_messages
+from inaccfs.shim.references import PAGES_A_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,31 +26,26 @@ if TYPE_CHECKING:
     from inaccfs.shim.memory import Holder
     from inaccfs.shim.slices import Slices
 
-MOST_EXTENTS: Final = 1000
-"""The most extents of a reply: to find them and make JSON of them takes some 2 ms."""
-
-# The most pages that are put in one go; more are put in slices.
-_PAGES_NOW: Final = 512
-
 
 class PageReferences:
-    """The holder of one peer's references. Commands raise `OSError`, for the peer."""
+    """The references of one peer. Commands raise `OSError`, for the peer."""
 
     def __init__(
         self, context: Context, caller: Caller, names: Names, outlet: Outbound
     ) -> None:
         self._context: Final = context
-        # Whose references they are, for the shim; and whether there are any.
+        # The holder of the references, for the shim; and whether the rules have
+        # references.
         self._holder: Holder = self
         self._keeps: bool = context.superblock.semantics.keeps_references
-        # For traces.
+        # The number of the peer, for traces.
         self.who: Final = caller.number
         self._names: Final = names
         self._outlet: Final = outlet
-        # The files to whose pages there are references: these keep them open.
+        # The files whose pages the peer has references to. They stay open.
         self._files: Final[dict[InaccessibleFile, OpenFile]] = {}
-        # The sum of `References.total` over these files. It is kept, and not added up,
-        # as every get-pfn asks for it and the files may be many.
+        # The sum of `References.total` over these files. It is stored, because every
+        # get-pfn needs it and there may be many files.
         self.total = 0
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
@@ -56,14 +53,14 @@ class PageReferences:
         return {messages.GetPfn: self._get_pfn, messages.PutPfn: self._put_pfn}
 
     def evict_holder(self) -> None:
-        """Disconnect the peer: others wait for pages that it keeps locked."""
+        """Disconnect the peer, which keeps pages locked that others wait for."""
         self._outlet.evict(
             "it does not put pages",
             f"keeps pages locked for more than {self._context.policy.ack_seconds:g} s",
         )
 
     async def close(self, slices: Slices) -> None:
-        """The peer has disconnected: drop its references."""
+        """Drop the peer's references. It has disconnected."""
         while self._files:
             file, opened = self._files.popitem()
             with closing(opened):
@@ -83,7 +80,7 @@ class PageReferences:
             )
 
     def _get_pfn(self, command: messages.GetPfn) -> Any:  # noqa: ANN401
-        """The reply, or a coroutine that returns it."""
+        """Return the reply, or a coroutine that returns it."""
         count = command.count or 1
         if self._keeps:
             self._check_room(count)
@@ -93,7 +90,7 @@ class PageReferences:
     def _get(self, command: messages.GetPfn, opened: OpenFile, count: int) -> Any:  # noqa: ANN401
         file = opened.file
         start = command.offset
-        got = file.pages.get_now(self._holder, start, start + count, MOST_EXTENTS)
+        got = file.pages.get_now(self._holder, start, start + count, MOST_ROWS)
         if got is None:
             return self._get_later(command, opened.again(), count)
         extents, moved = got
@@ -108,7 +105,7 @@ class PageReferences:
         with closing(opened):
             pages = opened.file.pages
             start = command.offset
-            found = pages.get(self._holder, start, start + count, MOST_EXTENTS)
+            found = pages.get(self._holder, start, start + count, MOST_ROWS)
             extents, moved = await found
             frames = self._got(command, opened, extents)
             await pages.tell_moved(moved)
@@ -127,7 +124,7 @@ class PageReferences:
         opened: OpenFile,
         extents: list[Extent],
     ) -> messages.Frames:
-        """Note the references, and make the reply."""
+        """Record the references, and make the reply."""
         first, last = extents[0], extents[-1]
         end = last.offset + last.count
         if self._keeps:
@@ -147,10 +144,10 @@ class PageReferences:
     # --- put-pfn -------------------------------------------------------------------
 
     def _put_pfn(self, command: messages.PutPfn | messages.UnpinPages) -> Any:  # noqa: ANN401
-        """The reply, or a coroutine that returns it."""
+        """Return the reply, or a coroutine that returns it."""
         with self._names.borrowed(command.file) as opened:
             pfn, count = command.pfn, command.count
-            if pfn is not None and command.extents is None and count <= _PAGES_NOW:
+            if pfn is not None and command.extents is None and count <= PAGES_A_STEP:
                 opened.file.pages.put(self._holder, pfn, count)
                 return self._put(opened.file, count)
             extents = _to_put(command)
@@ -164,7 +161,7 @@ class PageReferences:
             return self._put(opened.file, sum(count for _, count in extents))
 
     def _put(self, file: InaccessibleFile, count: int) -> Nothing:
-        """Note that references to *count* pages of *file* have been put."""
+        """Record that references to *count* pages of *file* were put."""
         self.total -= count
         assert file.pages.memory is not None
         if not file.pages.memory.references.total(self._holder):

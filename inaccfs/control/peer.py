@@ -1,8 +1,8 @@
 """One connection of the control socket: the order of commands, and their replies.
 
-Messages are read as they come, and commands that need not wait are answered at once. If
-a command waits, the later commands of the same peer wait, too, so that replies come in
-order. An invalidate-done does not: the command may be waiting for just that.
+Messages are read as they arrive, and commands that need not wait are answered at once.
+If a command waits, the later commands of the same peer wait, too, so that replies come
+in order. An invalidate-done does not wait: the waiting command may need it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 _NOT_YET: Final = object()
 
-# How many commands may wait for their turn before the peer is read no further.
+# How many commands may wait before no more are read from the peer.
 _WAITING_COMMANDS: Final = 64
 
-# How long to wait where epoll_ctl(2) has no room for one more connection.
+# How long to wait if epoll_ctl(2) has no room for another connection.
 _NO_EPOLL_SECONDS: Final = 0.1
 
 
@@ -48,10 +48,10 @@ class Conversing(Protocol):
     negotiated: bool
 
     def execute(self, request: Request) -> Any:  # noqa: ANN401
-        """Carry out a command: its value or `Answer`, or a coroutine of one."""
+        """Execute a command; returns its value or `Answer`, or a coroutine of one."""
 
     def silence(self) -> None:
-        """The peer will say nothing any more."""
+        """Tell the session that the peer will not send anything any more."""
 
 
 class Peer:
@@ -80,19 +80,19 @@ class Peer:
         )
         # Set by `converse`.
         self._session: Conversing
-        # Commands that wait for the one before them. The first is being carried out.
+        # Commands that wait for the one before them. The first one is being executed.
         self._requests: deque[Request] = deque()
-        # Tasks that wait for commands to be carried out or for output to be read.
+        # Tasks that wait until commands are executed or output is read.
         self._progress: Final = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
-        # Set when nothing more will be read from it.
+        # Set when nothing more will be read from the connection.
         self._ended: Final = trio.Event()
-        # Whether reading has stopped until it has caught up.
+        # Whether reading is stopped until the peer's commands or output have caught up.
         self._paused = False
-        # Until when commands are carried out as they are read; after that in slices, by
-        # a task.
+        # Until this time commands are executed as they are read; after it a task
+        # executes them in slices.
         self._until = 0.0
-        # Why it is being disconnected; empty if it is not.
+        # Why the peer is being disconnected; empty if it is not.
         self.reason = ""
 
     def __str__(self) -> str:
@@ -111,11 +111,11 @@ class Peer:
                 try:
                     await self._ended.wait()
                 finally:
-                    # Before we wait for commands that are not cancelled: they may be
-                    # waiting for an answer of this very peer.
+                    # Do this before waiting for commands that are not cancelled: they
+                    # may be waiting for an answer of this peer.
                     session.silence()
-                # It may still want the last replies, unless it has closed its reading
-                # side, too.
+                # The peer may still want the last replies, unless it has closed its
+                # reading side, too.
                 if not self._has_hung_up():
                     await in_time(self._policy.ack_seconds, self._finish)
                 nursery.cancel_scope.cancel()
@@ -143,7 +143,7 @@ class Peer:
         if not self.reason:
             self.reason = reason
             log.debug("%s: %s", self, reason)
-            # Later messages of it are not needed.
+            # Later messages of the peer are not needed.
             self._readers.remove(self._connection.fileno())
             self.outlet.close()
         if self._nursery is not None:
@@ -151,7 +151,7 @@ class Peer:
 
     @property
     def why_gone(self) -> str:
-        """Words for the log."""
+        """Why the peer has disconnected, for the log."""
         return f", given up: {self.reason}" if self.reason else ""
 
     def evict(self, reason: str, text: str) -> None:
@@ -172,10 +172,9 @@ class Peer:
     # --- input -----------------------------------------------------------------------
 
     def _readable(self, times: int, until: float) -> bool:
-        """Read at most *times*, and deal with it; return whether to read on.
+        """Read at most *times*, and handle what comes; return whether to read on.
 
-        Commands that have not been begun at *until* (time.perf_counter()) are carried
-        out by a task.
+        A task executes commands that have not begun at *until* (time.perf_counter()).
         """
         if self._paused:
             self.disconnect("it hung up")
@@ -196,7 +195,7 @@ class Peer:
         return True
 
     def _goes_on(self, event: Event) -> bool:
-        """Deal with the result of a read; return whether to read on at once."""
+        """Handle the result of a read; return whether to read on at once."""
         if event is Event.END or self.reason:
             self._end()
         elif event is Event.FDS:
@@ -222,7 +221,7 @@ class Peer:
         self._end()
 
     def _end(self) -> None:
-        """Nothing more is read."""
+        """Stop reading."""
         self._readers.remove(self._connection.fileno())
         self._ended.set()
 
@@ -232,7 +231,7 @@ class Peer:
         return len(self._requests) >= _WAITING_COMMANDS or self.outlet.is_full
 
     def _progressed(self) -> None:
-        """Commands have been carried out, or output has been read."""
+        """Continue after commands were executed or output was read."""
         self._progress.unpark_all()
         if self._paused and not self._is_late and not self.reason:
             self._paused = False
@@ -241,7 +240,7 @@ class Peer:
     def _take(
         self, command: Command, request_id: qmp.RequestId, passed: Passed
     ) -> None:
-        """Deal with one command."""
+        """Handle one command."""
         request = Request(command, request_id, passed)
         if self.reason:
             request.close()
@@ -262,7 +261,7 @@ class Peer:
             self._wait(request, _NOT_YET)
 
     def _begin(self, request: Request) -> None:
-        """Carry out a command, now or in a task."""
+        """Execute a command, now or in a task."""
         try:
             value = self._session.execute(request)
         except Exception as exc:
@@ -274,14 +273,14 @@ class Peer:
             self._finished(request, None, value)
 
     def _wait(self, request: Request, value: object) -> None:
-        """Let a command wait for its turn; *value* is what `execute` has returned."""
+        """Queue a command; *value* is what `execute` has returned."""
         self._requests.append(request)
         if len(self._requests) == 1:
             assert self._nursery is not None
             self._nursery.start_soon(self._work, value)
 
     async def _work(self, value: Any) -> None:  # noqa: ANN401
-        """Carry out the commands that wait, in order, until none is left."""
+        """Execute the waiting commands, in order, until none is left."""
         slices = Slices()
         while True:
             request = self._requests[0]
@@ -308,7 +307,7 @@ class Peer:
             await self._progress.park()
 
     def _finished(self, request: Request, exc: Exception | None, value: object) -> None:
-        """Reply. Translates errors, once: `OSError` to the peer, a bug to the log."""
+        """Send the reply. An `OSError` goes to the peer; a bug goes to the log."""
         if request.passed is not NO_FD:
             request.close()
         answer: Answer | None = None

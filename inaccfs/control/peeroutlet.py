@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.control.limits import Policy
 
 
-# So many bytes of short replies go into one send(2), which costs more than they do.
+# The most bytes of short replies for one send(2), which costs more than they do.
 _JOINED_BYTES: Final = 2048
 
 
@@ -28,19 +28,19 @@ class Backlog:
 
     def __init__(self) -> None:
         self.bytes = 0
-        # Those in which something waits.
+        # The outlets with waiting output.
         self.outlets: Final[set[PeerOutlet]] = set()
 
     def largest(self) -> PeerOutlet:
-        """The outlet in which the most waits."""
+        """The outlet with the most waiting output."""
         return max(self.outlets, key=lambda outlet: outlet.waiting)
 
 
 class _Joined:
-    """A with block in which an outlet sends together what is short.
+    """A with block in which an outlet sends short messages together.
 
-    At the latest when the block ends. For where one read has brought many commands.
-    Nothing may be awaited in it.
+    It sends them at the latest when the block ends. Use it for the commands of one
+    read. The block must not await anything.
     """
 
     __slots__ = ("_outlet",)
@@ -56,7 +56,7 @@ class _Joined:
 
 
 class PeerOutlet:
-    """The writing end of the connection to a peer, which is not blocking."""
+    """The writing end of the non-blocking connection to a peer."""
 
     def __init__(
         self,
@@ -67,10 +67,10 @@ class PeerOutlet:
         disconnect: Callable[[str], None],
         evict: Callable[[str, str], None],
     ) -> None:
-        """*progressed* is called when the peer has read something.
+        """*progressed* is called after the peer has read something.
 
-        *disconnect* is called when the peer has gone, with the reason, and *evict* when
-        it does not read, with the reason and a text for the log.
+        *disconnect* is called with the reason when the peer has hung up; *evict* with
+        the reason and a text for the log when the peer does not read.
         """
         self._connection: Final = connection
         self._outlet: Final = Outlet(connection)
@@ -79,14 +79,15 @@ class PeerOutlet:
         self._progressed: Final = progressed
         self._disconnect: Final = disconnect
         self.evict: Final = evict
-        # For the task that writes what waits; None before there is one, and after.
+        # For the task that writes waiting output; None before the connection is served,
+        # and after.
         self.nursery: trio.Nursery | None = None
         self._writing = False
         self._closed = False
-        # What has been sent in a `joined` block, and goes with what follows there.
+        # Messages of a `joined` block that will be sent with the next ones.
         self._joined: bytearray | None = None
         self.joined: Final = _Joined(self)
-        # How many bytes of what waits are counted in the backlog.
+        # How many waiting bytes are counted in the backlog.
         self._counted = 0
 
     def __len__(self) -> int:
@@ -105,10 +106,10 @@ class PeerOutlet:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more commands are to be answered until the peer has read.
+        """Whether to answer no more commands until the peer has read something.
 
-        That is so if too much waits for this peer; or too much for all peers together,
-        and something of it for this one.
+        It is full if too much output waits for this peer; or if too much waits for all
+        peers together, and some of it for this one.
         """
         waiting = self._outlet.waiting
         if self._joined is not None:
@@ -119,7 +120,7 @@ class PeerOutlet:
         return waiting > limits.output or self._backlog.bytes > limits.total_output
 
     def send(self, data: bytes, fd: int = -1) -> None:
-        """Send *data*, and *fd*, which is closed then. Never blocks, never raises."""
+        """Send *data* and *fd*, and close *fd*. Never blocks, never raises."""
         if self._joined is not None:
             if fd < 0 and len(self._joined) < _JOINED_BYTES:
                 self._joined += data
@@ -134,7 +135,7 @@ class PeerOutlet:
             if self._outlet.send(data, fd):
                 return
         except OSError:
-            # The reader will see it, too; but this is sooner.
+            # The reader will notice it, too, but later.
             self._disconnect("it hung up")
             return
         self._write_later()
@@ -145,9 +146,9 @@ class PeerOutlet:
         self._joined = bytearray()
 
     def end_join(self) -> None:
-        """End it: send what it has left."""
+        """End it, and send the rest."""
         data, self._joined = self._joined, None
-        # Without a check: nearly always these are replies, which `is_full` limits.
+        # No check is needed: nearly always these are replies, which `is_full` limits.
         if data and not self._closed:
             self._outlet.extend([(bytes(data), -1)])
             self._flush()
@@ -155,9 +156,9 @@ class PeerOutlet:
                 self._write_later()
 
     def offer(self, data: bytes) -> bool:
-        """Send *data* if there is room now; else drop it, count it, and return false.
+        """Send *data* if there is room now; otherwise drop it, count it, return False.
 
-        Never blocks, never raises, and never leads to the peer's eviction.
+        Never blocks, never raises, and never causes the peer's eviction.
         """
         if self._joined is not None:
             self.end_join()
@@ -174,14 +175,14 @@ class PeerOutlet:
         return sent
 
     def close(self) -> None:
-        """Send nothing any more."""
+        """Stop sending."""
         self._closed = True
         self.nursery = None
         self._outlet.close()
         self._count()
 
     def _count(self) -> None:
-        """Tell the backlog what waits now."""
+        """Update the backlog's count."""
         waiting = self._outlet.waiting
         self._backlog.bytes += waiting - self._counted
         self._counted = waiting
@@ -192,14 +193,14 @@ class PeerOutlet:
 
     def _check(self) -> None:
         """Evict a peer that leaves too much unread: this one, or the worst of all."""
-        # Replies wait for output to be read; only events can come to so much. The
+        # Commands wait until output is read, so only events can become so many. The
         # first message may be a reply, which may have any length.
         limits = self._policy.limits
         events = self._outlet.waiting_after_first
         if events > limits.output:
             self.evict("it does not read", f"{events} bytes of events unread")
         elif self._backlog.bytes > 2 * limits.total_output:
-            # More than the replies can be that were begun before.
+            # More than the replies in progress can be.
             self._backlog.largest().evict(
                 "it does not read", "peers leave too much unread, and this one the most"
             )
@@ -216,7 +217,7 @@ class PeerOutlet:
             was_in_time = await in_time(
                 self._policy.ack_seconds, partial(wait_writable, self._connection)
             )
-            # All that there is room for: one punch may send thousands of events.
+            # Send all that there is room for: a punch may have thousands of events.
             self._flush()
             if not was_in_time and self._outlet.waiting == waiting:
                 self.evict("it does not read", "reads nothing")

@@ -1,8 +1,8 @@
 """The QEMU Machine Protocol: messages as bytes, for both ends of the socket.
 
 No I/O here. Decoding has two steps, so that a bad argument still gets a reply with its
-id, and a reply can be read once it is known which command it answers. See QEMU's
-docs/interop/qmp-spec.rst.
+id, and so that a reply can be decoded when the command that it answers is known. See
+QEMU's docs/interop/qmp-spec.rst.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inaccfs.errors import PageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Any JSON that the peer has chosen, repeated to the letter; empty if it has none.
+# Any JSON that the peer has chosen, repeated literally; empty if it has chosen none.
 RequestId = msgspec.Raw
 NO_ID: Final = msgspec.Raw(b"")
 
@@ -37,7 +37,7 @@ _any_decoder: Final = msgspec.json.Decoder(msgspec.Raw)
 class _Decoders(dict[str, msgspec.json.Decoder[Any]]):
     """Decoders of types by name. Each is made when it is first needed.
 
-    Most peers use few of them, and to make them all takes a while.
+    Most peers use few of them, and making all of them takes long.
     """
 
     def __init__(self, types: Mapping[str, Any]) -> None:
@@ -45,15 +45,15 @@ class _Decoders(dict[str, msgspec.json.Decoder[Any]]):
         self._types: Final = types
 
     def __missing__(self, name: str) -> msgspec.json.Decoder[Any]:
-        # A KeyError here is for who has asked.
+        # The caller handles a KeyError.
         made = self[name] = msgspec.json.Decoder(self._types[name])
         return made
 
 
 class Framing:
-    """Takes what a server sends apart into messages, of which no line has two.
+    """Splits a server's output into messages. No line has two messages.
 
-    The last one needs no line end: a whole object will do.
+    The last message needs no line end if its object is complete.
     """
 
     def __init__(self) -> None:
@@ -62,12 +62,12 @@ class Framing:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Add received data; return the complete messages."""
         if not self._pending and data.find(b"\n") + 1 == len(data):
-            # One message, as nearly always.
+            # The usual case: one message.
             if not data.isspace():
                 yield data
             return
         pending = self._pending
-        # What was there before has no line end.
+        # The earlier data has no line end.
         looked = len(pending)
         pending += data
         while (end := pending.find(b"\n", looked)) >= 0:
@@ -83,7 +83,7 @@ class Framing:
 
 
 def _is_whole(data: bytearray) -> bool:
-    """Whether *data* is JSON, or nested too deeply to check: it is refused then."""
+    """Whether *data* is JSON, or is nested too deeply to check, and will be refused."""
     try:
         _any_decoder.decode(data)
     except msgspec.DecodeError:
@@ -98,13 +98,13 @@ def _is_whole(data: bytearray) -> bool:
 
 class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
     execute: str
-    # Raw, and decoded second: a bad argument must not cost us the id to reply to.
+    # Raw, and decoded second: the reply to a bad argument must have its id.
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
     id: RequestId = NO_ID
 
 
 class BadRequestError(Exception):
-    """A message cannot be carried out; `reply` is the answer to its sender."""
+    """A message cannot be executed; `reply` is the answer to its sender."""
 
     def __init__(self, kind: str, description: str, request_id: RequestId) -> None:
         super().__init__(description)
@@ -123,7 +123,7 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
     """Read one message.
 
     Raises:
-        MalformedError: it is none, or more than one.
+        MalformedError: it is not a message, or more than one.
         BadRequestError: there is no such command.
     """
     try:
@@ -148,13 +148,13 @@ def decode_request(line: bytes | bytearray) -> tuple[Command, RequestId]:
 
 
 def encode_request(command: Command, number: int) -> bytes:
-    """A command on its way to the server; *number* comes back with its reply."""
+    """Encode a command for the server; its reply will carry *number*."""
     message = {"execute": command.name, "arguments": command, "id": number}
     return _encoder.encode(message) + b"\n"
 
 
 def make_command(name: str, arguments: object) -> Command:
-    """A command by its name, for people who type them.
+    """Make a command from its name, for people who type commands.
 
     Raises:
         ValueError: there is no such command, or it does not take these arguments.
@@ -180,9 +180,9 @@ def _with_id(message: dict[str, object], request_id: RequestId) -> bytes:
 def encode_return(
     value: object, request_id: RequestId, next_start: int | None = None
 ) -> bytes:
-    """The reply to a command that was carried out.
+    """The reply to a command that was executed.
 
-    *next_start* is where the next page begins, of one that returns an array.
+    *next_start* is where the next page begins, for commands that return an array.
     """
     if next_start is None:
         return _with_id({"return": value}, request_id)
@@ -192,9 +192,9 @@ def encode_return(
 def encode_error(
     kind: str, description: str, request_id: RequestId, offset: int | None = None
 ) -> bytes:
-    """The reply to one that was not; *kind* is the class of QMP.
+    """The reply to a command that failed; *kind* is the class of QMP.
 
-    *offset* is the page that is to blame, if one is.
+    *offset* is the page that caused the failure, if one did.
     """
     error: dict[str, object] = {"class": kind, "desc": description}
     if offset is not None:
@@ -203,7 +203,7 @@ def encode_error(
 
 
 def encode_event(event: Event) -> bytes:
-    """An event, with the time of now."""
+    """Encode an event, with the present time."""
     seconds, rest = divmod(time.time_ns(), 1_000_000_000)
     timestamp = {"seconds": seconds, "microseconds": rest // 1000}
     message = {"event": event.name, "data": event, "timestamp": timestamp}
@@ -216,11 +216,11 @@ def greeting() -> bytes:
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """Why a command was not carried out."""
+    """Why a command failed."""
 
     kind: str = msgspec.field(name="class")
     desc: str
-    # The page that is to blame, if one is.
+    # The page that caused the failure, if one did.
     offset: int | None = None
 
 
@@ -239,9 +239,9 @@ class _Incoming(msgspec.Struct, frozen=True):
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """The server is there."""
+    """The first message of a server."""
 
-    # Of inaccfs; None if it is another program, or does not say.
+    # The version of inaccfs; None if it is another program, or does not say.
     version: messages.VersionInfo | None
 
 
@@ -255,7 +255,7 @@ class Reply(msgspec.Struct, frozen=True):
     number: int | None
     value: msgspec.Raw
     error: ErrorInfo | None
-    # Where the next page begins, of what returns an array.
+    # Where the next page begins, if the command returns an array.
     next: int | None = None
 
 
@@ -272,7 +272,7 @@ _return_decoders: Final = _Decoders(
 
 
 def decode_incoming(line: bytes) -> Greeting | Reply | Event | None:
-    """Read what a server has sent; None is an event that we do not know.
+    """Decode a message of a server; None is an unknown event.
 
     Raises:
         NotQmpError: it is not a message of QMP.
@@ -304,7 +304,7 @@ def _version(greeting: msgspec.Raw) -> messages.VersionInfo | None:
 
 
 def decode_return(command: type[Command], value: msgspec.Raw) -> Any:  # noqa: ANN401 - its type is the command's matter
-    """What *command* returns, as its type.
+    """Decode the return of *command*.
 
     Raises:
         NotQmpError: the server has returned something else.

@@ -1,4 +1,4 @@
-"""One epoll(7) for all peers: what many send at the same time is read in one go.
+"""One epoll(7) for all peers: messages that many peers send at once are read together.
 
 With a task for each peer, each message would cost a turn of the trio loop and an
 epoll_ctl(2), which is more than most messages cost themselves. After a punch all peers
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# EPOLLONESHOT: otherwise the epoll fd stays readable after its events have been taken,
-# until it is asked again, and costs a useless turn of the trio loop.
+# EPOLLONESHOT: otherwise the epoll fd would stay readable after its events were taken,
+# and cost a useless turn of the trio loop.
 _EVENTS: Final = select.EPOLLIN | select.EPOLLONESHOT
 
-# Other tasks wait for this long at most, and for one peer.
+# Other tasks wait at most for this long, plus the time for one peer.
 _TURN_SECONDS: Final = 0.002
 
 # After so many reads in a row other tasks get a turn.
@@ -31,7 +31,7 @@ _READS_IN_A_ROW: Final = 16
 
 
 class Readers:
-    """Calls back for each connection that can be read."""
+    """Calls a function for each connection that can be read."""
 
     def __init__(self) -> None:
         self._epoll: Final = select.epoll()
@@ -45,8 +45,8 @@ class Readers:
         """Call *callback* when *fd* can be read, until it returns false.
 
         Its arguments are how many times it may read, and until when by
-        time.perf_counter(); after that it reads no more, and a task does what is left.
-        It must not raise.
+        time.perf_counter(). After that time it must not read any more, and leave the
+        rest to a task. It must not raise.
 
         Raises:
             OSError: ENOSPC, ENOMEM of epoll_ctl(2).
@@ -55,7 +55,7 @@ class Readers:
         self._epoll.register(fd, _EVENTS)
 
     def remove(self, fd: int) -> None:
-        """Call back for *fd* no more. It must still be open."""
+        """Stop calling back for *fd*, which must still be open."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -70,11 +70,12 @@ class Readers:
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:
-            # Each round costs one turn of the loop, however many have sent something.
+            # Each round costs one turn of the loop, however many peers have sent
+            # something.
             await wait_readable(self._epoll)
             ready = self._epoll.poll(0)
-            # A reply wakes its peer, which on one CPU runs at once: look again, as for
-            # the kernel's requests. With several peers another look finds nothing.
+            # A reply wakes its peer, which on one CPU runs at once: so read again, as
+            # for the kernel's requests. With several peers another read finds nothing.
             times = _READS_IN_A_ROW if len(ready) == 1 else 1
             now = time.perf_counter()
             until = now + _TURN_SECONDS

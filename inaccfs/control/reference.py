@@ -2,11 +2,11 @@
 
 usage: python -m inaccfs.control.reference [FILE]
 
-Prints it; or puts it into FILE, between the two lines that mark where it goes.
+Prints it; or writes it into FILE, between the two lines that mark its place.
 
-What a member means is in its type (msgspec.Meta), or else in the comment above it in
-the source. Docstrings are taken as they are, and the errnos that they name are the
-errors in the tables.
+The description of a member is in its type (msgspec.Meta), or in the comment above it in
+the source. Docstrings are copied, and the errnos that they name are the errors in the
+tables.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _command(command: type[Command]) -> Iterator[str]:
 
 
 def _errors(command: type[Command]) -> list[str]:
-    """The errnos that a command names, in its order; and EPERM where that may be."""
+    """The errnos that a command names, in order; and EPERM if it is for owners."""
     found = [
         name
         for name in _ERRNO.findall(inspect.getdoc(command) or "")
@@ -118,7 +118,7 @@ def _errors(command: type[Command]) -> list[str]:
 
 
 def _objects(commands: Sequence[type[Command]]) -> list[types.StructType]:
-    """The objects in commands, returns and events, and those in them, each once."""
+    """All objects in commands, returns and events, each once."""
     found: dict[type, types.StructType] = {}
     to_visit: list[types.Type] = []
     for event in reversed(EVENTS.values()):
@@ -153,7 +153,7 @@ def _fields(kind: type) -> tuple[types.Field, ...]:
 
 
 def _members(title: str, fields: Sequence[types.Field], cls: type) -> Iterator[str]:
-    """A table of the members; none if there are none."""
+    """A table of the members; empty if there are none."""
     if not fields:
         return
     meanings = comments(cls)
@@ -193,7 +193,7 @@ def comments(cls: type) -> dict[str, str]:
 
 @cache
 def _comments_in(module: str) -> dict[str, dict[str, str]]:
-    """The same for all classes of a module."""
+    """As `comments`, for all classes of a module."""
     found: dict[str, dict[str, str]] = {}
     members: dict[str, str] = {}
     comment: list[str] = []
@@ -213,7 +213,7 @@ def _comments_in(module: str) -> dict[str, dict[str, str]]:
 
 
 def _type(kind: types.Type, *, none: bool = True) -> str:
-    """The type in words. Without *none*, None only says what may be left out."""
+    """The type in words. Without *none*, None only means that it may be left out."""
     match kind:
         case types.Metadata(inner):
             return _type(inner)
@@ -252,7 +252,7 @@ def _range(low: int | None, high: int | None, before: str, after: str) -> str:
 
 
 def _number(number: int) -> str:
-    """A large one as people know it."""
+    """A number, for people."""
     bits = (number + 1).bit_length() - 1
     return f"2^{bits} - 1" if number == (1 << bits) - 1 and bits > 16 else f"{number}"
 
@@ -285,7 +285,7 @@ def _heading(name: str, *, code: bool = True) -> str:
 def _link(name: str) -> str:
     anchor = name.lower()
     if name in EVENTS and anchor in COMMANDS:
-        # The second heading of that name, as GitHub numbers them.
+        # GitHub's anchor for the second heading of that name.
         anchor += "-1"
     return f"[`{name}`](#{anchor})"
 
@@ -304,7 +304,7 @@ def _docstring(cls: type) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the reference, or put it into the file that is named."""
+    """Print the reference, or write it into the named file."""
     if not arguments:
         sys.stdout.write(render())
         return 0

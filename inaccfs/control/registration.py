@@ -35,7 +35,7 @@ class Registration:
         outlet: Outbound,
         ack_seconds: float,
     ) -> None:
-        """*opened* stays open for as long as the notifier is registered.
+        """*opened* stays open while the notifier is registered.
 
         *ack_seconds* is how long the peer may take to answer, for the log.
         """
@@ -72,7 +72,7 @@ class Registration:
         self._outlet.send(qmp.encode_event(message))
 
     def evict(self) -> None:
-        """Disconnect the peer: it has not answered in time."""
+        """Disconnect the peer, which has not answered in time."""
         self._outlet.evict(
             "it does not answer events",
             f"no answer to an event of notifier {self.number} within "
@@ -83,7 +83,7 @@ class Registration:
 def as_messages(
     extents: Iterable[Extent], attributes: Attributes | None = None
 ) -> list[messages.Extent]:
-    """Extents as they are sent; with *attributes*, each with that of its pages."""
+    """Extents for a message; with *attributes*, each has that of its pages."""
     if attributes is None:
         return [messages.Extent(*extent) for extent in extents]
     return [

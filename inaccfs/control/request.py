@@ -1,4 +1,4 @@
-"""A command that a peer has sent, and its answer. How they travel is peer.py's."""
+"""A peer's command, and its answer. `inaccfs.control.peer` reads and sends them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Passed(NamedTuple):
-    """The fd that came with a command, whose carrying out takes or closes it."""
+    """The fd that came with a command. Whoever executes the command owns it."""
 
-    # Of this mount; -1 if there is none.
+    # An fd of this mount; -1 if there is none.
     fd: int = -1
-    # Why there is none, if one came.
+    # Why there is none, if an fd came.
     refusal: OSError | None = None
 
 
@@ -25,7 +25,7 @@ NO_FD: Final = Passed()
 
 
 def close_passed(passed: Passed) -> None:
-    """Close the fd, if there is one: of this mount, whose opens have no FLUSH."""
+    """Close the fd, if there is one. This cannot hang: our mount has no FLUSH."""
     if passed.fd >= 0:
         os.close(passed.fd)
 
@@ -40,7 +40,7 @@ class Request:
     ) -> None:
         self.command: Final = command
         self.id: Final = request_id
-        # Closed once the command has been carried out.
+        # Closed when the command was executed.
         self.passed = passed
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Request:
 
 
 class Answer:
-    """The return of a command that has more than its value."""
+    """The return of a command that is more than a value."""
 
     __slots__ = ("after", "fd", "next", "value")
 
@@ -63,9 +63,9 @@ class Answer:
         after: Callable[[], None] | None = None,
     ) -> None:
         self.value: Final = value
-        # Sent along, and closed then.
+        # An fd to send along, and then to close.
         self.fd: Final = fd
-        # Of an array: where the next page of it begins.
+        # For an array: where its next page begins.
         self.next: Final = next
         # Called when the reply has been sent.
         self.after: Final = after

@@ -1,14 +1,14 @@
 """`query-qmp-schema`: the types of all commands and events, in QEMU's own format.
 
-Made from the message types, and so it is what the server decodes and encodes. The
-format is SchemaInfo of QEMU's qapi/introspect.json, and names of arrays and builtin
-types are spelt as its scripts/qapi/introspect.py does.
+It is made from the message types, so it is exactly what the server decodes and encodes.
+The format is SchemaInfo of QEMU's qapi/introspect.json, and the names of arrays and
+builtin types are those of its scripts/qapi/introspect.py.
 
-Object types have the names of their classes. QEMU has numbers there, lest clients
-rely on names. Tools follow names from command to type and take any string, so
-libvirt's and QEMU's own need no numbers; people who ask in qmp-shell need names.
+Object types have the names of their classes. QEMU uses numbers, so that clients cannot
+rely on names. Tools follow names from command to type and accept any string, so those
+of libvirt and QEMU need no numbers; people who use qmp-shell need names.
 
-Imported only when a peer asks: the daemon has to start fast and stay small.
+It is imported only when a peer asks: the daemon has to start fast and stay small.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SchemaInfo = dict[str, Any]
 # QEMU's name of a builtin type, and the JSON type that it has on the wire.
 _BUILTINS: Final[dict[type[inspect.Type], tuple[str, str]]] = {
     inspect.AnyType: ("any", "value"),
-    # What is in it is its sender's matter; QEMU has no type for that either.
+    # Its content is free; QEMU has no type for that either.
     inspect.DictType: ("any", "value"),
     inspect.StrType: ("str", "string"),
     inspect.IntType: ("int", "int"),
@@ -53,7 +53,7 @@ def introspect(
     """The commands, the events, and the types that these use, each once.
 
     Raises:
-        TypeError: QMP has no type for a member's, or two types have one name.
+        TypeError: QMP has no type for a member, or two types have one name.
     """
     types = _Types()
     schema = [_command(command, types) for command in commands]
@@ -71,7 +71,7 @@ def _command(command: type[Command], types: _Types) -> SchemaInfo:
         "arg-type": types.name_of(command),
         "ret-type": types.name_of(command.returns),
     }
-    # QEMU's place for what a client must know and the types do not show.
+    # Where QEMU lists what a client must know and the types do not show.
     features = {
         "owner-only": command.owner_only,
         "takes-fd": command.takes_fd,
@@ -90,7 +90,7 @@ class _Types:
         self._classes: Final[dict[str, type]] = {}
 
     def name_of(self, kind: object) -> str:
-        """The name of a Python type, which is described from now on."""
+        """The name of a Python type; adds the type to the description."""
         return self._use(inspect.type_info(kind))
 
     def _use(self, kind: inspect.Type) -> str:
@@ -118,13 +118,13 @@ class _Types:
         return name
 
     def _object(self, struct: inspect.StructType) -> str:
-        # All that is empty is one type, as in QEMU.
+        # All empty objects are one type, as in QEMU.
         cls = struct.cls if struct.fields else messages.Nothing
         if self._classes.setdefault(cls.__name__, cls) is not cls:
             raise TypeError(f"two types have the name {cls.__name__}")
         if cls.__name__ not in self.infos:
             members: list[SchemaInfo] = []
-            # Before its members, one of which may have it as type again.
+            # Do this before its members, one of which may have this type again.
             self._add(cls.__name__, "object", {"members": members})
             members += [self._member(field, struct) for field in struct.fields]
         return cls.__name__
@@ -136,7 +136,7 @@ class _Types:
             and field.default is None
             and struct.cls.__struct_config__.omit_defaults
         ):
-            # This null says "left out", and so never travels.
+            # This null means "left out", so it is never sent.
             kind = inspect.UnionType(
                 tuple(
                     each
@@ -146,7 +146,7 @@ class _Types:
             )
         info: SchemaInfo = {"name": field.encode_name, "type": self._use(kind)}
         if not field.required:
-            # Null says that it may be left out, but not the default.
+            # Null means that it may be left out; it is not the default.
             info["default"] = None
         return info
 

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +22,7 @@ from inaccfs.control.peer import Peer
 from inaccfs.control.session import Session
 from inaccfs.control.transport import Transport
 from inaccfs.errors import MountError
+from inaccfs.syscalls import peer_credentials
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -32,23 +32,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 _LARGEST_BACKLOG: Final = 1024
 
-# How long to wait for fds to come free when there is none for a new peer.
+# How long to wait for free fds if there is none for a new peer.
 _TRY_AGAIN_SECONDS: Final = 0.1
 
-# With more connections that are still being closed no peer is admitted.
+# While more connections than this are being closed, no peer is admitted.
 _CLOSING_CONNECTIONS: Final = 128
 
 
 def listen(path: str, *, everybody: bool = False) -> socket.socket:
-    """Bind the control socket at *path*; a dead one there is replaced.
+    """Bind the control socket at *path*; replaces a dead one.
 
     Its mode is 0600, or 0666 for *everybody*; uids are checked for each connection.
 
     Raises:
-        MountError: it cannot be bound, or a live daemon has it.
+        MountError: it cannot be bound, or a live daemon uses it.
     """
     _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -74,7 +73,7 @@ def _remove_dead(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except OSError:
-        # Nothing is there; or bind(2) will fail with the right error.
+        # There is nothing; or bind(2) will fail with the right error.
         return
     if not stat.S_ISSOCK(mode):
         raise MountError(
@@ -119,12 +118,12 @@ class Server:
         self._policy: Final = policy
         self.context: Final = Context(superblock, files, actions, policy)
         self.transport: Final = Transport(policy, receiver, device)
-        # Those that are connected.
+        # The connected peers.
         self.peers: Final[dict[Peer, Session]] = {}
         self._numbers: Final = itertools.count(1)
 
     async def run(self) -> None:
-        """Serve until cancelled. Once only: it closes what it has."""
+        """Serve until cancelled. Call it once: it closes the listener and the peers."""
         transport = self.transport
         with closing(transport.readers):
             async with trio.open_nursery() as nursery:
@@ -143,20 +142,20 @@ class Server:
                     await readiness.wait_readable(self._listener)
                     continue
             except OSError as exc:
-                # The peers that are connected go on; when one leaves there is room.
+                # The connected peers continue; when one disconnects there is room.
                 trouble.met(f"no new control peer: {exc.strerror}")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
                 continue
             try:
                 self._welcome(connection, nursery)
             except Exception as exc:
-                # For any bug: this peer loses its connection, and no other does.
+                # Any bug ends the connection of this peer only.
                 trouble.met(f"a new control peer is not let in: {exc}")
                 closings.close_soon(connection, STRANGERS)
             else:
                 trouble.over()
             while closings.connections > _CLOSING_CONNECTIONS:
-                # Each has an fd, which files need, too.
+                # Each connection has an fd, and files need fds, too.
                 trouble.met("no new control peers: old ones are still being closed")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
 
@@ -172,14 +171,11 @@ class Server:
 
     def _welcome(self, connection: socket.socket, nursery: trio.Nursery) -> None:
         connection.setblocking(False)
-        # Keep what is sent out of band in the stream. Otherwise the kernel would drop
-        # it when we read past it, and the fds that came with it. See unix(7).
+        # Keep out-of-band data in the stream. Otherwise the kernel would drop it, and
+        # its fds, when we read past it. See unix(7).
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         # SOL_SOCKET has it since connect(2); the peer cannot change it afterwards.
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-        )
-        pid, uid, gid = _ucred.unpack(credentials)
+        pid, uid, gid = peer_credentials(connection)
         closings = self.transport.closings
         if uid not in (0, os.geteuid()) and uid not in self._policy.allowed_uids:
             log.info("a peer of uid %d (pid %d) was not let in", uid, pid)
@@ -191,7 +187,7 @@ class Server:
                 f"EMFILE: {limit} peers are connected already (--limit peers=N)"
             )
             reply = qmp.encode_error("GenericError", description, qmp.NO_ID)
-            # A new socket has room for this, unless its peer has hung up already.
+            # A new socket has room for this, unless its peer has already hung up.
             with suppress(OSError):
                 connection.send(reply)
             closings.close_soon(connection, uid)
@@ -211,7 +207,7 @@ class Server:
             finally:
                 await session.close()
         except Exception:
-            # It must not end the mount, and with it everybody's connection.
+            # A bug must not end the mount, and with it every connection.
             log.exception("bug in the conversation with %s", peer)
         finally:
             del self.peers[peer]

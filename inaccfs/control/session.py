@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Carries out the commands of one peer. It knows no socket."""
+    """Executes the commands of one peer. It knows nothing about sockets."""
 
     def __init__(self, context: Context, caller: Caller, outlet: Outbound) -> None:
         """Events go to *outlet*; the caller of `execute` sends the replies."""
         self._context: Final = context
         self._is_owner: Final = caller.is_owner
         self._number: Final = caller.number
-        # Whether qmp_capabilities has been carried out: nothing else goes before it.
+        # Whether qmp_capabilities was executed. No other command may come before it.
         self.negotiated = False
         self._names: Final = Names(context, caller)
         self._notifying: Final = Notifying(context, caller, self._names, outlet)
         self.references: Final = PageReferences(context, caller, self._names, outlet)
         self._pins: Final = PagePins(context, caller, self._names, outlet)
-        self._attributes: Final = MemoryAttributes(context, caller, self._names)
+        self._attributes: Final = MemoryAttributes(caller, self._names)
         self._tracing: Final = Tracing(context, outlet)
         self._handlers: Final[dict[type[Command], Callable[[Any], Any]]] = {
             messages.QmpCapabilities: self._negotiate,
@@ -55,7 +55,7 @@ class Session:
         context.callers[caller.number] = caller
 
     def execute(self, request: Request) -> Any:  # noqa: ANN401
-        """Carry out a command: its value or `Answer`, or a coroutine of one.
+        """Execute a command; returns its value or `Answer`, or a coroutine of one.
 
         Raises:
             OSError: the command is refused.
@@ -69,15 +69,15 @@ class Session:
         return self._handlers[kind](request if kind.takes_fd else command)
 
     def silence(self) -> None:
-        """The peer will answer no more events: stop waiting for it."""
+        """Stop waiting for the peer, which will not answer events any more."""
         self._notifying.silence()
 
     async def close(self) -> None:
-        """The peer has disconnected: release all its resources."""
+        """Release all resources of the peer. It has disconnected."""
         self.silence()
         self._tracing.stop()
         slices = Slices()
-        # To the end even if the daemon ends: open files have to be closed.
+        # Complete this even if the daemon ends: open files have to be closed.
         with trio.CancelScope(shield=True):
             self._names.close()
             self._attributes.close()
@@ -91,5 +91,5 @@ class Session:
         return Nothing()
 
     def _quit(self, command: messages.Quit) -> Answer:
-        # After the reply, which is the last that this loop sends.
+        # Quit after the reply, which is the last message that this loop sends.
         return Answer(Nothing(), after=self._context.actions.quit)

@@ -1,8 +1,8 @@
-"""A stream of bytes as commands: JSON objects one after the other, as QEMU reads it.
+"""Parses a stream of bytes to commands: JSON objects in sequence, as QEMU does.
 
 Line ends do not matter: an object may take several lines, and a line may have several
 objects. Bytes that cannot become an object are refused as soon as that is certain, and
-reading goes on after the next line end. See QEMU's qobject/json-streamer.c.
+parsing continues after the next line end. See QEMU's qobject/json-streamer.c.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _DEEPEST: Final = 1024
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A command. One is made for each, and a Struct is made faster than a tuple."""
+    """A parsed command. It is a Struct because making one is faster than a tuple."""
 
     command: Command
     id: RequestId
-    # Where it begins in the bytes that were fed last; less than 0 if in earlier ones.
+    # Where it begins in the last fed bytes; negative if it began in earlier ones.
     begin: int
 
 
@@ -41,7 +41,7 @@ class Refused(NamedTuple):
 
 
 class TooLong(NamedTuple):
-    """An object is longer than the limit: the rest of the stream is given up."""
+    """An object is longer than the limit. The rest of the stream is not parsed."""
 
     begin: int
 
@@ -50,15 +50,15 @@ Found: TypeAlias = Asked | Refused | TooLong
 
 
 class Stream:
-    """Takes apart what one peer sends."""
+    """Parses the input of one peer."""
 
     def __init__(self, limit: int) -> None:
         """*limit* is how many bytes an object, or skipped input, may have."""
         self._limit: Final = limit
-        # The object that has begun.
+        # The incomplete object.
         self._text = bytearray()
         self._object = _Object()
-        # How much of a line has been skipped that was refused; None if none is.
+        # How much of a refused line was skipped; None if no line is being skipped.
         self._skipped: int | None = None
 
     @property
@@ -68,11 +68,11 @@ class Stream:
 
     @property
     def begun(self) -> int:
-        """How many bytes there are of an object that is not whole yet."""
+        """How many bytes of an incomplete object there are."""
         return len(self._text)
 
     def feed(self, data: bytes) -> Iterator[Found]:
-        """Add received data; yield what is complete. Must be exhausted."""
+        """Add received data; yield complete objects. Exhaust the iterator."""
         at = 0
         found: Found | None
         while at < len(data):
@@ -86,7 +86,7 @@ class Stream:
                 yield found
 
     def _skip(self, data: bytes, at: int) -> tuple[int, TooLong | None]:
-        """Leave out the rest of a line that was refused."""
+        """Skip the rest of a refused line."""
         assert self._skipped is not None
         end = data.find(b"\n", at) + 1
         self._skipped += (end or len(data)) - at
@@ -101,7 +101,7 @@ class Stream:
             at = _skip_space(data, at)
             if at == len(data):
                 return at, None
-        # A line with one object, as nearly always.
+        # The usual case: a line with one object.
         end = data.find(b"\n", at) + 1 if data[at] == _OBJECT else 0
         if end and end - at <= self._limit:
             try:
@@ -147,7 +147,7 @@ def _skip_space(data: bytes | bytearray, at: int) -> int:
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
-# What a string has, without quotes: RFC 8259 and, as it is UTF-8, RFC 3629.
+# The content of a string, without quotes: RFC 8259 and, for UTF-8, RFC 3629.
 _TAIL: Final = rb"[\x80-\xbf]"
 _IN_STRING: Final = re.compile(
     rb'(?:[^"\\\x00-\x1f\x80-\xff]+|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}'
@@ -167,7 +167,7 @@ _IN_STRING: Final = re.compile(
     + _TAIL
     + rb"{2})*"
 )
-# The first bytes of an escape or a character whose others have not come yet.
+# The first bytes of an incomplete escape or character.
 _CUT_IN_STRING: Final = re.compile(
     rb"\\(?:u[0-9a-fA-F]{0,3})?"
     rb"|[\xc2-\xdf]|\xe0[\xa0-\xbf]?|\xed[\x80-\x9f]?|[\xe1-\xec\xee\xef]"
@@ -180,7 +180,7 @@ _CUT_IN_STRING: Final = re.compile(
     + _TAIL
     + rb"?)?"
 )
-# Numbers and true, false, null; and what may become one.
+# Numbers and true, false, null, also incomplete ones.
 _BARE: Final = re.compile(rb"[-+.0-9A-Za-z]*")
 _WORD: Final = re.compile(
     rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null"
@@ -196,7 +196,7 @@ _OBJECT, _ARRAY = ord("{"), ord("[")
 
 
 class _Object:
-    """How far one object has been looked at, which may come byte by byte."""
+    """The scanner of one object, which may arrive byte by byte."""
 
     __slots__ = ("_in_string", "_next", "_open", "at")
 
@@ -205,13 +205,13 @@ class _Object:
         self.at = 0
         self._in_string = False
         self._next = _VALUE
-        # The objects and arrays that are open, by their first byte.
+        # The open objects and arrays, by their first byte.
         self._open = bytearray()
 
     def scan(self, text: bytearray) -> int | None:
-        """Look on; return where the object ends, or None if more has to come.
+        """Scan on; return where the object ends, or None if it is incomplete.
 
-        *text* is all of it so far, and more may follow its end.
+        *text* is the whole object so far; more data may follow its end.
 
         Raises:
             ValueError: no continuation can make it a JSON object.
@@ -228,7 +228,7 @@ class _Object:
                     return self.at
 
     def _scan_string(self, text: bytearray) -> bool:
-        """Look for the end of a string; false if it has not come yet."""
+        """Find the end of a string; False if it is incomplete."""
         found = _IN_STRING.match(text, self.at)
         assert found is not None
         self.at = at = found.end()
@@ -244,7 +244,7 @@ class _Object:
         return True
 
     def _scan_token(self, text: bytearray) -> bool:
-        """Take one token; false if it is not whole yet."""
+        """Scan one token; False if it is incomplete."""
         byte = text[self.at]
         expected = self._next
         if not self._open and byte != _OBJECT:
@@ -289,7 +289,7 @@ class _Object:
         word, end = found[0], found.end()
         is_word = _WORD.fullmatch(word)
         if end == len(text) and (is_word or _WORD_BEGUN.fullmatch(word)):
-            # More of it may come.
+            # It may be incomplete.
             return False
         if not is_word:
             raise ValueError(f"{_show(text[self.at])} where a value begins: not JSON")

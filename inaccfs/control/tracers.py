@@ -1,4 +1,4 @@
-"""The task that sends all traces of a mount, some milliseconds after it happened."""
+"""The task that sends all traces of a mount, with a delay of some milliseconds."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import trio
 
 log = logging.getLogger(__name__)
 
-# Records that have come within this time go in one message. Longer would keep users
-# waiting, shorter costs the callers of fallocate(2) time.
+# Records of this period go in one message. Longer would keep users waiting; shorter
+# would cost the callers of fallocate(2) time.
 _TOGETHER_SECONDS: Final = 0.03
 
 
 class Tracer(Protocol):
-    """A trace that is being taken."""
+    """A trace in progress."""
 
     def flush(self) -> bool:
-        """Send what there is room for now; return whether that was all."""
+        """Send as much as there is room for; return whether that was all."""
 
     def stop(self) -> object:
-        """Take no more, and forget what has not been sent."""
+        """End the trace, and forget what was not sent."""
 
 
 class Tracers:
-    """All traces of a mount that are being taken."""
+    """All traces in progress of a mount."""
 
     def __init__(self) -> None:
         self.taken: Final[set[Tracer]] = set()
         self._some = trio.Event()
 
     def wake(self) -> None:
-        """There is something to be sent. Never raises."""
+        """Tell the task that there is something to send. Never raises."""
         self._some.set()
 
     async def run(self) -> None:
@@ -42,12 +42,12 @@ class Tracers:
             self._some = trio.Event()
             await trio.sleep(_TOGETHER_SECONDS)
             if not self.flush():
-                # There is no room: it is looked for again, a little later.
+                # There is no room: try again a little later.
                 self._some.set()
 
     def flush(self) -> bool:
-        """Send what there is room for now; return whether that was all."""
-        # Each of them, also after one that has no room.
+        """Send as much as there is room for; return whether that was all."""
+        # Flush each trace, also after one that has no room.
         left = [tracer for tracer in list(self.taken) if not _flushed(tracer)]
         return not left
 
@@ -56,7 +56,7 @@ def _flushed(tracer: Tracer) -> bool:
     try:
         return tracer.flush()
     except Exception:
-        # It ends this trace, and not the mount.
+        # A bug ends this trace, and not the mount.
         log.exception("bug in a trace, which ends")
         tracer.stop()
         return True

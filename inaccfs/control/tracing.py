@@ -1,4 +1,4 @@
-"""The trace that one peer takes: trace-start, trace-stop, and TRACE in between."""
+"""The trace of one peer: trace-start, trace-stop, and TRACE events in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inaccfs.control.context import Context
     from inaccfs.shim.trace import What
 
-# A message of so many bytes is sent as a whole or not at all: see `Outlet.offer`.
+# Messages up to this size are sent as a whole or not at all: see `Outlet.offer`.
 _MESSAGE_BYTES: Final = 32 << 10
 _RECORDS_A_MESSAGE: Final = 100
 
@@ -26,23 +26,23 @@ _LOOK_AGAIN_SECONDS: Final = 0.01
 
 
 class Sink(Protocol):
-    """Where a trace goes; see peeroutlet.PeerOutlet."""
+    """The output of a trace; see peeroutlet.PeerOutlet."""
 
     def offer(self, data: bytes) -> bool:
-        """Send *data* if there is room now, else return false. Never raises."""
+        """Send *data* if there is room now; otherwise return False. Never raises."""
 
 
 class Tracing:
-    """What one peer is sent of all that happens."""
+    """Records what happens, and sends it to one peer."""
 
     def __init__(self, context: Context, sink: Sink) -> None:
         self._context: Final = context
         self._sink: Final = sink
-        # Without it there is no trace.
+        # None if there is no trace.
         self._feed: Feed | None = None
 
     def handlers(self) -> dict[type[Command], Callable[[Any], Any]]:
-        """What carries out each command."""
+        """The handler of each command."""
         return {messages.TraceStart: self._start, messages.TraceStop: self._stop}
 
     def _start(self, command: messages.TraceStart) -> Nothing:
@@ -55,7 +55,7 @@ class Tracing:
         feed = self._feed
         if feed is None:
             raise OSError(errno.EINVAL, "this connection has no trace to stop")
-        # What happens from now on is not in it, however long the peer takes to read.
+        # Events from now on are not in the trace, however long the peer takes to read.
         self._listen_no_more(feed)
         if not await in_time(self._context.policy.ack_seconds, self._finish):
             feed.give_up()
@@ -63,14 +63,14 @@ class Tracing:
         return messages.TraceSummary(records=feed.taken, lost=feed.lost)
 
     async def _finish(self) -> None:
-        # It is the socket that has no room: nothing here is told when it has.
+        # The socket has no room, and nothing reports when it has some.
         while not self.flush():  # noqa: ASYNC110
             await trio.sleep(_LOOK_AGAIN_SECONDS)
 
     # --- any trace --------------------------------------------------------------------
 
     def start(self, kinds: Sequence[What] = ()) -> None:
-        """Take a trace from now on, of these *kinds* or of all."""
+        """Start a trace of these *kinds*, or of all."""
         context = self._context
         feed = Feed(kinds, context.callers, context.files, context.tracers.wake)
         self._feed = feed
@@ -93,9 +93,9 @@ class Tracing:
         return True
 
     def stop(self) -> int:
-        """Take no more, and return how many have been lost, with those not sent.
+        """End the trace; returns how many records were lost, unsent ones included.
 
-        Harmless if done already.
+        May be called again.
         """
         if (feed := self._feed) is None:
             return 0
@@ -110,5 +110,5 @@ class Tracing:
 
 
 def encoded(records: list[messages.TraceRecord], lost: int) -> bytes:
-    """A TRACE."""
+    """Encode a TRACE event."""
     return qmp.encode_event(messages.Trace(records=records, lost=lost))

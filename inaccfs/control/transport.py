@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Made once for each control socket."""
+    """The state that the connections of one control socket share."""
 
     policy: Policy
     # Receives the fds that peers send.
     receiver: Receiver
-    # The number of the mount, whose fds are taken.
+    # The number of the mount whose fds are accepted.
     device: str
     readers: Readers = field(default_factory=Readers)
     closings: Closings = field(default_factory=Closings)
     backlog: Backlog = field(default_factory=Backlog)
-    # Of those that have to wait for epoll_ctl(2).
+    # Logs that connections have to wait for epoll_ctl(2).
     trouble: Trouble = field(default_factory=Trouble)

@@ -52,8 +52,7 @@ def allocate(fd: int, pages: int) -> None:
 
 def punch(fd: int, pages: int) -> None:
     """Punch the first pages of a file; returns when all notifiers have answered."""
-    mode = PUNCH
-    fallocate(fd, mode, 0, pages << PAGE_SHIFT)
+    fallocate(fd, PUNCH, 0, pages << PAGE_SHIFT)
 
 
 def new_file(stack: ExitStack, shim: Client, name: str, pages: int) -> int:

@@ -1,4 +1,4 @@
-"""All schedules of the real shim and the real simulated KVM: see docs/exploring.md.
+"""All schedules of the shim and the simulated KVM: see docs/exploring.md.
 
 from inaccfs.explore import Scenario
 """

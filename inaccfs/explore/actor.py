@@ -1,4 +1,4 @@
-"""Somebody who takes steps: a method of a scenario, or a thread of a VM."""
+"""An actor takes steps: it is a method of a scenario, or a thread of a VM."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def _nothing() -> None:
-    """What an actor does that is over."""
+    """The code of an actor that has ended."""
 
 
 class Actor:
-    """Somebody who takes steps."""
+    """Runs code step by step, as the schedule says."""
 
     __slots__ = (
         *(
@@ -41,29 +41,29 @@ class Actor:
         self.index: Final = index
         self.name: Final = name
         self.act = act
-        # It need not come to an end.
+        # A schedule may end before this actor does.
         self.daemon: Final = daemon
         self.done = False
-        # What it does next, for people, and what its last step was; and whether it
-        # can, if that depends.
+        # Texts for people: what it does next, and what its last step did. `ready` says
+        # whether the next step is possible; None if it always is.
         self.label = ""
         self.did = ""
         self.ready: Callable[[], bool] | None = None
-        # Which lock it wants.
+        # The key of the lock that it waits for.
         self.wants: Key = None
-        # How its wait may end before it is ready: "" never, "last" if nobody can go on
-        # else, "any" at any time.
+        # When its wait may time out: "" never, "last" if no other actor can take a
+        # step, "any" at any time.
         self.lates = ""
-        # Its last wait has ended so.
+        # Its last wait has timed out.
         self.late = False
         self.thread: Thread | None = None
-        # A hash of what it has seen: see `inaccfs.explore.state`. And how many things
-        # it has made, which have numbers.
+        # A hash of what it has seen: see `inaccfs.explore.state`. And how many numbered
+        # objects it has made.
         self.known = index
         self.made = 0
-        # What it knew when it began an access, which it begins anew after a fault.
+        # `known` at the start of an access. A vCPU repeats the access after a fault.
         self.base: int | None = None
 
     def discard(self) -> None:
-        """It is over: keep its name only."""
+        """Free what an actor that has ended needs no longer; keep its name."""
         self.act, self.ready, self.thread = _nothing, None, None

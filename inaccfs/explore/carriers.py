@@ -1,4 +1,4 @@
-"""What carries actors: greenlets, or threads of which one runs at a time."""
+"""Carriers run actors: as greenlets, or as threads of which one runs at a time."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 
 class Ended(BaseException):
-    """This schedule is over: unwind."""
+    """Raised in an actor when the schedule is over, to unwind its stack."""
 
 
 class Carrier(Protocol):
-    """Control is in one thread at a time, or in the hub, which has made them."""
+    """Runs one thread at a time, or the hub, which has made the threads."""
 
     def thread(self, body: Callable[[Any], object], argument: object) -> Thread:
-        """A thread that will call *body*."""
+        """Make a thread that will call *body*."""
 
     def enter(self, thread: Thread) -> None:
-        """From the hub into a thread, until one leaves or ends."""
+        """Switch from the hub to a thread. Returns when a thread leaves or ends."""
 
     def switch(self, me: Thread, other: Thread) -> None:
-        """From one thread to another; returns when somebody enters this one again."""
+        """Switch from one thread to another. Returns when *me* is entered again."""
 
     def leave(self, me: Thread) -> None:
-        """To the hub."""
+        """Switch to the hub."""
 
     def kill(self, thread: Thread) -> None:
-        """Let it end: what it is in raises `Ended`."""
+        """End a thread: the call that it waits in raises `Ended`."""
 
 
 class Greenlets:
-    """The faster one."""
+    """Actors as greenlets, which is faster."""
 
     def __init__(self) -> None:
         self._hub = greenlet.getcurrent()
@@ -72,7 +72,7 @@ class Greenlets:
 
 
 class Batons:
-    """Threads of the operating system; each waits for a baton."""
+    """Actors as threads of the operating system; each waits for a baton."""
 
     def __init__(self) -> None:
         self._hub = threading.Semaphore(0)
@@ -115,5 +115,5 @@ class Batons:
 
 
 def carrier() -> Carrier:
-    """The best that there is."""
+    """The fastest carrier that is installed."""
     return Batons() if greenlet is None else Greenlets()

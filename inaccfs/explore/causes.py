@@ -1,4 +1,4 @@
-"""What happens before what: the causes of a step, and what two schedules share."""
+"""The order that conflicts impose on steps: causes, and equivalent schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def cone(steps: Sequence[Step], last: int) -> set[int]:
-    """Which steps happen before step *last*, by conflicts that were seen; and that."""
+    """The steps that step *last* depends on by a chain of conflicts, and *last*."""
     wanted = {last}
     actors: set[int] = set()
     keys: dict[Key, bool] = {}
@@ -33,28 +33,5 @@ def cone(steps: Sequence[Step], last: int) -> set[int]:
 
 
 def switches(actors: Sequence[int]) -> int:
-    """How often another actor goes on."""
+    """How often the next step is another actor's."""
     return sum(one != other for one, other in itertools.pairwise(actors))
-
-
-def fingerprint(steps: Sequence[Step]) -> int:
-    """The same for schedules that differ only in the order of what does not matter."""
-    clocks: dict[int, dict[int, int]] = {}
-    counts: dict[int, int] = {}
-    by_key: dict[Key, list[tuple[dict[int, int], bool]]] = {}
-    found = []
-    for step in steps:
-        actor = step.actor
-        clock = dict(clocks.get(actor, ()))
-        for key, write in step.touched.items():
-            for other, wrote in by_key.get(key, ()):
-                if write or wrote:
-                    for each, count in other.items():
-                        if clock.get(each, 0) < count:
-                            clock[each] = count
-        counts[actor] = clock[actor] = counts.get(actor, 0) + 1
-        clocks[actor] = clock
-        for key, write in step.touched.items():
-            by_key.setdefault(key, []).append((clock, write))
-        found.append((actor, counts[actor], tuple(sorted(clock.items()))))
-    return hash(tuple(sorted(found)))

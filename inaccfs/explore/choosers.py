@@ -1,4 +1,4 @@
-"""Which schedule comes next: by chance, one with few switches, or one that is given."""
+"""Choosers: at random, with few preemptions, or by a given schedule."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _N = TypeVar("_N", bound="Node")
 
 _MOST_CHANGES: Final = 3
 
-# In steps: changes come before the end of most schedules.
+# In steps: priorities change before this step, as most schedules are this long.
 _SHORT: Final = 30
 
 
 class Chance:
-    """At random: each step, and in every other schedule few switches.
+    """Chooses at random; in every other schedule with few switches.
 
-    Some bugs show where actors alternate all the time, and others where one is held up
-    for long. For the latter actors have priorities, which change up to three times: see
-    Burckhardt and others, ASPLOS 2010.
+    Some bugs need actors that alternate all the time, and others need one that is
+    delayed for long. For the latter, actors have priorities, which change up to three
+    times: see Burckhardt and others, ASPLOS 2010.
     """
 
     compares: ClassVar[bool] = False
@@ -36,7 +36,8 @@ class Chance:
         self._dice: Final = random.Random(seed)
         self.steps: list[Step] = []
         self._by_step = False
-        # By actor; the highest one goes on, but at a change it becomes the lowest.
+        # By actor. The one with the highest priority takes the next step; at a change
+        # its priority becomes the lowest.
         self._priorities: dict[int, float] = {}
         self._changes: set[int] = set()
 
@@ -79,7 +80,7 @@ class Chance:
 
 
 class Replay(Chance):
-    """One schedule; after its end each actor goes on as long as it can."""
+    """Repeats one schedule; after it, each actor runs for as long as it can."""
 
     def __init__(self, wanted: Sequence[int]) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class Replay(Chance):
 
 
 class Node:
-    """A step of the schedule under way, and what else is to be chosen there."""
+    """A step of the current schedule, and the actors still to be tried there."""
 
     __slots__ = ("chosen", "enabled", "left", "preemptions", "previous", "step")
 
@@ -108,13 +109,13 @@ class Node:
         self.chosen = chosen
         self.left: Final = left
         self.step: Step | None = None
-        # Of `Bounded`.
+        # Used by `Bounded`.
         self.preemptions = 0
         self.previous = -1
 
 
 class Tree(Generic[_N]):
-    """Schedules, depth first."""
+    """Tries schedules depth first."""
 
     compares: ClassVar[bool] = True
 
@@ -130,11 +131,11 @@ class Tree(Generic[_N]):
 
     @property
     def steps(self) -> list[Step]:
-        """Those of the last schedule."""
+        """The steps of the last schedule."""
         return [node.step for node in self.stack if node.step is not None]
 
     def ahead(self) -> Sequence[Step]:
-        """See `Chooser`: each step is looked at."""
+        """See `Chooser`. Nothing: `record` gets each step."""
         return ()
 
     def choose(self, depth: int, enabled: list[int], current: int) -> int | None:
@@ -185,7 +186,7 @@ class Tree(Generic[_N]):
 
 
 class Bounded(Tree[Node]):
-    """All with at most so many preemptions: switches from an actor that could go on."""
+    """All schedules with at most *bound* switches from an actor that could go on."""
 
     def __init__(self, bound: int) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class Bounded(Tree[Node]):
 
 
 def difference(one: Step, other: Step) -> str:
-    """In what a step differs that was taken twice."""
+    """How two executions of a step differ, in words."""
     for key, write in one.touched.items():
         found = other.touched.get(key)
         if found is None:

@@ -1,4 +1,4 @@
-"""Who decides whose step is next."""
+"""The interface of what decides which actor takes the next step."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class UnstableError(Exception):
-    """The same choices have led somewhere else."""
+    """The same choices have led to another state than before."""
 
 
 class Chooser(Protocol):
     """Decides which actor takes the next step."""
 
     compares: ClassVar[bool]
-    """Whether it looks at states, and at what actors know."""
+    """Whether it needs the hashes of states, and of what actors know."""
 
     def ahead(self) -> Sequence[Step]:
-        """The next steps, if these have been taken before and are to be repeated.
+        """The next steps, if they were taken before and will only be repeated.
 
         `record` is not called for them.
         """

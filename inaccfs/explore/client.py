@@ -1,4 +1,4 @@
-"""A client whose calls are points, and whose callbacks an actor calls."""
+"""A client of a scenario: its calls are points, and an actor calls its callbacks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Registered:
 
 
 class _Client(Client):
-    """Tracks that it is disconnected, by either side."""
+    """A client that tracks whether it is disconnected, by either side."""
 
     explored: ExploredClient
 
@@ -95,12 +95,12 @@ class ExploredClient:
         *,
         puts_late: bool = False,
     ) -> None:
-        """*numbers* has a number for each file, by st_ino; *who* is its own.
+        """*numbers* has each file's number, by st_ino; *who* is the client's.
 
-        *held* gets the references that it has, by frame.
+        *held* counts the references that the client has, by frame.
 
-        With *puts_late* references are put by an actor of their own, as a client sends
-        a put-pfn and goes on.
+        With *puts_late* an actor of its own puts references, as for a client that sends
+        put-pfn and does not wait.
         """
         self.schedule: Final = schedule
         self.name: Final = name
@@ -113,25 +113,25 @@ class ExploredClient:
         self._events: Final[list[Due]] = []
         self.puts: Final[list[Callable[[], None]]] = []
         self.puts_late: Final = puts_late
-        # What a weaker KVM does: see `inaccfs.explore.weaker`.
+        # How often a KVM puts each reference: see `inaccfs.explore.weaker`.
         self.puts_each = 1
         self.unregisters = True
         self.bug: Callable[[], object] = bool
-        # It asks for the page beside the one that it means.
+        # Whether it calls get-pfn for a page next to the right one.
         self.asks_beside = False
         self.listen: Callable[[ExploredClient, Due], None] | None = None
-        # Each VM listens in a thread of its own.
+        # A thread of each VM calls its callbacks.
         schedule.spawn(f"{name}.notifier", self._listen, daemon=True)
         if puts_late:
             schedule.spawn(f"{name}.puts", self._put, daemon=True)
 
     def connected(self, *, write: bool = False) -> None:
-        """This step looks whether it is connected, and its notifiers are registered."""
+        """This step reads, or changes, whether it is connected and registered."""
         if self.schedule.tracks:
             self.schedule.touch(("connected", self.name), write)
 
     def running(self, *, write: bool = False) -> None:
-        """This step looks which of its callbacks run."""
+        """This step reads, or changes, which callbacks run."""
         if self.schedule.tracks:
             self.schedule.touch(("running", self.name), write)
 
@@ -209,7 +209,7 @@ class ExploredFile(PagesOfFile):
         self._number = client.numbers[file.ino]
         self._keeps: Final = file.client.mount.semantics.keeps_references
         self._locked: Final = file.client.mount.semantics.references == "locked"
-        # The page that a frame was got for.
+        # The page for which get-pfn returned a frame.
         self._pages: Final[dict[int, int]] = {}
 
     def _known(self, page: int) -> list[Extent] | None:
@@ -245,7 +245,7 @@ class ExploredFile(PagesOfFile):
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
             if exc.errno == errno.EAGAIN:
-                # To ask at once again would spin.
+                # Without a point, the caller would retry in an endless loop.
                 schedule.point(
                     "waits for a page lock", lambda: loop.unparked > unparked
                 )
@@ -270,7 +270,7 @@ class ExploredFile(PagesOfFile):
             schedule.touch(("puts", client.name))
             client.puts.append(lambda: self._put(pfn, count))
             return
-        # What is broken is so when actors run: the setup is to come to its end.
+        # A weaker KVM is correct during the setup, so that the setup ends.
         for _ in range(client.puts_each if schedule.runs else 1):
             schedule.point("put-pfn")
             self._put(pfn, count)
@@ -286,8 +286,8 @@ class ExploredFile(PagesOfFile):
             page = self._pages[pfn]
             schedule.touch(self._page(page), False)
             known = self._known(page)
-            # Those to a page that is there are only counted; the last one to a page
-            # that has gone frees its frame.
+            # A put of a present page only counts. The last put of a page that was
+            # removed frees its frame.
             if known and known[0].pfn == pfn:
                 schedule.count(seen.references_key(pfn))
             else:
@@ -345,7 +345,7 @@ class ExploredFile(PagesOfFile):
         return Registered(self._client, notifier)
 
     def _until_ended(self, callback: Callback | None) -> Callback | None:
-        """The client logs what a callback raises; these are no errors of a callback."""
+        """Report what a callback raises; the client would only log it."""
         if callback is None:
             return None
 
@@ -364,7 +364,8 @@ class ExploredFile(PagesOfFile):
                     f"{type(exc).__name__}: {exc}",
                 )
 
-        # Whose state it changes: that is no part of what the caller knows.
+        # The object whose state the callback changes. It is not part of what the caller
+        # knows.
         call.__dict__["owner"] = getattr(callback, "__self__", None)
         return call
 

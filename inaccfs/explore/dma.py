@@ -1,4 +1,4 @@
-"""IOMMUs of a scenario: what their steps touch, and what devices use after a change."""
+"""IOMMUs of a scenario: what their steps touch; finds uses after a change."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class _Entries(dict[int, "Entry"]):
-    """An I/O page table, entry by entry."""
+    """An I/O page table that tracks each entry."""
 
     def __init__(self, schedule: Schedule, number: int) -> None:
         super().__init__()
         self._schedule: Final = schedule
         self._number: Final = number
-        # The last that there was.
+        # The last entry of each page, also after it was unmapped.
         self.last: Final[dict[int, Entry]] = {}
 
     def _touch(self, page: int, write: bool) -> None:
@@ -70,7 +70,8 @@ class DeviceBytes(GuestBytes):
         memory = self.file.pages.memory
         known = None if memory is None else memory.frames.known(page, page + 1)
         now = known[0].pfn if known else None
-        # What is being unmapped is used until the devices were waited for.
+        # A device may use an entry while it is being unmapped, until the unmapping
+        # waits for the device.
         entry = self.iommu.entries.last[place.gpa // PAGE_SIZE]
         private = Attributes.is_private(self.file.attributes, page)
         why = ""
@@ -96,7 +97,8 @@ class ExploredIommu(Iommu):
         """Track what its devices and callbacks share. It has no areas yet."""
         io = self._io
         io.__dict__["table"] = self.entries = _Entries(schedule, number)
-        # They judge by asking the daemon, and count: `DeviceBytes` judges.
+        # The originals ask the daemon whether an entry is stale, and count. Here
+        # `DeviceBytes` finds stale entries.
         io.__dict__["stale_entry"] = lambda _: None
         io.__dict__["count"] = lambda **_: None
         schedule.state.beside.append(self._state)

@@ -1,6 +1,6 @@
 """Scenarios of what is proposed: conversions by file, devices, frozen files.
 
-In other versions their calls are refused, and they show nothing.
+Other versions refuse their calls, so they find nothing there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ConvertInPlace(Scenario):
         self.read(self.vcpu, 0)
 
     def actor_convert(self) -> None:
-        """Whoever has the file's fd."""
+        """By a process that has the file's fd."""
         self.convert_file(self.one, self.memory, 0, 1, private=False)
 
 
@@ -70,7 +70,7 @@ class _Dma(Scenario):
         """See `Scenario`."""
         self.memory = self.file(pages=2)
         self.one = self.vm()
-        # Where pages have one user, an IOMMU that hears of changes has to be the one.
+        # Where pages have one user, an IOMMU with a notifier has to be that user.
         hears = self.learns in ("before and after", "revoke")
         self.slot(self.one, self.memory, page=1 if hears else 0)
         self.convert_file(self.one, self.memory, 0, 1, private=False)
@@ -84,7 +84,7 @@ class _Dma(Scenario):
         self.dma(self.device, 0)
 
     def actor_restore(self) -> None:
-        """What has been unmapped by then is mapped again."""
+        """It maps what events have unmapped so far."""
         self.restore(self.mapped)
 
 
@@ -102,7 +102,7 @@ class DmaPunch(_Dma):
     name = "dma-punch"
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -140,16 +140,16 @@ class Freeze(Scenario):
         self.write(self.vcpu, 0, "old")
 
     def actor_freeze(self) -> None:
-        """And unfreeze."""
+        """Freezes, and unfreezes."""
         self.freeze(self.one, self.memory)
 
     def actor_vcpu(self) -> None:
-        """A page that is there, and a hole."""
+        """Accesses a present page, and a hole."""
         self.read(self.vcpu, 0)
         self.read(self.vcpu, 1)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""What may not happen, by name, and who finds it."""
+"""The kinds of violations by name, and the KVM's invalidation counter, tracked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS: Final = {
 
 
 class CountedInvalidation(Invalidation):
-    """KVM's own protocol, tracked. It counts below zero as the kernel of v10 did."""
+    """KVM's retry protocol, tracked. It counts below zero, as v10's kernel did."""
 
     __slots__ = ("_in_progress", "_seq", "_sight", "_who")
 
@@ -95,7 +95,7 @@ class CountedInvalidation(Invalidation):
 
 
 class NoRetry(CountedInvalidation):
-    """A fault never asks whether to retry."""
+    """A KVM whose faults never retry."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""What has to hold, after a call and when all is over: it finds what does not."""
+"""Checks invariants, after a call and at the end of a schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """Of one execution. Numbers are pages. See `inaccfs.explore.invariants`."""
+    """Checks one execution. Numbers are pages. See `inaccfs.explore.invariants`."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class Judge:
         self._mount: Final = mount
         self._frames: Final = frames
         self._vms: Final = vms
-        # The sizes that files had from the beginning, by their numbers.
+        # The sizes that the files had at the beginning, by their numbers.
         self.sizes: Final[list[int]] = []
-        # The frames that have failed, and never come back.
+        # The frames that have failed; they are never used again.
         self.failed: Final[set[int]] = set()
 
     def failures(self, when: str) -> None:
-        """No VM maps a frame that has failed."""
+        """Find VMs that map a frame that has failed."""
         for vm in self._vms:
             if vm.client.client.lost is not None:
                 continue
@@ -55,7 +55,7 @@ class Judge:
                     )
 
     def exit(self, vcpu: Vcpu, exit_: MemoryFaultExit) -> None:
-        """A file with a size has all its pages, and EINVAL is for those it has not."""
+        """Find an exit with EINVAL for a page that is inside the file's size."""
         gfn = exit_.gpa // PAGE_SIZE
         for vm in self._vms:
             if vm._mmu is vcpu._mmu and (place := vm.places.get(gfn)) is not None:
@@ -67,7 +67,7 @@ class Judge:
                     )
 
     def mappings(self, fd: int, first: int, end: int, when: str) -> None:
-        """No VM maps a frame that its page does not have."""
+        """Find VMs that map a frame that the page does not have any more."""
         memory = self._mount.inode(fd).pages.memory
         ino = os.fstat(fd).st_ino
         for vm in self._vms:
@@ -91,7 +91,7 @@ class Judge:
                         )
 
     def end(self, files: Iterable[tuple[int, int]]) -> None:
-        """All is over. *files* are fds, with sizes in pages."""
+        """Check the end of a schedule. *files* are fds, with sizes in pages."""
         schedule = self._schedule
         found = {violation.kind for violation in schedule.violations}
         alive = [vm for vm in self._vms if vm.client.client.lost is None]
@@ -138,7 +138,7 @@ class Judge:
         )
 
     def _fetched(self) -> set[int]:
-        """The frames of all pages."""
+        """The frames of all fetched pages."""
         return {
             extent.pfn + at
             for _, file in self._mount.files()

@@ -1,4 +1,4 @@
-"""Private and shared pages of a file: as steps touch them, and as VMs map them."""
+"""Private and shared pages of a file: tracks steps, and checks mappings of VMs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kinds(Attributes):
-    """Which pages of a file are private, page by page."""
+    """The attributes of a file, tracked page by page."""
 
     _sight: seen.Sight
     _pages: int
@@ -67,7 +67,7 @@ def check_kinds(
     inodes: Sequence[InaccessibleFile],
     when: str,
 ) -> None:
-    """No VM maps a page as private that is shared, nor the other way round."""
+    """Find VMs that map a shared page as private, or a private one as shared."""
     for vm in vms:
         mmu: Any = vm._mmu
         if not mmu.in_place or vm.client.client.lost is not None:

@@ -1,4 +1,4 @@
-"""From the words of the command line to scenarios and versions."""
+"""Finds scenarios and versions by the words of the command line."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import ScenarioError
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import V8, VERSIONS
-from inaccfs.semantics.checking import in_a_line
-from inaccfs.semantics.load import line, read_module, split
+from inaccfs.userfiles import UserFile, split
 from inaccfs.words import choices, quoted
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from inaccfs.semantics import Semantics
 
 
 def scenario(wanted: str) -> type[Scenario]:
-    """The scenario of a name, or of FILE.py:CLASS, whose file is run.
+    """The scenario of a name, or of FILE.py:CLASS; this runs the file.
 
     Raises:
-        OptionError: nothing has that name.
-        ScenarioError: the file raises, or the class is no scenario that can run.
+        OptionError: there is no scenario of that name.
+        ScenarioError: the file raises, or the class is not a scenario that can run.
     """
     if wanted in SCENARIOS:
         return SCENARIOS[wanted]
@@ -34,46 +31,28 @@ def scenario(wanted: str) -> type[Scenario]:
     if not path.endswith(".py"):
         which = choices(wanted, list(SCENARIOS), ", and your own as FILE.py:CLASS")
         raise OptionError(f"unknown scenario {quoted(wanted)}: {which}")
-    module = _module(path)
-    found = getattr(module, name, None) if name else None
+    file = UserFile("scenario", path)
+    try:
+        file.run()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        raise ScenarioError(f"scenario {path}: {file.reason(exc)}") from exc
+    if not name:
+        raise file.unnamed(Scenario)
+    found = getattr(file.module, name, None)
     if isinstance(found, type) and issubclass(found, Scenario):
         check(found)
         return found
-    there = [
-        each
-        for each, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, Scenario)
-        and value.__module__ == module.__name__
-    ]
-    if not name:
-        raise OptionError(
-            f"scenario {path}: name the class, too: {path}:{(there or ['CLASS'])[0]}"
-        )
     if found is not None:
         raise OptionError(
             f"scenario {wanted} is not derived from inaccfs.explore.Scenario"
         )
-    raise OptionError(
-        f"scenario {path} has no class {name!r}"
-        + (f": there is {', '.join(there)}" if there else "")
-    )
-
-
-def _module(path: str) -> ModuleType:
-    module, source = read_module("scenario", path)
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:
-        reason = f"{line(exc, path)}{in_a_line(exc)}"
-        raise ScenarioError(f"scenario {path}: {reason}") from exc
-    return module
+    raise file.lacks(name, Scenario)
 
 
 def check(found: type[Scenario]) -> None:
-    """Refuse what would be called, and would do nothing. Raises `ScenarioError`."""
+    """Refuse methods that would have no effect when called. Raises `ScenarioError`."""
     called = f"scenario {found.__name__}"
     names = [name for kind in found.__mro__ for name in vars(kind)]
     actors = [name for name in names if name.startswith("actor_")]
@@ -96,17 +75,12 @@ def known_kvm(wanted: str) -> str:
     return wanted
 
 
-def label(wanted: str) -> str:
-    """What a scenario is called in a row."""
-    parts = split(wanted)
-    return wanted if parts is None else parts[1]
-
-
 def versions() -> dict[str, Semantics]:
-    """Each version by its name, with the one whose rules are the same for a search.
+    """Each version, with the first one whose rules are equal for a search.
 
-    Without the proposals, which can be named: most scenarios have nothing that is new
-    in them, and those of `inaccfs.explore.inplace` show nothing in other versions.
+    Proposals are left out, and can be named on the command line: most scenarios use
+    nothing that is new in them, and those of `inaccfs.explore.inplace` find nothing in
+    other versions.
     """
     found: dict[tuple[object, ...], Semantics] = {}
     return {
@@ -116,7 +90,7 @@ def versions() -> dict[str, Semantics]:
 
 
 def _seen(rules: Semantics) -> tuple[object, ...]:
-    """The rules that make a difference; sizes and alignment do not."""
+    """The rules that can change a search. Those about sizes and alignment cannot."""
     return (
         *(rules.order, rules.notifies, rules.notifies_failures, rules.scope),
         *(rules.exclusive, rules.reported, rules.list_locked, rules.references),

@@ -1,4 +1,4 @@
-"""Guest memory whose bytes are those of frames, as in hardware; and who has a frame."""
+"""Frames and their contents: guest memory is reached by frame, as in hardware."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Frames:
-    """Which frames are in use, and what is in them."""
+    """The frames that are in use, and their contents."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.used: Final[set[int]] = set()
         self.contents: Final[dict[int, bytes]] = {}
-        # By client: the references that it has not put yet, by frame.
+        # By client and frame: the references that it has not put yet.
         self.held: Final[dict[str, Counter[int]]] = defaultdict(Counter)
         self._schedule: Final = schedule
 
@@ -33,7 +33,7 @@ class Frames:
         schedule = self._schedule
         frames = range(FIRST_PFN + start, FIRST_PFN + start + count)
         if schedule.tracks:
-            # Which frame is given next depends on the order of all of this.
+            # The next frame to be allocated depends on the order of all these calls.
             schedule.touch("frames")
             for pfn in frames:
                 schedule.touch(("frame", pfn))
@@ -64,7 +64,7 @@ class GuestBytes:
         cells: Cells,
         places: Mapping[int, tuple[int, int]],
     ) -> None:
-        """*places* has the file and the page of each gfn, as the scenario has it."""
+        """*places* has the file and page of each gfn, as the scenario says."""
         self._schedule: Final = schedule
         self._sight: Final = sight
         self._frames: Final = frames
@@ -89,7 +89,7 @@ class GuestBytes:
 
     def _reach(self, place: Place, *, write: bool) -> tuple[int, int]:
         schedule = self._schedule
-        # Not what the KVM takes it for.
+        # By the scenario, and not by the KVM, whose arithmetic may be wrong.
         found = self._places.get(place.gpa // PAGE_SIZE)
         file, page = found or (
             self._sight.windows[id(place.window)],

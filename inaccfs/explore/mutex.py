@@ -1,4 +1,4 @@
-"""The locks of the explorer."""
+"""The lock that the explorer puts in place of all others."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class Mutex:
-    """A lock of the explorer's. Taking it is a point; releasing it is none."""
+    """A lock. Taking it is a point; releasing it is not."""
 
     __slots__ = ("_always", "_label", "_schedule", "key", "name", "owner", "since")
 
     def __init__(self, schedule: Schedule, name: str, *, always: bool = False) -> None:
-        """With *always* any two sections conflict: what is in them is not tracked."""
+        """With *always* any two critical sections conflict, whatever they touch."""
         self.key: Final[Key] = schedule.number(name)
         self.name: Final = name
         self._label: Final = f"takes {name}"
-        # The actor that has it; the schedule itself in the setup.
+        # The actor that holds it; during the setup the schedule itself.
         self.owner: Actor | Schedule | None = None
-        # In which step it has been taken.
+        # The step in which it was taken.
         self.since = -1
         self._schedule: Final = schedule
         self._always: Final = always or schedule.by_lock
@@ -46,7 +46,7 @@ class Mutex:
 
     @property
     def free(self) -> bool:
-        """Whether nobody has it."""
+        """Whether no actor holds it."""
         return self.owner is None
 
     def acquire(self) -> None:
@@ -56,7 +56,7 @@ class Mutex:
         self.take()
 
     def take(self) -> None:
-        """It is free."""
+        """Take it. It must be free."""
         schedule = self._schedule
         if schedule.tracks:
             schedule.touch(self.key, self._always)
@@ -64,7 +64,7 @@ class Mutex:
         self.owner, self.since = schedule.current or schedule, schedule.step
 
     def release(self) -> None:
-        """Somebody else may take it."""
+        """Release it."""
         schedule = self._schedule
         if schedule.tracks and self.since != schedule.step:
             schedule.touch(self.key)

@@ -11,11 +11,11 @@ STAMP: Final = 8
 
 
 def frame(pfn: int) -> str:
-    """A frame, for people."""
+    """The name of a frame, for people."""
     return f"#{pfn - FIRST_PFN}"
 
 
 def shown(value: bytes) -> str:
-    """What is in a page, for people."""
+    """The content of a page, for people."""
     text = value.rstrip(b"\0")
     return repr(text.decode(errors="replace")) if text else "zeros"

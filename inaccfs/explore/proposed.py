@@ -1,4 +1,4 @@
-"""Calls of a scenario that are proposed: conversions by file, and freezes."""
+"""Calls that only proposals have: conversions of a file's pages, and freezes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def convert(
     *,
     private: bool,
 ) -> None:
-    """set-memory-attributes by a client, which the rules may refuse."""
+    """Call set-memory-attributes; the rules may refuse it."""
     schedule, (first, end) = world.schedule, pages
     word = "private" if private else "shared"
     schedule.point(f"makes [{first}, {end}) {word}")
@@ -41,7 +41,7 @@ def convert(
 
 
 def freeze(world: World, user: ExploredVM, fd: int) -> None:
-    """Freeze a file, and unfreeze it: no page comes or goes in between."""
+    """Freeze a file, and unfreeze it; find pages that come or go in between."""
     schedule, number = world.schedule, world.check_file(fd)
     file = user.client.client.file(fd)
     schedule.point("freezes the file")
@@ -63,7 +63,7 @@ def freeze(world: World, user: ExploredVM, fd: int) -> None:
 
 
 def _present(world: World, number: int) -> Hashable:
-    """The memory of a file."""
+    """The pages of a file that have memory."""
     inode, schedule = world.inodes[number], world.schedule
     for page in range(world.judge.sizes[number]):
         schedule.touch(seen.page_key(number, page), False)

@@ -1,4 +1,4 @@
-"""For tests of other projects: a scenario that is clean, or fails with its schedule."""
+"""`assert_clean`, for tests of other projects."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def assert_clean(
     seconds: float | None = 60.0,
     preemptions: int | None = None,
 ) -> None:
-    """Try all schedules within so many *seconds* of CPU; None is no limit.
+    """Assert that no schedule of a scenario violates anything.
 
-    *semantics* are rules, their class, or the words of `--semantics`; *kvm* is that of
-    `--kvm`. With *preemptions* only schedules with at most so many are tried.
+    The search takes at most so many *seconds* of CPU; None is no limit. *semantics* is
+    an object or class of rules, or a word of `--semantics`; *kvm* is a word of `--kvm`.
+    With *preemptions* only schedules with at most so many are tried.
 
     Raises:
-        AssertionError: something happens that may not, with the schedule that shows it;
-            or there was not the time for all.
+        AssertionError: there is a violation, and the text has the schedule that shows
+            it; or the time did not suffice for all schedules.
         ScenarioError: the scenario itself is wrong.
-        OptionError: *semantics* or *kvm* are none.
+        OptionError: *semantics* or *kvm* is unknown.
     """
     __tracebackhide__ = True
     check(scenario)

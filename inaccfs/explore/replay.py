@@ -1,4 +1,4 @@
-"""The name of a schedule, by which it is found again."""
+"""Replay IDs: the name of a schedule, by which it can be run again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ assert len(_DIGITS) == MOST_ACTORS
 
 
 def name(case: Case, choices: Sequence[int]) -> str:
-    """Eight digits of what is explored, and an actor for each step."""
+    """Eight digits of a hash of the case, and the actor of each step."""
     return f"{_version(case)}-{''.join(_DIGITS[actor] for actor in choices)}"
 
 
 def choices(case: Case, wanted: str) -> list[int]:
-    """The actors that a name has.
+    """The actors of a replay ID, by step.
 
     Raises:
-        OptionError: it is none, or that of another version of the scenario or rules.
+        OptionError: it is not a replay ID, or belongs to another version of the
+        scenario, the rules or the KVM.
     """
     version, dash, steps = wanted.partition("-")
     if not dash or set(steps) - set(_DIGITS):
@@ -48,7 +49,7 @@ def choices(case: Case, wanted: str) -> list[int]:
 
 
 def _version(case: Case) -> str:
-    """What a schedule depends on: also what stands in a user's file beside a class."""
+    """A hash of all that a schedule depends on; of a user's class, the whole file."""
     rules = case.semantics
     parts = [__version__, case.kvm, case.scenario.__qualname__]
     parts += [f"{rule}={getattr(rules, rule)}" for rule in checking.rules()]
@@ -65,7 +66,7 @@ def _file(kind: type) -> str:
     try:
         return inspect.getfile(kind)
     except (OSError, TypeError):
-        # Of a class that was typed in.
+        # The class was typed in, so there is no file.
         return ""
 
 

@@ -1,4 +1,4 @@
-"""What a scenario is: things, actors, and what holds always."""
+"""The base class of scenarios."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @cache
 def _actors(kinds: tuple[type, ...]) -> list[str]:
-    """The names of methods, in order of the class."""
+    """The names of the methods of actors, in the order of the class."""
     names = (name for kind in reversed(kinds) for name in vars(kind))
     return [name for name in dict.fromkeys(names) if name.startswith("actor_")]
 
@@ -36,8 +36,8 @@ class Scenario:
     """Derive from it: `setup`, a method `actor_NAME` for each actor, maybe `always`.
 
     The docstring says what the scenario asks. `setup` makes files, VMs and slots, and
-    runs before all actors. What it sets on self the actors read; they set nothing.
-    Numbers are pages.
+    runs before all actors. Actors may read what it sets on self, and set nothing
+    themselves. Numbers are pages.
     """
 
     name: ClassVar[str] = ""
@@ -72,15 +72,15 @@ class Scenario:
     # --- for `setup` ------------------------------------------------------------------
 
     def file(self, pages: int) -> int:
-        """A file of the mount: its fd."""
+        """Make a file; returns its fd."""
         return self._world.file(pages)
 
     def vm(
         self, name: str = "vm", retries: bool | None = None, *, puts_late: bool = False
     ) -> ExploredVM:
-        """A VM. Unless it is said whether it *retries* it is what --kvm says.
+        """Make a VM. Without *retries*, --kvm chooses its KVM.
 
-        With *puts_late* references are put by an actor of their own.
+        With *puts_late* an actor of its own puts the VM's references.
         """
         world = self._world
         kvm = world.kvm
@@ -89,7 +89,7 @@ class Scenario:
         return world.vm(name, kvm, puts_late=puts_late)
 
     def unmap(self, vm: ExploredVM, first: int, end: int) -> None:
-        """Zap gfns, and leave the file's pages."""
+        """Zap gfns; the file keeps its pages."""
         if vm.in_place:
             vm._mmu.zap(first, end)
             return
@@ -114,7 +114,7 @@ class Scenario:
         self._world.slot(vm, file, page, pages, number, gfn)
 
     def delete_slot(self, vm: ExploredVM, number: int = 0) -> None:
-        """KVM_SET_USER_MEMORY_REGION with no bytes."""
+        """KVM_SET_USER_MEMORY_REGION with a size of 0."""
         vm.set_user_memory_region(number, 0, 0)
 
     def read(self, vcpu: Vcpu, gfn: int) -> None:
@@ -143,7 +143,7 @@ class Scenario:
             world.schedule.note("its daemon has disconnected it")
 
     def punch(self, file: int, first: int, end: int) -> None:
-        """fallocate(2) with FALLOC_FL_PUNCH_HOLE, which the rules may refuse."""
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE; the rules may refuse it."""
         self._fallocate(file, PUNCH, first, end)
 
     def allocate(self, file: int, first: int, end: int) -> None:
@@ -169,7 +169,7 @@ class Scenario:
             self._world.schedule.note(f"is refused: {exc.strerror}")
 
     def convert(self, vm: ExploredVM, first: int, end: int, *, private: bool) -> None:
-        """What a VMM does on an exit: attributes, and a punch of the other half."""
+        """Convert gfns as a VMM does: attributes, then a punch of the other half."""
         with self._world.converting(vm, first, end, private=private):
             vm.vmm.convert(
                 first * PAGE_SIZE, (end - first) * PAGE_SIZE, private=private
@@ -184,7 +184,7 @@ class Scenario:
         *,
         private: bool,
     ) -> None:
-        """set-memory-attributes of pages of a file, which rules may refuse."""
+        """set-memory-attributes of pages of a file; the rules may refuse it."""
         proposed.convert(self._world, user, file, (first, end), private=private)
 
     def freeze(self, vm: ExploredVM, file: int) -> None:
@@ -192,7 +192,7 @@ class Scenario:
         proposed.freeze(self._world, vm, file)
 
     def iommu(self, learns: Learns, file: int, pages: int) -> ExploredIommu:
-        """For `setup`: an IOMMU that has mapped the first *pages* of a file."""
+        """For `setup`: make an IOMMU that has mapped the first *pages* of a file."""
         made = self._world.iommu("iommu", learns, file)
         made.map_file(file, 0, pages * PAGE_SIZE)
         return made
@@ -225,5 +225,5 @@ class Scenario:
             file.put_pfn(found.pfn)
 
     def memory_failure(self, vm: ExploredVM, file: int, page: int) -> None:
-        """memory-failure of a page, which a VM's client asks for."""
+        """memory-failure of a page, by a VM's client."""
         self._world.memory_failure(vm, file, page)

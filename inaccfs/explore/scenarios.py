@@ -9,7 +9,7 @@ from inaccfs.explore.scenario import Scenario
 
 
 class _OnePage(Scenario):
-    """A VM with one page of a file, which is written and may be mapped."""
+    """A VM with one page of a file. The page has been written, and may be mapped."""
 
     mapped = False
 
@@ -33,7 +33,7 @@ class Punch(_OnePage):
         self.read(self.vcpu, 0)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -47,7 +47,7 @@ class Mapped(_OnePage):
         self.read(self.vcpu, 0)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -65,7 +65,7 @@ class LateSlot(Scenario):
         self.write(self.first.create_vcpu(), 0, "old")
 
     def actor_punch(self) -> None:
-        """Both pages go."""
+        """Removes both pages."""
         self.punch(self.memory, 0, 2)
 
     def actor_late(self) -> None:
@@ -82,7 +82,7 @@ class Convert(_OnePage):
         self.write(self.vcpu, 0, "new")
 
     def actor_convert(self) -> None:
-        """Attributes, and a punch."""
+        """Sets attributes, and punches."""
         self.convert(self.one, 0, 1, private=False)
 
 
@@ -93,7 +93,7 @@ class ConvertBack(_OnePage):
     mapped = True
 
     def actor_vmm(self) -> None:
-        """To shared, and back."""
+        """Converts the page to shared, and back."""
         self.convert(self.one, 0, 1, private=False)
         self.convert(self.one, 0, 1, private=True)
 
@@ -109,11 +109,11 @@ class DeleteSlot(_OnePage):
     mapped = True
 
     def actor_delete(self) -> None:
-        """The slot goes."""
+        """Deletes the slot."""
         self.delete_slot(self.one)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -153,7 +153,7 @@ class TwoVcpus(Scenario):
         self.read(self.vcpus[1], 0)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -178,7 +178,7 @@ class TwoSlots(Scenario):
         self.read(self.vcpu, 4)
 
     def actor_punch(self) -> None:
-        """The page of the second one goes."""
+        """Removes the page of the second slot."""
         self.punch(self.memory, 1, 2)
 
 
@@ -202,7 +202,7 @@ class TwoVMs(_TwoVMs):
     name = "two-vms"
 
     def actor_punch(self) -> None:
-        """Both pages go."""
+        """Removes both pages."""
         self.punch(self.memory, 0, 2)
 
     def actor_vcpu(self) -> None:
@@ -216,7 +216,7 @@ class PeerDies(TwoVMs):
     name = "peer-dies"
 
     def actor_death(self) -> None:
-        """Of the other VM."""
+        """Kills the other VM."""
         self.kill(self.second)
 
 
@@ -228,7 +228,7 @@ class PeerSilent(_OnePage):
     evicts = True
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
     def actor_vcpu(self) -> None:
@@ -253,7 +253,7 @@ class PutLate(Scenario):
         self.write(self.vcpu, 0, "new")
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 
@@ -290,7 +290,7 @@ class Poison(_OnePage):
         self.read(self.vcpu, 0)
 
     def actor_punch(self) -> None:
-        """The page goes."""
+        """Removes the page."""
         self.punch(self.memory, 0, 1)
 
 

@@ -1,8 +1,8 @@
-"""One schedule: actors take steps, one at a time, and a chooser says whose is next.
+"""One schedule: actors take steps, one at a time, in the order of a chooser.
 
-An actor is code that blocks nowhere but at a *point*, which is where others may go on.
-What runs from one point to the next is a step. Each step leaves a record of what it
-has touched, so that a search knows which steps may change places.
+An actor is code that blocks only at *points*, where other actors may go on. A step is
+what runs from one point to the next. Each step records what it has touched, so that a
+search knows which steps may be exchanged.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _MOST_LATE: Final = 20
 
 
 class SpinError(Exception):
-    """An actor takes steps without an end."""
+    """An actor takes too many steps, or a step takes too long."""
 
 
 class Violation(NamedTuple):
-    """Something has happened that may not. See `inaccfs.explore.invariants`."""
+    """A violation of an invariant. See `inaccfs.explore.invariants`."""
 
     kind: str
     text: str
-    # In which step.
+    # The step in which it happened.
     step: int
 
 
@@ -47,33 +47,34 @@ class Schedule(Tracking):
     def __init__(
         self, chooser: Chooser, *, by_lock: bool = False, notes: bool = False
     ) -> None:
-        """With *by_lock* any two sections of one lock conflict, whatever is in them.
+        """With *by_lock* any two critical sections of one lock conflict.
 
-        With *notes* what happens is noted in words.
+        With *notes* it logs in words what each step does.
         """
         super().__init__(compares=chooser.compares)
         self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
-        # Why it is over: "done", "pruned", or the kind of a violation.
+        # Why it has ended: "done", "pruned", "error", or the kind of a violation.
         self.ended = ""
-        # What an actor has raised, and which.
+        # An exception that ended the schedule, and the name of the actor that raised
+        # it.
         self.error: BaseException | None = None
         self.failed: str | None = None
-        # Called after each step; an AssertionError of it is a violation.
+        # Called after each step. If it raises AssertionError, that is a violation.
         self.after: Callable[[], object] | None = None
-        # Of each step: the actor, and what it did.
+        # For each step: the actor, and what it did.
         self.log: Final[list[tuple[int, list[str]]]] = []
         self._chooser: Final = chooser
         self._notes: Final = notes
-        # The steps that are repeated: the one that runs, and all since one was none.
+        # Repeated steps: the one that runs, and the whole sequence that it belongs to.
         self._again: Step | None = None
         self._repeated: Sequence[Step] = ()
-        # Those of them that have not begun.
+        # The rest of that sequence.
         self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
-        # How often somebody had to be late.
+        # How often no actor could go on unless a wait timed out.
         self._lates = 0
         self._next: Actor | None = None
         self._carrier: Final = carrier()
@@ -88,7 +89,7 @@ class Schedule(Tracking):
         wants: Key = None,
         lates: str = "",
     ) -> bool:
-        """Let others go on, until *ready*, and begin a step.
+        """Let other actors run until *ready*, and begin a step.
 
         Returns whether it is ready: False only where the wait may be late.
         """
@@ -119,13 +120,13 @@ class Schedule(Tracking):
         return not me.late
 
     def note(self, text: str) -> None:
-        """This step has done something."""
+        """Log something that this step has done."""
         if self._notes and self.current is not None and self.log:
             self.log[-1][1].append(text)
 
     def violate(self, kind: str, text: str) -> None:
-        """Something has happened that may not."""
-        # What happens in the setup shows in the first step.
+        """Record a violation."""
+        # A violation in the setup counts for the first step.
         self.violations.append(Violation(kind, text, max(self.step, 0)))
         self.note(f"*** {kind}: {text}")
 
@@ -144,13 +145,13 @@ class Schedule(Tracking):
             self.log.append((me.index, [me.label]))
 
     def _advance(self) -> Actor | None:
-        """The step ends; who goes on?"""
+        """End the step; returns the actor that takes the next one."""
         try:
             if self.current is not None:
                 self._finish(self.current)
             return self._choose()
         except UnstableError as exc:
-            # Not in the code of the actor, which may catch it.
+            # Do not raise it here: the actor's code might catch it.
             self.fail(exc)
             return None
 
@@ -165,14 +166,14 @@ class Schedule(Tracking):
         self._chooser.record(self._taken(me))
 
     def _check(self) -> None:
-        """What the scenario says holds always, and reads as this step does."""
+        """Call the scenario's `always`. This step counts as reading what it reads."""
         assert self.after is not None
         try:
             self.after()
         except AssertionError as exc:
             self.violate("always", str(exc) or "an assertion of always() fails")
         except Exception as exc:
-            # Here, as whatever code has come to this point may catch it.
+            # Do not raise it here: the code that has reached this point might catch it.
             self.fail(exc)
 
     def _choose(self) -> Actor | None:
@@ -210,7 +211,7 @@ class Schedule(Tracking):
         return self.actors[index]
 
     def _looks_ahead(self) -> bool:
-        """Whether steps are next that are repeated."""
+        """Whether the next steps are repeated ones."""
         if self._repeated:
             self.state.repeat(self._repeated)
         self._repeated = self._chooser.ahead()
@@ -227,7 +228,7 @@ class Schedule(Tracking):
         ]
 
     def _stuck(self) -> list[int]:
-        """Nobody can go on: who may be late goes on all the same."""
+        """No actor can go on: time a wait out, or end the schedule."""
         left = [actor for actor in self.actors if not actor.done]
         if not (busy := [actor for actor in left if not actor.daemon]):
             self.ended = "done"
@@ -250,7 +251,7 @@ class Schedule(Tracking):
     def spawn(
         self, name: str, act: Callable[[], object], *, daemon: bool = False
     ) -> Actor:
-        """One more actor. The setup calls this."""
+        """Add an actor. Only the setup may call this."""
         assert self.current is None, "actors are made in the setup"
         actor = Actor(len(self.actors), name, act, daemon=daemon)
         self.actors.append(actor)
@@ -275,12 +276,12 @@ class Schedule(Tracking):
         self._next = self._advance()
 
     def fail(self, exc: BaseException) -> None:
-        """The actor that runs has raised, and that is the end."""
+        """End the schedule, as the running actor has raised *exc*."""
         self.error, self.ended = exc, "error"
         self.failed = None if self.current is None else self.current.name
 
     def discard(self) -> None:
-        """Forget what actors are made of, and keep what has come of them."""
+        """Free the actors' code and stacks; keep the results."""
         for actor in self.actors:
             actor.discard()
         self.after = None
@@ -293,7 +294,7 @@ class Schedule(Tracking):
         self._starting = True
         for actor in self.actors:
             actor.thread = carrier.thread(self._body, actor)
-            # Up to its first point, where it has touched nothing yet.
+            # Run it to its first point, before which it touches nothing shared.
             self.current = actor
             carrier.enter(actor.thread)
         self._starting = False

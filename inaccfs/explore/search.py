@@ -1,4 +1,4 @@
-"""Running schedules of a scenario, and what has come of them."""
+"""Runs schedules of a scenario, and collects what they find."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from inaccfs.explore.states import States
 from inaccfs.explore.unseen import Things, UnseenError, guarded
 from inaccfs.explore.weaker import KVMS
 from inaccfs.explore.world import World
-from inaccfs.semantics.checking import in_a_line
+from inaccfs.userfiles import in_a_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ class ScenarioError(InaccfsError):
 
 
 class Case(NamedTuple):
-    """What is explored."""
+    """A scenario under one set of rules and one KVM."""
 
     scenario: type[Scenario]
     semantics: Semantics
@@ -58,11 +58,11 @@ def _never() -> bool:
 
 
 class Limits(NamedTuple):
-    """When a search ends before its end. None is no limit."""
+    """When a search stops early. None is no limit."""
 
-    # Of CPU.
+    # Of CPU time.
     seconds: float | None = 20.0
-    # Of schedules; None is all states.
+    # Search only schedules with at most so many preemptions; None visits all states.
     preemptions: int | None = None
     schedules: int | None = None
     # Asked after each schedule: the search ends once it returns True.
@@ -76,15 +76,15 @@ class Found(NamedTuple):
     text: str
     # Which actor takes each step, up to the violation.
     choices: list[int]
-    # How many steps there are in its cone, and how many switches.
+    # The number of steps that led to it, and of switches among these.
     size: tuple[int, int]
-    # By how many schedules, and CPU seconds, it was found for the first time.
+    # After how many schedules, and seconds of CPU time, the kind was first found.
     schedules: int
     seconds: float
 
 
 class Outcome:
-    """What a search has found."""
+    """The result of a search."""
 
     def __init__(self, case: Case, limits: Limits) -> None:
         self.case: Final = case
@@ -99,7 +99,7 @@ class Outcome:
 
     @property
     def kinds(self) -> list[str]:
-        """What has happened that may not."""
+        """The kinds of violations that were found."""
         return sorted(self.found)
 
     @property
@@ -115,7 +115,7 @@ def execute(
     by_lock: bool = False,
     notes: bool = False,
 ) -> Schedule:
-    """One schedule from its beginning. Raises `ScenarioError`."""
+    """Run one schedule from its beginning. Raises `ScenarioError`."""
     threads = threading.active_count()
     schedule = Schedule(chooser, by_lock=by_lock, notes=notes)
     chooser.begin(schedule)
@@ -147,7 +147,7 @@ def execute(
     except (ScenarioError, UnstableError, KeyboardInterrupt):
         raise
     except BaseException as exc:
-        # SystemExit, too: it is the scenario's, and not the command's.
+        # SystemExit, too: the scenario raised it, and it must not end the command.
         who = schedule.failed or ("setup" if schedule.step < 0 else "the end")
         raise ScenarioError(
             f"{case.scenario.__name__}: {who}: {_place(exc)}{in_a_line(exc)}"
@@ -159,7 +159,7 @@ def execute(
 
 
 def _place(exc: BaseException) -> str:
-    """Where it was raised, if not in inaccfs itself."""
+    """The file and line that raised *exc*, unless these are of inaccfs itself."""
     places = [
         f"{os.path.basename(at.filename)} line {at.lineno}: "
         for at in traceback.extract_tb(exc.__traceback__)
@@ -216,7 +216,7 @@ def explore(case: Case, limits: Limits = Limits()) -> Outcome:  # noqa: B008
 def _search(
     outcome: Outcome, chooser: Chance | States | Bounded, begin: float, most: int | None
 ) -> bool:
-    """Run schedules; return whether these were all."""
+    """Run schedules; returns whether these were all that there are."""
     limit = outcome.limits.seconds
     number = 0
     while most is None or number < most:
@@ -248,9 +248,9 @@ def _note(
         last = min(at, len(steps) - 1)
         old = outcome.found.get(kind)
         if old is not None and outcome.schedules > old.schedules + 2000:
-            # It has been shortened long enough.
+            # The search for a shorter one has gone on for long enough.
             continue
-        # Without steps it is what the setup has done.
+        # Without any step, the setup itself is to blame.
         wanted = cone(steps, last) if steps else set()
         size = len(wanted), switches([steps[each].actor for each in sorted(wanted)])
         if old is None or size < old.size:
@@ -265,7 +265,7 @@ def _note(
 
 @contextmanager
 def _watched(outcome: Outcome) -> Iterator[None]:
-    """End a step that does not end: a scenario that spins, or waits for the world."""
+    """Raise `SpinError` in a step that never ends: it spins, or blocks."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -288,7 +288,7 @@ def _watched(outcome: Outcome) -> Iterator[None]:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Collect garbage seldom: a schedule leaves circles, and most of the rest stays."""
+    """Collect garbage seldom: it takes long, as most objects live until the end."""
     before = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)

@@ -1,8 +1,8 @@
-"""What steps touch: shared state of the KVM and the shim, by keys.
+"""Tracks what steps touch: shared state of the KVM and the shim, by keys.
 
-An object whose state actors share becomes one of a class that tracks it. A VM has all
-of that once it is `watch`ed. Whatever is set of it and is not tracked raises: a search
-that does not see a conflict would say "complete", and would be wrong.
+Each object whose state actors share gets a subclass that tracks it: see `watch_vm` and
+`watch_notifiers`. Setting an attribute that is not tracked raises `UntrackedError`, as
+a search that overlooks a conflict would wrongly say "complete".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_PAGES: Final = 512
 
 
 class Sight:
-    """Where the state of one VM, or of one file, is tracked."""
+    """What is needed to track the state of one VM, or of one file."""
 
     def __init__(
         self,
@@ -49,36 +49,37 @@ class Sight:
     ) -> None:
         """*frame* names a pfn for people; *files* are numbers of files, by st_ino.
 
-        Each notifier is added to *notifiers*.
+        Each notifier that is registered is added to *notifiers*.
         """
         self.notifiers: Final = notifiers
         self.schedule: Final = schedule
         self.number: Final = number
         self.frame: Final = frame
-        # Which file each window into one shows, and which file an inode number is.
+        # The number of the file that a window shows, by the window's id(); and the
+        # number of each file, by st_ino.
         self.windows: Final[dict[int, int]] = {}
         self.files: Final = files
-        # The number of each slot that there has been.
+        # The key of each slot that ever existed.
         self.slots: Final[dict[MemorySlot, Key]] = {}
 
     def read(self, kind: str, place: int = 0) -> None:
-        """It is looked at."""
+        """This step reads a part of the state."""
         if self.schedule.tracks:
             self.schedule.touch((kind, self.number, place), False)
 
     def add_slot(self, slot: MemorySlot) -> None:
-        """Give it a number, and its users."""
+        """Give a slot a key, whose value is the slot's count of users."""
         if slot not in self.slots:
             key = self.slots[slot] = self.schedule.number("slot")
             self.schedule.state.of_key[key] = lambda: _USERS.__get__(slot)
 
     def add_window(self, backing: BackingFile) -> None:
-        """Its length is what can be seen of it."""
+        """Give a file's window a key, whose value is the window's length."""
         key = "window", self.number, self.files[backing.ino]
         self.schedule.state.of_key[key] = lambda: len(backing.__dict__["window"] or b"")
 
     def write(self, kind: str, place: int = 0) -> None:
-        """It is changed."""
+        """This step changes a part of the state."""
         if self.schedule.tracks:
             self.schedule.touch((kind, self.number, place))
 
@@ -96,7 +97,7 @@ def _refuse(one: object, name: str) -> None:
 
 
 class Table(PageTable):
-    """By gfn."""
+    """A page table, tracked by gfn."""
 
     _sight: Sight
 
@@ -136,7 +137,7 @@ class Table(PageTable):
 
 
 class Attributes(MemoryAttributes):
-    """All at once."""
+    """The attributes of a VM, tracked as a whole."""
 
     _sight: Sight
 
@@ -175,13 +176,13 @@ _USERS: Final[Any] = MemorySlot.__dict__["users"]
 
 
 class Slot(MemorySlot):
-    """Its users count up and down; a condition wakes threads that wait for none."""
+    """A slot: its count of users is tracked; threads wait until it is 0."""
 
     __slots__ = ()
 
     @property
     def number(self) -> Key:
-        """Which one of all that there have been; None without private memory."""
+        """The slot's key; None without private memory."""
         return None if (sight := self._seen) is None else sight.slots[self]
 
     @property
@@ -197,7 +198,7 @@ class Slot(MemorySlot):
 
     @property
     def users(self) -> int:  # type: ignore[override]
-        """See `MemorySlot`. Only who waits for the last one to go learns from it."""
+        """See `MemorySlot`. Only a thread that waits until it is 0 reads it."""
         if (sight := self._seen) is not None and sight.schedule.asks:
             sight.schedule.touch(sight.slots[self])
         found: int = _USERS.__get__(self)
@@ -205,7 +206,7 @@ class Slot(MemorySlot):
 
 
 class Backing(BackingFile):
-    """Its window is read without a lock; `slots` and the memory have a lock each."""
+    """A file: its window is tracked; `slots` and the memory have a lock each."""
 
     _sight: Sight
 
@@ -231,7 +232,7 @@ class Backing(BackingFile):
 
 
 class TrackedMmu(Mmu):
-    """Its slots are read without a lock."""
+    """An MMU: `slots` is tracked, as it is read without a lock."""
 
     _sight: Sight
 
@@ -261,7 +262,7 @@ class TrackedMmu(Mmu):
 
 
 class List(Notifiers):
-    """The list of notifiers of a file, and who has not answered."""
+    """The list of a file's notifiers, and those that have not answered; tracked."""
 
     _sight: Sight
 
@@ -271,7 +272,7 @@ class List(Notifiers):
 
     @property
     def running(self) -> bool:
-        """See `Notifiers.running`. By some rules get-pfn waits until it is not."""
+        """See `Notifiers.running`. Under some rules get-pfn waits until it is False."""
         self._sight.read("locked")
         return bool(self.__dict__["running"])
 
@@ -355,25 +356,25 @@ def watch_notifiers(notifiers: Notifiers, sight: Sight) -> None:
 
 
 def page_key(file: int, page: int) -> Key:
-    """Of a page of a file, and of which frame it has."""
+    """The key of a page of a file, and of the frame that it has."""
     return "page", file, page
 
 
 def frozen_key(file: int) -> Key:
-    """Of whether a file is frozen, and by whom."""
+    """The key of whether a file is frozen, and by which client."""
     return "frozen", file
 
 
 def kind_key(file: int, page: int) -> Key:
-    """Of whether a page of a file is private."""
+    """The key of whether a page of a file is private."""
     return "kind", file, page
 
 
 def cell_key(file: int, page: int) -> Key:
-    """Of what is in a page of a file, as guests see it."""
+    """The key of the content of a page of a file, as guests see it."""
     return "cell", file, page
 
 
 def references_key(pfn: int) -> Key:
-    """Of the references to a frame."""
+    """The key of the references to a frame."""
     return "references", pfn

@@ -1,4 +1,4 @@
-"""What may be read of pages, if each call takes effect at one moment of its own."""
+"""What reads of pages may return if each call takes effect at one moment."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ZEROS: Final = bytes(STAMP)
 
 
 class _Cell:
-    """One page. A punch takes effect somewhere between its change and its return."""
+    """One page. A punch takes effect between its change of the file and its return."""
 
     def __init__(self) -> None:
-        # When each value came that may be read.
+        # The values that a read may return, each with when it was stored.
         self.allowed: dict[bytes, int] = {_ZEROS: 0}
-        # Punches under way, and when the first of them changed the file.
+        # The number of punches in progress, and when the last one changed the file.
         self.punches = 0
         self.begun = 0
         self._clock = 0
@@ -48,7 +48,7 @@ class _Cell:
 
 
 class Cells:
-    """All pages of all files."""
+    """The pages of all files."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule: Final = schedule
@@ -61,7 +61,7 @@ class Cells:
         return found
 
     def write(self, file: int, page: int, value: bytes) -> None:
-        """A guest has written."""
+        """A guest has written *value*."""
         self._cell(file, page).write(value)
 
     def read(self, file: int, page: int, value: bytes) -> None:
@@ -80,9 +80,9 @@ class Cells:
         )
 
     def punch_begins(self, file: int, page: int) -> None:
-        """The page is about to go."""
+        """A punch is about to remove the page."""
         self._cell(file, page).begin()
 
     def punch_ends(self, file: int, page: int) -> None:
-        """The call has returned."""
+        """The punch has returned."""
         self._cell(file, page).end()

@@ -1,12 +1,13 @@
-"""Which state a schedule is in: what is shared, and what each actor has come to know.
+"""The state of a schedule: shared values, and what each actor knows.
 
-Two schedules that lead to one state have the same future, so a search goes on from one
-of them only. A state is made of
+Two schedules that lead to one state have the same future, so a search continues only
+one of them. A state consists of
 
 - the value of each key that a step has touched (see `values`). A key without a value
-  has a version instead: who changed it last, with all that this actor knew then;
+  has a version instead: a hash of the actor that changed it last, and of all that this
+  actor knew then;
 - for each actor, a hash of what it has seen: the keys that its steps touched, each with
-  its value before the step. An actor does the same if it has seen the same.
+  its value before the step. An actor that has seen the same does the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Actor(Protocol):
-    """What is needed of one."""
+    """What this module needs of an actor."""
 
     @property
     def index(self) -> int: ...
@@ -34,19 +35,19 @@ class Actor(Protocol):
 
 
 class Step(NamedTuple):
-    """What a step has done. A key is touched with True by who changes it."""
+    """What a step has done. In `touched`, True means that it changed the key."""
 
     actor: int
     touched: dict[Key, bool]
-    # Those of the keys that it has counted, and has not looked at.
+    # The keys that it counted up or down without reading them.
     counted: Set[Key]
-    # What the actor knows after it: see `Actor.known`.
+    # What the actor knows after the step: see `Actor.known`.
     known: int
-    # What it is, for people; and what the actor is to do next.
+    # Texts for people: what the step did, and what the actor will do next.
     did: str
     label: str
-    # Of each key that has been met: the value before the step; of each that it has
-    # changed, that after it.
+    # The value before the step of each key that it touched, and the value after it of
+    # each key that it changed.
     before: list[tuple[Key, Value]]
     after: list[tuple[Key, Value]]
 
@@ -55,52 +56,52 @@ _NONE: Final[frozenset[Key]] = frozenset()
 
 
 class State:
-    """The shared part, and the hash of all."""
+    """The shared part of a state, and the hash of the whole state."""
 
     def __init__(self, *, compares: bool = True) -> None:
-        """Nobody *compares* states of a schedule that is drawn by chance."""
+        """*compares* is False for random schedules, whose states need no hash."""
         self.compares: Final = compares
-        # What finds the value of a key; and of all keys of a kind, by what comes next
-        # in each.
+        # Functions that return the value of one key; and of each key of a kind, which
+        # is the first item of the key, from the other items.
         self.of_key: Final[dict[Key, Callable[[], Value]]] = {}
         self.of_kind: Final[dict[Key, Callable[..., Value]]] = {}
-        # What is a part of each state, and no step touches.
+        # Functions that return further parts of the state, which no step touches.
         self.beside: Final[list[Callable[[], Value]]] = []
-        # Of each key that was touched: its value now; and before all steps.
+        # The value of each touched key: now, and before the first step.
         self._values: Final[dict[Key, Value]] = {}
         self._first: Final[dict[Key, Value]] = {}
-        # Those that are not what they were before all steps: the sum of their hashes,
-        # as each step changes it by itself.
+        # The xor of the hashes of all keys whose value has changed since the beginning;
+        # each step updates it.
         self._changed = 0
-        # What this step has met, and may touch in a later one.
+        # Keys of `meet_early` in this step.
         self._met: Final[list[Key]] = []
 
     def begin(self, actors: Sequence[Actor]) -> None:
-        """The actors begin."""
+        """Call this before the actors take their first steps."""
         for actor in actors:
             actor.known = actor.index
-        # Its first change is told when it has come.
+        # The first change of this key is reported only after it was made.
         self.meet("frames")
 
     def discard(self) -> None:
-        """No value is looked at any more."""
+        """Free the functions: no value is needed any more."""
         self.of_key.clear()
         self.of_kind.clear()
         self.beside.clear()
 
     def meet(self, key: Key) -> None:
-        """A key is about to be touched: for the first time, maybe."""
+        """Record the value of a key, if this is the first step that touches it."""
         if key not in self._values and self.compares:
             self._values[key] = self._first[key] = self._value(key)
 
     def meet_early(self, key: Key) -> None:
-        """As `meet`, if it will be changed before it is touched, in a later step."""
+        """As `meet`, for a key that a later step changes before it touches it."""
         if self.compares:
             self.meet(key)
             self._met.append(key)
 
     def meet_as(self, key: Key, value: Value) -> None:
-        """As `meet`, when it has been changed already, and was *value* before."""
+        """As `meet`, for a key that has changed already, and had *value* before."""
         if key not in self._values:
             self._values[key] = self._first[key] = value
 
@@ -120,9 +121,9 @@ class State:
         touched: dict[Key, bool],
         counted: Set[Key],
     ) -> Step:
-        """*actor* has taken a step. It knows what it has *seen* of what it *touched*.
+        """Record a step of *actor*, which knows what it has *seen*.
 
-        Those that are *counted* have changed, too.
+        Keys that are *counted* have changed, too.
         """
         if not self.compares:
             return Step(
@@ -160,7 +161,7 @@ class State:
             values[key] = value
 
     def repeat(self, steps: Iterable[Step]) -> None:
-        """*steps* have been taken that were taken before in another schedule."""
+        """Take over the values of *steps*, which repeat those of another schedule."""
         values, first = self._values, self._first
         now: dict[Key, Value] = {}
         for step in steps:
@@ -171,10 +172,10 @@ class State:
         self._change(now.items())
 
     def number(self, actors: Iterable[Actor], more: Hashable) -> int:
-        """The hash of the state; *more* belongs to it.
+        """The hash of the state, which includes *more*.
 
-        If two states differ in one part, so do their hashes, by what depends on that
-        part only.
+        It is an xor of the hashes of the parts: if two states differ in one part, the
+        xor of their hashes depends on that part only.
         """
         found = self._changed ^ hash(("more", more))
         for actor in actors:

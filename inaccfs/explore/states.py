@@ -1,4 +1,4 @@
-"""All states: from each the search goes on once."""
+"""The search that visits each state once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from inaccfs.explore.state import Step
 
 _FAR: Final = 300
-"""So many states are looked at for one where there is something to do."""
+"""The limit of the search for a near state where a step is left, in states."""
 
 _LOOKED_AT: Final = 10
-"""In one of so many schedules, also what is repeated has to touch and see the same."""
+"""In one of so many schedules repeated steps are checked, too."""
 
 
 def conflict(one: Step, other: Step) -> bool:
@@ -30,8 +30,8 @@ def conflict(one: Step, other: Step) -> bool:
         found = theirs.get(key)
         if found is not None and (write or found):
             return True
-    # That of counting does not; but what comes of both is not the sum of what comes of
-    # each.
+    # The order of two counting steps does not matter. But the hash of the state after
+    # both is not the xor that `_settle` computes.
     return not one.counted.isdisjoint(other.counted)
 
 
@@ -41,41 +41,41 @@ class Visited:
     __slots__ = ("after", "before", "closed", "taken", "todo")
 
     def __init__(self, before: tuple[int, int] | None, todo: list[int]) -> None:
-        # From which state it was come to first, and by whose step.
+        # The state from which it was first reached, and the actor that took the step.
         self.before: Final = before
-        # Who can take a step here, and has not.
+        # Actors that can take a step here, and have not taken it yet.
         self.todo: Final = todo
-        # Who has taken one, and what state it leads to.
+        # The step that each actor has taken here, and the state that it leads to.
         self.taken: Final[dict[int, Step]] = {}
         self.after: Final[dict[int, int]] = {}
-        # From here on there is nothing to do.
+        # No state that can be reached from here has a step to be taken.
         self.closed = False
 
 
 class States:
-    """Every state that a schedule can come to: from each every actor takes a step.
+    """Visits every state that can be reached, and lets every actor take a step there.
 
-    Where two steps do not conflict, they come to the same in either order, and each
-    changes the number of the state by the same. So of four such steps the fourth is
-    not taken if the state is known to which it leads.
+    Two steps that do not conflict lead to one state in either order, and each changes
+    the hash of the state by the same xor in both. So of the four steps of such a
+    diamond the fourth is not executed if its state has been visited.
     """
 
     compares: ClassVar[bool] = True
 
     def __init__(self, *, looked_at: int = _LOOKED_AT) -> None:
-        """In one of *looked_at* schedules also what is repeated is looked at."""
+        """Check repeated steps, too, in one of *looked_at* schedules."""
         self.visited: Final[dict[int, Visited]] = {}
         self.steps: list[Step] = []
-        # States where there may be something to do; the last one is next.
+        # States where steps may be left to be taken; the last one is next.
         self._open: Final[list[int]] = []
         self._schedule: Schedule | None = None
-        # Who is to be chosen next, and in which state, all of it known; and whether
-        # these steps need not be looked at.
+        # The next choices, all of steps that were taken before: each a state and an
+        # actor. `_trusts` says that these steps are not checked.
         self._plan: deque[tuple[int, int]] = deque()
         self._looked_at: Final = looked_at
         self._trusts = False
         self._schedules = 0
-        # The state of the last choice, and the actor.
+        # The state and the actor of the last choice.
         self._at: int | None = None
         self._chosen = -1
 
@@ -86,7 +86,7 @@ class States:
         self._at = None
         self._plan = self._path(self._open[-1]) if self._open else deque()
         self._schedules += 1
-        # Early, as many searches are short.
+        # The first check comes early, as many searches are short.
         self._trusts = self._schedules % self._looked_at != 2 % self._looked_at
 
     def ahead(self) -> Sequence[Step]:
@@ -150,7 +150,7 @@ class States:
         self._arrive([])
 
     def _arrive(self, enabled: list[int]) -> int:
-        """The last step has led to a state: which?"""
+        """The state that the last step has led to."""
         assert self._schedule is not None
         before = None
         if self._at is not None:
@@ -168,7 +168,7 @@ class States:
         return number
 
     def _settle(self, number: int) -> None:
-        """Note what comes of steps of a state without taking them."""
+        """Deduce the results of steps from a state without executing them."""
         here = self.visited[number]
         for actor in list(here.todo):
             for other, after in here.after.items():
@@ -188,7 +188,7 @@ class States:
                 break
 
     def _path(self, number: int) -> deque[tuple[int, int]]:
-        """From the beginning to a state."""
+        """The choices that lead from the beginning to a state."""
         found: deque[tuple[int, int]] = deque()
         before = self.visited[number].before
         while before is not None:
@@ -197,7 +197,7 @@ class States:
         return found
 
     def _way(self, number: int) -> deque[tuple[int, int]]:
-        """From a state to the next where there is something to do."""
+        """The choices that lead from a state to a near one where a step is left."""
         came: dict[int, tuple[int, int] | None] = {number: None}
         line = deque([number])
         while line and len(came) < _FAR:

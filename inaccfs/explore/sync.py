@@ -1,4 +1,4 @@
-"""How the simulated KVM and the shim wait when an explorer decides who goes on."""
+"""Locks, conditions and the shim's loop, scheduled by the explorer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Whose contents are tracked; sections of all other locks conflict with each other.
+# What critical sections of these locks touch is tracked. Any two sections of another
+# lock conflict.
 _TRACKED: Final = ("mmu_lock", "guest_mode")
 
 
@@ -53,7 +54,7 @@ class Condition:
         self._schedule: Final = schedule
         self._lock: Final = lock
         self._key: Final = schedule.number("condition")
-        # Who waits, each with whether it has been notified.
+        # The actors that wait, each with whether it has been notified.
         self._waiters: list[tuple[Actor | None, list[bool]]] = []
         schedule.state.of_key[self._key] = self._value
 
@@ -64,7 +65,7 @@ class Condition:
         )
 
     def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
-        """See `threading.Condition.wait_for`; a timeout only when all others wait."""
+        """See `threading.Condition.wait_for`; it times out only if all others wait."""
         schedule, lock = self._schedule, self._lock
         if schedule.tracks:
             schedule.touch(self._key, False)
@@ -125,19 +126,19 @@ class Sync:
         return Condition(self._schedule, lock)
 
     def drive(self, steps: Generator[sync.Step, Any, _T]) -> _T:
-        """See `inaccfs.kvm.sync.Sync`: what is a point is said by what steps call."""
+        """See `inaccfs.kvm.sync.Sync`. The calls in the steps are the points."""
         schedule = self._schedule
         me = schedule.current
         if me is None:
             return THREADS.drive(steps)
         begun = me.known
-        # An exception that is under way is in no local variable.
+        # After a throw() the exception is part of the state, and in no local variable.
         thrown = False
         try:
             step = next(steps)
             while True:
-                # In a step that is repeated nobody asks what it knows meanwhile, save
-                # for a call in a call.
+                # In a repeated step `known` is not needed at this point, except in a
+                # nested call.
                 if not thrown and (schedule.tracks or me.base is None):
                     schedule.forget(
                         begun if me.base is None else me.base, _locals(steps)
@@ -159,7 +160,7 @@ class Sync:
 
 
 def _locals(steps: object) -> Hashable:
-    """Where a generator is that has yielded, and what it has in local variables."""
+    """The position of a suspended generator, and its local variables."""
     found: list[Hashable] = []
     while isinstance(steps, GeneratorType):
         frame = steps.gi_frame
@@ -181,7 +182,7 @@ def _plain(value: object) -> Hashable:
 
 
 class _TooLateError(Exception):
-    """Of `in_time`."""
+    """Raised in `in_time` when the time is over."""
 
 
 class _Event:
@@ -204,7 +205,7 @@ class _Event:
             if not self._set:
                 self._loop.wait_for(self.is_set, "answers")
         finally:
-            # Also if it was too late: that depends on who was first.
+            # Also after a timeout, which depends on whether the event was set before.
             if self._loop.schedule.tracks:
                 self._loop.schedule.touch(self._key, False)
 
@@ -270,16 +271,16 @@ LOT: Final = "page locks"
 
 
 class Loop(BlockingLoop):
-    """The loop of the shim. What runs in it between two points runs alone."""
+    """The loop of the shim. No other actor runs between two points."""
 
     def __init__(self, schedule: Schedule, *, evicts: bool = False) -> None:
         """With *evicts* an answer may be late at any time."""
         self.schedule: Final = schedule
-        # How often those who wait for page locks have been let go on.
+        # How often the waiters for page locks have been woken.
         self.unparked = 0
         self._inside: Final[AbstractContextManager[object]] = nullcontext()
         self._evicts: Final = evicts
-        # Who waits in `in_time`.
+        # The actors that wait in `in_time`.
         self._hurried: Final[set[Hashable]] = set()
 
     def wait_for(self, ready: Callable[[], bool], why: str) -> None:
@@ -297,7 +298,7 @@ class Loop(BlockingLoop):
             raise _TooLateError(why)
 
     def changed(self) -> None:
-        """See `BlockingLoop`: who waits looks by itself."""
+        """See `BlockingLoop`. Nothing: the schedule asks each waiter."""
 
     def inside(self) -> AbstractContextManager[object]:
         """See `BlockingLoop`."""

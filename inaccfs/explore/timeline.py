@@ -1,4 +1,4 @@
-"""A schedule for people: what led to a violation, and nothing else."""
+"""Prints a schedule for people: the steps that led to a violation, and no others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A step."""
+    """A step, or the beginning of an actor's next one."""
 
     actor: str
     text: str
-    # The violation happens in it.
+    # Whether the violation happens in it.
     guilty: bool
 
 
@@ -31,7 +31,7 @@ class Timeline(NamedTuple):
     """The steps of a schedule that lead to a violation, or all if there is none."""
 
     lines: list[Line]
-    # Those of the guilty step.
+    # The violations of the guilty step.
     violations: list[Violation]
 
 
@@ -39,7 +39,7 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
     """Run a schedule again. *kind* is the violation that is shown.
 
     Raises:
-        ScenarioError: the scenario did not do the same again.
+        ScenarioError: the scenario did something else than before.
     """
     replay = Replay(choices)
     try:
@@ -47,7 +47,7 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
     except UnstableError as exc:
         raise ScenarioError(f"{case.scenario.__name__}: {exc}") from exc
     found = [each for each in schedule.violations if kind in (None, each.kind)]
-    # That for which the schedule has its name is in its last step.
+    # The violation that the replay ID stands for is in the last step.
     found.sort(key=lambda each: each.step != len(choices) - 1)
     if kind is not None and not found:
         raise ScenarioError(
@@ -67,9 +67,9 @@ def replayed(case: Case, choices: Sequence[int], kind: str | None = None) -> Tim
 
 
 def as_list(timeline: Timeline, columns: int = 0) -> str:
-    """A line a step; the actor is named where another goes on.
+    """One line per step; the actor's name is printed where the actor changes.
 
-    On a terminal lines are wrapped at its *columns*.
+    Lines are wrapped at *columns*, unless that is 0.
     """
     width = max((len(line.actor) for line in timeline.lines), default=0)
     room = max(columns - width - 8, 20) if columns else 0
@@ -90,7 +90,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def as_columns(timeline: Timeline, width: int) -> str:
-    """A column an actor; a list where the terminal is too narrow."""
+    """One column per actor; a list if *width* is too small for that."""
     actors = list(dict.fromkeys(line.actor for line in timeline.lines))
     column = (width - 5) // max(len(actors), 1) - 2
     if column < 18:
@@ -108,7 +108,7 @@ def as_columns(timeline: Timeline, width: int) -> str:
 
 
 def as_trace(timeline: Timeline) -> bytes:
-    """For ui.perfetto.dev and chrome://tracing: a step is a microsecond."""
+    """A file for ui.perfetto.dev and chrome://tracing: a step is a microsecond."""
     parts: list[bytes] = []
     writer = Writer(parts.append, ["schedule"])
     actors = dict.fromkeys(line.actor for line in timeline.lines)

@@ -1,4 +1,4 @@
-"""What the step that runs touches, and what its actor comes to know."""
+"""Records what the current step touches, and what its actor learns."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class Kept(Protocol):
 
     @property
     def key(self) -> Key:
-        """What who wants it conflicts in."""
+        """The key that all actors touch which want the lock."""
 
     @property
     def kept(self) -> bool:
-        """Whether the actor that runs has taken it in this step, and has it still."""
+        """Whether the current actor took it in this step, and still holds it."""
 
 
 class Tracking:
-    """The part of a schedule that whatever is shared tells what is done to it."""
+    """The part of a schedule to which shared objects report each access."""
 
     def __init__(self, *, compares: bool) -> None:
         """Whether states are to be compared."""
         self.state: Final = State(compares=compares)
-        # Who runs now; None is the setup, or the end.
+        # The actor that runs; None during the setup, and at the end.
         self.current: Actor | None = None
-        # Which step runs.
+        # The number of the current step.
         self.step = -1
-        # Whether it is noted what steps touch: actors run, and this step is no
-        # repetition.
+        # Whether accesses are recorded: actors run, and this step is not a repetition.
         self.tracks = False
-        # It evaluates what somebody waits for.
+        # Whether the predicate of a condition is being evaluated.
         self.asks = False
         self._touched: dict[Key, bool] = {}
-        # What the actor has learned from what it has touched; and what it has counted.
+        # The touched keys whose values the actor now knows; and the keys that it
+        # counted.
         self._seen: dict[Key, bool] = {}
         self._counted: set[Key] = set()
         self._opened: list[Kept] = []
         self._numbers: Final[dict[str, int]] = {}
 
     def number(self, kind: str) -> tuple[str, int, int]:
-        """A key for something new of a kind: the same in every schedule."""
+        """A key for a new object of a kind, which is the same in every schedule."""
         maker = -1
         if self.current is not None:
             maker = self.current.index
@@ -59,7 +59,7 @@ class Tracking:
         return kind, maker, found
 
     def touch(self, key: Key, write: bool = True) -> None:
-        """This step reads what *key* is for, or is about to change it."""
+        """This step reads what *key* stands for, or is about to change it."""
         if not self.tracks:
             return
         touched = self._touched
@@ -74,9 +74,9 @@ class Tracking:
             self._seen[key] = False
 
     def count(self, key: Key) -> None:
-        """This step is about to count what *key* is for up or down, and looks not.
+        """This step is about to count *key* up or down, without reading it.
 
-        So the order of two that count does not matter.
+        So the order of two counting steps does not matter.
         """
         if self.tracks:
             self.state.meet(key)
@@ -84,9 +84,9 @@ class Tracking:
             self._counted.add(key)
 
     def forget(self, before: int | None = None, result: object = None) -> None:
-        """What the actor has seen since it knew *before* has come to *result* only.
+        """Replace all that the actor has seen since it knew *before* by *result*.
 
-        Without *before* it is as at its beginning.
+        Without *before*, replace all that it has ever seen.
         """
         if (me := self.current) is not None:
             before = me.index if before is None else before
@@ -94,14 +94,14 @@ class Tracking:
             self._seen = {}
 
     def restart(self) -> None:
-        """The actor begins its access anew."""
+        """Forget what the actor has seen in this access: it begins the access anew."""
         if (me := self.current) is not None and me.base is not None:
             me.known = me.base
             self._seen = {}
 
     @contextmanager
     def access(self) -> Iterator[None]:
-        """A vCPU's access, in a with block: all that is left of it is how it ended."""
+        """A vCPU's access, in a with block, after which it knows only the outcome."""
         me = self.current
         if me is None:
             yield
@@ -118,7 +118,7 @@ class Tracking:
 
     @property
     def runs(self) -> bool:
-        """Whether actors run: what the setup does touches nothing."""
+        """Whether an actor runs. The setup touches nothing."""
         return self.current is not None
 
     def opened(self, lock: Kept) -> None:
@@ -128,14 +128,15 @@ class Tracking:
     # --- for the schedule -------------------------------------------------------------
 
     def _anew(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._touched, self._opened = {}, []
         self._seen, self._counted = {}, set()
 
     def _taken(self, me: Actor) -> Step:
-        """The step that ends here."""
+        """End the step, and return it."""
         for lock in self._opened:
-            # Kept over a point: other actors that want it conflict with this.
+            # The actor keeps the lock past a point, so other actors that want it
+            # conflict with this step.
             if lock.kept:
                 self._touched[lock.key] = True
         return self.state.step(me, self._seen, self._touched, self._counted)

@@ -1,4 +1,4 @@
-"""What a scenario may not do, for the explorer would not see it: it says so."""
+"""Refuses what a scenario must not do, because the explorer cannot see it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UnseenError(InaccfsError):
-    """A scenario does what the explorer cannot follow."""
+    """A scenario does something that the explorer cannot see."""
 
 
 _REFUSED: Final = {
@@ -31,7 +31,7 @@ _REFUSED: Final = {
 
 
 class _Guard:
-    """Audit hooks cannot be removed: there is one, which mostly does nothing."""
+    """The one audit hook. It cannot be removed, and does nothing while it is off."""
 
     def __init__(self) -> None:
         self.on = False
@@ -54,7 +54,7 @@ _guard: Final = _Guard()
 
 @contextmanager
 def guarded(*, on: bool = True) -> Iterator[None]:
-    """Who makes a socket, a thread or a process in a with block gets `UnseenError`."""
+    """In a with block, making a socket, a thread or a process raises `UnseenError`."""
     before = _guard.on
     _guard.arm()
     _guard.on = on
@@ -68,10 +68,10 @@ _FIXED: Final = (int, float, str, bytes, type(None))
 
 
 class Things:
-    """What a scenario has in its attributes, and beside itself in its file.
+    """The attributes of a scenario and its classes, and the globals of its file.
 
-    Actors change nothing of that: they would share it, and nobody would know. VMs and
-    files are tracked, and left out here.
+    Actors must not change them: they would share state that is not tracked. VMs and
+    files are tracked, and are left out here.
     """
 
     def __init__(self, scenario: object) -> None:
@@ -88,7 +88,7 @@ class Things:
             (said, place, name)
             for said, place in self._places
             for name, value in place.items()
-            # What is set on self is refused anyway.
+            # Setting an attribute of self is refused elsewhere.
             if _may_change(name, value)
             and not (said == "self" and isinstance(value, _FIXED))
         ]
@@ -98,7 +98,7 @@ class Things:
         return [_frozen(place.get(name), 0) for _, place, name in self._names]
 
     def check(self) -> None:
-        """Raise `UnseenError` if something is not as it was at the beginning."""
+        """Raise `UnseenError` if something has changed since the beginning."""
         if not self._names or (now := self._now()) == self._before:
             return
         changed = next(
@@ -124,7 +124,7 @@ def _is_ours(kind: type) -> bool:
 
 
 def _may_change(name: str, value: object) -> bool:
-    """Whether it is data: what is fixed costs nothing, and need not be looked at."""
+    """Whether *value* is data, and not a module, a class, a function or of inaccfs."""
     if name.startswith("__") or name == "_world":
         return False
     if isinstance(value, ModuleType | type) or callable(value):
@@ -133,7 +133,7 @@ def _may_change(name: str, value: object) -> bool:
 
 
 def _frozen(value: Any, depth: int) -> Hashable:  # noqa: ANN401 - of any type
-    """As it is now, to be compared."""
+    """A hashable copy of *value*, to be compared later."""
     kind = type(value)
     if isinstance(value, _FIXED):
         return value

@@ -1,6 +1,7 @@
-"""The values of keys: what is really there, so that equal states are found equal.
+"""The values of keys: the state of the real objects.
 
-Numbers that may be below zero are told as text: hash(-1) is hash(-2).
+Equal states must have equal values. Numbers that may be below zero become text, as
+hash(-1) is hash(-2).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class World(Protocol):
-    """What values are found in. Lists are by the numbers that keys have."""
+    """The objects that values are read from. Keys have indexes into the lists."""
 
     @property
     def vms(self) -> Sequence[VM]:
@@ -45,11 +46,11 @@ class World(Protocol):
 
     @property
     def notifiers(self) -> Sequence[object]:
-        """All that there have been."""
+        """All notifiers that ever existed."""
 
     @property
     def punchers(self) -> set[int]:
-        """The actors that punch just now."""
+        """The actors that are in a punch."""
 
     @property
     def mount(self) -> Mount:
@@ -61,15 +62,15 @@ class World(Protocol):
 
     @property
     def frames(self) -> Frames:
-        """What is in frames."""
+        """The frames and their contents."""
 
     @property
     def cells(self) -> Cells:
-        """What may be read."""
+        """The values that reads may return."""
 
 
 class Values:
-    """Of one world."""
+    """The functions that return the values of one world's keys."""
 
     def __init__(self, world: World, state: State) -> None:
         self._world: Final = world

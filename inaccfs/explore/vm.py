@@ -18,7 +18,7 @@ class ExploredVM(VM):
     name: str
     client: ExploredClient
     vmm: Vmm
-    # The file and the page of each gfn, as the scenario has it.
+    # The file and the page of each gfn, as the scenario defines them.
     places: dict[int, tuple[int, int]]
 
     @property
@@ -27,12 +27,12 @@ class ExploredVM(VM):
         return self._mmu.invalidation.in_progress
 
     def balance(self) -> int:
-        """How many mappings there are, as it has counted."""
+        """The number of mappings by the VM's counters: installed minus zapped."""
         counters = self._mmu.counters
         return sum(counters.installed) - sum(counters.zapped)
 
     def check_counts(self, schedule: Schedule) -> None:
-        """What has been installed has been zapped, or is there."""
+        """Find counters that do not agree with what is mapped."""
         if any(slot.end_gfn - 1 not in self.places for slot in self.slots):
             return
         counters = self._mmu.counters

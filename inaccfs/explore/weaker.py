@@ -1,4 +1,4 @@
-"""KVMs that leave something out: what does an interface still keep safe?
+"""KVMs with a bug: which interfaces are still safe with them?
 
 Each is a defect that the tests of `inaccfs kvm stress` inject. It is put into one VM.
 """
@@ -39,7 +39,7 @@ def _deaf(client: ExploredClient, due: Due) -> None:
 
 
 def _short(client: ExploredClient, due: Due) -> None:
-    """As with an end that is taken to be inclusive."""
+    """Zap one page less, as if the end of a range were its last page."""
     notice = due.notice
     unit = notice.end - notice.start - 1
     client.call(due._replace(notice=notice._replace(end=notice.start + unit)))

@@ -1,4 +1,4 @@
-"""All that one execution of a scenario has: files, VMs, and what may not happen."""
+"""The objects of one execution of a scenario: files, VMs, IOMMUs, and the judge."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from inaccfs.shim.notifiers import Notifier
 
 MOST_PAGES: Final = 512
-"""A scenario is about few pages: each is looked at by itself."""
+"""The most pages of a file. Each page is tracked by itself."""
 
 _MEMORY: Final = SimulatedMemory(size=4 << 20, order=0)
 
 # The numbers of clients that are IOMMUs begin here.
 _IOMMUS: Final = 100
 
-# So many pages of a file are looked at that has no size yet.
+# The pages that are watched of a file that has no size yet.
 _UNSIZED: Final = 4
 
 
 class World:
-    """What a scenario is made of. Numbers are pages."""
+    """The objects of one execution of a scenario. Numbers are pages."""
 
     def __init__(
         self, schedule: Schedule, semantics: Semantics, kvm: Kvm, *, evicts: bool
@@ -69,14 +69,15 @@ class World:
         self.iommus: Final[list[ExploredIommu]] = []
         self.cells: Final = Cells(schedule)
         self.judge: Final = Judge(schedule, self.mount, self.frames, self.vms)
-        # The number of each file, by its st_ino; and each one's fd and size in pages.
+        # The number of each file, by st_ino; and by number its fd and its size in
+        # pages.
         self._numbers: Final[dict[int, int]] = {}
         self._fds: Final[list[int]] = []
-        # By those numbers; and every notifier that there has been.
+        # The inode of each file, by number; and every notifier that ever existed.
         self.inodes: Final[list[InaccessibleFile]] = []
         self.notifiers: Final[list[Notifier]] = []
         self._pages: Final[list[int]] = []
-        # How many calls that punch are under way; and who makes them.
+        # The number of punches in progress, and the actors that make them.
         self._punching = 0
         self.punchers: Final[set[int]] = set()
         Values(self, schedule.state)
@@ -84,7 +85,7 @@ class World:
     # --- things -----------------------------------------------------------------------
 
     def file(self, pages: int) -> int:
-        """A file's fd; 0 *pages* is one without a size."""
+        """Make a file, and return its fd. With 0 *pages* it has no size yet."""
         granule = self.mount.superblock.granule_pages
         pages = -(-pages // granule) * granule
         _check_size(pages)
@@ -102,7 +103,7 @@ class World:
         return fd
 
     def check_file(self, fd: int) -> int:
-        """The number of a file. EINVAL if it is none of the scenario."""
+        """The number of a file. EINVAL if the file is not the scenario's."""
         found = self._numbers.get(os.fstat(fd).st_ino)
         if found is None:
             raise OSError(errno.EINVAL, f"fd {fd} is no file of the scenario")
@@ -114,7 +115,7 @@ class World:
         )
 
     def vm(self, name: str, kvm: Kvm, *, puts_late: bool) -> ExploredVM:
-        """A VM, and an actor that its callbacks run in."""
+        """Make a VM, and an actor that runs its callbacks."""
         schedule = self.schedule
         same = sum(vm.name.rstrip(string.digits) == name for vm in self.vms)
         name += str(same + 1) if same else ""
@@ -128,7 +129,7 @@ class World:
         places: dict[int, tuple[int, int]] = {}
         made = ExploredVM(
             client,
-            # In every version: scenarios are about the memory of files.
+            # Under all rules: scenarios are about the memory of files.
             default_private=True,
             hooks=self._hook,
             invalidation=kvm.invalidation(sight, name),
@@ -146,7 +147,7 @@ class World:
         return made
 
     def iommu(self, name: str, learns: Learns, fd: int) -> ExploredIommu:
-        """An IOMMU for a file, and an actor that its callbacks run in.
+        """Make an IOMMU for a file, and an actor that runs its callbacks.
 
         An iova is a page's offset in the file.
         """
@@ -229,7 +230,7 @@ class World:
     def converting(
         self, vm: ExploredVM, first: int, end: int, *, private: bool
     ) -> Iterator[None]:
-        """The private pages of gfns that become shared are lost meanwhile."""
+        """In a with block, gfns become shared, so that private pages lose content."""
         lost = [
             vm.places[gfn]
             for gfn in range(first, end)
@@ -247,7 +248,7 @@ class World:
         change(*place)
 
     def _look(self, fd: int, number: int, pages: int) -> None:
-        """A call looks whether it must send events or remove pages."""
+        """A call reads whether it must send events or remove pages."""
         schedule = self.schedule
         notifiers = len(self.mount.inode(fd).notifiers)
         if schedule.tracks:
@@ -268,7 +269,7 @@ class World:
         self.mount.ftruncate(fd, pages * PAGE_SIZE)
 
     def memory_failure(self, vm: ExploredVM, fd: int, page: int) -> None:
-        """memory-failure; notes what it is refused with."""
+        """Call memory-failure; log an error, if there is one."""
         schedule = self.schedule
         schedule.point(f"memory-failure of page {page}")
         number = self.check_file(fd)
@@ -288,7 +289,7 @@ class World:
             self.judge.failures("memory-failure has returned")
 
     def _on_change(self, fd: int, offset: int, length: int) -> None:
-        """The pages are about to go or to come."""
+        """A call is about to remove or to add pages."""
         schedule = self.schedule
         if not schedule.runs:
             return
@@ -314,7 +315,7 @@ class World:
     # --- the end ----------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Check what has to hold when all is over, and take all apart."""
+        """Check the invariants of the end, and close the mount."""
         kinds.check_kinds(self.schedule, self.vms, self.inodes, "all is over")
         for iommu in self.iommus:
             with suppress(ConnectionError):
@@ -324,7 +325,7 @@ class World:
         self.mount.close()
 
     def discard(self) -> None:
-        """Close what is open, whatever has become of it."""
+        """Close all that is open, also after errors."""
         with ExitStack() as stack:
             for fd in self._fds:
                 stack.callback(os.close, fd)
@@ -334,8 +335,8 @@ class World:
                 for backing in list(user._files._files.values()):
                     stack.callback(_close, backing)
                 user._files._files.clear()
-        # Nothing of it is used again. Without circles no garbage has to be collected,
-        # which would take a fifth of the time.
+        # Break reference cycles of objects that are not used again: collecting them as
+        # garbage would take a fifth of the time.
         for notifier in self.notifiers:
             vars(notifier).clear()
         for vm in self.vms:

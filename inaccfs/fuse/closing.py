@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from inaccfs.fuse.nodes import close_now
-from inaccfs.shim.file import INLINE_BYTES
+from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -89,6 +89,18 @@ def name_of(node: Node) -> str:
         at = at.parent
     path = b"/" + b"/".join(reversed(parts))
     return path.decode(errors="backslashreplace")
+
+
+class Listed(NamedTuple):
+    """A file that is open, or whose pages have been fetched."""
+
+    # For people: see `name_of`.
+    name: str
+    # As stat(2) on the mount has it.
+    ino: int
+    file: InaccessibleFile
+    # How many opens there are, without weak ones.
+    opens: int
 
 
 class Files:
@@ -182,8 +194,8 @@ class Files:
                 errno.ESTALE, f"{self._mountpoint} leads to another file system"
             ) from None
 
-    def all(self) -> Iterator[tuple[str, int, InaccessibleFile, int]]:
-        """Name, inode number, file and number of opens of what is open or fetched.
+    def all(self) -> Iterator[Listed]:
+        """What is open or fetched.
 
         A file may be used only until the next one is asked for: see `at`.
         """
@@ -199,15 +211,15 @@ class Files:
         return "" if node is None else name_of(node)
 
     @contextmanager
-    def at(self, ino: int) -> Iterator[tuple[str, int, InaccessibleFile, int] | None]:
+    def at(self, ino: int) -> Iterator[Listed | None]:
         """The same of one inode, for a with block; None if it is neither."""
         node = self._inodes.nodes.get(ino)
         if node is None or (node.file is None and not node.opens):
             yield None
         elif node.file is not None:
-            yield name_of(node), ino, node.file, node.opens - node.weak
+            yield Listed(name_of(node), ino, node.file, node.opens - node.weak)
         else:
             # Its fd was closed, for want of fds. It is open during the block.
             opens = node.opens
             with self._opens.hold(node) as file:
-                yield name_of(node), ino, file, opens
+                yield Listed(name_of(node), ino, file, opens)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
+from inaccfs.errnos import os_error
 from inaccfs.errors import NotMountedError, OptionError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def ask(question: Callable[[], T], seconds: float) -> T:
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+        raise os_error(errno.ETIMEDOUT) from None
     if isinstance(answer, OSError):
         raise answer
     return answer

@@ -114,7 +114,7 @@ class Opens:
         if file is not None and not file.pages.abandoned:
             file.pages.abandoned = True
             if self.start is not None:
-                self.start(partial(lastclose.abandoned, self._superblock, file))
+                self.start(partial(lastclose.abandoned, file))
 
     @contextmanager
     def hold(self, node: Node) -> Iterator[InaccessibleFile]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs.errnos import os_error
 from inaccfs.helper import starting, wire
 from inaccfs.readiness import is_readable, wait_readable, wait_writable
 from inaccfs.trouble import Trouble
@@ -111,7 +112,7 @@ class Worker:
             self.killed = True
             raise OSError(errno.EIO, "a bug; see the daemon's log")
         if answer.number:
-            raise OSError(answer.number, os.strerror(answer.number))
+            raise os_error(answer.number)
         return answer, fd
 
 
@@ -241,8 +242,7 @@ class Pool:
                 return None
             if pidfd < 0:
                 # fork(2) has failed; or it worked, but this process has no fd left.
-                number = wire.unpack_answer(packet)[0].number or errno.EMFILE
-                raise OSError(number, os.strerror(number))
+                raise os_error(wire.unpack_answer(packet)[0].number or errno.EMFILE)
             stack.pop_all()
             return Worker(ours, pidfd)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -23,11 +22,10 @@ import trio
 from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 from inaccfs.readiness import is_readable, wait_readable
+from inaccfs.syscalls import peer_credentials
 
 # On an idle machine a start takes a tenth of a second.
 _START_SECONDS: Final = 30.0
-
-_ucred: Final = struct.Struct("=iII")  # pid, uid, gid; see unix(7)
 
 
 class Process:
@@ -154,10 +152,7 @@ def _receive_requests(bootstrap: socket.socket) -> socket.socket:
 
 def _check(requests: socket.socket, pid: int) -> None:
     """Make sure that helper *pid* made the socket, and that nobody controls it."""
-    credentials = requests.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size
-    )
-    if _ucred.unpack(credentials)[0] != pid or _is_traced(pid):
+    if peer_credentials(requests).pid != pid or _is_traced(pid):
         raise PermissionError("another process traces it or answers in its place")
 
 

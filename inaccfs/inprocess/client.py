@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from inaccfs.semantics.rules import Scope
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.notifiers import Notice
-    from inaccfs.shim.superblock import Superblock
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class Due(NamedTuple):
 
 
 Deliver: TypeAlias = "Callable[[Due], object]"
-"""Called inside the shim (`BlockingLoop.inside`) for each event of a notifier. It must
-have `Due.call` and then `Due.answer` called outside of the shim, now or later.
+"""Gets each event of a notifier, inside the shim (`BlockingLoop.inside`). It must
+arrange that `Due.call` and then `Due.answer` are called outside of the shim.
 """
 
 
@@ -117,7 +116,7 @@ class Notifier:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the client has been disconnected."""
+        """False after `unregister`, and after the client was disconnected."""
         return not self._leaving
 
     def _call(self, notice: Notice) -> None:
@@ -139,7 +138,7 @@ class Notifier:
     def _answer(self, sequence: int | None) -> None:
         notifiers = self.file.inode.notifiers
         with self._loop.inside():
-            # If it was unregistered meanwhile, that was its answer.
+            # If it was unregistered meanwhile, that counted as its answer.
             if sequence is not None and notifiers.waiting(self) == sequence:
                 notifiers.answer(self, sequence)
 
@@ -220,10 +219,6 @@ class File(AttributesOfFile):
         return self._inode
 
     @property
-    def _superblock(self) -> Superblock:
-        return self.client.mount.superblock
-
-    @property
     def _loop(self) -> BlockingLoop:
         return self.client.mount.loop
 
@@ -242,7 +237,7 @@ class File(AttributesOfFile):
         async def get() -> list[Got]:
             pages = inode.pages
             extents, moved = await pages.get(self.client, offset, offset + count)
-            found = [got(inode, self._superblock, extent) for extent in extents]
+            found = [got(inode, extent) for extent in extents]
             await pages.tell_moved(moved)
             return found
 
@@ -392,7 +387,7 @@ class Client:
 
     def _drop_references(self) -> None:
         for _, file in self.mount.files():
-            release(self.mount.superblock, file, self)
+            release(file, self)
             if file.pages.memory is not None:
                 for holder in (self, Pinner(self)):
                     for _ in file.pages.memory.drop(holder):

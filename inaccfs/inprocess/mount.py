@@ -141,7 +141,7 @@ class Mount:
         if rules.population != "write":
             raise os_error(rules.read_errno)
         file = self.inode(fd)
-        self.loop.run(hostaccess.write(self.superblock, file, offset, data))
+        self.loop.run(hostaccess.write(file, offset, data))
         return len(data)
 
     def ftruncate(self, fd: int, size: int) -> None:

@@ -1,7 +1,8 @@
-"""A simulated IOMMU, and devices that use memory whenever they like and cannot fault.
+"""A simulated IOMMU, and devices that access memory at any time and cannot fault.
 
-The second kind of user of a file's pages, after `inaccfs.kvm`: an ordinary client of
-the control socket, too. `Iommu` is the way in; docs/simulated-iommu.md says more.
+After `inaccfs.kvm` this is the second kind of user of a file's pages, and also an
+ordinary client of the control socket. Start with `Iommu`; docs/simulated-iommu.md says
+more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An area: the part of a file that `Iommu.map_file` has mapped, and what it hears."""
+"""An area: the part of a file that `Iommu.map_file` has mapped, and its notifier."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Entry(NamedTuple):
     """An I/O page table entry."""
 
     pfn: int
-    # What the page was; None where the file does not say so.
+    # Whether the page was private; None if attributes are not kept in the file.
     private: bool | None
 
 
 class Area:
-    """Pages of a file from an iova on. Numbers are pages of 4 KiB."""
+    """Pages of a file, mapped from an iova on. Numbers are pages of 4 KiB."""
 
     def __init__(
         self, backing: BackingFile, iova: int, pages: int, pgoff: int, flags: Learns
@@ -40,9 +40,10 @@ class Area:
         self.learns: Final = flags
         # The long-term pins; or the references that stand for them.
         self.pins: list[Frames] = []
-        # It maps nothing any more, and stays until it is unmapped.
+        # An event has revoked the area: it maps nothing, and stays until it is
+        # unmapped.
         self.revoked = False
-        # Pages that were unmapped by events, and may come back.
+        # Pages that events have unmapped, and `restore` may map again.
         self.pending: Final[set[int]] = set()
         self.notifier: ShimNotifier | None = None
         # The starts minus the ends so far. Only callbacks change it.
@@ -56,7 +57,7 @@ class Area:
 
     @property
     def end(self) -> int:
-        """The iova after the last, in pages."""
+        """The iova after the last page, in pages."""
         return self.first + self.pages
 
     def page_of(self, iova: int) -> int:

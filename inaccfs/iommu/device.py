@@ -1,4 +1,4 @@
-"""A device: reads and writes memory by iova, whenever it likes, and cannot fault."""
+"""A device: it reads and writes memory by iova at any time, and cannot fault."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Device:
     """A device behind an IOMMU. One thread uses it at a time.
 
-    Where nothing is mapped an access is aborted, and counted: it reads ones, and what
-    it writes is lost, as on PCI Express.
+    An access where nothing is mapped is aborted, and counted: a read returns ones, and
+    written data is lost, as on PCI Express.
     """
 
     def __init__(self, table: IoTable, number: int, busy: Lock) -> None:
@@ -36,7 +36,7 @@ class Device:
         """Read *size* bytes at *iova*.
 
         Raises:
-            ControlError: the daemon has gone.
+            ControlError: the daemon has ended.
         """
         pieces: list[bytes] = []
 
@@ -74,7 +74,7 @@ class Device:
         self, iova: int, size: int, copy: Callable[[Place | None, int], None]
     ) -> None:
         io, page = self._io, iova >> PAGE_SHIFT
-        # Before the access, and not in it: what is stale by now was changed before.
+        # Ask before the access: then a stale entry was certainly stale before it.
         stale = io.stale_entry(page)
         with self.busy:
             entry = io.table.get(page)

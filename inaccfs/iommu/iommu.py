@@ -1,7 +1,7 @@
-"""An IOMMU: areas of files that devices use by iova, and what becomes of them.
+"""An IOMMU: it maps areas of files for devices, and unmaps what changes.
 
-Locks, from the outside in: `_maps`, for changes of areas, held across client calls;
-that of `IoTable`, never held across one; and each device's `busy`.
+Locks, from the outside in: `_maps`, for changes of areas, held across client calls; the
+lock of `IoTable`, never held across a client call; and each device's `busy`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 WAYS: Final[tuple[Learns, ...]] = get_args(Learns)
 """How an IOMMU can learn of changes."""
 
-# How often a page that changes all the time is looked up.
+# The most lookups of a page that changes all the time.
 _TRIES: Final = 1000
 
 
@@ -47,13 +47,13 @@ class Iommu:
       2026: the VMM has to map anew);
     - "before and after": it unmaps pages at the start of an event, and waits for the
       devices; `restore` maps again what has changed, after the end;
-    - "revoke": the first event that concerns an area takes all of it away, for good;
-    - "pins": it pins the pages of an area, as FOLL_LONGTERM does, and hears nothing. So
+    - "revoke": the first event that concerns an area unmaps all of it, for good;
+    - "pins": it pins the pages of an area, as FOLL_LONGTERM does, and gets no event. So
       conversions to private fail. Where files cannot be mapped it keeps references.
 
-    *memory*, *sync* and *hooks* are as of a `inaccfs.kvm.VM`. Hooks are called at
-    `event:begin` and `event:end`, and in a device's access at `access`, where they must
-    not block; with iovas, in pages.
+    *memory*, *sync* and *hooks* are like those of `inaccfs.kvm.VM`. Hooks are called
+    with iovas, in pages, at `event:begin` and `event:end`, and in a device's access at
+    `access`, where they must not block.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class Iommu:
         Pages in holes are allocated. *fd* stays the caller's.
 
         Raises:
-            OSError: EINVAL for a bad range or a file of another kind; EEXIST where an
-                area is; EFAULT where a page that is to be pinned is private; the errno
-                of bind, where all pages have one user; the errno of get-pfn.
+            OSError: EINVAL for a bad range or a file of another kind; EEXIST if the
+                range overlaps an area; EFAULT if a page to be pinned is private; the
+                errno of bind, where a page has only one user; the errno of get-pfn.
         """
         check_range(iova, size)
         check_range(offset, size)
@@ -116,7 +116,7 @@ class Iommu:
                 assert area.notifier is not None
                 undo.callback(area.notifier.unregister)
             undo.callback(self._let_go, area)
-            # So that events find it, and unmap what comes.
+            # From now on events find the area, and unmap its pages.
             with self._io.lock:
                 self._io.areas = (*self._io.areas, area)
             self._fill(area, first, first + pages)
@@ -125,10 +125,11 @@ class Iommu:
         return area
 
     def unmap(self, iova: int, size: int) -> int:
-        """IOMMU_IOAS_UNMAP: take areas away. In bytes; returns how many.
+        """IOMMU_IOAS_UNMAP: unmap areas. In bytes; returns how many it has unmapped.
 
         Raises:
-            OSError: ENOENT where no area is; EINVAL if one is not wholly in the range.
+            OSError: ENOENT if there is no area; EINVAL if one is only partly in the
+                range.
         """
         check_range(iova, size)
         first, end = iova >> PAGE_SHIFT, (iova + size) >> PAGE_SHIFT
@@ -148,8 +149,8 @@ class Iommu:
     def restore(self) -> int:
         """Map again what events have unmapped; returns how many pages of 4 KiB.
 
-        The call after a change that Intel's IOMMU wants. A page that cannot be had
-        stays unmapped.
+        Call it after a change, as Intel's IOMMU needs. Pages that get-pfn refuses stay
+        unmapped.
         """
         restored = 0
         with self._maps:
@@ -169,7 +170,7 @@ class Iommu:
         return restored
 
     def create_device(self) -> Device:
-        """A device that uses all areas."""
+        """Make a device. Devices use all areas."""
         with self._io.lock:
             busy = self._sync.lock("device")
             device = Device(self._io, len(self._io.devices), busy)
@@ -179,7 +180,7 @@ class Iommu:
     # --- mapping ----------------------------------------------------------------------
 
     def _fill(self, area: Area, start: int, end: int) -> None:
-        """Look pages up and map them, again while events race with that."""
+        """Look pages up and map them; repeat it while events race with it."""
         for _ in range(_TRIES):
             with self._io.lock:
                 if area.revoked:
@@ -225,7 +226,7 @@ class Iommu:
     # --- events -----------------------------------------------------------------------
 
     def _changed(self, area: Area, start: int, end: int, kinds: str | None) -> None:
-        """An event without a bracket."""
+        """Handle INVALIDATE, which has no end."""
         self.hook("event:begin", start, end)
         with self._io.lock:
             self._io.invalidation.begin(start, end)
@@ -247,7 +248,7 @@ class Iommu:
         self.hook("event:end", start, end)
 
     def _unmap(self, area: Area, start: int, end: int, kinds: str | None) -> None:
-        """Unmap what an event is about, and wait for the devices. With the lock."""
+        """Unmap the pages of an event, and wait for the devices. With the lock."""
         self._io.stats.events += 1
         concerned = [
             page
@@ -281,7 +282,7 @@ class Iommu:
     # --- the end ----------------------------------------------------------------------
 
     def _let_go(self, area: Area) -> None:
-        """Unmap an area, and give its pins back."""
+        """Unmap an area, and release its pins and its notifier."""
         with self._io.lock:
             self._io.areas = tuple(each for each in self._io.areas if each is not area)
             self._io.drop(
@@ -308,13 +309,13 @@ class Iommu:
             area.notifier.unregister()
         finally:
             with self._io.lock:
-                # Ends that will not come.
+                # End what has begun: these ends will not be sent.
                 while area.begun > 0:
                     area.begun -= 1
                     self._io.end()
 
     def close(self) -> None:
-        """Take all areas away.
+        """Unmap all areas.
 
         Raises:
             BaseException: what a hook raised in a callback.
@@ -336,7 +337,7 @@ class Iommu:
 
 
 def _is(entry: Entry, kinds: str | None) -> bool:
-    """Whether an event of these kinds is about a page."""
+    """Whether an event with these kinds concerns a page."""
     if kinds in (None, "both") or entry.private is None:
         return True
     return entry.private is (kinds == "private")

@@ -1,4 +1,4 @@
-"""The I/O page table, with what is looked up in it and counted of it."""
+"""The I/O page table, its lookups, and its counters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PATIENCE: Final = 1.0
 
 
 class IoTable:
-    """What an IOMMU and its devices share."""
+    """The state that an IOMMU and its devices share."""
 
     def __init__(self, shim: Shim, memory: GuestMemory, hook: Hook, sync: Sync) -> None:
         self._shim: Final = shim
         self.memory: Final = memory
         self.hook: Final = hook
-        # Guards all below.
+        # Guards all attributes below.
         self.lock: Final = sync.lock("iommu_lock")
         # Notified when an invalidation ends.
         self._changed: Final = sync.condition(self.lock)
@@ -34,7 +34,7 @@ class IoTable:
         self.table: Final[dict[int, Entry]] = {}
         # Replaced as a whole; read without the lock.
         self.areas: tuple[Area, ...] = ()
-        # The locks of devices that are in an access.
+        # The lock of each device, which it holds during an access.
         self.devices: Final[list[Lock]] = []
         self.stats: Final = Stats()
 
@@ -66,7 +66,7 @@ class IoTable:
         return next((a for a in self.areas if a.first <= page < a.end), None)
 
     def stale_entry(self, page: int) -> Entry | None:
-        """The entry at an iova, in pages, if its page has changed since it was mapped.
+        """The entry at an iova, in pages, if its page has changed since the mapping.
 
         It asks the daemon which frame the page has, and of what kind it is.
         """

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from inaccfs.client import Client
     from inaccfs.kvm.world import World
 
-# How long who changes the pages waits between two actions, on average.
+# The average time between two changes of the pages.
 _PAUSE_SECONDS: Final = 0.005
 
 
 class Devices:
-    """An IOMMU, a device, and who punches and converts its pages.
+    """An IOMMU, a device, and a thread that punches and converts its pages.
 
     See `inaccfs.kvm.stress.Others`.
     """
@@ -44,23 +44,23 @@ class Devices:
         self.notifiers: Final = 1
 
     def actors(self, world: World, dice: Iterator[Random]) -> list[Actor]:
-        """A thread that is a device, and one that takes its pages away."""
+        """One thread for the device, and one that changes its pages."""
         return [_Device(self, world, next(dice)), _Changer(self, world, next(dice))]
 
     def check(self) -> Iterator[str]:
-        """A device uses no page after a change, where the event comes before it."""
+        """Find uses after a change, if the rules send events before the change."""
         used = self.iommu.stats.uses_after_change
         if used and not self._after:
             yield f"a device has used pages after they were changed {used} times"
 
     def close(self) -> None:
-        """Take the IOMMU away."""
+        """Close the IOMMU."""
         self.iommu.close()
         self.file.close()
 
 
 class _Device(Actor):
-    """Reads and writes."""
+    """The thread of the device: it reads and writes."""
 
     def __init__(self, devices: Devices, world: World, dice: Random) -> None:
         super().__init__("device", world, dice)
@@ -68,7 +68,7 @@ class _Device(Actor):
         self._device: Final = devices.iommu.create_device()
 
     def act(self) -> None:
-        """One access; now and then what is missing is mapped again."""
+        """Make one access; now and then map again what events have unmapped."""
         dice = self._dice
         iova = dice.randrange(DMA_PAGES) << PAGE_SHIFT
         if dice.random() < 0.1:
@@ -81,14 +81,14 @@ class _Device(Actor):
 
 
 class _Changer(Actor):
-    """Punches and converts the pages, by whoever has the file."""
+    """The thread that punches and converts the pages."""
 
     def __init__(self, devices: Devices, world: World, dice: Random) -> None:
         super().__init__("owner of the file", world, dice)
         self._devices: Final = devices
 
     def act(self) -> None:
-        """One change. It may be refused: of a frozen file, or a referenced page."""
+        """Make one change. A frozen file or a referenced page may refuse it."""
         dice, devices = self._dice, self._devices
         page = dice.randrange(DMA_PAGES)
         count = min(dice.choice((1, 1, 3, 16)), DMA_PAGES - page)

@@ -1,4 +1,4 @@
-"""What the CPU's vendor adds to KVM: hooks, each with its reason and its lock.
+"""The hooks of a CPU's vendor in KVM, each with its reason and its lock.
 
 One callback was not enough: a conversion must keep what a guest has written, and a free
 must scrub it (Fuad Tabba, review of in-place conversion v8). So there is a hook for
@@ -9,32 +9,34 @@ from __future__ import annotations
 
 
 class Arch:
-    """Does nothing: derive from it, and give one to a `VM`. gfns and pfns of 4 KiB.
+    """Hooks that do nothing. Derive from it. gfns and pfns count pages of 4 KiB.
 
-    Hooks are called from the threads that fault, convert and call back. They must use
-    neither the VM nor its client. This KVM is a client, which learns less than KVM in
-    the kernel: two hooks need rules that let it know.
+    Hooks are called in the threads that fault, convert and run callbacks. They must use
+    neither the VM nor its client. This KVM is a client, so it gets less information
+    than KVM in the kernel: two hooks need rules that provide it.
     """
 
     def make_private(self, gfn: int, pfn: int, pages: int) -> None:
-        """Each get-pfn of private pages, also repeated: it has to be idempotent.
+        """For each get-pfn of private pages, also repeated ones: it must be idempotent.
 
-        With the lock of frames, which stands for the folio's.
+        Called with the lock of frames, which stands for the folio lock.
         """
 
     def make_shared(self, pfn: int, pages: int) -> None:
-        """Mapped private pages become shared: after the zap, before the store.
+        """For mapped private pages that become shared: after the zap, before the store.
 
-        With the lock of frames; the file's list of notifiers is locked, too, which
-        stands for the invalidate_lock. Where `conversion_kinds` is "opposite" and
-        `kinds` "both": else an event does not say whether it is of a conversion.
+        Called with the lock of frames; the file's list of notifiers is locked, too,
+        which stands for the invalidate_lock. It needs the rules `conversion_kinds`
+        "opposite" and `kinds` "both": otherwise an event does not say whether a
+        conversion sends it.
         """
 
     def reclaim(self, pfn: int, pages: int) -> None:
-        """Frames have left the file, as by free_folio(). Without a lock.
+        """For frames that have left the file, as in free_folio(). No lock is held.
 
-        Where `tells_frames` is True: else events do not say which frames go.
+        It needs the rule `tells_frames`: otherwise events do not list the frames that
+        are removed.
         """
 
     def invalidate_range(self, start: int, end: int) -> None:
-        """Gfns are about to be zapped: for an event, or a slot. With mmu_lock."""
+        """Before gfns are zapped for an event or a slot. mmu_lock is held."""

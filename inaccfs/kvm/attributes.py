@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class MemoryAttributes:
-    """Changed under mmu_lock; read with and without it.
+    """The attributes of gfns. Changed under mmu_lock; read with and without it.
 
     A gfn that was never converted is private in v8, and shared since v10.
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator, Sequence
 
-    from inaccfs.kvm.shim import Shim, ShimFile, ShimSemantics, WeakFile
+    from inaccfs.kvm.shim import Shim, ShimExtent, ShimFile, ShimSemantics, WeakFile
     from inaccfs.kvm.sync import Sync
 
 
@@ -33,7 +33,7 @@ class Frames(NamedTuple):
     pfn: int
     pages: int
     order: int
-    # Whether they are private, where the file says so.
+    # Whether they are private; None if attributes are not kept in the file.
     private: bool | None = None
 
 
@@ -52,7 +52,7 @@ _BTIME: Final = slice(80, 92)
 
 
 class BackingFile:
-    """A file, as one VM uses it. Units are 4 KiB pages unless said otherwise."""
+    """A file that a VM uses. Units are 4 KiB pages unless said otherwise."""
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class BackingFile:
     ) -> None:
         """EINVAL if *fd* is not a file of the mount.
 
-        *holds* is whether it keeps the file open. A shim without a daemon has no other.
-        *puts* is False where the semantics give no references to put; *in_place* is
+        *holds* says whether this keeps the file open; with a shim without a daemon it
+        must. *puts* is False in semantics without references to put. *in_place* says
         whether attributes are kept in the file.
         """
         self._in_place: Final = in_place
         self._puts: Final = puts
-        # Names the file without keeping it open; None if this keeps it.
+        # Names the file without keeping it open; None if this keeps it open.
         self._name: Final = (
             shim.weak_file if not holds and isinstance(shim, WeakShim) else None
         )
@@ -104,11 +104,11 @@ class BackingFile:
 
     @contextmanager
     def named(self) -> Iterator[ShimFile]:
-        """The file as the shim needs it to register a notifier, for a with block."""
+        """The file, in a with block, to register a notifier for it."""
         if self._name is None:
             yield self.file
             return
-        # Named anew: `file` has the fd of the first slot, which may be closed.
+        # Name it anew: `file` has the fd of the first slot, which may be closed.
         file = self._name(self._fd)
         try:
             yield file
@@ -116,13 +116,13 @@ class BackingFile:
             file.close()
 
     def use(self, fd: int) -> None:
-        """Another slot has the file, by *fd*."""
+        """One more slot uses the file, which its VMM has open as *fd*."""
         if self._name is not None:
             self._fd = fd
 
     @property
     def released(self) -> bool:
-        """Whether all others have closed the file. Asks the daemon."""
+        """Whether nobody else has the file open. Asks the daemon."""
         return self._weak is not None and not self._weak.query().opens
 
     @property
@@ -134,7 +134,7 @@ class BackingFile:
         """
         if self._name is not None:
             found = os.fstat(self._fd)
-            # The number may be another file's by now.
+            # The VMM may have closed it, and the number may be another file's by now.
             if (found.st_dev, found.st_ino) != self.key:
                 raise OSError(errno.EBADF, f"private_fd {self._fd} is another file now")
         return self._fd
@@ -154,15 +154,19 @@ class BackingFile:
                 frames = frames._replace(private=bool(found.private))
             return [frames]
         return [
-            Frames(
-                extent.offset << shift,
-                extent.pfn,
-                extent.count << shift,
-                extent.order,
-                bool(extent.private) if self._in_place else None,
-            )
+            self._frames(extent, private=bool(extent.private))
             for extent in self.file.get_pfns(first, last - first + 1)
         ]
+
+    def _frames(self, extent: ShimExtent, *, private: bool) -> Frames:
+        shift = self.shift
+        return Frames(
+            extent.offset << shift,
+            extent.pfn,
+            extent.count << shift,
+            extent.order,
+            private if self._in_place else None,
+        )
 
     def attribute(self, pgoff: int) -> tuple[bool, int]:
         """Whether a page of 4 KiB is private, and the end of the pages that are alike.
@@ -189,13 +193,7 @@ class BackingFile:
         shift = self.shift
         first, last = pgoff >> shift, (pgoff + pages - 1) >> shift
         return [
-            Frames(
-                extent.offset << shift,
-                extent.pfn,
-                extent.count << shift,
-                extent.order,
-                False if self._in_place else None,
-            )
+            self._frames(extent, private=False)
             for extent in self.file.pin_pages(first, last - first + 1)
         ]
 
@@ -260,7 +258,7 @@ class BackingFile:
         self.file.close()
 
 
-# The VM that has made a file, by `_identity`.
+# The VM that made each file, by `_identity`.
 _owners: Final[dict[tuple[int, int, bytes], object]] = {}
 _owners_lock: Final = threading.Lock()
 
@@ -280,7 +278,7 @@ class BackingFiles:
         self._rules: Final = semantics
         self._bad_fd: Final[int] = getattr(errno, semantics.kvm_bad_fd)
         self._files: Final[dict[tuple[int, int], BackingFile]] = {}
-        # What stands for the VM among the owners: it may outlive the VM.
+        # Represents the VM among the owners, where it may outlive the VM.
         self._owner: Final = object()
 
     def own(self, fd: int) -> None:
@@ -289,7 +287,7 @@ class BackingFiles:
             _owners[_identity(fd)] = self._owner
 
     def _check_owner(self, fd: int) -> None:
-        """EINVAL if the file is another VM's. What no VM has made is nobody's."""
+        """EINVAL if another VM made the file. A file that no VM made has no owner."""
         if _owners and self._rules.kvm_file_of_one_vm:
             with _owners_lock:
                 owner = _owners.get(_identity(fd), self._owner)
@@ -297,11 +295,11 @@ class BackingFiles:
                 raise OSError(errno.EINVAL, "the file is another VM's")
 
     def open(self, fd: int) -> BackingFile:
-        """Return the file of *fd*, which one more slot uses from now on.
+        """Return the file of *fd*, and count one more slot that uses it.
 
         Raises:
             OSError: EINVAL if *fd* is not of this mount, or another VM's; the errno of
-                the rule kvm_bad_fd if it is none. Its cause is the actual error.
+            the rule kvm_bad_fd if *fd* is not an fd. Its cause is the actual error.
         """
         try:
             found = os.fstat(fd)

@@ -2,7 +2,7 @@
 
 The CPU is unicorn's (QEMU's, as a library). It has no memory of its own: each byte that
 an instruction reads, writes or is fetched from goes through `Vcpu`, so it faults, exits
-and is invalidated as any access of a guest. One instruction is executed at a time. If
+and is invalidated like any access of a guest. One instruction is executed at a time. If
 one of its accesses exits, nothing of it has happened, and the next `run` repeats it.
 
 unicorn needs memory to read from: `Scratch` maps the page of each access for the
@@ -85,7 +85,7 @@ class Cpu(CpuBase):
         add(unicorn.UC_HOOK_MEM_FETCH_UNMAPPED, self._caught(self._fetch_unmapped))
         add(unicorn.UC_HOOK_MEM_READ, self._caught(scratch.read_mapped))
         add(unicorn.UC_HOOK_MEM_WRITE, self._caught(scratch.write_mapped))
-        # What is raised in a hook, and where the exit of the instruction is kept.
+        # The exception that a hook has raised; and the exit of the instruction.
         self._raised: BaseException | None = None
 
     def _caught(self, call: Callable[[int, int, int], None]) -> Callable[..., bool]:
@@ -137,11 +137,11 @@ class Cpu(CpuBase):
         try:
             self._have_executed(pc, code)
         except BaseException as exc:
-            # Ctrl-C, too, may come in the middle of it.
+            # Ctrl-C may interrupt an instruction, too.
             self._uc.context_restore(before)
             self[self._pc] = pc
             if isinstance(exc, self._error):
-                # No handler is there for what the CPU raises.
+                # The guest has no handler for the CPU's exception.
                 return OtherExit(0, "KVM_EXIT_SHUTDOWN")
             raise
         self._forget_answers()
@@ -151,7 +151,7 @@ class Cpu(CpuBase):
         """Have unicorn execute an instruction.
 
         Raises:
-            BaseException: what an access raises; all that has happened is to be undone.
+            BaseException: what an access raises; the caller must undo the instruction.
         """
         self._scratch.begin(pc, code)
         turns = self._turns()
@@ -159,8 +159,9 @@ class Cpu(CpuBase):
         try:
             self._uc.emu_start(pc, _NOWHERE, 0, 1)
             if self._turns() == turns and self._scratch.writes_code(pc):
-                # unicorn has begun an instruction that changes code, and drops what it
-                # knew of the code: the second beginning is carried out.
+                # unicorn has begun an instruction that changes code, and discards its
+                # translation of the code. It carries the instruction out when it begins
+                # it again.
                 self._scratch.begin(pc, code)
                 self._uc.emu_start(pc, _NOWHERE, 0, 2)
         except self._error:
@@ -171,11 +172,11 @@ class Cpu(CpuBase):
         self._scratch.finish()
 
     def _turns(self) -> list[int]:
-        """Registers of which each instruction that writes memory changes one."""
+        """Registers: each instruction that writes memory changes one of them."""
         names = ("cx", "sp", "si", "di")
         prefix = "r" if self.mode == "long" else "e"
         return [self[self._pc], *(self[prefix + name] for name in names)]
 
     def _fetch_unmapped(self, address: int, size: int, value: int) -> None:
-        """An instruction goes on on the next page."""
+        """Hook: an instruction continues on the next page."""
         self._scratch.put(address, self._fetch(address))

@@ -1,6 +1,6 @@
-"""A vCPU that runs machine code, but for what executes an instruction.
+"""What both CPUs for machine code have in common: all but executing an instruction.
 
-`Cpu` has unicorn for that, `SmallCpu` knows the few instructions of the rows' guests.
+`Cpu` uses unicorn for that; `SmallCpu` knows the few instructions of the rows' guests.
 Each byte that an instruction reads, writes or is fetched from goes through `Vcpu`. If
 one of its accesses exits, nothing of it has happened, and the next `run` repeats it.
 """
@@ -42,16 +42,16 @@ SECONDS: Final = 30.0
 # The size of a segment of code in real mode.
 _SEGMENT: Final = 1 << 16
 
-# How often the clock is looked at, in instructions.
+# Read the clock after so many instructions.
 _LOOK: Final = 256
 
 
 class GuestLimitError(InaccfsError):
-    """A guest has run for long without an exit."""
+    """A guest has run for too long without an exit."""
 
 
 class Stopped(Exception):
-    """The instruction is not executed: `exit` comes first."""
+    """The instruction is not executed; `exit` tells why."""
 
     def __init__(self, found: Exit) -> None:
         self.exit: Final = found
@@ -59,7 +59,7 @@ class Stopped(Exception):
 
 
 class _FetchedAnewError(Exception):
-    """KVM emulates the instruction, and has fetched it from elsewhere: `code`."""
+    """KVM emulates the instruction, and has fetched other bytes for it: `code`."""
 
     def __init__(self, code: bytes) -> None:
         self.code: Final = code
@@ -67,7 +67,7 @@ class _FetchedAnewError(Exception):
 
 
 class CpuBase(ABC):
-    """What both kinds of CPU have. One thread uses it at a time."""
+    """The base of both CPUs. One thread uses it at a time."""
 
     def __init__(
         self,
@@ -84,22 +84,22 @@ class CpuBase(ABC):
         self.hypercalls: set[int] = set()
         # The fault of the last MemoryFault.
         self.fault: MemoryFaultExit | None = None
-        # What the VMM has answered to the exit that the instruction waits for.
+        # The VMM's answer to the exit that the instruction waits for.
         self._answer: bytes | None = None
-        # The device access that this is for: its gpa and size; and the answers to those
-        # that the instruction has made before.
+        # The device access that the answer is for: its gpa and size; and the answers to
+        # earlier accesses of the same instruction.
         self._awaited: tuple[int, int] | None = None
         self._answers: Final[dict[tuple[int, int], bytes]] = {}
         self._emulator: Final = emulation.Emulator(self)
-        # An exit that comes after the instruction: a write to a device.
+        # An exit that follows the instruction: a write to a device.
         self._after: Exit | None = None
-        # The instruction that is executed: its address and what was fetched there; None
-        # if KVM has fetched it.
+        # The current instruction: its address and the bytes fetched there; None if KVM
+        # has fetched it.
         self._fetched: tuple[int, bytes] | None = None
 
     @abstractmethod
     def __getitem__(self, name: str) -> int:
-        """A register."""
+        """The value of a register."""
 
     @abstractmethod
     def __setitem__(self, name: str, value: int) -> None:
@@ -119,7 +119,7 @@ class CpuBase(ABC):
     # --- running ----------------------------------------------------------------------
 
     def start(self, gpa: int) -> None:
-        """Begin at *gpa* with the next `run`, whatever came before."""
+        """Make the next `run` begin at *gpa*, and forget the current instruction."""
         self._forget_answers()
         self[self._pc] = gpa
 
@@ -144,7 +144,7 @@ class CpuBase(ABC):
 
         Raises:
             GuestLimitError: that has taken too many *instructions* or *seconds*.
-            ControlError: the daemon has gone.
+            ControlError: the daemon has ended.
         """
         due = None if seconds is None else time.monotonic() + seconds
         count = 0
@@ -168,10 +168,10 @@ class CpuBase(ABC):
                     )
 
     def _step(self) -> Exit | None:
-        """Execute one instruction, or as much of a repeated one as goes at once."""
+        """Execute one instruction, or one turn of a repeated one."""
         pc = self[self._pc]
         if self.mode == "real" and pc >= _SEGMENT:
-            # #GP, and no handler is there.
+            # #GP, for which the guest has no handler.
             return OtherExit(0, "KVM_EXIT_SHUTDOWN")
         code = self._fetch(pc)
         if (found := self._emulator.emulated(pc, code)) is not None:
@@ -186,8 +186,8 @@ class CpuBase(ABC):
     def _emulate(self) -> None:
         """The instruction accesses a device, so KVM has to emulate it.
 
-        KVM fetches it for that, as it accesses all memory, at userspace_addr: what a
-        private page has there is not looked at. (AMD's CPUs with decode assists hand
+        KVM fetches it again, at userspace_addr, as it accesses all memory. So the
+        content of a private page plays no part. (AMD's CPUs with decode assists hand
         KVM the bytes that they have fetched themselves.)
         """
         if self._fetched is None:
@@ -203,7 +203,7 @@ class CpuBase(ABC):
     # --- memory -----------------------------------------------------------------------
 
     def _fetch(self, pc: int) -> bytes:
-        """The bytes at *pc*, as many as an instruction may have and the page has."""
+        """The bytes at *pc* in its page, at most as many as an instruction has."""
         size = min(_LONGEST, PAGE_SIZE - pc % PAGE_SIZE)
         try:
             return self.vcpu.read(pc, size, private=self._private(pc))
@@ -235,7 +235,7 @@ class CpuBase(ABC):
     def _write(self, gpa: int, data: bytes) -> None:
         parts = list(_pages(gpa, len(data)))
         if len(parts) > 1:
-            # Both pages fault before anything is written.
+            # Fault both pages in before writing to either.
             for first, end in parts:
                 self._touch(gpa + first, end - first)
         for first, end in parts:
@@ -259,7 +259,7 @@ class CpuBase(ABC):
             raise self._stopped(exc) from exc
 
     def _stopped(self, exc: MemoryFaultExit | OSError) -> BaseException:
-        """What ends `run` for an access that raises *exc*."""
+        """The exception that ends `run` when an access raises *exc*."""
         if isinstance(exc, MemoryFaultExit):
             self.fault = exc
             return Stopped(MemoryFault(exc.errno, exc.flags, exc.gpa, exc.size))
@@ -270,13 +270,13 @@ class CpuBase(ABC):
     # --- what `emulation` uses --------------------------------------------------------
 
     def take_answer(self) -> bytes | None:
-        """The answer of the VMM, once."""
+        """Take the VMM's answer; None if there is none."""
         found, self._answer = self._answer, None
         return found
 
 
 def _pages(gpa: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of an access that are in one page each: offsets in its bytes."""
+    """Split an access at page boundaries: offsets in its bytes."""
     first = 0
     while first < size:
         end = min(size, first + PAGE_SIZE - (gpa + first) % PAGE_SIZE)

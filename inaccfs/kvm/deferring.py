@@ -1,4 +1,4 @@
-"""Signals that are put off: a library calls back, and loses what is raised then.
+"""Defers signals while a library calls back that loses exceptions.
 
 ctypes prints an exception of a callback's wrapper and goes on. A Python signal handler
 runs at any bytecode of the main thread, so its KeyboardInterrupt could be lost there.
@@ -21,7 +21,7 @@ _SIGNALS: Final = (
 
 
 class Deferred:
-    """For a with block, handlers in Python run only when `deliver` is called."""
+    """In a with block, Python's signal handlers run only in `deliver`."""
 
     def __init__(self) -> None:
         self._before: Final[dict[signal.Signals, Any]] = {}
@@ -31,13 +31,13 @@ class Deferred:
         self._arrived.append((number, frame))
 
     def deliver(self) -> None:
-        """Call the handlers of what has arrived. Raises what they raise."""
+        """Call the handlers of the signals that arrived. Raises what they raise."""
         while self._arrived:
             number, frame = self._arrived.pop(0)
             self._before[signal.Signals(number)](number, frame)
 
     def __enter__(self) -> Self:
-        # Only the main thread has handlers.
+        # Python runs signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 handler = signal.getsignal(number)

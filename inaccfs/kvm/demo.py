@@ -150,7 +150,7 @@ def _is_of_huge_pages(rules: ShimSemantics) -> bool:
 
 
 def run(shim: Client, show: Callable[[str], object], *, colour: bool) -> None:
-    """Tell the story on a new file of the mount of *shim*.
+    """Run the demo on a new file of the mount of *shim*.
 
     Raises:
         OSError: ENOSPC where the mount has less than `PAGES`; EPERM where it refuses

@@ -1,8 +1,8 @@
-"""The instructions that KVM itself executes, and not the CPU: port I/O, hlt, vmmcall.
+"""Instructions that KVM executes, and not the CPU: port I/O, hlt, vmmcall.
 
 arch/x86/kvm/emulate.c and x86.c. For OUTS and INS KVM reads and writes the guest's
-memory itself. It does so at userspace_addr, whatever the attribute says: what is in a
-private page is not looked at. Where nothing is mapped there, the access is MMIO.
+memory itself, at userspace_addr, whatever the attribute says. So it never sees the
+content of a private page. Where nothing is mapped there, the access is MMIO.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _KVM_EINVAL: Final = 22
 
 
 class Registers(Protocol):
-    """What is needed of a `Cpu`."""
+    """What this module needs of a `Cpu`."""
 
     @property
     def vcpu(self) -> Vcpu: ...
@@ -69,10 +69,10 @@ class _Code(NamedTuple):
     """An instruction, as far as it is decoded. Sizes are bytes."""
 
     opcode: int
-    # Of the whole instruction, but for its immediate operand.
+    # The length of the instruction without its immediate operand.
     length: int
     immediate: int
-    # Of the operand, and of an address.
+    # The sizes of the operand, and of an address.
     width: int
     address: int
     repeated: bool
@@ -84,13 +84,13 @@ class Emulator:
     def __init__(self, cpu: Registers) -> None:
         self._cpu: Final = cpu
         self._long: Final = cpu.mode == "long"
-        # Whether the answer is that of a device that stands for a page.
+        # Whether the current answer comes from a device in the place of a page.
         self._device = False
 
     def emulated(self, pc: int, code: bytes) -> Exit | Literal["done"] | None:
         """Execute the instruction at *pc*; None if it is the CPU's.
 
-        If it exits and needs an answer, it is not over: it is asked for again then.
+        If it exits and needs an answer, call this again once there is an answer.
         """
         found = self._decoded(code)
         if found is None:
@@ -117,7 +117,7 @@ class Emulator:
             at += 1
         prefixes = code[:at]
         if self._long and at < len(code) and code[at] & 0xF0 == 0x40:
-            # REX: no such instruction has a size of 64 bits.
+            # A REX prefix. None of these instructions has a 64-bit form.
             at += 1
         if at + 1 >= len(code) and code[at : at + 1] != bytes([_HLT]):
             return None
@@ -135,7 +135,7 @@ class Emulator:
     # --- registers --------------------------------------------------------------------
 
     def _name(self, name: str, size: int) -> str:
-        """Of a register such as si, with as many bytes."""
+        """The name of a register such as si with *size* bytes."""
         return {2: "", 4: "e", 8: "r"}[size] + name
 
     def _full(self, name: str) -> str:
@@ -145,7 +145,7 @@ class Emulator:
         self._cpu[self._full("ip")] = pc
 
     def _load(self, value: bytes) -> None:
-        """Into al, ax or eax, which clears the upper half of rax."""
+        """Load al, ax or eax; the last clears the upper half of rax."""
         number = int.from_bytes(value, "little")
         if len(value) < 4:
             self._cpu["al" if len(value) == 1 else "ax"] = number
@@ -153,7 +153,7 @@ class Emulator:
             self._cpu[self._full("ax")] = number
 
     def _port(self, code: _Code) -> tuple[int, int]:
-        """The port, and the length of the instruction."""
+        """The port of the instruction, and the instruction's length."""
         if code.opcode & 8:
             return self._cpu["dx"], code.length
         return code.immediate, code.length + 1
@@ -208,14 +208,14 @@ class Emulator:
         return PortOut(self._cpu["dx"], data)
 
     def _is_over(self, pc: int, code: _Code) -> bool:
-        """Whether a repeated instruction has no turn left."""
+        """Whether a repeated instruction is complete."""
         over = code.repeated and not self._cpu[self._name("cx", code.address)]
         if over:
             self._go_to(pc + code.length)
         return over
 
     def _step(self, pc: int, code: _Code, index: str) -> None:
-        """One turn of a string instruction is done."""
+        """Complete one turn of a string instruction."""
         down = self._cpu["eflags"] & _DF
         self._add(index, -code.width if down else code.width, code.address)
         if code.repeated:
@@ -230,7 +230,7 @@ class Emulator:
     # --- hypercalls -------------------------------------------------------------------
 
     def _hypercall(self, after: int) -> Exit | Literal["done"]:
-        """kvm_emulate_hypercall(), of which only KVM_HC_MAP_GPA_RANGE is there."""
+        """kvm_emulate_hypercall(); only KVM_HC_MAP_GPA_RANGE is implemented."""
         cpu = self._cpu
         number = cpu[self._full("ax")]
         gpa, pages, attributes = (cpu[self._full(name)] for name in ("bx", "cx", "dx"))

@@ -48,11 +48,11 @@ class _Fault(NamedTuple):
     backing: BackingFile
     gfn: int
     end: int
-    # Of `Invalidation`, from before anything was looked up.
+    # `Invalidation.seq`, read before anything was looked up.
     seq: int
-    # What the access is; None if the attribute decides.
+    # Whether the access is private; None if the attribute decides.
     private: bool | None
-    # Whether a vCPU has touched them. Then it exits where get-pfn fails.
+    # Whether a vCPU has touched the gfns. If so, it exits when get-pfn fails.
     touched: bool
 
 
@@ -67,13 +67,13 @@ class Faults:
     def resolve(self, gfn: int, private: bool | None = True) -> None:
         """Handle one fault on a file. The guest retries its access, whatever happens.
 
-        *private* is what the access is; None if the attribute decides.
+        *private* says whether the access is private; None if the attribute decides.
 
         Raises:
             MemoryFaultExit: there is no private memory, or the gfn is shared; or, with
-                an errno, the page cannot be had.
+                an errno, get-pfn failed.
             OSError: EPERM where the mount refuses get-memory; `ControlError` when the
-                daemon has gone.
+                daemon has ended.
         """
         self._sync.drive(self.fault(gfn, private))
 
@@ -81,7 +81,7 @@ class Faults:
         """Map the gfns from *gfn* to *end*; return the first that is not mapped.
 
         Raises:
-            OSError: as `VM.pre_fault_memory`; the gfns before that are mapped by then.
+            OSError: as `VM.pre_fault_memory`; the gfns before the error are mapped.
         """
         return self._sync.drive(self.populate(gfn, end))
 
@@ -93,12 +93,12 @@ class Faults:
         """The steps of `resolve`."""
         mmu = self._mmu
         with mmu.lock:
-            # Before anything is looked up.
+            # Read seq before anything is looked up.
             seq = mmu.invalidation.seq
             mmu.counters.faults += 1
             found = self._served(gfn) if mmu.in_place else self._private_slot(gfn)
             if found is None:
-                # The slot has gone: the vCPU looks what is there now.
+                # The slot was deleted: the vCPU looks the gfn up again.
                 return
             slot, backing = found
             slot.users += 1
@@ -106,7 +106,8 @@ class Faults:
             fault = _Fault(slot, backing, gfn, gfn + 1, seq, private, touched=True)
             mapped = yield from self._map(fault)
             if mapped:
-                # While the slot has a user, and out of guest mode: it asks the daemon.
+                # Do this while the slot has a user, and not in guest mode: it asks the
+                # daemon.
                 yield Reach(backing, slot.pgoff(gfn) + 1)
         finally:
             mmu.leave(slot)
@@ -142,13 +143,13 @@ class Faults:
             slot = mmu.slots.find(gfn)
             end = end if slot is None else min(end, slot.end_gfn)
             if mmu.in_place and mmu.is_served(slot):
-                # The file knows.
+                # The attribute comes from the file, with the frames.
                 private = True
             else:
                 private, end = mmu.attributes.run(gfn, end)
             backing = None if slot is None else slot.backing
             if mmu.rules.kvm_pre_fault == "private":
-                # Those of a slot without a file are never private there.
+                # In place, gfns of a slot without a file are never private.
                 if not private and backing is not None:
                     return end
                 private = True
@@ -177,7 +178,8 @@ class Faults:
             fault = _Fault(slot, backing, gfn, end, seq, said, touched=False)
             mapped = yield from self._map(fault)
             if mapped:
-                # So that the first access needs no fault; that reports a failure.
+                # Then the first access needs no fault. If this fails, the access
+                # reports it.
                 with suppress(PermissionError):
                     yield Reach(backing, slot.pgoff(end))
         finally:
@@ -207,7 +209,7 @@ class Faults:
         try:
             found: Sequence[Frames] = yield Get(backing, pgoff, end - gfn)
         except ConnectionError:
-            # An error of the control socket is not about a page.
+            # An error of the control socket does not concern a page.
             raise
         except OSError as exc:
             if fault.touched and mmu.in_place and exc.errno != errno.EAGAIN:
@@ -243,7 +245,7 @@ class Faults:
     def _make_private(
         self, found: Sequence[Frames], shift: int, gfn: int, end: int
     ) -> None:
-        """Call the hook for the private ones of pages that were got."""
+        """Call the hook `make_private` for the private ones of the frames."""
         mmu = self._mmu
         assert mmu.frames_lock is not None
         with mmu.frames_lock:
@@ -280,7 +282,7 @@ class Faults:
         return slot, backing
 
     def _missing(self, gfn: int, slot: MemorySlot | None) -> VcpuExit:
-        """What a private access gets that no file serves."""
+        """The exit of a private access that no file serves."""
         mmu, rules = self._mmu, self._mmu.rules
         differs = rules.kvm_mismatch == "every gfn" and not mmu.attributes.is_private(
             gfn

@@ -47,7 +47,7 @@ class Get(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Ask the daemon whether a page is private, and how many after it are the same."""
+    """Ask the daemon whether a page is private, and where the pages alike end."""
 
     backing: BackingFile
     pgoff: int

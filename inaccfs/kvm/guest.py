@@ -69,7 +69,7 @@ class Guest:
         """Raises `OSError` where the mount has too little memory."""
         self.gpa: Final = _GPA
         self.size: Final = size
-        # What each slot has as its shared half.
+        # The shared half of each slot.
         self.low: Final = mmap.mmap(-1, _LOW_SIZE)
         self.shared: Final = mmap.mmap(-1, size)
         with ExitStack() as stack:
@@ -147,7 +147,7 @@ class Guest:
                     return seen
 
     def load(self, code: bytes, *, mode: CpuMode = "long", **registers: int) -> Cpu:
-        """A CPU that is about to execute *code*, for a VMM of your own.
+        """Return a CPU that will execute *code*, for a VMM of your own.
 
         Raises:
             ValueError: there is no room for it.

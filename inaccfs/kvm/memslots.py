@@ -42,7 +42,7 @@ class Notifier(Protocol):
 
     @property
     def lost(self) -> bool:
-        """Whether the daemon sends it no events any more."""
+        """Whether the daemon no longer sends it events."""
 
     def close(self) -> None:
         """Unregister."""
@@ -71,7 +71,7 @@ class MemorySlot:
 
     @property
     def notifier_lost(self) -> bool:
-        """Whether it no longer gets events. Its pages may go at any time: use none."""
+        """Whether it no longer gets events: its pages may go at any time: use none."""
         return self.notifier is not None and self.notifier.lost
 
     @property
@@ -129,7 +129,7 @@ class MemorySlot:
 
 
 class MemorySlots:
-    """The slots of a VM at one moment. Never changed: a change makes a new one."""
+    """The slots of a VM at one moment. Immutable: a change makes a new object."""
 
     def __init__(self, slots: tuple[MemorySlot, ...] = ()) -> None:
         # In the order of gfns; they do not overlap.

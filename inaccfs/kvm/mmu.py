@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.kvm.arch import Arch
 from inaccfs.kvm.attributes import MemoryAttributes
@@ -29,6 +29,7 @@ from inaccfs.kvm.uapi import (
     PG_LEVEL_2M,
     PG_LEVEL_4K,
     level_of_order,
+    order_of_level,
     pages_of_level,
 )
 
@@ -43,6 +44,18 @@ if TYPE_CHECKING:
 
 # After this long a waiting fault retries, and so finds out if the daemon has died.
 _PATIENCE: Final = 1.0
+
+
+class Snapshot(NamedTuple):
+    """What there is at one moment."""
+
+    counters: Counters
+    # The mappings, of both kinds.
+    mapped: ByLevel
+    # How many shared pages of 4 KiB are mapped.
+    mapped_shared: int
+    # Invalidations in progress.
+    in_progress: int
 
 
 class Mmu:
@@ -65,7 +78,7 @@ class Mmu:
         # Whether attributes are kept in files. Then these serve all accesses.
         self.in_place: Final = rules.attributes == "file"
         self._huge: Final = rules.kvm_huge and (
-            # Else pages of both kinds may be in one folio, which only the file knows.
+            # A huge page may have pages of both kinds, which only the file knows.
             not self.in_place or rules.granule == "huge page"
         )
         if default_private is None:
@@ -81,18 +94,19 @@ class Mmu:
         self.attributes: Final = MemoryAttributes(
             default_private=protected and default_private and not self.in_place
         )
-        # The gfns of shared pages that are mapped. A vCPU adds in guest mode; who
-        # removes has waited for that.
+        # The gfns of shared pages that are mapped. A vCPU adds to them in guest mode; a
+        # thread that removes some has waited for that.
         self.shared: Final = SharedPages()
         # Used by the rule kvm_keeps_mmio.
         self.mmio: Final = MmioCache()
         self.counters: Final = Counters()
-        # What the CPU's vendor adds.
+        # The hooks of the CPU's vendor.
         self.arch: Final = arch or Arch()
-        # Held in hooks that are about frames: it stands for the folios' locks. None if
+        # Held during hooks that concern frames: it stands for the folio locks. None if
         # there are no hooks.
         self.frames_lock: Final = None if arch is None else sync.lock("frames_lock")
-        # Called with private mappings that were zapped, where their content goes.
+        # Called with the private mappings that were zapped, if a zap destroys their
+        # content.
         self.destroy: Callable[[list[Run]], None] | None = None
         # The guest_mode locks of the vCPUs; see `flush`.
         self.guest_modes: Final[list[Lock]] = []
@@ -102,7 +116,7 @@ class Mmu:
     # --- slots ------------------------------------------------------------------------
 
     def exchange(self, old: MemorySlot | None, new: MemorySlot | None) -> None:
-        """Put *new* into the place of *old*; None is none."""
+        """Replace slot *old* by *new*; None adds, or removes, a slot."""
         with self.lock:
             slots = self.slots if old is None else self.slots.minus(old)
             self.slots = slots if new is None else slots.plus(new)
@@ -157,8 +171,9 @@ class Mmu:
     ) -> list[Run]:
         """Zap, and keep faults out until `end`.
 
-        With *zaps* only the mappings from one gfn to another go, and huge ones across
-        these are split. Returns the private ones that went, if there are hooks.
+        With *zaps* only the mappings of these gfns, a start and an end, are zapped, and
+        huge mappings across either are split. Returns the private mappings that were
+        zapped, if there are hooks.
         """
         with self.lock:
             self.invalidation.begin(start, end)
@@ -189,7 +204,7 @@ class Mmu:
     def zap_locked(self, start: int, end: int, kinds: str | None = None) -> None:
         """Unmap, and wait for vCPUs that may still use a mapping. With mmu_lock.
 
-        Of a file that has both kinds of pages only mappings of these *kinds* go.
+        Of a file that has both kinds of pages, it unmaps only those of *kinds*.
         """
         counters = self.counters
         counters.zaps += 1
@@ -304,7 +319,7 @@ class Mmu:
                 self._map_one(table, slot, gfn, pfn, order)
             else:
                 stop = end
-                if order >= level_order(PG_LEVEL_2M):
+                if order >= order_of_level(PG_LEVEL_2M):
                     stop = min(end, (gfn | pages_of_level(PG_LEVEL_2M) - 1) + 1)
                 self._map_pages(table, gfn, pfn, stop - gfn)
             gfn, pfn = stop, pfn + stop - gfn
@@ -342,16 +357,14 @@ class Mmu:
 
     # --- looking ----------------------------------------------------------------------
 
-    def snapshot(self) -> tuple[Counters, ByLevel, int, int]:
-        """The counters, the mappings, how many shared pages are mapped, and the number
-        of invalidations in progress.
-        """
+    def snapshot(self) -> Snapshot:
+        """A copy of the counters, and what is mapped and in progress."""
         with self.lock:
             private, shared = self.table.count(), self.shared_table.count()
             pages = sum(
                 count * pages_of_level(level) for level, count in enumerate(shared, 1)
             )
-            return (
+            return Snapshot(
                 deepcopy(self.counters),
                 ByLevel(*(sum(pair) for pair in zip(private, shared, strict=True))),
                 len(self.shared) + pages,
@@ -361,8 +374,3 @@ class Mmu:
     def walk(self, gfn: int) -> Spte | None:
         """The mapping of *gfn*, of whichever kind; None if there is none."""
         return self.table.walk(gfn) or self.shared_table.walk(gfn)
-
-
-def level_order(level: int) -> int:
-    """The order of a folio that is as large as a mapping of *level*."""
-    return pages_of_level(level).bit_length() - 1

@@ -40,8 +40,8 @@ class SlotNotifier:
         self._mmu: Final = mmu
         self._in_bytes: Final = semantics.unit == "bytes"
         hooked = mmu.frames_lock is not None
-        # Whether events say which frames go; and whether those of the one kind only are
-        # of conversions to the other.
+        # Whether events list the frames that are removed; and whether an event with
+        # only one kind always means a conversion to the other kind.
         self._reclaims: Final = hooked and semantics.tells_frames
         self._makes_shared: Final = (
             hooked
@@ -61,7 +61,7 @@ class SlotNotifier:
             register = partial(file.bind, *self._slot.file_pages(self._shift))
         # Later versions have a callback for poisoned pages, too.
         error = self._invalidate if "MEMORY_ERROR" in semantics.events else None
-        # Where a file has both kinds of pages, their mappings are told apart.
+        # Where a file has both kinds of pages, an event says which it concerns.
         options: ShimCallbacks = {
             "error": error,
             "with_frames": self._reclaims,
@@ -70,7 +70,8 @@ class SlotNotifier:
         }
         if "INVALIDATE_START" in semantics.events:
             options |= {"invalidate_start": self._start, "invalidate_end": self._end}
-        # INVALIDATE, too: a punch may send it where only poison sends start and end.
+        # Register for INVALIDATE, too: rules may send it for a punch, and start and end
+        # only for poison.
         return register(self._invalidate, **options)
 
     @property
@@ -87,20 +88,20 @@ class SlotNotifier:
         return self._slot.gfns(start, end)
 
     def _invalidate(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - of the event
-        """The one callback of v8: the pages are removed already."""
+        """INVALIDATE, the only callback of v8: there the pages are removed already."""
         if (gfns := self._gfns(start, end)) is None:
             return
         try:
             self._hook("invalidate:begin", *gfns)
         finally:
-            # Even if a hook raises: once this returns, the daemon relies on the zap.
+            # Zap even if a hook raises: once this returns, the daemon relies on it.
             self._count()
             self._mmu.zap(*gfns, *self._what(more))
             self._reclaim(more)
         self._hook("invalidate:end", *gfns)
 
     def _start(self, start: int, end: int, *more: Any) -> None:  # noqa: ANN401 - as above
-        """The pages are still there, and stay until this returns."""
+        """INVALIDATE_START: the pages stay until this returns."""
         if (gfns := self._gfns(start, end)) is None:
             return
         try:
@@ -125,9 +126,9 @@ class SlotNotifier:
         self._hook("invalidate:end", *gfns)
 
     def _what(self, more: tuple[Any, ...]) -> tuple[str | None, tuple[int, int] | None]:
-        """What comes last with an event, if files have both kinds of pages.
+        """The last two arguments of a callback, if files have both kinds of pages.
 
-        The kinds, and the gfns whose mappings go, None for all that it is about.
+        These are the kinds, and the gfns to zap, or None for all of the event's.
         """
         if not (more and self._mmu.in_place):
             return None, None
@@ -135,7 +136,7 @@ class SlotNotifier:
         return kinds, zaps and (self._gfns(*zaps) or (0, 0))
 
     def _reclaim(self, more: tuple[Any, ...]) -> None:
-        """Call the hook for the frames that an event says to go."""
+        """Call the hook `reclaim` for the frames that an event lists as removed."""
         if self._reclaims and more:
             for extent in more[0]:
                 self._mmu.arch.reclaim(extent.pfn, extent.count << self._shift)

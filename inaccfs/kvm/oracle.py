@@ -42,7 +42,7 @@ class Change:
         self.begin = begin
         # None while it is in progress.
         self.end = end
-        # The value that it leaves in the cells; 0 for memory that was taken away.
+        # The value that it leaves in the cells; 0 for memory that was removed.
         self.stamp = stamp
 
 
@@ -50,7 +50,7 @@ _ORIGIN: Final = Change(0, 0, 0)
 
 
 class Cell:
-    """A page, whose contents is the stamp written last. At first it is 0."""
+    """A page, whose content is the stamp written last. At first it is 0."""
 
     __slots__ = ("changes", "group", "index", "number")
 
@@ -118,7 +118,7 @@ class Oracle:
         return change
 
     def begin_clear(self, cells: Iterable[Cell]) -> Change:
-        """Taking memory away begins."""
+        """Removing memory begins."""
         with self._lock:
             change = Change(self._tick(), None, 0)
             for cell in cells:

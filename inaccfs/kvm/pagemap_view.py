@@ -64,7 +64,7 @@ _PALETTE: Final = Palette(
 
 _ROW: Final = 4 * GROUP
 _ROWS: Final = 16
-# What a row with its address takes.
+# The width of a row with its address.
 _WIDTH: Final = 80
 
 
@@ -87,7 +87,7 @@ def _of_slot(vm: VM, slot: MemorySlot, start: int, end: int) -> Iterator[str]:
     allocated = _allocated(slot, start, end)
     for gfn, there in zip(range(start, end), allocated, strict=True):
         if slot.backing is None or not vm.is_private(gfn):
-            # In place there is one copy of a page, whatever it is.
+            # In place, a page has one copy of its content, private or shared.
             yield DOUBLE if there and not vm.in_place else SHARED
         elif (spte := vm.spte(gfn)) is not None:
             yield MAPPED[spte.level]

@@ -1,4 +1,4 @@
-"""The content of private pages: its first one, and its loss where a zap destroys it."""
+"""The first content of private pages, and its loss where a zap destroys it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def populate(
 
 
 def destroy(mmu: Mmu, memory: GuestMemory, runs: Iterable[Run]) -> None:
-    """The content of private pages that were zapped is lost: zeros are there now.
+    """Clear the content of private pages that were zapped, where a zap destroys it.
 
-    With mmu_lock, after the flush. The pages are still there: mappings are zapped
-    before a removal, save by the rule `order` "after".
+    With mmu_lock, after the flush. The pages are still present: mappings are zapped
+    before a removal, except under the rule `order` "after".
     """
     if mmu.rules.order == "after":
-        # To write to pages that have gone would allocate new ones.
+        # Writing to removed pages would allocate new ones.
         return
     for run in runs:
         for gfn in range(run.gfn, run.gfn + run.pages):

@@ -31,7 +31,7 @@ _USER_SPACE: Final = 1 << 63
 
 
 class Kind(enum.Enum):
-    """enum kvm_mr_change, and that there is nothing to change."""
+    """enum kvm_mr_change, and NOTHING for a call that changes nothing."""
 
     CREATE = "create"
     DELETE = "delete"
@@ -41,7 +41,7 @@ class Kind(enum.Enum):
 
 
 class Change(NamedTuple):
-    """What a call changes: the slot that is there already, if there is one."""
+    """What a call changes, and the existing slot, if there is one."""
 
     kind: Kind
     old: MemorySlot | None
@@ -79,7 +79,7 @@ def check(
 
 
 def check_gfns(region: Region) -> None:
-    """kvm_arch_prepare_memory_region(), which comes after the file was looked at."""
+    """kvm_arch_prepare_memory_region(), which comes after the checks of the file."""
     end = (region.guest_phys_addr + region.memory_size) >> PAGE_SHIFT
     if end > MAX_GFNS:
         raise _invalid(f"gpa {region.guest_phys_addr:#x}: no CPU has such addresses")
@@ -118,7 +118,7 @@ def _check_numbers(region: Region) -> None:
 
 
 def _kind(region: Region, old: MemorySlot) -> Kind:
-    """What changes in a slot that is there."""
+    """What changes in an existing slot."""
     if (region.flags | old.flags) & KVM_MEM_PRIVATE:
         raise _invalid(f"slot {old.id} has a file: delete it first")
     same = (

@@ -1,8 +1,9 @@
 """The memory that unicorn reads and writes, for the length of one instruction.
 
-unicorn calls a hook at each access, and then uses memory of its own. So the hook for a
-read puts there what the guest's memory has, and one for a write copies what is written.
-The first access to a page has a hook that may refuse it, and then nothing has happened.
+unicorn calls a hook at each access, and then accesses its own memory. So the hook for a
+read copies the guest's memory there first, and the hook for a write copies what is
+written to the guest. The hook for the first access to a page may refuse it; then
+nothing has happened.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ class Scratch:
         self._read_guest: Final = read
         self._write_guest: Final = write
         self._pages: Final[set[int]] = set()
-        # The page of the last instruction stays mapped, and what was at its pc.
+        # The pc of the last instruction, whose page stays mapped, and the code there.
         self._code: tuple[int, bytes] | None = None
-        # What has been supplied to the access that comes next.
+        # The address and the size of the data that the next access will find.
         self._supplied: tuple[int, int] | None = None
-        # Writes that unicorn has done in its memory only.
+        # Writes that unicorn has made only in its own memory so far.
         self._pending: Final[list[tuple[int, bytes]]] = []
 
     def reset(self) -> None:
-        """Unmap all, also what an interrupted instruction has left."""
+        """Unmap all pages, also those that an interrupted instruction has left."""
         for first, last, _ in self._uc.mem_regions():
             self._uc.mem_unmap(first, last + 1 - first)
         self._pages.clear()
         self._code = None
 
     def begin(self, pc: int, code: bytes) -> None:
-        """An instruction begins."""
+        """Begin an instruction."""
         page = pc & -PAGE_SIZE
         for each in self._pages - {page}:
             self._uc.mem_unmap(each, PAGE_SIZE)
@@ -64,27 +65,27 @@ class Scratch:
         self._uc.mem_write(address, data)
 
     def read_unmapped(self, address: int, size: int, value: int) -> None:
-        """The first read of a page."""
+        """Hook: the first read of a page."""
         self.put(address, self._read_guest(address, size))
         self._supplied = address, size
 
     def read_mapped(self, address: int, size: int, value: int) -> None:
-        """Any read; also after `read_unmapped` of it."""
+        """Hook: any read. It follows `read_unmapped` for the same read."""
         if self._supplied != (address, size):
             self.put(address, self._read_guest(address, size))
             self._code = None
         self._supplied = None
 
     def write_mapped(self, address: int, size: int, value: int) -> None:
-        """Any write; also before `write_unmapped` of it."""
+        """Hook: any write. It precedes `write_unmapped` for the same write."""
         data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
         self._pending.append((address, data))
         self._code = None
 
     def write_unmapped(self, address: int, size: int, value: int) -> None:
-        """The first write to a page: nothing has happened yet, and it may exit."""
+        """Hook: the first write to a page. It may exit: nothing has happened yet."""
         self._write_guest(*self._pending.pop())
-        # unicorn writes it, too, to what is dropped after the instruction.
+        # unicorn writes the data to this page, too, which is dropped afterwards.
         self.put(address, bytes(size))
 
     def writes_code(self, pc: int) -> bool:
@@ -96,6 +97,6 @@ class Scratch:
         )
 
     def finish(self) -> None:
-        """The instruction is over: write what it has written to mapped pages."""
+        """End an instruction: copy what it wrote to mapped pages to the guest."""
         for address, data in self._pending:
             self._write_guest(address, data)

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from inaccfs.kvm.memory import WritableBuffer, address_of, resident, resident_at
 from inaccfs.kvm.uapi import PAGE_SIZE
+from inaccfs.syscalls import last_error
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -42,7 +43,7 @@ class SharedHalf(Protocol):
         """Write. EFAULT where nothing is mapped, or only for reading."""
 
     def is_same(self, other: WritableBuffer | int | None) -> bool:
-        """Whether *other*, as the ioctl got it, is this memory."""
+        """Whether *other*, an argument of the ioctl, is this memory."""
 
     def resident(self, pages: int) -> bytes:
         """mincore(2) of the first *pages*: a byte for each, odd if resident."""
@@ -51,7 +52,7 @@ class SharedHalf(Protocol):
         """Free whole pages, or zero them where they cannot be freed."""
 
     def release(self) -> None:
-        """The slot has gone."""
+        """The slot was deleted."""
 
 
 class BufferHalf:
@@ -152,7 +153,7 @@ def half_of(shared: WritableBuffer | int | None) -> SharedHalf | None:
 
 
 def is_aligned(shared: WritableBuffer | int) -> bool:
-    """Whether it begins at a page boundary, as far as it can."""
+    """Whether it begins at a page boundary, if its type can."""
     if isinstance(shared, int):
         return shared % PAGE_SIZE == 0
     view = memoryview(shared)
@@ -165,5 +166,4 @@ def _discard(address: int, size: int) -> None:
     for advice in (mmap.MADV_REMOVE, mmap.MADV_DONTNEED):
         if not _libc.madvise(address, size, advice):
             return
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number))
+    raise last_error()

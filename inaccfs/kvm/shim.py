@@ -26,11 +26,11 @@ class ShimFrame(Protocol):
 
 
 class ShimGot(ShimFrame, Protocol):
-    """The frame of a page that was got."""
+    """The frame of a page, as get-pfn returns it."""
 
     @property
     def private(self) -> object:
-        """Whether the page is private, where the file says so."""
+        """Whether the page is private; None if attributes are not kept in the file."""
 
 
 class ShimAttributes(Protocol):
@@ -54,7 +54,7 @@ class ShimExtent(ShimFrame, Protocol):
 
 
 class ShimGotExtent(ShimExtent, ShimGot, Protocol):
-    """Pages that were got: all private, or all shared, where the file says so."""
+    """Pages as get-pfn returns them: all private or all shared, if the file says so."""
 
 
 class ShimPin(ShimExtent, Protocol):
@@ -95,7 +95,7 @@ class ShimSemantics(Protocol):
     @property
     def mmap(self) -> str: ...
 
-    # Those of KVM itself; see inaccfs/semantics/kvm.py.
+    # The rules of KVM itself; see inaccfs/semantics/kvm.py.
     @property
     def kvm_default_attribute(self) -> str: ...
     @property
@@ -200,11 +200,11 @@ class ShimFile(Protocol):
 class WeakFileInfo(ShimFileInfo, Protocol):
     @property
     def opens(self) -> int:
-        """How many have it open, without weak files."""
+        """How many open files it has, weak ones excluded."""
 
 
 class WeakFile(ShimFile, Protocol):
-    """A file that this does not keep open."""
+    """A file that this object does not keep open."""
 
     def query(self) -> WeakFileInfo: ...
 

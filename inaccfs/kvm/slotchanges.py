@@ -1,4 +1,4 @@
-"""KVM_SET_USER_MEMORY_REGION: slots come, change and go. All with slots_lock.
+"""KVM_SET_USER_MEMORY_REGION: makes, changes and deletes slots. With slots_lock.
 
 kvm_set_memslot() and kvm_gmem_bind(). A slot is never changed: another takes its place.
 """
@@ -71,7 +71,7 @@ class SlotChanges:
             if region.flags & KVM_MEM_PRIVATE:
                 slot.backing = self._files.open(region.private_fd)
                 undo.callback(self._files.release, slot.backing)
-                # Before the slot can be found: no mapping without a notifier.
+                # Do this before the slot can be found: no mapping without a notifier.
                 slot.notifier = SlotNotifier(
                     slot, slot.backing, self._mmu, self._rules, self._hook
                 )
@@ -96,10 +96,10 @@ class SlotChanges:
                 stack.callback(slot.notifier.close)
 
     def _withdraw(self, slot: MemorySlot, then: MemorySlot | None) -> None:
-        """Take a slot away, put *then* in its place, and wait for the users it had."""
+        """Replace a slot by *then*, and wait until it has no users."""
         mmu = self._mmu
         if mmu.destroy is not None:
-            # While the slot can be found, and with it the content that goes.
+            # Do this while the slot can be found: its content may be destroyed.
             mmu.zap(slot.base_gfn, slot.end_gfn)
         mmu.exchange(slot, then)
         # Zap afterwards: a fault that found the slot then has an outdated seq.

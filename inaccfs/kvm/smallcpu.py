@@ -1,7 +1,6 @@
 """A CPU for the few instructions of the rows' guests, where unicorn is not installed.
 
-They are those of `probe.assembler` in long mode. What is no instruction of theirs is
-absent here.
+It knows the instructions that `probe.assembler` makes in long mode, and no others.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class SmallCpu(CpuBase):
     """Runs what `probe.assembler` assembles for long mode."""
 
     def __init__(self, vcpu: Vcpu) -> None:
-        """Its registers are 0."""
+        """All registers are 0."""
         super().__init__(vcpu, "long", None)
         self._values: Final = dict.fromkeys((*_NAMES, "ip", "flags"), 0)
         # ZF
@@ -59,7 +58,7 @@ class SmallCpu(CpuBase):
 
     def __setitem__(self, name: str, value: int) -> None:
         register, bits = _register(name)
-        # A write to 32 bits clears the others.
+        # A write to 32 bits clears the upper 32.
         kept = self._values[register] >> bits << bits if bits < 32 else 0
         self._values[register] = kept | value & (1 << bits) - 1
 

@@ -35,11 +35,11 @@ def add(counts: list[int], more: ByLevel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A VM at one moment. All but the last four count since the VM was made."""
+    """The counters of a VM since it was made; the last four are its present state."""
 
     # Private faults that began; each retry counts as one more.
     faults: int
-    # Faults and pre-faults that were dropped because an invalidation raced with them.
+    # Faults and pre-faults that were repeated because an invalidation raced with them.
     retries: int
     # Faults whose gfn another vCPU had mapped meanwhile.
     spurious: int
@@ -66,5 +66,5 @@ class Stats:
     # Invalidations in progress at this moment.
     in_progress: int
     # Pages of 4 KiB that both a slot's file and its shared memory have. None if the
-    # mount refuses get-memory, or its daemon has gone.
+    # mount refuses get-memory, or its daemon has ended.
     double_allocated: int | None

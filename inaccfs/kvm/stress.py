@@ -82,20 +82,20 @@ class Report:
 
 
 class Others(Protocol):
-    """Who else takes part, such as `inaccfs.iommu.stress.Devices`."""
+    """Other participants of a run, such as `inaccfs.iommu.stress.Devices`."""
 
     @property
     def notifiers(self) -> int:
-        """How many they have registered."""
+        """How many notifiers they have registered."""
 
     def actors(self, world: World, dice: Iterator[random.Random]) -> list[Actor]:
-        """Their threads, each with dice of its own."""
+        """Their threads, each with a random generator of its own."""
 
     def check(self) -> Iterator[str]:
-        """Violations, while no thread runs."""
+        """Return violations. No thread runs meanwhile."""
 
     def close(self) -> None:
-        """They leave."""
+        """End their part, and release what they have."""
 
 
 class _NoOthers:
@@ -126,7 +126,7 @@ def run(
 
     *progress* is called ten times a second, with the seconds so far and the counts.
     *interrupted* is called as often; once it returns True, the run ends early, with all
-    checks made. *others* makes who else takes part, of the client and the file's fd.
+    checks made. *others* makes other participants from the client and the file's fd.
 
     Raises:
         OSError: the file or the VM cannot be made; `ControlError`.

@@ -85,7 +85,7 @@ class Vcpu:
         self.hook: Hook = no_hook
         rules = mmu.rules
         self._checks_all: Final = rules.kvm_mismatch == "every gfn"
-        # What an access is that the guest says nothing of.
+        # Whether an access is private if the guest does not say.
         self._by_guest: Final = mmu.protected and rules.kvm_access == "guest"
         self._unsaid: Final = self._private if self._by_guest else self._by_attribute
 
@@ -110,7 +110,7 @@ class Vcpu:
         self._access(gpa, len(data), _Write(self._memory, data), private)
 
     def as_a_guest(self, gpa: int) -> bool | None:
-        """What an access to *gpa* is for a guest that takes files for private memory.
+        """Whether an access to *gpa* is private, if files are private memory.
 
         None where the attribute decides: the rule kvm_access.
         """
@@ -175,7 +175,7 @@ class Vcpu:
     def _by_attribute(self, gpa: int, end: int, transfer: _Read | _Write) -> int:
         """As `_private`, for a guest that does not say what its access is.
 
-        What the access is is decided here, and checked later, as in KVM: if the
+        The kind of access is decided here, and checked later, as in KVM: if the
         attribute changes in between, the vCPU exits although nothing is wrong.
         """
         mmu, gfn = self._mmu, gpa >> PAGE_SHIFT
@@ -202,7 +202,7 @@ class Vcpu:
     ) -> int:
         """As `_private`, where files keep attributes and have both kinds of pages.
 
-        A gfn in no slot with a file is shared: with its slot it loses what it was.
+        A gfn in no slot with a file is shared: it loses its attribute with its slot.
         """
         gfn = gpa >> PAGE_SHIFT
         while self._mmu.is_served(self._mmu.slots.find(gfn)):
@@ -239,7 +239,7 @@ class Vcpu:
             return 0
         window = slot.backing.window
         position = (slot.pgoff(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
-        # A folio may extend past the file's end, where there is no memory to access.
+        # A folio may extend past the file's end, where there is nothing to access.
         if window is None or position >= len(window):
             return 0
         folio_end = (gfn | pages_of_level(spte.level) - 1) + 1

@@ -48,17 +48,17 @@ class VM:
     share it; each vCPU is for one thread at a time.
 
     *encryption* keeps private memory encrypted with a key of this VM (needs the package
-    cryptography). *default_private* is the attribute of gfns that nobody has converted,
-    if it is not to be that of the rule kvm_default_attribute. Without *protected* the
-    VM has no private memory, as one of the type KVM_X86_DEFAULT_VM, and the rule
-    kvm_default_vm says what becomes of files. *invalidation* replaces KVM's retry
-    protocol, to show what happens without it. *memory* replaces plain access to the
-    file's memory; *sync* makes the locks. With *zap* "destroys" a private page loses
-    its content when it is zapped, as on TDX and CCA; it "keeps" it on SEV-SNP. *arch*
-    has the hooks of the CPU's vendor. *hooks* is called as
-    `hooks(point, start, end)`, with gfns, at
+    cryptography). *default_private* is the attribute of gfns that nobody has converted;
+    None takes that of the rule kvm_default_attribute. Without *protected* the VM has no
+    private memory, as one of the type KVM_X86_DEFAULT_VM, and the rule kvm_default_vm
+    says what becomes of files. *invalidation* replaces KVM's retry protocol, to show
+    what happens without it. *memory* replaces plain access to the file's memory; *sync*
+    makes the locks. With *zap* "destroys" a private page loses its content when it is
+    zapped, as on TDX and CCA; with "keeps" it does not, as on SEV-SNP. *arch* holds the
+    hooks of the CPU's vendor. *hooks* is called as `hooks(point, start, end)`, with
+    gfns, at
 
-    - `invalidate:begin`: the shim has called; nothing is zapped yet;
+    - `invalidate:begin`: the callback has been called; nothing is zapped yet;
     - `invalidate:end`: the range is zapped; the reply to the daemon comes next;
     - `fault:begin`: seq is read; get-pfn comes next;
     - `fault:before_install`: the frame is known; mmu_lock comes next;
@@ -144,12 +144,12 @@ class VM:
 
         *guest_phys_addr*, *memory_size* and *private_offset* are bytes, of whole pages.
         *shared* is the shared half: any writable buffer of that size, exported until
-        the slot goes; or an address of this process, the ioctl's userspace_addr.
+        the slot is deleted; or an address of this process, the ioctl's userspace_addr.
         *private_fd* stays the caller's. Several slots may use one file, and even the
         same pages of it where the rules have no exclusive ranges.
 
         Patches 2/8 and 8/8; a slot with a file cannot be changed, only deleted. Others
-        can move, and be given KVM_MEM_LOG_DIRTY_PAGES or not.
+        can be moved, and can gain or lose KVM_MEM_LOG_DIRTY_PAGES.
 
         Raises:
             OSError: EINVAL; EEXIST where it overlaps another; EBADF on a closed VM, and
@@ -165,10 +165,10 @@ class VM:
             self._changes.apply(region)
 
     def own(self, fd: int) -> None:
-        """Make a file this VM's, as KVM_CREATE_GUEST_MEMFD of it does.
+        """Make this VM the owner of a file, as KVM_CREATE_GUEST_MEMFD does.
 
-        Where the rule kvm_file_of_one_vm holds, no other VM of this process can have it
-        in a slot then. A file that no VM has made is nobody's.
+        By the rule kvm_file_of_one_vm no other VM of this process can then use it in a
+        slot. A file that no VM has made has no owner.
 
         Raises:
             OSError: EBADF.
@@ -190,7 +190,7 @@ class VM:
             raise OSError(errno.EINVAL, "this VM has no private memory")
         if self._mmu.in_place:
             if not private:
-                # No attribute is set here, and so there is none to clear.
+                # A VM without private memory has no attribute to clear.
                 return
             raise OSError(
                 errno.EINVAL,
@@ -203,16 +203,16 @@ class VM:
     def pre_fault_memory(self, gpa: int, size: int) -> tuple[int, int]:
         """KVM_PRE_FAULT_MEMORY: map pages, as if they had been touched.
 
-        Which ones is the rule kvm_pre_fault. It works by extents: one get-pfn for each
-        256 MiB. *gpa* and *size* are bytes; returns those of what is left, as the ioctl
-        leaves them in its struct.
+        The rule kvm_pre_fault says which ones. There is one get-pfn for each 256 MiB.
+        *gpa* and *size* are bytes; returns those of the rest that is not mapped, as the
+        ioctl leaves them in its struct.
 
         Raises:
             OSError: EINVAL as for attributes; ENOENT where there is no slot; the errno
                 of the rule kvm_pre_fault_error where there is no private memory; EFAULT
                 where there is no shared memory; the error of get-pfn. By the rule
-                kvm_pre_fault_partial only if no page was mapped; else the pages before
-                that are.
+                kvm_pre_fault_partial it raises only if no page was mapped; otherwise
+                the pages before the error are mapped.
         """
         start, end = _gfns(gpa, size)
         stop = self._faults.pre_fault(start, end)
@@ -225,12 +225,13 @@ class VM:
         source: ShimFile | None = None,
         source_offset: int = 0,
     ) -> int:
-        """kvm_gmem_populate(): the first content of private pages, before the guest.
+        """kvm_gmem_populate(): give private pages their content before the guest runs.
 
-        From *source*, a file of the mount, from page *source_offset* on; without one
-        the content is there already. *gpa* and *size* are bytes, and end with the slot.
-        Returns how many pages were done. Where zaps destroy content they are mapped,
-        for content can be given with the mapping only, as by TDH.MEM.PAGE.ADD.
+        It comes from *source*, a file of the mount, from page *source_offset* on;
+        without a source the content is there already. *gpa* and *size* are bytes; the
+        range ends with the slot at the latest. Returns how many pages were done. Where
+        zaps destroy content the pages are mapped, because content can only be given
+        with the mapping, as by TDH.MEM.PAGE.ADD.
 
         EINVAL where no slot has a file, or the first page is not private.
         """
@@ -241,11 +242,11 @@ class VM:
             )
 
     def notice_closed_files(self) -> None:
-        """Zap what was mapped of files that nobody has open any more, now.
+        """Zap at once the mappings of files that nobody has open any more.
 
         By the rule kvm_slot_holds_file a slot does not keep its file open. The daemon
-        sends the invalidation some time after the last close(2) has returned, for FUSE
-        tells it so late; in the kernel close(2) waits for it.
+        sends the invalidation some time after the last close(2) has returned, because
+        FUSE reports a close late; in the kernel close(2) waits for it.
 
         Raises:
             ControlError: the daemon has gone.
@@ -288,15 +289,15 @@ class VM:
             double = self.double_allocated()
         except OSError:
             double = None
-        counters, mapped, shared, in_progress = self._mmu.snapshot()
-        counted = asdict(counters)
+        now = self._mmu.snapshot()
+        counted = asdict(now.counters)
         for name in ("installed", "zapped"):
             counted[name] = ByLevel(*counted[name])
         return Stats(
             **counted,
-            mapped=mapped,
-            mapped_shared=shared,
-            in_progress=in_progress,
+            mapped=now.mapped,
+            mapped_shared=now.mapped_shared,
+            in_progress=now.in_progress,
             double_allocated=double,
         )
 
@@ -352,10 +353,10 @@ class VM:
     def stale_sptes(self, start: int = 0, end: int | None = None) -> list[StaleSpte]:
         """Mappings of frames that their pages do not have, or no longer have.
 
-        There should be none, save while a punch or an allocation waits for a callback:
-        in v8 the page is gone by then. The mappings are compared with the daemon's list
-        of fetched pages; of a huge mapping that lists only the pages that a get-pfn
-        asked for. *start* and *end* are as in `runs`.
+        There should be none, except while a punch or an allocation waits for a
+        callback: in v8 the page is removed by then. The mappings are compared with the
+        daemon's list of fetched pages; of a huge mapping that lists only the pages that
+        a get-pfn asked for. *start* and *end* are as in `runs`.
         """
         with self._slots_lock:
             stale = audit.stale_sptes(self._shim, self.slots, self.runs(start, end))

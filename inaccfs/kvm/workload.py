@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOT_PAGES: Final = 48
 _PUNCH_PAGES: Final = (1, 1, 1, 1, 3, 16, 64, 512)
 
-# Of an access whose page another vCPU keeps converting back.
+# The most tries of an access whose page another vCPU keeps converting back.
 _TRIES: Final = 16
 
 # How long a host waits between two actions, on average: without the pause, the guests
@@ -31,7 +31,7 @@ _TRIES: Final = 16
 _PAUSE_SECONDS: Final = 0.01
 
 
-# How long a file is frozen at most.
+# The longest time that a file stays frozen.
 _FROZEN_SECONDS: Final = 0.01
 
 
@@ -151,7 +151,7 @@ class Guest(Actor):
 
 
 class Host(Actor):
-    """Threads that change a running guest's memory: of the VMM, and of others."""
+    """A thread that changes a running guest's memory, like a VMM or other processes."""
 
     def __init__(self, number: int, world: World, dice: Random) -> None:
         super().__init__(f"puncher {number}", world, dice)

@@ -46,7 +46,7 @@ _PAUSES: Final = (0, 0, 0.001, 0, 0.0002, 0, 0)
 
 
 class Refused(Exception):
-    """The file is frozen, and nothing has changed."""
+    """The file is frozen, so nothing has changed."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,7 +86,7 @@ class World:
         self.freezes: Final = semantics.frozen != "unknown"
         self._granule: Final = 512 if semantics.granule == "huge page" else 1
         self._zeroes: Final = semantics.content == "zeroed"
-        # With what changes may be refused.
+        # The errnos of changes that the rules refuse.
         self.refusals: Final = tuple(
             number
             for number, refuses in (
@@ -192,7 +192,8 @@ class World:
             shared=mmap.mmap(-1, pages << PAGE_SHIFT),
             flags=KVM_MEM_PRIVATE,
         )
-        # What a confidential guest's VMM does, where it is not so by itself.
+        # Convert all pages to private, as a confidential guest's VMM does. In place
+        # they are private from the beginning.
         if not self.vm.in_place:
             size = pages << PAGE_SHIFT
             self.vm.set_memory_attributes(window.gpa(0), size, private=True)

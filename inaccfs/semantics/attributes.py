@@ -1,4 +1,4 @@
-"""Rules of private and shared pages in one file, and of what proposals add to a file.
+"""Rules about private and shared pages in one file, and about proposals.
 
 A file of mainline's guest_memfd is private or shared as a whole. The proposals keep an
 attribute for each page, and convert pages in place; others split huge pages, let the
@@ -14,7 +14,7 @@ SHARED: Final = "shared"
 BOTH: Final = "both"
 
 Kinds: TypeAlias = Literal["private", "shared", "both"]
-"""Which pages an event is about: KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, or both."""
+"""The pages that an event concerns: KVM_FILTER_PRIVATE, KVM_FILTER_SHARED, or both."""
 
 Attributes: TypeAlias = Literal["nowhere", "vm", "file"]
 Initial: TypeAlias = Literal["private", "shared"]
@@ -37,38 +37,38 @@ class AttributeRules:
 
     # --- private and shared pages -----------------------------------------------------
 
-    # Where it is kept which pages are private: "nowhere", the file is of one kind; per
-    # "vm" and gfn, which is the KVM's matter; or per "file" and page of it. Then the
-    # command set-memory-attributes converts pages.
+    # Where the attribute private or shared is kept: "nowhere", as all pages of a file
+    # have one kind; in the "vm", per gfn, which only the KVM knows; or in the "file",
+    # per page. Then the command set-memory-attributes converts pages.
     attributes: ClassVar[Attributes]
-    # What all pages of a new file are.
+    # The attribute of all pages of a new file.
     initial: ClassVar[Initial]
-    # The kinds that the events of punches and memory failures carry: "none"; what all
-    # pages were at first, "initial"; what is "present" in the range; or always "both".
+    # The kinds in the events of punches and memory failures: "none"; the "initial" kind
+    # of the file; the kinds "present" in the range; or always "both".
     kinds: ClassVar[EventKinds]
-    # The kinds that the events of a conversion carry: what is "present" in the range,
-    # the "opposite" of what it becomes, or "both".
+    # The kinds in the events of a conversion: those "present" in the range, the
+    # "opposite" of the new kind, or "both".
     conversion_kinds: ClassVar[ConversionKinds]
     # Whether a conversion stores the attribute before or after the end of its bracket.
     stored: ClassVar[Stored]
     # What a conversion does as a whole or not at all: the "range"; or one "huge page"
     # after the other, so that an error leaves earlier ones converted.
     atomicity: ClassVar[Atomicity]
-    # What a conversion to private looks for, and refuses with EAGAIN: all "references"
-    # to its pages, pins among them; pins in the whole range first and then references,
-    # "pins first"; or "none".
+    # What makes a conversion to private fail with EAGAIN: "references" to its pages,
+    # which include pins; "pins first" in the whole range, and then references; or
+    # "none".
     pin_check: ClassVar[PinCheck]
-    # What becomes of the content of converted pages: "unspecified"; "zeroed", where
-    # they become shared; "preserved"; or the conversion of pages that have memory is
-    # "refused" with EOPNOTSUPP.
+    # The content of converted pages: "unspecified"; "zeroed" if they become shared;
+    # "preserved"; or "refused": the conversion of pages with memory is EOPNOTSUPP.
     content: ClassVar[Content]
-    # Whether get-pfn waits while a punch or a conversion of the file is under way.
+    # Whether get-pfn waits while a punch or a conversion of the file is in progress.
     get_waits: ClassVar[bool]
 
     # --- huge pages -------------------------------------------------------------------
 
-    # What the file consists of: "page"; or "huge page", of 2 MiB at least, that is
-    # split while one of its pages is shared. Sizes and fallocate(2) are multiples.
+    # The unit of a file's memory: "page"; or "huge page", of at least 2 MiB, which is
+    # split while one of its pages is shared. Sizes and ranges of fallocate(2) must be
+    # multiples of it.
     granule: ClassVar[Granule]
     # Whether a punch of pages that have references is "done", or "refused" with EAGAIN
     # after its start.
@@ -76,7 +76,7 @@ class AttributeRules:
 
     # --- bindings ---------------------------------------------------------------------
 
-    # The errno of bind for pages that are bound already.
+    # The errno of bind for pages that are already bound.
     overlap_errno: ClassVar[int]
     # Whether bind always binds "at once"; or may leave a binding "prepared", and
     # commit-bind puts it into effect, or refuses it.
@@ -84,13 +84,13 @@ class AttributeRules:
 
     # --- population, freezing, migration ----------------------------------------------
 
-    # How a VMM fills a file: not at all, "none"; by "write", write(2) of whole shared
-    # pages; by the command "populate", from a source; or the same, "populate in place",
-    # where the content may be there already.
+    # How a VMM fills a file: "none", it cannot; "write", by write(2) of whole shared
+    # pages; "populate", by that command, from a source; or "populate in place", where
+    # the content may already be in the pages.
     population: ClassVar[Population]
     # Whether the command freeze is "unknown"; or fallocate(2) of a frozen file is EPERM
     # "before the checks" of its arguments, or "after the checks".
     frozen: ClassVar[Frozen]
-    # Whether pages migrate: "never", or shared ones at the command migrate, within the
-    # "bracket" of a punch.
+    # Whether pages migrate: "never"; or the command migrate moves shared ones within
+    # the "bracket" of a punch.
     migration: ClassVar[Migration]

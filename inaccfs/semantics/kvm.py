@@ -1,4 +1,4 @@
-"""The rules of KVM: what differs by version in what KVM does with a file of the shim.
+"""The rules of KVM: how versions differ in what KVM does with a file of the shim.
 
 `V8Kvm` has them as the v8 series says (patches 2 to 8), `MainlineKvm` as Linux does
 since 6.8 (virt/kvm/kvm_main.c, virt/kvm/guest_memfd.c, arch/x86/kvm/mmu/mmu.c). The
@@ -29,9 +29,9 @@ class KvmRules:
 
     # The attribute of a gfn that nobody has converted.
     kvm_default_attribute: ClassVar[KvmAttribute]
-    # When a fault reads an attribute that is kept in the file: in a question of its own
-    # "before get-pfn", without a lock, as kvm_mem_is_private() is called; or "with the
-    # page", from the answer of get-pfn.
+    # When a fault reads an attribute that is kept in the file: "before get-pfn", by a
+    # command of its own, which takes no lock, like kvm_mem_is_private(); or "with the
+    # page", from the return of get-pfn.
     kvm_attribute_read: ClassVar[KvmAttributeRead]
     # What decides whether an access is private where the guest does not say so: the
     # "guest", whose accesses are private unless it says shared (the C-bit of SEV-SNP,
@@ -58,19 +58,19 @@ class KvmRules:
 
     # --- slots ------------------------------------------------------------------------
 
-    # Whether a slot keeps its file open. Else the last close(2) zaps the slot's pages,
-    # and private accesses fail.
+    # Whether a slot keeps its file open. If not, the last close(2) zaps the slot's
+    # pages, and private accesses fail.
     kvm_slot_holds_file: ClassVar[bool]
     # Whether only the VM that has made a file can have it in slots: EINVAL for others.
     kvm_file_of_one_vm: ClassVar[bool]
     # The errno for a number that is not an open file descriptor.
     kvm_bad_fd: ClassVar[KvmBadFd]
-    # Whether the file and the offset are ignored without KVM_MEM_PRIVATE. Else it is
-    # EINVAL to give them.
+    # Whether the file and the offset are ignored without KVM_MEM_PRIVATE. If not, it is
+    # EINVAL to pass them.
     kvm_ignores_unused: ClassVar[bool]
-    # What becomes of a file in a slot of a VM without private memory: "refused" with
+    # What happens to a file in a slot of a VM without private memory: "refused" with
     # EINVAL; "ignored", the guest gets the memory at userspace_addr; or "served", the
-    # guest gets the file's.
+    # guest gets the file's memory.
     kvm_default_vm: ClassVar[KvmDefaultVm]
 
     # --- KVM_PRE_FAULT_MEMORY ---------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The semantics of what has been merged or proposed after Linux 6.18.
+"""The semantics that were merged or proposed after Linux 6.18.
 
 Each class inherits from its predecessor, and sets the rules that differ. A fact that
 rests on the code of a development tree alone, or on no source at all, says so.
@@ -29,8 +29,8 @@ class WriteV7(GuestMemfdShared):
 class GuestMemfd72(GuestMemfd):
     """guest_memfd with an inode and a file system of its own.
 
-    Unverified: that the copy that was read is of 7.2, which was inferred from its
-    names; and which of its differences to 6.18 came earlier.
+    Unverified: that the source that was read is of 7.2, which was inferred from its
+        names; and which of its differences from 6.18 came earlier.
     """
 
     name = "guest_memfd-7.2"
@@ -46,8 +46,8 @@ class InPlaceV8(GuestMemfd72):
     """Conversion in place: attributes per inode, KVM_SET_MEMORY_ATTRIBUTES2.
 
     A file without GUEST_MEMFD_FLAG_INIT_SHARED; with it `initial` is "shared".
-    Unverified: what becomes of the range's user mappings after EAGAIN (own reading of
-    the patches: they stay unmapped).
+    Unverified: what happens to the range's user mappings after EAGAIN. As we read the
+        patches, they stay unmapped.
     """
 
     name = "in-place-v8"
@@ -69,12 +69,12 @@ class InPlaceNext(InPlaceV8):
 
     name = "in-place-next"
     source = "a development tree after 22 June 2026, virt/kvm/guest_memfd.c"
-    # An answer to Suzuki Poulose: what is private and populated must not be zapped by
-    # a conversion to private, for on CCA and TDX its content would go.
+    # An answer to Suzuki Poulose: a conversion to private must not zap private
+    # populated pages, because on CCA and TDX that would destroy their content.
     conversion_kinds = "opposite"
     kinds = "both"
     pin_check = "pins first"
-    # get_pfn hands out the pfn alone, which is good until the next invalidation.
+    # get_pfn returns only the pfn, which is valid until the next invalidation.
     references = "none"
     binding = "prepared"
 
@@ -83,7 +83,7 @@ class HugetlbRfc(InPlaceV8):
     """Huge pages that split at the first shared page, and merge when all are private.
 
     Unverified: all of it is from a prototype whose posting was not found. The order of
-    the end and the store is an own reading of it.
+        the end and the store is our reading of it.
     """
 
     name = "hugetlb-rfc"
@@ -92,7 +92,7 @@ class HugetlbRfc(InPlaceV8):
     atomicity = "huge page"
     stored = "after the end"
     pinned_punch = "refused"
-    # As all of these versions; in this one it makes a difference, because of `stored`.
+    # As in all of these versions; here it makes a difference, because of `stored`.
     kvm_attribute_read = "before get-pfn"
     # kvm_gmem_get_pfn() reports the folio's order.
     kvm_huge = True
@@ -116,8 +116,8 @@ class MigratableRfc(GuestMemfd72):
 class LiveUpdate(GuestMemfd72):
     """A file that the live update orchestrator preserves is frozen.
 
-    Unverified: the merge of the series; and what a freeze would be to conversions,
-    which it does not know. Here they are EPERM, too.
+    Unverified: the merge of the series; and how a freeze affects conversions, which the
+        series does not mention. Here they are EPERM, too.
     """
 
     name = "live-update"

@@ -54,7 +54,7 @@ class Plan:
 
 
 Check: TypeAlias = "Callable[[int, int, int, int], None]"
-"""`Semantics.check_fallocate`, or what stands in for it."""
+"""`Semantics.check_fallocate`, or a replacement for it."""
 
 
 class Semantics(AttributeRules, KvmRules):
@@ -81,7 +81,7 @@ class Semantics(AttributeRules, KvmRules):
     size: ClassVar[Size]
     # Which calls of fallocate(2) must have page aligned offsets and lengths.
     aligned: ClassVar[Aligned]
-    # Whether an allocation must not move the size: EOPNOTSUPP without KEEP_SIZE.
+    # Whether an allocation must not change the size: EOPNOTSUPP without KEEP_SIZE.
     keep_size_required: ClassVar[bool]
     # Whether an allocation past the size is "allocated", or "refused" with EINVAL.
     past_end: ClassVar[PastEnd]
@@ -122,7 +122,7 @@ class Semantics(AttributeRules, KvmRules):
 
     # --- page frames ------------------------------------------------------------------
 
-    # Whether get-pfn allocates in a hole; else it fails with ENOENT.
+    # Whether get-pfn allocates in a hole; otherwise it fails with ENOENT.
     allocates: ClassVar[bool]
     # What the caller of get-pfn holds: a "counted" reference; the page "locked", until
     # put-pfn, against punches and get-pfn of other clients; or "none".

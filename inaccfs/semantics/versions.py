@@ -101,7 +101,7 @@ class V8(V8Kvm, Semantics):
     frozen: ClassVar[Frozen] = "unknown"
     migration: ClassVar[Migration] = "never"
     get_waits: ClassVar[bool] = False
-    # Of use only where the attributes are kept in the file.
+    # Used only where the attributes are kept in the file.
     conversion_kinds: ClassVar[ConversionKinds] = "present"
     stored: ClassVar[Stored] = "before the end"
     atomicity: ClassVar[Atomicity] = "range"
@@ -112,8 +112,9 @@ class V8(V8Kvm, Semantics):
 class V7(V8):
     """memfile_notifier: shmem itself notifies of populated and of invalidated pages.
 
-    v6 has populate, v7 no longer; v5 and v6 lock a page between get and put. There the
-    invalidation comes before the removal of each folio, here before that of the range.
+    v6 has populate, which v7 dropped; v5 and v6 lock a page between get and put. In all
+    of them the invalidation precedes the removal of each folio, here the removal of the
+    range.
     """
 
     name = "v7"
@@ -188,8 +189,8 @@ class GuestMemfd68(MainlineKvm, Bind):
 class GuestMemfd612(GuestMemfd68):
     """guest_memfd with KVM_PRE_FAULT_MEMORY, populate and a prepare hook.
 
-    None of them changes a rule: 6.8 has no pre-fault to differ from, and populate and
-    the hook are of CPUs that encrypt memory.
+    None of them changes a rule: 6.8 has no pre-fault, and populate and the hook are
+    only for CPUs that encrypt memory.
     """
 
     name = "guest_memfd-6.12"

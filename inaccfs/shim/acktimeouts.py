@@ -1,4 +1,4 @@
-"""Evicts notifiers that have not answered in time and that no task waits for.
+"""Evicts notifiers that do not answer in time and that no task waits for.
 
 A task that waits for answers has a clock of its own, `Loop.in_time`: it serves any
 number of notifiers, and evicts them in slices, between which other tasks run. Here no
@@ -28,12 +28,12 @@ class AckTimeouts:
 
     def __init__(self, seconds: float) -> None:
         self._seconds: Final = seconds
-        # The notifiers of a file, when their time is over, and the sequence of the
-        # event: a file has one at a time. In the order in which they are due.
+        # By the notifiers of a file, in the order in which they are due: when their
+        # time is over, and the sequence of the event. A file has one event at a time.
         self._watched: Final[dict[Notifiers, tuple[float, int]]] = {}
         self._begun = trio.Event()
-        # How long this task has waited in all; when its present part of a wait began,
-        # and how long that part is.
+        # How long this task has waited in total; when the current part of its wait
+        # began, and how long that part is.
         self._waited = 0.0
         self._part_began = 0.0
         self._part = 0.0

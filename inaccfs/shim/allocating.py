@@ -19,15 +19,16 @@ SHORT_BYTES: Final = 128 << 20
 """An allocation up to this is over before a signal could interrupt it."""
 
 PIECE_BYTES: Final = 32 << 20
-"""So much is allocated between two looks at an interrupt, where the rules keep what has
-been allocated. A page may be larger, up to 1 GiB; it is a piece then.
+"""The size of a piece, before each of which a call checks for an interrupt, where the
+rules keep what has been allocated. A larger page, up to 1 GiB, is a piece of its own.
 """
 
 
 def worker_for(superblock: Superblock, call: Call) -> LongAllocator | None:
-    """What must make an allocation because it is long, or near a cgroup's limit.
+    """The worker process for an allocation that is long, or near a cgroup's limit.
 
-    None if it may be made here; it is counted as made then, see `Headroom.allows`.
+    None if the daemon may allocate itself; then the bytes are counted, see
+    `Headroom.allows`.
     """
     allocator = superblock.allocator
     if (
@@ -47,18 +48,18 @@ async def allocate(
     worker: LongAllocator | None,
     interrupted: Event,
 ) -> None:
-    """Allocate what does not fit in the loop. The caller has *turn*.
+    """Make an allocation that is too long for the loop. The caller has *turn*.
 
-    *worker* is what `worker_for` has said of *call*.
+    *worker* is the return of `worker_for` for *call*.
 
     Raises:
-        OSError: the errno of fallocate(2); EINTR when *interrupted* has been set. What
-            has been allocated by then is kept, where the rules say so.
+        OSError: the errno of fallocate(2); EINTR after *interrupted* was set. By the
+            rule `on_interrupt` the memory allocated until then stays.
     """
     if superblock.semantics.on_interrupt == "undone":
         await _allocate(superblock, turn, fd, call, worker, interrupted)
         return
-    # As kvm_gmem_allocate() of guest_memfd, where a piece is a folio: what has been
+    # Like kvm_gmem_allocate() of guest_memfd, where a piece is a folio: what has been
     # allocated stays, whatever ends the call.
     for piece in call.pieces(max(PIECE_BYTES, superblock.page_size)):
         if interrupted.is_set():

@@ -1,10 +1,10 @@
 """Long allocations, in processes of their own because only those can be interrupted.
 
 A tmpfs whose fallocate(2) is interrupted gives back exactly the memory that the call
-had taken, which nobody else could do. But in Linux 6.18 only a fatal signal interrupts
-a large fallocate(2), and what is fatal for a thread is fatal for the daemon. So each
-long allocation has a worker (see `inaccfs.helper`), which is killed when a signal
-interrupts the caller.
+had taken; no other code can do that. But in Linux 6.18 only a fatal signal interrupts a
+large fallocate(2), and what is fatal for a thread is fatal for the daemon. So each long
+allocation has a worker (see `inaccfs.helper`), which is killed when a signal interrupts
+the caller.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Allocator:
             self._workers.give_back(worker)
             raise
         except BaseException:
-            # The call is given up, so its memory must not stay.
+            # The call is abandoned, so its memory must not stay.
             self._workers.let_die(worker)
             raise
         self._workers.give_back(worker)

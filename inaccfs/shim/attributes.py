@@ -23,17 +23,17 @@ _END: Final = 1 << 52
 
 
 MOST_RANGES: Final = 1_000_000
-"""How many ranges a file has at most: some 200 MB, as no page of them needs memory."""
+"""The most ranges of a file. They take some 200 MB; their pages need no memory."""
 
 
 class Attributes:
     """The attribute of each page. Ranges with equal ones are merged."""
 
     def __init__(self, initial: Initial, most: int = MOST_RANGES) -> None:
-        """*initial* is what all pages are; *most* is how many ranges there may be."""
+        """All pages get the attribute *initial*. There may be *most* ranges."""
         self._most: Final = most
         self._initial: Final = initial == PRIVATE
-        # None until somebody looks at a page: each open makes one, and few are used.
+        # Made on first use: each open makes an Attributes object, and few are used.
         self._ranges: RangeMap[bool] | None = None
 
     @property
@@ -45,13 +45,13 @@ class Attributes:
 
     @property
     def are_initial(self) -> bool:
-        """Whether all pages are what they were at first."""
+        """Whether all pages have their initial attribute."""
         if self._ranges is None:
             return True
         return len(self._ranges) == 1 and self.is_private(0) is self._initial
 
     def is_private(self, page: int) -> bool:
-        """Whether *page* is private; else it is shared."""
+        """Whether *page* is private. If not, it is shared."""
         private = self._private.get(page)
         assert private is not None
         return private
@@ -64,7 +64,7 @@ class Attributes:
         return None
 
     def kinds(self, start: int, end: int) -> Kinds:
-        """What is present from *start* to *end*, which is not empty."""
+        """The kinds of the pages from *start* to *end*, which is not empty."""
         private = self.is_private(start)
         if self.first(start, end, private=not private) is not None:
             return BOTH
@@ -72,7 +72,7 @@ class Attributes:
 
     def has_room(self, start: int, end: int) -> bool:
         """Whether the pages from *start* to *end* may be made one range."""
-        # What is there becomes three ranges at most.
+        # At most, one range is split into three.
         return (
             len(self._private) + 2 <= self._most
             or len(list(islice(self.since(start, end), 3))) == 3
@@ -85,7 +85,7 @@ class Attributes:
     def since(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """Ranges with their attribute from *start* on, clipped to *end*.
 
-        The iterator is of no use any more after a change.
+        The iterator is not valid after a change.
         """
         for first, stop, private in self._private.since(start):
             if max(first, start) >= end:
@@ -95,7 +95,7 @@ class Attributes:
     def cut(
         self, extents: Iterable[Extent], granule: int, frames_per_page: int
     ) -> list[Extent]:
-        """*extents*, each of pages with the same attribute, and of the order they have.
+        """Cut *extents* where attributes change, and correct their orders.
 
         Where huge pages of *granule* pages are split, a folio is no larger than a page
         unless all of its huge page is private. With a *granule* of 1 orders stay.

@@ -36,8 +36,8 @@ class Bindings(Generic[Notifier]):
         """Bind a notifier that is not bound.
 
         Raises:
-            OSError: *overlap_errno*, when pages are another's, and one of the two
-                *exclusive*.
+            OSError: *overlap_errno*, if pages are bound to another notifier, and one of
+                the two bindings is *exclusive*.
         """
         taken = (self._numbers if exclusive else self._exclusive).overlapping(
             start, end

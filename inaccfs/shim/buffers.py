@@ -36,7 +36,8 @@ def _unmap(mappings: list[tuple[int, int]], at: int) -> int:
     return 1
 
 
-# Of this process, by address and length. One that stays keeps the memory of its file.
+# The mappings of this process, by address and length. A mapping that cannot be removed
+# keeps the memory of its file.
 _mappings: Final = Releasing(_unmap)
 
 
@@ -48,9 +49,9 @@ class Piece(NamedTuple):
     # The new buffer: [start, end), and the buffers beside it that it replaces.
     first: int
     stop: int
-    # The tokens of those.
+    # The tokens of the replaced buffers.
     replaced: list[int]
-    # Whether one buffer has all of [start, end) already, so that no new one is needed.
+    # Whether one buffer already covers [start, end), so that no new one is needed.
     pinned: bool
 
 
@@ -81,7 +82,7 @@ class Buffers:
 
     @property
     def stays(self) -> bool:
-        """Whether a page in a buffer cannot move; mlock(2) lets it."""
+        """Whether a page in a buffer cannot move. With mlock(2) it can."""
         return self._pins.stays
 
     def pinned(self, start: int, end: int) -> bool:
@@ -100,7 +101,7 @@ class Buffers:
             start = stop
 
     def pieces(self, start: int, end: int) -> list[Piece]:
-        """The pages to pin so that [start, end) is: all of each chunk with a gap."""
+        """The pages to pin for [start, end): all of each chunk with a gap."""
         found = []
         last = start
         for low, high in self.unpinned(start, end):
@@ -164,11 +165,14 @@ class Buffers:
         address = mmcalls.mmap(fd, first * size, (stop - first) * size)
         base = address - first * size
         try:
-            for start, end in spans((one.first, one.stop) for one in pieces):
+            for start, end in spans([(one.first, one.stop) for one in pieces]):
                 mmcalls.populate(base + start * size, (end - start) * size)
             yield Window(pieces, fd, base)
         finally:
-            _mappings.release([(address, (stop - first) * size)])
+            try:
+                mmcalls.munmap(address, (stop - first) * size)
+            except OSError:
+                _mappings.release([(address, (stop - first) * size)])
 
     def pin(self, window: Window) -> list[int | None]:
         """Pin a mapped window: a token for each piece that needs and gets a buffer."""
@@ -202,7 +206,7 @@ class Buffers:
         return replaced
 
     def pin_again(self, fd: int, start: int, end: int) -> int | None:
-        """A buffer for [start, end) alone, which is pinned already; None if refused."""
+        """Make a buffer for [start, end), which is already pinned; None if refused."""
         piece = Piece(start, end, start, end, [], pinned=False)
         token = None
         with suppress(OSError), self.mapped(fd, [piece]) as window:

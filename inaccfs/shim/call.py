@@ -85,9 +85,9 @@ class Conversion(NamedTuple):
 
     start: int
     end: int
-    # What the pages become; else shared.
+    # Whether the pages become private; otherwise they become shared.
     private: bool
-    # The peer that asks for it, for traces; 0 if unknown.
+    # The number of the peer that asks for it, for traces; 0 if unknown.
     who: int = 0
 
     @property
@@ -99,9 +99,9 @@ class Conversion(NamedTuple):
 class Begun(Enum):
     """How far `InaccessibleFile.begin` has taken a call."""
 
-    # The backing has done it, and no notifier is waited for.
+    # The call is complete: the backing has changed, and no notifier has to answer.
     DONE = "done"
-    # The given function is called when it is over.
+    # The `Done` function will be called when the call is complete.
     UNDER_WAY = "under way"
     # The rules allow it. Nothing has been done: call `InaccessibleFile.finish`.
     LATER = "later"

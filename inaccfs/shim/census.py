@@ -44,17 +44,17 @@ class Census:
     def __init__(self, count: Callable[[], Totals]) -> None:
         """*count* walks. It blocks, and may call `trio.from_thread.check_cancelled`."""
         self._count: Final = count
-        # Held during a walk. Calls get it in the order in which they came.
+        # Held during a walk. Calls get it in order of arrival.
         self._lock: Final = trio.Lock()
         self._thread: Final = trio.CapacityLimiter(1)
-        # How many walks have begun, and the last of them that has come to its end.
+        # How many walks have begun, and the number of the last one that has ended.
         self._begun = 0
         self._ended = 0
         self._found: Totals | None = None
         self._waiting = 0
 
     async def take(self) -> Totals:
-        """What a walk finds that begins after this call, unless too many wait.
+        """The result of a walk that begins after this call, unless too many calls wait.
 
         Raises:
             OSError: of `count`.
@@ -79,7 +79,7 @@ class Census:
 def count(root: int, check: Callable[[], None] = lambda: None) -> Totals:
     """Walk the tree below the directory *root*, an fd. Calls *check* now and then.
 
-    What may not be looked at is not counted.
+    Files that the daemon may not look at are not counted.
 
     Raises:
         OSError: for want of fds or memory.
@@ -104,7 +104,7 @@ class _Level(NamedTuple):
     name: str
     # st_dev and st_ino.
     identity: tuple[int, int]
-    # What is still to be looked at.
+    # The names that are still to be looked at.
     names: list[str]
 
 
@@ -157,7 +157,7 @@ class _Walk:
         if not self._levels or self._step("..", self._levels[-1]):
             return
         # The directory was moved, or may not be searched any more. Go down again from
-        # the root, for as long as each level is the directory that it was.
+        # the root, as far as each level is still the same directory.
         self._stand_on(os.open(".", _PASS, dir_fd=self._root))
         for depth, level in enumerate(self._levels):
             if not self._step(level.name, level):

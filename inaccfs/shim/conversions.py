@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from inaccfs.shim.call import Conversion
     from inaccfs.shim.filestate import FileState
     from inaccfs.shim.order import Steps
-    from inaccfs.shim.superblock import Superblock
 
 
-async def convert(superblock: Superblock, file: FileState, call: Conversion) -> None:
+async def convert(file: FileState, call: Conversion) -> None:
     """Make pages private or shared, and report it to the notifiers.
 
     What is converted as a whole is so even if the task is cancelled, because the peer
@@ -40,12 +39,12 @@ async def convert(superblock: Superblock, file: FileState, call: Conversion) -> 
             cannot be converted; EINVAL for a range that is empty or ends past the end;
             EPERM for a frozen file; ENOMEM for too many ranges; `PinnedError`, EAGAIN,
             for pages with references.
-            Nothing has been converted then, except as `atomicity` says.
+            In these cases nothing was converted, except as `atomicity` says.
     """
     began = monotonic_ns() if file.trace.listeners else 0
     try:
-        _check(superblock, file, call)
-        refusal = await _Running(superblock, file, began).run(call)
+        _check(file, call)
+        refusal = await _Running(file, began).run(call)
     except Exception as exc:
         _trace(file, call, exc, began)
         raise
@@ -79,8 +78,9 @@ def check_range(file: FileState, start: int, end: int) -> None:
         )
 
 
-def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
+def _check(file: FileState, call: Conversion) -> None:
     """The checks that need no lock."""
+    superblock = file.superblock
     if not superblock.converts:
         kept = superblock.semantics.attributes
         raise OSError(
@@ -94,12 +94,12 @@ def _check(superblock: Superblock, file: FileState, call: Conversion) -> None:
 
 
 class _Running:
-    """One conversion under way."""
+    """A conversion in progress."""
 
-    def __init__(self, superblock: Superblock, file: FileState, began: int) -> None:
+    def __init__(self, file: FileState, began: int) -> None:
         """*began* is for traces."""
-        self._superblock: Final = superblock
         self._file: Final = file
+        self._superblock: Final = file.superblock
         self._began: Final = began
         # What `_change` has to convert.
         self._part: Conversion
@@ -133,9 +133,10 @@ class _Running:
     async def _look(self, call: Conversion) -> None:
         """Look for references to all pages, where that may take long.
 
-        Those who get pages meanwhile wait, or could get them at any time.
+        By the rule `get_waits` no reference is taken meanwhile; without it, get-pfn may
+        take some at any time.
         """
-        # Who gets pages in a thread has a reference to them after that.
+        # After this wait, a get-pfn that ran in a thread has its references.
         await self._file.turn.wait()
         if self._is_done(call):
             return
@@ -144,7 +145,7 @@ class _Running:
             self._looked = True
 
     def _looks(self, part: Conversion) -> bool:
-        """Whether references matter: what is private is its VM's."""
+        """Whether references matter: not if the pages become shared."""
         rules = self._superblock.semantics
         return part.private and rules.pin_check != "none"
 
@@ -168,22 +169,22 @@ class _Running:
             *around,
             list if rules.tells_frames else None,
             check=partial(self._check_part, part),
-            kinds=lambda: kinds,
-            # A huge page is locked as a whole; of its mappings few have to go.
+            kinds=lambda start, end: kinds,
+            # The event is about whole huge pages; fewer mappings have to be zapped.
             zaps=None if around == exact else exact,
             change_last=rules.stored == "after the end",
         )
 
     def _is_done(self, call: Conversion) -> bool:
-        """Whether all pages are as wanted."""
+        """Whether all pages already have the attribute."""
         find = self._file.attributes.first
         return find(call.start, call.end, private=not call.private) is None
 
     def _parts(self, call: Conversion) -> Iterator[Conversion]:
         """The parts that are converted one after the other, each as a whole.
 
-        What comes before the next huge page that anybody can tell from others is one
-        part: files may have more huge pages than there is time for.
+        All huge pages before the next one that events report, or that may be refused,
+        are one part: a file may have too many to convert them one by one.
         """
         granule = self._superblock.granule_pages
         while call.start < call.end:
@@ -219,9 +220,9 @@ class _Running:
         return BOTH
 
     def _check_part(self, part: Conversion) -> None:
-        """The check before the point of no return. Raises `OSError`."""
+        """Check what may be refused, before the first event. Raises `OSError`."""
         rules = self._superblock.semantics
-        # As where no node of the maple tree can be had.
+        # Like the kernel when it cannot allocate a node of the maple tree.
         if not self._file.attributes.has_room(part.start, part.end):
             raise PageError(errno.ENOMEM, "the file has too many ranges", part.start)
         if rules.content == "refused":
@@ -253,6 +254,6 @@ class _Running:
         await file.turn.wait()
         if self._superblock.semantics.content == "zeroed" and not part.private:
             with file.turn.take():
-                await content.clear(self._superblock, file, part.start, part.end)
+                await content.clear(file, part.start, part.end)
         file.attributes.set(part.start, part.end, private=part.private)
         return Changed()

@@ -1,8 +1,8 @@
-"""How long a peer may take: only time counts in which this process runs.
+"""Deadlines of peers: they count only time in which this process runs.
 
 The process may be stopped (SIGSTOP, a frozen container, a suspended machine) for longer
-than a peer may take. It cannot read meanwhile, so it reads what has arrived before it
-gives a peer up.
+than a peer may take. It cannot read meanwhile, so before it gives up on a peer it reads
+what has arrived.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 PARTS: Final = 4
-"""A time is counted in so many parts. If this process wakes from one late by more than
-its length it was stopped, and that part does not count.
+"""A timeout is counted in so many parts. If this process wakes from a part late by more
+than its length, it was stopped, and the part does not count.
 """
 
 
 async def in_time(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
     """Await *wait*, which may be cancelled and called anew; False after *seconds*.
 
-    What was waited for may have happened just then: the caller must look once more.
+    The event may have happened at the last moment: the caller must check once more.
     """
     part = seconds / PARTS
     left = seconds
@@ -39,8 +39,8 @@ async def in_time(seconds: float, wait: Callable[[], Awaitable[None]]) -> bool:
 
 
 async def hear_out() -> None:
-    """Let other tasks read what has arrived."""
-    # In one round the trio loop finds out that there is something to read, in the next
-    # it runs the task that reads. The third is to spare.
+    """Let other tasks read messages that have arrived."""
+    # In one round the trio loop finds that there is something to read; in the next it
+    # runs the task that reads. The third is a reserve.
     for _ in range(3):
         await trio.lowlevel.checkpoint()

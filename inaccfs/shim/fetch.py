@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inaccfs.shim.turn import Turn
 
 INLINE_FETCH_BYTES: Final = 1 << 20
-"""So much is fetched in the loop: memory that is touched first is cleared."""
+"""How much is fetched in the loop: new memory has to be cleared."""
 
 
 def check_end(fd: int, page_size: int, start: int, end: int) -> None:
@@ -37,8 +37,8 @@ def fetch_now(
     """Fetch the pages from *start* to *end*, of a file that may be *frozen*. Blocks.
 
     Raises:
-        OSError: ENOENT for a hole, where the rules do not let it be filled; EPERM, if
-            the file is frozen; and what `Frames.fetch` raises.
+        OSError: ENOENT for a hole that the rules do not fill; EPERM if the file is
+            frozen; and what `Frames.fetch` raises.
     """
     frames = memory.frames
     if frozen or not superblock.semantics.allocates:
@@ -52,7 +52,7 @@ def fetch_now(
         return frames.fetch(start, end, reach=False)
     if superblock.granule_pages == 1:
         return frames.fetch(start, end)
-    # Whole huge pages are allocated, also those that are split at once.
+    # Allocate whole huge pages, also those that are split at once.
     pages = -(-os.fstat(frames.fd).st_size // superblock.page_size)
     low, high = superblock.around(start, end)
     extents, moved = frames.fetch(low, min(high, pages))
@@ -65,7 +65,7 @@ async def fetch(
 ) -> Fetched:
     """As `fetch_now`, in a thread. The caller has the file's turn.
 
-    Where there is no space it waits for memory that is on its way back.
+    If there is no space, it waits for memory that is being freed.
     """
     closed = superblock.closed
 
@@ -95,7 +95,7 @@ async def _allocate_apart(
         or superblock.headroom.allows(length)
     ):
         return
-    # As in a thread: nobody else may look at memory that is being given back.
+    # Not cancellable, like a thread: no other code may see memory that is being freed.
     with superblock.loop.shield():
         await superblock.allocator.allocate(
             fd, FALLOC_FL_KEEP_SIZE, offset, length, superblock.loop.event()
@@ -103,16 +103,16 @@ async def _allocate_apart(
 
 
 async def check_memory(superblock: Superblock, turn: Turn, fd: int, page: int) -> None:
-    """Check that a page is not a hole. The turn of its file must be free.
+    """Check that a page is not a hole. The file's turn must be free.
 
     Raises:
-        OSError: ENXIO, it is one: so says memory_failure() where there is no frame.
+        OSError: ENXIO if it is one, as memory_failure() for a pfn without memory.
     """
     hole = partial(first_hole, fd, superblock.page_size, page, page + 1)
     if superblock.page_size <= INLINE_FETCH_BYTES:
         found = hole()
     else:
-        # Where pages are huge one may have to be allocated to find that out.
+        # A huge page may have to be allocated to find that out.
         with turn.take():
             found = await superblock.loop.in_thread(
                 hole, limiter=superblock.threads.fetches

@@ -1,4 +1,4 @@
-"""What has been fetched of one file, and how it is removed."""
+"""The fetched pages of one file, and their removal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from inaccfs.shim.memory import Pinner
 from inaccfs.shim.moved import Moved
 from inaccfs.shim.order import Changed, in_order
 from inaccfs.shim.poison import Poisoned
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from inaccfs.shim.order import Steps
     from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.turn import Turn
-
-PAGES_A_STEP: Final = 512
-"""For how many pages references are counted in one step: each may have its own."""
 
 _INLINE_MARKS: Final = 8192
 """How many references may be looked at in the trio loop when pages are punched."""
@@ -65,7 +63,7 @@ class FetchedPages:
         self._notifiers: Final = notifiers
         self._attributes: Final = attributes
         self._superblock: Final = superblock
-        # What has been fetched; None until something is.
+        # The fetched pages; None until the first one is fetched.
         self.memory: Memory | None = None
         self._moved: Final = Moved(superblock, notifiers, self._kinds)
         # None where get-pfn leaves pages unlocked.
@@ -94,7 +92,7 @@ class FetchedPages:
         return len(self._poisoned)
 
     def close(self) -> None:
-        """Let go of what was fetched. May take long for gigabytes."""
+        """Release the fetched pages. This may take long for gigabytes."""
         if self.memory is not None:
             self.memory.frames.close()
 
@@ -104,7 +102,7 @@ class FetchedPages:
         return [one for one in found if not isinstance(one, Pinner)]
 
     def locked(self, start: int, end: int) -> AbstractAsyncContextManager[None]:
-        """Have these pages locked for a punch, where the rules lock pages."""
+        """Lock these pages for a punch in an async with block, if the rules say so."""
         locks = self._locks
         return nullcontext() if locks is None else locks.locked(start, end)
 
@@ -130,19 +128,19 @@ class FetchedPages:
             *part.touched,
             frames,
             settle=settle,
-            kinds=partial(self._kinds, *part.touched),
+            kinds=self._kinds,
         )
         yield from self._moved.steps()
         return refusal
 
     def _settle(self, whole: tuple[int, int], changed: Changed) -> None:
-        """Note the result of a change: *whole* are the pages that it was to punch."""
+        """Record the result of a change that was to punch the pages *whole*."""
         self._moved.note(changed.punched.moved)
         if changed.refusal is None:
             self._poisoned.heal(*whole)
 
     def _extents_in(self, start: int, end: int) -> list[Extent]:
-        """What has been fetched of these pages."""
+        """The fetched ones of these pages."""
         return [] if self.memory is None else self.memory.extents_in(start, end)
 
     def first_referenced(
@@ -156,7 +154,7 @@ class FetchedPages:
     async def find_reference(
         self, start: int, end: int, *, pins_only: bool = False
     ) -> int | None:
-        """As `first_referenced`; others may go on meanwhile, and put references."""
+        """As `first_referenced`; other tasks run meanwhile, and may put references."""
         if self.memory is None:
             return None
         slices = Slices(self._superblock.loop)
@@ -196,8 +194,8 @@ class FetchedPages:
                 punch,
                 limiter=self._superblock.threads.changes,
             )
-            # Record all of it, even if this task is cancelled; and before anything is
-            # fetched again, which would be taken for the pages that were removed.
+            # Record all of it, even if this task is cancelled, and before pages are
+            # fetched again: these would be taken for the removed ones.
             with self._superblock.loop.shield():
                 slices = Slices(self._superblock.loop)
                 for piece in in_pieces(punched.removed, PAGES_A_STEP, self._page_size):

@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from inaccfs.shim.loop import Event
-    from inaccfs.shim.superblock import Superblock
     from inaccfs.shim.trace import What
 
 log = logging.getLogger(__name__)
-
-INLINE_BYTES: Final = 4 << 20
-"""A range up to this is allocated or punched in the loop, in under a millisecond."""
 
 DONE: Final = Begun.DONE
 UNDER_WAY: Final = Begun.UNDER_WAY
@@ -44,12 +40,6 @@ class InaccessibleFile(FileState):
     """
 
     __slots__ = ()
-
-    def __init__(
-        self, fd: int, superblock: Superblock, *, writable: bool = True
-    ) -> None:
-        """Take an *fd* of the backing."""
-        super().__init__(fd, superblock, INLINE_BYTES, writable=writable)
 
     # --- fallocate ---------------------------------------------------------------
 
@@ -73,11 +63,11 @@ class InaccessibleFile(FileState):
             OSError: the rules forbid the call, or the backing has refused it.
         """
         trace = self.trace
-        # Not by a call of now(): each of them costs.
+        # Do not call now() here: a call costs too much.
         began = monotonic_ns() if trace.listeners else 0
         try:
             self._check_fallocate(mode, offset, length, self.granule)
-            # 0 also if it has not been looked up.
+            # 0 also means that it was not looked up yet.
             if (limit := self._size_limit) is not None and offset + length > limit:
                 self._check_end(mode, offset + length)
         except OSError as exc:
@@ -129,12 +119,12 @@ class InaccessibleFile(FileState):
             self._counters.punches += 1
 
     def _tell(self, call: Call, exc: BaseException | None) -> None:
-        """Trace a call that is over, and why it has failed, if it has."""
+        """Trace a complete call, and its error, if there is one."""
         end = call.offset + call.length
         self.trace.tell(call.kind.value, call.offset, end, call.who, exc, call.began)
 
     def _traced(self, call: Call, done: Done) -> Done:
-        """*done* of a call that is to be traced."""
+        """Wrap *done*, so that the call is traced."""
 
         def over(exc: Exception | None) -> None:
             self._tell(call, exc)
@@ -144,7 +134,7 @@ class InaccessibleFile(FileState):
 
     def _begin_punch(self, call: Call, hold: Callable[[], Done]) -> Begun:
         """A punch that events report, or that removes fetched pages; without a task."""
-        superblock = self._superblock
+        superblock = self.superblock
         if (
             call.length > self.inline_bytes
             or self.turn.taken
@@ -175,10 +165,10 @@ class InaccessibleFile(FileState):
     async def finish(self, call: Call, interrupted: Event) -> None:
         """Do all of a call for which `begin` has returned LATER.
 
-        *interrupted* is set when the caller wants out: an allocation that takes long
-        then raises EINTR within a tenth of a second. Where the rules want it undone the
-        backing does that, which may take longer (see `Turn`). A punch goes on to its
-        end, as on a tmpfs; and so does the invalidation, which is a promise.
+        *interrupted* is set when a signal interrupts the caller: a long allocation then
+        raises EINTR within a tenth of a second. If the rules want it undone, the
+        backing does that, which may take longer (see `Turn`). A punch continues to its
+        end, as on a tmpfs, and so does its invalidation.
         """
         try:
             await self._finish(call, interrupted)
@@ -190,7 +180,7 @@ class InaccessibleFile(FileState):
             self._tell(call, None)
 
     async def _finish(self, call: Call, interrupted: Event) -> None:
-        closed = self._superblock.closed
+        closed = self.superblock.closed
         if not await self.turn.wait_unless(interrupted):
             raise refused(errno.EINTR)
         self._count(call.mode)
@@ -199,7 +189,7 @@ class InaccessibleFile(FileState):
             try:
                 return await self._change(call, interrupted)
             except OSError as exc:
-                if not await self._superblock.more_space(exc, closed, interrupted):
+                if not await self.superblock.more_space(exc, closed, interrupted):
                     raise
                 return await self._change(call, interrupted)
 
@@ -228,18 +218,18 @@ class InaccessibleFile(FileState):
             raise refusal
 
     def _locks(self, kind: Kind) -> bool:
-        """Whether the notifier list is locked for all of a call, which freeze awaits.
+        """Whether a call locks the notifier list from start to end; freeze awaits that.
 
-        Without events it makes no difference to others how long the list is locked.
+        Without events nobody can tell how long the list is locked.
         """
-        return self._superblock.whole_call and bool(self._superblock.plans[kind])
+        return self.superblock.whole_call and bool(self.superblock.plans[kind])
 
     async def _begin(self) -> None:
         self.check_frozen()
 
     async def _change(self, call: Call, interrupted: Event) -> Changed:
         """Let the backing allocate or punch. Raises `OSError`."""
-        superblock = self._superblock
+        superblock = self.superblock
         superblock.on_change(self.fd, call.offset, call.length)
         await self.turn.wait()
         # It may have been frozen since `begin`.
@@ -293,9 +283,10 @@ class InaccessibleFile(FileState):
     async def _set_size(
         self, current: int, size: int, *, by_path: bool, began: int
     ) -> None:
-        self._superblock.semantics.check_size(current, size, self.granule)
+        self.superblock.semantics.check_size(current, size, self.granule)
         self.check_frozen()
-        # The page at the cut stays, and the last one goes, be it only a part of one.
+        # The page that contains the new end stays. The last page goes, even if it is
+        # only a part of a page.
         start, end = -(-size // self.page_size), -(-current // self.page_size)
 
         def truncate() -> None:
@@ -309,17 +300,17 @@ class InaccessibleFile(FileState):
         else:
             await self._shrink(truncate, size, current, (start, end), began)
         if self._size_limit is not None:
-            # It may be free, and is to be looked up.
+            # The size may have changed: look it up again.
             self._size_limit = 0
 
     async def _truncate(self, truncate: Callable[[], None]) -> None:
-        if os.fstat(self.fd).st_blocks * 512 <= INLINE_BYTES:
+        if os.fstat(self.fd).st_blocks * 512 <= self.inline_bytes:
             truncate()
             return
         # Memory allocated beyond the end, with KEEP_SIZE, is freed by this.
         with self.turn.take():
-            await self._superblock.loop.in_thread(
-                truncate, limiter=self._superblock.threads.changes
+            await self.superblock.loop.in_thread(
+                truncate, limiter=self.superblock.threads.changes
             )
 
     async def _shrink(
@@ -334,7 +325,7 @@ class InaccessibleFile(FileState):
         part = Part(pages, pages)
 
         async def change() -> Changed:
-            self._superblock.on_change(self.fd, size, current - size)
+            self.superblock.on_change(self.fd, size, current - size)
             await self.turn.wait()
             if not self._locks(Kind.PUNCH):
                 self.check_frozen()

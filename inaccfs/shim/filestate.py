@@ -1,4 +1,4 @@
-"""What one file of a mount has: its fd, its notifiers and its pages.
+"""The state of one file of a mount: its fd, its notifiers and its pages.
 
 struct inaccessible_data of v8 has a lock, the memfd and the notifiers. Here the memfd
 is an fd of the backing, opened for writing; and there are the pages that have been
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.superblock import Superblock
 
 
+INLINE_BYTES: Final = 4 << 20
+"""A range up to this is changed in the loop, in under a millisecond."""
+
+
 class FileState:
     """The state of one file; `InaccessibleFile` has the calls that change it."""
 
@@ -32,7 +36,6 @@ class FileState:
         "_fast_limit",
         "_headroom",
         "_size_limit",
-        "_superblock",
         "attributes",
         "fd",
         "frozen_by",
@@ -42,31 +45,33 @@ class FileState:
         "notifiers",
         "page_size",
         "pages",
+        "superblock",
         "trace",
         "turn",
         "writable",
     )
 
     def __init__(
-        self, fd: int, superblock: Superblock, inline_bytes: int, *, writable: bool
+        self, fd: int, superblock: Superblock, *, writable: bool = True
     ) -> None:
-        """Take an *fd* of the backing. Up to *inline_bytes* are changed in the loop."""
+        """Take an *fd* of the backing."""
         # An fd of the backing file. The caller of `__init__` closes it.
         self.fd = fd
-        # Whether fd is open for writing; else it is good for fstat(2) only.
+        # Whether fd is open for writing. If not, only fstat(2) works.
         self.writable = writable
-        # What people call a file that has no name.
+        # A name, for people, of a file that has no name in the mount.
         self.label = ""
         self.page_size: Final = superblock.page_size
-        self._superblock: Final = superblock
+        self.superblock: Final = superblock
         # Looked up once: these are needed for every request.
         self._check_fallocate: Check = superblock.semantics.check_fallocate
         self.granule: Final = superblock.granule
         self._counters: Final = superblock.trace.counters
         self.trace: Final = FileTrace(superblock.trace, fd, superblock.page_size)
         self._headroom: Final = superblock.headroom
-        # A page may be so large that even one takes long.
-        self.inline_bytes: Final = inline_bytes if self.page_size <= inline_bytes else 0
+        # So many bytes are changed in the loop. A page may be so large that even one
+        # takes long.
+        self.inline_bytes: Final = INLINE_BYTES if self.page_size <= INLINE_BYTES else 0
         # In bytes: a call of this length or less may take the fast path, without a look
         # at notifiers, pages or the turn; -1 for none. See update_fast_path().
         self._fast_limit = self.inline_bytes
@@ -84,7 +89,7 @@ class FileState:
         # end of the file. Caches st_size; 0 means not looked up yet.
         self._size_limit: int | None = 0 if rules.past_end == "refused" else None
         self.attributes: Final = superblock.attributes()
-        # Who has frozen it: see `inaccfs.shim.freezing`.
+        # The holder that has frozen the file: see `inaccfs.shim.freezing`.
         self.frozen_by: Hashable | None = None
         self.turn: Final = Turn(superblock.busy, self.update_fast_path, superblock.loop)
         self.pages: Final = Pages(
@@ -100,7 +105,7 @@ class FileState:
 
     @property
     def count(self) -> int:
-        """How many pages its size has, the last of which may be a part of one."""
+        """How many pages its size has, rounded up."""
         return -(-os.fstat(self.fd).st_size // self.page_size)
 
     @property
@@ -110,9 +115,9 @@ class FileState:
 
     @property
     def must_stay(self) -> bool:
-        """Whether it knows of pages what the backing does not, also when it is closed.
+        """Whether a closed file must be kept: it has state that the backing lacks.
 
-        That is what has been fetched, poisoned or converted.
+        That is state of fetched, poisoned or converted pages.
         """
         return not self.pages.nothing_fetched or not self.attributes.are_initial
 
@@ -134,5 +139,5 @@ class FileState:
             raise OSError(errno.EPERM, "the file is frozen")
 
     def close(self) -> None:
-        """Let go of what was fetched. May take long for gigabytes."""
+        """Release the fetched pages. This may take long for gigabytes."""
         self.pages.close()

@@ -1,6 +1,6 @@
 """Options and constants of page frames.
 
-Apart from `inaccfs.shim.frames`, which the command line need not import.
+They are not in `inaccfs.shim.frames`, so that the command line need not import that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SimulatedMemory:
     size: int = 64 << 30
     # The largest folio that a file of 4 KiB pages is given; 0 gives base pages only.
     order: int = HUGE_ORDER
-    # How many percent of the memory are in use from the start, scattered.
+    # How many percent of the memory are in use from the start, in scattered frames.
     fragmentation: int = 0
 
     def __post_init__(self) -> None:

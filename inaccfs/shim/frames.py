@@ -28,7 +28,7 @@ class Extent(NamedTuple):
     # The frame of the page at offset. It need not be the first frame of its folio.
     pfn: int
     count: int  # type: ignore[assignment] # tuple has a method of that name
-    # Of the folios, in 4 KiB frames: 0, or 9 for a huge page of 2 MiB.
+    # The order of the folios, in 4 KiB frames: 0, or 9 for a huge page of 2 MiB.
     order: int
 
 
@@ -68,15 +68,15 @@ class Frames(Protocol):
         """All known pages."""
 
     def extents_since(self, start: int, most: int) -> list[Extent]:
-        """The first *most* of what is known from page *start* on."""
+        """The first *most* extents of known pages from page *start* on."""
 
     def known(self, start: int, end: int) -> list[Extent] | None:
-        """Where [start, end) is; None unless all is known and cannot have moved."""
+        """The extents of [start, end); None if a page is unknown or may have moved."""
 
     def fetch(self, start: int, end: int, *, reach: bool = True) -> Fetched:
-        """Allocate the holes of [start, end), which lies inside the file, and find it.
+        """Allocate the holes of [start, end), inside the file, and find its frames.
 
-        Without *reach* no other page is allocated, as with the rest of a folio.
+        Without *reach* no other page is allocated, not even the rest of a folio.
         Extents are as few as the frames allow. On an error no page becomes known.
 
         Raises:
@@ -92,7 +92,7 @@ class Frames(Protocol):
     def move(self, start: int, end: int) -> list[Extent]:
         """Move the known pages of [start, end) to other frames; return the old places.
 
-        Those frames are to be freed as if they had been punched.
+        Free these frames like those of punched pages.
 
         Raises:
             OSError: ENOMEM, there are no free frames; EOPNOTSUPP, frames are real.
@@ -102,14 +102,14 @@ class Frames(Protocol):
         """The last reference to these punched pages has been dropped."""
 
     def poison(self, page: int) -> None:
-        """The memory of *page*, which is allocated, has failed.
+        """The memory of *page*, which must be allocated, has failed.
 
         A simulated frame is not reused after the page has been punched, as none with
         PG_hwpoison is: free_pages_prepare() in mm/page_alloc.c. A real frame may be.
         """
 
     def close(self) -> None:
-        """Forget all pages and free what they took. May be called again."""
+        """Forget all pages, and free their frames. May be called again."""
 
 
 class FrameSource(Protocol):
@@ -163,7 +163,8 @@ class Table:
     def __init__(self, frames_per_page: int, load: int | None = None) -> None:
         """*load* is that of `RangeMap`; None for its default."""
         self._per_page: Final = frames_per_page
-        # By offset. The value of each range is its extent, so that to look is to copy.
+        # By offset. The value of each range is its extent, so that a lookup only
+        # copies.
         self._runs: RangeMap[Extent] = RangeMap() if load is None else RangeMap(load)
         # A worker thread may change the table while the trio loop looks at it.
         self._lock: Final = Lock()
@@ -179,7 +180,7 @@ class Table:
             return [extent for _, _, extent in self._runs]
 
     def since(self, start: int, most: int) -> list[Extent]:
-        """The first *most* of what the table has from *start* on."""
+        """The first *most* extents of the table from page *start* on."""
         with self._lock:
             found = [extent for _, _, extent in islice(self._runs.since(start), most)]
         if found:
@@ -202,9 +203,9 @@ class Table:
             return self._runs.gaps(start, end)
 
     def record(self, start: int, end: int, extents: Iterable[Extent]) -> None:
-        """Replace what is known of [start, end) by *extents*.
+        """Replace the known pages of [start, end) by *extents*.
 
-        They lie inside of it, in order, and no two of them could be merged.
+        These lie inside of it, in order, and no two of them could be merged.
         """
         new = list(extents)
         with self._lock:
@@ -251,7 +252,7 @@ class Table:
         )
 
     def _after(self, extent: Extent, start: int) -> Extent:
-        """*extent* without what is before page *start*."""
+        """*extent* without the pages before *start*."""
         if extent.offset >= start:
             return extent
         skipped = start - extent.offset

@@ -1,6 +1,6 @@
 """Chooses where a mount's page frames come from: the kernel, or a simulation.
 
-Apart from `inaccfs.shim.frames`, so that what both sources share imports neither.
+It is not in `inaccfs.shim.frames`, which both sources share and which imports neither.
 """
 
 from __future__ import annotations

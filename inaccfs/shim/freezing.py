@@ -1,8 +1,8 @@
 """Frozen files: kvm_gmem_freeze() of the live update series.
 
 A frozen file gets no new page and loses none: fallocate(2) and everything that would
-fill a hole is EPERM. What is present can be got and written to. Conversions, which the
-series does not know, are EPERM, too.
+fill a hole is EPERM. Present pages can be fetched and written to. Conversions, which
+the series does not mention, are EPERM, too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
     from inaccfs.semantics.rules import Check
     from inaccfs.shim.filestate import FileState
-    from inaccfs.shim.superblock import Superblock
 
 
-async def freeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+async def freeze(file: FileState, holder: Hashable) -> None:
     """Freeze a file for *holder*, and wait for the calls that run already.
 
     Raises:
@@ -31,62 +30,60 @@ async def freeze(superblock: Superblock, file: FileState, holder: Hashable) -> N
             EBUSY, *holder* has frozen it; EPERM, another has; EHWPOISON, a page is
             poisoned, and the file is not frozen then.
     """
-    _check_rule(superblock)
+    _check_rule(file)
     if file.frozen_by is not None:
         if file.frozen_by is holder:
             raise OSError(errno.EBUSY, "it is frozen already")
         raise OSError(errno.EPERM, "another peer has frozen it")
     if not os.fstat(file.fd).st_size:
         raise OSError(errno.EINVAL, "the file has no size yet")
-    _set(superblock, file, holder)
+    _set(file, holder)
     try:
         await file.notifiers.idle()
         await file.turn.wait()
     except BaseException:
-        release(superblock, file, holder)
+        release(file, holder)
         raise
     if file.pages.poisoned_count:
-        release(superblock, file, holder)
+        release(file, holder)
         raise OSError(EHWPOISON, "a page is poisoned: punch it first")
 
 
-def unfreeze(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+def unfreeze(file: FileState, holder: Hashable) -> None:
     """Undo `freeze`.
 
     Raises:
         OSError: EOPNOTSUPP in semantics without; EINVAL, it is not frozen; EPERM,
             another has frozen it.
     """
-    _check_rule(superblock)
+    _check_rule(file)
     if file.frozen_by is None:
         raise OSError(errno.EINVAL, "it is not frozen")
     if file.frozen_by is not holder:
         raise OSError(errno.EPERM, "another peer has frozen it")
-    release(superblock, file, holder)
+    release(file, holder)
 
 
-def release(superblock: Superblock, file: FileState, holder: Hashable) -> None:
+def release(file: FileState, holder: Hashable) -> None:
     """*holder* has disconnected, or does not want the file frozen any more."""
     if file.frozen_by is holder:
-        _set(superblock, file, None)
+        _set(file, None)
 
 
-def _check_rule(superblock: Superblock) -> None:
-    if superblock.semantics.frozen == "unknown":
+def _check_rule(file: FileState) -> None:
+    if file.superblock.semantics.frozen == "unknown":
         raise OSError(
             errno.EOPNOTSUPP, "no file is frozen in these semantics (query-semantics)"
         )
 
 
-def _set(superblock: Superblock, file: FileState, holder: Hashable | None) -> None:
-    check = superblock.semantics.check_fallocate
+def _set(file: FileState, holder: Hashable | None) -> None:
+    rules = file.superblock.semantics
+    check = rules.check_fallocate
     if holder is not None:
-        check = partial(_refuse, None if _first(superblock) else check)
+        first = rules.frozen == "before the checks"
+        check = partial(_refuse, None if first else check)
     file.set_frozen(holder, check)
-
-
-def _first(superblock: Superblock) -> bool:
-    return superblock.semantics.frozen == "before the checks"
 
 
 def _refuse(check: Check | None, *arguments: int) -> None:

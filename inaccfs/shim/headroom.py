@@ -1,12 +1,12 @@
-"""How much memory the daemon may still take, by the memory cgroups that it is in.
+"""How much memory the daemon may still take in its memory cgroups.
 
 At the limit of a memory cgroup an allocation does not fail: the OOM killer ends a
-process of the cgroup, and the daemon is one. So what would exceed the limit is refused
-with ENOMEM. Whether it would is not certain: others take memory meanwhile, and what can
-be swapped out counts as used. So near the limit memory is allocated by a worker, which
-the OOM killer takes first, and whose end is ENOMEM to the caller. (Memory of a tmpfs is
-charged to the process that allocates it, see cgroup-v2.rst, and a worker is in the same
-cgroups as the daemon.)
+process of the cgroup, which may be the daemon. So an allocation that would exceed the
+limit fails with ENOMEM. The estimate is not certain: other processes take memory
+meanwhile, and memory that can be swapped out counts as used. So near the limit a worker
+allocates: the OOM killer kills it first, and then the caller gets ENOMEM. (Memory of a
+tmpfs is charged to the process that allocates it, see cgroup-v2.rst, and a worker is in
+the same cgroups as the daemon.)
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from inaccfs.errnos import os_error
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Another look is due after so many bytes, for others take memory, too. A look takes a
-# tenth of a millisecond, and the kernel needs more than five to clear so much.
+# Read the limits again after so many bytes, because other processes take memory, too.
+# That takes a tenth of a millisecond, and the kernel needs more than five to clear so
+# much.
 _BETWEEN_LOOKS: Final = 32 << 20
 
-# What files leave of a limit to everything else, or a sixteenth of it, if that is less.
+# The part of a limit that is not for files; a sixteenth of the limit, if that is less.
 _RESERVE: Final = 8 << 20
 
 _UNLIMITED: Final = 1 << 62
 
-# Of version 2 and of version 1: the limit, and the memory in use.
+# For version 2 and for version 1: the files of the limit, and of the memory in use.
 _FILES: Final = {
     "cgroup2": ("memory.max", "memory.current"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -45,9 +46,9 @@ class Headroom:
     def __init__(self, proc: str = "") -> None:
         """*proc* is the kernel's directory of a process; without it, no limits."""
         self._proc: Final = proc
-        # So much may be allocated before there is another look.
+        # How much may be allocated before the limits are read again.
         self.left = 0
-        # Hierarchies stay where they are mounted; the daemon may be moved in them.
+        # Hierarchies stay mounted; but the daemon may be moved to other cgroups.
         self._tops: Final = self._find_tops()
 
     def allows(self, length: int) -> bool:
@@ -58,8 +59,9 @@ class Headroom:
         return True
 
     def look(self, length: int) -> bool:
-        """Look again; whether *left* is *length* or more now."""
-        # Others take memory meanwhile, and the daemon itself, for what it remembers.
+        """Read the limits again; returns whether *left* is at least *length* now."""
+        # Other processes take memory meanwhile, and so does the daemon for its own
+        # data.
         safe = self.free() // 2
         self.left = max(length, min(safe, _BETWEEN_LOOKS)) if length <= safe else 0
         return length <= safe
@@ -98,7 +100,7 @@ class Headroom:
     def _levels(self) -> Iterator[tuple[str, int]]:
         """Each cgroup that has a limit: its directory, and what that leaves for files.
 
-        Less than nothing, where the reserve is being used.
+        That is negative if the reserve is in use.
         """
         if not self._tops:
             return
@@ -131,7 +133,7 @@ class Headroom:
                 else:
                     continue
                 root, top = self._tops.get(kind, ("", ""))
-                # Else our cgroup is outside of the hierarchy mounted here.
+                # Otherwise our cgroup is outside of the hierarchy that is mounted here.
                 if top and (path + "/").startswith(root):
                     yield kind, top, f"{top}/{path[len(root) :]}".rstrip("/")
 
@@ -164,7 +166,7 @@ def _number(path: str) -> int:
 
 
 def _reclaimable(directory: str) -> int:
-    """How much of a cgroup's memory is cache of files, but for those of a tmpfs."""
+    """How much of a cgroup's memory is page cache, without that of tmpfs files."""
     wanted = (
         {b"total_inactive_file", b"total_active_file"}
         if os.path.exists(f"{directory}/memory.limit_in_bytes")

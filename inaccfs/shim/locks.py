@@ -34,21 +34,21 @@ class PageLocks:
         """*holders* finds the holders of references to pages from a start to an end."""
         self._holders: Final = holders
         self._ack_seconds: Final = ack_seconds
-        # Ranges that somebody is about to lock, or has locked for a punch; by a key of
-        # their own, in the order in which they have their turn.
+        # Ranges that a task is about to lock, or has locked for a punch. Each has a key
+        # of its own; the order is that of the claims.
         self._claims: Final[dict[object, tuple[int, int]]] = {}
         self._loop: Final = loop
         self._waiting: Final = loop.parking_lot()
 
     def unlocked(self) -> None:
-        """References have been put, or dropped with their holder."""
+        """Call this after references were put, or dropped with their holder."""
         self._waiting.unpark_all()
 
     def check(self, start: int, end: int) -> None:
         """Raise `OSError`, EAGAIN, if one of these pages is locked.
 
-        The kernel would wait, in lock_page(). A peer cannot: its own
-        put-pfn, which comes after this, would wait for it.
+        The kernel would wait in lock_page(). A peer cannot: its own put-pfn would have
+        to wait until this request was answered.
         """
         if self._is_claimed(start, end) or self._holders(start, end):
             raise OSError(
@@ -58,19 +58,19 @@ class PageLocks:
 
     @contextmanager
     def claimed(self, start: int, end: int) -> Iterator[None]:
-        """No other peer locks these pages, which were checked, during a with block."""
+        """Keep other peers from locking these checked pages, in a with block."""
         with self._claim(start, end):
             yield
 
     @asynccontextmanager
     async def locked(self, start: int, end: int) -> AsyncIterator[None]:
-        """Have these pages locked for a punch in an async with block.
+        """Lock these pages for a punch, in an async with block.
 
         Evicts holders that do not put their references in time.
         """
         with self._claim(start, end) as claim:
-            # Others have their turn first, and some leave pages locked. Their time runs
-            # from then; and nobody locks pages any more that are claimed.
+            # Earlier claims come first, and some leave pages locked. The time limit
+            # begins after these claims; nobody locks claimed pages any more.
             while self._is_claimed(start, end, claim):
                 await self._waiting.park()
 

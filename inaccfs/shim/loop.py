@@ -1,8 +1,8 @@
 """The loop that the shim runs in: events, locks, deadlines, threads.
 
-The daemon runs in trio: `TRIO`. Those who run the shim without it, as inaccfs.inprocess
-does, give the files of a mount another `Loop`. Whatever the loop, what runs between two
-awaits runs alone.
+The daemon runs in trio: `TRIO`. Programs that run the shim without it, like
+inaccfs.inprocess, use another `Loop`. In every loop, no other task runs between two
+awaits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Event(Protocol):
 
 
 class Mutex(Protocol):
-    """A lock without an owner: what one call has taken another may release."""
+    """A lock without an owner: a call may release what another call has taken."""
 
     async def __aenter__(self) -> None: ...
     async def __aexit__(self, *_: object) -> None: ...
@@ -62,13 +62,13 @@ class Loop(Protocol):
         """A place to wait at until another task unparks all."""
 
     async def in_time(self, seconds: float, wait: Wait) -> bool:
-        """Await *wait*; give it up after *seconds*, and return whether it came back.
+        """Await *wait*; cancel it after *seconds*, and return whether it returned.
 
-        It may be given up and awaited anew. See `inaccfs.shim.deadlines.in_time`.
+        It may be cancelled and awaited again. See `inaccfs.shim.deadlines.in_time`.
         """
 
     async def first_of(self, *waits: Wait) -> None:
-        """Wait until one of several is over; give up the others."""
+        """Wait for the first of several waits; cancel the others."""
 
     def shield(self) -> AbstractContextManager[object]:
         """A block that runs to its end, also in a task that is cancelled."""
@@ -85,11 +85,11 @@ class Loop(Protocol):
         *args: *_Args,
         limiter: trio.CapacityLimiter,
     ) -> _T:
-        """Call what blocks, and let others go on meanwhile."""
+        """Make a blocking call, and let other tasks run meanwhile."""
 
 
 async def first_of(*waits: Wait) -> None:
-    """Wait until one of several is over; give up the others."""
+    """Wait for the first of several waits; cancel the others."""
     async with trio.open_nursery() as nursery:
 
         async def wait(one: Wait) -> None:

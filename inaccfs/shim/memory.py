@@ -1,7 +1,7 @@
 """A file's memory as KVM sees it: frames, and the references to them.
 
 inaccessible_get_pfn() and inaccessible_put_pfn() of v8. Pages that were fetched
-once stay where they are until they are punched or the file has gone; references are
+once keep their frames until they are punched or the file is freed; references are
 counted for each holder, and outlive a punch.
 """
 
@@ -25,7 +25,7 @@ _EXTENTS_A_STEP: Final = 256
 
 
 class Holder(Protocol):
-    """A peer that gets references. Hashable."""
+    """A peer that can have references. Hashable."""
 
     @property
     def who(self) -> int:
@@ -34,15 +34,15 @@ class Holder(Protocol):
     def __hash__(self) -> int: ...
 
     def evict_holder(self) -> None:
-        """Disconnect it: it has kept pages locked that others wait for."""
+        """Disconnect it, because it keeps pages locked for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pinner:
-    """Who pins pages: it has references beside those of *holder*, for which it pins.
+    """Holds the pins of *holder* as references that are separate from its others.
 
-    FOLL_PIN of get_user_pages(): whoever can map shared pages can pin them, whatever
-    the rules say of get-pfn.
+    FOLL_PIN of get_user_pages(): a process that can map shared pages can pin them,
+    whatever the rules say about get-pfn.
     """
 
     holder: Holder
@@ -92,7 +92,7 @@ class Memory:
 
     @property
     def holders(self) -> int:
-        """How many have references."""
+        """How many holders have references."""
         return len(self.references.holders())
 
     def extents_in(self, start: int, end: int) -> list[Extent]:
@@ -104,7 +104,7 @@ class Memory:
     def windows(self, start: int, end: int) -> Iterator[list[Extent]]:
         """The fetched pages from *start* to *end*, some at a time.
 
-        Others may change what is fetched in between.
+        Other tasks may fetch or remove pages in between.
         """
         while start < end:
             some = self.frames.extents_since(start, _EXTENTS_A_STEP)
@@ -149,15 +149,16 @@ class Memory:
             yield self.references.first_of(extents, holders)
 
     def record(self, punched: Punched) -> None:
-        """Pages were removed or have moved: references to them are to the former pages.
+        """Record pages that were removed or moved; their references outlive them.
 
-        To be called in the loop after `frames.punch`; and after `frames.fetch` for what
-        that has found moved.
+        Call it in the loop, after `frames.punch`, and after a `frames.fetch` that found
+        moved pages.
         """
-        self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
-        if self._trace.listeners:
-            for offset, _, count, _ in punched.moved:
-                self._trace.tell_pages("move", offset, offset + count)
+        if punched.moved:
+            self._trace.counters.pages_moved += sum(one.count for one in punched.moved)
+            if self._trace.listeners:
+                for offset, _, count, _ in punched.moved:
+                    self._trace.tell_pages("move", offset, offset + count)
         self._free(self.references.punched([*punched.removed, *punched.moved]))
         self._changed()
 
@@ -174,7 +175,7 @@ class Memory:
         """*holder* gives back a reference to each of *count* pages from frame *pfn*.
 
         Raises:
-            OSError: EINVAL, when it does not hold one to each; then nothing is put.
+            OSError: EINVAL if it lacks one to any of them; then nothing is put.
         """
         self._free(self.references.put(holder, pfn, count))
         self._trace.counters.pages_put += count
@@ -184,10 +185,10 @@ class Memory:
     def put_all(
         self, holder: Holder, extents: Sequence[tuple[int, int]]
     ) -> Iterator[None]:
-        """The same for each (pfn, count) of *extents*, in steps that are short.
+        """As `put` for each (pfn, count) of *extents*, in short steps.
 
         Raises:
-            OSError: EINVAL, when it does not hold all of that; then nothing is put.
+            OSError: EINVAL if it lacks any of them; then nothing is put.
         """
         for freed in self.references.put_all(holder, extents):
             self._free(freed)
@@ -202,7 +203,7 @@ class Memory:
         self._trace.tell("put", pfn * FRAME_BYTES, end * FRAME_BYTES, holder.who)
 
     def drop(self, holder: Holder) -> Iterator[None]:
-        """Drop all references of *holder*; in steps, to be exhausted."""
+        """Drop all references of *holder*, in steps. Exhaust the iterator."""
         dropped = self.references.drop(holder)
         if self._put is not None:
             self._put()
@@ -215,7 +216,7 @@ class Memory:
             self.frames.free(pfn, count)
 
     def poison(self, page: int) -> None:
-        """The memory of an allocated page has failed: its frame never comes back."""
+        """An allocated page's memory has failed: its frame is not used again."""
         self._trace.counters.pages_poisoned += 1
         if self._trace.listeners:
             self._trace.tell_pages("poison", page, page + 1)

@@ -69,9 +69,9 @@ class MemoryFailures:
             await tell(self._superblock, self._notifiers, self._steps(page))
 
     async def _memory_there(self, page: int) -> Memory:
-        """The memory; raises `OSError` unless *page* has some, or gets it just now."""
+        """The file's memory. Raises `OSError` if *page* has none and gets none."""
         while self._turn.taken and page not in self._turn.fetches:
-            # A long operation may be about to remove or to allocate it.
+            # A long operation may be about to remove or to allocate the page.
             await self._turn.wait()
         memory = self._memory_of(page, page + 1)
         if (
@@ -83,9 +83,6 @@ class MemoryFailures:
         return memory
 
     def _steps(self, page: int) -> Steps:
-        def kinds() -> Kinds | None:
-            return self._kinds(page, page + 1)
-
-        yield from in_order(POISON_PLAN, page, page + 1, kinds=kinds)
+        yield from in_order(POISON_PLAN, page, page + 1, kinds=self._kinds)
         yield from self._moved.steps()
         return None

@@ -1,4 +1,4 @@
-"""Fetched pages that have moved: a peer that maps them must unmap them."""
+"""Reports fetched pages that have moved: peers must unmap them."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Moved:
 
     def note(self, moved: Sequence[Extent]) -> None:
         """Report pages later: *moved* is where they were."""
-        # Where the rules let pages move no event reports it.
+        # If the rules let pages move, no event reports that.
         if self._notifiers and not self._superblock.semantics.movable:
             self._noted += moved
 
     async def tell(self, moved: Sequence[Extent]) -> None:
         """Report pages that have moved: peers must unmap them, as after a punch.
 
-        If an invalidation is under way it reports them, too, and this does not wait:
+        If an invalidation is in progress, it will report them, and this does not wait:
         the caller may be a callback that the invalidation waits for.
         """
         self.note(moved)

@@ -1,4 +1,4 @@
-"""What an event reports, and to whom."""
+"""The content of events, and the notifiers that get them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Notice(NamedTuple):
     event: str
     start: int
     end: int
-    # The frames that go, where events carry them.
+    # The frames that are removed, if the rules have events carry them.
     frames: Sequence[Extent] | None = None
-    # Which kinds of pages are concerned, where events carry that.
+    # Which kinds of pages are concerned, if the rules have events carry that.
     kinds: Kinds | None = None
     # From a start to an end: whose mappings have to go, where the event is about more.
     zaps: tuple[int, int] | None = None
@@ -34,10 +34,10 @@ class Notifier(Protocol):
 
     @property
     def number(self) -> int:
-        """Its own number, for traces."""
+        """The number of the notifier, for traces."""
 
     def tell(self, notice: Notice, sequence: int | None) -> None:
-        """Get an event. With a *sequence* it must be answered: `Notifiers.answer`."""
+        """Send it an event. With a *sequence* it must answer: `Notifiers.answer`."""
 
     def evict(self) -> None:
-        """It has not answered in time, and has been removed from the list."""
+        """Tell it that it was removed from the list, as it has not answered in time."""

@@ -52,14 +52,14 @@ class Notifiers:
 
         *changed* is called after each change of the list. Events count in *unit* per
         page; with *clips* each reports only pages that its notifier is bound to.
-        `bind` raises *overlap_errno* for pages that are another's.
+        `bind` raises *overlap_errno* for pages that are bound to another notifier.
         """
         self._trace: Final = trace
         self._ack_seconds: Final = ack_seconds
         self._changed: Final = changed
         self._unit: Final = unit
         self._clips: Final = clips
-        # Whether an event differs from what happens, or from notifier to notifier.
+        # Whether the units or ranges in an event differ from those of the change.
         self._adapts: Final = clips or unit != 1
         self._overlap_errno: Final = overlap_errno
         # In order of registration, each with its range; None for the whole file. It
@@ -67,7 +67,7 @@ class Notifiers:
         self._registered: dict[Notifier, tuple[int, int] | None] = {}
         # The same by page. None until one is bound: few files ever have one.
         self._bindings: Bindings[Notifier] | None = None
-        # How many are not bound: they get every event.
+        # How many notifiers are not bound. They get every event.
         self._unbound = 0
         # Locked while events are sent and answered, and while the list changes, so that
         # each event is waited for from the same notifiers that got it. The outermost
@@ -77,18 +77,18 @@ class Notifiers:
         self._loop: Final = loop
         # Whether the list is locked: in `fixed`, or between `take` and `release`.
         self.running = False
-        # Of the last event that wanted answers. There is one at a time.
+        # The sequence of the last event that needs answers. There is one at a time.
         self._sequence = 0
-        # That event, and the `cause` of it that traces tell.
+        # That event, and its `cause` for traces.
         self._notice = _NO_NOTICE
         self._cause = 0
-        # The notifiers that have not answered it yet, and when it was sent to each: 0
-        # is not yet, for other tasks run between the slices of a long list.
+        # The notifiers that have not answered it yet, and when it was sent to each. 0
+        # means not sent yet: other tasks run between the slices of a long list.
         self._awaited: dict[Notifier, int] = {}
         # Notifiers whose unregistration waits for the lock. They get no more events: a
         # callback that has unregistered its notifier cannot answer.
         self._leaving: set[Notifier] = set()
-        # Called when the last one in _awaited has answered or was removed.
+        # Called when the last notifier in _awaited has answered or was removed.
         self._then: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
@@ -107,10 +107,10 @@ class Notifiers:
 
     @property
     def invalidating(self) -> tuple[int, int] | None:
-        """The pages of the invalidation that is under way; None if there is none.
+        """The pages of the invalidation in progress; None if there is none.
 
-        From when its first event is sent to the last answer; with a bracket around the
-        change, and the list locked for the whole call, all of that.
+        It lasts from its first event to the last answer; if the list is locked for the
+        whole call, it lasts from the start to the end of the bracket.
         """
         event, start, end = self._notice[:3]
         return (start, end) if event.startswith("INVALIDATE") else None
@@ -140,8 +140,8 @@ class Notifiers:
         """restrictedmem_bind(); waits while an invalidation runs.
 
         Raises:
-            OSError: EINVAL or as the rules have it, when pages are another's, and one
-                of the two *exclusive*.
+            OSError: `overlap_errno`, if pages are bound to another notifier, and one of
+                the two bindings is *exclusive*.
         """
         async with self._lock:
             if self._bindings is None:
@@ -153,15 +153,15 @@ class Notifiers:
     async def unregister(self, notifier: Notifier) -> None:
         """inaccessible_unregister_notifier(), restrictedmem_unbind(); may wait, too.
 
-        Counts as the notifier's answer: it may be called in its callback, and would
-        wait for itself otherwise.
+        It counts as the notifier's answer: it may be called in the notifier's callback,
+        and would otherwise wait for itself.
         """
         self.silence(notifier)
         try:
             async with self._lock:
                 pass
         finally:
-            # Also when cancelled: the caller has given it up.
+            # Remove it also when cancelled: the caller does not want it any more.
             self.drop(notifier)
 
     def drop(self, notifier: Notifier) -> None:
@@ -187,7 +187,7 @@ class Notifiers:
         """The callback of *notifier* has returned.
 
         Raises:
-            OSError: EINVAL, when no such event waits for its answer.
+            OSError: EINVAL if no such event waits for its answer.
         """
         if not self._awaited.get(notifier) or sequence != self._sequence:
             raise OSError(
@@ -235,14 +235,14 @@ class Notifiers:
     def _end(self) -> None:
         self.running = False
         self._notice = _NO_NOTICE
-        # Those left over got an event of a call that has failed since, or the daemon is
-        # shutting down. A late answer of theirs gets EINVAL.
+        # The rest got an event of a call that has failed since, or the daemon is
+        # shutting down. A late answer gets EINVAL.
         self._awaited = {}
 
     def begin(
         self, notice: Notice, then: Callable[[], None], cause: int = 0
     ) -> int | None:
-        """Send an event; call *then* when all that got it have answered or are removed.
+        """Send an event; call *then* when each that got it has answered or was removed.
 
         The list must be locked, and not longer than `AT_ONCE`. Returns the event's
         sequence, for `give_up`; None if no notifier gets it, and *then* is not called.
@@ -257,7 +257,7 @@ class Notifiers:
         return sequence
 
     def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
-        """Await answers of *targets*; return the sequence of the event."""
+        """Expect answers of *targets*; returns the sequence of the event."""
         self._trace.counters.invalidations += 1
         self._trace.counters.events += len(targets)
         self._then = then
@@ -269,12 +269,12 @@ class Notifiers:
         """Send an event, which *notifier* is to answer if it has a *sequence*."""
         if sequence is not None:
             if notifier not in self._awaited:
-                # To send to another has ended the connection of both.
+                # Sending to another notifier has ended the connection that both use.
                 return
-            # Without listeners any number that is not 0.
+            # Without listeners, any number except 0.
             self._awaited[notifier] = self._trace.now() or 1
         if self._trace.listeners:
-            # Traced before it is sent: it may be answered at once.
+            # Trace it before it is sent: it may be answered at once.
             event, start, end = notice[:3]
             cause = 0 if sequence is None else self._cause
             self._trace.tell_event(
@@ -286,7 +286,7 @@ class Notifiers:
         notifier.tell(notice, sequence)
 
     def _trace_event(self, what: What, notifier: Notifier) -> None:
-        """Trace what has become of the last event for *notifier*, which has got it."""
+        """Trace the answer to the last event of *notifier*, or its eviction."""
         event, start, end = self._notice[:3]
         sent = self._awaited[notifier]
         self._trace.tell_event(
@@ -297,7 +297,7 @@ class Notifiers:
     async def tell(self, notice: Notice, cause: int = 0) -> None:
         """Send an event to any number of notifiers, and wait for their answers.
 
-        *cause* is for traces. Evicts those that have not answered in time.
+        *cause* is for traces. Evicts notifiers that do not answer in time.
         """
         if not (targets := self._concerned(notice.start, notice.end)):
             return
@@ -364,7 +364,7 @@ class Notifiers:
         return [one for one in found if one not in self._leaving]
 
     def _adapted(self, notifier: Notifier, notice: Notice) -> Notice:
-        """The notice as *notifier* gets it: its own pages, in its units."""
+        """The notice for *notifier*: its own pages, in its units."""
         bound = self._registered.get(notifier) if self._clips else None
         start, end = self._shown(notice.start, notice.end, bound)
         zaps = None if notice.zaps is None else self._shown(*notice.zaps, bound)

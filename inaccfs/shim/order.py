@@ -27,7 +27,7 @@ class Changed(NamedTuple):
 
     # Which fetched pages were removed, and which have moved.
     punched: Punched = Punched([], [])
-    # Why nothing has changed: an errno of the backing, or a bug.
+    # Why nothing has changed: an error of the backing, or a bug.
     refusal: Exception | None = None
 
 
@@ -51,19 +51,19 @@ def in_order(
     *,
     check: Callable[[], None] | None = None,
     settle: Callable[[Changed], None] | None = None,
-    kinds: Callable[[], Kinds | None] = lambda: None,
+    kinds: Callable[[int, int], Kinds | None] = lambda start, end: None,
     zaps: tuple[int, int] | None = None,
     change_last: bool = False,
 ) -> Steps:
     """The steps of one operation on pages from *start* to *end*.
 
-    *check* comes before the first event. It may refuse the operation with an `OSError`,
-    and no notifier hears of it then. Whatever it looks at must still hold when the file
-    is changed, so the driver must lock the notifier list for the whole call.
+    *check* is called before the first event. It may refuse the operation with an
+    `OSError`; then no notifier gets an event. What it checks must still hold when the
+    file is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
-    finds which kinds of pages are concerned, where events carry them. *zaps* are the
-    pages whose mappings have to go, if they are fewer.
+    finds the kinds of these pages, where events carry them. *zaps* are the pages to
+    zap, if they are fewer.
     *settle* is called with the result as soon as the file has been changed. With
     *change_last* that is done after the last event, which is sent in any case.
     """
@@ -74,11 +74,12 @@ def in_order(
             return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(
-            before, start, end, None if frames is None else frames(), kinds(), zaps
+            *(before, start, end, None if frames is None else frames()),
+            *(kinds(start, end), zaps),
         )
     if change_last and plan.after is not None:
         now = None if frames is None else frames()
-        yield partial(Notice, plan.after, start, end, now, kinds(), zaps)
+        yield partial(Notice, plan.after, start, end, now, kinds(start, end), zaps)
     changed = yield None
     assert changed is not None
     if settle is not None:
@@ -87,7 +88,7 @@ def in_order(
         return changed.refusal
     if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed, kinds(), zaps)
+        yield partial(Notice, plan.after, start, end, removed, kinds(start, end), zaps)
     return changed.refusal
 
 
@@ -100,7 +101,7 @@ async def drive(
     cause: int = 0,
     begin: Callable[[], Awaitable[None]] | None = None,
 ) -> Exception | None:
-    """Take all steps in this task; return what the change was refused with.
+    """Take all steps in this task; returns the error of the change, if any.
 
     The notifier list is locked for the *whole_call*, or for each event by itself. With
     the *whole_call*, *begin* is awaited first, under the lock.
@@ -156,32 +157,31 @@ async def _take(
                 try:
                     changed = await change()
                 except Exception as exc:
-                    # Even for a bug: a start that was sent must have its end.
+                    # Do this even for a bug: a start that was sent must have its end.
                     changed = Changed(refusal=exc)
             elif notifiers:
                 await tell(step)
 
 
 class Evictor(Protocol):
-    """Evicts notifiers that no task waits for and that are late: `AckTimeouts`."""
+    """Evicts late notifiers that no task waits for: `AckTimeouts`."""
 
-    # Whether it does so now.
+    # Whether it is running.
     running: bool
 
     def watch(self, notifiers: Notifiers, sequence: int) -> None:
-        """Event *sequence* is to be answered."""
+        """Begin the timeout of event *sequence*."""
 
     def forget(self, notifiers: Notifiers) -> None:
-        """It has been."""
+        """End the timeout: all have answered."""
 
 
 Done: TypeAlias = "Callable[[Exception | None], None]"
-"""Called when an operation is over, with what it fails with, if it does. Never raises.
-"""
+"""Called when an operation is complete, with its error, if any. Never raises."""
 
 
 class InlineDrive:
-    """Takes steps without a task: up to the next event, and on when it is answered."""
+    """Takes steps without a task: up to an event, and on when it is answered."""
 
     __slots__ = ("_cause", "_change", "_done", "_notifiers", "_steps", "_timeouts")
 
@@ -196,7 +196,7 @@ class InlineDrive:
     ) -> None:
         """*notifiers* must have been taken; they are released before *done* is called.
 
-        *done* gets what the change was refused with. *cause* is for traces.
+        *done* gets the error of the change, if any. *cause* is for traces.
         """
         self._steps: Final = steps
         self._notifiers: Final = notifiers
@@ -206,7 +206,7 @@ class InlineDrive:
         self._cause: Final = cause
 
     def go_on(self) -> None:
-        """Take all steps up to the next event that is waited for. Never raises."""
+        """Take all steps up to the next event that needs answers. Never raises."""
         self._timeouts.forget(self._notifiers)
         changed: Changed | None = None
         failure: Exception | None
@@ -233,10 +233,10 @@ class InlineDrive:
         try:
             return self._change()
         except Exception as exc:
-            # Even for a bug: a start that was sent must have its end.
+            # Do this even for a bug: a start that was sent must have its end.
             return Changed(refusal=exc)
 
 
 async def no_change() -> Changed:
-    """For `drive`, where events report something that changes nothing."""
+    """The change for `drive` where events report something that changes nothing."""
     return Changed()

@@ -1,7 +1,7 @@
-"""Real page frames: those that the kernel has given to the backing file.
+"""Real page frames: those that the kernel has allocated to the backing file.
 
-A page is pinned first, then its frame is read from /proc/self/pagemap. Pinning may move
-the page, out of CMA or movable memory, so what was read before does not count.
+A page is pinned first; then its frame is read from /proc/self/pagemap. Pinning may move
+the page out of CMA or movable memory, so a frame that was read before is not reliable.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from inaccfs.shim.buffers import Piece
     from inaccfs.shim.pins import Pins
 
-# For at most this many pages fallocate(2) costs less than to ask whether it is needed.
+# For up to this many pages, fallocate(2) costs less than checking whether it is needed.
 _FEW: Final = 16
 
-# How often to look for a page that is being migrated, which takes microseconds.
+# How often to look up a page that is being migrated. That takes microseconds.
 _TRIES: Final = 1000
 
 
@@ -120,11 +120,11 @@ class PagemapFrames:
         self._source: Final = source
         self._page_size: Final = page_size
         self._per_page: Final = page_size // FRAME_BYTES
-        # Where each page was when it was last read. It is still there if a buffer pins
-        # it. Every page in a buffer is in the table, except during a call.
+        # The frame of each page when it was last read. A page that a buffer pins is
+        # still there. Every page in a buffer is in the table, except during a call.
         self._table: Final = Table(self._per_page)
         self._buffers: Final = buffers
-        # `known` needs both to be of one moment, while a thread changes them.
+        # Lets `known` read both consistently while a thread changes them.
         self._lock: Final = Lock()
 
     @property
@@ -149,12 +149,12 @@ class PagemapFrames:
         return None
 
     def free(self, pfn: int, count: int) -> None:
-        # The kernel got them back with the punch.
+        # The kernel freed them with the punch.
         pass
 
     def poison(self, page: int) -> None:
-        # The kernel is not informed. To keep the frame out of use would take a pin for
-        # as long as the mount lasts: any peer could use up the memory.
+        # Do not tell the kernel. Keeping the frame out of use would take a pin for the
+        # life of the mount, so that any peer could use up the memory.
         pass
 
     def close(self) -> None:
@@ -188,8 +188,8 @@ class PagemapFrames:
 
     def _holes(self, start: int, end: int) -> int:
         """How many pages of [start, end) of a tmpfs are holes."""
-        # st_blocks counts the whole file at once. Few pages are past the end, so to
-        # count those by cachestat(2) is cheap.
+        # st_blocks counts the whole file in one call. Few pages are past the end, so
+        # cachestat(2) counts these cheaply.
         status = os.fstat(self.fd)
         pages = -(-status.st_size // FRAME_BYTES)
         beyond = mmcalls.pages_there(self.fd, pages * FRAME_BYTES, 0)
@@ -211,7 +211,7 @@ class PagemapFrames:
             for some in buffers.windows(pieces):
                 with buffers.mapped(self.fd, some) as window:
                     tokens += buffers.pin(window)
-                    for start, end in spans((one.start, one.end) for one in some):
+                    for start, end in spans([(one.start, one.end) for one in some]):
                         found.append((start, end, self._read(window.base, start, end)))
         except BaseException:
             buffers.release(tokens)
@@ -241,7 +241,8 @@ class PagemapFrames:
                 if self._per_page == 1 and self._source.large_folios:
                     return proc.with_orders(found)
                 return found
-            # A page is being migrated, even if that must fail. This waits for the end.
+            # A page is being migrated, even if the migration will fail. This waits
+            # until it ends.
             mmcalls.populate(address, (end - start) * self._page_size)
         raise os_error(errno.EAGAIN)
 
@@ -251,7 +252,7 @@ class PagemapFrames:
         low, high = self._whole_folios(start, end)
         removed = self._table.look(start, end)
         if not removed and low == start and high == end:
-            # So no buffer has a page of it, either.
+            # No known page means that no buffer has a page of the range.
             punch()
             return Punched([], [])
         first, stop = self._unpin(low, high)
@@ -261,8 +262,8 @@ class PagemapFrames:
         except BaseException:
             with suppress(OSError):
                 self._put_back(first, stop, moved)
-            # This call cannot report them. So the table keeps their old places, without
-            # a pin: the next fetch finds that they have moved.
+            # This call cannot report the pages that have moved. The table keeps their
+            # old frames, without a pin, so that the next fetch finds the difference.
             for one in moved:
                 self._unpin(one.offset, one.offset + one.count)
                 self._table.record(one.offset, one.offset + one.count, [one])
@@ -271,7 +272,7 @@ class PagemapFrames:
         try:
             self._put_back(first, stop, moved)
         except OSError:
-            # Those that could not be read again may be anywhere: forget their places.
+            # The pages that could not be read again may have any frame: forget them.
             for one in self._movable(first, stop):
                 moved.append(one)
                 self._unpin(one.offset, one.offset + one.count)
@@ -287,8 +288,8 @@ class PagemapFrames:
     def _unpin(self, low: int, high: int) -> tuple[int, int]:
         """Unpin [low, high). Return it, widened by the buffers that it was part of.
 
-        What shares a buffer with it gets another one first, so that it cannot move
-        meanwhile; unless the kernel refuses.
+        Other pages of these buffers are pinned by new buffers first, so that they
+        cannot move meanwhile, unless the kernel refuses that.
         """
         buffers = self._buffers
         old = buffers.ranges.overlapping(low, high)
@@ -317,12 +318,12 @@ class PagemapFrames:
         ]
 
     def _put_back(self, start: int, end: int, moved: list[Extent]) -> None:
-        """Pin and read again what can move of the known pages of [start, end).
+        """Pin and read again those known pages of [start, end) that can move.
 
         Adds the old places of those that have moved to *moved*, also before an error.
         """
         known = self._movable(start, end)
         for span in spans((one.offset, one.offset + one.count) for one in known):
             for low, high in self._buffers.chunks(*span):
-                # One by one: each may replace the buffer of the one before.
+                # Do this one by one: each may replace the buffer of the one before.
                 moved += self._find([self._buffers.piece(low, high)])

@@ -1,4 +1,4 @@
-"""The pages of one file: how they are got, put, punched and poisoned."""
+"""The pages of one file: get-pfn, put-pfn, punches and poison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from inaccfs.shim.fetch import (
     fetch,
     fetch_now,
 )
-from inaccfs.shim.fetchedpages import PAGES_A_STEP, FetchedPages
+from inaccfs.shim.fetchedpages import FetchedPages
 from inaccfs.shim.frameoptions import FRAME_BYTES
 from inaccfs.shim.frames import Extent, Fetched, Punched, in_pieces
 from inaccfs.shim.memory import Memory, Pinner
 from inaccfs.shim.memoryfailure import MemoryFailures
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ class Pages(FetchedPages):
         self._fd = fd
         self._trace: Final = trace
         self._changed: Final = changed
-        # Whether no hole may be filled: see `inaccfs.shim.freezing`.
+        # Whether the file is frozen, so that no hole may be filled: see
+        # `inaccfs.shim.freezing`.
         self._frozen = False
-        # Whether all users have closed the file, so that nobody gets pages any more.
+        # Whether all users have closed the file. Then get-pfn fails.
         self.abandoned = False
 
     def poisoned(self, start: int, end: int) -> list[int]:
@@ -73,11 +75,11 @@ class Pages(FetchedPages):
 
     @property
     def _guarded(self) -> bool:
-        """Whether some pages may be refused to a holder that asks for them."""
+        """Whether get-pfn may be refused for some pages."""
         return self._superblock.guards_pages or bool(self._poisoned)
 
     def set_frozen(self, *, frozen: bool) -> None:
-        """Whether no hole may be filled from now on."""
+        """Set whether the file is frozen, so that no hole may be filled."""
         self._frozen = frozen
 
     def reopened(self, fd: int) -> None:
@@ -93,15 +95,15 @@ class Pages(FetchedPages):
     ) -> Fetched:
         """inaccessible_get_pfn() of v8 for pages from *start* to *end*.
 
-        Allocates, as SGP_WRITE does. Returns where the pages are, the first *most*
-        extents of that, and which had moved: `tell_moved` is for those. *holder* gets a
-        reference to each page that is returned.
+        It allocates, as SGP_WRITE does. Returns the first *most* extents of the pages,
+        and pages that have moved, which the caller passes to `tell_moved`. *holder*
+        gets a reference to each page that is returned.
 
         Raises:
             OSError: EINVAL past the end, where v8 would allocate; ENOSPC, ENOMEM;
-                EOPNOTSUPP where there are no frames to get; EHWPOISON; and as the rules
-                have it ENOENT for a hole, an errno for an unbound page, EAGAIN for one
-                that is locked, and EPERM for a hole of a frozen file.
+                EOPNOTSUPP if the mount has no frames; EHWPOISON; and depending on the
+                rules ENOENT for a hole, an errno for an unbound page, EAGAIN for a
+                locked page, and EPERM for a hole of a frozen file.
         """
         while (got := self.get_now(holder, start, end, most)) is None:
             if self._must_wait:
@@ -115,7 +117,7 @@ class Pages(FetchedPages):
     async def _get_long(
         self, holder: Holder, start: int, end: int, most: int | None
     ) -> Fetched:
-        """As `get`, in a turn of the file's and in a thread. `get_now` has checked."""
+        """As `get`, in a turn of the file and in a thread. `get_now` has checked."""
         memory = self._memory_of(start, end)
         locks = self._locks
         claim = nullcontext() if locks is None else locks.claimed(start, end)
@@ -123,11 +125,12 @@ class Pages(FetchedPages):
             found = fetch(self._superblock, memory, start, end, frozen=self._frozen)
             extents, moved = await found
             memory.record(Punched([], moved))
-            # Others may have unbound or poisoned pages meanwhile.
+            # Other tasks may have unbound or poisoned pages meanwhile.
             if (refusal := self._refusal(holder, start, end)) is None:
                 extents = self._cut(extents)[:most]
-                # Nothing is punched meanwhile, for the turn is taken. The references
-                # must be complete, so this goes on if the task is cancelled.
+                # No page is punched meanwhile, because the turn is taken. The
+                # references must be complete, so continue even if the task is
+                # cancelled.
                 slices = Slices(self._superblock.loop)
                 with self._superblock.loop.shield():
                     for piece in in_pieces(extents, PAGES_A_STEP, self._page_size):
@@ -141,7 +144,7 @@ class Pages(FetchedPages):
     def get_now(
         self, holder: Holder, start: int, end: int, most: int | None = None
     ) -> Fetched | None:
-        """As `get`, at once; None if it would keep the trio loop for too long."""
+        """As `get`, at once; None if it would block the trio loop for too long."""
         if self.abandoned:
             raise OSError(errno.EFAULT, "the file has been closed by all its users")
         if self._guarded:
@@ -173,8 +176,8 @@ class Pages(FetchedPages):
             if exc.errno == errno.ENOSPC and self._superblock.frees is not None:
                 return None
             raise
-        # In this order, and before any other task runs: first drop what is known of the
-        # pages that have moved. The next task may punch what has been fetched here.
+        # Do this in this order, and before another task runs, which may punch the pages
+        # that were fetched here: first forget the old frames of moved pages.
         memory.record(Punched([], moved))
         return Fetched(self._got(memory, holder, extents, most), moved)
 
@@ -189,7 +192,7 @@ class Pages(FetchedPages):
         return extents
 
     def _cut(self, extents: list[Extent]) -> list[Extent]:
-        """*extents* as a peer gets them: cut at poison, and where attributes differ."""
+        """*extents*, cut at poisoned pages and where attributes differ, for a peer."""
         superblock = self._superblock
         extents = self._poisoned.split(extents)
         if not superblock.converts and superblock.granule_pages == 1:
@@ -203,7 +206,7 @@ class Pages(FetchedPages):
         return self._notifiers.running and self._superblock.semantics.get_waits
 
     def _refusal(self, holder: Holder, start: int, end: int) -> OSError | None:
-        """Why no frame may be got of one of these pages, if none may."""
+        """The error of get-pfn for these pages; None if it may proceed."""
         rules = self._superblock.semantics
         if (
             rules.scope == "range"
@@ -238,23 +241,23 @@ class Pages(FetchedPages):
         """inaccessible_put_pfn() of v8 for *count* pages from frame *pfn*.
 
         Raises:
-            OSError: EINVAL when *holder* has no reference to one of them; EOPNOTSUPP
-                where there are none.
+            OSError: EINVAL if *holder* lacks a reference to one of them; EOPNOTSUPP if
+                the rules have no references.
         """
         self._putting(holder).put(holder, pfn, count)
 
     async def put_all(self, holder: Holder, extents: Sequence[tuple[int, int]]) -> None:
         """As `put` for each (pfn, count) of *extents*, of which there may be many.
 
-        *holder* must not get pages meanwhile. Raises what `put` does; then nothing has
-        been put.
+        *holder* must not get pages meanwhile. Raises the same as `put`; then nothing
+        has been put.
         """
         slices = Slices(self._superblock.loop)
         for _ in self._putting(holder).put_all(holder, extents):
             await slices.give()
 
     def _putting(self, holder: Holder) -> Memory:
-        """The memory whose references are put. Raises what `put` does."""
+        """The memory whose references *holder* puts. Raises the same as `put`."""
         rules = self._superblock.semantics
         if not rules.keeps_references and not isinstance(holder, Pinner):
             raise OSError(
@@ -269,16 +272,16 @@ class Pages(FetchedPages):
     # --- poison --------------------------------------------------------------------
 
     async def poison(self, page: int) -> None:
-        """Report that a page is poisoned. Until it is punched no peer gets it.
+        """Report that a page is poisoned. Until it is punched, get-pfn refuses it.
 
         restrictedmem_error_page() of v10, kvm_gmem_error_folio() of guest_memfd.
 
         Raises:
-            OSError: EOPNOTSUPP in semantics that know nothing of it; EINVAL past the
-                end; ENXIO for a hole; EHWPOISON if it is poisoned already: no event is
-                sent again.
+            OSError: EOPNOTSUPP in semantics without memory failures; EINVAL past the
+                end; ENXIO for a hole; EHWPOISON if it is already poisoned, and then no
+                event is sent.
         """
-        # Stateless, so made here and not for each open file.
+        # It has no state, so make it here and not for each open file.
         failures = MemoryFailures(
             self._superblock,
             self._turn,

@@ -1,21 +1,21 @@
-"""The states of a file's pages, as extents: what a map of the file shows.
+"""The states of a file's pages, as extents, for a map of the file.
 
-What is told of a page comes from several layers, each of which has extents of its own:
-the backing (is there memory), the frames (has it been fetched, and in a folio of which
-order), the references, poison, and the event that is under way. A rule that keeps
-something else for each page adds a layer.
+The state of a page comes from several layers, each with its own extents: the backing
+(is there memory), the frames (has it been fetched, and the order of its folio), the
+references, poison, and the event in progress. A rule that keeps something else for each
+page adds a layer.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from inaccfs.mmcalls import pages_there
+from inaccfs.mmcalls import cannot_count, pages_there
 from inaccfs.shim.frames import in_pieces
+from inaccfs.shim.references import PAGES_A_STEP
 from inaccfs.shim.slices import Slices
 
 if TYPE_CHECKING:
@@ -23,32 +23,28 @@ if TYPE_CHECKING:
 
     from inaccfs.shim.file import InaccessibleFile
     from inaccfs.shim.frames import Extent
-    from inaccfs.shim.superblock import Superblock
 
-    # A start, an end, and the members of `State` that pages between these have.
+    # A start, an end, and the members of `State` for the pages between these.
     Layer: TypeAlias = Sequence[tuple[int, int, dict[str, Any]]]
 
 HOLE: Final = "hole"
 ALLOCATED: Final = "allocated"
 UNKNOWN: Final = "unknown"
 
-# References of so many pages are looked at in one step.
-_PAGES_A_STEP: Final = 512
-
 
 class State(NamedTuple):
-    """What is known of a page."""
+    """The state of a page."""
 
-    # "hole" or "allocated"; "unknown" where the kernel does not say.
+    # "hole" or "allocated"; "unknown" if the kernel does not say.
     memory: str = UNKNOWN
-    # Whether get-pfn has fetched it, and then the order of its folio.
+    # Whether get-pfn has fetched it; and if so, the order of its folio.
     fetched: bool = False
     order: int = 0
     # Whether anybody has a reference to it.
     referenced: bool = False
     poisoned: bool = False
-    # Whether an event that reports it waits for answers, or the change that it brackets
-    # is under way.
+    # Whether an event that reports it waits for answers, or the bracketed change is in
+    # progress.
     invalidating: bool = False
     # Its attribute, in semantics that keep one; None in others.
     private: bool | None = None
@@ -63,21 +59,20 @@ class Run(NamedTuple):
 
 
 async def page_states(
-    file: InaccessibleFile, superblock: Superblock, start: int, most: int
+    file: InaccessibleFile, start: int, most: int
 ) -> tuple[list[Run], int | None]:
     """The first *most* runs from page *start* on, and where the next begins, if any.
 
-    They cover all pages up to the end of the file. It takes a while for many of them,
-    and what happens meanwhile may be in it or not.
+    They cover all pages up to the end of the file. Many pages take a while, and the
+    result may or may not show changes that happen meanwhile.
 
     Raises:
-        OSError: there is no fd left to look at the file.
+        OSError: there is no free fd for the file.
     """
-    page_size = file.page_size
-    end = -(-os.fstat(file.fd).st_size // page_size)
+    superblock, page_size, end = file.superblock, file.page_size, file.count
     if start >= end:
         return [], None
-    # A duplicate: the file's own may be closed for want of fds meanwhile.
+    # Use a duplicate: the file's own fd may be closed meanwhile, if fds run out.
     fd = os.dup(file.fd)
     try:
         memory = await superblock.loop.in_thread(
@@ -96,7 +91,7 @@ async def page_states(
         (offset, offset + count, {"fetched": True, "order": order})
         for offset, _, count, order in extents
     ]
-    referenced, stop = await _referenced(file, superblock, extents, stop, most)
+    referenced, stop = await _referenced(file, extents, stop, most)
     if superblock.converts:
         attributes = _attributes(file, start, stop, most)
         stop = min(stop, attributes[-1][1])
@@ -114,12 +109,11 @@ async def page_states(
 
 
 def _memory(fd: int, page_size: int, start: int, end: int, most: int) -> Layer:
-    """Where there is memory, up to *most* extents. Blocks."""
+    """The ranges with memory, up to *most* extents. Blocks."""
     try:
         found = memory_extents(fd, page_size, start, end, most)
     except OSError as exc:
-        # A hugetlbfs, or a kernel before 6.5.
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if not cannot_count(exc):
             raise
         blocks = os.fstat(fd).st_blocks
         found = [(start, end, UNKNOWN if blocks else HOLE)]
@@ -135,7 +129,7 @@ def memory_extents(
     and nobody has touched it.
     """
     found: list[tuple[int, int, str]] = []
-    # What is still to be looked at, the first of it last.
+    # The ranges that are still to be looked at, in reverse order.
     left = [(start, end)]
     while left:
         first, stop = left.pop()
@@ -156,16 +150,12 @@ def memory_extents(
 
 
 async def _referenced(
-    file: InaccessibleFile,
-    superblock: Superblock,
-    extents: list[Extent],
-    stop: int,
-    most: int,
+    file: InaccessibleFile, extents: list[Extent], stop: int, most: int
 ) -> tuple[Layer, int]:
-    """To what of the fetched pages there are references, and up to where."""
+    """The referenced ones of the fetched pages, and where the list ends."""
     found: list[tuple[int, int, dict[str, Any]]] = []
-    slices = Slices(superblock.loop)
-    for piece in in_pieces(extents, _PAGES_A_STEP, file.page_size):
+    slices = Slices(file.superblock.loop)
+    for piece in in_pieces(extents, PAGES_A_STEP, file.page_size):
         if piece.offset >= stop or (memory := file.pages.memory) is None:
             break
         places = memory.references.places([piece])
@@ -194,13 +184,13 @@ def _others(file: InaccessibleFile, start: int, stop: int) -> Iterator[Layer]:
 
 def _merged(start: int, stop: int, layers: Iterable[Layer]) -> Iterator[Run]:
     """One run for each change in any of the *layers*, whose extents do not overlap."""
-    # At each place: members that pages have from there on.
+    # By page: the members that change there.
     changes: dict[int, dict[str, Any]] = {}
     for layer in layers:
         for first, last, state in layer:
             first, last = max(first, start), min(last, stop)
             if first < last:
-                # What ends here may begin anew: it must not be undone then.
+                # A member that ends here may begin again here: do not reset it then.
                 ended = {name: State._field_defaults[name] for name in state}
                 changes[first] = changes.get(first, {}) | state
                 changes[last] = ended | changes.get(last, {})

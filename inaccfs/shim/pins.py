@@ -2,8 +2,8 @@
 
 The v8 patch makes the memory unmovable and unevictable. From userspace that takes a
 long-term pin (FOLL_LONGTERM): a process gets one by registering memory as a buffer of
-an io_uring, to which nothing is ever submitted. Second best is mlock(2): it keeps pages
-in memory, but compaction may move them to other frames.
+an io_uring, to which nothing is ever submitted. The second best way is mlock(2): it
+keeps pages in memory, but compaction may move them to other frames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from inaccfs.shim.releasing import Releasing
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A process may have some 65,000 mappings (vm.max_map_count), and needs other ones.
+# A process may have some 65,000 mappings (vm.max_map_count), and needs some for other
+# purposes.
 _MAX_MAPPINGS: Final = 16384
 
 
@@ -42,7 +43,7 @@ class Pins(Protocol):
 
     @property
     def description(self) -> str:
-        """For people: which way this is, and why it is not a better one."""
+        """For people: the way, and why a better one is not used."""
 
     @property
     def stays(self) -> bool:
@@ -50,7 +51,7 @@ class Pins(Protocol):
 
     @property
     def refusal(self) -> str:
-        """The error of the last `hold` that the kernel refused, or ""."""
+        """The error of the last `hold` that the kernel refused; or ""."""
 
     def hold(self, buffers: list[Buffer]) -> list[int | None]:
         """Hold *buffers* until they are released; a token for each.
@@ -64,7 +65,7 @@ class Pins(Protocol):
     def release(self, tokens: Iterable[int]) -> None:
         """Release the buffers of *tokens*, before this returns. Never raises.
 
-        What the kernel refuses to release, it is asked for again every second.
+        If the kernel refuses to release one, it is asked again every second.
         """
 
     def close(self) -> None:
@@ -84,9 +85,9 @@ def choose() -> Pins:
 
 
 class RingPins:
-    """Long-term pins: each takes a slot of a ring. There are as many rings as needed.
+    """Long-term pins. Each takes a slot of a ring; there are as many rings as needed.
 
-    Buffers are released slot by slot. To close the ring would release them later, in a
+    Buffers are released slot by slot. Closing the ring would release them later, in a
     kernel thread.
     """
 
@@ -102,7 +103,7 @@ class RingPins:
         self.refusal = ""
         self._rings: list[int] = []
         # A token is the number of a slot, counted through all rings. The lowest free
-        # slots are taken first: one call can fill slots that follow each other.
+        # slots are taken first, as one call can fill consecutive slots.
         self._free: list[int] = []
         self._unused = 0
         self._lock: Final = Lock()
@@ -139,7 +140,7 @@ class RingPins:
         self._releasing.release(sorted(tokens))
 
     def _empty(self, slots: list[int], at: int) -> int:
-        """Empty those of *slots* that follow each other from index *at* on."""
+        """Empty the consecutive ones of *slots* from index *at* on."""
         ring, first = divmod(slots[at], uring.SLOTS)
         run = _run_length(slots, at)
         uring.update_buffers(self._rings[ring], first, [(0, 0)] * run)
@@ -174,7 +175,7 @@ class RingPins:
 
 
 def _run_length(slots: list[int], at: int) -> int:
-    """How many of *slots*, from *at* on, follow each other in one ring."""
+    """How many of *slots*, from *at* on, are consecutive in one ring."""
     first = slots[at]
     end = at + 1
     while (
@@ -190,7 +191,7 @@ class LockPins:
     stays: Final = False
 
     def __init__(self, reason: str, most: int = _MAX_MAPPINGS) -> None:
-        """*reason* says why there is nothing better; *most* is how many mappings.
+        """*reason* says why there is no better way; *most* limits the mappings.
 
         Raises:
             OSError: mlock(2) is not allowed.
@@ -220,7 +221,8 @@ class LockPins:
     def _hold(self, buffer: Buffer) -> int:
         if len(self._mappings) >= self._most:
             raise os_error(errno.ENOMEM)
-        # The caller unmaps its own mapping soon, which would unlock it.
+        # Make another mapping: the caller unmaps its own soon, which would unlock the
+        # pages.
         address = mmcalls.mmap(buffer.fd, buffer.offset, buffer.length)
         with self._lock:
             self._last += 1
@@ -244,19 +246,19 @@ class LockPins:
     def close(self) -> None:
         self._releasing.close()
         for token in list(self._mappings):
-            # What is left goes with the process.
+            # The kernel unmaps the rest when the process ends.
             with suppress(OSError):
                 self._unmap([token], 0)
 
 
 class NoPins:
-    """No way at all: nothing is pinned."""
+    """Pins nothing."""
 
     stays: Final = False
     refusal: Final = ""
 
     def __init__(self, reason: str) -> None:
-        """*reason* says why there is nothing better."""
+        """*reason* says why there is no better way."""
         self.description: Final = f"none ({reason})"
 
     def hold(self, buffers: list[Buffer]) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""The poisoned pages of one file, as memory-failure has reported them."""
+"""The poisoned pages of one file, which memory-failure has reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 POISON_PLAN: Final = Plan(INVALIDATE_START, INVALIDATE_END, after_failure=True)
-"""The events of a poisoned page, where the rules have it invalidated."""
+"""The events of a poisoned page, if the rules invalidate it."""
 
 
 class Poisoned:
@@ -50,7 +50,7 @@ class Poisoned:
         return min((page for page in self._pages if start <= page < end), default=None)
 
     def refusal(self, start: int, end: int) -> OSError | None:
-        """Why pages from *start* to *end* may not be got, if one is poisoned."""
+        """The error of get-pfn for pages from *start* to *end*, if one is poisoned."""
         if (bad := self.first(start, end)) is None:
             return None
         return OSError(EHWPOISON, f"page {bad} is poisoned: punch it")
@@ -60,7 +60,7 @@ class Poisoned:
         return sorted(page for page in self._pages if start <= page < end)
 
     def heal(self, start: int, end: int) -> None:
-        """These pages have been punched: the memory that replaces them is good."""
+        """Forget punched pages: the memory that replaces them is good."""
         if self._pages:
             self._pages.difference_update(
                 [page for page in self._pages if start <= page < end]
@@ -68,10 +68,10 @@ class Poisoned:
             self._changed()
 
     def split(self, extents: list[Extent]) -> list[Extent]:
-        """*extents*, with each folio that has a poisoned page in single pages.
+        """*extents*, with folios that have a poisoned page split into single pages.
 
-        memory_failure() splits it first. Else a peer that gets another page of it would
-        map the whole folio again.
+        memory_failure() splits such a folio. Otherwise a peer that gets another page of
+        the folio would map all of it again.
         """
         if not self._pages:
             return extents

@@ -35,12 +35,12 @@ _HUGE: Final = 1 << HUGE_ORDER
 _FEW: Final = 8
 
 
-# Extent._make without its checks, as there may be very many.
+# Extent._make without its checks: there may be very many extents.
 _new_extent: Final = partial(tuple.__new__, Extent)
 
 
 class ProcPages:
-    """The two files, open."""
+    """The two open files."""
 
     def __init__(self) -> None:
         """Open them.
@@ -69,7 +69,7 @@ class ProcPages:
         return entry & _PFN != 0
 
     def base_pages(self, address: int, offset: int, count: int) -> list[Extent] | None:
-        """The frames of *count* mapped pages of 4 KiB at *address*, all as of order 0.
+        """The frames of *count* mapped pages of 4 KiB at *address*, all with order 0.
 
         *offset* is that of the first page in its file. None if a page is not in the
         page table at the moment, for instance because it is being migrated.

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-# How many ranges a block has when it is made; it is cut when it has twice as many. To
-# insert into one long list would be slow.
+# How many ranges a new block has; it is split when it has twice as many. Inserting into
+# one long list would be slow.
 _LOAD: Final = 512
 
 
@@ -39,7 +39,7 @@ class _Block(Generic[V]):
 class RangeMap(Generic[V]):
     """Disjoint ranges [start, end) with their values, in order.
 
-    Values are compared by `==`. To change or to look at an empty range does nothing.
+    Values are compared by `==`. Changing or reading an empty range does nothing.
     """
 
     __slots__ = ("_blocks", "_limits", "_load", "size")
@@ -82,7 +82,7 @@ class RangeMap(Generic[V]):
         """Whether ranges cover all of [start, end)."""
         block = self._blocks[bisect_right(self._limits, start)]
         place = bisect_right(block.ends, start)
-        # Most often one range does, or none has its start.
+        # Usually one range covers it, or no range contains its start.
         if place < len(block.starts) and block.starts[place] <= start:
             return block.ends[place] >= end or not self.gaps(start, end)
         return start >= end
@@ -90,7 +90,7 @@ class RangeMap(Generic[V]):
     def since(self, at: int) -> Iterator[tuple[int, int, V]]:
         """The ranges that end after *at*, not clipped.
 
-        The iterator is of no use any more after the map has changed.
+        The iterator is not valid after a change of the map.
         """
         first = bisect_right(self._limits, at)
         for place in range(first, len(self._blocks)):
@@ -130,7 +130,7 @@ class RangeMap(Generic[V]):
         found = []
         for block, low, high in self._parts(start, end):
             starts, ends = block.starts[low:high], block.ends[low:high]
-            # Most often there is no gap between them, which one comparison shows.
+            # Usually there is no gap between them, which one comparison shows.
             if starts[1:] == ends[:-1]:
                 starts, ends = starts[:1], ends[-1:]
             for first, stop in zip(starts, ends, strict=True):
@@ -142,7 +142,7 @@ class RangeMap(Generic[V]):
         return found
 
     def set(self, start: int, end: int, value: V) -> None:
-        """Map [start, end) to *value*, in place of what was there."""
+        """Map [start, end) to *value*, which replaces former values."""
         self.splice(start, end, [start], [end], [value])
 
     def delete(self, start: int, end: int) -> None:
@@ -152,7 +152,7 @@ class RangeMap(Generic[V]):
     def replace(
         self, start: int, end: int, pieces: Iterable[tuple[int, int, V]]
     ) -> None:
-        """Replace what is in [start, end) by *pieces*: ranges with their values.
+        """Replace the content of [start, end) by *pieces*: ranges with their values.
 
         They are disjoint, in order, and inside of [start, end).
         """
@@ -187,7 +187,7 @@ class RangeMap(Generic[V]):
         block = self._blocks[at]
         low = bisect_left(block.ends, start)
         high = bisect_right(block.starts, end)
-        # Assigned once, at the end: other threads may read the size meanwhile.
+        # Assign it once, at the end: other threads may read the size meanwhile.
         size = self.size
         if low < high:
             size -= sum(block.ends[low:high]) - sum(block.starts[low:high])
@@ -255,7 +255,7 @@ class RangeMap(Generic[V]):
 
 
 def add(counts: RangeMap[int], start: int, end: int, more: int) -> None:
-    """Add *more* to each number of [start, end), where what is not there is 0."""
+    """Add *more* to each number of [start, end); a missing number counts as 0."""
     pieces = [
         (first, stop, before + more)
         for first, stop, before in counts.clipped(start, end)

@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from inaccfs.shim.frames import Extent
 
 
-# References of one holder to a page, all of them got while it was one and the same:
-# how many, the page's offset in the file less its place (both in pages), and whether
-# it has been punched since. All pages of a run have the same lot.
+# References of one holder to a page, all got between two punches: how many; the page's
+# offset in the file minus its place (both in pages); and whether the page has been
+# punched since. All pages of a run have the same lot.
 _Lot: TypeAlias = tuple[int, int, bool]
-# A frame that was punched may come back as another page while there are references: the
+# The frame of a punched page may become another page while there are references. The
 # oldest lot is the first.
 _Lots: TypeAlias = tuple[_Lot, ...]
 
 
-# So many pages are put in one step: each may have another lot.
-_PAGES_A_STEP: Final = 512
+PAGES_A_STEP: Final = 512
+"""References to so many pages are dealt with in one step: each may have its own."""
 
 
 class Reference(NamedTuple):
-    """For people: a run of pages that *holder* has *refs* references to, each."""
+    """For people: a run of pages, to each of which a holder has *refs* references."""
 
     holder: Hashable
-    # In pages of the file, as is count.
+    # In pages of the file, like count.
     offset: int
     pfn: int
     count: int  # type: ignore[assignment] # tuple has a method of that name
@@ -53,11 +53,11 @@ class References:
 
     def __init__(self, frames_per_page: int = 1) -> None:
         self._frames: Final = frames_per_page
-        # What each holder holds, by place: the frame number in units of a page.
+        # The references of each holder by place: the frame number in units of a page.
         self._ranges: dict[Hashable, RangeMap[_Lots]] = {}
         # How many references each holder has, so that they need not be counted.
         self._totals: dict[Hashable, int] = {}
-        # By place: how many references there are to punched pages there.
+        # By place: the number of references to punched pages.
         self._punched: RangeMap[int] = RangeMap()
 
     def __bool__(self) -> bool:
@@ -91,11 +91,11 @@ class References:
     def put(self, holder: Hashable, pfn: int, count: int) -> list[tuple[int, int]]:
         """*holder* gives back one reference to each of *count* pages from frame *pfn*.
 
-        Of several to a page it is the oldest, so one to a punched page goes first.
-        Returns as (pfn, count) the punched pages without references now.
+        Of several references to a page the oldest is put, so one to a punched page is
+        first. Returns, as (pfn, count), punched pages that have no reference any more.
 
         Raises:
-            OSError: EINVAL, if it does not hold one to each; then nothing has changed.
+            OSError: EINVAL if it lacks one to any of them; then nothing has changed.
         """
         ranges = self._ranges.get(holder)
         start, rest = divmod(pfn, self._frames)
@@ -103,7 +103,7 @@ class References:
         if ranges is None or rest or count < 1:
             raise os_error(errno.EINVAL)
         if count == 1:
-            # What most calls are about.
+            # The most frequent case.
             one = ranges.get(start)
             pieces = [] if one is None else [(start, end, one)]
         else:
@@ -128,16 +128,16 @@ class References:
     ) -> Iterator[list[tuple[int, int]]]:
         """`put` for each (pfn, count) of *extents*, in steps that are short.
 
-        What each step yields is what `put` returns; nothing may be got by *holder* in
-        between.
+        Each step yields what `put` returns. *holder* must not get pages in between.
 
         Raises:
-            OSError: EINVAL, if it does not hold all of that; then nothing has changed.
+            OSError: EINVAL if it lacks any of them; then nothing has changed.
         """
-        # First, so that the time depends on what it holds, not on the numbers it names.
+        # Check this first, so that the time depends on what the holder has, and not on
+        # the numbers that it names.
         if sum(count for _, count in extents) > self.total(holder):
             raise os_error(errno.EINVAL)
-        # By place, how many references are to be put: a page may be in several extents.
+        # By place: how many references to put. A page may be in several extents.
         wanted: RangeMap[int] = RangeMap()
         for pfn, count in extents:
             start, rest = divmod(pfn, self._frames)
@@ -169,9 +169,9 @@ class References:
             raise os_error(errno.EINVAL)
 
     def drop(self, holder: Hashable) -> Iterator[list[tuple[int, int]]]:
-        """Take all references of *holder*, at once; yield in steps what `put` returns.
+        """Remove all references of *holder* at once; yield in steps what `put` returns.
 
-        To be exhausted.
+        Exhaust the iterator.
         """
         ranges = self._ranges.get(holder)
         if ranges is None:
@@ -184,7 +184,7 @@ class References:
         )
 
     def punched(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
-        """The pages of *extents* have been punched.
+        """Record that the pages of *extents* have been punched.
 
         Returns those without references, as (pfn, count).
         """
@@ -237,9 +237,9 @@ class References:
         return min(found, default=None)
 
     def places(self, extents: Iterable[Extent]) -> list[tuple[int, int]]:
-        """The pages of *extents* to which there are references, as ranges, in order.
+        """The referenced pages of *extents*, as ranges, in order.
 
-        References to what was there before a punch do not count.
+        References to pages that were punched since do not count.
         """
         found: RangeMap[bool] = RangeMap()
         for offset, pfn, count, _ in extents:
@@ -254,7 +254,7 @@ class References:
     def describe(self, holder: Hashable, since: int = 0) -> Iterator[Reference]:
         """The references of *holder* from frame *since* on, in order of frames.
 
-        Drop the iterator when anything changes: it is not valid after that.
+        The iterator is not valid after a change.
         """
         ranges = self._ranges.get(holder)
         if ranges is None:
@@ -269,7 +269,7 @@ class References:
                 )
 
     def _mark(self, ranges: RangeMap[_Lots], start: int, end: int, shift: int) -> None:
-        """Mark as punched what one holder has of pages."""
+        """Mark the references of one holder to these pages as punched."""
         for first, stop, lots in ranges.clipped(start, end):
             refs = sum(lot[0] for lot in lots if lot[1:] == (shift, False))
             if refs:
@@ -280,7 +280,7 @@ class References:
                 add(self._punched, first, stop, refs)
 
     def _gone(self, puts: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-        """Take (start, end, refs) from the punched pages; return the free ones."""
+        """Subtract (start, end, refs) from the punched pages; return the free ones."""
         free = []
         for start, end, refs in puts:
             if refs:
@@ -314,5 +314,5 @@ def _fewer(lots: _Lots) -> _Lots:
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
     """A range in parts, each of which may have a lot for each page."""
-    for first in range(start, end, _PAGES_A_STEP):
-        yield first, min(first + _PAGES_A_STEP, end)
+    for first in range(start, end, PAGES_A_STEP):
+        yield first, min(first + PAGES_A_STEP, end)

@@ -19,13 +19,13 @@ _TRY_AGAIN_SECONDS: Final = 1.0
 class Releasing(Generic[T]):
     """Releases pins or mappings by their tokens, and tries again if that is refused.
 
-    The kernel has no reason to refuse but want of memory (ENOMEM). Memory that stays
-    pinned or mapped would be lost to everybody, so the kernel is asked again every
-    second, by a thread that there is only meanwhile.
+    The kernel refuses only if it has no memory (ENOMEM). Memory that stayed pinned or
+    mapped would be lost, so the kernel is asked again every second, by a thread that
+    exists only meanwhile.
     """
 
     def __init__(self, let_go: Callable[[list[T], int], int]) -> None:
-        """*let_go* lets tokens of a list go, from an index on; returns how many.
+        """*let_go* releases tokens of a list, from an index on; returns how many.
 
         It may raise `OSError`, and is called by one thread at a time for a token.
         """
@@ -33,19 +33,19 @@ class Releasing(Generic[T]):
         self._trouble: Final = Trouble()
         self._lock: Final = Lock()
         self._refused: list[T] = []
-        # Tries those again. Of a thread that could not be started nothing is left: the
+        # Tries them again. If the thread could not be started, this is None, and the
         # next release starts one.
         self._timer: Timer | None = None
         self._closed = False
 
     def release(self, tokens: list[T]) -> None:
-        """Let go of *tokens*, now or later."""
+        """Release *tokens*, now or later."""
         refused = self._try(tokens)
         if refused or self._refused:
             self._try_later(refused)
 
     def close(self) -> None:
-        """Try no more."""
+        """Stop trying."""
         with self._lock:
             self._closed = True
             timer = self._timer
@@ -54,7 +54,7 @@ class Releasing(Generic[T]):
             timer.join()
 
     def _try(self, tokens: list[T]) -> list[T]:
-        """Those that were not released."""
+        """Returns the tokens that were not released."""
         at = 0
         try:
             while at < len(tokens):
@@ -69,7 +69,7 @@ class Releasing(Generic[T]):
             if self._closed or self._timer is not None:
                 return
             timer = Timer(_TRY_AGAIN_SECONDS, self._try_again)
-            # Python does not wait for it at its end.
+            # Python does not wait for this thread at exit.
             timer.daemon = True
             with suppress(RuntimeError):
                 timer.start()
@@ -79,7 +79,7 @@ class Releasing(Generic[T]):
         with self._lock:
             tokens, self._refused = sorted(self._refused), []
         refused = self._try(tokens)
-        # Only now: until then `close` waits for this thread.
+        # Do this last: until then `close` waits for this thread.
         with self._lock:
             self._timer = None
         if refused or self._refused:

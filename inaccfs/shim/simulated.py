@@ -1,8 +1,8 @@
 """Simulated page frames, of memory that does not exist.
 
-They serve to study orders and fragmentation, and users to whom the kernel shows no real
-frames. The same calls in the same order give the same frames. The file's pages are
-allocated in the backing nevertheless.
+They serve to study orders and fragmentation, and they serve users to whom the kernel
+shows no real frames. The same calls in the same order give the same frames. The file's
+pages are also allocated in the backing.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class SimulatedSource:
         frames = memory.size // FRAME_BYTES
         self.largest_order: Final = memory.order
         self.buddy: Final = Buddy(frames, frames * memory.fragmentation // 100, watch)
-        # Frames that have failed, counted from 0. They never become free.
+        # Failed frames, counted from 0. They never become free.
         self.poisoned: Final[RangeMap[bool]] = RangeMap()
-        # Guards both. Files fetch in worker threads.
+        # Guards both: files fetch in worker threads.
         self.lock: Final = Lock()
 
     def open(self, fd: int, page_size: int) -> SimulatedFrames:
@@ -121,7 +121,7 @@ class SimulatedFrames:
             except OSError as exc:
                 if exc.errno != errno.ENOSPC or not reach:
                     raise
-                # Without the rest of the folios the pages asked for may fit.
+                # The pages asked for may fit without the rest of their folios.
                 self._fill(gaps, pages, reach=False)
         return Fetched(self._table.look(start, end), [])
 
@@ -146,7 +146,7 @@ class SimulatedFrames:
             self._table.record(offset, offset + count, [extent])
 
     def _room(self, start: int, end: int, pages: int) -> tuple[int, int]:
-        """The gap [start, end), widened to where pages without frames end."""
+        """The gap [start, end), widened to all adjacent pages without frames."""
         huge = 1 << HUGE_ORDER
         low, high = start & -huge, min((end + huge - 1) & -huge, pages)
         high = max(high, end)
@@ -236,13 +236,13 @@ class SimulatedFrames:
                 self._punched.set(first, first + count * self._per_page, True)
 
     def poison(self, page: int) -> None:
-        # Its frame is looked up when the page is punched: the page may have none yet,
-        # and get one later with the folio of another page.
+        # Look the frame up when the page is punched: the page may have none yet, and
+        # may get one later with another page's folio.
         with self._lock:
             self._poisoned.add(page)
 
     def _retire(self, start: int, end: int) -> None:
-        """Before [start, end) is freed: take the frames of failed pages out of use."""
+        """Take the frames of failed pages out of use, before [start, end) is freed."""
         with self._lock:
             failed = {page for page in self._poisoned if start <= page < end}
             self._poisoned -= failed

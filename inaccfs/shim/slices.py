@@ -10,8 +10,8 @@ from inaccfs.shim.loop import TRIO
 if TYPE_CHECKING:
     from inaccfs.shim.loop import Loop
 
-# The first slice of a task is short, for many tasks may begin at once. Of later slices
-# the loop runs one in each of its rounds; see `Loop.checkpoint`.
+# The first slice of a task is short, because many tasks may begin at once. The loop
+# runs one later slice in each of its rounds; see `Loop.checkpoint`.
 _FIRST_SECONDS: Final = 0.0003
 _SLICE_SECONDS: Final = 0.002
 
@@ -26,7 +26,7 @@ class Slices:
         self._until = time.perf_counter() + _FIRST_SECONDS
 
     async def give(self) -> None:
-        """Let other tasks run, if it is time. To be called often."""
+        """Let other tasks run, if it is time. Call it often."""
         if time.perf_counter() > self._until:
             await self._loop.checkpoint()
             self._until = time.perf_counter() + _SLICE_SECONDS

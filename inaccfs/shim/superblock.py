@@ -1,4 +1,4 @@
-"""What the files of a mount have in common."""
+"""The superblock of a mount: what its files have in common."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 class PendingFrees(Protocol):
-    """Memory that the backing gives back in the background: see fuse/closing."""
+    """Memory that the backing frees in the background: see fuse/closing."""
 
     # How many large files have been closed so far.
     closed: int
 
     @property
     def busy(self) -> bool:
-        """Whether memory is on its way back."""
+        """Whether memory is being freed."""
 
     async def wait_idle(self) -> None:
-        """Wait until all of it is back."""
+        """Wait until no memory is being freed."""
 
 
 class LongAllocator(Protocol):
@@ -62,11 +62,11 @@ class Threads:
     There are two more kinds: see fuse/closing, and shim/census.
     """
 
-    # Changes of the backing that take long, one a file: fallocate(2), ftruncate(2).
+    # Long changes of the backing, one per file: fallocate(2), ftruncate(2).
     changes: trio.CapacityLimiter = field(
         default_factory=partial(trio.CapacityLimiter, 32)
     )
-    # What get-pfn and memory-failure want to know of many pages, or of huge ones.
+    # Work of get-pfn and memory-failure on many pages, or on huge ones.
     fetches: trio.CapacityLimiter = field(
         default_factory=partial(trio.CapacityLimiter, 16)
     )
@@ -97,25 +97,27 @@ class Superblock:
         """
         self.semantics: Final = semantics
         self.page_size: Final = page_size
-        # In bytes: what files consist of, and calls of fallocate(2) are multiples of.
+        # In bytes: the unit of a file's memory. Ranges of fallocate(2) are multiples of
+        # it.
         self.granule: Final = (
             max(page_size, FRAME_BYTES << HUGE_ORDER)
             if semantics.granule == "huge page"
             else page_size
         )
         self.granule_pages: Final = self.granule // page_size
-        # Whether each file has attributes of its own, and what all others have.
+        # Whether each file has its own attributes; if not, all share these.
         self.converts: Final = semantics.attributes == "file"
         self._attributes: Final = Attributes(semantics.initial)
-        # Makes long allocations interruptible, and those that the OOM killer may end.
+        # Makes long allocations interruptible, and protects the daemon from the OOM
+        # killer.
         self.allocator: Final = allocator
-        # How much may be allocated without it.
+        # How much may be allocated without the allocator.
         self.headroom: Final = Headroom() if headroom is None else headroom
-        # Where page frame numbers come from; without it there are none to get.
+        # Where page frame numbers come from; without it get-pfn fails.
         self.frames: Final = frames
         self.trace: Final = Trace()
         self.threads: Final = Threads()
-        # What all of this runs in.
+        # The loop that the shim runs in.
         self.loop: Final = loop
         self.on_change: Final = on_change
         # How long a notifier may take to answer.
@@ -130,13 +132,13 @@ class Superblock:
         self.guards_pages: Final = (
             semantics.scope == "range" or semantics.locks_pages or semantics.get_waits
         )
-        # The events of each kind of operation. The rules are asked once a mount.
+        # The events of each kind of operation. The rules are asked once per mount.
         self.plans: Final[Mapping[Kind, Plan]] = {
             kind: semantics.plan(punches=kind is not Kind.ALLOCATE) for kind in Kind
         }
 
     def attributes(self) -> Attributes:
-        """Those of a new file."""
+        """The attributes of a new file."""
         return Attributes(self.semantics.initial) if self.converts else self._attributes
 
     def kinds(self, attributes: Attributes, start: int, end: int) -> Kinds | None:
@@ -163,8 +165,8 @@ class Superblock:
     @property
     def punches_inline(self) -> bool:
         """Whether a short punch needs no task: see `InaccessibleFile.begin`."""
-        # It then begins with the change, which has nothing to wait for: neither answers
-        # to an event, during which others may take the file, nor a locked page.
+        # Such a punch begins with the change, and need not wait: neither for answers to
+        # an event, during which other calls may take the file, nor for a locked page.
         return (
             self.ack_timeouts is not None
             and self.ack_timeouts.running
@@ -180,10 +182,10 @@ class Superblock:
     async def more_space(
         self, exc: OSError, closed: int, interrupted: Event | None = None
     ) -> bool:
-        """Whether to try again what failed with *exc*; waits until that makes sense.
+        """Whether to retry what failed with *exc*. Waits until a retry makes sense.
 
-        Memory of files that had gone before the call, at which `closed` was *closed*,
-        may have been on its way back while the backing looked for some.
+        *closed* is `closed` from before the call. Memory of files that were closed
+        before may have been in the process of being freed when the backing needed some.
         """
         frees = self.frees
         if exc.errno != errno.ENOSPC or frees is None:

@@ -6,14 +6,13 @@ Each place that counts something also traces it, if there are listeners:
     if trace.listeners:
         trace.tell("get", start, end, who)
 
-Without listeners that is all it costs: a look at an empty list.
+Without listeners it costs only the check of an empty list.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -22,35 +21,36 @@ import msgspec
 from inaccfs.shim.counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Listener: TypeAlias = "Callable[[Happened], object]"
 
 What: TypeAlias = Literal[
-    # System calls that the rules or the backing have refused, too. All three come when
-    # the call is over, and so after its events.
+    # System calls, also refused ones. All three come when the call is complete, and so
+    # after its events.
     "allocate",
     "punch",
     "truncate",
-    # Pages have become private or shared, or that has been refused.
+    # Pages became private or shared, or a conversion was refused.
     "convert",
-    # System calls that no file allows. A read and a write have their range.
+    # System calls that no file allows. Reads and writes have a range.
     "read",
     "write",
     "lseek",
     "ioctl",
     "copy",
-    # Any other request of the kernel, such as a LOOKUP, which `event` names. Only for
-    # who asks for them: there are many.
+    # Any other request of the kernel, such as a LOOKUP, which `event` names. Only
+    # listeners that ask for requests get them, as there are many.
     "request",
-    # A peer has got references to pages, or has put some; in range are their pages, or
-    # for "put" their frames.
+    # A peer got references to pages, or put some. The range is that of the pages, or
+    # for "put" that of the frames.
     "get",
     "put",
-    # Fetched pages have moved, or one has been poisoned.
+    # Fetched pages have moved, or a page was poisoned.
     "move",
     "poison",
-    # An event has been sent to a notifier; it has answered; it has not, in time.
+    # An event was sent to a notifier; the notifier answered; or it did not answer in
+    # time.
     "event",
     "answer",
     "evict",
@@ -62,13 +62,13 @@ BY_PROCESSES: Final = frozenset[What](
         *("read", "write", "lseek", "ioctl", "copy"),
     )
 )
-"""What is a system call, so that `Happened.who` is a process."""
+"""The kinds that are system calls, for which `Happened.who` is a process."""
 
 
 class Happened(msgspec.Struct, frozen=True, gc=False):
     """One thing that has happened. Times are CLOCK_MONOTONIC, in nanoseconds."""
 
-    # When it was over.
+    # When it ended.
     time: int
     what: What
     # The file's inode number.
@@ -81,17 +81,17 @@ class Happened(msgspec.Struct, frozen=True, gc=False):
     who: int
     # The errno of a call that has failed.
     error: int = 0
-    # The event, such as INVALIDATE, and its sequence; also of "answer" and "evict". Of
-    # a "request" its name.
+    # The event, such as INVALIDATE, and its sequence; also for "answer" and "evict".
+    # For a "request" the name of the opcode.
     event: str = ""
     sequence: int = 0
-    # To which notifier it was sent.
+    # The notifier that the event was sent to.
     notifier: int = 0
-    # When the system call was read, or when the event was sent that has been answered;
-    # 0 for what takes no time, and for a call that began before anybody listened.
+    # When the system call was read, or when the answered event was sent; 0 for what has
+    # no duration, and for a call that began before there was a listener.
     began: int = 0
-    # `began` of the system call that the event, or its answer, belongs to; 0 if it
-    # belongs to none. No two calls of a mount begin in the same nanosecond.
+    # `began` of the system call that caused the event; 0 if none did. No two calls of a
+    # mount begin in the same nanosecond.
     cause: int = 0
 
 
@@ -100,41 +100,32 @@ class Trace:
 
     def __init__(self) -> None:
         self.counters: Final = Counters()
-        # Called in the order in which they came. They may neither block nor raise.
+        # Called in the order of their registration. They must neither block nor raise.
         self.listeners: Final[list[Listener]] = []
-        # Those of them who want requests, too; and what is called with whether there
-        # are any.
+        # The listeners that want requests, too; and a function that is called with
+        # whether there are any.
         self._for_requests: Final[list[Listener]] = []
         self.watch_requests: Callable[[bool], object] = lambda on: None
 
     def listen(self, listener: Listener, *, requests: bool = False) -> None:
-        """Call *listener* with all that happens, or with *requests* as well."""
+        """Call *listener* with all that happens; with *requests* also with requests."""
         self.listeners.append(listener)
         if requests:
             self._for_requests.append(listener)
             self.watch_requests(True)
 
     def stop(self, listener: Listener) -> None:
-        """Call *listener* no more. Harmless if done already."""
+        """Do not call *listener* any more. May be called again."""
         for listeners in (self.listeners, self._for_requests):
             if listener in listeners:
                 listeners.remove(listener)
         if not self._for_requests:
             self.watch_requests(False)
 
-    @contextmanager
-    def listening(self, listener: Listener) -> Iterator[None]:
-        """Call *listener* with all that happens, for a with block."""
-        self.listen(listener)
-        try:
-            yield
-        finally:
-            self.stop(listener)
-
     def tell_request(
         self, name: str, file: int, who: int, error: int, began: int
     ) -> None:
-        """A request about inode *file* has been handled."""
+        """Report a complete request about inode *file*."""
         happened = Happened(
             *(monotonic_ns(), "request", file, 0, 0, who, error, name, 0, 0, began)
         )
@@ -144,7 +135,7 @@ class Trace:
     def tell_refused(
         self, what: What, file: int, start: int, end: int, who: int, error: int
     ) -> None:
-        """A system call on inode *file*, which may not be open, has been refused."""
+        """Report a refused system call on inode *file*, which may not be open."""
         happened = Happened(monotonic_ns(), what, file, start, end, who, error)
         for listener in tuple(self.listeners):
             listener(happened)
@@ -156,12 +147,12 @@ class FileTrace:
     __slots__ = ("_fd", "_ino", "_page_size", "counters", "listeners")
 
     def __init__(self, trace: Trace, fd: int = -1, page_size: int = 1) -> None:
-        """*fd* is of the file in the backing. Only a listener costs a look at it."""
+        """*fd* is of the file in the backing. Only listeners need it."""
         self.counters: Final = trace.counters
         self.listeners: Final = trace.listeners
         self._page_size: Final = page_size
         self._fd = fd
-        # 0 until it has been looked up.
+        # 0 until it is looked up.
         self._ino = 0
 
     def reopened(self, fd: int) -> None:
@@ -169,7 +160,7 @@ class FileTrace:
         self._fd = fd
 
     def now(self) -> int:
-        """The time for `began` of what begins now; 0 while nobody listens."""
+        """The time for `began` of what begins now; 0 without listeners."""
         return monotonic_ns() if self.listeners else 0
 
     def tell(
@@ -181,12 +172,12 @@ class FileTrace:
         exc: BaseException | None = None,
         began: int = 0,
     ) -> None:
-        """Something has happened to a range in bytes. *exc*: why it has failed.
+        """Report something about a range in bytes, and its error *exc*, if any.
 
         A bug is EIO, as it is to the caller.
         """
         number = 0 if exc is None else getattr(exc, "errno", None) or errno.EIO
-        # No function in between: every system call comes through here.
+        # Do not call another function here: every system call runs this.
         ino = self._ino or self._look_up()
         self._pass_on(
             Happened(
@@ -197,7 +188,7 @@ class FileTrace:
     def tell_pages(
         self, what: What, start: int = 0, end: int = 0, who: int = 0
     ) -> None:
-        """The same of a range in pages."""
+        """As `tell`, for a range in pages."""
         self.tell(what, start * self._page_size, end * self._page_size, who)
 
     def tell_event(
@@ -212,7 +203,7 @@ class FileTrace:
         began: int,
         cause: int,
     ) -> None:
-        """An event of a range in pages has been sent or answered; see `Happened`."""
+        """Report an event about a range in pages, or its answer; see `Happened`."""
         unit = self._page_size
         self._pass_on(
             Happened(
@@ -229,7 +220,7 @@ class FileTrace:
 
     def _pass_on(self, happened: Happened) -> None:
         listeners = self.listeners
-        # A copy if there are several: one may end with what it hears.
+        # Iterate over a copy if there are several: a listener may remove itself.
         for listener in listeners if len(listeners) == 1 else tuple(listeners):
             listener(happened)
 

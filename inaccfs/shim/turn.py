@@ -23,7 +23,7 @@ class Turn:
 
     Meanwhile a thread or another process holds the lock of the backing's inode, and a
     call in the loop that takes the same lock would stop the loop. Pages are not fetched
-    meanwhile either, for they may be about to be removed.
+    meanwhile either, because they may be about to be removed.
     """
 
     __slots__ = ("_all", "_changed", "_idle", "_loop", "fetches", "undoing")
@@ -33,14 +33,14 @@ class Turn:
     ) -> None:
         """*all_taken* collects the turns of the mount that are taken.
 
-        *changed* is called when this one has been taken, and when it is free again.
+        *changed* is called when this turn is taken, and when it is free again.
         """
         self._all: Final = all_taken
         self._changed: Final = changed
         self._loop: Final = loop
         # Set when the turn is free again; None until it has been taken.
         self._idle: Event | None = None
-        # The pages that the operation fetches that has the turn.
+        # The pages that the current operation fetches.
         self.fetches = range(0)
         # Set inside `take` by an interrupted allocation that has not given back its
         # memory. The turn stays taken until it has, and the file must not be looked at.
@@ -48,12 +48,12 @@ class Turn:
 
     @property
     def taken(self) -> bool:
-        """Whether an operation has it."""
+        """Whether an operation has the turn."""
         return self in self._all
 
     @contextmanager
     def take(self, fetches: range = range(0)) -> Iterator[None]:
-        """Have the turn, which must be free, for a with block.
+        """Take the turn, which must be free, for a with block.
 
         *fetches* are pages that the block fetches, and does not remove. If the block
         leaves something in `undoing`, the turn ends when that has ended.
@@ -77,7 +77,7 @@ class Turn:
 
     async def wait(self) -> None:
         """Wait until the turn is free. The caller may take it before it awaits."""
-        # Of several that wait, the first to wake may take the turn again.
+        # Of several waiting tasks, the first to wake may take the turn again.
         while self.taken:
             if self.undoing is not None:
                 await self.wait_undone()

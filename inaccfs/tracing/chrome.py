@@ -1,8 +1,8 @@
 """Records of a trace as a picture: a track for each file, and one for each peer.
 
 A system call is a slice on the track of its file. An event is a slice on the track of
-the peer that got it, from when it was sent to its answer, with an arrow that comes from
-the call. What takes no time is a mark.
+the peer that got it, from when it was sent to its answer, with an arrow from the call.
+A record without a duration is a mark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PEERS: Final = "peers"
 _FILES: Final = "files"
 
-# What the ends of a range are, where it is none of the file.
+# The names of the ends of a range that is not a range of the file.
 _RANGES: Final = {
     "truncate": ("size", "size before"),
     "put": ("address", "end address"),
@@ -28,7 +28,7 @@ _RANGES: Final = {
 
 
 class _Sent(NamedTuple):
-    """An event that is to be answered: by which notifier, of which file."""
+    """Identifies an event that a notifier has to answer."""
 
     ino: int
     notifier: int
@@ -43,22 +43,22 @@ class _Drawn(NamedTuple):
 
 
 class _Tracks:
-    """The tracks of one file or peer: as many as are needed for nothing to overlap."""
+    """The tracks of one file or peer: as many as needed, so that no slices overlap."""
 
     def __init__(self, writer: Writer, group: str, name: str) -> None:
         self._writer: Final = writer
         self._group: Final = group
         self._name: Final = name
-        # Each with the end of its last slice.
+        # Each track, with the end of its last slice.
         self._ends: Final[dict[Track, int]] = {}
 
     @property
     def first(self) -> Track:
-        """For marks, which may be anywhere."""
+        """The track for marks, which may overlap slices."""
         return next(iter(self._ends), None) or self._add()
 
     def free(self, start: int, end: int) -> Track:
-        """One that is free from *start* on, and not from now to *end* any more.
+        """Reserve a track that is free from *start* on, up to *end*.
 
         Slices must come in order of their ends.
         """
@@ -86,15 +86,15 @@ class Picture:
         # By inode number, and by the number of the peer.
         self._files: Final[dict[int, _Tracks]] = {}
         self._peers: Final[dict[int, _Tracks]] = {}
-        # Events without an answer yet; and those that have been drawn of each system
-        # call that is not over, by when it began.
+        # Events without an answer so far; and, by when it began, the events already
+        # drawn of each system call in progress.
         self._sent: Final[dict[_Sent, TraceRecord]] = {}
         self._drawn: Final[dict[int, list[_Drawn]]] = {}
         self._last = 0
         self._count = 0
 
     def add(self, record: TraceRecord) -> None:
-        """Draw one."""
+        """Draw a record."""
         self._count += 1
         self._last = record.time
         if record.kind == "event":
@@ -110,7 +110,7 @@ class Picture:
             self._mark(self._file(record).first, record, name)
 
     def close(self, lost: int, version: str) -> None:
-        """Write the end. What is not over is drawn as far as it has got."""
+        """Write the end. What is still in progress is drawn up to now."""
         for sent in list(self._sent.values()):
             self._end_event(sent, self._last, "no answer in this trace")
         for began, drawn in list(self._drawn.items()):
@@ -123,7 +123,7 @@ class Picture:
 
     def _call(self, record: TraceRecord) -> None:
         for sent in [one for one in self._sent.values() if one.cause == record.began]:
-            # Its notifier has gone, which counts as an answer.
+            # Its notifier was unregistered, which counts as an answer.
             self._end_event(sent, record.time, "its notifier has gone")
         name = record.event if record.kind == "request" else record.kind
         self._draw_call(record, name, record.began, record.time)
@@ -146,7 +146,7 @@ class Picture:
     def _answer(self, record: TraceRecord) -> None:
         sent = self._sent.get(_key(record))
         if sent is None:
-            # It was sent before the trace began, or has been lost.
+            # The event was sent before the trace began, or its record was lost.
             if record.began:
                 outcome = "answered" if record.kind == "answer" else "evicted"
                 self._draw_event(record, record.began, record.time, outcome)

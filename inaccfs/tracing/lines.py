@@ -17,18 +17,18 @@ from inaccfs import errnos
 if TYPE_CHECKING:
     from inaccfs.control.messages import TraceRecord
 
-# To a time of day, from CLOCK_MONOTONIC.
+# Nanoseconds in a second.
 _DAY_NS: Final = 1_000_000_000
 
 
 class Lines:
-    """Makes lines. The clock is looked at once: times keep their distances."""
+    """Makes lines. It reads the clock once, so that times keep their distances."""
 
     def __init__(self) -> None:
         self._offset: Final = time.time_ns() - time.monotonic_ns()
 
     def line(self, record: TraceRecord) -> str:
-        """One record. Names in it may have any character."""
+        """The line of a record, whose names may have any character."""
         what, result = _what(record)
         clock = self._clock(record.time)
         took = (record.time - record.began) / 1e9 if record.began else None
@@ -54,7 +54,7 @@ def _who(record: TraceRecord) -> str:
 
 
 def _what(record: TraceRecord) -> tuple[str, str]:
-    """The call, and its result."""
+    """The call and its result."""
     file = record.file or f"inode {record.ino}"
     place = f"{file}, {record.start:#x}, {record.end:#x}"
     number = f" #{record.sequence}" if record.sequence else ""

@@ -1,4 +1,4 @@
-"""What a trace comes to: how much a second of each kind, how long, what was refused."""
+"""Sums up a trace: rates and durations of each kind, and refused calls."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 _NS: Final = 1_000_000_000
 
-# Rates and quantiles are of the last so many seconds.
+# Rates and quantiles cover the last so many seconds.
 WINDOW_SECONDS: Final = 5
 
-# Quantiles are of so many durations of a kind at most, the latest.
+# Quantiles cover at most so many durations of a kind, the latest ones.
 _DURATIONS: Final = 4096
 
-# What has been refused is shown for so long, and so many of it.
+# For how long refused calls are shown, and how many.
 _REFUSED_SECONDS: Final = 600
 _REFUSED: Final = 1000
 
@@ -26,19 +26,19 @@ _EVENTS: Final = ("event", "answer", "evict")
 
 
 class Rate(NamedTuple):
-    """One kind, over the last seconds. Durations are seconds; None if none is known."""
+    """One kind, over the last seconds. Durations are seconds, None if unknown."""
 
     kind: str
     a_second: float
     refused_a_second: float
     p50: float | None
     p99: float | None
-    # Since the trace began.
+    # The count since the trace began.
     total: int
 
 
 class Refused(NamedTuple):
-    """System calls of one process on one file that have been refused."""
+    """Refused system calls of one process on one file."""
 
     command: str
     pid: int
@@ -46,25 +46,26 @@ class Refused(NamedTuple):
     file: str
     error: str
     times: int
-    # When the last was, CLOCK_MONOTONIC in nanoseconds.
+    # The time of the last one: CLOCK_MONOTONIC, in nanoseconds.
     last: int
 
 
 class Rates:
-    """Takes records, and tells what they come to at a time."""
+    """Takes records, and sums them up."""
 
     def __init__(self) -> None:
         self._totals: Final[Counter[str]] = Counter()
-        # When each was over, and whether it was refused; of the last seconds.
+        # By kind, for the last seconds: when each record was over, and whether it was
+        # refused.
         self._recent: Final[dict[str, deque[tuple[int, bool]]]] = {}
         self._durations: Final[dict[str, deque[tuple[int, int]]]] = {}
-        # The last come last.
+        # The latest are at the end.
         self._refused: Final[dict[tuple[str, int, str, str, str], Refused]] = {}
-        # When each event that has no answer yet was sent, by notifier and sequence.
+        # By notifier and sequence: when each unanswered event was sent.
         self._sent: Final[dict[tuple[int, int], int]] = {}
 
     def add(self, records: Iterable[TraceRecord]) -> None:
-        """Take them, in order."""
+        """Take records, in order."""
         for record in records:
             kind = _kind(record)
             self._totals[kind] += 1
@@ -93,7 +94,7 @@ class Rates:
             del self._refused[next(iter(self._refused))]
 
     def rates(self, now: int) -> list[Rate]:
-        """Each kind that there has been, the most frequent first."""
+        """All kinds so far, the most frequent first."""
         since = now - WINDOW_SECONDS * _NS
         found = []
         for kind, recent in self._recent.items():
@@ -117,17 +118,17 @@ class Rates:
         return sorted(found, key=lambda one: (-one.a_second, -one.total, one.kind))
 
     def refused(self, now: int) -> list[Refused]:
-        """The last first."""
+        """Refused calls, the latest first."""
         since = now - _REFUSED_SECONDS * _NS
         return [one for one in reversed(self._refused.values()) if one.last > since]
 
     def sent(self, notifier: int, sequence: int) -> int | None:
-        """When an event was sent that has not been answered; None if before this."""
+        """When an unanswered event was sent; None if there is no record of that."""
         return self._sent.get((notifier, sequence))
 
 
 def _is_refused(record: TraceRecord) -> bool:
-    """Whether somebody was refused something, and did not only look whether it is."""
+    """Whether a caller was refused something, other than a lookup of a missing name."""
     looked = record.kind == "request" and record.error in ("ENOENT", "ENODATA")
     return bool(record.error) and not looked
 
@@ -139,7 +140,7 @@ def _kind(record: TraceRecord) -> str:
 
 
 def _quantile(ordered: list[int], share: float) -> float | None:
-    """The smallest that at least this share of all does not exceed, in seconds."""
+    """The quantile of durations in ascending order, in seconds."""
     if not ordered:
         return None
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)] / _NS

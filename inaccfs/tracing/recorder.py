@@ -2,8 +2,9 @@
 
 usage: python -m inaccfs.tracing.recorder FD
 
-The daemon sends it TRACE events through a socket, its standard input, and gives it an
-FD of the file. It ends with the daemon, however that ends, and the file is whole then.
+The daemon sends it TRACE events through a socket, which is its standard input, and
+passes it an FD of the file. The process ends when the daemon ends, even by a kill, and
+completes the file first.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _READ_BYTES = 1 << 18
 
 
 def main() -> int:
-    """Write until the daemon hangs up."""
-    # A service manager sends these to all processes of the daemon: what it does as it
-    # ends is to be recorded, too.
+    """Write until the daemon closes the socket."""
+    # A service manager sends these signals to all processes of the daemon. Ignore them,
+    # to record what the daemon does as it ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     lost = 0
@@ -41,7 +42,7 @@ def main() -> int:
                 lost = event.lost
                 for record in event.records:
                     picture.add(record)
-            # A reader of the file sees it soon.
+            # Let a reader of the file see it soon.
             file.flush()
         picture.close(lost, __version__)
     return 0
@@ -51,5 +52,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except OSError as exc:
-        # The daemon logs it: we have no standard error.
+        # The daemon logs the error: this process has no standard error.
         sys.exit(exc.errno or errno.EIO)

@@ -1,4 +1,4 @@
-"""The daemon's part of `inaccfs mount --trace`: it sends a process what that writes."""
+"""The daemon's part of `inaccfs mount --trace`: it sends records to the recorder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# At the end the recorder has so long to take the rest, and then to write it.
+# At the end the recorder may take so long to receive the rest, and again to write it.
 _LAST_SECONDS: Final = 5.0
 
 
@@ -31,7 +31,7 @@ class Recording:
     def __init__(self, path: str, environment: Mapping[str, str]) -> None:
         """Start the process that writes the file at *path*.
 
-        *environment* is one in which it imports this package.
+        *environment* must let it import this package.
 
         Raises:
             MountError: the file cannot be written.
@@ -39,7 +39,8 @@ class Recording:
         self._path: Final = path
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            # A FIFO that nobody reads is ENXIO then, and does not stop the mount.
+            # With O_NONBLOCK a FIFO that nobody reads is ENXIO; else open(2) would
+            # wait.
             fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
         except OSError as exc:
             raise MountError(f"cannot write the trace {path}: {exc.strerror}") from exc
@@ -51,7 +52,7 @@ class Recording:
                 [sys.executable, "-P", "-m", "inaccfs.tracing.recorder", str(fd)],
                 pass_fds=[fd],
                 stdin=theirs.fileno(),
-                # Who started the daemon may wait for the end of these.
+                # The daemon's parent may wait until all writers have closed these.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -68,7 +69,7 @@ class Recording:
         self._tracing: Tracing | None = None
 
     def start(self, context: Context) -> None:
-        """Record what happens in a mount from now on."""
+        """Record all events of a mount from now on."""
         self._tracing = Tracing(context, self)
         self._tracing.start()
 
@@ -86,10 +87,10 @@ class Recording:
             return True
 
     def close(self) -> None:
-        """Send the rest, and wait until the file is whole. Blocks for some seconds."""
+        """Send the rest, and wait until the file is complete: for seconds at most."""
         self._ours.settimeout(_LAST_SECONDS)
         if (tracing := self._tracing) is not None:
-            # Gone, or too slow: then the file lacks the end.
+            # The recorder has ended or is too slow: then the file lacks the end.
             with suppress(OSError):
                 tracing.flush()
                 self._outlet.flush()

@@ -2,8 +2,8 @@
 
 usage: python -m inaccfs.tracing.svg FILE.json > FILE.svg
 
-For traces of a few calls, such as one punch and its events: all of it is drawn, from
-the first slice to the last. Perfetto shows more.
+It suits traces of a few calls, such as one punch and its events: it draws everything
+from the first slice to the last. Perfetto shows more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LEFT: Final = 190
 _ROW: Final = 44
 _BAR: Final = 26
 _TOP: Final = 30
-# About the width of a letter.
+# The approximate width of a letter.
 _LETTER: Final = 6.7
 
 _STYLE: Final = """\
@@ -43,7 +43,7 @@ _TIP: Final = (
 
 
 class _Scale(NamedTuple):
-    """From microseconds to the picture."""
+    """Converts microseconds to coordinates."""
 
     start: float
     end: float
@@ -54,7 +54,7 @@ class _Scale(NamedTuple):
 
 
 def draw(events: Sequence[Event]) -> str:
-    """The picture of the events of a trace.
+    """Draw the events of a trace.
 
     Raises:
         ValueError: there is no slice in it.
@@ -71,7 +71,7 @@ def draw(events: Sequence[Event]) -> str:
         for event in events
         if event["name"] == "thread_name"
     }
-    # Files above peers, each in the order in which they came.
+    # Files above peers, each in the order of their first events.
     used = sorted({(event["pid"], event["tid"]) for event in slices})
     rows = {track: _TOP + _ROW * row for row, (_, track) in enumerate(used)}
     height = _TOP + _ROW * len(rows) + 30

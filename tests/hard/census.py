@@ -110,7 +110,7 @@ class Census:
 
 
 def _mounts_below(path: Path) -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         points = [line.split()[4] for line in lines]
     return [point for point in points if f"{point}/".startswith(f"{path}/")]
 
@@ -139,7 +139,7 @@ class Ground:
     def remember(self, path: Path) -> None:
         """Note the FUSE connection of a mount, which must go with it."""
         # One that does not answer has nothing to say of itself but in mountinfo.
-        with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
             for line in lines:
                 words = line.split()
                 if words[4] == str(path):

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import inaccfs
+from inaccfs.kvm import VM
 from tests.mount import support
+from tests.mount.guests import add_slot, memfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import inaccfs
+    from inaccfs.client import Client
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +80,37 @@ def _ahead(_bytecode: None) -> Iterator[Ahead]:
 
 
 @pytest.fixture
-def mount(_ahead: Ahead) -> Iterator[inaccfs.Mount]:
+def mount(request: pytest.FixtureRequest, _ahead: Ahead) -> Iterator[inaccfs.Mount]:
     """A mount with a daemon of its own, asserted to end well."""
-    stack, made = _ahead.take()
+    if (marker := request.node.get_closest_marker("semantics")) is not None:
+        stack = ExitStack()
+        made = stack.enter_context(support.mounted(semantics=marker.args[0]))
+    else:
+        stack, made = _ahead.take()
     with stack:
+        yield made
+
+
+@pytest.fixture
+def shim(mount: inaccfs.Mount) -> Iterator[Client]:
+    """A client of the mount."""
+    with inaccfs.connect(mount.path) as made:
+        yield made
+
+
+@pytest.fixture
+def fd(shim: Client) -> Iterator[int]:
+    """A file of the mount without a name, as large as a slot of `add_slot`."""
+    made = memfd(shim)
+    yield made
+    os.close(made)
+
+
+@pytest.fixture
+def vm(shim: Client, fd: int) -> Iterator[VM]:
+    """A VM with one slot, which has the file."""
+    with VM(shim) as made:
+        add_slot(made, fd)
         yield made
 
 

@@ -23,7 +23,6 @@ from inaccfs import (
     MFD_HUGETLB,
     MFD_INACCESSIBLE,
     launch,
-    syscalls,
 )
 from inaccfs.client import (
     CannotConnectError,
@@ -34,6 +33,7 @@ from inaccfs.client import (
 )
 from inaccfs.client.commands import UNAWAITED
 from inaccfs.errors import DeadDaemonError, NoAnswerError, NotMountedError
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.support import MIB, PAGE, PATIENCE
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]

@@ -20,6 +20,7 @@ import trio
 import inaccfs
 from inaccfs import mountcalls, syscalls
 from inaccfs.helper.tasks import Helper
+from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.peers import peer
 from tests.mount.support import MIB, PAGE, children_of
@@ -34,8 +35,7 @@ pytestmark = [pytest.mark.fuse]
 
 def punch(fd: int, length: int) -> None:
     """Take the memory of a file away, from its beginning."""
-    mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-    syscalls.fallocate(fd, mode, 0, length)
+    syscalls.fallocate(fd, PUNCH, 0, length)
 
 
 def have_ended(pidfds: list[int]) -> bool:

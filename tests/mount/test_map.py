@@ -35,19 +35,11 @@ from tests.mount.support import (
 from tests.mount.terminals import needs_tmux, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 TIB = 1 << 40
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
 
 
 def drawn(path: Path, **environment: str) -> list[str]:

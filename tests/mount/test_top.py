@@ -18,25 +18,17 @@ from tests.mount.support import (
     complaint,
     doomed,
     inaccfs_command,
-    mounted,
     new_file,
     opened,
 )
 from tests.mount.terminals import needs_tmux, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 
 @needs_tmux

@@ -44,13 +44,7 @@ if TYPE_CHECKING:
 
     from inaccfs import Mount
 
-pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    with mounted(semantics="v10") as made:
-        yield made
+pytestmark = [pytest.mark.fuse, pytest.mark.semantics("v10")]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from inaccfs.fuse.closing import Closer
-from inaccfs.shim.file import INLINE_BYTES
+from inaccfs.shim.filestate import INLINE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -139,9 +139,9 @@ def test_a_bound_is_told(run: Run) -> None:
     [
         (["pnch"], "unknown scenario 'pnch': did you mean punch?"),
         (["punch", "--kvm", "weak"], "unknown KVM 'weak'"),
-        (["punch", "--seconds", "0"], "is no number of seconds"),
+        (["punch", "--seconds", "0"], "is not a number of seconds"),
         (["punch", "--preemptions", "-1"], "is no number of preemptions"),
-        (["punch", "--seconds", "nan"], "is no number of seconds"),
+        (["punch", "--seconds", "nan"], "is not a number of seconds"),
         (["punch", "--kvm", ""], "unknown KVM"),
         (["--seconds", "1"], "give a scenario"),
         (["--kvm", "no-retry"], "give a scenario"),

@@ -7,11 +7,10 @@ import errno
 import pytest
 
 from inaccfs.semantics import V8
-from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, PUNCH
 
 SMALL = 4096
 HUGE = 2 << 20
-PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 ZERO_RANGE = 0x10  # of include/uapi/linux/falloc.h
 
 

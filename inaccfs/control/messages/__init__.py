@@ -1,13 +1,14 @@
 """The messages of the control socket: commands, what they return, and events.
 
-The one definition for the server, the clients, `query-qmp-schema` and
-docs/control-protocol.md. How they travel is qmp.py's matter; no I/O here.
+This is the only definition, for the server, the clients, `query-qmp-schema` and
+docs/control-protocol.md. qmp.py encodes and decodes them; there is no I/O here.
 
 Offsets, starts, ends and counts are pages of the file's page size, ends exclusive;
 sizes are bytes; a pfn is a page frame number, of 4 KiB frames.
 """
 
-from inaccfs.control.messages.catalogue import COMMANDS
+from typing import Final
+
 from inaccfs.control.messages.commands import (
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
@@ -178,3 +179,25 @@ __all__ = [
     "Zaps",
     "version",
 ]
+
+COMMANDS: Final[dict[str, type[Command]]] = {
+    command.name: command
+    for command in (
+        *(QmpCapabilities, QueryVersion, QueryCommands, QueryQmpSchema),
+        *(GetFd, CloseFd, MemfdCreate),
+        *(RegisterNotifier, UnregisterNotifier, Bind, CommitBind, Unbind),
+        *(InvalidateDone, GetPfn, PutPfn, GetMemory),
+        *(
+            SetMemoryAttributes,
+            QueryMemoryAttributes,
+            PopulatePages,
+            Freeze,
+            Unfreeze,
+            Migrate,
+        ),
+        *(ReadShared, WriteShared, PinPages, UnpinPages),
+        *(QueryFiles, QueryFile, QueryMap, QueryNotifiers, QueryPins, QueryStats),
+        *(QueryStatus, QuerySemantics, MemoryFailure),
+        *(TraceStart, TraceStop, Quit),
+    )
+}

@@ -1,7 +1,7 @@
 """The commands of the control socket.
 
-Docstrings are in docs/control-protocol.md, and the errnos that they name are the errors
-of a command there.
+docs/control-protocol.md has a copy of the docstrings, and lists the errnos that they
+name as the errors of the command.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from inaccfs.control.messages.results import (
 )
 from inaccfs.status import Status
 
-# memfd_create(2); the last is the patch's.
+# Flags of memfd_create(2); the last one is the patch's.
 MFD_CLOEXEC: Final = 0x1
 MFD_ALLOW_SEALING: Final = 0x2
 MFD_HUGETLB: Final = 0x4
@@ -57,9 +57,9 @@ class Command(
 
     name: ClassVar[str]
     returns: ClassVar[Any] = Nothing
-    # Whether root and the mount's owner only may use it.
+    # Whether only root and the mount's owner may use it.
     owner_only: ClassVar[bool] = False
-    # Whether an fd goes with the command, or with its return, as SCM_RIGHTS.
+    # Whether the command, or its return, carries an fd as SCM_RIGHTS.
     takes_fd: ClassVar[bool] = False
     gives_fd: ClassVar[bool] = False
 
@@ -73,7 +73,7 @@ class QmpCapabilities(Command, frozen=True, kw_only=True):
 
 
 class QueryVersion(Command, frozen=True, kw_only=True):
-    """Tells which inaccfs this is."""
+    """Returns the version of inaccfs."""
 
     name: ClassVar[str] = "query-version"
     returns: ClassVar[Any] = VersionInfo
@@ -87,14 +87,14 @@ class QueryCommands(Command, frozen=True, kw_only=True):
 
 
 class QueryQmpSchema(Command, frozen=True, kw_only=True):
-    """Tells the types of all commands and events, as QEMU does."""
+    """Returns the types of all commands and events, in QEMU's format."""
 
     name: ClassVar[str] = "query-qmp-schema"
     returns: ClassVar[Any] = list[dict[str, Any]]
 
 
 class QueryStatus(Command, frozen=True, kw_only=True):
-    """Tells what `inaccfs status` shows."""
+    """Returns what `inaccfs status` shows."""
 
     name: ClassVar[str] = "query-status"
     returns: ClassVar[Any] = Status
@@ -103,21 +103,23 @@ class QueryStatus(Command, frozen=True, kw_only=True):
 class GetFd(Command, frozen=True, kw_only=True):
     """Names an open fd of a file of this mount, sent with this message.
 
-    The fd must be open for writing. The daemon keeps the file open until closefd or
-    the end of the connection. EINVAL if it is not a file of this mount; a name that is
-    taken gets the new file.
+    The fd must be open for writing. The daemon keeps the file open until closefd or the
+    end of the connection. EINVAL if it is not a file of this mount. A name that is in
+    use changes to the new file.
 
-    A `weak` name does not keep it open, nor do notifiers that are registered by it:
-    when all others have closed a file without a name in the file system, its notifiers
-    get the events of a punch of all of it, and get-pfn is EFAULT from then on. Its
-    memory stays until the weak names go, too.
+    A `weak` name does not keep the file open, and neither do notifiers that are
+    registered by it: when all others have closed a file without a name in the file
+    system, its notifiers get the events of a punch of the whole file, and get-pfn is
+    EFAULT from then on. Its memory stays until the weak names are closed, too.
     """
 
     name: ClassVar[str] = "getfd"
     takes_fd: ClassVar[bool] = True
 
     fdname: FdName
-    weak: Annotated[bool, Meta(description="whether it does not keep the file")] = False
+    weak: Annotated[
+        bool, Meta(description="whether the name does not keep it open")
+    ] = False
 
 
 class CloseFd(Command, frozen=True, kw_only=True):
@@ -139,7 +141,7 @@ class MemfdCreate(Command, frozen=True, kw_only=True):
     gives_fd: ClassVar[bool] = True
 
     memfd: Annotated[
-        str, Meta(max_length=249, description="what query-files calls it")
+        str, Meta(max_length=249, description="its name in query-files")
     ] = msgspec.field(name="name")
     flags: Annotated[
         int, Meta(ge=0, le=(1 << 32) - 1, description="MFD_CLOEXEC, MFD_INACCESSIBLE")
@@ -152,10 +154,11 @@ class MemfdCreate(Command, frozen=True, kw_only=True):
 
 
 class RegisterNotifier(Command, frozen=True, kw_only=True):
-    """inaccessible_register_notifier(): send this peer the invalidations of a file.
+    """inaccessible_register_notifier(): sends this peer the invalidations of a file.
 
-    Waits while an invalidation of the file is under way. The file stays open until the
-    notifier goes. EOPNOTSUPP in semantics whose notifiers are bound to ranges.
+    Waits while an invalidation of the file is in progress. The file stays open until
+    the notifier is unregistered. EOPNOTSUPP in semantics whose notifiers are bound to
+    ranges.
     """
 
     name: ClassVar[str] = "register-notifier"
@@ -165,11 +168,12 @@ class RegisterNotifier(Command, frozen=True, kw_only=True):
 
 
 class Bind(Command, frozen=True, kw_only=True):
-    """restrictedmem_bind(): the same for a range of a file.
+    """restrictedmem_bind(): as register-notifier, for a range of a file.
 
-    EINVAL where ranges are exclusive and this one is not asked to be, or overlaps
-    another; that is EEXIST in some semantics. EOPNOTSUPP in semantics whose notifiers
-    are registered for files, and with `prepare` where bindings are not prepared.
+    EINVAL if the semantics have exclusive ranges and `exclusive` is false, or if the
+    range overlaps another exclusively; some semantics have EEXIST for an overlap.
+    EOPNOTSUPP in semantics whose notifiers are registered for files, and for `prepare`
+    in semantics without prepared bindings.
     """
 
     name: ClassVar[str] = "bind"
@@ -179,15 +183,15 @@ class Bind(Command, frozen=True, kw_only=True):
     start: FirstPage
     end: EndPage
     exclusive: (
-        Annotated[bool, Meta(description="that no other may overlap it")] | None
+        Annotated[bool, Meta(description="whether no other may overlap")] | None
     ) = None
     prepare: Annotated[
-        bool, Meta(description="leave it to commit-bind to put it into effect")
+        bool, Meta(description="whether only commit-bind makes it effective")
     ] = False
 
 
 class Unbind(Command, frozen=True, kw_only=True):
-    """restrictedmem_unbind(): unregister-notifier for what bind has returned.
+    """restrictedmem_unbind(): as unregister-notifier, for a notifier of bind.
 
     ENOENT if this peer has no such notifier; EOPNOTSUPP in semantics whose notifiers
     are registered for files.
@@ -199,11 +203,11 @@ class Unbind(Command, frozen=True, kw_only=True):
 
 
 class UnregisterNotifier(Command, frozen=True, kw_only=True):
-    """inaccessible_unregister_notifier(): after it returns no event follows.
+    """inaccessible_unregister_notifier(): no event follows its return.
 
-    Answers what the notifier has not answered, and waits while an invalidation of the
-    file is under way. ENOENT if this peer has no such notifier; EOPNOTSUPP in semantics
-    whose notifiers are bound to ranges.
+    It counts as the answer to an unanswered event, and waits while an invalidation of
+    the file is in progress. ENOENT if this peer has no such notifier; EOPNOTSUPP in
+    semantics whose notifiers are bound to ranges.
     """
 
     name: ClassVar[str] = "unregister-notifier"
@@ -212,7 +216,7 @@ class UnregisterNotifier(Command, frozen=True, kw_only=True):
 
 
 class InvalidateDone(Command, frozen=True, kw_only=True):
-    """The callback of a notifier has returned; the answer to an event.
+    """Answers an event: the callback of the notifier has returned.
 
     EINVAL if no such event waits for an answer. It overtakes commands that wait.
     """
@@ -224,14 +228,14 @@ class InvalidateDone(Command, frozen=True, kw_only=True):
 
 
 class GetPfn(Command, frozen=True, kw_only=True):
-    """inaccessible_get_pfn(): where pages are, and a reference to each.
+    """inaccessible_get_pfn(): returns the frames of pages, and takes references.
 
-    Allocates, as SGP_WRITE does; but EINVAL past the end, where the patch would
-    allocate, too. The pages stay where they are until they are punched or the file has
-    gone. With `count` the return has extents, as few as the frames allow; and `next`,
-    where there are more than 1000. Semantics may refuse holes (ENOENT), pages that
-    nobody is bound to, and poisoned ones (EHWPOISON). Where they lock pages it is
-    EAGAIN until they are put.
+    It allocates, as SGP_WRITE does, but is EINVAL past the end, where the patch would
+    allocate, too. The pages keep their frames until they are punched or the file is
+    freed. With `count` the return has extents, as few as the frames allow; and `next`,
+    if there are more than 1000. Semantics may refuse holes (ENOENT), pages that no
+    notifier is bound to, and poisoned ones (EHWPOISON). In semantics that lock pages, a
+    locked page is EAGAIN until it is put.
     """
 
     name: ClassVar[str] = "get-pfn"
@@ -243,9 +247,9 @@ class GetPfn(Command, frozen=True, kw_only=True):
 
 
 class PutExtent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Pages to be put. It may have the other members of an Extent, too."""
+    """Pages to put. It may have the other members of an Extent, too."""
 
-    # Of the first page.
+    # The frame of the first page.
     pfn: Pfn
     # In pages of the file.
     count: PageCount = 1
@@ -254,7 +258,7 @@ class PutExtent(msgspec.Struct, frozen=True, omit_defaults=True):
 class PutPfn(Command, frozen=True, kw_only=True):
     """inaccessible_put_pfn(): gives references back, of `pfn` or of `extents`.
 
-    EINVAL, and nothing is put, if this peer holds no reference to one of the pages;
+    EINVAL, and nothing is put, if this peer lacks a reference to one of the pages;
     EOPNOTSUPP in semantics without references.
     """
 
@@ -266,14 +270,14 @@ class PutPfn(Command, frozen=True, kw_only=True):
     extents: (
         Annotated[
             list[PutExtent],
-            Meta(min_length=1, description="instead of `pfn`, as get-pfn returns them"),
+            Meta(min_length=1, description="instead of `pfn`: extents of get-pfn"),
         ]
         | None
     ) = None
 
 
 class GetMemory(Command, frozen=True, kw_only=True):
-    """Gives an fd of the backing memory, for the simulated guest's own access.
+    """Returns an fd of the backing memory, for the simulated guest's own access.
 
     EPERM on a mount with --no-guest-access.
     """
@@ -288,7 +292,7 @@ class GetMemory(Command, frozen=True, kw_only=True):
 class QueryFiles(Command, frozen=True, kw_only=True):
     """Lists the files that are open, or have fetched or poisoned pages.
 
-    In order of `ino`. Where there are more, the reply has `next` beside `return`.
+    They are in order of `ino`. If there are more, the reply has `next` beside `return`.
     """
 
     name: ClassVar[str] = "query-files"
@@ -299,7 +303,7 @@ class QueryFiles(Command, frozen=True, kw_only=True):
 
 
 class QueryFile(Command, frozen=True, kw_only=True):
-    """Tells of one file."""
+    """Describes one file."""
 
     name: ClassVar[str] = "query-file"
     returns: ClassVar[Any] = FileInfo
@@ -310,7 +314,7 @@ class QueryFile(Command, frozen=True, kw_only=True):
 class QueryNotifiers(Command, frozen=True, kw_only=True):
     """Lists the notifiers of all peers.
 
-    In order of their numbers. Where there are more, the reply has `next` beside
+    They are in order of their numbers. If there are more, the reply has `next` beside
     `return`.
     """
 
@@ -322,9 +326,9 @@ class QueryNotifiers(Command, frozen=True, kw_only=True):
 
 
 class QueryPins(Command, frozen=True, kw_only=True):
-    """Lists fetched pages and the references to them, also to those punched since.
+    """Lists fetched pages and the references to them, also to pages punched since.
 
-    EINVAL if `start` is none.
+    EINVAL if `start` is not one that was returned.
     """
 
     name: ClassVar[str] = "query-pins"
@@ -335,14 +339,14 @@ class QueryPins(Command, frozen=True, kw_only=True):
 
 
 class QueryStats(Command, frozen=True, kw_only=True):
-    """Counts."""
+    """Returns counters."""
 
     name: ClassVar[str] = "query-stats"
     returns: ClassVar[Any] = Stats
 
 
 class QuerySemantics(Command, frozen=True, kw_only=True):
-    """Tells the rules of this mount."""
+    """Returns the rules of this mount."""
 
     name: ClassVar[str] = "query-semantics"
     returns: ClassVar[Any] = Semantics
@@ -351,9 +355,9 @@ class QuerySemantics(Command, frozen=True, kw_only=True):
 class MemoryFailure(Command, frozen=True, kw_only=True):
     """Simulates a poisoned page; EOPNOTSUPP in semantics without an error callback.
 
-    Until it is punched get-pfn is EHWPOISON for it, and so is this command. Its frame
-    does not come back after that. EINVAL past the end; ENXIO for a hole, which has no
-    memory that could fail: so says memory_failure() where there is no page.
+    Until the page is punched, get-pfn and this command are EHWPOISON for it. Its frame
+    is never used again. EINVAL past the end; ENXIO for a hole, which has no memory that
+    could fail, as memory_failure() for a pfn without a page.
     """
 
     name: ClassVar[str] = "memory-failure"

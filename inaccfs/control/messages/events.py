@@ -13,14 +13,14 @@ from inaccfs.control.messages.views import TraceRecord
 
 
 class Zaps(msgspec.Struct, frozen=True, gc=False):
-    """A range of what an event is about; empty if `start` is `end`."""
+    """Pages of an event's range; none if `start` equals `end`."""
 
     start: Start
     end: End
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the events: what a peer is sent without asking."""
+    """Base of the events, which the daemon sends without a command."""
 
     name: ClassVar[str]
     # The command that answers it.
@@ -28,7 +28,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answered(Event, frozen=True, kw_only=True):
-    """Base of the events of a notifier whose call waits for the peer's answer."""
+    """Base of the events that a peer has to answer: the call waits for that."""
 
     answer: ClassVar[type[Command] | None] = InvalidateDone
 
@@ -36,11 +36,11 @@ class Answered(Event, frozen=True, kw_only=True):
     start: Start
     end: End
     sequence: Sequence
-    # The fetched pages that go, in semantics that report them.
+    # The fetched pages that are removed, in semantics that report them.
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
-    # "private", "shared" or "both": which of the pages, where the semantics say so.
+    # "private", "shared" or "both": which of the pages, in semantics that say so.
     kinds: str | msgspec.UnsetType = msgspec.UNSET
-    # Which mappings have to go, of a conversion that is about a whole huge page.
+    # The pages to zap, if they are fewer: of a conversion of part of a huge page.
     zaps: Zaps | msgspec.UnsetType = msgspec.UNSET
 
     @property
@@ -56,7 +56,7 @@ class Invalidate(Answered, frozen=True, kw_only=True):
 
 
 class InvalidateStart(Answered, frozen=True, kw_only=True):
-    """Pages are about to go, in semantics that bracket the removal."""
+    """Pages are about to be removed, in semantics that bracket the removal."""
 
     name: ClassVar[str] = "INVALIDATE_START"
 
@@ -84,12 +84,12 @@ class MemoryError(Event, frozen=True, kw_only=True):  # noqa: A001 - the contrac
 
 
 class Trace(Event, frozen=True, kw_only=True):
-    """What has happened lately, in the order in which it was over."""
+    """What has happened lately, in order of completion."""
 
     name: ClassVar[str] = "TRACE"
 
     records: list[TraceRecord]
-    # How many records have been lost so far.
+    # How many records were lost so far.
     lost: int
 
 

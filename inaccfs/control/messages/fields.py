@@ -35,16 +35,14 @@ ByteOffset = Annotated[
     int, Meta(ge=0, le=(1 << 63) - 1, description="in bytes of the file")
 ]
 ByteCount = Annotated[int, Meta(ge=1, le=1 << 14, description="how many bytes")]
-NotifierId = Annotated[int, Meta(ge=0, description="as it was returned")]
-Sequence = Annotated[int, Meta(ge=0, description="as the event gave it")]
+NotifierId = Annotated[int, Meta(ge=0, description="the number of a notifier")]
+Sequence = Annotated[int, Meta(ge=0, description="that of the event")]
 
 
 Row = Annotated[
-    int, Meta(ge=0, description="the number to begin at: `next` of the page before")
+    int, Meta(ge=0, description="where to begin: `next` of the previous reply")
 ]
 PinsRow = Annotated[
-    int | str, Meta(description="0, or `next` of the page before, to go on there")
+    int | str, Meta(description="where to begin: 0, or `next` of the previous reply")
 ]
-Limit = Annotated[
-    int, Meta(ge=1, description="how many to return at most; no more than 1000")
-]
+Limit = Annotated[int, Meta(ge=1, description="the most to return, up to 1000")]

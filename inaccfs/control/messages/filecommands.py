@@ -1,4 +1,4 @@
-"""What can be asked about private and shared pages, and the content of files."""
+"""Commands about private and shared pages, and the content of files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from inaccfs.control.messages.results import Data, Frames, MemoryAttributes, Pop
 class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     """KVM_SET_MEMORY_ATTRIBUTES2: makes pages private or shared, for all VMs.
 
-    Every process that has the file open may use it. Where the whole range already is as
-    wanted no event is sent. EINVAL past the end; EPERM for a frozen file; EOPNOTSUPP in
-    semantics that keep attributes per VM, or nowhere; ENOMEM if the file would have
-    more than a million ranges. To private it is EAGAIN if a page has references, and
-    that page is `error.offset`. Nothing is converted then, but where the semantics
-    convert one huge page after the other: those before `error.offset`.
+    Every process that has the file open may use it. If the whole range already has the
+    attribute, no event is sent. EINVAL past the end; EPERM for a frozen file;
+    EOPNOTSUPP in semantics that keep attributes per VM, or nowhere; ENOMEM if the file
+    would have more than a million ranges. A conversion to private is EAGAIN if a page
+    has references, and `error.offset` is that page. Nothing is converted then, except
+    in semantics that convert one huge page after the other: there the huge pages before
+    `error.offset` are.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
@@ -37,15 +38,15 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     file: File
     offset: Pgoff
     count: PageCount
-    private: Annotated[bool, Meta(description="else they become shared")]
+    private: Annotated[bool, Meta(description="false: they become shared")]
 
 
 class QueryMemoryAttributes(Command, frozen=True, kw_only=True):
-    """Tells which pages of a file are private: ranges that cover all of it, in order.
+    """Returns which pages of a file are private: ranges that cover the file, in order.
 
-    Neighbours with the same attribute are one range. Where there are more than 1000
+    Adjacent pages with the same attribute are one range. If there are more than 1000,
     the reply has `next` beside `return`. In semantics that do not keep attributes in
-    the file it is one range, as the file began.
+    the file, there is one range with the initial attribute.
     """
 
     name: ClassVar[str] = "query-memory-attributes"
@@ -53,7 +54,7 @@ class QueryMemoryAttributes(Command, frozen=True, kw_only=True):
 
     file: File
     start: Annotated[
-        int, Meta(ge=0, description="the page to begin at: `next` of the page before")
+        int, Meta(ge=0, description="where to begin: `next` of the previous reply")
     ] = 0
     limit: Limit | None = None
 
@@ -61,12 +62,12 @@ class QueryMemoryAttributes(Command, frozen=True, kw_only=True):
 class PopulatePages(Command, frozen=True, kw_only=True):
     """kvm_gmem_populate(): gives private pages their first content, from `source`.
 
-    Without `source` the content is there already, where the semantics know that: the
-    pages are only allocated. Returns how many pages have been done, and fails only if
-    the first could not be. EINVAL for a shared page, past the end, and without a source
-    that is needed; EFAULT for a page of the source that is private, or past its end;
-    ENOENT if there is no fdname `source`; EHWPOISON; EPERM for a hole of a frozen file;
-    EOPNOTSUPP in semantics without.
+    Without `source`, if the semantics allow that, the content is already in the pages,
+    and holes are only allocated. Returns how many pages were populated, and fails only
+    if the first one failed. EINVAL for a shared page, past the end, and without a
+    source where one is needed; EFAULT for a page of the source that is private, or past
+    its end; ENOENT if there is no fdname `source`; EHWPOISON; EPERM for a hole of a
+    frozen file; EOPNOTSUPP in semantics without this command.
     """
 
     name: ClassVar[str] = "populate"
@@ -93,10 +94,11 @@ class PopulatePages(Command, frozen=True, kw_only=True):
 class Freeze(Command, frozen=True, kw_only=True):
     """kvm_gmem_freeze(): no page is added or removed until unfreeze.
 
-    fallocate(2), conversions, and what would fill a hole are EPERM; present pages can
-    be got and written to. It waits for calls that run, and ends with the connection.
-    EPERM if another peer has frozen the file, EBUSY if this one has; EINVAL without a
-    size; EHWPOISON if a page is poisoned; EOPNOTSUPP in semantics without.
+    fallocate(2), conversions, and all that would fill a hole are EPERM; present pages
+    can be fetched and written to. The command waits for calls in progress; the freeze
+    ends with the connection. EPERM if another peer has frozen the file, EBUSY if this
+    peer has; EINVAL for a file without a size; EHWPOISON if a page is poisoned;
+    EOPNOTSUPP in semantics without this command.
     """
 
     name: ClassVar[str] = "freeze"
@@ -108,7 +110,7 @@ class Unfreeze(Command, frozen=True, kw_only=True):
     """Undoes freeze.
 
     EINVAL if the file is not frozen; EPERM if another peer has frozen it; EOPNOTSUPP in
-    semantics without.
+    semantics without this command.
     """
 
     name: ClassVar[str] = "unfreeze"
@@ -117,11 +119,11 @@ class Unfreeze(Command, frozen=True, kw_only=True):
 
 
 class Migrate(Command, frozen=True, kw_only=True):
-    """Moves pages to other frames, as compaction would; notifiers get a punch's events.
+    """Moves pages to other frames, as compaction would. Sends the events of a punch.
 
-    EOPNOTSUPP in semantics whose pages do not migrate, for private pages, and where
-    frames are real; EINVAL past the end; EAGAIN while another call has the file locked,
-    and after the start if a page has references, which is in `error.offset` then.
+    EOPNOTSUPP in semantics whose pages do not migrate, for private pages, and if frames
+    are real; EINVAL past the end; EAGAIN while another call has the file locked, and
+    after the start event if a page has references; then `error.offset` is that page.
     """
 
     name: ClassVar[str] = "migrate"
@@ -132,10 +134,10 @@ class Migrate(Command, frozen=True, kw_only=True):
 
 
 class CommitBind(Command, frozen=True, kw_only=True):
-    """Puts into effect what bind has prepared.
+    """Puts a binding into effect that bind has prepared.
 
-    ENOENT if this peer has prepared no such notifier, which goes if this fails: with
-    the errno of bind for a range that overlaps another.
+    ENOENT if this peer has prepared no such notifier. If the range overlaps another, it
+    fails with the errno of bind, and the notifier is removed.
     """
 
     name: ClassVar[str] = "commit-bind"
@@ -144,12 +146,12 @@ class CommitBind(Command, frozen=True, kw_only=True):
 
 
 class ReadShared(Command, frozen=True, kw_only=True):
-    """Reads shared pages as through a mapping, which pins nothing.
+    """Reads shared pages as if through a mapping, which pins nothing.
 
-    Waits for punches and conversions, and fills holes, as page faults do. EFAULT where
-    a mapping would raise SIGBUS, for a page that is private or past the end, with the
-    page in `error.offset`; so are EHWPOISON for a poisoned page, and EPERM for a hole
-    of a frozen file. ENODEV in semantics whose files cannot be mapped.
+    Waits for punches and conversions, and fills holes, as page faults do. Where an
+    access to a mapping would raise SIGBUS, it is EFAULT for a page that is private or
+    past the end, EHWPOISON for a poisoned page, and EPERM for a hole of a frozen file,
+    and `error.offset` is the page. ENODEV in semantics whose files cannot be mapped.
     """
 
     name: ClassVar[str] = "read-shared"
@@ -161,9 +163,9 @@ class ReadShared(Command, frozen=True, kw_only=True):
 
 
 class WriteShared(Command, frozen=True, kw_only=True):
-    """Writes to shared pages as through a mapping; fails as read-shared does.
+    """Writes to shared pages as if through a mapping; fails as read-shared does.
 
-    EINVAL if `data` is no base64, or is empty.
+    EINVAL if `data` is not base64, or is empty.
     """
 
     name: ClassVar[str] = "write-shared"
@@ -174,10 +176,11 @@ class WriteShared(Command, frozen=True, kw_only=True):
 
 
 class PinPages(Command, frozen=True, kw_only=True):
-    """pin_user_pages(), FOLL_LONGTERM, of a mapping's pages: pins shared pages.
+    """pin_user_pages(), FOLL_LONGTERM: pins shared pages as if through a mapping.
 
-    A pin is a reference beside those of get-pfn, and exists where these do not. It
-    fails as read-shared does. Returns as get-pfn with `count` does.
+    A pin is a reference that is separate from those of get-pfn; it also exists in
+    semantics without these. Fails as read-shared does; returns the same as get-pfn with
+    `count`.
     """
 
     name: ClassVar[str] = "pin-pages"
@@ -189,7 +192,7 @@ class PinPages(Command, frozen=True, kw_only=True):
 
 
 class UnpinPages(Command, frozen=True, kw_only=True):
-    """unpin_user_pages(): gives back pins, of `pfn` or of `extents`.
+    """unpin_user_pages(): gives pins back, of `pfn` or of `extents`.
 
     EINVAL, and no pin is given back, if this peer does not pin one of the pages.
     """
@@ -202,7 +205,7 @@ class UnpinPages(Command, frozen=True, kw_only=True):
     extents: (
         Annotated[
             list[PutExtent],
-            Meta(min_length=1, description="instead of `pfn`, as pin-pages returns"),
+            Meta(min_length=1, description="instead of `pfn`: extents of pin-pages"),
         ]
         | None
     ) = None

@@ -1,6 +1,6 @@
 """The results of commands.
 
-A comment above a member says what it means, in docs/control-protocol.md, too.
+The comment above a member is its description in docs/control-protocol.md, too.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import msgspec
 
 from inaccfs._version import __version__
 
-# There can be thousands of rows at once, and they form no cycles: gc=False keeps the
-# collector from looking at them.
+# There can be thousands of rows at once, without reference cycles: with gc=False the
+# garbage collector does not visit them.
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -18,7 +18,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Nothing(Result, frozen=True, kw_only=True):
-    """`{}`: it has been done."""
+    """`{}`: success."""
 
 
 class VersionTriple(msgspec.Struct, frozen=True):
@@ -30,9 +30,9 @@ class VersionTriple(msgspec.Struct, frozen=True):
 
 
 class VersionInfo(msgspec.Struct, frozen=True):
-    """QMP's shape, inaccfs's numbers."""
+    """The version, in QMP's format."""
 
-    # Of inaccfs; the name is what clients expect.
+    # The version of inaccfs; clients expect this name.
     qemu: VersionTriple
     # "inaccfs".
     package: str
@@ -41,14 +41,14 @@ class VersionInfo(msgspec.Struct, frozen=True):
 class CommandInfo(msgspec.Struct, frozen=True):
     """The name of a command."""
 
-    # As in "execute".
+    # The value of "execute".
     name: str
 
 
 class Notifier(Result, frozen=True, kw_only=True):
     """The number of a notifier, unique in the mount."""
 
-    # What INVALIDATE and unregister-notifier call it.
+    # The `notifier` of events and of unregister-notifier.
     notifier: int
 
 
@@ -66,47 +66,47 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
     count: int
     # Of the folios, in frames of 4 KiB: 0, or 9 for 2 MiB.
     order: int
-    # In a return of get-pfn: whether the pages are private, where the file says so.
+    # In a return of get-pfn: whether the pages are private, if the file says so.
     private: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Frames(Result, frozen=True, kw_only=True):
-    """`pfn` and `order` without `count`, else `extents`."""
+    """The frames of pages: `pfn` and `order` without `count`, otherwise `extents`."""
 
     # The frame of the page, which need not be the first of its folio.
     pfn: int | msgspec.UnsetType = msgspec.UNSET
     # Of the folio.
     order: int | msgspec.UnsetType = msgspec.UNSET
-    # Whether the page is private, where the file says so.
+    # Whether the page is private, if the file says so.
     private: bool | msgspec.UnsetType = msgspec.UNSET
-    # In order of offset; 1000 at most.
+    # In order of offset; at most 1000.
     extents: list[Extent] | msgspec.UnsetType = msgspec.UNSET
-    # The page to go on with, if these are not all: to the rest there is no reference.
+    # The page to continue with, if these are not all. The rest got no references.
     next: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class FileInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A file that is open, or has fetched or poisoned pages."""
 
-    # A path from the root; "memfd:NAME"; or a description of one without a name.
+    # A path from the mount's root; "memfd:NAME"; or a description, if it has no name.
     name: str
-    # As stat(2) on the mount has it.
+    # The inode number, as in stat(2) on the mount.
     ino: int
     # In bytes.
     size: int
-    # In bytes. What the next four count.
+    # In bytes: the unit of the next four.
     page_size: int
-    # Pages that there is memory for.
+    # Pages that have memory.
     allocated: int
-    # Pages that have been fetched and are still there.
+    # Fetched pages that are still in the file.
     fetched: int
     # References to pages, those to punched pages included.
     referenced: int
     # Poisoned pages that have not been punched.
     poisoned: int
-    # How many are registered.
+    # Registered or bound notifiers.
     notifiers: int
-    # How many opens there are, those of the control socket's peers included.
+    # The number of opens, including those by peers.
     opens: int
     # True if a peer has frozen it.
     frozen: bool | msgspec.UnsetType = msgspec.UNSET
@@ -119,14 +119,15 @@ class MemoryAttributes(msgspec.Struct, frozen=True, gc=False):
     offset: int
     # In pages of the file.
     count: int
-    # KVM_MEMORY_ATTRIBUTE_PRIVATE; else they are shared.
+    # KVM_MEMORY_ATTRIBUTE_PRIVATE. If false, they are shared.
     private: bool
 
 
 class Populated(Result, frozen=True, kw_only=True):
-    """How far populate has come."""
+    """The progress of populate."""
 
-    # How many pages, from the first on. If not all, populate the rest to learn why.
+    # The number of populated pages, from the first on. If it is not all, populate the
+    # rest to get the error.
     count: int
 
 
@@ -142,13 +143,13 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     # Its number.
     notifier: int
-    # As query-files calls it.
+    # The name of the file, as in query-files.
     file: str
-    # As stat(2) on the mount has it.
+    # The inode number, as in stat(2) on the mount.
     ino: int
     # The peer's number.
     peer: int
-    # The peer's process, when it connected.
+    # The peer's process at the time of connect(2).
     pid: int
     # The first page that it is bound to; null if it is registered for the file.
     start: int | None
@@ -156,20 +157,20 @@ class NotifierInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     end: int | None
     # How many events it has been sent.
     told: int
-    # The event that it has not answered yet.
+    # The sequence of the event that it has not answered yet.
     waiting: int | None
 
 
 class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Pages that a peer has fetched and not put."""
 
-    # As query-files calls it.
+    # The name of the file, as in query-files.
     file: str
-    # As stat(2) on the mount has it.
+    # The inode number, as in stat(2) on the mount.
     ino: int
     # The peer's number.
     peer: int
-    # The peer's process, when it connected.
+    # The peer's process at the time of connect(2).
     pid: int
     # Of the first page.
     offset: int
@@ -177,20 +178,20 @@ class Reference(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     pfn: int
     # In pages of the file.
     count: int
-    # How often each of these pages has been fetched and not put.
+    # The number of references to each of these pages.
     references: int
-    # Whether the file has other pages there by now, or none.
+    # Whether the pages were punched since, so that the file has others there, or none.
     punched: bool
-    # True if pin-pages has got them, and not get-pfn.
+    # True if pin-pages has taken the references, and not get-pfn.
     pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """Pages of a file that have been fetched and stay where they are."""
+    """Fetched pages of a file, which keep their frames."""
 
-    # As query-files calls it.
+    # The name of the file, as in query-files.
     file: str
-    # As stat(2) on the mount has it.
+    # The inode number, as in stat(2) on the mount.
     ino: int
     # Of the first page.
     offset: int
@@ -205,54 +206,54 @@ class PinnedExtent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Pins(Result, frozen=True, omit_defaults=False):
     """Fetched pages, and the references to them.
 
-    Files are in order of `ino`; of each its extents, then the references to it.
+    Files are in order of `ino`: for each its extents, then the references to it.
     """
 
     # "io_uring", "mlock (...)", "none (...)" or "simulated".
     pinning: str
-    # What has been fetched and is still there.
+    # Fetched pages that are still in the file.
     extents: list[PinnedExtent]
-    # What peers have got and not put.
+    # Pages that peers have got and not put.
     references: list[Reference]
     # Where the next page begins, if there is more.
     next: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Stats(Result, frozen=True, omit_defaults=False):
-    """Counters since the mount was made, and totals of now."""
+    """Counters since the mount was made, and present totals."""
 
-    # Calls of fallocate(2) that the rules have let through.
+    # Calls of fallocate(2) that the rules allowed.
     fallocates: int
-    # Those of them that punch.
+    # Punches among these.
     punches: int
-    # How many events were sent, each counted once for all notifiers of a file.
+    # Events, each counted once for all notifiers of a file.
     invalidations: int
-    # The events sent for that.
+    # Events, counted for each notifier.
     events: int
-    # Notifiers that have not answered in time.
+    # Notifiers that did not answer in time.
     evictions: int
-    # By get-pfn, in pages.
+    # References that get-pfn took, in pages.
     pages_got: int
-    # By put-pfn, in pages.
+    # References that put-pfn dropped, in pages.
     pages_put: int
-    # Fetched pages whose frame changed when pins came off for a punch.
+    # Fetched pages whose frame changed while a punch had them unpinned.
     pages_moved: int
-    # By memory-failure. HardwareCorrupted of /proc/meminfo.
+    # Pages that memory-failure poisoned; HardwareCorrupted of /proc/meminfo.
     pages_poisoned: int
-    # Connections of now.
+    # Present connections.
     peers: int
-    # Notifiers of now.
+    # Present notifiers.
     notifiers: int
-    # References of now, in pages.
+    # Present references, in pages.
     references: int
-    # Fetched pages of now.
+    # Present fetched pages.
     fetched: int
 
 
 class Semantics(Result, frozen=True, omit_defaults=False):
-    """The rules of this mount. `inaccfs semantics` shows those of all versions."""
+    """The rules of this mount. `inaccfs semantics` shows the rules of all versions."""
 
-    # "v8".
+    # The name, such as "v8".
     name: str
     # The version, its date, and the file.
     source: str
@@ -264,13 +265,13 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     size: str
     # "every fallocate", "punches" or "nothing": what must be page aligned.
     aligned: str
-    # Whether fallocate(2) must not move the size.
+    # Whether fallocate(2) must not change the size.
     keep_size_required: bool
-    # "allocated" or "refused": what becomes of fallocate(2) past the size.
+    # "allocated" or "refused": what fallocate(2) past the size does.
     past_end: str
-    # "undone" or "kept": what becomes of an allocation's pages when a signal ends it.
+    # "undone" or "kept": what happens to allocated pages when a signal ends the call.
     on_interrupt: str
-    # When, as against the backing's change of the file: "before", "after", "bracket".
+    # "before", "after" or "bracket": when events are sent, relative to the change.
     order: str
     # "every fallocate", "punches": which calls of fallocate(2) notify.
     notifies: str
@@ -278,7 +279,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     notifies_failures: bool
     # "pages"; or "bytes", for versions that were posted with that bug.
     unit: str
-    # "file", or "range" where notifiers are bound to one.
+    # "file" or "range": what a notifier is for.
     scope: str
     # Whether ranges must not overlap.
     exclusive: bool
@@ -286,21 +287,21 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     reported: str
     # "each walk" or "the whole call": how long the list of notifiers is locked.
     list_locked: str
-    # Whether events carry the frames that go.
+    # Whether events list the frames that are removed.
     tells_frames: bool
     # Whether get-pfn fills holes.
     allocates: bool
-    # "counted", "locked" or "none": what get-pfn leaves the peer.
+    # "counted", "locked" or "none": what the caller of get-pfn has to put.
     references: str
     # Whether the kernel may move fetched pages without an event.
     movable: bool
     # "unknown", "error" or "invalidate": which event a poisoned page causes.
     memory_failure: str
-    # "refused", "SIGBUS" or "shared": what becomes of mmap(2).
+    # "refused", "SIGBUS" or "shared": what mmap(2) does.
     mmap: str
-    # "nowhere", "vm" or "file": where it is kept which pages are private.
+    # "nowhere", "vm" or "file": where the attributes of pages are kept.
     attributes: str
-    # "private" or "shared": what all pages of a new file are.
+    # "private" or "shared": the attribute of all pages of a new file.
     initial: str
     # "none", "initial", "present" or "both": the kinds that a punch's events carry.
     kinds: str
@@ -314,13 +315,13 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     pin_check: str
     # "unspecified", "zeroed", "preserved" or "refused": content after a conversion.
     content: str
-    # Whether get-pfn waits for a punch or a conversion that is under way.
+    # Whether get-pfn waits for a punch or a conversion in progress.
     get_waits: bool
-    # "page" or "huge page": what the file consists of.
+    # "page" or "huge page": the unit of a file's memory.
     granule: str
-    # "done" or "refused": what becomes of a punch of pages with references.
+    # "done" or "refused": what happens to a punch of pages with references.
     pinned_punch: str
-    # Of bind, for pages that are bound already.
+    # The errno of bind for pages that are already bound.
     overlap_errno: int
     # "at once" or "prepared": whether bind can leave a binding to commit-bind.
     binding: str
@@ -331,7 +332,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     frozen: str
     # "never" or "bracket": whether pages migrate.
     migration: str
-    # The rules of a KVM; the daemon does not use them. "private" or "shared": the
+    # The rules of a KVM, which the daemon does not use. "private" or "shared": the
     # attribute of a gfn that nobody has converted.
     kvm_default_attribute: str
     # "before get-pfn" or "with the page": when a fault reads the file's attribute.
@@ -352,9 +353,9 @@ class Semantics(Result, frozen=True, omit_defaults=False):
     kvm_exit_returns: str
     # Whether a slot keeps its file open.
     kvm_slot_holds_file: bool
-    # Whether a file is for the VM that has made it only.
+    # Whether only the VM that has made a file can use it.
     kvm_file_of_one_vm: bool
-    # "EINVAL" or "EBADF": for a slot with a number that is no file descriptor.
+    # "EINVAL" or "EBADF": the errno for a slot whose fd is not open.
     kvm_bad_fd: str
     # Whether a slot's file is ignored without KVM_MEM_PRIVATE.
     kvm_ignores_unused: bool
@@ -369,7 +370,7 @@ class Semantics(Result, frozen=True, omit_defaults=False):
 
     @property
     def keeps_references(self) -> bool:
-        """Whether pages that were got have to be put."""
+        """Whether pages from get-pfn have to be put."""
         return self.references != "none"
 
     @property
@@ -379,6 +380,6 @@ class Semantics(Result, frozen=True, omit_defaults=False):
 
 
 def version() -> VersionInfo:
-    """What query-version returns, and the greeting."""
+    """The version for query-version and the greeting."""
     major, minor, micro = (int(part) for part in __version__.split(".")[:3])
     return VersionInfo(VersionTriple(major, minor, micro), "inaccfs")

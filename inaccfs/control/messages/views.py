@@ -1,4 +1,4 @@
-"""What tools look at: maps of files, and traces."""
+"""Commands and results for tools: maps of files, and traces."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class MappedExtent(
     offset: int
     # In pages of the file.
     count: int
-    # "hole" or "allocated"; "unknown" where the kernel does not tell.
+    # "hole" or "allocated"; "unknown" if the kernel does not say.
     memory: str
     # Whether get-pfn has fetched them.
     fetched: bool = False
-    # Of the folios of fetched pages.
+    # The order of the folios of fetched pages.
     order: int = 0
     # Whether any peer has a reference to each of them.
     referenced: bool = False
-    # Whether memory-failure has been called for them.
+    # Whether memory-failure has poisoned them.
     poisoned: bool = False
-    # Whether an invalidation of them is under way.
+    # Whether an invalidation of them is in progress.
     invalidating: bool = False
-    # Their attribute, in semantics that keep one.
+    # Their attribute, in semantics that keep it in the file.
     private: bool | None = None
 
 
@@ -43,15 +43,15 @@ class PageMap(Result, frozen=True, kw_only=True, omit_defaults=True):
 
     # In order of offset, and without gaps.
     extents: list[MappedExtent]
-    # The page to go on with, if these are not all: `start` of the same command.
+    # The page to continue with, if these are not all: `start` of the same command.
     next: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class QueryMap(Command, frozen=True, kw_only=True):
-    """Tells the states of a file's pages, as extents.
+    """Returns the states of a file's pages, as extents.
 
-    Where there are more the return has `next`. What happens meanwhile may be in it or
-    not.
+    If there are more, the return has `next`. It may or may not show changes that happen
+    meanwhile.
     """
 
     name: ClassVar[str] = "query-map"
@@ -67,52 +67,53 @@ class TraceRecord(
 ):
     """One thing that has happened. Times are CLOCK_MONOTONIC, in nanoseconds.
 
-    What is left out is 0, or the empty string: it is unknown, or there is none.
+    A member that is left out is 0, or the empty string: it is unknown, or does not
+    apply.
     """
 
-    # When it was over.
+    # When it ended.
     time: int
     # A system call; what a peer got or put; what happened to pages; or an event.
     kind: What
-    # As stat(2) on the mount has it.
+    # The inode number, as in stat(2) on the mount.
     ino: int
-    # As query-files calls it.
+    # The name of the file, as in query-files.
     file: str = ""
-    # In bytes; of "put" in bytes of memory. A truncation has its new and its old size.
+    # In bytes; for "put" in bytes of memory. A truncation has its new and its old size.
     start: int = 0
     # The byte after the last.
     end: int = 0
-    # When the system call was read, or when the event was sent that has been answered.
+    # When the system call was read, or when the answered event was sent.
     began: int = 0
-    # `began` of the system call that an event or its answer belongs to.
+    # `began` of the system call that has caused the event.
     cause: int = 0
-    # The errno of a system call that has failed, by its name.
+    # The name of the errno of a failed system call.
     error: str = ""
-    # The process that has made the system call; or the peer's, when it connected.
+    # The process that made the system call; or the peer's, at the time of connect(2).
     pid: int = 0
     # The name of that process, as in /proc/PID/comm.
     command: str = ""
-    # The number of the peer that did it, or to whom the event was sent.
+    # The number of the peer that did it, or that the event was sent to.
     peer: int = 0
-    # To which of its notifiers.
+    # The notifier that the event was sent to.
     notifier: int = 0
-    # The name of the event; of a `request` that of the opcode, such as LOOKUP.
+    # The name of the event; for a `request` the name of the opcode, such as LOOKUP.
     event: str = ""
-    # As the event gave it.
+    # The sequence of the event.
     sequence: int = 0
 
 
 class TraceSummary(Result, frozen=True, omit_defaults=False):
-    """What has become of a trace."""
+    """The result of a trace."""
 
-    # How many have been sent.
+    # How many records were sent.
     records: int
-    # How many have been dropped, because the peer did not read.
+    # How many records were dropped, because the peer did not read.
     lost: int
 
 
 class TraceStart(Command, frozen=True, kw_only=True):
-    """Sends this peer a TRACE of what happens from now on.
+    """Sends this peer TRACE events with all that happens from now on.
 
     EBUSY if this connection has one already. A peer that does not read loses records,
     which are counted.
@@ -124,13 +125,13 @@ class TraceStart(Command, frozen=True, kw_only=True):
     kinds: Annotated[
         list[What],
         Meta(
-            description="what the trace is to have; empty for all but `request`",
+            description="the kinds to trace; empty for all except `request`",
         ),
     ] = []  # noqa: RUF012 - msgspec copies it
 
 
 class TraceStop(Command, frozen=True, kw_only=True):
-    """Ends the trace, once all of it has been sent.
+    """Ends the trace, after all records were sent.
 
     EINVAL if this connection has none.
     """

@@ -1,8 +1,8 @@
-"""Running a command in the emulated machine.
+"""Runs a command in the emulated machine.
 
-Its root is this machine's, read-only, by 9p: Python and this package are there at their
-paths. What the command writes comes back in files of a folder that is its /mnt. QEMU
-needs no privileges, and emulates all of the CPU (TCG).
+Its root file system is this machine's, read-only, by 9p: Python and this package have
+the same paths there. Its /mnt is a directory of this machine, where the command writes
+its results. QEMU needs no privileges, and emulates the whole CPU (TCG).
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ echo b >/proc/sysrq-trigger
 
 
 class Run(NamedTuple):
-    """What came of a command."""
+    """The result of a command."""
 
     status: int
     stdout: str
     stderr: str
     files: Mapping[str, bytes]
-    """What else it has left in /mnt, by name."""
+    """Other files that it has left in /mnt, by name."""
 
 
 def run(kernel: Kernel, command: str, limit: float = _LIMIT) -> Run:
     """Boot *kernel*, run *command* with sh in it as root, and end.
 
     Raises:
-        LiveError: QEMU is missing or fails, or the machine does not come to the end of
-            the command in *limit* seconds; the message says what it printed last.
+        LiveError: QEMU is missing or fails, or the command does not end in *limit*
+            seconds; the message says what was printed last.
     """
     with _folder() as out:
         (out / "command").write_text(f"{command}\n")
@@ -112,7 +112,7 @@ def _arguments(kernel: Kernel, out: Path, init: Path) -> list[str]:
 
 
 def _virtfs(path: str, tag: str) -> str:
-    # A comma in a value of QEMU's is written twice.
+    # QEMU wants commas in values doubled.
     shown = path.replace(",", ",,")
     return f"local,path={shown},mount_tag={tag},id={tag},security_model=none"
 
@@ -133,7 +133,7 @@ def find_qemu() -> str:
 
 
 def _emulate(arguments: list[str], limit: float) -> str:
-    """Run QEMU to its end; what it said."""
+    """Run QEMU until it ends; returns what it printed."""
     with subprocess.Popen(
         [find_qemu(), *arguments],
         stdin=subprocess.DEVNULL,
@@ -158,9 +158,9 @@ def _emulate(arguments: list[str], limit: float) -> str:
 
 def python(module: str, *arguments: str) -> str:
     """A command that runs a *module* of this package with this Python."""
-    # The folder that has the package: this is inaccfs/kvm/live/boot.py.
+    # The directory that holds the package: this file is inaccfs/kvm/live/boot.py.
     top = str(Path(__file__).absolute().parents[3])
-    # Without site: the standard library is all that is needed, and imports are slow.
+    # Without site: only the standard library is needed, and imports are slow.
     interpreter = os.path.realpath(sys.executable)
     words = [interpreter, "-S", "-s", "-m", module, *arguments]
     return f"PYTHONPATH={shlex.quote(top)} exec {shlex.join(words)}"

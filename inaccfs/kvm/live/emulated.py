@@ -19,12 +19,12 @@ _ROWS: Final = "rows.json"
 
 
 class Emulated:
-    """A kernel of the cache: it is booted once for all rows."""
+    """A kernel of the cache, which boots once for all rows."""
 
     name = "emulated"
 
     def __init__(self, mode: str = "real") -> None:
-        """*mode* is that of the guests, one of `assembler.MODES`.
+        """*mode* is the CPU mode of the guests, one of `assembler.MODES`.
 
         Raises:
             LiveError: there is no such kernel, or no QEMU.
@@ -34,13 +34,13 @@ class Emulated:
         self.origin = self.kernel.source
         self._mode: Final = mode
         self.release = ""
-        """Of the kernel that has answered, as uname(2) has it."""
+        """The release of the kernel that has answered, as in uname(2)."""
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """Boot, ask all rows there, and pick *rows*.
+        """Boot, run all rows there, and return those of *rows*.
 
         Raises:
-            LiveError: the machine did not come to the end of the rows.
+            LiveError: the machine did not complete the rows.
         """
         found = self._ask()
         self.release = found["kernel"]

@@ -1,7 +1,7 @@
-"""Building the kernel: in stages, so that one that was interrupted goes on.
+"""Builds the kernel in stages, so that an interrupted build can continue.
 
-A stage that has ended leaves its name in the file `done`. The kernel is moved to its
-place in the cache when all is there, so that a kernel that can be found is whole.
+A completed stage adds its name to the file `done`. The kernel is moved to its place in
+the cache at the end, so that a kernel in the cache is always complete.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from inaccfs.kvm.live.places import Source
 
 _SELFTESTS: Final = "tools/testing/selftests/kvm"
-# By folder; that of x86 has had two names.
+# By directory; that of x86 has had two names.
 _TESTS: Final = {
     (".",): ("guest_memfd_test", "set_memory_region_test", "pre_fault_memory_test"),
     ("x86_64", "x86"): ("private_mem_conversions_test", "private_mem_kvm_exits_test"),
 }
 
-# While a build that was killed still ends.
+# The time that a killed build may take to end, in seconds.
 _PATIENCE: Final = 10.0
 
 
@@ -46,7 +46,8 @@ def build(say: Callable[[str], None]) -> Kernel:
     try:
         source = places.find_source()
     except LiveError:
-        # A kernel that is there can be booted without what it was built with.
+        # A kernel in the cache can boot even if what built it is not installed any
+        # more.
         with suppress(LiveError):
             return places.find_kernel()
         raise
@@ -63,16 +64,16 @@ def build(say: Callable[[str], None]) -> Kernel:
 
 
 def _beside(target: Path, ending: str) -> Path:
-    # with_suffix() would take the dot of a version for one.
+    # with_suffix() would take a part of the version for a suffix.
     return target.with_name(target.name + ending)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Be the only build of this kernel.
+    """Lock the build of this kernel, in a with block.
 
-    The programs that a build runs inherit the lock: those of a build that was killed
-    may go on for a moment.
+    The programs that a build runs inherit the lock: after a build is killed they may
+    run for another moment.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -94,7 +95,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class _Build:
-    """One kernel in the making."""
+    """The build of one kernel."""
 
     def __init__(
         self, source: Source, target: Path, say: Callable[[str], None]
@@ -108,7 +109,7 @@ class _Build:
         self._result: Final = self._work / "result"
 
     def run(self) -> None:
-        """Do the stages that are not done yet, and put the kernel in its place."""
+        """Run the stages that are not done yet, and move the kernel to its place."""
         if (self._target / "source").is_file():
             # Another process has built it meanwhile.
             return
@@ -145,7 +146,7 @@ class _Build:
     # --- stages -----------------------------------------------------------------------
 
     def _unpack(self, log: IO[str]) -> None:
-        # A part of it may be there.
+        # An interrupted stage may have left a part of it.
         shutil.rmtree(self._linux, ignore_errors=True)
         self._linux.mkdir()
         tarball = str(self._source.tarball)
@@ -162,7 +163,7 @@ class _Build:
             log, merge, "-m", "-O", str(self._objects), str(config), str(fragment)
         )
         self._make(log, "olddefconfig")
-        # An option whose dependencies are missing disappears without a word.
+        # kconfig silently drops options whose dependencies are missing.
         taken = config.read_text().splitlines()
         wanted = places.config().decode().splitlines()
         lost = [each for each in wanted if each.endswith("=y") and each not in taken]
@@ -193,7 +194,7 @@ class _Build:
             path.unlink()
 
     def _tests(self) -> Iterator[str]:
-        """The selftests that this kernel has, as paths in their folder."""
+        """The selftests that this kernel has, as paths relative to their directory."""
         for folders, names in _TESTS.items():
             for folder in folders:
                 for name in names:
@@ -206,7 +207,7 @@ class _Build:
         self._call(log, "make", "-s", _jobs(), f"O={self._objects}", target)
 
     def _call(self, log: IO[str], *command: str) -> None:
-        """Run a program in the source's folder. It ends with this process."""
+        """Run a program in the source directory. It ends with this process."""
         try:
             _run(command, self._linux, log)
         except FileNotFoundError:
@@ -224,11 +225,11 @@ def _run(command: Sequence[str], directory: Path, log: IO[str]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        # The lock.
+        # It inherits the lock.
         close_fds=False,
         # At this signal make ends its own children, which would outlive a SIGKILL.
         preexec_fn=partial(syscalls.die_with_parent, signal.SIGTERM),
-        # Its messages are looked at by nobody but the user.
+        # Only the user reads its messages.
         env={**os.environ, "LC_ALL": "C"},
     ) as process:
         try:

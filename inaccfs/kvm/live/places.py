@@ -1,4 +1,4 @@
-"""Which kernel is meant, and where it is once it is built."""
+"""Which kernel to build, and its place in the cache."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 from inaccfs.errors import InaccfsError
 
 SOURCE_VARIABLE: Final = "INACCFS_LINUX_SOURCE"
-"""The variable that names another source package, such as a newer one."""
+"""The environment variable that selects another source package, such as a newer one."""
 
 _DEFAULT_SOURCE: Final = "linux-source-6.12"
 
-# What building needs beside the source, and what booting needs.
+# Packages that building needs besides the source, and that booting needs.
 _BUILD_PACKAGES: Final = (
     *("bc", "bison", "cpio", "flex", "gcc", "kmod", "libelf-dev", "libssl-dev"),
     *("make", "xz-utils"),
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
     @property
     def tarball(self) -> Path:
-        """Where the package puts the kernel's source."""
+        """The tar file in which the package has the kernel's source."""
         return Path(f"/usr/src/{self.package}.tar.xz")
 
     def __str__(self) -> str:
@@ -55,12 +55,12 @@ class Kernel(NamedTuple):
 
     @property
     def release(self) -> str:
-        """Its version, as far as the source package has it: 6.12.117-1."""
+        """Its version, that of the source package: 6.12.117-1."""
         return self.source.split(" ")[1]
 
     @property
     def image(self) -> Path:
-        """What QEMU boots."""
+        """The image that QEMU boots."""
         return self.directory / "bzImage"
 
     @property
@@ -70,18 +70,18 @@ class Kernel(NamedTuple):
 
 
 def source_package() -> str:
-    """The name of the source package that is meant."""
+    """The name of the selected source package."""
     return os.environ.get(SOURCE_VARIABLE) or _DEFAULT_SOURCE
 
 
 def cache() -> Path:
-    """The folder of all kernels; it need not be there yet.
+    """The directory of all kernels, which may not exist yet.
 
     Raises:
-        LiveError: the user has no home.
+        LiveError: the user has no home directory.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification has relative paths ignored.
+    # The XDG specification says to ignore relative paths.
     if not os.path.isabs(base):
         base = os.path.expanduser("~/.cache")
     if not os.path.isabs(base):
@@ -95,13 +95,13 @@ def config() -> bytes:
 
 
 def key(source: Source) -> str:
-    """The name of the kernel of *source* in the cache: what it is built from."""
+    """The name of *source*'s kernel in the cache, with a hash of all that makes it."""
     digest = hashlib.sha256(config() + f"\n{source}\n".encode())
     return f"{source.package.removeprefix('linux-source-')}-{digest.hexdigest()[:12]}"
 
 
 def find_source() -> Source:
-    """The installed source package, with all that building needs.
+    """The installed source package; checks all that building needs.
 
     Raises:
         LiveError: packages are missing; the message names all of them.
@@ -147,7 +147,7 @@ def _installed(packages: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def find_kernel() -> Kernel:
-    """The newest kernel in the cache that is of the source package that is meant.
+    """The newest kernel in the cache that was built from the selected source package.
 
     Raises:
         LiveError: there is none.

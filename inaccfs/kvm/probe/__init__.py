@@ -1,10 +1,10 @@
-"""What a KVM does with private memory, row by row: one row is one question.
+"""Compares what KVMs do with private memory. A row asks one question of a KVM.
 
-The same rows are asked of a real KVM (`real`) and of the simulated one (`simulated`);
-both are a `protocol.Kvm`. A row (`rows`) works on a `machine.Machine` and gives its
-outcome in words. `guest` describes what a guest does, `assembler` makes machine code of
-it. `table` runs the rows, each in a child, and compares; `report` prints.
+The same rows run on a real KVM (`real`) and on the simulated one (`simulated`); both
+are a `protocol.Kvm`. A row (`rows`) uses a `machine.Machine` and returns its outcome in
+words. `guest` describes what a guest does; `assembler` turns that into machine code.
+`table` runs the rows, each in a child process, and compares; `report` prints.
 
-Beside `simulated`, this package needs the standard library only: it also runs under an
-emulated CPU, where imports are slow.
+Except for `simulated`, this package needs only the standard library: it also runs under
+an emulated CPU, where imports are slow.
 """

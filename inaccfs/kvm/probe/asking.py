@@ -1,4 +1,4 @@
-"""A row, and one answer to it."""
+"""A row: one question to a KVM, and how to ask it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Steps = Callable[[Machine], Iterator[object]]
 
 ABSENT: Final = "absent"
-"""The outcome of a row that asks about what this KVM does not have."""
+"""The outcome of a row about something that this KVM does not have."""
 
 
 class Row(NamedTuple):
@@ -24,22 +24,22 @@ class Row(NamedTuple):
     group: str
     name: str
     sentence: str
-    """What is done, for people, in one sentence."""
+    """What the row does, in one sentence for people."""
 
     steps: Steps
-    """Gives an outcome a step; what comes of the row is all of them."""
+    """Yields an outcome per step; all of them together are the outcome of the row."""
 
     low: bool = True
     """Whether the VM needs slot 0, to run a guest."""
 
     private: bool = False
-    """Whether it is about attributes."""
+    """Whether the row is about attributes."""
 
     mappable: bool = False
-    """Whether it is about files that userspace can map."""
+    """Whether the row is about files that userspace can map."""
 
     allowed: frozenset[str] = frozenset()
-    """For a race: the outcomes that may be seen. Empty for all other rows."""
+    """For a race: the possible outcomes. Empty for all other rows."""
 
 
 class Rows:
@@ -58,7 +58,7 @@ class Rows:
         mappable: bool = False,
         allowed: frozenset[str] = frozenset(),
     ) -> Callable[[Steps], Steps]:
-        """Make a row of a generator: its name is the generator's, with its group."""
+        """Make a row from a generator; both have the same name, after the group's."""
 
         def make(steps: Steps) -> Steps:
             self.add(
@@ -84,7 +84,7 @@ class Rows:
         mappable: bool = False,
         allowed: frozenset[str] = frozenset(),
     ) -> None:
-        """Add a row, for rows that differ by their arguments only."""
+        """Add a row; for rows that differ only in their arguments."""
         self.rows.append(
             Row(
                 *(self.group, f"{self.group}-{name}", sentence, steps),
@@ -94,11 +94,11 @@ class Rows:
 
 
 def ask(row: Row, kvm: Kvm, say: Callable[[str], None]) -> str:
-    """What comes of a row; *say* gets each step as soon as it is known.
+    """The outcome of a row. *say* gets each step's outcome as soon as it is known.
 
     Raises:
         AbsentError: this KVM does not have what the row asks about.
-        OSError: what a row needs before it can ask is refused.
+        OSError: the KVM refuses something that the row needs before it can ask.
     """
     if row.private and not kvm.private:
         raise AbsentError("KVM_SET_MEMORY_ATTRIBUTES")

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 class Mode(NamedTuple):
-    """What the CPU is in when a guest begins."""
+    """The CPU's mode when a guest begins."""
 
     name: str
     long: bool
-    """Long mode, not real mode."""
+    """Whether it is long mode; otherwise it is real mode."""
 
     user: bool
     """CPL 3 with IOPL 3: such a guest may use ports, and may not halt."""
@@ -52,12 +52,12 @@ LONG: Final = Mode("long", long=True, user=False)
 USER: Final = Mode("user", long=True, user=True)
 MODES: Final = {mode.name: mode for mode in (REAL, LONG, USER)}
 
-# The words of a page.
+# The number of words in a page.
 _WORDS: Final = 1024
 
 
 class Assembler:
-    """Machine code of one mode, as far as it is made."""
+    """Makes machine code for one mode."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode: Final = mode

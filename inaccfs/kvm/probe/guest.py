@@ -1,7 +1,8 @@
-"""What a guest does: a program is a few operations on guest-physical addresses.
+"""The programs of guests: each is a few operations on guest-physical addresses.
 
-A real CPU runs machine code that `assembler` makes of them. A simulated vCPU may run
-the same bytes, or take the operations as they are. After the last one the guest halts.
+A real CPU runs the machine code that `assembler` makes of them. A simulated vCPU may
+run the same code, or execute the operations directly. After the last one the guest
+halts.
 """
 
 from __future__ import annotations

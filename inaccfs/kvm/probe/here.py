@@ -1,4 +1,4 @@
-"""/dev/kvm of this machine, if rows can be asked of it."""
+"""/dev/kvm of this machine, if rows can run on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAPPED: Final = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 
 
 class SkippedError(Exception):
-    """Rows cannot be asked here; the message says why."""
+    """Rows cannot run here; the message says why."""
 
 
 class Here(NamedTuple):
@@ -33,7 +33,7 @@ class Here(NamedTuple):
 
 
 def find() -> Here:
-    """Look at /dev/kvm.
+    """Open /dev/kvm, and find out what it can do.
 
     Raises:
         SkippedError: it is missing, not permitted, of another architecture, or without
@@ -56,17 +56,17 @@ def find() -> Here:
         raise SkippedError(
             f"{DEVICE}: no VM of this kernel ({os.uname().release}) has guest_memfd"
         )
-    # A KVM without two-dimensional paging may emulate a guest that is not at CPL 3:
-    # then it takes no fault of guest_memfd.
+    # A KVM without two-dimensional paging may emulate a guest that is not at CPL 3.
+    # Then guest_memfd gets no faults.
     mode: Mode = REAL if kvm.private else USER
-    return Here(RealOpponent(DEVICE, mode), _semantics(kvm))
+    return Here(RealOpponent(mode), _semantics(kvm))
 
 
 def check_architecture() -> None:
-    """Look whether the guests' programs are this machine's.
+    """Check that this machine can run the guests' programs.
 
     Raises:
-        SkippedError: they are not.
+        SkippedError: it cannot.
     """
     machine = os.uname().machine
     if machine != "x86_64":

@@ -1,4 +1,4 @@
-"""Ask /dev/kvm all rows, and write what came of them to a file, one JSON object.
+"""Run all rows on /dev/kvm, and write the outcomes to a file as one JSON object.
 
 It runs in the emulated machine: python -m inaccfs.kvm.probe.inside FILE
 """
@@ -16,12 +16,12 @@ from inaccfs.kvm.probe.rows import ROWS
 
 
 def main() -> None:
-    """Ask, and write the file."""
+    """Run all rows, and write the file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", choices=assembler.MODES, default="real")
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
-    opponent = RealOpponent("/dev/kvm", assembler.MODES[args.mode])
+    opponent = RealOpponent(assembler.MODES[args.mode])
     # Something to look at on the console, should a row end the machine.
     side = table.Asked(opponent, begins=lambda row: print(row.name, flush=True))  # noqa: T201
     answers = side.answers(ROWS)

@@ -1,4 +1,4 @@
-"""A VM as a row has it: the calls of `protocol`, with outcomes in words."""
+"""The VM that a row uses: the calls of `protocol`, with outcomes in words."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from inaccfs.kvm.probe.protocol import Exit, Kvm, Vcpu, Vm
 
 LOW: Final = 0x10000
-"""The size of slot 0, which begins at gpa 0 and has the guest's code."""
+"""The size of slot 0, which begins at gpa 0 and holds the guest's code."""
 
 T: Final = 0x100000
-"""The gpa at which slot 1, which rows are about, begins."""
+"""The gpa of slot 1, which most rows are about."""
 
 PAGES: Final = 16
 """The size of slot 1 and of its file, unless a row says otherwise."""
@@ -44,17 +44,17 @@ PAGES: Final = 16
 PATIENCE: Final = 5.0
 """For how many seconds a spinning guest may take to notice a change."""
 
-# After so many exits a guest that has none but these is not asked again.
+# Stop running a guest after so many exits, as it may never halt.
 _MOST_EXITS: Final = 12
 _U64: Final = (1 << 64) - 1
 
 
 class CannotBeginError(Exception):
-    """A KVM refuses what a row needs before it can ask anything."""
+    """A KVM refuses something that a row needs before it can ask."""
 
 
 class HostMemory:
-    """Anonymous memory, or a mapping of a file, that a slot's userspace_addr names."""
+    """Anonymous memory, or a mapping of a file, for a slot's userspace_addr."""
 
     def __init__(self, pages: int, fill: int | None = None, fd: int = -1) -> None:
         flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -73,22 +73,22 @@ class HostMemory:
         self.pages[page * PAGE : page * PAGE + len(data)] = data
 
     def discard(self) -> None:
-        """MADV_DONTNEED: all of it is zeros again, or the file's."""
+        """MADV_DONTNEED: the memory reads as zeros, or as the file, again."""
         self.pages.madvise(mmap.MADV_DONTNEED)
 
     def unmap(self, page: int, pages: int = 1) -> None:
-        """munmap(2) part of it, which must not be touched any more."""
+        """munmap(2) a part, which the caller must not access any more."""
         _munmap(self.address + page * PAGE, pages * PAGE)
 
 
 def _munmap(address: int, size: int) -> None:
     call = ctypes.CDLL(None, use_errno=True).munmap
     if call(ctypes.c_void_p(address), ctypes.c_size_t(size)):
-        raise OSError(ctypes.get_errno(), "munmap")
+        raise syscalls.last_error()
 
 
 class Spinning:
-    """A guest that goes on in a thread of its own."""
+    """A guest that runs in a thread of its own."""
 
     def __init__(self, machine: Machine, program: Sequence[Operation]) -> None:
         self._started: Final = threading.Event()
@@ -109,20 +109,20 @@ class Spinning:
         self._started.set()
 
     def ended(self, seconds: float = PATIENCE) -> str:
-        """What came of it, or "still running"."""
+        """The guest's exits in words, or "still running"."""
         self._thread.join(seconds)
         return "still running" if self._found is None else self._found
 
 
 class Machine:
-    """A VM with slot 0, and a vCPU once that is used.
+    """A VM with slot 0. Its vCPU is made when it is first used.
 
-    Everything that a row does with it ends with the row's process. Methods that return
-    a text give the outcome in words; they do not raise `OSError`.
+    All that a row has made ends with the row's process. Methods that return a text
+    return the outcome in words; they do not raise `OSError`.
     """
 
     def __init__(self, kvm: Kvm, kind: int | None = None, *, low: bool = True) -> None:
-        """*kind* is that of the VM; without *low* it has no slot and runs no guest."""
+        """*kind* is the VM's type; without *low* it has no slot and runs no guest."""
         self.kvm: Final = kvm
         self.vm: Final[Vm] = kvm.create_vm(kvm.vm_type if kind is None else kind)
         self._vcpu: Vcpu | None = None
@@ -142,21 +142,21 @@ class Machine:
     # --- memory -----------------------------------------------------------------------
 
     def create(self, pages: int = PAGES, flags: int | None = None) -> int:
-        """A guest_memfd for a slot; its descriptor."""
+        """Make a guest_memfd for a slot; returns its descriptor."""
         flags = self.kvm.file_flags if flags is None else flags
         return self.vm.create_guest_memfd(pages * PAGE, flags)
 
     def anonymous(self, pages: int = PAGES, fill: int | None = None) -> HostMemory:
-        """Memory of the VMM; each byte is *fill*."""
+        """Make memory of the VMM, in which each byte is *fill*."""
         self._keep.append(HostMemory(pages, fill))
         return self._keep[-1]
 
     def host_half(
         self, fd: int, pages: int = PAGES, fill: int | None = None
     ) -> HostMemory:
-        """What userspace_addr is for a slot of file *fd*.
+        """The memory for the userspace_addr of a slot with file *fd*.
 
-        Other memory; or, where the file can be mapped, the file itself.
+        It is anonymous; or, where the file can be mapped, the file itself.
         """
         if self.kvm.file_flags & GUEST_MEMFD_FLAG_MMAP:
             self._keep.append(HostMemory(pages, None, fd))
@@ -172,7 +172,7 @@ class Machine:
         *,
         private: bool = True,
     ) -> tuple[int, HostMemory]:
-        """Make a slot with a new file, and its gfns private where that can be.
+        """Make a slot with a new file, and make its gfns private, if that is possible.
 
         Returns the file's descriptor and the memory at userspace_addr.
         """
@@ -183,12 +183,10 @@ class Machine:
             must(self.to_private(gpa, pages))
         return fd, half
 
-    def plain(
-        self, pages: int = PAGES, gpa: int = T, slot: int = 1, fill: int = 0x33
-    ) -> HostMemory:
-        """Make a slot without a file."""
-        half = self.anonymous(pages, fill)
-        must(self.region(slot, 0, gpa, pages * PAGE, half.address))
+    def plain(self, gpa: int = T, slot: int = 1) -> HostMemory:
+        """Make a slot without a file, whose bytes are 0x33."""
+        half = self.anonymous(fill=0x33)
+        must(self.region(slot, 0, gpa, PAGES * PAGE, half.address))
         return half
 
     # --- ioctls -----------------------------------------------------------------------
@@ -233,7 +231,7 @@ class Machine:
         return self.attributes(gpa, pages * PAGE, 0)
 
     def pre_fault(self, gpa: int = T, size: int = PAGE, flags: int = 0) -> str:
-        """KVM_PRE_FAULT_MEMORY: the outcome, and what is left in the struct."""
+        """KVM_PRE_FAULT_MEMORY: the outcome, and the rest that the struct has then."""
         if not self.vm.check_extension(236):
             raise AbsentError("KVM_PRE_FAULT_MEMORY")
         number, gpa, size = self.vcpu.pre_fault_memory(gpa, size, flags)
@@ -256,7 +254,7 @@ class Machine:
         return words.of(syscalls.fallocate, fd, mode, page * PAGE, pages * PAGE)
 
     def cached(self, fd: int) -> str:
-        """How many pages the file has."""
+        """How many allocated pages the file has."""
         return f"{self.kvm.cached(fd)} cached"
 
     @staticmethod
@@ -268,7 +266,7 @@ class Machine:
 
     @property
     def vcpu(self) -> Vcpu:
-        """The first vCPU, made when it is used first."""
+        """The first vCPU, which is made when it is first used."""
         if self._vcpu is None:
             if self._low is None:
                 raise RuntimeError("a machine without slot 0 runs no guest")
@@ -281,20 +279,20 @@ class Machine:
     def run(self, *program: Operation, answer: int = 0x5A) -> str:
         """Run a program to its end, or to an exit that ends it.
 
-        Each byte of what it reads from a device is *answer*.
+        Each byte that it reads from a device is *answer*.
         """
         vcpu = self.vcpu
         vcpu.load(program)
         return self.story(vcpu, bytes([answer]) * 8)
 
     def resume(self, answer: int = 0x5A) -> str:
-        """KVM_RUN again, for a guest whose program has not come to its end."""
+        """KVM_RUN again, for a guest that has not completed its program."""
         if self._ended:
             return "it has ended"
         return self.story(self.vcpu, bytes([answer]) * 8)
 
     def read(self, gpa: int = T, width: int = 4) -> str:
-        """What the guest reads."""
+        """The value that the guest reads."""
         return self.run(Read(gpa, width))
 
     def write(self, gpa: int = T, value: int = 0x77, width: int = 4) -> str:
@@ -316,11 +314,11 @@ class Machine:
         )
 
     def spin(self, *program: Operation) -> Spinning:
-        """Let the guest go on in a thread, which ends with the row's process."""
+        """Run the guest in a thread, which ends with the row's process."""
         return Spinning(self, program)
 
     def mapped(self) -> str:
-        """How many pages of 4 KiB the guest has mapped, beside its code and tables."""
+        """How many pages of 4 KiB the guest has mapped, without its code and tables."""
         self.vcpu  # noqa: B018 - sets the base
         return f"{self.vm.stat('pages_4k') - self._base} mapped"
 
@@ -358,6 +356,6 @@ class Machine:
 
 
 def must(outcome: str, wanted: str = "ok") -> None:
-    """What a row needs before it can ask anything."""
+    """Raise `CannotBeginError` unless *outcome* is what a row needs to begin."""
     if outcome != wanted:
         raise CannotBeginError(f"cannot begin: {outcome}")

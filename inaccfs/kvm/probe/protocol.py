@@ -1,9 +1,9 @@
-"""What a row needs of a KVM, real or simulated.
+"""The interface of a KVM, real or simulated, that rows use.
 
 Calls are named after the ioctls of Documentation/virt/kvm/api.rst and take the members
-of their structs as they are: bytes, addresses of this process, file descriptors. They
-are given every value that fits into the struct. Each raises the `OSError` that the
-ioctl gives. File descriptors are real ones: rows use fallocate(2), dup(2), close(2).
+of their structs: bytes, addresses of this process, file descriptors. Rows pass any
+value that fits into the struct. Each call raises the `OSError` of the ioctl. File
+descriptors are real ones: rows use fallocate(2), dup(2), close(2).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CAPABILITIES: Final = {
 
 
 class AbsentError(Exception):
-    """This KVM does not have what a row asks about. The message says what it lacks."""
+    """This KVM lacks what a row asks about. The message says what it is."""
 
 
 class Region(NamedTuple):
@@ -56,18 +56,18 @@ class Region(NamedTuple):
     memory_size: int = 0
     userspace_addr: int = 0
     guest_memfd_offset: int = 0
-    # -1 and other values that are no descriptor are passed as they are.
+    # -1 and other invalid descriptors are passed to the ioctl, too.
     guest_memfd: int = 0
     # Every reserved word of the struct.
     padding: int = 0
 
 
 class Halt(NamedTuple):
-    """The guest has come to the end of its program."""
+    """The guest has completed its program."""
 
 
 class PortOut(NamedTuple):
-    """KVM_EXIT_IO, out: KVM goes on at the next KVM_RUN."""
+    """KVM_EXIT_IO, out: the guest continues at the next KVM_RUN."""
 
     port: int
     data: bytes
@@ -126,7 +126,7 @@ class Vcpu(Protocol):
     """A vCPU, for one thread at a time."""
 
     def load(self, program: Sequence[Operation]) -> None:
-        """Let the guest begin with *program* at its next `run`."""
+        """Make the guest begin *program* at its next `run`."""
 
     def code(self, program: Sequence[Operation]) -> bytes:
         """Machine code of a program and its end, for a guest to write and to jump to.
@@ -136,13 +136,13 @@ class Vcpu(Protocol):
         """
 
     def run(self) -> Exit:
-        """KVM_RUN: go on until the next exit."""
+        """KVM_RUN: run until the next exit."""
 
     def answer(self, data: bytes) -> None:
         """What a PortIn, MmioRead or Hypercall gives the guest at the next `run`."""
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int) -> tuple[int, int, int]:
-        """KVM_PRE_FAULT_MEMORY: the errno or 0, and what gpa and size are then."""
+        """KVM_PRE_FAULT_MEMORY: the errno or 0, and the gpa and size that it leaves."""
 
 
 class Vm(Protocol):
@@ -192,16 +192,16 @@ class Vm(Protocol):
 
 
 class Kvm(Protocol):
-    """A KVM. One object serves one row, in the process that has made it."""
+    """A KVM. An object serves one row, in the process that has made the object."""
 
     private: bool
     """Whether gfns can be made private: KVM_SET_MEMORY_ATTRIBUTES has bit 3."""
 
     vm_type: int
-    """What `create_vm` takes for a VM whose slots can have a guest_memfd."""
+    """The argument of `create_vm` for a VM whose slots can have a guest_memfd."""
 
     file_flags: int
-    """GUEST_MEMFD_FLAG_* of a file that such a slot gets its memory from."""
+    """GUEST_MEMFD_FLAG_* of a file for such a slot."""
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION of /dev/kvm."""
@@ -214,17 +214,17 @@ class Kvm(Protocol):
 
 
 class Opponent(Protocol):
-    """Where the rows are asked."""
+    """Makes a KVM for each row."""
 
     name: str
-    """As the user has named it, or "simulated"."""
+    """The name by which the user has chosen it, or "simulated"."""
 
     origin: str
-    """Which kernel it is of; empty if it is of none."""
+    """Its kernel; empty if it is not a kernel's."""
 
     def kvm(self) -> Kvm:
         """A KVM for one row; called in the row's own child process.
 
         Raises:
-            InaccfsError: there is none any more.
+            InaccfsError: it is not available any more.
         """

@@ -138,7 +138,7 @@ class RealKvm:
     """/dev/kvm, opened for one row."""
 
     def __init__(self, mode: Mode) -> None:
-        """*mode* is that of the guests.
+        """*mode* is the CPU mode of the guests.
 
         Raises:
             OSError: it cannot be opened.
@@ -173,8 +173,9 @@ class RealKvm:
 class RealOpponent:
     """/dev/kvm of this machine, or of the emulated one."""
 
-    def __init__(self, name: str, mode: Mode) -> None:
-        self.name = name
+    name = DEVICE
+
+    def __init__(self, mode: Mode) -> None:
         self.origin = f"Linux {os.uname().release}"
         self._mode: Final = mode
 

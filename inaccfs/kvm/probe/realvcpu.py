@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from inaccfs.kvm.probe.guest import Operation
     from inaccfs.kvm.probe.protocol import Exit
 
-# In slot 0: the code, and in long mode the page tables.
+# Addresses in slot 0: the code, and in long mode the page tables.
 _CODE: Final = 0x1000
 _PML4: Final = 0x2000
 _PDPT: Final = 0x3000
@@ -58,7 +58,7 @@ _STACK: Final = 0x8000
 _IMMEDIATE_EXIT: Final = 1
 _EXIT_REASON: Final = 8
 _EXIT: Final = 32
-# An exit_reason that KVM never gives, to see whether KVM_RUN has set one.
+# An exit_reason that KVM never sets, to see whether KVM_RUN has set one.
 _NONE: Final = 0xDEAD
 
 # Offsets in struct kvm_sregs: cs, ds, es, fs, gs, ss have 24 bytes each; cr0 to cr4
@@ -110,7 +110,7 @@ class RealVcpu:
         self._low: Final = low
         self._mode: Final = mode
         self._run: Final = mmap.mmap(fd, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0))
-        # Where the answer to the last exit goes.
+        # The offset in kvm_run at which the answer to the last exit belongs.
         self._answer = 0
         self._sregs: Final = bytearray(_SREGS_SIZE)
         ioctl(fd, KVM_GET_SREGS, self._sregs)
@@ -207,7 +207,7 @@ class RealVcpu:
     # --- modes ------------------------------------------------------------------------
 
     def _widen_segments(self) -> None:
-        """Real mode with segments that begin at 0 and end at 4 GiB."""
+        """Set up real mode with segments that begin at 0 and end at 4 GiB."""
         for index in range(_SEGMENTS):
             at = index * _SEGMENT_SIZE
             *_, access, present, dpl, db, s, _l, _g, avl, unusable, padding = (
@@ -219,7 +219,7 @@ class RealVcpu:
             )
 
     def _enter_long_mode(self) -> None:
-        """Long mode with flat segments, and a page table that maps 1 GiB one to one."""
+        """Set up long mode with flat segments; the page table maps 1 GiB one to one."""
         user = self._mode.user
         dpl = 3 if user else 0
         for index in range(_SEGMENTS):
@@ -243,10 +243,10 @@ def _name(reason: int) -> str:
 
 
 def _set_cpuid(kvm: int, vcpu: int) -> None:
-    """Give the vCPU what KVM has: long mode is refused to a CPU without it."""
+    """Give the vCPU all features of KVM: without the feature it has no long mode."""
     entries = 256
     # struct kvm_cpuid2: nent, padding; entries have 40 bytes.
     cpuid = bytearray(struct.pack("=II", entries, 0) + bytes(40 * entries))
-    # Python passes buffers of more than 1024 bytes as they are, and copies no part.
+    # Python does not copy buffers of more than 1024 bytes, but passes them on.
     ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
     ioctl(vcpu, KVM_SET_CPUID2, cpuid)

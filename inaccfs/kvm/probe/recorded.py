@@ -1,4 +1,4 @@
-"""What a kernel has answered once: the recorded rows, a file of this package."""
+"""The recorded outcomes of a kernel, which are a file of this package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILE: Final = "recorded.json"
 
 
 class Recorded:
-    """The recorded rows, and which kernel they are from."""
+    """The recorded outcomes, and the kernel that they are from."""
 
     name = "recorded"
 
@@ -32,7 +32,7 @@ class Recorded:
         self._absent: Final[dict[str, str]] = found["absent"]
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """What was answered; a row that was not asked is absent."""
+        """The recorded outcomes; a row that was not recorded is absent."""
         return [self._answer(row.name) for row in rows]
 
     def _answer(self, name: str) -> Answer:
@@ -43,7 +43,7 @@ class Recorded:
 
 
 def read() -> Recorded:
-    """The recorded rows of this package."""
+    """Read the recorded outcomes of this package."""
     file = resources.files(__package__).joinpath(_FILE)
     return Recorded(json.loads(file.read_bytes()))
 
@@ -54,7 +54,7 @@ def write(
     answers: Sequence[Answer],
     about: Mapping[str, str],
 ) -> None:
-    """Write such a file; *about* has its `kernel` and `source`. A row is a line."""
+    """Write such a file, one row per line; *about* has its `kernel` and `source`."""
     pairs = [(row.name, answer) for row, answer in zip(rows, answers, strict=True)]
     found = {
         **about,

@@ -1,4 +1,4 @@
-"""The page of all rows: python -m inaccfs.kvm.probe.reference docs/kvm-rows.md."""
+"""Writes the page of all rows: python -m inaccfs.kvm.probe.reference PAGE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of the rows, as a table for people or as JSON."""
+"""The outcomes of rows, as a table for people or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def table(sides: Sequence[Side], results: Sequence[Result], width: int | None) -> str:
     """One line for each row, in groups; cells are folded to fit into *width*.
 
-    Below a row that differs stands what is done in it.
+    A row that differs is followed by a sentence that says what it does.
     """
     names = [side.name for side in sides]
     cells = [[result.row.name, *result.outcomes] for result in results]

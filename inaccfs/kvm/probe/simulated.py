@@ -1,8 +1,8 @@
 """The simulated KVM: the calls of `protocol` on a `VM` whose files are on a mount.
 
-What an ioctl checks of its struct is here, in the order of virt/kvm/kvm_main.c and
-arch/x86/kvm/x86.c; all else is the VM's. Guests are the same machine code as on a real
-KVM, in long mode. The mount is made once, and each row has a connection of its own.
+The checks of an ioctl's struct are here, in the order of virt/kvm/kvm_main.c and
+arch/x86/kvm/x86.c; all else is in the VM. Guests run the same machine code as on a real
+KVM, in long mode. There is one mount, and each row has a connection of its own.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
     from inaccfs.kvm.probe.protocol import Exit, Opponent, Region
     from inaccfs.kvm.vcpu import Vcpu
 
-# In slot 0.
+# Addresses in slot 0.
 _CODE: Final = 0x1000
 _STACK: Final = 0x8000
 
-# In seconds: a guest that goes on for so long has no end. A spinning one is waited for
-# for less (`machine.PATIENCE`).
+# In seconds: a guest that runs for so long is taken to be endless. Rows wait less long
+# for spinning guests (`machine.PATIENCE`).
 _ENDLESS: Final = 8.0
 
 _U64: Final = (1 << 64) - 1
 _S64: Final = 1 << 63
 _BLOCK: Final = 512
 
-# The flags of a file whose mmap(2) has that rule.
+# The file flags that stand for each value of the rule `mmap`.
 _FILE_FLAGS: Final = {
     "refused": 0,
     "SIGBUS": GUEST_MEMFD_FLAG_MMAP,
@@ -113,7 +113,7 @@ class SimulatedVcpu:
 
 
 def _cpu(vcpu: Vcpu) -> CpuBase:
-    """unicorn's, if it is installed."""
+    """A CPU for a vCPU: unicorn's, if it is installed."""
     try:
         return Cpu(vcpu, mode="long")
     except GuestUnavailableError:
@@ -121,14 +121,14 @@ def _cpu(vcpu: Vcpu) -> CpuBase:
 
 
 class SimulatedVm:
-    """A VM. It has no file descriptor; `fd` is one that is no file of the mount."""
+    """A VM. It has no file descriptor; `fd` is one of a file outside of the mount."""
 
     def __init__(self, kvm: SimulatedKvm, kind: int) -> None:
         self._kvm: Final = kvm
         self._protected: Final = kind == KVM_X86_SW_PROTECTED_VM
         self.fd: int = os.eventfd(0, os.EFD_CLOEXEC)
         self.vm: Final = VM(kvm.shim, protected=self._protected)
-        # What KVM_CAP_EXIT_HYPERCALL lets exit.
+        # The hypercalls that exit, by KVM_CAP_EXIT_HYPERCALL.
         self.hypercalls: Final[set[int]] = set()
 
     def check_extension(self, capability: int) -> int:
@@ -198,9 +198,10 @@ class SimulatedVm:
         raise AbsentError(f"the counter {name}")
 
     def settle(self) -> None:
-        """Have each close(2) so far be heard of: see `VM.notice_closed_files`."""
+        """Wait until the VM has noticed each close(2): see `VM.notice_closed_files`."""
         if not self.vm.rules.kvm_slot_holds_file:
-            # The daemon answers this after the RELEASEs that the kernel sent before.
+            # The daemon answers this after the RELEASEs that the kernel has sent before
+            # it.
             os.statvfs(self._kvm.mountpoint)
             self.vm.notice_closed_files()
 
@@ -234,7 +235,7 @@ class SimulatedKvm:
         values = {
             "KVM_CAP_NR_MEMSLOTS": KVM_USER_MEM_SLOTS,
             "KVM_CAP_READONLY_MEM": 1,
-            # System management mode has one of its own, where there is any.
+            # System management mode has an address space of its own, where it exists.
             "KVM_CAP_MULTI_ADDRESS_SPACE": 1 if protected else 2,
             "KVM_CAP_EXIT_HYPERCALL": 1 << KVM_HC_MAP_GPA_RANGE,
             "KVM_CAP_USER_MEMORY2": 1,
@@ -277,8 +278,8 @@ def opponent(semantics: str | None = None) -> Iterator[Opponent]:
     Raises:
         InaccfsError: nothing can be mounted.
     """
-    # Frames of order 0, as guest_memfd has them. Whoever may not read pagemap would get
-    # larger ones, and a page that is touched would allocate its neighbours.
+    # Frames of order 0, as guest_memfd has them. A user who may not read pagemap would
+    # get larger ones, and touching a page would allocate its neighbours.
     with launch.mounted(
         semantics=semantics,
         pfn_source="simulated",

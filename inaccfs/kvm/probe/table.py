@@ -1,4 +1,4 @@
-"""All rows, the answers of one KVM to them, and two KVMs side by side."""
+"""Runs rows on KVMs, and compares the outcomes of two KVMs."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ _AT_A_TIME: Final = 4
 
 
 class Answer(NamedTuple):
-    """What came of a row."""
+    """The outcome of a row."""
 
     outcome: str
     why: str = ""
-    """Of one that is absent: what the KVM lacks."""
+    """If the outcome is "absent": what the KVM lacks."""
 
 
 class Side(Protocol):
-    """A KVM that rows are asked of, or that they were asked of."""
+    """A KVM that rows run on, or whose outcomes were recorded."""
 
     name: str
-    """As people know it."""
+    """Its name, for people."""
 
     origin: str
-    """Which kernel it is of; empty if it is of none."""
+    """Its kernel; empty if it is not a kernel's."""
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """What came of each row.
+        """The outcome of each row.
 
         Raises:
-            InaccfsError: it cannot be asked.
+            InaccfsError: rows cannot run on it.
         """
 
 
 class Asked:
-    """A KVM that can be had in a process of this machine."""
+    """A KVM that processes of this machine can use."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Asked:
         self._begins: Final = begins
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """Ask each row in a child of its own, and a few of them at a time."""
+        """Run each row in a child process of its own, a few of them at a time."""
         found = []
         asked: deque[children.Child] = deque()
         try:
@@ -103,7 +103,7 @@ class Asked:
 
 
 def _in_child(row: Row, opponent: Opponent, say: Callable[[str], None]) -> str:
-    """The outcome, what is absent, and what keeps all rows from being asked."""
+    """The outcome, what the KVM lacks, and an error that concerns all rows."""
     return json.dumps(_tried(row, opponent, say))
 
 
@@ -123,7 +123,7 @@ def _tried(
 
 
 class Result(NamedTuple):
-    """A row with its answers: of one KVM or of two, the opponent second."""
+    """A row with its answers, of one KVM or of two. The opponent is the second."""
 
     row: Row
     answers: list[Answer]
@@ -139,7 +139,7 @@ class Result(NamedTuple):
         if len(self.answers) < 2:
             return False
         one, other = self.outcomes
-        # What the opponent does not have does not count.
+        # A row about something that the opponent lacks is not a difference.
         if other == ABSENT:
             return False
         if self.row.allowed:
@@ -148,10 +148,10 @@ class Result(NamedTuple):
 
 
 def compare(sides: Sequence[Side], rows: Sequence[Row] = ROWS) -> list[Result]:
-    """Ask *rows* of one or two KVMs, one after the other.
+    """Run *rows* on one or two KVMs, one after the other.
 
     Raises:
-        InaccfsError: one cannot be asked.
+        InaccfsError: rows cannot run on one of them.
     """
     columns = [side.answers(rows) for side in sides]
     return [

@@ -1,4 +1,4 @@
-"""The numbers of KVM's ioctls and exits, and how they are called.
+"""The numbers and names of KVM's ioctls and exits.
 
 include/uapi/linux/kvm.h, and include/uapi/asm-generic/ioctl.h for the numbers.
 """
@@ -56,7 +56,7 @@ EXIT_NAMES: Final = {
     10: "KVM_EXIT_INTR",
     17: "KVM_EXIT_INTERNAL_ERROR",
 }
-"""Those without a class of their own in `protocol`."""
+"""The exits without a class of their own in `protocol`."""
 
 
 def ioctl(fd: int, number: int, argument: int | bytes | bytearray) -> int:

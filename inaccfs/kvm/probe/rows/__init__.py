@@ -1,4 +1,4 @@
-"""The rows: what is asked, by group, in the order in which it is asked and printed."""
+"""The rows, by group, in the order in which they run and are printed."""
 
 from __future__ import annotations
 

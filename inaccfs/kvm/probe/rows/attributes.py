@@ -1,4 +1,4 @@
-"""KVM_SET_MEMORY_ATTRIBUTES: every check, and what it needs."""
+"""KVM_SET_MEMORY_ATTRIBUTES: every check, and what the ioctl depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is: capabilities, types of VMs, KVM_CREATE_GUEST_MEMFD."""
+"""Capabilities, types of VMs, and KVM_CREATE_GUEST_MEMFD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KVM_EXIT_MEMORY_FAULT: when, with what in it, and going on after it."""
+"""KVM_EXIT_MEMORY_FAULT: when it comes, its members, and how the guest continues."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HYPERCALL: Final = 201
 _MAP_GPA_RANGE: Final = 12
 
 
-def _private_plain(machine: Machine, pages: int = PAGES) -> None:
-    """A plain slot whose first *pages* are private: each access is an exit."""
+def _private_plain(machine: Machine) -> None:
+    """A plain slot whose pages are private: each access is an exit."""
     machine.plain()
-    machine.to_private(T, pages)
+    machine.to_private(T, PAGES)
 
 
 @ROWS.row("Private without a file: read, write, exchange.", private=True)

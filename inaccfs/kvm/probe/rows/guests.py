@@ -1,4 +1,4 @@
-"""What a guest finds in a slot with a file: fresh, written, punched, moved."""
+"""What a guest reads in a slot with a file: fresh, written, punched, moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROWS: Final = Rows("guest")
 
 _SIZE: Final = PAGES * PAGE
-# Of a device that answers each byte with 0x5a; no slot is there.
+# The gpa of a device that answers each byte with 0x5a; there is no slot.
 _HOLE: Final = 8 * T
 
 
@@ -329,7 +329,7 @@ def plain_slot(machine: Machine) -> Iterator[object]:
 
 
 def _closable(machine: Machine) -> int:
-    """A slot whose file no mapping keeps open; the file's only descriptor."""
+    """Make a slot whose file no mapping keeps open; returns the file's only fd."""
     fd = machine.create()
     address = machine.anonymous(fill=0x22).address
     machine.region(fd=fd, at=address)

@@ -1,4 +1,4 @@
-"""Who keeps what: files, VMs, processes, descriptors; and their ends."""
+"""Lifetimes: which of files, VMs, processes and descriptors keeps another alive."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ROWS: Final = Rows("life")
 _LARGE: Final = 64 << 20
 
 
-def _slot(machine: Machine, fill: int = 0x22) -> int:
+def _slot(machine: Machine) -> int:
     """A slot whose file no mapping keeps open; the file's only descriptor."""
     fd = machine.create()
-    machine.region(fd=fd, at=machine.anonymous(fill=fill).address)
+    machine.region(fd=fd, at=machine.anonymous(fill=0x22).address)
     if machine.kvm.private:
         machine.to_private(T, PAGES)
     return fd
 
 
 def _in_child(work: Callable[[], str]) -> str:
-    """What a child process makes of *work*."""
+    """The outcome of *work* in a child process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -180,7 +180,7 @@ def signal_while_allocating(machine: Machine) -> Iterator[object]:
     main = threading.get_ident()
 
     def interrupt() -> None:
-        # Again and again: the first may come before the call.
+        # Send it again and again: the first signal may come before the call.
         while True:
             time.sleep(0.005)
             signal.pthread_kill(main, signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""KVM_PRE_FAULT_MEMORY: checks, partial success, and what is left in the struct."""
+"""KVM_PRE_FAULT_MEMORY: checks, partial success, and the rest in the struct."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Races: a guest spins while the host changes what it spins on.
 
-Each row has the set of outcomes that may be seen. How often each is seen says nothing.
+Each row has the set of possible outcomes. How often each is seen does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROWS: Final = Rows("race")
 
-# In seconds: a spinning guest that nothing disturbs is left alone that long.
+# In seconds: how long a row watches a spinning guest that nothing disturbs.
 _WHILE: Final = 0.2
 
 _EXIT_PRIVATE: Final = f"EFAULT exit 0x8 gpa {T:#x} size {PAGE:#x}"
@@ -28,7 +28,7 @@ _EXIT_SHARED: Final = f"EFAULT exit 0x0 gpa {T:#x} size {PAGE:#x}"
 
 
 def _spinning(machine: Machine, value: int) -> Spinning:
-    """A guest that has the page at T, and reads it while it is *value*."""
+    """Start a guest that has mapped the page at T, and reads it while it is *value*."""
     return machine.spin(guest.Read(T), guest.Start(), guest.SpinWhile(T, value))
 
 
@@ -130,7 +130,7 @@ def close(machine: Machine) -> Iterator[object]:
     allowed=frozenset(
         {
             f"ok; read 0x33333333, {_EXIT_PRIVATE}",
-            # Classified before the change, and checked after it.
+            # KVM classified the access before the change, and checked it after.
             f"ok; read 0x33333333, {_EXIT_SHARED}",
         }
     ),
@@ -181,7 +181,7 @@ def flip(machine: Machine) -> Iterator[object]:
         found |= {machine.to_shared(), machine.to_private()}
     yield ", ".join(sorted(found))
     outcome = spinning.ended(0)
-    # A guest that has not exited has said nothing yet but its first word.
+    # A guest that has not exited has reported only its first word.
     yield f"read 0x0, {outcome}" if outcome == "still running" else outcome
 
 

@@ -25,8 +25,8 @@ ROWS: Final = Rows("region")
 _FILE: Final = KVM_MEM_GUEST_MEMFD
 _END: Final = 1 << 64
 
-# What differs from a correct call, which makes slot 1 of 16 pages at 1 MiB with all of
-# a file. `at` is added to the right userspace_addr.
+# The differences from a correct call, which makes slot 1 of 16 pages at 1 MiB with all
+# of a file. `at` is added to the correct userspace_addr.
 _ONE_MISTAKE: Final[dict[str, tuple[str, Mapping[str, int]]]] = {
     "right": ("A slot of all of a file.", {}),
     "gpa-off-by-1": ("guest_phys_addr plus 1.", {"gpa": T + 1}),

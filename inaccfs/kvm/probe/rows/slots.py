@@ -1,4 +1,4 @@
-"""Slots that exist: again, another, moved, changed, deleted; whose pages of a file."""
+"""Existing slots: made again, overlapped, moved, changed, deleted, sharing a file."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def plain_moved_over(machine: Machine) -> Iterator[object]:
 
 
 def _second(machine: Machine, gpa: int, pages: int, slot: int = 2) -> str:
-    """Another slot, with a file of its own."""
+    """Make another slot, with a file of its own."""
     fd = machine.create(pages)
     half = machine.host_half(fd, pages)
     return machine.region(slot, gpa=gpa, size=pages * PAGE, fd=fd, at=half.address)
@@ -181,7 +181,7 @@ def gfns_beside(machine: Machine) -> Iterator[object]:
 
 
 def _of_one_file(machine: Machine, *ranges: tuple[int, int]) -> Iterator[str]:
-    """Slots of one file: each range is its first page and the page after its last."""
+    """Make slots of one file. A range is its first page and the page after its last."""
     fd = machine.create()
     half = machine.host_half(fd)
     for number, (start, end) in enumerate(ranges, 1):

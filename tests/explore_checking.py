@@ -1,4 +1,4 @@
-"""Is the search to be believed? What chance finds must be among what it has found."""
+"""Checks the search: it must have found all that random schedules find."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 class Checked(NamedTuple):
-    """What has come of a check."""
+    """The result of a check."""
 
-    # States that the search has visited, and those of them that chance has come to.
+    # How many states the search has visited, and how many of these random schedules
+    # have reached.
     states: int
     hit: int
-    # Schedules that come to a state which the search has not visited.
+    # Random schedules that reached a state that the search has not visited.
     missed: list[list[int]]
-    # Steps that were not the same from what should be the same state.
+    # Steps of one actor that differed although they began in states with one hash.
     unlike: list[str]
-    # Kinds of violations that each has found.
+    # The kinds of violations that the search found, and that random schedules found.
     kinds: set[str]
     kinds_by_chance: set[str]
     # How many schedules the search has run, to their ends or to a known state.
@@ -32,7 +33,7 @@ class Checked(NamedTuple):
 
 
 class _Watched(Chance):
-    """Knows what states it has come to."""
+    """Draws schedules at random, and records the states that they reach."""
 
     compares = True
 
@@ -52,10 +53,10 @@ class _Watched(Chance):
 
 
 def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> Checked:
-    """Search to the end; then draw schedules at random.
+    """Search to the end; then draw schedules at random, and compare.
 
-    With *by_lock* any two sections of a lock conflict: a search that needs no tracking
-    of what is in them.
+    With *by_lock* any two critical sections of one lock conflict, so that the search
+    does not depend on the tracking of what they touch.
     """
     search = States()
     kinds: set[str] = set()
@@ -88,9 +89,9 @@ def check(case: Case, samples: int, *, by_lock: bool = False, seed: int = 1) -> 
 
 
 def _unlike(chance: _Watched, steps: dict[tuple[int, int], Step]) -> list[str]:
-    """Compare each step with the one that was taken from the same state before.
+    """Compare each step with an earlier one from the same state.
 
-    If a state leaves something out on which a step depends, that comes out here.
+    This finds steps that depend on something that is missing in the state.
     """
     found = []
     for state, step in zip(chance.states, chance.steps, strict=False):
