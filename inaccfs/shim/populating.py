@@ -54,6 +54,7 @@ async def populate(
             "content cannot be there already in these semantics: name a source",
         )
     check_range(file, start, end)
+    file.pages.check_open()
     slices = Slices(file.superblock.loop)
     for page in range(start, end):
         try:

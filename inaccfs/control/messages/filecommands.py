@@ -66,8 +66,9 @@ class PopulatePages(Command, frozen=True, kw_only=True):
     and holes are only allocated. Returns how many pages were populated, and fails only
     if the first one failed. EINVAL for a shared page, past the end, and without a
     source where one is needed; EFAULT for a page of the source that is private, or past
-    its end; ENOENT if there is no fdname `source`; EHWPOISON; EPERM for a hole of a
-    frozen file; EOPNOTSUPP in semantics without this command.
+    its end, and if all users have closed the file; ENOENT if there is no fdname
+    `source`; EHWPOISON; EPERM for a hole of a frozen file; EOPNOTSUPP in semantics
+    without this command.
     """
 
     name: ClassVar[str] = "populate"
