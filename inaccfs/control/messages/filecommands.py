@@ -30,7 +30,7 @@ class SetMemoryAttributes(Command, frozen=True, kw_only=True):
     would have more than a million ranges. A conversion to private is EAGAIN if a page
     has references, and `error.offset` is that page. Nothing is converted then, except
     in semantics that convert one huge page after the other: there the huge pages before
-    `error.offset` are.
+    `error.offset` are. There a conversion ends early, too, if the peer disconnects.
     """
 
     name: ClassVar[str] = "set-memory-attributes"
