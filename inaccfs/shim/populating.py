@@ -33,14 +33,16 @@ async def populate(
 ) -> int:
     """Fill private pages from *source*; without it, they have their content already.
 
-    Holes are filled with zeros first. Each page is filled separately, with the notifier
-    list locked. Returns how many pages were filled: fewer if a later one is refused.
+    Holes are filled with zeros first. Each page is filled separately, while no punch
+    or conversion runs. Returns how many pages were filled: fewer if a later one is
+    refused.
 
     Raises:
         OSError: for the first page: EOPNOTSUPP in semantics without; EINVAL for a range
             that is empty or ends past the end, for a shared page, and without a source
-            where one is needed; EFAULT for a page of the source that cannot be read;
-            EHWPOISON; EPERM for a hole of a frozen file; ENOSPC.
+            where one is needed; EFAULT for a page of the source that cannot be read,
+            and if all users have closed the file; EHWPOISON; EPERM for a hole of a
+            frozen file; ENOSPC.
     """
     rule = file.superblock.semantics.population
     if rule not in ("populate", "populate in place"):
@@ -54,6 +56,7 @@ async def populate(
             "content cannot be there already in these semantics: name a source",
         )
     check_range(file, start, end)
+    file.pages.check_open()
     slices = Slices(file.superblock.loop)
     for page in range(start, end):
         try:

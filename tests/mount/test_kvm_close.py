@@ -167,6 +167,10 @@ def test_pages_of_a_file_that_has_gone_are_shared(semantics: str) -> None:
             # No conversion helps.
             with pytest.raises(MemoryFaultExit):
                 Vmm(vm).handle(caught.value)
+        # kvm_gmem_populate(): there is no file to get.
+        with pytest.raises(OSError, match="closed by all") as refused:
+            vm.populate(0, PAGE)
+        assert refused.value.errno == errno.EFAULT
 
 
 def test_v8_holds_the_file() -> None:

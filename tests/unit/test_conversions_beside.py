@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from inaccfs.semantics import HugetlbRfc
+from inaccfs.semantics import HugetlbRfc, LiveUpdate
 from inaccfs.syscalls import PUNCH
 from tests.unit.control_fakes import PAGE
 from tests.unit.fakes import fallocate
@@ -67,6 +67,32 @@ async def test_a_conversion_that_waited_for_the_lock_finds_the_file_frozen(
         assert sorted(map(str, outcomes)) == ["EPERM: the file is frozen", "{}"]
         assert vm.events == []
         assert await attributes(vm) == [(0, PAGES, True)]
+
+
+async def test_who_goes_while_it_waits_to_freeze_freezes_nothing(
+    tmp_path: Path, backing: Backing
+) -> None:
+    async with (
+        serving(tmp_path, backing, LiveUpdate) as control,
+        control.peer() as vm,
+    ):
+        await vm.do("bind", file="/guest", start=0, end=PAGES)
+
+        async def punch() -> None:
+            await fallocate(shim_of(control), PUNCH, 0, PAGE, trio.Event())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(punch)
+            start = await vm.event()
+            async with control.peer() as other:
+                await other.send(other.line("freeze", file="/guest") + "\n")
+                await trio.testing.wait_all_tasks_blocked()
+                assert shim_of(control).frozen_by is not None
+            await control.peers_down_to(1)
+            assert shim_of(control).frozen_by is None
+            await answer(vm, start)
+            await answer(vm, await vm.event())
+        assert await vm.do("freeze", file="/guest") == {}
 
 
 async def test_who_goes_leaves_the_huge_pages_that_have_not_begun(
