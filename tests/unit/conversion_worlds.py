@@ -75,7 +75,7 @@ class World:
 def world(
     base: type[Semantics] = InPlaceV8, pages: int = SIZE, **chosen: object
 ) -> Iterator[World]:
-    """A file with the rules of a version, but for some."""
+    """A file with the rules of a version, of which *changed* replaces some."""
     rules: Semantics = type("Mine", (base,), chosen)()
     with Mount(rules, memory=SimulatedMemory()) as mount:
         fd = mount.memfd_create("guest", pages * PAGE)

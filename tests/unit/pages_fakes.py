@@ -161,7 +161,7 @@ class World:
 
 
 def rules(base: type[Semantics] = V8, **chosen: object) -> Semantics:
-    """A version, but for some rules."""
+    """A version with some of its rules replaced."""
     made: Semantics = type("Mine", (base,), chosen)()
     return made
 
@@ -201,7 +201,7 @@ def assert_no_strays() -> None:
 def count_calls(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> list[tuple[Any, ...]]:
-    """Calls of os.*name* from now on, wherever they come from."""
+    """The arguments of each call of os.*name* from now on, in any module."""
     calls: list[tuple[Any, ...]] = []
     real = getattr(module.os, name)
 

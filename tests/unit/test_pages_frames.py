@@ -1,4 +1,4 @@
-"""Events that list the frames which go, under the rule `tells_frames`."""
+"""Events with the frames of removed pages, under the rule `tells_frames`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 async def test_events_list_the_frames_that_go(
     base: type[Semantics], changes: dict[str, str]
 ) -> None:
-    """Michael Roth's invalidate(start, end, page, order): what of it was fetched."""
+    """Michael Roth's invalidate(start, end, page, order), for fetched pages."""
     world = world_of(rules(base, tells_frames=True, **changes))
     await world.get(Holder(), 2, 5)
     await world.get(Holder(), 7, 8)
@@ -91,7 +91,7 @@ async def test_most_semantics_list_no_frames() -> None:
 async def test_pages_fetched_during_the_wait_for_the_list_are_listed(
     order: str,
 ) -> None:
-    """Also in a start: the pages when it is sent, and not when the call arrived."""
+    """A start, too, has the pages when it is sent, not when the call arrived."""
     world, holder = world_of(rules(tells_frames=True, order=order)), Holder()
     listener = await world.listener()
     async with trio.open_nursery() as nursery, world.file.notifiers.fixed():
@@ -123,7 +123,7 @@ async def test_pages_removed_during_the_wait_for_the_list_are_listed_once() -> N
 async def test_events_for_moved_pages_have_the_old_frames(
     base: type[Semantics], events: list[str], by: str
 ) -> None:
-    """As for removed pages: these are the frames that must not be used any more."""
+    """As for removed pages, these frames must not be used any more."""
     world, holder = world_of(rules(base, tells_frames=True)), Holder()
     await world.get(holder, 0, 16)
     listener = await world.listener()
@@ -142,7 +142,7 @@ async def test_events_for_moved_pages_have_the_old_frames(
 
 
 async def test_a_page_that_has_moved_twice_was_in_two_frames() -> None:
-    """Noted while an invalidation runs, which reports both at its end."""
+    """The invalidation during which it moves reports both at its end."""
     world, holder = world_of(rules(tells_frames=True)), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener(answers=False)

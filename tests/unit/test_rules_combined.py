@@ -1,4 +1,4 @@
-"""Any rule of the proposals with any other: calls end, and leave nothing open."""
+"""Any rule of the proposals with any other: calls end, and leave nothing locked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HUGE = 512
 PAGES = 3 * HUGE
 
-# What calls may be refused with, whatever the rules; 0 is success.
+# The errnos that calls may return under any rules; 0 is success.
 REFUSALS = {
     0,
     *(errno.EAGAIN, errno.EBUSY, errno.EEXIST, errno.EFAULT, errno.EINVAL, errno.EIO),
@@ -106,7 +106,7 @@ def test_calls_end_and_leave_nothing_open(
     rules: dict[str, Any],
     sequence: list[tuple[str, tuple[int, int]]],
 ) -> None:
-    # What is locked until it is put would be waited for.
+    # A page that is locked until the put would make later calls wait.
     if base.references == "locked":
         rules = {**rules, "references": "counted"}
     with world(base, PAGES, **rules) as it:
