@@ -32,18 +32,19 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "compare",
-        help="run one workload on several rules, and show what differs",
-        description="Run a script as inaccfs kvm run does, once on each semantics, on "
-        "private mounts one after the other, and show what differs: its status and the "
-        "lines that it prints, the counts of the shim and of the VM, and how long it "
-        "took. Status 1 if a mount cannot be made.",
+        help="run one script under several semantics, and show what differs",
+        description="Run a script as inaccfs kvm run does, once under each of the "
+        "semantics, each time on a new private mount, and show what "
+        "differs: the script's status and the lines that it prints, the "
+        "counts of the shim and of the VM, and the time that it took. "
+        "Status 1 if a mount cannot be made.",
     )
     parser.add_argument(
         "--semantics",
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="rules to run it on; give two or more",
+        help="semantics to run it under; give two or more",
     )
     kvmmount.add_options(parser)
     parser.add_argument("--all", action="store_true", help="also show what is equal")

@@ -22,8 +22,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "doctor",
         help="show what this machine lacks, what works without it, and how to get it",
         description="Look at /dev/fuse, fusermount3, the kernel's features and this "
-        "user's limits, and say what works without what is lacking, and how to get it. "
-        "It changes nothing.",
+        "user's limits. For each thing that is missing, say what still "
+        "works and how to get it. The command changes nothing.",
         epilog="exit status: 0 if this user can mount here, else 1",
     )
     parser.add_argument("--json", action="store_true", help="for programs")

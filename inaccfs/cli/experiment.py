@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "experiment",
         help="run an experiment on the interface, or list them",
         description="Run one of the experiments that docs/experiments/ explains, or "
-        "your own, on mounts of its own. Without a name, list them.",
+        "one of yours, on private mounts. Without a name, list them.",
     )
     parser.add_argument("name", metavar="NAME|FILE.py:CLASS", nargs="?")
     parser.add_argument(
@@ -33,7 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="semantics to run it on, in place of its own; may be repeated",
+        help="semantics to run it under, instead of the experiment's own; may be "
+        "repeated",
     )
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="file for the chart, if there is one"

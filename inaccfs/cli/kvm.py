@@ -19,9 +19,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand, and its subcommands."""
     parser = commands.add_parser(
         "kvm",
-        help="a simulated VM: run a script with one, see one, put one under stress",
-        description="The simulated KVM as a client of a mount. Without a mount to use "
-        "it makes a private one, which it removes at its end.",
+        help="run a script with a simulated VM, watch one, or stress one",
+        description="Use the simulated KVM as a client of a mount. If no mount is "
+        "given, the command makes a private one, and removes it at the "
+        "end.",
     )
     own = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(own)
@@ -42,9 +43,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "run",
-        help="run a Python script with a VM at hand",
-        description="Runs a Python script that has vm (a VM without slots), shim (the "
-        "client that it is made with), mount, and all names of inaccfs.kvm.",
+        help="run a Python script with a simulated VM",
+        description="Run a Python script with these names: vm (a VM without "
+        "memslots), shim (the VM's client), mount, and all names of "
+        "inaccfs.kvm.",
     )
     parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
     kvmmount.add_options(parser)

@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "probe",
-        help="ask the simulated KVM, and a real one, row by row",
+        help="compare the simulated KVM with a real one, row by row",
         description=_DESCRIPTION,
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--semantics",
         metavar="NAME|FILE.py:CLASS",
-        help="the version that is simulated; default: v8, or that of --against",
+        help="the version to simulate (default: the one that --against has, or v8)",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run, parser=parser)

@@ -66,14 +66,17 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "map",
         help="show the pages of a file as cells",
         description="Show which pages of a file are holes, allocated, fetched, "
-        "referenced, in huge folios, being invalidated, or poisoned; and private or "
-        "shared, in semantics that tell them apart. A cell is a page, or as many pages "
-        "as it takes to fit the terminal. NO_COLOR is honoured.",
-        epilog="exit status: 0, also after Ctrl-C; 1 if the file cannot be looked at",
+        "referenced, in huge folios, being invalidated, or poisoned; and "
+        "private or shared, in semantics that have both. A cell is one "
+        "page, or several if the file would not fit the terminal. "
+        "NO_COLOR is honoured.",
+        epilog="exit status: 0, also after Ctrl-C; 1 if the file cannot be queried",
     )
     parser.add_argument("file", metavar="FILE", help="a file in a mount")
     parser.add_argument(
-        "--watch", action="store_true", help="draw anew as it changes, until Ctrl-C"
+        "--watch",
+        action="store_true",
+        help="draw the map again when it changes, until Ctrl-C",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)

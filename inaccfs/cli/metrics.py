@@ -26,15 +26,18 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "metrics",
         help="print a mount's numbers for Prometheus",
-        description="Print what query-stats and inaccfs status tell, as Prometheus "
-        "reads it; or replace a file of node_exporter's textfile collector by it, at "
-        "once as a whole.",
+        description="Print the numbers of query-stats and inaccfs status in the "
+        "format of Prometheus, or write them atomically to a file for "
+        "node_exporter's textfile collector.",
         epilog="exit status: 0; 1 if the mount does not answer or FILE cannot be "
         "written",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(
-        "-o", dest="file", metavar="FILE.prom", help="write it there instead"
+        "-o",
+        dest="file",
+        metavar="FILE.prom",
+        help="write the numbers to FILE.prom instead",
     )
     parser.set_defaults(run=run)
 

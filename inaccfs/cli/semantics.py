@@ -25,10 +25,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "semantics",
         help="show the rules of the versions",
-        description="Show the rules of all versions of the interface, or of those that "
-        "are named, side by side. A rule in which they differ is marked with *; so is "
-        "a method, if it is code of somebody's own. What is piped is one table. "
-        "docs/semantics.md explains the rules.",
+        description="Show the rules of all versions of the interface, or of the given "
+        "ones, side by side. A rule in which they differ is marked with "
+        "*, and so is a method that FILE.py overrides. Into a pipe the "
+        "command writes one table. docs/semantics.md explains the rules.",
     )
     parser.add_argument(
         "names",

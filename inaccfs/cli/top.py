@@ -35,10 +35,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "top",
-        help="show what a mount does just now",
-        description="Show requests a second by kind and how long they take, what was "
-        "refused and to whom, invalidations in flight and whom they wait for, peers, "
-        "notifiers and frames; anew every second. q ends it. It takes a trace, so it "
+        help="show what a mount is doing",
+        description="Show requests a second by kind and how long they take, refused "
+        "requests and their callers, invalidations in flight and the "
+        "peers that they wait for, peers, notifiers and frames. The "
+        "display changes every second; q ends it. It needs a trace, so it "
         "is for root and the mount's owner.",
         epilog="exit status: 0, also after q and Ctrl-C; 1 if the mount does not "
         "answer, or the output is no terminal",
@@ -47,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "mountpoint",
         metavar="MOUNTPOINT",
         nargs="?",
-        help="may be left out if there is one mount only",
+        help="may be left out if there is only one mount",
     )
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""`inaccfs compare`: one workload on several rules."""
+"""`inaccfs compare`: one script under several semantics."""
 
 from __future__ import annotations
 

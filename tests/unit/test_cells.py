@@ -1,4 +1,4 @@
-"""Cells: one character for as many pages as it takes, and lines that fit."""
+"""Cells: one character for a page or several, and lines that fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def runs(text: str) -> list[Run]:
         ("aa..a.", 2, "a.+"),
         ("aaaaaa", 4, "aa"),
         ("a..aa", 4, "+a"),
-        # Even one page of this kind is to be seen.
+        # Even a single page of this kind must be visible.
         ("aaa!....", 4, "!."),
         (".!", 8, "!"),
     ],

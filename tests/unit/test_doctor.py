@@ -26,7 +26,7 @@ def result(mode: int, uid: int = 0) -> os.stat_result:
 
 @dataclass
 class Pretended(Machine):
-    """One that has everything, unless a test takes it away."""
+    """A machine that has everything that a test does not take away."""
 
     user: int = 0
     effective: int = ALL_CAPABILITIES
@@ -114,7 +114,7 @@ def without(*names: str) -> Pretended:
 def lacking(machine: Machine) -> dict[str, Finding]:
     found = doctor.examine(machine)
     for one in found:
-        # Each that lacks something says what, and what to do.
+        # Each line for something missing says what does not work, and what to do.
         assert bool(one.without) == bool(one.fix) == (one.state != "ok"), one
     return {one.name: one for one in found if one.state != "ok"}
 

@@ -1,4 +1,4 @@
-"""Bars on a terminal, a line now and then elsewhere, nothing in the first second."""
+"""Bars on a terminal, few lines elsewhere, and nothing in the first second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """The time, as a test has it."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @contextmanager
 def stderr(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Iterator[IO[str]]:
-    """A standard error of our own; what is read of it has been written there."""
+    """A standard error that a test can read."""
     theirs, ours = os.openpty() if terminal else os.pipe()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_bar_after_a_second(
             shown.step("row 2")
             bar = "#" * 12 + "-" * 12
             assert written(screen) == f"\r[{bar}] probing, 2 of 4, row 2, 2 s\x1b[K"
-            # Not for each step.
+            # There is no line for each step.
             shown.step()
             assert written(screen) == ""
         assert written(screen) == "\r\x1b[K"
