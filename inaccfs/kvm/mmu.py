@@ -159,8 +159,9 @@ class Mmu:
 
         A fault that looked its frame up before this cannot install it any more.
         """
-        self.begin(start, end, kinds, zaps)
-        self.end()
+        with self.lock:
+            self._begin_locked(start, end, kinds, zaps)
+            self.end_locked()
 
     def begin(
         self,
@@ -176,14 +177,19 @@ class Mmu:
         if there are hooks.
         """
         with self.lock:
-            self.invalidation.begin(start, end)
-            if zaps is not None:
-                start, end = zaps
-                self._split(start, end)
-            hooked = self.frames_lock is not None
-            private = self.table.between(start, end) if hooked else []
-            if start < end:
-                self.zap_locked(start, end, kinds)
+            return self._begin_locked(start, end, kinds, zaps)
+
+    def _begin_locked(
+        self, start: int, end: int, kinds: str | None, zaps: tuple[int, int] | None
+    ) -> list[Run]:
+        self.invalidation.begin(start, end)
+        if zaps is not None:
+            start, end = zaps
+            self._split(start, end)
+        hooked = self.frames_lock is not None
+        private = self.table.between(start, end) if hooked else []
+        if start < end:
+            self.zap_locked(start, end, kinds)
         return private
 
     def _split(self, start: int, end: int) -> None:
