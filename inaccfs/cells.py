@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 GROUP: Final = 16
-"""So many characters stand together."""
+"""The number of characters in a group."""
 
 SEVERAL: Final = "+"
 """A cell with pages of several kinds."""
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
     meaning: str
     # As in console_codes(4), between ESC [ and m; empty for none.
     colour: str = ""
-    # Whether one such page makes its cell be of this kind, whatever the others are.
+    # Whether one such page decides the kind of its cell, whatever the others are.
     shows: bool = False
 
 
@@ -48,7 +48,7 @@ class Palette:
     def cells(self, runs: Iterable[Run], scale: int) -> str:
         """A character for each *scale* pages of *runs*, which are without gaps."""
         found: list[str] = []
-        # The cell that is not over: its kinds, and how many pages it has.
+        # The current cell: its kinds, and how many pages it has.
         kinds: set[str] = set()
         filled = 0
         for start, end, kind in runs:
@@ -77,7 +77,7 @@ class Palette:
     def legend(
         self, counts: Mapping[str, int], *, colour: bool = False, several: bool = False
     ) -> list[str]:
-        """For each kind that is there: what it means, and of how many pages it is."""
+        """For each kind that occurs: its meaning, and the number of pages."""
         return [
             f"{self._coloured(kind) if colour else kind} {meaning} ({counts[kind]:,})"
             for kind, (meaning, *_) in self.kinds.items()
@@ -92,7 +92,7 @@ class Palette:
         colour: bool = False,
         several: bool = False,
     ) -> Iterator[str]:
-        """The legend, in as few lines of *width* columns as it takes."""
+        """The legend, in as few lines of *width* columns as possible."""
         plain = self.legend(counts, several=several)
         drawn = self.legend(counts, colour=colour, several=several)
         line, used = "", 0
@@ -148,12 +148,12 @@ class Layout(NamedTuple):
     scale: int
     # Between groups.
     gap: str = "  "
-    # What a line may have; 0 for as much as it likes.
+    # The most columns of a line; 0 for no limit.
     width: int = 0
 
 
 def layout(pages: int, unit: int, width: int, height: int) -> Layout:
-    """The one that shows the most of *pages* in *width* columns and *height* lines.
+    """The layout that shows the most of *pages* in *width* columns and *height* lines.
 
     A page has *unit* bytes. The number of pages in a cell is a power of two.
     """

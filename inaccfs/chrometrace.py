@@ -1,4 +1,4 @@
-"""Writes traces for ui.perfetto.dev and chrome://tracing, of whatever there is to show.
+"""Writes traces for ui.perfetto.dev and chrome://tracing.
 
 The format is "Trace Event Format" (the JSON object format) of the Chromium project.
 Times are nanoseconds of any clock.
@@ -14,14 +14,14 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    # What a viewer shows of an event that is selected.
+    # What a viewer shows about a selected event.
     Details: TypeAlias = Mapping[str, str | int]
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Track(NamedTuple):
-    """A line of the picture. What is on it must nest, or not overlap."""
+    """A line of the picture. Slices on it must be nested, or must not overlap."""
 
     process: int
     thread: int
@@ -31,20 +31,20 @@ class Writer:
     """Writes events as they come; the file is whole after `close`."""
 
     def __init__(self, write: Callable[[bytes], object], groups: Sequence[str]) -> None:
-        """*write* takes the parts of the file in order; its exceptions come out.
+        """*write* takes the parts of the file in order; its exceptions are not caught.
 
         *groups* of tracks are shown in this order.
         """
         self._write: Final = write
         self._groups: Final = tuple(groups)
-        # Those that have a track.
+        # The groups that have a track.
         self._used: Final[set[str]] = set()
         self._threads: Final = itertools.count(1)
         self._flows: Final = itertools.count(1)
         self._before = b'{"displayTimeUnit":"ns","traceEvents":[\n'
 
     def track(self, group: str, name: str) -> Track:
-        """A new track, among others of its group."""
+        """Make a track, next to others of its group."""
         process = self._groups.index(group) + 1
         if group not in self._used:
             self._used.add(group)
@@ -65,7 +65,7 @@ class Writer:
         category: str,
         args: Details | None = None,
     ) -> None:
-        """What takes time."""
+        """Draw something that takes time."""
         dur = max(end - start, 0) / 1000
         self._event("X", name, track, ts=start / 1000, dur=dur, cat=category, args=args)
 
@@ -77,11 +77,11 @@ class Writer:
         category: str,
         args: Details | None = None,
     ) -> None:
-        """What takes none."""
+        """Draw something that takes no time."""
         self._event("i", name, track, ts=time / 1000, s="t", cat=category, args=args)
 
     def flow(self, name: str, begin: tuple[Track, int], end: tuple[Track, int]) -> None:
-        """An arrow between the slices that two tracks have at these times."""
+        """Draw an arrow between the slices of two tracks at these times."""
         number = next(self._flows)
         track, time = begin
         self._event("s", name, track, ts=time / 1000, id=number, cat="flow")
@@ -102,7 +102,7 @@ class Writer:
         self._before = b",\n"
 
     def close(self, about: Details | None = None) -> None:
-        """Write the end: *about* is what is known of the whole."""
+        """Write the end; *about* describes the whole trace."""
         if self._before != b",\n":
             # A trace without events.
             self._write(self._before)

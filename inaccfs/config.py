@@ -1,7 +1,7 @@
-"""`Config`: what the options of `inaccfs mount` say, checked.
+"""`Config`: the checked options of `inaccfs mount`.
 
-Imports neither trio nor pyfuse3: the command checks the options, too, and then leaves
-the mount to a daemon.
+This imports neither trio nor pyfuse3: the command checks the options, too, and then
+leaves the mount to a daemon.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Config:
     # Where page frame numbers come from: "auto", "pagemap" or "simulated".
     pfn_source: str = "auto"
     simulated: SimulatedMemory = field(default_factory=SimulatedMemory)
-    # The path of the control socket; None for one that is named for the mountpoint.
+    # The path of the control socket; None for one whose name is made from the
+    # mountpoint.
     control: str | None = None
     policy: Policy = field(default_factory=Policy)
     # The name of a version, or FILE.py:CLASS; None for v8.

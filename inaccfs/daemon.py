@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Replies to READDIRPLUS wait in this socket: the more room, the more of them.
+# Replies to READDIRPLUS wait in this socket: with more room, more can wait.
 _RELAY_BUFFER_BYTES: Final = 1 << 20
 
 # A terminal that is closed sends SIGHUP.
@@ -68,14 +68,15 @@ def run(
 ) -> None:
     """Mount, serve until unmounted or stopped, and clean up.
 
-    *place* is closed as soon as it is mounted on. *ready* is called once the mount can
-    be used, with what the user ought to know. *oom_score* is of this process. The mount
-    ends when *holder* does.
+    *place* is closed as soon as the mount is made. *ready* is called when the mount can
+    be used, with warnings for the user. *oom_score* is that of this process. The mount
+    ends when *holder* ends.
 
     Raises:
         InaccfsError: the mount could not be made.
     """
-    # This comes first: else processes of the same user could open the backing by /proc.
+    # Do this first: otherwise processes of the same user could open the backing by
+    # /proc.
     tracer = ptraced.hide()
     mountpoint = place.path
     control = runtime.control_path(mountpoint, config.control)
@@ -93,7 +94,7 @@ def run(
         stack.callback(helper.close)
         recording: Recording | None = None
         if config.trace is not None:
-            # Imported here because hardly any mount needs it.
+            # Imported here because few mounts need it.
             from inaccfs.tracing import recording as recordings
 
             recording = recordings.Recording(config.trace, runtime.environment())
@@ -114,7 +115,7 @@ def run(
             movable=config.rules.movable,
         )
         stack.callback(source.close)
-        # The daemon must not keep the directory busy that it was started in.
+        # The daemon must not keep the directory busy in which it was started.
         os.chdir("/")
         listener = server.listen(control, everybody=bool(config.policy.allowed_uids))
         stack.callback(_remove, control)
@@ -142,7 +143,7 @@ def run(
 
 def _has_large_folios(config: Config) -> bool:
     """Whether files may have folios of more than a page."""
-    # The options of a wrapped tmpfs are not looked up: True is the safe answer.
+    # The options of a wrapped tmpfs are unknown: True is the safe answer.
     return config.backing is not None or config.tmpfs.huge not in (None, "never")
 
 
@@ -152,13 +153,13 @@ def _remove(path: str) -> None:
 
 
 class _StopRequest:
-    """SIGINT and its like while no trio loop can receive them.
+    """Handles SIGINT and similar signals while no trio loop can receive them.
 
-    Before the loop one is remembered, so that a new mount is unmounted again. After
-    the loop they are ignored, so that nothing interrupts the unmounting.
+    Before the loop, a signal is remembered, so that a new mount is unmounted again.
+    After the loop, they are ignored, so that nothing interrupts the unmounting.
 
-    The daemon does not inherit the signals that its parent ignores or blocks: it could
-    not be ended, and would not see the ends of its children.
+    The daemon does not inherit ignored or blocked signals from its parent: otherwise
+    nobody could end it, and it would not see the ends of its children.
     """
 
     def __init__(self) -> None:
@@ -179,9 +180,9 @@ class _StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The parts of a mount. `run` has made them, and closes them."""
+    """The parts of a mount. `run` makes them, and closes them."""
 
-    # Its path.
+    # The path of the mountpoint.
     mountpoint: str
     # The path of the socket.
     control: str
@@ -192,7 +193,7 @@ class _Parts:
     own_mount: OwnMount
     # The process that has traced the daemon since it was started.
     tracer: Tracer | None
-    # The process whose end is the mount's, too.
+    # The process whose end also ends the mount.
     holder: Holder | None
     # The trace from the start, if there is one.
     recording: Recording | None
@@ -272,7 +273,7 @@ class _Daemon:
         finally:
             pyfuse3.close(unmount=False)
             self._relay.close()
-            # Nothing can wait for its threads any more.
+            # No task can wait for its threads any more.
             self._closer.nursery = None
             self._namespace.close()
 
@@ -313,7 +314,7 @@ class _Daemon:
             # These objects live as long as the daemon: the collector may skip them.
             gc.freeze()
             ready(warnings)
-            # Not before: a daemon in the background has its log only now.
+            # Do this late: a daemon in the background has its log only now.
             self._log_what_it_is()
 
     def _log_what_it_is(self) -> None:
@@ -340,7 +341,7 @@ class _Daemon:
 
     async def _run_pyfuse3(self) -> None:
         await pyfuse3.main()
-        # It does not end by itself unless it fails; then callers would hang.
+        # pyfuse3 ends by itself only if it fails; then callers would hang.
         log.error("pyfuse3 has ended: ending")
         self._end("pyfuse3 has ended")
 

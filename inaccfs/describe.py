@@ -35,7 +35,7 @@ class Describer:
         seal: Callable[[], Seal],
         tracer: Tracer | None,
     ) -> None:
-        """*seal* is called later, once it is known what the kernel offers."""
+        """*seal* is called later, when the offer of the kernel is known."""
         self._config = config
         self._mountpoint = mountpoint
         self._control = control
@@ -49,7 +49,7 @@ class Describer:
 
     @property
     def xattrs(self) -> dict[str, Callable[[], Awaitable[bytes]]]:
-        """The function that makes the value of each xattr."""
+        """The functions that make the values of xattrs, by name."""
         return {
             status.MAGIC_XATTR: self._magic,
             status.CONTROL_XATTR: self._control_path,
@@ -69,7 +69,7 @@ class Describer:
         """The mount as it is now.
 
         Raises:
-            OSError: the daemon has no fds left to look at what it wraps.
+            OSError: the daemon has no free fd to query the backing.
         """
         files, allocated = await self._totals()
         space = os.fstatvfs(self._backing.root)

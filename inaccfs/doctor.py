@@ -1,6 +1,6 @@
 """What inaccfs needs of a machine: what is there, what works without it, how to get it.
 
-Each check is a function of a `Machine`, which it only looks at.
+Each check is a function of a `Machine`, which it does not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import msgspec
 
 from inaccfs import runtime
-from inaccfs.machine import CAP_IPC_LOCK, CAP_SYS_ADMIN, Machine, is_character_device
+from inaccfs.machine import Machine, is_character_device
+from inaccfs.syscalls import CAP_IPC_LOCK, CAP_SYS_ADMIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,15 +38,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     # "missing" if nothing can be mounted without it; "limited" if something is lacking.
     state: State
-    # What there is.
+    # What was found.
     found: str
-    # Unless it is "ok": what does not work, and what to do for it.
+    # Unless the state is "ok": what does not work, and what to do about it.
     without: str = ""
     fix: str = ""
 
 
 def examine(machine: Machine | None = None) -> list[Finding]:
-    """All checks, in the order in which one would see to them."""
+    """All checks, in the order in which a user should handle them."""
     here = Machine() if machine is None else machine
     return [check(here) for check in _CHECKS]
 
@@ -176,7 +177,7 @@ def _directory(machine: Machine) -> Finding:
 
 
 def _is_privileged(machine: Machine) -> bool:
-    """Whether the kernel lets it do what concerns the whole machine."""
+    """Whether the kernel allows operations that concern the whole machine."""
     admin = machine.capabilities() >> CAP_SYS_ADMIN & 1
     return bool(admin) and machine.is_initial_namespace()
 

@@ -1,4 +1,4 @@
-"""Names of errnos, those that Python lacks or calls otherwise included."""
+"""Names of errnos, also of those that Python lacks or names differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EHWPOISON: Final = 133
 
 NAMES: Final[dict[int, str]] = {
     **errno.errorcode,
-    # One number with two names, of which system calls mean this one.
+    # A number with two names; system calls mean this one.
     errno.EOPNOTSUPP: "EOPNOTSUPP",
     EHWPOISON: "EHWPOISON",
 }
@@ -21,15 +21,15 @@ NUMBERS: Final[dict[str, int]] = {
     **{name: number for number, name in NAMES.items()},
 }
 
-# What the kernel takes in a reply: fuse_dev_do_write() of fs/fuse/dev.c.
+# What the kernel accepts in a reply: fuse_dev_do_write() of fs/fuse/dev.c.
 _POSSIBLE: Final = range(1, 512)
 
 
 def os_error(number: int) -> OSError:
-    """The `OSError` of an errno, with the C library's words."""
+    """The `OSError` of an errno, with the C library's text."""
     return OSError(number, os.strerror(number))
 
 
 def is_errno(number: object) -> TypeGuard[int]:
-    """Whether a system call can fail with it; 22.0 is none, though it equals one."""
+    """Whether a system call can fail with *number*. 22.0 is not an errno."""
     return type(number) is int and number in _POSSIBLE

@@ -10,6 +10,11 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+NO_PROCESS: Final = (
+    "no more processes are allowed: see ulimit -u, and TasksMax= of a service"
+)
+"""What EAGAIN of fork(2) means, for a message."""
+
 
 class InaccfsError(Exception):
     """A problem that the user can fix; the message says how, in one line."""
@@ -27,6 +32,10 @@ class UnmountError(InaccfsError):
     """The mount could not be undone."""
 
 
+class BusyError(UnmountError):
+    """The mount is in use."""
+
+
 class OptionError(InaccfsError):
     """An option does not exist, is malformed, or contradicts another."""
 
@@ -36,7 +45,7 @@ class NotMountedError(InaccfsError):
 
 
 class NoAnswerError(InaccfsError):
-    """A daemon is there and does not answer: it is stopped."""
+    """A daemon exists and does not answer: it is stopped."""
 
 
 class NoEntryError(InaccfsError):
@@ -63,7 +72,7 @@ class PinnedError(PageError, BlockingIOError):
 
 
 class BusError(PageError):
-    """Page `offset` is private, or cannot be had: a mapping would raise SIGBUS."""
+    """Page `offset` is private, or has no memory: a mapping would raise SIGBUS."""
 
 
 def page_error(number: int, text: str, offset: int) -> PageError:
@@ -77,6 +86,10 @@ class DaemonFailedError(MountError):
     """The daemon did not start; its standard error has the reason."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("the daemon did not start: see what it says")
+        super().__init__(
+            "the daemon did not start: see what it says"
+            if status
+            else "the daemon ended before there was a mount"
+        )
         self.status: Final = status
-        """Its exit status, as `inaccfs mount` has it."""
+        """Its exit status, as `inaccfs mount` has it; 0 if that is lost, too."""

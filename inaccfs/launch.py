@@ -1,4 +1,4 @@
-"""Starting and ending a daemon from another process: `mounted()` and the mount command.
+"""Starts and ends a daemon from another process: `mounted()` and the mount command.
 
 Imports neither trio nor pyfuse3, which a process that starts a daemon does not need.
 """
@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from inaccfs import streams
-from inaccfs.ending import wait_readable
+from inaccfs import children, streams
+from inaccfs.ending import NOTICE_SECONDS, wait_readable
 from inaccfs.errors import (
+    NO_PROCESS,
     DaemonFailedError,
     DeadDaemonError,
     InaccfsError,
@@ -41,18 +41,8 @@ if TYPE_CHECKING:
     from inaccfs.status import Status
 
 _START_SECONDS: Final = 60.0
-_ANSWER_SECONDS: Final = 10.0
-
-# How long a daemon may take to notice that its mount has gone; to end after SIGTERM;
-# and to end if it is busy all the time.
-_NOTICE_SECONDS: Final = 0.5
+# How long a daemon may take to end after a signal.
 _ENDING_SECONDS: Final = 1.5
-_STOP_SECONDS: Final = 60.0
-
-# After that it is looked at: it hangs if it is found waiting so many times in a row.
-# Once is not enough, for a daemon also waits for its helper.
-_LOOKS: Final = 5
-_LOOK_SECONDS: Final = 0.1
 
 
 def start_daemon(
@@ -64,10 +54,10 @@ def start_daemon(
 ) -> subprocess.Popen[bytes]:
     """Start `inaccfs mount` with *words* and return when its mount is ready.
 
-    They name the *mountpoint*, too, so that it is found again from where we are.
+    *words* name the *mountpoint*, too; relative paths start at our working directory.
 
-    With *scratch* the mount is held by this process, and ends when it does, and the
-    directory *scratch* goes then, too.
+    With *scratch* the mount belongs to this process, and ends with it; the directory
+    *scratch* is then removed, too.
 
     Raises:
         DaemonFailedError: it ended before that, with a message on *stderr* (or on the
@@ -82,27 +72,14 @@ def start_daemon(
             fds = {"--ready-fd": ready_write, "--mountpoint-fd": mountpoint.fd}
             options: list[str] = []
             if scratch is not None:
-                # This stands for the process, not for the thread or a fork.
+                # A pidfd stands for the process, and not for the thread or a fork.
                 fds["--holder-fd"] = os.pidfd_open(os.getpid())
                 handed.callback(os.close, fds["--holder-fd"])
                 options = ["--scratch", scratch]
             for name, fd in fds.items():
                 options += [name, str(fd)]
-            daemon = subprocess.Popen(
-                [
-                    # -P: import nothing from the current directory.
-                    *(sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground"),
-                    *options,
-                    *words,
-                ],
-                pass_fds=list(fds.values()),
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-                # Ctrl-C in the terminal must not reach the daemon.
-                start_new_session=True,
-                env=environment(),
-            )
-        stack.callback(end, daemon)
+            daemon = _spawn([*options, *words], list(fds.values()), stderr)
+        stack.callback(children.end, daemon, _ENDING_SECONDS)
         try:
             readable = wait_readable(ready_read, _START_SECONDS)
         except KeyboardInterrupt:
@@ -112,9 +89,9 @@ def start_daemon(
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(_ENDING_SECONDS)
             raise
-        # The end of the pipe is readable, too: we do not wait for a dead daemon.
+        # End of file is readable, too: we do not wait for a dead daemon.
         if readable and os.read(ready_read, len(READY)) == READY:
-            # The daemon stays.
+            # Let the daemon run on.
             stack.pop_all()
             os.close(ready_read)
             return daemon
@@ -124,14 +101,35 @@ def start_daemon(
                 "machine overloaded?"
             )
         daemon.wait()
-        if daemon.returncode > 0:
+        # It is 0 where the process ignores SIGCHLD, and after an early SIGTERM.
+        if daemon.returncode >= 0:
             raise DaemonFailedError(daemon.returncode)
-        if daemon.returncode == 0:
-            raise MountError("the daemon ended before there was a mount")
         raise MountError(
             f"the daemon was killed by signal {-daemon.returncode} as it started: "
             "try again with --foreground"
         )
+
+
+def _spawn(
+    words: Sequence[str], fds: Sequence[int], stderr: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    # Blocked until the daemon's own code runs: the interpreter would print a traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            # -P: import nothing from the current directory.
+            [sys.executable, "-P", "-m", "inaccfs", "mount", "--foreground", *words],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            # Ctrl-C in the terminal must not reach the daemon.
+            start_new_session=True,
+            env=environment(),
+        )
+    except BlockingIOError as exc:
+        raise MountError(f"cannot start the daemon: {NO_PROCESS}") from exc
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class Mount:
     pid: int
     # The path of its control socket.
     control: Path
-    # The daemon's log, one line an event.
+    # The daemon's log, one line per event.
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -158,16 +156,16 @@ def read_status(mountpoint: str) -> Status:
     Raises:
         NotMountedError: there is no inaccfs mount.
         DeadDaemonError: there is, and its daemon is dead.
-        NoAnswerError: its daemon is stopped, or says what we do not understand.
+        NoAnswerError: its daemon is stopped, or its answer cannot be parsed.
         NoEntryError: it is another user's, without --allow-other.
     """
-    # Not at the top: to mount does not take msgspec.
+    # Imported here because mounting does not need msgspec.
     from inaccfs import status
 
     path = finding.find(mountpoint).path
     try:
         found = finding.ask(
-            lambda: os.getxattr(path, status.STATUS_XATTR), _ANSWER_SECONDS
+            lambda: os.getxattr(path, status.STATUS_XATTR), finding.DAEMON_SECONDS
         )
     except TimeoutError:
         raise NoAnswerError(
@@ -210,15 +208,15 @@ def mounted(
     ack_timeout: float | None = None,
     semantics: str | None = None,
 ) -> Iterator[Mount]:
-    """A mount with a daemon of its own, always taken down at the end.
+    """A mount with a daemon of its own, which is always unmounted at the end.
 
     It belongs to the process that makes it: however that ends, also by SIGKILL, the
     daemon ends with it. A fork of the process neither keeps the mount nor ends it.
-    Without a *mountpoint* it is on a temporary directory. *size* is bytes, or as
-    tmpfs(5) has it ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
-    "FILE.py:CLASS"; *options* follow -o,
-    which takes all other options, too ("limit=peers=9", "simulated-order=0"). The
-    daemon's log is a temporary file for as long as the block lasts.
+    Without a *mountpoint* it is on a temporary directory. *size* is bytes, or a size of
+    tmpfs(5) ("1g"); *ack_timeout* is seconds; *semantics* is a name, or
+    "FILE.py:CLASS"; *options* are options for -o, which takes all others, too
+    ("limit=peers=9", "simulated-order=0"). The daemon's log is a temporary file, which
+    lasts as long as the block.
 
     Raises:
         MountError: the daemon's own message says why there is no mount.
@@ -234,7 +232,10 @@ def mounted(
             mountpoint.mkdir()
         point = stack.enter_context(Mountpoint.open(os.fspath(mountpoint)))
         path = Path(point.path)
-        socket_path = scratch / "control" if control is None else Path(control)
+        words = [options] if isinstance(options, str) else list(options)
+        # As `inaccfs mount` has it: -o counts for more, and the last one of a name.
+        given = dict(word.partition("=")[::2] for word in ",".join(words).split(","))
+        socket_path = Path(given.get("control", control or scratch / "control"))
         arguments = ["--control", str(socket_path)]
         for name, value in (
             ("backing", backing),
@@ -251,8 +252,8 @@ def mounted(
                 arguments += [f"--{name}", str(value)]
         if allow_other:
             arguments.append("--allow-other")
-        for option in [options] if isinstance(options, str) else options:
-            arguments += ["-o", option]
+        for word in words:
+            arguments += ["-o", word]
         log = scratch / "log"
         before = finding.mounts()
         with log.open("wb") as stderr, ExitStack() as failed:
@@ -264,19 +265,32 @@ def mounted(
                     arguments, point, scratch=str(scratch), stderr=stderr
                 )
             except DaemonFailedError as exc:
-                lines = log.read_text(errors="replace").strip().splitlines()
+                lines = _lines(log)
                 message = lines[-1] if lines else str(exc)
                 raise MountError(message.removeprefix("inaccfs: ")) from None
             failed.pop_all()
-        mount = Mount(path, daemon.pid, socket_path, log, daemon)
+        mount = Mount(
+            path,
+            daemon.pid,
+            socket_path.absolute(),
+            Path(given.get("log", log)).absolute(),
+            daemon,
+        )
         own = OwnMount(finding.find(str(path)))
         stack.push(lambda kind, *_: _take_down(mount, own, quiet=kind is not None))
         try:
             yield mount
         finally:
             if os.getpid() != me:
-                # A fork leaves the block, too, but the mount is not the fork's.
+                # A fork leaves the block, too, but the mount does not belong to it.
                 stack.pop_all()
+
+
+def _lines(log: Path) -> list[str]:
+    """What is in a daemon's log; a daemon removes an empty one, or the user has."""
+    with suppress(OSError):
+        return log.read_text(errors="replace").strip().splitlines()
+    return []
 
 
 def _unmount_new(path: str, before: Sequence[MountInfo]) -> None:
@@ -299,7 +313,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
     """End a mount; *quiet* if there is an exception already."""
     own.lost = mount.process.poll() is not None
     if not _unmount(own) or not _ends_by_itself(mount.process):
-        end(mount.process)
+        children.end(mount.process, _ENDING_SECONDS)
     # A daemon unmounts as it ends, unless it is killed.
     own.lost = True
     _unmount(own)
@@ -310,7 +324,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
                 f"the daemon of {mount.path}, {mount.pid}, hangs in the kernel and "
                 "cannot be killed: the file system that it waits for must answer first"
             )
-        tail = mount.log.read_text(errors="replace").strip().splitlines()[-1:]
+        tail = _lines(mount.log)[-1:]
         raise InaccfsError(
             f"the daemon of {mount.path} ended with status {status}: {tail}"
         )
@@ -320,7 +334,7 @@ def _take_down(mount: Mount, own: OwnMount, *, quiet: bool) -> None:
 
 
 def _unmount(own: OwnMount) -> bool:
-    """Unmount, unless the mount is covered; return whether nothing of it is left."""
+    """Unmount, unless the mount is covered; returns whether it is unmounted."""
     # None if the block has unmounted it.
     found = own.find()
     if found is None or ownmount.is_covered(found):
@@ -328,7 +342,7 @@ def _unmount(own: OwnMount) -> bool:
     try:
         unmounting.unmount(found, lazy=False)
     except UnmountError:
-        # A file is open. The daemon ends all the same, and the lazy mount with it.
+        # A file is open. The daemon ends anyway, and the lazy mount with it.
         with suppress(UnmountError):
             unmounting.unmount(found, lazy=True)
         return False
@@ -336,41 +350,12 @@ def _unmount(own: OwnMount) -> bool:
 
 
 def _ends_by_itself(daemon: subprocess.Popen[bytes]) -> bool:
-    """Wait a little for a daemon whose mount has gone; False if it goes on.
+    """Wait a little for a daemon without a mount to end; False if it does not.
 
-    It does if the mount has copies: bind mounts, or mounts in other namespaces.
+    It does not end if the mount has copies: bind mounts, or mounts in other namespaces.
     """
     try:
-        daemon.wait(_NOTICE_SECONDS)
+        daemon.wait(NOTICE_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def end(daemon: subprocess.Popen[bytes]) -> None:
-    """End a daemon. Its `returncode` is None if it hangs in the kernel."""
-    daemon.terminate()
-    # A stopped daemon does not see SIGTERM.
-    daemon.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + _STOP_SECONDS
-    seconds = _ENDING_SECONDS
-    idle = 0
-    while idle < _LOOKS and time.monotonic() < deadline:
-        try:
-            daemon.wait(seconds)
-        except subprocess.TimeoutExpired:
-            # It may have little CPU time, or much memory to free.
-            idle = 0 if _is_running(daemon.pid) else idle + 1
-            seconds = _LOOK_SECONDS
-        else:
-            return
-    daemon.kill()
-    with suppress(subprocess.TimeoutExpired):
-        daemon.wait(_ENDING_SECONDS)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process is runnable, and does not wait."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name before the state is in parentheses, and may contain them: proc(5).
-        return file.read().rpartition(b")")[2].split()[0] == b"R"

@@ -1,6 +1,6 @@
-"""What this machine offers: looked at, and nothing of it changed.
+"""What this machine offers. Nothing here changes it.
 
-A class, so that a test can be another machine.
+It is a class, so that a test can replace it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,6 @@ from inaccfs import mmcalls, uring
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# include/uapi/linux/capability.h
-CAP_IPC_LOCK: Final = 14
-CAP_SYS_ADMIN: Final = 21
-
 # include/uapi/linux/kvm.h
 _KVM_CHECK_EXTENSION: Final = 0xAE03
 _KVM_CAP_GUEST_MEMFD: Final = 234
@@ -32,14 +28,14 @@ _ENTRY_BYTES: Final = 8
 
 
 class Machine:
-    """The machine that this process runs on, as it is to this user."""
+    """The machine that this process runs on, as this user sees it."""
 
     def uid(self) -> int:
-        """The effective one."""
+        """The effective uid."""
         return os.geteuid()
 
     def release(self) -> str:
-        """Of the kernel: "6.18.0-rc1"."""
+        """The release of the kernel: "6.18.0-rc1"."""
         return os.uname().release
 
     def stat(self, path: str) -> os.stat_result | None:
@@ -71,7 +67,7 @@ class Machine:
         return None if hard == resource.RLIM_INFINITY else hard
 
     def capabilities(self) -> int:
-        """The effective ones, a bit each."""
+        """The effective capabilities, as bits."""
         for line in (self.read("/proc/self/status") or "").splitlines():
             if line.startswith("CapEff:"):
                 return int(line.split()[1], 16)
@@ -119,7 +115,7 @@ class Machine:
         return False
 
     def guest_memfd(self) -> str:
-        """Empty if KVM has it, or why not."""
+        """Empty if KVM has guest_memfd; otherwise why not."""
         try:
             with _opened("/dev/kvm", os.O_RDWR) as fd:
                 if fcntl.ioctl(fd, _KVM_CHECK_EXTENSION, _KVM_CAP_GUEST_MEMFD) > 0:
@@ -130,12 +126,12 @@ class Machine:
 
 
 def is_character_device(found: os.stat_result) -> bool:
-    """Whether it is one."""
+    """Whether a file is a character device."""
     return stat.S_ISCHR(found.st_mode)
 
 
 def mmap_page_size() -> int:
-    """Of this machine, in bytes."""
+    """The page size of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE")
 
 

@@ -1,4 +1,4 @@
-"""System calls on addresses: mapping, locking, and what of a file is in memory.
+"""System calls on addresses: mapping, locking, and counting a file's pages.
 
 As in `inaccfs.syscalls` each is a thin function that raises `OSError` with the kernel's
 errno. Addresses are integers, and offsets, lengths and sizes are bytes.
@@ -22,7 +22,7 @@ MADV_POPULATE_READ: Final = 22
 KEEP_GIL_BYTES: Final = 2 << 20
 """A call on at most this much keeps the GIL.
 
-It takes microseconds; to get the GIL back from a busy thread would take longer.
+It takes microseconds; getting the GIL back from a busy thread would take longer.
 """
 
 # The number is the same on every architecture.

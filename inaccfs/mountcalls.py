@@ -1,4 +1,4 @@
-"""System calls on mounts: making them, unmounting them, and which one an fd is on.
+"""System calls on mounts: making and unmounting them, and finding that of an fd.
 
 As in `inaccfs.syscalls` each is a thin function that raises `OSError` with the kernel's
 errno.
@@ -89,8 +89,8 @@ class FsConfigError(OSError):
     """fsconfig(2) refused an option, or the file system did when it was made."""
 
 
-def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
-    """Mount *fstype* in no mount namespace; return an O_PATH fd of its root.
+def detached_tmpfs(options: dict[str, str], flags: int = 0) -> int:
+    """Mount a tmpfs in no mount namespace; return an O_PATH fd of its root.
 
     The mount is nosuid, nodev and noexec, and ends with the last fd of it. Of *flags*,
     MS_* as for mount(2), it uses those about times of access. See fsopen(2),
@@ -101,9 +101,9 @@ def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
         OSError: the kernel has no such calls (ENOSYS), or does not allow them
             (EPERM).
     """
-    context = _libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+    context = _libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
     if context < 0:
-        raise last_error(fstype)
+        raise last_error("tmpfs")
     try:
         for key, value in options.items():
             if (
@@ -120,12 +120,12 @@ def detached_mount(fstype: str, options: dict[str, str], flags: int = 0) -> int:
                 number = ctypes.get_errno()
                 raise FsConfigError(number, os.strerror(number), f"{key}={value}")
         if _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0):
-            raise last_error(fstype)
+            raise last_error("tmpfs")
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
         attributes |= _access_attributes(flags)
         root: int = _libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
         if root < 0:
-            raise last_error(fstype)
+            raise last_error("tmpfs")
         return root
     finally:
         os.close(context)

@@ -16,11 +16,11 @@ class MountInfo(NamedTuple):
     device: str
     path: str
     fstype: str
-    # Of the mount itself, and of the mount that it is on. The kernel gives the number
-    # of a mount that has gone to another one.
+    # The numbers of the mount, and of the mount that it is on. The kernel reuses the
+    # number of an unmounted one.
     number: int
     parent: int
-    # Of the file system, with commas between them.
+    # The options of the file system, with commas between them.
     options: str
 
 

@@ -41,7 +41,7 @@ def hide() -> Tracer | None:
         MountError: it is traced by another user.
     """
     syscalls.set_dumpable(False)
-    # From here on no tracer can attach that this would miss.
+    # From now on no tracer can attach that this check would miss.
     found = tracer()
     if found is not None and found.is_foreign:
         whose = "an unknown user" if found.uids is None else f"user {min(found.uids)}"

@@ -43,7 +43,7 @@ class _Log:
         self._text = ""
 
     def read(self) -> str:
-        """All that there is by now."""
+        """The log so far."""
         if not self._file.closed:
             self._file.seek(0)
             self._text = self._file.read()
@@ -63,10 +63,10 @@ _LOG: Final = pytest.StashKey[_Log]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker; and the fixtures for trio, where pytest-trio is at work."""
+    """Register the marker; and the fixtures for trio, if pytest-trio is loaded."""
     config.addinivalue_line("markers", _MARKER_LINE)
     plugins = config.pluginmanager
-    # By its entry point, or by -p.
+    # It was loaded by its entry point, or by -p.
     if plugins.hasplugin("trio") or plugins.hasplugin("pytest_trio.plugin"):
         from inaccfs import pytest_trio_plugin
 
@@ -98,9 +98,9 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def inaccfs_mount(request: pytest.FixtureRequest) -> Iterator[inaccfs.Mount]:
-    """A mount with a daemon of its own, as `inaccfs.mounted` gives it.
+    """A mount with a daemon of its own, as from `inaccfs.mounted`.
 
-    At the end of the test the daemon is gone; the test fails if it has not ended well.
+    At the end of the test the daemon ends; the test fails if that goes wrong.
     """
     options = _options(request.node)
     if (reason := _why_no_mounts()) is not None:
@@ -122,7 +122,7 @@ def inaccfs_mount(request: pytest.FixtureRequest) -> Iterator[inaccfs.Mount]:
 
 @pytest.fixture
 def inaccfs_shim(inaccfs_mount: inaccfs.Mount) -> Iterator[Client]:
-    """A client that is connected to `inaccfs_mount`, as `inaccfs.connect` gives it."""
+    """A client that is connected to `inaccfs_mount`, as from `inaccfs.connect`."""
     import inaccfs
 
     with _unless_dead(inaccfs_mount), inaccfs.connect(inaccfs_mount.control) as shim:
@@ -181,18 +181,16 @@ def _why_no_mounts() -> str | None:
     import os
     import shutil
 
+    from inaccfs.machine import Machine
+    from inaccfs.syscalls import CAP_SYS_ADMIN
+
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         return f"/dev/fuse: {exc.strerror}"
     if os.geteuid() != 0:
         return None if shutil.which("fusermount3") else "there is no fusermount3"
-    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
-        found = {
-            key: value for key, _, value in (line.partition(":") for line in lines)
-        }
-    # Bit 21 is CAP_SYS_ADMIN, see linux/capability.h.
-    capable = int(found["CapEff"], 16) >> 21 & 1
+    capable = Machine().capabilities() >> CAP_SYS_ADMIN & 1
     return None if capable else "root without CAP_SYS_ADMIN may not mount"
 
 
@@ -206,12 +204,12 @@ def _begin(stack: ExitStack, options: dict[str, Any]) -> inaccfs.Mount:
         message = f"cannot mount: {exc}"
     except (TypeError, ValueError) as exc:
         message = f"cannot mount with {options}: {exc}"
-    # Not in the handler: the report would show what was handled, too.
+    # Do not fail in the handler: the report would show the handled exception, too.
     _fail(message)
 
 
 def _end(stack: ExitStack, mount: inaccfs.Mount) -> str | None:
-    """Take a mount down; return what was wrong with its daemon."""
+    """Unmount; return what was wrong with the daemon."""
     from inaccfs import InaccfsError
 
     try:

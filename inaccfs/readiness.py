@@ -1,4 +1,4 @@
-"""Waiting for fds in the trio loop, also where epoll(7) takes no more of them.
+"""Waits for fds in the trio loop, even if epoll(7) accepts no more of them.
 
 The first wait for an fd makes trio add it to its epoll. That fails when the user has as
 many fds there as the kernel allows (ENOSPC; fs.epoll.max_user_watches), or without

@@ -1,4 +1,4 @@
-"""What others know of a daemon: where its socket and its log are, and READY."""
+"""What other processes need to know of a daemon: its socket, its log, and READY."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from inaccfs.errors import MountError
 
 READY: Final = b"ready\n"
-"""What a daemon writes to --ready-fd once its mount can be used."""
+"""What a daemon writes to --ready-fd when its mount can be used."""
 
 # sizeof(sockaddr_un.sun_path), less the NUL that ends it. See unix(7).
 _SOCKET_PATH_BYTES: Final = 107
@@ -46,10 +46,10 @@ def escape(path: str) -> str:
 
 
 def short_name(path: str, size: int) -> str:
-    """`escape(path)` if it has at most *size* bytes, else a digest and its end.
+    """`escape(path)` if it has at most *size* bytes; otherwise a digest and its end.
 
-    The end of a path says more than its start. The digest keeps two paths with the same
-    end apart.
+    The end of a path says more than its start. The digest distinguishes paths with the
+    same end.
     """
     name = escape(path)
     if len(name) <= size:
@@ -74,9 +74,9 @@ def directory() -> str:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether *path* is a directory for us to write to, or can be made.
+    """Whether *path* is a directory that we may write to, or that we can make.
 
-    Root of a user namespace has no say in /run, as a rule.
+    Root of a user namespace usually cannot write to /run.
     """
     try:
         owner = os.lstat(path).st_uid
@@ -87,10 +87,10 @@ def _is_ours(path: str) -> bool:
 
 
 def make_directory() -> str:
-    """`directory`, which exists with mode 0700 and is the caller's.
+    """`directory`, which then exists with mode 0700 and belongs to the caller.
 
     Raises:
-        MountError: it does not, and cannot be made.
+        MountError: it cannot be made so.
     """
     path = directory()
     try:
@@ -111,13 +111,19 @@ def make_directory() -> str:
 
 
 def control_path(mountpoint: str, chosen: str | None) -> str:
-    """The path of the control socket of *mountpoint*, which has *chosen* it or not.
+    """The path of the control socket of *mountpoint*: *chosen*, or the default.
 
     Raises:
-        MountError: *chosen*, or the directory of sockets, is too long for a socket.
+        MountError: *chosen*, or the directory of sockets, is too long for a socket; or
+            *chosen* is below the mountpoint.
     """
     if chosen is not None:
         path = os.path.abspath(chosen)
+        if path.startswith(f"{mountpoint.rstrip('/')}/"):
+            raise MountError(
+                f"control socket {path}: the mount would cover it: name another place "
+                "with --control"
+            )
     else:
         start = f"{directory()}/"
         room = _SOCKET_PATH_BYTES - len(os.fsencode(start)) - len(_SOCKET)
@@ -138,12 +144,12 @@ def log_path(mountpoint: str) -> str:
 
 
 def fallback_name(mountpoint: str) -> str:
-    """The name of the directory that stands in for a private tmpfs."""
+    """The name of the directory that replaces a private tmpfs."""
     return f"inaccfs-{os.geteuid()}-{short_name(mountpoint, 150)}"
 
 
 def environment() -> dict[str, str]:
-    """An environment in which a child imports the same package as we do."""
+    """An environment in which a child imports the same package as this process."""
     here = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     found = {

@@ -16,13 +16,13 @@ CONTROL_XATTR = "user.inaccfs.control"
 class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A mount at one moment."""
 
-    # What is not UTF-8 is escaped, here and below.
+    # Bytes that are not UTF-8 are escaped, here and below.
     mountpoint: str
     # For people: "private tmpfs", or the wrapped directory.
     backing: str
-    # In bytes: all that the backing can hold, 0 when it has no limit.
+    # In bytes: the capacity of the backing; 0 if it has no limit.
     size: int
-    # In bytes; allocated_pages counts in it.
+    # In bytes: the unit of allocated_pages.
     page_size: int
     # Regular files that have a name, or are open.
     files: int
@@ -32,11 +32,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     semantics: str
     # Whether every mmap is refused.
     sealed: bool
-    # "sealed", "not sealed (needs ...)", or what else becomes of mmap by the rules.
+    # "sealed", "not sealed (needs ...)", or what else mmap does by the rules.
     mmap: str
     # Where page frame numbers come from: "pagemap" or "simulated".
     pfn_source: str
-    # What keeps fetched pages where they are: "io_uring", "mlock (...)", "none (...)",
+    # What keeps fetched pages in their frames: "io_uring", "mlock (...)", "none (...)",
     # or "simulated".
     pinning: str
     # The pid of the daemon.
@@ -47,8 +47,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     log: str | None
     # The version of inaccfs.
     version: str
-    # Who traced the daemon as it started, "strace (pid 12)", and may have reached what
-    # it holds; left out when nobody did.
+    # A process that traced the daemon when it started, "strace (pid 12)", and may have
+    # reached its memory and files; left out if there was none.
     tracer: str | None = None
 
 

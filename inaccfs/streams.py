@@ -1,6 +1,7 @@
 """The standard streams: open all three, and escape text for a terminal.
 
-This imports almost nothing, for it must run before other imports and before any open().
+This imports almost nothing, because it must run before other imports and before any
+open().
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import os
 def fill() -> None:
     """Open /dev/null for each of the fds 0 to 2 that is closed.
 
-    Else a pipe, a socket or a log would get such a number, and this process or a child
-    would take it for a standard stream.
+    Otherwise a pipe, a socket or a log could get such a number, and this process or a
+    child would take it for a standard stream.
     """
     for fd in range(3):
         try:

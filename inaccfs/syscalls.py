@@ -32,6 +32,12 @@ HUGETLBFS_MAGIC: Final = 0x958458F6
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUSER: Final = 0x10000000
 
+# Bits of capabilities(7).
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
+
 UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 
@@ -42,7 +48,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# Calls through this one keep the GIL: for those known to be over in microseconds.
+# Calls through this library keep the GIL: for calls that take only microseconds.
 _libc_gil = ctypes.PyDLL(None, use_errno=True)
 
 _libc.fallocate64.argtypes = [
@@ -64,8 +70,8 @@ def last_error(path: object = None) -> OSError:
 # --- allocation -------------------------------------------------------------
 
 _fallocate_now = _libc_gil.fallocate64
-# Ready-made arguments: converting Python integers to 64 bits anew costs more than
-# the rest of the call. The GIL, which _libc_gil does not give up, guards them.
+# Ready-made arguments: converting Python integers to 64 bits costs more than the rest
+# of the call. The GIL, which _libc_gil does not release, guards them.
 _now_offset = ctypes.c_int64()
 _now_length = ctypes.c_int64()
 
@@ -84,7 +90,7 @@ def fallocate_now(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2), for a worker thread: gives up the GIL, EINTR is not retried."""
+    """fallocate(2), for a worker thread: releases the GIL, and does not retry EINTR."""
     if _libc.fallocate64(fd, mode, offset, length):
         raise last_error()
 
@@ -117,7 +123,7 @@ _STATX_BTIME: Final = 0x800
 
 
 def statx(fd: int) -> bytes:
-    """struct statx of what *fd*, perhaps O_PATH, leads to, as statx(2) fills it in."""
+    """The struct statx of an fd, perhaps an O_PATH one, by statx(2)."""
     mask = _STATX_BASIC_STATS | _STATX_BTIME
     if _libc_gil.statx(fd, b"", AT_EMPTY_PATH, mask, _statx_buffer):
         raise last_error()
@@ -137,7 +143,7 @@ def fstatfs_magic(fd: int) -> int:
 
 
 class DirectoryEntry(NamedTuple):
-    """An entry of getdents64(2); reading goes on after it at *offset*."""
+    """An entry of getdents64(2); the next one is at *offset*."""
 
     name: bytes
     ino: int
@@ -197,15 +203,16 @@ def setns(fd: int, kind: int) -> None:
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Open or close /proc/PID/fd and ptrace(2) to others of the same user. prctl(2)."""
+    """Allow or forbid /proc/PID/fd and ptrace(2) to the same user. prctl(2)."""
     if _libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0):
         raise last_error()
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
+def set_parent_death_signal(number: int) -> None:
     """Get this signal when the thread that forked us ends. prctl(2), PR_SET_PDEATHSIG.
 
-    A program that is run keeps it.
+    If that thread's process goes on, another thread of it becomes the parent, and the
+    signal comes again when that ends. The setting survives execve(2).
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise last_error()
@@ -229,6 +236,11 @@ def peer_credentials(connection: socket.socket) -> Credentials:
     return Credentials._make(_ucred.unpack(found))
 
 
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Be ended by this signal when the thread that forked us ends."""
+    set_parent_death_signal(number)
+
+
 class OomScore:
     """The OOM score of this process: how early the OOM killer kills it. proc(5).
 
@@ -244,7 +256,7 @@ class OomScore:
 
     @contextmanager
     def raised(self, adjustment: int) -> Iterator[None]:
-        """For a with block. Processes forked in it keep the score. Use it once."""
+        """Raise the score in a with block. Forks made in it keep it. Use it once."""
         if self._fd < 0:
             yield
             return

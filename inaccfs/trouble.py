@@ -14,11 +14,11 @@ class Trouble:
         self._met = ""
 
     def met(self, text: str) -> None:
-        """It has failed: log *text*, unless that was logged last."""
+        """Record a failure: log *text*, unless it was the last one logged."""
         if text != self._met:
             log.error("%s", text)
         self._met = text
 
     def over(self) -> None:
-        """It has succeeded: log it when it fails again."""
+        """Record a success: the next failure is logged again."""
         self._met = ""

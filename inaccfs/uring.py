@@ -116,7 +116,7 @@ def register_sparse(ring: int) -> None:
     IORING_REGISTER_BUFFERS2 with IORING_RSRC_REGISTER_SPARSE.
     """
     request = _rsrc_register.pack(SLOTS, _RSRC_REGISTER_SPARSE, 0, 0, 0)
-    # For this opcode and the next the count is the size of the one argument.
+    # For this opcode and the next one, the count is the size of the argument.
     register(ring, _REGISTER_BUFFERS2, request, len(request), keep_gil=True)
 
 
@@ -129,7 +129,7 @@ def update_buffers(ring: int, slot: int, buffers: list[tuple[int, int]]) -> int:
     IORING_REGISTER_BUFFERS_UPDATE.
 
     Raises:
-        OSError: the kernel refused the first of all. ENOMEM: over RLIMIT_MEMLOCK.
+        OSError: the kernel refused the first buffer. ENOMEM: over RLIMIT_MEMLOCK.
             EFAULT: nothing is mapped there.
     """
     # struct iovec is two words. The array must stay alive during the call.

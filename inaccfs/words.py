@@ -40,8 +40,8 @@ def quoted(text: str) -> str:
 
 
 def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of *names* that *wanted* was probably meant to be."""
-    # Imported here because it is for mistakes only.
+    """The one of *names* that was probably meant by *wanted*."""
+    # Imported here because only mistakes need it.
     import difflib
 
     found = difflib.get_close_matches(wanted.lower(), list(names), 1, cutoff)
@@ -49,7 +49,7 @@ def nearest(wanted: str, names: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 def choices(wanted: str, names: Sequence[str], more: str = "") -> str:
-    """For a message about a *wanted* that is none of *names*: which there are."""
+    """The *names*, for a message about a *wanted* that is not one of them."""
     near = nearest(wanted, names)
     begin = f"did you mean {near}? There" if near else "there"
     return f"{begin} are {', '.join(names)}{more}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs import userfiles
+from inaccfs import children, userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # The widest cell of the table; --json has whole lines.
 _WIDTH: Final = 40
+
+# How long a run may take to take down its mount, on a busy machine.
+_ENDING_SECONDS: Final = 5.0
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -114,17 +117,11 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
     ]
     with open(reader, "rb") as reports:
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                pass_fds=[writer],
-                check=False,
-            )
+            status, printed, complaints = _ended(command, writer)
         finally:
             os.close(writer)
         report = reports.read()
-    errors = _lines(done.stderr)
+    errors = _lines(complaints)
     if not report:
         # The script did not run.
         raise InaccfsError(
@@ -135,13 +132,33 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
     found = msgspec.json.decode(report)
     return Run(
         semantics,
-        done.returncode,
-        _lines(done.stdout),
+        status,
+        _lines(printed),
         errors,
         found["seconds"],
         found["shim"],
         found["kvm"],
     )
+
+
+def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
+    """Run a command to its end; its status, and what it has printed on both streams.
+
+    If we are interrupted it ends first, for it has a mount to take down.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writer],
+    ) as process:
+        try:
+            printed, complaints = process.communicate()
+        except BaseException:
+            children.end(process, _ENDING_SECONDS)
+            raise
+    return process.returncode, printed, complaints
 
 
 def _lines(data: bytes) -> list[str]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from inaccfs.control.messages import FileInfo, MappedExtent
 
 _AGAIN_SECONDS: Final = 0.5
-_ANSWER_SECONDS: Final = 10.0
 
 # Lines around the cells: a title, an empty one, the legend, and the prompt after it.
 _FRAME_LINES: Final = 7
@@ -110,7 +109,7 @@ def _opened(shim: Client, mountpoint: str, path: str) -> File:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
     try:
-        fd = finding.ask(open_it, _ANSWER_SECONDS)
+        fd = finding.ask(open_it, finding.DAEMON_SECONDS)
     except TimeoutError:
         raise NoAnswerError(f"{path}: its daemon does not answer (stopped?)") from None
     except OSError as exc:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs.cli import output
@@ -106,7 +106,9 @@ def progress(
     with output.beside(made.cleared):
         try:
             if ticks:
-                thread.start()
+                # Without a thread nothing is drawn, but the work is done.
+                with suppress(RuntimeError):
+                    thread.start()
             yield made
         finally:
             ended.set()

@@ -61,7 +61,7 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
     that exception gets a note instead.
 
     Raises:
-        NotMountedError: *target* is neither, or its daemon is dead.
+        NotMountedError: *target* is not one of these, or its daemon is dead.
         ControlError: the daemon is stopped, or does not admit this user.
         InaccfsError: the root of these; the message says what to do, in one line.
     """
@@ -70,7 +70,7 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
         try:
             yield Client(connection)
         except Exception as exc:
-            # To come out as it is, and not in a nursery's ExceptionGroup.
+            # Raise it unchanged, and not in a nursery's ExceptionGroup.
             error = exc
     raise_or_note(connection.notifiers.take_raised(), error)
     if error is not None:
@@ -80,7 +80,7 @@ async def connect(target: str | os.PathLike[str]) -> AsyncIterator[Client]:
 class Client:
     """A connection to a daemon. Tasks may share it; their commands are pipelined.
 
-    The daemon carries commands out in the order in which they were begun. A cancelled
+    The daemon executes commands in the order in which they were begun. A cancelled
     command was sent as a whole or not at all; if it takes references, these are put.
 
     A child after fork(2) cannot use it, nor trio itself.
@@ -96,7 +96,7 @@ class Client:
         return f"<Client of {self._connection.path}>"
 
     async def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
-        """Carry out any command; return its result, or the fd that it sends."""
+        """Execute any command; returns its result, or the fd that it sends."""
         return await self._do(requests.execute(command, fd))
 
     # --- files ------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Client:
     # --- the mount --------------------------------------------------------------------
 
     def trace(self, *kinds: What) -> AbstractAsyncContextManager[Trace]:
-        """What happens from now on, as records: `async with` it, then `async for`.
+        """Records of what happens from now on: `async with` it, then `async for`.
 
         As in the blocking face.
         """
@@ -182,7 +182,7 @@ class File(AttributesOfFile):
         """Use `Client.file`."""
         self._client: Final = client
         self._name: Final = name
-        # Whether the daemon has an fd of it under this name.
+        # Whether the daemon has an fd of the file under this name.
         self._passed = passed
         self._closed = False
 
@@ -199,7 +199,7 @@ class File(AttributesOfFile):
         return self._name
 
     async def get_pfn(self, offset: int) -> Pfn:
-        """The frame of a page, with a reference, which is put if this is cancelled."""
+        """The frame of a page, with a reference. If this is cancelled, it is put."""
         return await self._client._do(requests.get_pfn(self._open_name, offset))
 
     async def get_pfns(self, offset: int, count: int) -> list[Extent]:
@@ -276,7 +276,7 @@ class File(AttributesOfFile):
         return await connection.register(name, callbacks.check(), bound)
 
     async def close(self) -> None:
-        """Have the daemon close an fd that was passed; harmless if done already."""
+        """Make the daemon close an fd that was passed. May be called again."""
         if self._closed or not self._passed:
             self._closed = True
             await trio.lowlevel.checkpoint()

@@ -44,7 +44,7 @@ def connect(target: str | os.PathLike[str]) -> Client:
     """A client of the mount at *target*, a mountpoint or the path of a control socket.
 
     Raises:
-        NotMountedError: *target* is neither, or its daemon is dead.
+        NotMountedError: *target* is not one of these, or its daemon is dead.
         ControlError: the daemon is stopped, or does not admit this user.
         InaccfsError: the root of these; the message says what to do, in one line.
     """
@@ -54,11 +54,11 @@ def connect(target: str | os.PathLike[str]) -> Client:
 class Client:
     """A connection to a daemon; use it as a context manager, or close it.
 
-    Threads may share it; commands are carried out one after the other. Each method
-    raises `OSError` with the errno of the daemon's refusal (ENOSYS if the daemon does
-    not know the command), or `ControlError`, also an `OSError`, if the daemon is gone.
-    The client survives a Ctrl-C while a command waits: if the command then succeeds,
-    its references are put. A Ctrl-C while a message is being sent or read, which takes
+    Threads may share it; commands are executed one after the other. Each method raises
+    `OSError` with the errno of the daemon's refusal (ENOSYS if the daemon does not know
+    the command), or `ControlError`, also an `OSError`, if the daemon has ended. The
+    client survives a Ctrl-C while a command waits: if the command then succeeds, its
+    references are put. A Ctrl-C while a message is being sent or read, which takes
     microseconds, ends the connection.
 
     References and notifiers belong to the client and end with it, or with its process.
@@ -74,7 +74,7 @@ class Client:
         # Opened when the first notifier is registered.
         self._listener: Listener | None = None
         self._closed = False
-        # What is still to be closed.
+        # The files that are not closed yet.
         self._files: Final[set[File]] = set()
         self._names: Final = itertools.count()
         self._do: Final = commands.do
@@ -85,7 +85,7 @@ class Client:
         return f"<Client of {self._commands.path}{', closed' if self._closed else ''}>"
 
     def execute(self, command: Command, fd: int | None = None) -> Any:  # noqa: ANN401 - the command's own
-        """Carry out any command; return its result, or the fd that it sends.
+        """Execute any command; returns its result, or the fd that it sends.
 
         *fd* is sent with a command that takes one. register-notifier and bind raise
         `TypeError`: use `File.register_notifier` and `File.bind`, which answer events.
@@ -145,11 +145,11 @@ class Client:
     # --- the mount --------------------------------------------------------------------
 
     def trace(self, *kinds: What) -> Trace:
-        """What happens to the files of the mount from now on, as records.
+        """Records of what happens to the files of the mount from now on.
 
-        Of these *kinds*, or of all: `inaccfs.control.messages.TraceRecord` lists them.
-        It has a connection of its own, and so it may outlive the client. For root and
-        the mount's owner.
+        They are of these *kinds*, or of all: `inaccfs.control.messages.TraceRecord`
+        lists the kinds. The trace has a connection of its own, so it may outlive the
+        client. For root and the mount's owner.
 
             with client.trace("punch", "event", "answer") as trace:
                 for record in trace:
@@ -207,7 +207,7 @@ class Client:
         with self._lock:
             self._closed = True
             listener = self._listener
-        # First: a callback that is running may need the rest.
+        # Do this first: a running callback may need the rest.
         if listener is not None:
             listener.close()
         self._commands.close()
@@ -227,7 +227,7 @@ class Client:
         raise_or_note(self._close(), error)
 
     def _listen(self) -> Listener:
-        """The connection of the notifiers; a new one if the last was lost."""
+        """The connection of the notifiers; a new one if the last one was lost."""
         with self._lock:
             if self._closed:
                 raise ClientClosedError(f"{self!r}: connect anew")

@@ -1,4 +1,4 @@
-"""A file of the mount, as the blocking face has it."""
+"""A file of the mount, in the blocking face."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class File(AttributesOfFile):
         return self._name
 
     def get_pfn(self, offset: int) -> Pfn:
-        """The frame of a page, with a reference: the page stays there until put.
+        """The frame of a page, with a reference: the page keeps it until put.
 
         Allocates the page if there is none. EINVAL past the end.
         """
@@ -121,9 +121,9 @@ class File(AttributesOfFile):
         called for allocated pages and *error* for poisoned ones, in semantics with such
         events. With *with_frames* callbacks also get a list of extents: the fetched
         pages that are removed, in semantics whose events carry them. With *with_kinds*
-        they get "private", "shared" or "both", or None, likewise. With *with_zaps* they
-        get last which mappings have to go: None for all from the first page to the
-        last, or a start and an end, if it is about a whole huge page.
+        the next argument is "private", "shared" or "both", in semantics whose events
+        carry that, otherwise None. With *with_zaps* the last argument is the pages to
+        zap, a start and an end; None if these are all from the first page to the last.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering
@@ -151,9 +151,9 @@ class File(AttributesOfFile):
         """As `register_notifier`, for pages *start* to *end*, in semantics that bind.
 
         EINVAL, or EEXIST in some semantics, if the range overlaps another and one of
-        the two is *exclusive*, which all are in some semantics; EOPNOTSUPP in semantics
-        whose notifiers are for files. With *prepare*, where the semantics know that, it
-        takes effect by `Notifier.commit`.
+        the two is *exclusive*; in some semantics all are. EOPNOTSUPP in semantics whose
+        notifiers are for files. With *prepare*, in semantics that have it,
+        `Notifier.commit` makes the binding effective.
         """
         callbacks = Callbacks(invalidate, **options)
         return self._register(callbacks, Range(start, end, exclusive, prepare))
@@ -166,7 +166,7 @@ class File(AttributesOfFile):
         return Notifier(listener, *made)
 
     def close(self) -> None:
-        """Have the daemon close an fd that was passed; harmless if done already."""
+        """Make the daemon close an fd that was passed. May be called again."""
         if self._closed:
             return
         self._closed = True

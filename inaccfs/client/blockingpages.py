@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class AttributesOfFile(ABC):
-    """What a file has in semantics that keep attributes in it, or share its pages.
+    """A file's methods for semantics that keep attributes in it, or share its pages.
 
     Offsets and counts are pages. In other semantics methods raise EOPNOTSUPP.
     """
@@ -26,29 +26,29 @@ class AttributesOfFile(ABC):
     @property
     @abstractmethod
     def _open_name(self) -> str:
-        """How the daemon knows the file."""
+        """The name by which the daemon knows the file."""
 
     @abstractmethod
     def _ask(self, request: Request[T]) -> T:
-        """Carry out a command."""
+        """Execute a command."""
 
     def set_memory_attributes(self, offset: int, count: int, private: bool) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES2: make pages private, or shared, for all VMs.
 
-        `PinnedError`, EAGAIN with the page as `offset`, if one that is to be private
-        has references; EINVAL past the end; EPERM for a frozen file.
+        A conversion to private raises `PinnedError`, EAGAIN, if a page has references;
+        `offset` is the page. EINVAL past the end; EPERM for a frozen file.
         """
         name = self._open_name
         self._ask(requests.set_memory_attributes(name, offset, count, private=private))
 
     def query_memory_attributes(self) -> list[MemoryAttributes]:
-        """Which pages are private: ranges that cover the file, neighbours merged."""
+        """Which pages are private: ranges that cover the file, as few as possible."""
         return self._ask(requests.query_memory_attributes(self._open_name))
 
     def query_memory_attribute(self, offset: int) -> MemoryAttributes:
-        """kvm_gmem_is_private(): the range from page *offset* on that is of one kind.
+        """kvm_gmem_is_private(): the range from page *offset* on with one attribute.
 
-        It does not wait for a conversion that is under way. EINVAL past the end.
+        It does not wait for a conversion in progress. EINVAL past the end.
         """
         return self._ask(requests.query_memory_attribute(self._open_name, offset))
 
@@ -61,9 +61,9 @@ class AttributesOfFile(ABC):
     ) -> int:
         """kvm_gmem_populate(): fill private pages from pages of *source*.
 
-        *source* is a `File` by fd. Without it the content is there already. Returns how
-        many pages have been done; fails only if the first could not be: EINVAL for a
-        shared page and past the end, EFAULT for a page of *source* that is private.
+        *source* is a `File` by fd. Without it, the pages have their content already.
+        Returns how many pages were filled; fails only if the first one fails: EINVAL
+        for a shared page and past the end, EFAULT for a private page of *source*.
         """
         name = None if source is None else source._open_name
         return self._ask(
@@ -71,9 +71,10 @@ class AttributesOfFile(ABC):
         )
 
     def freeze(self) -> None:
-        """kvm_gmem_freeze(): no page comes or goes until `unfreeze`, or this client.
+        """kvm_gmem_freeze(): no page is added or removed before `unfreeze`.
 
-        EPERM if another client has frozen the file, EBUSY if this one has.
+        The end of the client unfreezes the file, too. EPERM if another client has
+        frozen the file, EBUSY if this one has.
         """
         self._ask(requests.freeze(self._open_name))
 
@@ -89,7 +90,7 @@ class AttributesOfFile(ABC):
         self._ask(requests.migrate(self._open_name, offset, count))
 
     def pin_pages(self, offset: int, count: int = 1) -> list[Extent]:
-        """pin_user_pages(), FOLL_LONGTERM: pin shared pages, beside all references.
+        """pin_user_pages(), FOLL_LONGTERM: pin shared pages.
 
         `PageError`, EFAULT, for a private page.
         """
@@ -101,18 +102,18 @@ class AttributesOfFile(ABC):
             self._ask(requests.no_result(command))
 
     def shared_window(self) -> SharedWindow:
-        """Access to shared pages, as a mapping of the file gives it."""
+        """Access to shared pages, as if through a mapping of the file."""
         return SharedWindow(self)
 
 
 class SharedWindow(Sliced):
-    """A file's shared pages as the host has them mapped. Offsets are bytes.
+    """A model of the host's mapping of a file's shared pages. Offsets are bytes.
 
-    Each access is as good as a page fault: it waits for punches and conversions, fills
-    holes, and pins nothing, so that a conversion takes away what it makes private. A
-    page that is private or past the end raises `BusError`, where the process that
-    touches a mapping would get SIGBUS. Do not use it in a callback of the file's own
-    notifiers, which it would wait for.
+    Each access acts like a page fault: it waits for punches and conversions, fills
+    holes, and pins nothing, so a conversion to private unmaps the page. A page that is
+    private or past the end raises `BusError`, where a process with a mapping would get
+    SIGBUS. Do not use it in a callback of the file's own notifiers: it would wait for
+    itself.
 
         window[0:5] = b"hello"
         window.read(0, 5)
@@ -131,7 +132,7 @@ class SharedWindow(Sliced):
         return bytes(found)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write *data*. What comes before a page that raises has been written."""
+        """Write *data*. The data before a page that raises was written."""
         name = self._file._open_name
         with bus_error():
             for at, size in pieces(offset, len(data)):

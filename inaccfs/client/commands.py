@@ -1,4 +1,4 @@
-"""The connection of the blocking face on which commands travel.
+"""The connection for the commands of the blocking face.
 
 The calling thread sends the command and reads the answer itself, so no other thread has
 to be woken.
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # reading from a peer.
 UNAWAITED: Final = 32
 
-# How long close() waits for the next of them.
+# How long close() waits for the next unread answer.
 UNAWAITED_SECONDS: Final = 1.0
 
 
@@ -36,12 +36,12 @@ class Commands:
     def __init__(self, path: str) -> None:
         """Raises `ControlError`."""
         self.path: Final = path
-        # The reason, set before the connection is shut down.
+        # Set before the connection is shut down, as its reason.
         self._closed = False
         # Guards the rest. Held until the answer has come.
         self._lock = threading.Lock()
-        # Whether the thread that has the lock only waits: an exception does no harm
-        # then.
+        # Whether the thread with the lock only waits, so that an exception does no
+        # harm.
         self._waits = False
         # Data that an interrupted thread had read.
         self._inbox: Final[wire.Inbox] = []
@@ -52,7 +52,7 @@ class Commands:
         """Send a command, and wait for the answer.
 
         Raises:
-            OSError: the daemon's refusal; `ControlError` if the daemon is gone.
+            OSError: the daemon's refusal; `ControlError` if the daemon has ended.
         """
         with self._lock:
             call = self._conversation.start(request)
@@ -61,21 +61,21 @@ class Commands:
                 while not call.done:
                     self._hear()
             except BaseException:
-                # Ctrl-C. The next thread that asks reads this answer, too, if it can.
+                # Ctrl-C. The next thread that sends a command reads this answer, too,
+                # if it can.
                 self._break_off()
                 self._conversation.abandon(call)
                 raise
         return call.result()
 
     def post(self, request: Request[None]) -> None:
-        """Send a command without waiting: the next command, or `close`, reads the
-        answer.
+        """Send a command without waiting; the next one, or `close`, reads the answer.
 
         A refusal is logged then. This waits only if too many answers are unread.
 
         Raises:
-            OSError: EILSEQ as for `do`; `ControlError` if the daemon is known to be
-                gone.
+            OSError: EILSEQ as for `do`; `ControlError` if the daemon is known to have
+                ended.
         """
         conversation = self._conversation
         with self._lock:

@@ -39,9 +39,10 @@ NEGOTIATE: Final = requests.no_result(QmpCapabilities())
 
 
 class Outgoing(NamedTuple):
-    """Bytes to be sent, and an fd to go with the first of them.
+    """Bytes to send, and an fd that the first byte carries.
 
-    The taker owns the fd and closes it once it has been sent; see `Outlet`.
+    The caller of `take_outgoing` owns the fd, and closes it after sending; see
+    `Outlet`.
     """
 
     data: bytes
@@ -63,11 +64,11 @@ class Call(Generic[T]):
         self.request = request
         self.on_done = on_done
         self.done = False
-        # The caller was cancelled: references that it gets are to be put.
+        # The caller was cancelled: put references that it gets.
         self.abandoned = False
-        # What waits until that has been done.
+        # Messages that wait until that is done.
         self.after: list[Outgoing] = []
-        # As the command has it, not interpreted; and what of it has come so far.
+        # The raw return, and its pages so far.
         self.returned: Any = None
         self.pages: list[Any] = []
         self._value: T | None = None
@@ -100,13 +101,13 @@ class Conversation:
     """One connection to a daemon: the calls in progress, and their outcomes."""
 
     def __init__(self, where: str) -> None:
-        # For the messages of errors.
+        # Names the daemon in messages of errors.
         self._where: Final = where
         self._framing: Final = qmp.Framing()
         self._numbers: Final = itertools.count(1)
         # Commands without an answer, by number, in the order of sending.
         self._calls: Final[dict[int, Call[Any]]] = {}
-        # Received, and the return that they belong to not yet read.
+        # Received fds whose return is not parsed yet.
         self._fds: Final[deque[int]] = deque()
         self._outgoing: list[Outgoing] = []
         # The number of outstanding answers that no caller awaits.
@@ -114,7 +115,7 @@ class Conversation:
         # Whether the daemon's greeting has come, and the version in it.
         self.greeted = False
         self._version: VersionInfo | None = None
-        # Why the daemon has ended, when it has said so.
+        # Why the daemon has ended, if it has said so.
         self.shutdown: str | None = None
         # The daemon's last error about the connection itself.
         self._complaint: str | None = None
@@ -133,7 +134,7 @@ class Conversation:
     def start(
         self, request: Request[T], on_done: Callable[[], object] | None = None
     ) -> Call[T]:
-        """Send a command; *on_done* is called when the answer is there, maybe at once.
+        """Send a command; *on_done* is called when the answer arrives, perhaps at once.
 
         Raises:
             OSError: EILSEQ if a name is not UTF-8; EBADF.
@@ -166,7 +167,7 @@ class Conversation:
         self._outgoing.append(Outgoing(qmp.encode_request(command, number)))
 
     def _last_of(self, file: str) -> Call[Any] | None:
-        """The last call whose result will be given back under the name *file*."""
+        """The last call whose result will be undone under the name *file*."""
         found = None
         for call in self._calls.values():
             if call.abandoned and getattr(call.request.command, "file", None) == file:
@@ -174,7 +175,7 @@ class Conversation:
         return found
 
     def start_unawaited(self, commands: Iterable[Command], *, quietly: bool) -> None:
-        """Send commands and only log refusals; *quietly* if these are expected."""
+        """Send commands, and only log refusals; with *quietly* at a lower level."""
         for command in commands:
             call = self.start(requests.no_result(command))
             if not call.done:
@@ -186,7 +187,7 @@ class Conversation:
         _log_failure(call, quietly)
 
     def abandon(self, call: Call[Any]) -> None:
-        """Undo an abandoned *call*, now or when its answer has come."""
+        """Undo an abandoned *call*, now or when its answer arrives."""
         call.on_done = None
         if not call.done:
             call.abandoned = True
@@ -241,7 +242,7 @@ class Conversation:
 
     def _take_reply(self, reply: Reply) -> None:
         if reply.number is None and reply.error is not None:
-            # An error of no command: the daemon could not parse what it got.
+            # An error without a command: the daemon could not parse a message.
             self._complaint = reply.error.desc
             return
         call = self._calls.pop(reply.number or 0, None)
@@ -275,7 +276,7 @@ class Conversation:
                     call.returned = requests.joined(call.pages)
             if command.gives_fd:
                 if not self._fds:
-                    # The kernel drops what the table of fds has no room for.
+                    # The kernel drops fds that do not fit into the table of fds.
                     error = OSError(errno.EMFILE, "no fd came: too many are open")
                     call.settle(None, error)
                     return

@@ -27,14 +27,14 @@ class ControlError(InaccfsError, ConnectionError):
     number: int = errno.ECONNRESET
 
     def __init__(self, text: str) -> None:
-        # Give it an errno and a strerror, as the errors of commands have.
+        # Give it an errno and a strerror, like the errors of commands.
         super().__init__(self.number, text)
 
     def __str__(self) -> str:
         return str(self.strerror)
 
     def again(self) -> ControlError:
-        """A copy for another caller: an exception that was raised keeps its frames."""
+        """A copy for another caller, because a raised exception keeps its frames."""
         return type(self)(str(self))
 
 
@@ -123,7 +123,7 @@ def refusal(error: ErrorInfo, where: str, theirs: VersionInfo | None) -> OSError
     name, text = qmp.errno_name(error.desc)
     number = None if name is None else errnos.NUMBERS.get(name)
     if number is None:
-        # The error of another program, such as QEMU: show all of its text.
+        # The error of another program, such as QEMU: show its whole text.
         return OSError(errno.EIO, error.desc)
     if error.offset is None:
         return OSError(number, text)

@@ -3,7 +3,7 @@
 Both faces follow these rules; they differ only in what runs a callback.
 
 - Each event that needs an answer gets one: when its callback has returned or raised, or
-  at once if there is no callback to call.
+  at once if there is no callback.
 - If a notifier is unregistered while its callback runs, even by the callback itself, it
   returns first; events that come meanwhile are answered without a call.
 - The exception of a callback is kept until it can be raised to the user.
@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypedDict
 
-from inaccfs.client import requests
 from inaccfs.client.errors import ClientClosedError, ControlError
-from inaccfs.client.requests import Request
+from inaccfs.client.requests import Request, no_result
 from inaccfs.control import messages
 from inaccfs.control.messages import (
     Bind,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from inaccfs.client.core import Call, Conversation
 
-    # Takes the first page and the page after the last, and what the options below add.
+    # Takes the first page, the page after the last, and what the options below add.
     Callback: TypeAlias = Callable[..., object]
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,8 @@ class Options(TypedDict, total=False):
     invalidate_end: Callback | None
     populate: Callback | None
     error: Callback | None
-    # Whether callbacks take the extents that go, too; kinds; and a start and an end, if
-    # fewer mappings go. None where events do not carry that.
+    # Whether callbacks also take a list of the removed extents; the kinds of pages; and
+    # the pages to zap. These two are None if events do not carry them.
     with_frames: bool
     with_kinds: bool
     with_zaps: bool
@@ -74,7 +73,7 @@ class Callbacks(NamedTuple):
     with_zaps: bool = False
 
     def check(self) -> Callbacks:
-        """Return itself; `TypeError` if there is nothing to call."""
+        """Return itself; `TypeError` if there is no callback."""
         if not any(self[:-3]):
             raise TypeError("a notifier needs a callback")
         return self
@@ -112,7 +111,7 @@ class Callbacks(NamedTuple):
         kinds: str | None = None,
         zaps: tuple[int, int] | None = None,
     ) -> object:
-        """Call one of these: with *frames* if they take them, [] where none are."""
+        """Call a callback: with *frames*, or [], if it takes them."""
         more: list[object] = [list(frames or ())] * self.with_frames
         more += [kinds] * self.with_kinds + [zaps] * self.with_zaps
         return callback(start, end, *more)
@@ -151,10 +150,10 @@ class Registration:
         self.leaving = False
         # The daemon has been asked to remove it.
         self.asked = False
-        # The daemon has removed it, or is not there. Then `on_left` is called.
+        # The daemon has removed it, or has ended. Then `on_left` is called.
         self.left = False
         self._on_left = on_left
-        # Why that went wrong.
+        # Why the removal failed.
         self._error: OSError | None = None
         # The first exception of its callbacks, and how many came later.
         self._raised: BaseException | None = None
@@ -187,7 +186,7 @@ class Registration:
         return raised or error
 
     def settle(self, error: OSError | None) -> None:
-        """Mark it as not registered any more."""
+        """Mark it as no longer registered."""
         if not self.left:
             self.leaving = self.left = True
             self._error = error
@@ -207,7 +206,7 @@ class Registered:
 
     @property
     def registered(self) -> bool:
-        """False after `unregister`, and when the daemon has ended or hung up."""
+        """False after `unregister`, and after the daemon has ended or hung up."""
         return not self._registration.leaving
 
 
@@ -217,12 +216,12 @@ class Range(NamedTuple):
     start: int
     end: int
     exclusive: bool | None = None
-    # Whether `commit` puts it into effect, and not `bind`.
+    # Whether `commit` makes it effective, and not `bind`.
     prepare: bool = False
 
 
 class Due(NamedTuple):
-    """A callback to be called."""
+    """A callback that is due."""
 
     registration: Registration
     callback: Callback
@@ -244,7 +243,7 @@ class Notifiers:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation: Final = conversation
         self._registered: Final[dict[int, Registration]] = {}
-        # Those whose callbacks raised exceptions that the user has not got yet.
+        # Notifiers whose callbacks raised exceptions that no caller has got yet.
         self._raised: Final[list[Registration]] = []
         conversation.on_end = self._end
 
@@ -258,11 +257,11 @@ class Notifiers:
         on_left: Callable[[], object],
         bound: Range | None = None,
     ) -> Request[Registration]:
-        """The request that registers one; *on_left* is called once it has left."""
+        """The request that registers one; *on_left* is called after its removal."""
 
         def interpret(returned: messages.Notifier) -> Registration:
-            # At once, and not when the caller gets to run: the next bytes that are read
-            # may be its first event.
+            # Do this at once, and not when the caller runs again: the next bytes may be
+            # its first event.
             registration = Registration(
                 returned.notifier, callbacks, on_left, bound=bound is not None
             )
@@ -279,10 +278,10 @@ class Notifiers:
 
     def commit(self, registration: Registration) -> Request[None]:
         """The request that puts a prepared one into effect. If it fails, forget it."""
-        return requests.no_result(CommitBind(notifier=registration.number))
+        return no_result(CommitBind(notifier=registration.number))
 
     def forget(self, registration: Registration) -> None:
-        """The daemon has refused to commit it, and knows it no more."""
+        """Forget a notifier that the daemon has refused to commit, and has removed."""
         self._registered.pop(registration.number, None)
         registration.settle(None)
 
@@ -294,7 +293,7 @@ class Notifiers:
             self._conversation.abandon(call)
 
     def begin(self, event: Event) -> Due | None:
-        """Take an event; return the callback that is due, if any."""
+        """Handle an event; return the callback that is due, if any."""
         if not isinstance(event, _NotifierEvent):
             return None
         registration = self._registered.get(event.notifier)
@@ -312,7 +311,7 @@ class Notifiers:
         return None
 
     def finish(self, due: Due, raised: BaseException | None) -> None:
-        """Take note that a callback has returned, or *raised*; answer its event."""
+        """Record that a callback has returned, or *raised*; answer its event."""
         registration = due.registration
         registration.running -= 1
         if raised is not None:
@@ -330,7 +329,7 @@ class Notifiers:
     def _answer(self, event: _NotifierEvent) -> None:
         if isinstance(event, messages.Answered):
             answer = InvalidateDone(notifier=event.notifier, sequence=event.sequence)
-            # Refused if it comes too late; the daemon has disconnected us by then.
+            # A late answer is refused; the daemon has disconnected us by then.
             self._conversation.start_unawaited([answer], quietly=True)
 
     def leave(self, registration: Registration) -> None:
@@ -344,7 +343,7 @@ class Notifiers:
             return
         leave = Unbind if registration.bound else UnregisterNotifier
         command = leave(notifier=registration.number)
-        call = self._conversation.start(requests.no_result(command))
+        call = self._conversation.start(no_result(command))
         # Set afterwards, so that a thread that is interrupted here can ask again.
         registration.asked = True
 
@@ -360,7 +359,7 @@ class Notifiers:
     def _unexpected(self, error: OSError | None) -> OSError | None:
         """*error*, unless the client was closed or the daemon has shut down.
 
-        A notifier is expected to end with either.
+        In these cases a notifier is expected to end.
         """
         expected = isinstance(error, ClientClosedError) or (
             isinstance(error, ControlError) and self._conversation.shutdown is not None

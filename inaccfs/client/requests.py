@@ -68,20 +68,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# So few that a message is well below the limit of most daemons.
+# Few enough that a message is far below the limit of most daemons.
 _EXTENTS_A_COMMAND: Final = 256
 
 
 class Run(Protocol):
-    """Frames that follow each other, as an `Extent` has them."""
+    """Contiguous frames, such as an `Extent`."""
 
     @property
     def pfn(self) -> int:
-        """The first."""
+        """The first frame."""
 
     @property
     def count(self) -> int:
-        """How many pages of the file they are."""
+        """The number of pages of the file."""
 
 
 class _Frame(NamedTuple):
@@ -94,7 +94,7 @@ class _Frame(NamedTuple):
 class Pfn(_Frame):
     """The frame of a page: a tuple of its number and its folio's order."""
 
-    # Whether the page is private; None where the file does not say so.
+    # Whether the page is private; None if attributes are not kept in the file.
     private: bool | None = None
 
 
@@ -102,18 +102,19 @@ class Request(NamedTuple, Generic[T]):
     """A command, and a function that converts its result."""
 
     command: Command
-    # Takes the return as its type; of a command that gives an fd, the fd.
+    # Takes the typed return; or the fd, if the command returns one.
     interpret: Callable[[Any], T]
-    # The fd to send. The caller keeps it: it is duplicated.
+    # The fd to send. It is duplicated, so the caller keeps it.
     fd: int | None = None
-    # Whether to ask for more pages until the daemon says that there are none.
+    # Whether to ask for further pages of the result until the last one.
     whole: bool = False
 
 
 class Rows(list[T]):
     """A page of a command's list."""
 
-    # Where the next begins, for `start` of the same command; None if there is none.
+    # Where the next page begins, for `start` of the same command; None if there is
+    # none.
     next: int | None = None
 
 
@@ -190,7 +191,7 @@ def joined(pages: list[Any]) -> Any:  # noqa: ANN401 - as above
 
 
 def execute(command: Command, fd: int | None) -> Request[Any]:
-    """Any command but those that register notifiers, whose events need answers."""
+    """Any command, except those that register notifiers, whose events need answers."""
     if isinstance(command, RegisterNotifier):
         raise TypeError("register-notifier: use register_notifier() of a file")
     if isinstance(command, Bind):
@@ -363,7 +364,7 @@ def write_shared(file: str, offset: int, data: bytes) -> Request[None]:
 
 # --- the mount ------------------------------------------------------------------------
 
-# These take no arguments, so that each is one object.
+# These take no arguments, so one object of each suffices.
 QUERY_VERSION: Final[Request[VersionInfo]] = Request(QueryVersion(), _itself)
 QUERY_STATUS: Final[Request[Status]] = Request(QueryStatus(), _itself)
 QUERY_SEMANTICS: Final[Request[Semantics]] = Request(QuerySemantics(), _itself)

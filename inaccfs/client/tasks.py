@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The connection whose callback the current task is, or was started by.
+# The connection whose callback is running in the current task or has started it.
 _calling_back: Final[ContextVar[Connection | None]] = ContextVar(
     "_calling_back", default=None
 )
@@ -102,9 +102,9 @@ class Connection:
         self.notifiers: Final = Notifiers(conversation)
         self._connection: Final = connection
         self._conversation: Final = conversation
-        # For the reader, the callbacks, and the task that sends what waits.
+        # For the reader, the callbacks, and the task that sends waiting messages.
         self._nursery: Final = nursery
-        # What waits in it is sent by a task.
+        # A task sends its waiting messages.
         self._outlet: Final = Outlet(connection)
 
     async def do(
@@ -115,7 +115,7 @@ class Connection:
         If the caller is cancelled, the command is undone later, by *undo* if given.
 
         Raises:
-            OSError: the daemon's refusal; `ControlError` if the daemon is gone.
+            OSError: the daemon's refusal; `ControlError` if the daemon has ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         return await self.do_even_if_cancelled(request, undo)
@@ -144,7 +144,7 @@ class Connection:
         return Notifier(self, await self.do(request, self.notifiers.abandon), left)
 
     async def commit(self, registration: Registration) -> None:
-        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        """Make a prepared notifier effective. After an `OSError` it is removed."""
         try:
             await self.do(self.notifiers.commit(registration))
         except OSError:
@@ -227,7 +227,7 @@ class Notifier(Registered):
         self._left: Final = left
 
     async def commit(self) -> None:
-        """Put into effect what `File.bind` has prepared; see the blocking face."""
+        """Make the binding that `File.bind` has prepared effective; see threads.py."""
         await self._connection.commit(self._registration)
 
     async def unregister(self) -> None:
@@ -235,8 +235,8 @@ class Notifier(Registered):
 
         In a callback, or in a task that a callback started, it returns at once: no more
         callbacks are called, and the notifier is unregistered when the running ones
-        have returned. So it is if the task is cancelled while it waits here. It raises
-        the same as in the blocking face.
+        have returned. The same happens if the task is cancelled while it waits here. It
+        raises the same as in the blocking face.
         """
         raise_or_note(await self._unregister(), None)
 

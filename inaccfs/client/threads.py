@@ -54,7 +54,7 @@ class Listener:
 
     @property
     def over(self) -> bool:
-        """Whether nothing can be registered any more."""
+        """Whether no notifier can be registered any more."""
         return self._conversation.ended is not None
 
     def is_here(self) -> bool:
@@ -82,7 +82,7 @@ class Listener:
                 errno.EDEADLK, "a callback cannot register: it would wait for itself"
             )
         left, answered = threading.Event(), threading.Event()
-        # All in one go: the thread that reads answers may be in a callback for long.
+        # Send all at once: the thread that reads answers may be in a callback for long.
         with self._lock:
             named: Call[None] | None = None
             if fd is not None:
@@ -93,7 +93,7 @@ class Listener:
                 answered.set,
             )
             if named is not None:
-                # The notifier itself keeps the file open.
+                # The notifier keeps the file open.
                 self._conversation.start_unawaited([CloseFd(fdname=file)], quietly=True)
             self._send()
         try:
@@ -108,7 +108,7 @@ class Listener:
         return call.result(), left
 
     def commit(self, registration: Registration) -> None:
-        """Put a prepared one into effect. Raises `OSError`; it has left then."""
+        """Make a prepared notifier effective. After an `OSError` it is removed."""
         if self.is_here():
             raise OSError(errno.EDEADLK, "a callback cannot commit: it would wait")
         answered = threading.Event()
@@ -216,9 +216,10 @@ class Notifier(Registered):
         self._left: Final = left
 
     def commit(self) -> None:
-        """Put into effect what `File.bind` has prepared. If it fails, nothing is left.
+        """Make the binding that `File.bind` has prepared effective.
 
-        EEXIST or EINVAL for pages that are bound already; ENOENT if it is in effect.
+        EEXIST or EINVAL for pages that are already bound, and then the binding is
+        removed; ENOENT if it is already effective.
         """
         self._listener.commit(self._registration)
 

@@ -1,7 +1,7 @@
-"""Traces: a connection of their own, which the caller reads.
+"""Traces: each has a connection of its own, which the caller reads.
 
-`Reading` is for both faces and does no I/O; `Trace` is the blocking face. What a trace
-has is `inaccfs.control.messages.TraceRecord`.
+`Reading` is for both faces; `Trace` is the blocking face. A trace consists of
+`inaccfs.control.messages.TraceRecord`s.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """A trace on a connection that has nothing else, without I/O but to send."""
+    """A trace on a connection of its own. It does not wait."""
 
     def __init__(
         self, path: str, connection: socket.socket, conversation: Conversation
@@ -38,7 +38,7 @@ class Reading:
         self.connection: Final = connection
         self._conversation: Final = conversation
         self._outlet: Final = Outlet(connection)
-        # What has come and has not been taken.
+        # Received records that were not taken yet.
         self.records: Final[deque[TraceRecord]] = deque()
         # How many records the daemon has dropped so far.
         self.lost = 0
@@ -53,7 +53,7 @@ class Reading:
 
     @property
     def started(self) -> bool:
-        """Whether it has begun.
+        """Whether the trace has begun.
 
         Raises:
             OSError: the daemon has refused it.
@@ -63,7 +63,7 @@ class Reading:
         return self._started.done
 
     def stop(self) -> None:
-        """Ask for its end; what happened before that still comes."""
+        """Ask for the end of the trace; earlier records still come."""
         if self._stopping is None:
             request: Request[TraceSummary] = Request(TraceStop(), lambda got: got)
             self._stopping = self._conversation.start(request)
@@ -71,7 +71,7 @@ class Reading:
 
     @property
     def over(self) -> bool:
-        """Whether no more will come.
+        """Whether no more records will come.
 
         Raises:
             ConnectionLostError: the daemon has hung up, and has not said why.
@@ -86,10 +86,10 @@ class Reading:
         return True
 
     def receive(self) -> None:
-        """Read from the connection, and take what has come.
+        """Read from the connection, and parse records.
 
         Raises:
-            BlockingIOError: there is nothing, and the connection does not block.
+            BlockingIOError: there is no data, and the connection does not block.
         """
         try:
             for event in self._conversation.feed(*wire.receive(self.connection)):
@@ -99,7 +99,7 @@ class Reading:
         except BlockingIOError:
             raise
         except BaseException:
-            # Ctrl-C: what has been read of a message is lost.
+            # Ctrl-C: a part of a message may have been lost.
             self._conversation.end(interrupted(self.path))
             raise
         stopping = self._stopping
@@ -107,7 +107,7 @@ class Reading:
             self.lost = stopping.result().lost
 
     def take(self) -> list[TraceRecord]:
-        """All that has come since the last call."""
+        """All records since the last call."""
         found = list(self.records)
         self.records.clear()
         return found
@@ -126,11 +126,11 @@ class Reading:
 
 
 class Trace:
-    """What happens to the files of a mount, from now on; use it as a context manager.
+    """Records of what happens to the files of a mount; use it as a context manager.
 
-    Iterating waits for what happens next, and ends with the daemon, or after `stop`.
-    Who reads too slowly loses records, which `lost` counts, and holds up nobody.
-    A trace belongs to one thread, and not to a child after fork(2).
+    Iterating waits for the next records, and ends with the daemon, or after `stop`. A
+    reader that is too slow loses records, which `lost` counts, and delays no one. A
+    trace belongs to one thread, and not to a child after fork(2).
     """
 
     def __init__(self, path: str, kinds: Iterable[What]) -> None:
@@ -149,12 +149,12 @@ class Trace:
 
     @property
     def lost(self) -> int:
-        """How many records have been lost, because they were not read in time."""
+        """How many records were lost, because they were not read in time."""
         return self._reading.lost
 
     @property
     def over(self) -> bool:
-        """Whether no more will come: it was stopped, or the daemon has ended.
+        """Whether no more records will come: it was stopped, or the daemon has ended.
 
         Raises:
             ControlError: the daemon has hung up, and has not said why.
@@ -162,13 +162,13 @@ class Trace:
         return self._reading.over
 
     def fileno(self) -> int:
-        """For poll(2): readable when `read` has something, or is over."""
+        """For poll(2): readable when there are records, or the trace is over."""
         return self._reading.connection.fileno()
 
     def read(self, seconds: float | None = None) -> list[TraceRecord]:
-        """What has happened since the last call; waits for it, at most *seconds*.
+        """Records since the last call; waits for some, at most *seconds*.
 
-        Empty if nothing has, and when it is `over`.
+        Empty if nothing has happened, and when it is `over`.
 
         Raises:
             ControlError: the daemon has hung up, and has not said why.
@@ -193,11 +193,11 @@ class Trace:
             yield from found
 
     def stop(self) -> None:
-        """End it; what has happened so far can still be read, and then it is `over`."""
+        """End the trace. Earlier records can still be read; then it is `over`."""
         self._reading.stop()
 
     def close(self) -> None:
-        """End the connection, and with it the trace. Harmless if done already."""
+        """End the connection, and with it the trace. May be called again."""
         self._reading.close()
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Trace:
-    """As the blocking face's, but `read` and iterating are awaited.
+    """As in the blocking face, but `read` and iterating are awaited.
 
     One task at a time may read it.
     """
@@ -32,18 +32,18 @@ class Trace:
 
     @property
     def lost(self) -> int:
-        """How many records have been lost, because they were not read in time."""
+        """How many records were lost, because they were not read in time."""
         return self._reading.lost
 
     @property
     def over(self) -> bool:
-        """Whether no more will come; raises as in the blocking face."""
+        """Whether no more records will come; raises as in the blocking face."""
         return self._reading.over
 
     async def read(self) -> list[TraceRecord]:
-        """What has happened since the last call; waits for it. Empty when `over`.
+        """Records since the last call; waits for some. Empty when `over`.
 
-        What has come is not lost if this is cancelled: the next call returns it.
+        If this is cancelled, no record is lost: the next call returns them.
         """
         await trio.lowlevel.checkpoint()
         reading = self._reading
@@ -57,12 +57,12 @@ class Trace:
                 yield record
 
     def stop(self) -> None:
-        """End it; what has happened so far can still be read, and then it is `over`."""
+        """End the trace. Earlier records can still be read; then it is `over`."""
         self._reading.stop()
 
 
 async def receive(reading: Reading) -> None:
-    """Wait until something has come."""
+    """Wait until some records have arrived."""
     while True:
         await trio.lowlevel.wait_readable(reading.connection)
         try:

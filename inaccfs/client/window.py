@@ -1,4 +1,4 @@
-"""What the shared windows of both faces have in common."""
+"""The common parts of the shared windows of both faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inaccfs.errors import BusError, PageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A piece is in one page, whatever the page size: as an access, it faults on one page.
+# A piece lies in one page of any page size, so each access faults on one page.
 _PIECE_BYTES: Final = 4096
 
 
@@ -27,7 +27,7 @@ def pieces(offset: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 class Sliced(ABC):
-    """window[start:stop] for what can be read and written. In bytes."""
+    """Adds window[start:stop] to a class with `read` and `write`. In bytes."""
 
     @abstractmethod
     def read(self, offset: int, count: int) -> bytes:
@@ -42,7 +42,7 @@ class Sliced(ABC):
         return self.read(*_span(place))
 
     def __setitem__(self, place: slice, data: bytes) -> None:
-        """Write window[start:stop]; *data* has just that size."""
+        """Write window[start:stop]; *data* must have that size."""
         offset, count = _span(place)
         if len(data) != count:
             raise ValueError(f"{len(data)} bytes do not fit into {count}")

@@ -1,4 +1,4 @@
-"""Finding a daemon's control socket, and bytes and fds through it."""
+"""Finds a daemon's control socket, and sends and receives bytes and fds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from inaccfs.errnos import os_error
 from inaccfs.errors import NotMountedError
 from inaccfs.fuse import finding
 
-ANSWER_SECONDS: Final = 10.0
-
 _READ_BYTES: Final = 1 << 16
-# A daemon sends one a reply; more than one if several replies are read at once.
+# A reply has at most one fd; several replies may be read at once.
 _FDS_SPACE: Final = socket.CMSG_SPACE(16 * 4)
-# What send(2) raises once the other end has closed the connection.
+# What send(2) raises after the other end has closed the connection.
 _GONE: Final = (BrokenPipeError, ConnectionResetError)
 
 # For one call, through map().
@@ -43,7 +41,8 @@ _WHAT_TO_DO: Final = {
     errno.ECONNREFUSED: "its daemon is dead; inaccfs status lists the mounts",
     errno.ENOENT: "the socket has been removed; inaccfs status lists the mounts",
     errno.EACCES: "only root and the mount's owner reach it",
-    errno.EAGAIN: f"its daemon accepted nobody for {ANSWER_SECONDS:.0f} s (stopped?)",
+    errno.EAGAIN: "its daemon accepted nobody for "
+    f"{finding.DAEMON_SECONDS:.0f} s (stopped?)",
 }
 
 
@@ -51,8 +50,8 @@ def find_socket(target: str | os.PathLike[str]) -> str:
     """The control socket of the mount at *target*, or *target* if it is a socket.
 
     Raises:
-        NotMountedError: it is neither.
-        InaccfsError: the mount has none, or its daemon is dead or stopped.
+        NotMountedError: it is not one of these.
+        InaccfsError: the mount has no socket, or its daemon is dead or stopped.
     """
     path = os.fspath(target)
     try:
@@ -75,7 +74,9 @@ def find_socket(target: str | os.PathLike[str]) -> str:
 def _is_socket(path: str) -> bool:
     # It may lie in a mount whose daemon is stopped.
     try:
-        return finding.ask(lambda: stat.S_ISSOCK(os.stat(path).st_mode), ANSWER_SECONDS)
+        return finding.ask(
+            lambda: stat.S_ISSOCK(os.stat(path).st_mode), finding.DAEMON_SECONDS
+        )
     except OSError:
         return False
 
@@ -90,7 +91,7 @@ def dial(path: str) -> tuple[socket.socket, Conversation]:
     try:
         # Not settimeout(): connect(2) of a socket that does not block fails at once
         # while many others connect, and a blocking one waits. See unix(7).
-        set_deadline(connection, ANSWER_SECONDS)
+        set_deadline(connection, finding.DAEMON_SECONDS)
         _connect(connection, path)
         conversation = Conversation(path)
         _negotiate(connection, conversation, path)
@@ -124,7 +125,7 @@ def _negotiate(
             conversation.feed(*receive(connection))
     except BlockingIOError:
         raise CannotConnectError(
-            f"{path}: no greeting came within {ANSWER_SECONDS:.0f} s; is it an "
+            f"{path}: no greeting came within {finding.DAEMON_SECONDS:.0f} s; is it an "
             "inaccfs daemon's control socket, and is the daemon running?"
         ) from None
     call.result()

@@ -1,4 +1,4 @@
-"""Row 9, too: which huge pages a slot can have, by its place in guest and file."""
+"""Row 9: which huge pages a slot can have, by its offsets in the guest and the file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _allowed(slot: MemorySlot) -> int:
 
 def _row(bench: Bench, place: _Place) -> list[object]:
     with ExitStack() as stack:
-        # The file is sparse: only one huge page is touched.
+        # The file is sparse: touch only one huge page.
         fd = bench.shim.memfd_create("guest", size=place.offset + place.size)
         stack.callback(os.close, fd)
         vm = stack.enter_context(VM(bench.shim, default_private=True))

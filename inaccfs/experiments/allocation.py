@@ -43,7 +43,7 @@ class _Guest:
     def __init__(
         self, stack: ExitStack, bench: Bench, allocates: str, *, punches: bool
     ) -> None:
-        """*allocates* is when the VMM does: "never", "at start" or "on exit"."""
+        """*allocates* is when the VMM allocates: "never", "at start" or "on exit"."""
         self._allocates: Final = allocates
         self._fd: Final = bench.shim.memfd_create("guest", size=_PAGES * PAGE_SIZE)
         stack.callback(os.close, self._fd)
@@ -63,7 +63,7 @@ class _Guest:
         self.enoents = 0
         # The largest number of pages so far.
         self.peak = 0
-        # Whether a conversion comes in the middle of the next pre-fault.
+        # Whether to convert in the middle of the next pre-fault.
         self._overtaken = False
         if allocates == "at start":
             self.allocate(0, _PAGES)

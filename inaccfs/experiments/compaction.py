@@ -27,7 +27,7 @@ _FILES: Final = 4
 _PAGES: Final = 1024
 _MAPPED: Final = _FILES * _PAGES
 
-# The guest has runs of so many pages, each followed by as many that it does not have.
+# The length of the guest's runs of pages, which is also that of the gaps between them.
 _CHUNK: Final = 16
 _GAP: Final = 48
 
@@ -52,7 +52,7 @@ _MADV_COLLAPSE: Final = 25
 
 @contextmanager
 def _fragmented() -> Iterator[None]:
-    """Fill all holes but the guest's: the compactor gets stuck in smaller ones."""
+    """Fill all holes except the guest's: the compactor gets stuck in smaller ones."""
     before = _LISTS.read_text().strip()
     _LISTS.write_text(_SHORT)
     scraps = os.memfd_create("scraps")
@@ -83,7 +83,7 @@ class _Guest:
         self._puts: Final = self._shim.query_semantics().keeps_references
         size = _PAGES * PAGE_SIZE
         self.fds: Final = [self._file(stack, size) for _ in range(_FILES)]
-        # Give the compactor work: holes beside all pages, which pages can move into.
+        # Give the compactor work: holes next to all pages, into which pages can move.
         with ExitStack() as gaps:
             gap = self._file(gaps, _MAPPED * _GAP // _CHUNK * PAGE_SIZE)
             at = 0
@@ -107,8 +107,7 @@ class _Guest:
     def stale(self) -> set[int]:
         """The mapped frames that are no longer those of their pages.
 
-        The shim learns of a move only by get-pfn: so another client gets all pages
-        anew.
+        The shim notices a move only in get-pfn, so another client gets all pages again.
         """
         for fd in self.fds:
             with self._shim.file(fd) as file:
@@ -137,8 +136,7 @@ def _collapse(bench: Bench, guest: _Guest) -> str:
 
 
 def collapse(shim: Client, fd: int) -> str:
-    """As khugepaged does where a huge page may be made of small ones: at once, in all
-    of a file. Returns "ok", or what it fails with."""
+    """Collapse a file to huge pages, like khugepaged. Returns "ok", or the errno."""
     with shim.file(fd) as file:
         memory = file.get_memory()
     try:
@@ -177,7 +175,7 @@ def _run(lab: Lab) -> None:
         raise InaccfsError("compaction: needs root, and a kernel that can compact")
     rows: list[tuple[object, ...]] = []
     for semantics in lab.semantics:
-        # Huge pages only on request, which MADV_COLLAPSE is.
+        # Huge pages only on request, such as MADV_COLLAPSE.
         with lab.bench(semantics, size="512m", huge="advise") as bench:
             movable = bench.shim.query_semantics().movable
             pins = bench.shim.query_status().pinning.split(" ")[0]

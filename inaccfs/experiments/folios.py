@@ -35,7 +35,7 @@ class _Guest:
         self.allocates: Final = rules.allocates
         self._puts: Final = rules.keeps_references
         self._fd: Final = new_file(stack, self._shim, "guest", _HUGE)
-        # The ranges of the events to KVM since they were last shown.
+        # The ranges of the events to KVM since the last output.
         self._events: list[str] = []
         self.vm: Final = stack.enter_context(
             VM(self._shim, default_private=True, hooks=self._hook)
@@ -67,7 +67,7 @@ class _Guest:
             self.read(page)
 
     def touch_anew(self) -> None:
-        """KVM zaps all pages, without any event; then the guest touches all."""
+        """Let KVM zap all pages without an event, and the guest touch all of them."""
         for private in (False, True):
             self.vm.set_memory_attributes(0, _SIZE, private=private)
         self.touch()
@@ -84,7 +84,7 @@ class _Guest:
     def folio(self) -> str:
         """The size of page 0's folio, not counting holes.
 
-        It calls get-pfn anew, as the daemon does not know which pages have moved.
+        It calls get-pfn again, as the daemon does not know which pages have moved.
         """
         if not self.allocated:
             return "-"

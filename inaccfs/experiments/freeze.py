@@ -1,4 +1,4 @@
-"""A file is frozen while others allocate: does what was counted stay so?"""
+"""A file is frozen while others allocate: do counts of its pages stay correct?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from inaccfs import errnos
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import Mapper
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import LiveUpdate
 from inaccfs.syscalls import FALLOC_FL_KEEP_SIZE, PUNCH, fallocate
 
@@ -21,21 +22,20 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
     from inaccfs.semantics.attributes import Frozen
 
-_PAGE: Final = 4096
 # More than the thread allocates before it is stopped.
 _PAGES: Final = 1 << 18
 _ROUNDS: Final = 8
-_SIZE: Final = _PAGES * _PAGE
+_SIZE: Final = _PAGES * PAGE_SIZE
 
 
 class ChecksFirst(LiveUpdate):
-    """live-update, but arguments are checked before the freeze, as it was before."""
+    """live-update, but fallocate(2) checks its arguments before the freeze."""
 
     frozen: ClassVar[Frozen] = "after the checks"  # type: ignore[assignment]
 
 
 class _Allocator:
-    """Allocates page by page in a thread, until it is refused or all is there."""
+    """Allocates page by page in a thread, until it is refused or the file is full."""
 
     def __init__(self, fd: int) -> None:
         self._fd: Final = fd
@@ -46,8 +46,8 @@ class _Allocator:
     def run(self) -> None:
         try:
             while self.pages < _PAGES and not self.stopped:
-                offset = self.pages * _PAGE
-                fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, _PAGE)
+                offset = self.pages * PAGE_SIZE
+                fallocate(self._fd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE)
                 self.pages += 1
         except OSError as exc:
             self.errno = exc.errno or 0
@@ -55,13 +55,13 @@ class _Allocator:
             self.over = True
 
     def go_on(self) -> None:
-        """Wait until it has begun and allocated another page, or is over."""
+        """Wait until it has allocated another page, or has ended."""
         before = self.pages
         parts.until(lambda: self.over or self.pages > before + 1)
 
 
 class _Round:
-    """What two walks over the present pages have counted, and what came of the rest."""
+    """The counts of two walks over the present pages, and the outcome of the thread."""
 
     def __init__(self, bench: Bench, *, freezes: bool) -> None:
         with ExitStack() as stack:
@@ -77,7 +77,7 @@ class _Round:
             allocator.go_on()
             second = _walk(file)
             self.equal = first == second
-            # What the record of a walk has, and the file has not, or the reverse.
+            # The differences between the record of a walk and the file.
             if self.freezes:
                 running.result(parts.PATIENCE)
                 self.refused = errnos.NAMES.get(allocator.errno, "-")
@@ -107,20 +107,20 @@ def _walk(file: File) -> int:
 
 
 def _calls(fd: int, user: Mapper) -> dict[str, Callable[[], object]]:
-    """What is tried on a frozen file. Page 0 is there, page 2 is a hole."""
+    """The calls to try on a frozen file. Page 0 is present, page 2 is a hole."""
     keep = FALLOC_FL_KEEP_SIZE
     window = user.file.shared_window()
     return {
-        "fallocate, a hole": lambda: fallocate(fd, keep, 2 * _PAGE, _PAGE),
-        "fallocate, a present page": lambda: fallocate(fd, keep, 0, _PAGE),
-        "fallocate, half a page": lambda: fallocate(fd, keep, 0, _PAGE // 2),
-        "fallocate, past the end": lambda: fallocate(fd, keep, _SIZE, _PAGE),
-        "punch": lambda: fallocate(fd, PUNCH, 0, _PAGE),
+        "fallocate, a hole": lambda: fallocate(fd, keep, 2 * PAGE_SIZE, PAGE_SIZE),
+        "fallocate, a present page": lambda: fallocate(fd, keep, 0, PAGE_SIZE),
+        "fallocate, half a page": lambda: fallocate(fd, keep, 0, PAGE_SIZE // 2),
+        "fallocate, past the end": lambda: fallocate(fd, keep, _SIZE, PAGE_SIZE),
+        "punch": lambda: fallocate(fd, PUNCH, 0, PAGE_SIZE),
         "ftruncate, the same size": lambda: os.ftruncate(fd, _SIZE),
         "vCPU faults on a present page": lambda: user.fault(0),
         "vCPU faults on a hole": lambda: user.fault(2),
         "host writes to a present page": lambda: window.write(0, b"new"),
-        "host writes to a hole": lambda: window.write(2 * _PAGE, b"new"),
+        "host writes to a hole": lambda: window.write(2 * PAGE_SIZE, b"new"),
     }
 
 
@@ -133,21 +133,13 @@ def _outcomes(bench: Bench) -> dict[str, str]:
         user = Mapper(stack, bench, fd, _PAGES)
         file = stack.enter_context(bench.shim.file(fd))
         found["freeze"] = "ok" if _froze(file) else "unknown"
-        found |= {name: _outcome(call) for name, call in _calls(fd, user).items()}
-        found["another unfreezes it"] = _outcome(user.file.unfreeze)
-        found["its owner unfreezes it"] = _outcome(file.unfreeze)
-        found["fallocate, a hole, after that"] = _outcome(
-            lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * _PAGE, _PAGE)
+        found |= {name: parts.outcome(call) for name, call in _calls(fd, user).items()}
+        found["another unfreezes it"] = parts.outcome(user.file.unfreeze)
+        found["its owner unfreezes it"] = parts.outcome(file.unfreeze)
+        found["fallocate, a hole, after that"] = parts.outcome(
+            lambda: fallocate(fd, FALLOC_FL_KEEP_SIZE, 3 * PAGE_SIZE, PAGE_SIZE)
         )
     return found
-
-
-def _outcome(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
 
 
 def _run(lab: Lab) -> None:

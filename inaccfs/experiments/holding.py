@@ -26,17 +26,18 @@ class Counted(InPlaceNext):
 
 
 class _World:
-    """A file of shared pages, a user of it, and a neighbour that takes free frames."""
+    """A file of shared pages, a user of it, and another file that takes free frames."""
 
     def __init__(self, stack: ExitStack, bench: Bench, *, retries: bool) -> None:
-        self._shim: Final = bench.shim
+        self.shim: Final = bench.shim
         self.fd: Final = parts.new_file(stack, bench.shim, "guest", _PAGES)
         self.file: Final = stack.enter_context(bench.shim.file(self.fd))
         self.converts: Final = keeps_attributes(bench)
         if self.converts:
             self.file.set_memory_attributes(0, _PAGES, False)
         self.neighbour: Final = parts.Neighbour(stack, bench.shim, 4 * _PAGES)
-        # What happens once, between get-pfn and the check of the next fault.
+        # An action between get-pfn and the retry check of the next fault; it happens
+        # once.
         self._act: Callable[[], object] | None = None
         self.user: Final = Mapper(
             stack, bench, self.fd, _PAGES, retries=retries, at=self._at
@@ -55,15 +56,9 @@ class _World:
     def punch(self) -> None:
         parts.punch(self.fd, _PAGES)
 
-    @property
-    def kept(self) -> int:
-        """Frames that are not free only because of references to punched pages."""
-        references = self._shim.query_pins().references
-        return sum(each.count for each in references if each.punched)
-
 
 def _refused(world: _World) -> object:
-    """How many of 8 conversions find a fault that has its page, and are refused."""
+    """How many of 8 conversions are refused, because a fault has a reference."""
     if not world.converts:
         return "-"
     refused = 0
@@ -79,22 +74,22 @@ def _refused(world: _World) -> object:
 
 
 def _punched(world: _World) -> tuple[int, int, int]:
-    """Punch what each fault has got, and let another file take a frame.
+    """Punch the page of each fault, and let another file take a frame.
 
-    Returns the frames that were kept; those that the other file had while the fault was
-    still to use them; and mappings, at the end, of frames that the other file has.
+    Returns the frames that were kept; those that the other file had before the fault
+    used them; and mappings, at the end, of frames that the other file has.
     """
     kept = early = late = 0
 
     def act() -> None:
         nonlocal kept, early
         world.punch()
-        kept += world.kept
+        kept += parts.kept(world.shim)
         world.neighbour.take()
         early += world.user.got in world.neighbour.frames
 
     for page in range(_PAGES):
-        # Only the next fault has a frame.
+        # Do it only in the next fault, which has a frame.
         world.punch()
         parts.allocate(world.fd, _PAGES)
         world.fault(page, act)

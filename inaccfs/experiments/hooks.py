@@ -1,4 +1,4 @@
-"""One hook for all that is invalidated, or a hook for each reason."""
+"""One hook for every invalidation, or a hook for each reason."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _ZEROS: Final = "zeros"
 
 
 class Machine:
-    """Frames with content, and what the vendor's firmware knows of them.
+    """Frames with content, and what the vendor's firmware knows about them.
 
     The hooks get frames, as kvm_arch_gmem_*() do.
     """
 
-    # Whether a reader other than the guest gets ciphertext, and a frame that is the
-    # guest's faults: SEV-SNP. Else content is plain: pKVM.
+    # Whether other readers than the guest get ciphertext, and accesses to the guest's
+    # frames fault: SEV-SNP. Otherwise content is plain: pKVM.
     encrypts = False
 
     def __init__(self) -> None:
         self.content: Final[dict[int, str]] = {}
-        # Frames that are the guest's, by RMP or stage 2.
+        # The frames of the guest, by RMP or stage 2.
         self.owned: Final[set[int]] = set()
 
     def make_private(self, pfn: int) -> None:
         self.owned.add(pfn)
 
     def read(self, pfn: int) -> str:
-        """What the host reads."""
+        """What the host reads from a frame."""
         if pfn in self.owned:
             return "a fault"
         found = self.content.get(pfn, _ZEROS)
@@ -45,13 +45,13 @@ class Machine:
 
 
 class Snp(Machine):
-    """A frame has to change hands in the RMP; its content is of no use to others."""
+    """The RMP has the owner of each frame; its content is useless to others."""
 
     encrypts = True
 
 
 class Pkvm(Machine):
-    """A conversion keeps content: the guest shares it. A teardown scrubs it."""
+    """A conversion keeps content, as the guest shares it. A teardown scrubs it."""
 
 
 def scrub(machine: Machine, pfn: int) -> None:
@@ -71,8 +71,8 @@ def nothing(_machine: Machine, _pfn: int) -> None:
 
 _Hook: TypeAlias = "Callable[[Machine, int], None]"
 
-# What is called where a private page becomes shared, and where one leaves the file. One
-# hook cannot tell the two apart.
+# The hooks for a private page that becomes shared, and for one that leaves the file. A
+# single hook cannot distinguish these.
 _HOOKS: Final[tuple[tuple[str, _Hook, _Hook], ...]] = (
     ("no hook", nothing, nothing),
     ("invalidate() scrubs", scrub, scrub),
@@ -102,7 +102,7 @@ class _Guest:
         self.pfn: int | None = None
 
     def _at(self, point: str, _page: int) -> None:
-        """At the end of an event: no event says why it was sent, so ask for that."""
+        """At the end of an event: no event says why it was sent, so ask the daemon."""
         if point != "end" or self.pfn is None:
             return
         pfn, self.pfn = self.pfn, None
@@ -144,7 +144,7 @@ def _watch(
         back = guest.read()
         guest.write()
         parts.punch(guest.fd, 1)
-        # It gets the frame that was freed last.
+        # The neighbour gets the frame that was freed last.
         neighbour.take()
         (frame,) = neighbour.frames
         events = [
@@ -155,7 +155,7 @@ def _watch(
 
 
 def _serves(machine: Machine, seen: list[str]) -> str:
-    """Whether that is what the guest and its host need."""
+    """Whether the guest and its host read what they need."""
     host, back, after = seen
     if machine.encrypts:
         return "no" if "a fault" in (host, after) else "yes"

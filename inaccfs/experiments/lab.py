@@ -22,7 +22,7 @@ _GAP: Final = "  "
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """Rules that an experiment cannot run on: with this value of a rule."""
+    """Rules that an experiment cannot run on: those with this value of a rule."""
 
     rule: str
     value: object
@@ -78,7 +78,7 @@ class Table:
     """A table that an experiment has shown."""
 
     head: list[str]
-    # Numbers stay numbers; all else is text.
+    # Numbers stay numbers; everything else is text.
     rows: list[list[int | float | str]]
 
 
@@ -100,10 +100,10 @@ class Lab:
         show: Callable[[str], object],
         plot: str | None = None,
     ) -> None:
-        """*show* takes a line; *plot* is where an SVG goes, if anywhere."""
+        """*show* takes a line; *plot* is the path for an SVG, if there is one."""
         self.semantics: Final = tuple(semantics)
         self.plot: Final = plot
-        # What was shown so far, for programs.
+        # The tables shown so far, for programs.
         self.tables: Final[list[Table]] = []
         self.lines: Final[list[str]] = []
         self._show: Final = show

@@ -1,4 +1,4 @@
-"""Row 11: a file goes from one VM to another: who is notified, and what is kept?"""
+"""Row 11: a file moves from one VM to another: events, and kept frames."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Linked(GuestMemfd72):
 
 
 class _Vm:
-    """What a VM is to a file: a binding, on a connection of its own."""
+    """The part of a VM that a file sees: a binding, on a connection of its own."""
 
     def __init__(self, stack: ExitStack, bench: Bench, fd: int) -> None:
         self.shim: Final[Client] = stack.enter_context(connect(bench.mount.path))
@@ -80,7 +80,7 @@ class _Move:
         self.before: Final = self.old.frames()
 
     def punch(self) -> str:
-        """Punch the last page, allocate it again; who has got the event?"""
+        """Punch the last page, and allocate it again; which VM got the event?"""
         counts = self.old.events, self.new.events
         last = (_PAGES - 1) * PAGE_SIZE
         fallocate(self.fd, PUNCH, last, PAGE_SIZE)
@@ -95,20 +95,16 @@ class _Move:
 
     def get(self) -> str:
         """Whether pages can be got at this moment, whoever asks."""
-        try:
-            self.new.frames()
-        except OSError as exc:
-            return errnos.NAMES[exc.errno or 0]
-        return "ok"
+        return parts.outcome(self.new.frames)
 
     def kept(self) -> str:
-        """How many frames the new VM has in common with the old one; but the last."""
+        """How many frames the VMs have in common, without the last page."""
         same = set(self.before[:-1]).intersection(self.new.frames())
         return f"{len(same)} of {_PAGES - 1}"
 
 
-# Each way returns who hears of a punch between its two steps, what get-pfn gives then,
-# and the frames that are the same at the end.
+# Each way returns which VM gets the event of a punch between its two steps, what
+# get-pfn returns then, and how many frames are the same at the end.
 
 
 def _one_after_the_other(move: _Move) -> list[str]:

@@ -41,7 +41,7 @@ class _Unchecked(parts.Watched):
         self._calls.append("end")
 
     def covers(self, start: int, end: int) -> bool:
-        """As in C, where any number but 0 is true."""
+        """As in C, where any number except 0 is true."""
         there = start < self.range_end and self.range_start < end
         return self.in_progress != 0 and there
 
@@ -69,7 +69,7 @@ class _Guest:
             )
         )
         self._vcpu: Final = self.vm.create_vcpu()
-        # Called once, by the next callback before it zaps.
+        # The next callback calls it once, before it zaps.
         self.act: Callable[[], object] | None = None
 
     def add_slot(self) -> None:
@@ -107,12 +107,12 @@ class _World:
     def join(self) -> Future[Any]:
         """Let the second guest add its slot; return once it waits for the list lock."""
         joining = self._pool.submit(self.late.add_slot)
-        # query-stats counts a notifier as soon as it is asked for.
+        # query-stats counts a notifier as soon as it was requested.
         parts.until(lambda: self._shim.query_stats().notifiers == 2)
         return joining
 
     def touch(self) -> Future[Any]:
-        """Let the second guest touch its page, once it has answered."""
+        """Let the second guest touch its page, after it has answered."""
         parts.until_last(self._shim)
         self.late.invalidation.forget()
         reading = self._pool.submit(self.late.read)

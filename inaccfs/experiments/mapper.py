@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench
 
 NOT_KEPT: Final = "no attributes in the file"
-"""In a table: an experiment on conversions has nothing to do with these rules."""
+"""In a table: these rules have no conversions in the file."""
 
 
 class Mapping(NamedTuple):
-    """What a page is mapped as."""
+    """The mapping of a page."""
 
     pfn: int
-    # None where the file does not say so.
+    # Whether it is private; None if attributes are not kept in the file.
     private: bool | None
 
 
 class Mapper:
     """Maps pages on a fault, zaps them on an event, and retries as KVM does.
 
-    Its connection is its own. `at` is called at points of a fault and of events, and
-    may block: "begun", seq has been read; "got", the page has been got; "start" and
-    "end" in callbacks, after what is done there.
+    It has its own connection. `at` is called at points of a fault and of events, and
+    may block: "begun", after seq was read; "got", after get-pfn; "start" and "end", at
+    the end of the callbacks.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Mapper:
         retries: bool = True,
         at: Callable[[str, int], object] = lambda *_: None,
     ) -> None:
-        """Be notified of all *pages*. Without *retries* a fault maps what it got."""
+        """Register for all *pages*. Without *retries* a fault never starts over."""
         self.client: Final = stack.enter_context(connect(bench.mount.path))
         self.rules: Final = self.client.query_semantics()
         self.file: Final[File] = stack.enter_context(self.client.file(fd))
@@ -58,11 +58,11 @@ class Mapper:
         self._lock: Final = threading.Lock()
         self._invalidation: Final = Invalidation()
         self.mapped: Final[dict[int, Mapping]] = {}
-        # The frame that get-pfn gave last.
+        # The frame of the last get-pfn.
         self.got = -1
         # Counts: events with a start or alone, mappings zapped, faults started over.
         self.events = self.zapped = self.retried = 0
-        # What the events were about: the first page, the one after the last, kinds.
+        # The events: the first page, the one after the last, and kinds.
         self.seen: Final[list[tuple[int, int, str | None]]] = []
         self.notifier: Final = self._listen(pages)
         stack.callback(self._leave)
@@ -102,7 +102,7 @@ class Mapper:
         self._at("end", start)
 
     def fault(self, page: int, kind: Callable[[Pfn], bool | None] | None = None) -> int:
-        """Map a page; return its frame. *kind* tells what it is mapped as.
+        """Map a page; return its frame. *kind* says whether it is mapped as private.
 
         Raises:
             OSError: of get-pfn.
@@ -126,20 +126,20 @@ class Mapper:
                 return got[0]
 
     def touch(self, pages: Iterable[int]) -> int:
-        """Map what is not mapped; return how many pages that was."""
+        """Map unmapped pages; return how many these were."""
         absent = [page for page in pages if page not in self.mapped]
         for page in absent:
             self.fault(page)
         return len(absent)
 
     def put(self, pfn: int) -> None:
-        """Put the reference that get-pfn gives, if it gives one."""
+        """Put the reference of get-pfn, if there are references."""
         if self.rules.keeps_references:
             self.file.put_pfn(pfn)
 
 
 def convert(file: File, offset: int, count: int, *, private: bool) -> int | None:
-    """Convert pages; return None, or the page that EAGAIN is about."""
+    """Convert pages; return None, or the page that caused EAGAIN."""
     try:
         file.set_memory_attributes(offset, count, private)
     except PinnedError as exc:

@@ -108,11 +108,11 @@ class _Guest:
         found = self._pool.submit(self._read).result(parts.PATIENCE)
         faulted = bool(self._watched.seen)
         if spte is not None and not faulted and spte.pfn in self._neighbour.frames:
-            # And no longer the guest's data.
+            # The data is not the guest's any more.
             self._used += found != _SECRET
 
     def fault(self) -> None:
-        """Its page has been zapped; the guest touches it again."""
+        """Let the guest touch its page again, after it was zapped."""
         self._watched.forget()
         reading = self._pool.submit(self._read)
         self._pending.append(reading)
@@ -132,7 +132,7 @@ class _Guest:
             act()
 
     def _gate(self, _start: int, _end: int) -> None:
-        """The last notifier to answer: KVM has zapped, and the daemon waits."""
+        """The last callback of the event: KVM has zapped, and the daemon waits."""
         if (act := self._acts.pop("gate", None)) is not None:
             parts.until_last(self._other)
             act()

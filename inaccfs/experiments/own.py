@@ -1,4 +1,4 @@
-"""Experiments of one's own: FILE.py:CLASS in place of a name."""
+"""Experiments of the user: FILE.py:CLASS in place of a name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ExperimentError(InaccfsError):
 
 
 def find(wanted: str) -> Experiment:
-    """The experiment of a name, or of FILE.py:CLASS, whose file is run.
+    """The experiment of a name, or of FILE.py:CLASS; this runs the file.
 
     The class needs no base: it has `question`, a sentence; `run(lab)`; and, unless
     every run names them, `semantics`, the names of the rules that it runs on.
 
     Raises:
-        OptionError: nothing has that name, or the class lacks something.
+        OptionError: there is no experiment of that name, or the class lacks something.
         ExperimentError: the file, or making an object of the class, raises.
     """
     parts = split(wanted)

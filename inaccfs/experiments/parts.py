@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from inaccfs import children, errnos
 from inaccfs.kvm import MemoryFaultExit
 from inaccfs.kvm.invalidation import Invalidation
 from inaccfs.kvm.uapi import KVM_MEM_PRIVATE, PAGE_SHIFT
@@ -98,6 +99,21 @@ def listen(
     return file.register_notifier(callback, with_frames=with_frames)
 
 
+def outcome(call: Callable[[], object]) -> str:
+    """ "ok", or the name of the errno that a call fails with."""
+    try:
+        call()
+    except OSError as exc:
+        return errnos.NAMES[exc.errno or 0]
+    return "ok"
+
+
+def kept(shim: Client) -> int:
+    """Frames that are not free only because of references to punched pages."""
+    references = shim.query_pins().references
+    return sum(each.count for each in references if each.punched)
+
+
 @contextmanager
 def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
     """Run a process that gets the first pages of a file; kill it after the block."""
@@ -113,7 +129,7 @@ def victim(mount: Mount, fd: int, pages: int) -> Iterator[None]:
             assert process.stdout.readline() == b"got\n"
             yield
         finally:
-            process.kill()
+            children.kill(process)
 
 
 def frames(extents: Iterable[Extent]) -> list[int]:
@@ -131,12 +147,12 @@ def until(ready: Callable[[], object]) -> None:
 
 
 def until_last(shim: Client) -> None:
-    """In a callback: wait until all others have answered the event."""
+    """In a callback: wait until all other notifiers have answered the event."""
     until(lambda: sum(each.waiting is not None for each in shim.query_notifiers()) == 1)
 
 
 class Neighbour:
-    """The user of another file, whose pages get the free frames."""
+    """The user of another file, whose pages get free frames."""
 
     def __init__(self, stack: ExitStack, shim: Client, pages: int) -> None:
         fd = new_file(stack, shim, "neighbour", pages)
@@ -154,7 +170,7 @@ class Neighbour:
 
 
 class Watched(Invalidation):
-    """The retry protocol of a KVM whose faults can be followed.
+    """A retry protocol that records the faults of its KVM.
 
     With *asks* off it lacks patch 4/8: a fault installs whatever it has found.
     """

@@ -50,11 +50,11 @@ class _User:
 
     shim: Client
     fd: int
-    # Gets the free frames.
+    # The user of another file, which gets free frames.
     neighbour: parts.Neighbour
     # The frames that are marked.
     marked: set[int] = field(default_factory=set)
-    # How many marks were removed before another file had the frame, and after.
+    # How many marks were removed before another file got the frame, and after.
     in_time: int = 0
     late: int = 0
 
@@ -137,7 +137,7 @@ class _Asking(_User):
         try:
             found = self.file.get_pfns(start, end - start)
         except OSError:
-            # The punch has it locked, or it is a hole by now.
+            # The punch has locked the page, or it is a hole by now.
             return ()
         self.put(found)
         return parts.frames(found)
@@ -182,7 +182,7 @@ _USERS: Final = (_User, _Mapping, _Asking, _Tables)
 
 def _row(bench: Bench, make: type[_User]) -> tuple[object, ...]:
     with ExitStack() as stack:
-        # A connection for each: its references end with it.
+        # Each has a connection of its own, with which its references end.
         one, other = (stack.enter_context(connect(bench.mount.path)) for _ in "ab")
         neighbour = parts.Neighbour(stack, other, 8 * _PAGES)
         with ExitStack() as life:

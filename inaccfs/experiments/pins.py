@@ -32,7 +32,7 @@ class Unchecked(InPlaceV8):
 
 
 class _Host:
-    """A VMM that has all pages mapped and some pinned, and converts them."""
+    """A VMM that has mapped all pages and pinned some, and converts them."""
 
     def __init__(self, stack: ExitStack, bench: Bench, lasts: int) -> None:
         self._fd: Final = parts.new_file(stack, bench.shim, "guest", _PAGES)
@@ -47,16 +47,16 @@ class _Host:
         ]
         self._lasts: Final = lasts
         self.calls = self.refused = 0
-        # User mappings that calls have undone, of what stayed shared: v8's step before
-        # the check. The host touches all shared pages between two calls.
+        # User mappings of pages that stayed shared which calls have unmapped, in v8's
+        # step before the check. The host touches all shared pages between two calls.
         self.refaults = 0
-        # Pages that were private while somebody had them pinned.
+        # Pages that were private while they were pinned.
         self.exposed = 0
-        # After how many calls all pages but the pinned ones were private.
+        # After how many calls all pages except the pinned ones were private.
         self.rest_after: int | None = None
 
     def convert(self, start: int, end: int) -> int | None:
-        """One call; None, or the page of EAGAIN."""
+        """Make one call; returns None, or the page of EAGAIN."""
         if self.calls == self._lasts:
             self._pinner.unpin_pages(self._pins)
             self._pins = []
@@ -83,20 +83,20 @@ class _Host:
 
 
 def _bulk(host: _Host) -> None:
-    """The whole range, again and again: what is private already does no harm."""
+    """Convert the whole range, again and again: private pages in it do no harm."""
     while host.convert(0, _PAGES) is not None:
         pass
 
 
 def _by_page(host: _Host) -> None:
-    """Page after page; then those that were refused, in turn."""
+    """Convert page after page; then those that were refused, in turn."""
     left = list(range(_PAGES))
     while left:
         left = [page for page in left if host.convert(page, page + 1) is not None]
 
 
 def _by_offset(host: _Host) -> None:
-    """Up to error_offset, then from the page after it; then the rest, in turn."""
+    """Convert up to error_offset, then from the next page; then the rest, in turn."""
     left = [(0, _PAGES)]
     while left:
         left = [part for start, end in left for part in _split(host, start, end)]
@@ -108,14 +108,14 @@ def _split(host: _Host, start: int, end: int) -> Iterator[tuple[int, int]]:
         if page is None:
             return
         if page > start:
-            # Nothing of it is pinned.
+            # No page of this part is pinned.
             host.convert(start, page)
         yield page, page + 1
         start = page + 1
 
 
 def _by_halves(host: _Host) -> None:
-    """Without error_offset: the halves of what was refused; then the rest, in turn."""
+    """Without error_offset: convert halves of refused ranges; then the rest."""
     left = [(0, _PAGES)]
     while left:
         left = [part for start, end in left for part in _halve(host, start, end)]

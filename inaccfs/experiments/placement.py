@@ -1,4 +1,4 @@
-"""Row 13: a NUMA policy for a file without a mapping: where do its pages lie?"""
+"""Row 13: a NUMA policy for a file without a mapping: on which node are its pages?"""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HALF: Final = _PAGES // 2
 
 
 class Policy:
-    """Where a page is to be allocated: asked once, when it is."""
+    """The node for a new page; called once, when it is allocated."""
 
     name = "the task's"
 
     def apply(self) -> None:
-        """Set it, if it is not set when the file is made."""
+        """Set the policy, if it is not set when the file is made."""
 
     def node(self, page: int, task: int) -> int:
         """The node for *page* of the file, if a task on node *task* allocates it."""
@@ -36,7 +36,7 @@ class Policy:
 
 
 class PerFile(Policy):
-    """One policy for all of the file: interleaved."""
+    """One policy for the whole file: interleaved."""
 
     name = "per file: interleave"
 
@@ -47,7 +47,7 @@ class PerFile(Policy):
 class PerRange(Policy):
     """By pgoff, as mbind(2) of a shared mapping sets it; without one the default.
 
-    The default is the system's, local to who allocates.
+    The default is the system's: the node of the allocating task.
     """
 
     name = "per range"
@@ -56,7 +56,7 @@ class PerRange(Policy):
         self._ranges: Final[list[tuple[int, int, int]]] = []
 
     def apply(self) -> None:
-        """Each half to its vCPU's node, MPOL_BIND; what is there stays where it is."""
+        """Bind each half to its vCPU's node, MPOL_BIND; present pages do not move."""
         self._ranges.extend([(0, _HALF, 0), (_HALF, _PAGES, 1)])
 
     def node(self, page: int, task: int) -> int:
@@ -67,9 +67,9 @@ class PerRange(Policy):
 
 
 class _Memory:
-    """A file, and on which node each of its pages lies.
+    """A file, and the node of each of its pages.
 
-    The shim decides which pages there are; the model only where they are.
+    The shim decides which pages are present; the model only decides their nodes.
     """
 
     def __init__(self, stack: ExitStack, bench: Bench, policy: Policy) -> None:
@@ -80,7 +80,7 @@ class _Memory:
         self.nodes: Final[dict[int, int]] = {}
 
     def _place(self, task: int) -> None:
-        """Give each page that has come a node, and forget those that were removed."""
+        """Give each new page a node, and forget removed pages."""
         there = {
             page
             for each in self.user.file.query_map()
@@ -101,7 +101,7 @@ class _Memory:
     def touch(self, task: int, start: int = 0, end: int = _PAGES) -> None:
         """A vCPU on node *task* touches pages."""
         if not self.user.rules.allocates:
-            # It exits, and the VMM's thread fills the hole.
+            # The vCPU exits, and the VMM's thread fills the hole.
             self.allocate(0, start, end)
         self.user.touch(range(start, end))
         self._place(task)
@@ -117,12 +117,12 @@ class _Memory:
 
     @property
     def local(self) -> int:
-        """Pages on the node of the vCPU that uses them: each has a half."""
+        """How many pages are on the node of their vCPU. Each vCPU uses a half."""
         return sum(node == (page >= _HALF) for page, node in self.nodes.items())
 
     @property
     def report(self) -> str:
-        """How many pages lie on each node."""
+        """How many pages are on each node."""
         nodes = list(self.nodes.values())
         return "+".join(str(nodes.count(node)) for node in range(_NODES))
 

@@ -1,4 +1,4 @@
-"""Row 14: how a VMM gives a guest its first content, and what is in the way of that."""
+"""Row 14: how a VMM gives a guest its first content, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MIDDLE: Final = 4
 
 
 class WriteInPlace(InPlaceV8):
-    """in-place-v8 for a file that begins as shared, and is filled by write(2)."""
+    """in-place-v8 for a file that begins as shared and is filled by write(2)."""
 
     initial = "shared"
     population: ClassVar[Population] = "write"  # type: ignore[assignment]
@@ -43,7 +43,7 @@ class _Vmm:
         self.fd: Final = bench.shim.memfd_create("guest", size=size)
         stack.callback(os.close, self.fd)
         self.file: Final = stack.enter_context(bench.shim.file(self.fd))
-        # As root sees it: what the guest reads and writes.
+        # The memory that the guest reads and writes, as root can see it.
         self._memory: Final = self.file.get_memory()
         stack.callback(os.close, self._memory)
         self.window: Final = self.file.shared_window()
@@ -53,7 +53,7 @@ class _Vmm:
         self.peak = 0
 
     def load_source(self) -> None:
-        """The image in memory of the host's, which a command can name."""
+        """Copy the image to host memory, which a command can name."""
         with suppress(OSError):
             self.source.set_memory_attributes(0, _PAGES, False)
         memory = self.source.get_memory()
@@ -61,7 +61,7 @@ class _Vmm:
         os.close(memory)
 
     def convert(self, *, private: bool) -> None:
-        """Where the file keeps attributes; elsewhere it is of one kind."""
+        """Convert all pages, if attributes are kept in the file."""
         if self.rules.attributes == "file":
             self.file.set_memory_attributes(0, _PAGES, private)
 
@@ -77,7 +77,7 @@ class _Vmm:
         return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))
 
     def guest_writes(self) -> None:
-        """The guest writes to all pages that there are."""
+        """Let the guest write to all present pages."""
         os.pwrite(self._memory, _DATA * _PAGES, 0)
 
 
@@ -85,7 +85,7 @@ class Way:
     """A way to fill a file: `begin`, each page with `page`, and `end`."""
 
     name = ""
-    # What all pages have to be while the file is filled, where it keeps that.
+    # Whether pages have to be private while the file is filled, if it keeps attributes.
     private = False
 
     def __init__(self, vmm: _Vmm) -> None:
@@ -111,7 +111,7 @@ class Write(Way):
 
 
 class Populate(Way):
-    """kvm_gmem_populate(), from memory of the host's."""
+    """kvm_gmem_populate(), from host memory."""
 
     name = "populate from a source"
     private = True
@@ -147,7 +147,7 @@ class Mapping(InPlace):
 
 
 class PreFault(Way):
-    """KVM_PRE_FAULT_MEMORY: pages are there, and zeros."""
+    """KVM_PRE_FAULT_MEMORY: pages are present, and zeros."""
 
     name = "pre-fault"
     private = True
@@ -169,7 +169,7 @@ _WAYS: Final[tuple[type[Way], ...]] = (Write, Populate, Mapping, InPlace, PreFau
 
 
 def _fill(way: Way, vmm: _Vmm, middle: Callable[[], object] | None = None) -> str:
-    """Fill the file; the outcome, and where it was."""
+    """Fill the file; returns the outcome, and the page that failed."""
     at = "begin"
     try:
         way.begin()
@@ -188,7 +188,7 @@ def _fill(way: Way, vmm: _Vmm, middle: Callable[[], object] | None = None) -> st
 
 
 def _row(bench: Bench, kind: type[Way]) -> list[object]:
-    """What a way does, once, again, and when a conversion comes in between."""
+    """The outcomes of a way: once, again, and with a conversion in between."""
     with ExitStack() as stack:
         vmm = _Vmm(stack, bench)
         way = kind(vmm)

@@ -1,4 +1,4 @@
-"""Row 15: post-copy: a page that has not come yet is fetched when it is touched."""
+"""Row 15: post-copy: a page is fetched from the source when it is first touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.experiments.lab import Bench, Lab
 
 _PAGES: Final = 16
-# What has come before the guest was started here.
+# How many pages have arrived before the guest starts here.
 _PRESENT: Final = 8
 _HALF: Final = PAGE_SIZE // 2
 _CONTENT: Final = b"c" * PAGE_SIZE
@@ -28,16 +28,16 @@ _Read: TypeAlias = "Callable[[int], bytes]"
 
 
 class NoAlloc(WriteV7):
-    """write-v7, but get-pfn of a hole fails: only who fills it allocates."""
+    """write-v7, but get-pfn of a hole fails: only filling a page allocates it."""
 
     allocates: ClassVar[bool] = False
 
 
 class _Guest:
-    """A guest whose memory comes page by page, and a device of its host.
+    """A guest whose memory arrives page by page, and a device of its host.
 
-    The device (vhost, say) has the same memory mapped, and reads each page as soon as
-    that can be: while it is being filled, and afterwards.
+    The device (such as vhost) has mapped the same memory, and reads each page as soon
+    as possible: while it is being filled, and afterwards.
     """
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
@@ -45,30 +45,30 @@ class _Guest:
         stack.callback(os.close, self._fd)
         self._file: Final = stack.enter_context(bench.shim.file(self._fd))
         self.user: Final = Mapper(stack, bench, self._fd, _PAGES)
-        # What the guest and the device read where a page is.
+        # The memory that the guest and the device read.
         self._memory: Final = self._file.get_memory()
         stack.callback(os.close, self._memory)
-        # Pages that have not come: the bitmap of KVM userfault.
+        # Pages that have not arrived: the bitmap of KVM userfault.
         self.missing: Final = set(range(_PAGES))
-        # Exits for a page that is to be fetched; reads that were wrong.
+        # Exits for a page to fetch; wrong reads of the guest; and of the device.
         self.exits = self.wrong = self.torn = 0
         for page in range(_PRESENT):
             self.fill(page, whole=True)
 
     def fill(self, page: int, *, whole: bool) -> None:
-        """Write the page that has come: at once, or in two halves."""
+        """Write a page that has arrived: at once, or in two halves."""
         if whole:
             os.pwrite(self._fd, _CONTENT, page * PAGE_SIZE)
         else:
             window = self._file.shared_window()
             for at in (0, _HALF):
                 window.write(page * PAGE_SIZE + at, _CONTENT[:_HALF])
-                # If the mapping is there it can be read, whatever is there.
+                # The device can read a mapped page, whatever its content.
                 self.torn += self.device(page) not in (_CONTENT, None)
         self.missing.discard(page)
 
     def device(self, page: int) -> bytes | None:
-        """What a mapping without userfault sees of a page with memory; else None."""
+        """What a mapping without userfault reads from a page; None from a hole."""
         extents = self._file.query_map()
         there = next(
             each.memory == "allocated"
@@ -81,7 +81,7 @@ class _Guest:
         return os.pread(self._memory, PAGE_SIZE, page * PAGE_SIZE)
 
     def touch(self, page: int, *, bitmap: bool, whole: bool) -> None:
-        """A vCPU reads a page. With the *bitmap* KVM looks there before get-pfn."""
+        """Let a vCPU read a page. With *bitmap* KVM checks that before get-pfn."""
         if bitmap and page in self.missing:
             self.exits += 1
             self.fill(page, whole=whole)

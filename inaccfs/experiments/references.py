@@ -43,7 +43,7 @@ class PageLock(V10):
 
 
 class _World:
-    """A file, and a neighbour that gets the frames that are freed."""
+    """A file, and another file that gets frames that become free."""
 
     def __init__(self, stack: ExitStack, bench: Bench) -> None:
         self._stack: Final = stack
@@ -61,7 +61,7 @@ class _World:
         """A user with a notifier for all pages, on a connection of its own."""
         shim = self._stack.enter_context(connect(self.bench.mount.path))
         file = self._stack.enter_context(shim.file(self.fd))
-        # It is never unregistered: a user that was disconnected could not.
+        # Never unregister it: a user that was disconnected could not do so.
         parts.listen(file, 0, _PAGES, self._scope, lambda *_: None)
         return file
 
@@ -89,7 +89,7 @@ def _lives(user: File) -> bool:
 
 
 def _share(world: _World) -> dict[str, object]:
-    """Another user gets pages in use, which then are punched."""
+    """Another user gets pages in use, which are then punched."""
     user = world.user()
     frames = parts.frames(user.get_pfns(0, _PAGES))
     refused = 0
@@ -108,7 +108,7 @@ def _share(world: _World) -> dict[str, object]:
         punching.result(parts.PATIENCE)
     for frame in frames if world.puts else ():
         if not punching.done():
-            # Nor has it sent an event.
+            # The refused punch has not sent an event.
             assert world.shim.query_stats().events == before
             puts += 1
         user.put_pfn(frame)

@@ -1,4 +1,4 @@
-"""A slot is deleted and made anew: what a gfn is meanwhile, and afterwards."""
+"""A slot is deleted and made again: whether a gfn is private meanwhile, and after."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Guest:
         return fd
 
     def _convert(self, page: int, *, private: bool) -> None:
-        """In the VM, or in the file, by whichever keeps the attribute."""
+        """Convert a page in the VM or in the file, whichever keeps the attribute."""
         if not self.vm.in_place:
             gpa = page * PAGE_SIZE
             self.vm.set_memory_attributes(gpa, PAGE_SIZE, private=private)
@@ -57,7 +57,7 @@ class _Guest:
             file.set_memory_attributes(page, 1, private)
 
     def make(self, fd: int) -> None:
-        # Where pages are converted in place there is no other half.
+        # If pages are converted in place, there is no other half.
         half = None if self.vm.in_place else self._half
         self.vm.set_user_memory_region(
             *(0, 0, _SIZE), private_fd=fd, shared=half, flags=KVM_MEM_PRIVATE
@@ -67,7 +67,7 @@ class _Guest:
         self.vm.set_user_memory_region(0, 0, 0)
 
     def kinds(self) -> str:
-        """What KVM takes the two pages for."""
+        """Whether KVM takes each of the two pages for private."""
         return ", ".join(
             "private" if self.vm.is_private(page) else "shared"
             for page in (_PRIVATE, _SHARED)

@@ -6,7 +6,6 @@ import random
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from inaccfs import errnos
 from inaccfs.experiments import parts
 from inaccfs.experiments.lab import Experiment
 from inaccfs.experiments.mapper import NOT_KEPT, Mapper, convert, keeps_attributes
@@ -20,12 +19,12 @@ _HUGE: Final = pages_of_level(PG_LEVEL_2M)
 _FOLIOS: Final = 16
 _PAGES: Final = _FOLIOS * _HUGE
 _STEPS: Final = (1, 4, 16, 64, 256)
-# Of the huge page in the middle.
+# A page of the huge page in the middle.
 _PINNED: Final = _FOLIOS // 2 * _HUGE + 7
 
 
 class Whole(InPlaceV8):
-    """in-place-v8 with huge pages: conversions are all or nothing, punches done."""
+    """in-place-v8 with huge pages: a conversion is all or nothing; punches succeed."""
 
     granule = "huge page"
 
@@ -43,7 +42,7 @@ class _Guest:
 
     @property
     def huge(self) -> str:
-        """How much of the memory get-pfn tells as huge."""
+        """How much of the memory get-pfn reports as huge."""
         extents = self.user.file.get_pfns(0, _PAGES)
         if self.user.rules.keeps_references:
             self.user.file.put_pfns(extents)
@@ -57,7 +56,7 @@ class _Guest:
 
 
 def _random(stack: ExitStack, bench: Bench, *, near: bool) -> list[str]:
-    """Convert pages to shared, and back in another order: how much is huge by then."""
+    """Convert pages to shared, and back in another order; returns how much is huge."""
     guest = _Guest(stack, bench)
     numbers = random.Random(14)
     pages = list(range(_STEPS[-1]))
@@ -77,7 +76,7 @@ def _random(stack: ExitStack, bench: Bench, *, near: bool) -> list[str]:
 
 
 def _pinned(stack: ExitStack, bench: Bench) -> list[tuple[str, object]]:
-    """A pin in the middle: conversions and punches of all."""
+    """With a pin in the middle, convert and punch everything."""
     guest = _Guest(stack, bench)
     guest.convert(0, _PAGES, private=False)
     guest.user.touch((0, _PINNED, _PAGES - 1))
@@ -104,11 +103,7 @@ def _pinned(stack: ExitStack, bench: Bench) -> list[tuple[str, object]]:
 
 
 def _punch(guest: _Guest) -> str:
-    try:
-        parts.punch(guest.fd, _PAGES)
-    except OSError as exc:
-        return errnos.NAMES[exc.errno or 0]
-    return "ok"
+    return parts.outcome(lambda: parts.punch(guest.fd, _PAGES))
 
 
 def _run(lab: Lab) -> None:

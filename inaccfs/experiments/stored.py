@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inaccfs.client.requests import Pfn
     from inaccfs.experiments.lab import Bench, Lab
 
-# One huge page, for rules whose granule that is.
+# One huge page, for rules with that granule.
 _PAGES: Final = 512
 _ROUNDS: Final = 8
 _PAGE: Final = 3
@@ -31,27 +31,28 @@ class NoWait(HugetlbRfc):
     get_waits = False
 
 
-# When a fault reads the attribute that it maps the page with.
+# When a fault reads the attribute with which it maps the page.
 _READERS: Final = ("before get-pfn", "with the page", "before, and again")
 _WINDOWS: Final = ("start", "end")
 
 
 class _Race:
-    """A mapper, and a gate that keeps a conversion where a fault is to come."""
+    """A mapper, and a notifier as a gate that stops a conversion for a fault."""
 
     def __init__(self, stack: ExitStack, bench: Bench, reader: str) -> None:
         self._fd: Final = parts.new_file(stack, bench.shim, "guest", _PAGES)
         self._file: Final = stack.enter_context(bench.shim.file(self._fd))
-        # On connections of their own: get-pfn waits, and questions must not.
+        # They have connections of their own: get-pfn waits, and queries must not wait
+        # for it.
         self._asks: Final = stack.enter_context(
             stack.enter_context(connect(bench.mount.path)).file(self._fd)
         )
         self._reader: Final = reader
         self._found = False
-        # Conversions whose fault was started over, once at least.
+        # Conversions whose fault started over at least once.
         self.retried = 0
         self._mapper: Final = Mapper(stack, bench, self._fd, _PAGES - 1, at=self._at)
-        # Set when the fault has read the attribute, and when the conversion is over.
+        # Set when the fault has read the attribute, and when the conversion has ended.
         self._asked: Final = Event()
         self._over: Final = Event()
         self._pool: Final = stack.enter_context(ThreadPoolExecutor(1))
@@ -59,7 +60,7 @@ class _Race:
         self._window: str | None = None
         self._faults: Final[list[Future[int]]] = []
         gate = stack.enter_context(self._gate.file(self._fd))
-        # It is of a page that is converted with the rest.
+        # Its page is converted with the others.
         notifier = gate.bind(
             *(_PAGES - 1, _PAGES),
             lambda *_: self._open("start"),
@@ -70,7 +71,7 @@ class _Race:
     def _at(self, point: str, _page: int) -> None:
         if point == "begun":
             if self._asked.is_set():
-                # It has been started over: it is not to get into another window.
+                # The fault started over: it must not get into another window.
                 self._over.wait(parts.PATIENCE)
             self._found = self._private()
             self._asked.set()
@@ -101,7 +102,7 @@ class _Race:
             self._faults[-1].result(parts.PATIENCE)
 
     def count(self, window: str) -> int:
-        """Mappings of the wrong kind, of all rounds with a fault in one window."""
+        """How many rounds with a fault in this window end with a wrong mapping."""
         wrong = 0
         for number in range(_ROUNDS):
             private = bool(number % 2)

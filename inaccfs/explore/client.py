@@ -196,6 +196,8 @@ class ExploredClient:
 
     def query_pins(self) -> ShimPins:
         """See `inaccfs.kvm.shim.Shim`."""
+        if self.schedule.runs:
+            raise UntrackedError("query_pins reads what the explorer does not track")
         return self.client.query_pins()
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ConvertInPlace(Scenario):
-    """Does a fault map a page as private that is converted to shared meanwhile?"""
+    """Does a fault map a page as private after the file has made it shared?"""
 
     name = "convert-in-place"
 
@@ -37,7 +37,7 @@ class ConvertInPlace(Scenario):
 
 
 class ConvertTwoVMs(Scenario):
-    """Is the one VM safe while a conversion is about pages of both?"""
+    """Is a VM safe while pages of two VMs are converted?"""
 
     name = "convert-two-vms"
 
@@ -107,7 +107,7 @@ class DmaPunch(_Dma):
 
 
 class Split(Scenario):
-    """Does a guest keep a page whose neighbour in a huge page becomes shared?"""
+    """Are a guest's accesses right while a huge page is split and merged?"""
 
     def setup(self) -> None:
         """See `Scenario`."""
@@ -129,7 +129,7 @@ class Split(Scenario):
 
 
 class Freeze(Scenario):
-    """Does a page come or go while its file is frozen?"""
+    """Is a page added or removed while its file is frozen?"""
 
     def setup(self) -> None:
         """See `Scenario`."""

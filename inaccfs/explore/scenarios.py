@@ -25,7 +25,7 @@ class _OnePage(Scenario):
 
 
 class Punch(_OnePage):
-    """Does a vCPU that writes and reads a page keep it after one punch?"""
+    """Does a vCPU that writes and reads a page use it after a punch?"""
 
     def actor_vcpu(self) -> None:
         """Two accesses."""
@@ -38,7 +38,7 @@ class Punch(_OnePage):
 
 
 class Mapped(_OnePage):
-    """Does a vCPU keep a page that it has mapped already when that is punched?"""
+    """Does a vCPU use a page that it has already mapped after a punch?"""
 
     mapped = True
 
@@ -52,7 +52,7 @@ class Mapped(_OnePage):
 
 
 class LateSlot(Scenario):
-    """What does a second VM hear that makes its slot while both pages are punched?"""
+    """Which events does a second VM get that makes its slot during a punch?"""
 
     name = "late-slot"
 
@@ -75,7 +75,7 @@ class LateSlot(Scenario):
 
 
 class Convert(_OnePage):
-    """Is a page that is converted to shared mapped by a fault that looked before?"""
+    """Does a fault map a page as private after the VMM has made it shared?"""
 
     def actor_vcpu(self) -> None:
         """A private fault."""
@@ -87,7 +87,7 @@ class Convert(_OnePage):
 
 
 class ConvertBack(_OnePage):
-    """Is a page empty that was shared for a while?"""
+    """Is a page empty after it was shared for a while?"""
 
     name = "convert-back"
     mapped = True
@@ -103,7 +103,7 @@ class ConvertBack(_OnePage):
 
 
 class DeleteSlot(_OnePage):
-    """May a slot be deleted while its page is punched?"""
+    """Can a slot be deleted while its page is punched?"""
 
     name = "delete-slot"
     mapped = True
@@ -118,7 +118,7 @@ class DeleteSlot(_OnePage):
 
 
 class DeleteSlotVcpu(_OnePage):
-    """May a slot be deleted while its page is punched and a vCPU reads it?"""
+    """Can a slot be deleted while its page is punched and a vCPU reads it?"""
 
     name = "delete-slot-vcpu"
 
@@ -131,7 +131,7 @@ class DeleteSlotVcpu(_OnePage):
 
 
 class TwoVcpus(Scenario):
-    """Do two vCPUs that read one page keep it when it is punched?"""
+    """Do two vCPUs that read one page use it after a punch?"""
 
     name = "two-vcpus"
 
@@ -158,7 +158,7 @@ class TwoVcpus(Scenario):
 
 
 class TwoSlots(Scenario):
-    """Does each of two slots of a file keep to its own page when one is punched?"""
+    """Does a punch of one slot's page affect another slot of the same file?"""
 
     name = "two-slots"
 
@@ -197,7 +197,7 @@ class _TwoVMs(Scenario):
 
 
 class TwoVMs(_TwoVMs):
-    """Is the one VM safe while a punch takes pages of both?"""
+    """Is a VM safe while a punch removes pages of two VMs?"""
 
     name = "two-vms"
 
@@ -211,7 +211,7 @@ class TwoVMs(_TwoVMs):
 
 
 class PeerDies(TwoVMs):
-    """Does a punch come to its end when a VM dies at any of its steps?"""
+    """Does a punch end if a VM dies at any of its steps?"""
 
     name = "peer-dies"
 
@@ -221,7 +221,7 @@ class PeerDies(TwoVMs):
 
 
 class PeerSilent(_OnePage):
-    """What becomes of a VM that answers too late, and is disconnected?"""
+    """What happens to a VM that answers too late, and is disconnected?"""
 
     name = "peer-silent"
     mapped = True
@@ -237,7 +237,7 @@ class PeerSilent(_OnePage):
 
 
 class PutLate(Scenario):
-    """Is a reference safe that is put when the fault has gone on?"""
+    """Are references safe that are put after the fault has continued?"""
 
     name = "put-late"
 
@@ -258,7 +258,7 @@ class PutLate(Scenario):
 
 
 class Grow(Scenario):
-    """Is a file that gets its size right against who allocates and gets pages of it?"""
+    """Is the first truncate of a file safe against allocations and get-pfn?"""
 
     def setup(self) -> None:
         """See `Scenario`."""
@@ -279,7 +279,7 @@ class Grow(Scenario):
 
 
 class Poison(_OnePage):
-    """Is a page that is poisoned safe against a fault and a punch?"""
+    """Is memory-failure of a page safe against a fault and a punch?"""
 
     def actor_poison(self) -> None:
         """memory-failure."""

@@ -11,9 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from inaccfs.explore.actor import Actor
+from inaccfs.explore.calls import Calls
 from inaccfs.explore.carriers import Ended, carrier
 from inaccfs.explore.choosing import UnstableError
 from inaccfs.explore.tracking import Tracking
+from inaccfs.explore.unseen import UnseenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
 
 MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
-
-_MOST_LATE: Final = 20
-"""If all wait so often until one is late, nobody gets on."""
 
 
 class SpinError(Exception):
@@ -55,7 +54,8 @@ class Schedule(Tracking):
         self.by_lock: Final = by_lock
         self.actors: Final[list[Actor]] = []
         self.violations: Final[list[Violation]] = []
-        # Why it has ended: "done", "pruned", "error", or the kind of a violation.
+        self.calls: Final = Calls()
+        # Why it has ended: "done", "pruned", or the kind of a violation.
         self.ended = ""
         # An exception that ended the schedule, and the name of the actor that raised
         # it.
@@ -74,6 +74,8 @@ class Schedule(Tracking):
         self._ahead: Final[deque[Step]] = deque()
         self._dead = False
         self._starting = False
+        # Whether it is in `after`.
+        self._checks = False
         # How often no actor could go on unless a wait timed out.
         self._lates = 0
         self._next: Actor | None = None
@@ -96,6 +98,8 @@ class Schedule(Tracking):
         me = self.current
         if self._dead:
             raise Ended
+        if self._checks:
+            raise UnseenError(f"always() may wait for nobody, and {label}")
         if me is None:
             if ready is not None and not ready():
                 raise RuntimeError(f"the setup would wait for ever: {label}")
@@ -123,6 +127,15 @@ class Schedule(Tracking):
         """Log something that this step has done."""
         if self._notes and self.current is not None and self.log:
             self.log[-1][1].append(text)
+
+    def grant(self, what: str, *numbers: int) -> None:
+        """A call of the scenario has done what it is for: *what*, with *numbers*."""
+        self.calls.grant(self.current, what, *numbers)
+
+    def refuse(self, why: str, what: str, *numbers: int) -> None:
+        """A call of the scenario has been refused."""
+        self.note(f"is refused: {why}")
+        self.calls.refuse(why, self.current, what, *numbers)
 
     def violate(self, kind: str, text: str) -> None:
         """Record a violation."""
@@ -168,6 +181,7 @@ class Schedule(Tracking):
     def _check(self) -> None:
         """Call the scenario's `always`. This step counts as reading what it reads."""
         assert self.after is not None
+        self._checks = True
         try:
             self.after()
         except AssertionError as exc:
@@ -175,6 +189,8 @@ class Schedule(Tracking):
         except Exception as exc:
             # Do not raise it here: the code that has reached this point might catch it.
             self.fail(exc)
+        finally:
+            self._checks = False
 
     def _choose(self) -> Actor | None:
         if self.ended:
@@ -235,7 +251,8 @@ class Schedule(Tracking):
             return []
         late = [actor.index for actor in left if actor.lates]
         self._lates += bool(late)
-        if late and self._lates <= _MOST_LATE:
+        # If all wait more often than each has been late, nobody gets on.
+        if late and self._lates <= len(self.actors):
             return late
         waits = "; ".join(f"{actor.name} {actor.label}" for actor in busy)
         holding = any(actor.wants is not None for actor in busy)

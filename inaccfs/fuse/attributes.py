@@ -1,4 +1,4 @@
-"""SETATTR: sets attributes, and removes set-ID bits where the kernel asks for it.
+"""SETATTR: sets attributes, and removes set-ID bits if the kernel asks for that.
 
 With HANDLE_KILLPRIV_V2 the kernel leaves the removal of the set-ID bits to us. It asks
 for it by FATTR_KILL_SUIDGID with a size or an owner, by FUSE_OPEN_KILL_SUIDGID with
@@ -34,7 +34,7 @@ _SETS: Final = (
 
 
 async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) -> None:
-    """SETATTR, as process *pid* asks for it.
+    """SETATTR, by process *pid*.
 
     Raises:
         OSError: the rules or the backing refuse it.
@@ -43,7 +43,7 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     nothing = not valid & _SETS
     await namespace.wait_idle(node)
     if valid & wire.FATTR_SIZE:
-        # First: if this is refused, nothing else may have been changed.
+        # Do this first: if it is refused, nothing else may have changed.
         with namespace.opens.hold(node) as file:
             by_path = not valid & wire.FATTR_FH
             await file.set_size(wanted.size, by_path=by_path, who=pid)
@@ -53,8 +53,8 @@ async def change(namespace: Namespace, node: Node, wanted: Setattr, pid: int) ->
     if nothing or valid & wire.FATTR_KILL_SUIDGID:
         mode = _without_set_ids(namespace, node, pid, only_owner=nothing)
     if nothing or valid & (wire.FATTR_UID | wire.FATTR_GID):
-        # Before the mode: chown(2) removes the set-ID bits. A chown(2) to -1, -1 does,
-        # too, and updates ctime.
+        # Do this before setting the mode: chown(2) removes the set-ID bits. A chown(2)
+        # to -1, -1 does, too, and updates ctime.
         namespace.chown(
             node,
             wanted.uid if valid & wire.FATTR_UID else -1,

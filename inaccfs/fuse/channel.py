@@ -1,11 +1,11 @@
-"""The channel: puts handlers, /dev/fuse and the relay to pyfuse3 together.
+"""The channel: connects handlers, /dev/fuse and the relay to pyfuse3.
 
 pyfuse3 has no handler for FALLOCATE and TMPFILE and cannot express the open flags of
 the seal, so it does not get /dev/fuse. It gets one end of a SOCK_SEQPACKET pair, and
 the channel keeps the device. The requests of a file's life are answered in the daemon's
 own handlers (handlers/), in some ten microseconds each; so are SETATTR, STATX and
 OPENDIR, of which pyfuse3 does not pass on everything. Rare requests, and those whose
-replies libfuse packs well, go over the pair to pyfuse3 and back: links, the reading of
+replies libfuse packs well, go over the pair to pyfuse3 and back: links, reading
 directories, extended attributes.
 """
 
@@ -83,7 +83,7 @@ class Channel:
         self._make_seal: Final = make_seal
         # Set when INIT is done and every later open is sealed, or known not to be.
         self.initialised: Final = trio.Event()
-        # What a second transport would share with the device: these two.
+        # A second transport would share these two with the device.
         self.pending: Final = Pending()
         self._device: Final = Device(device, self.pending)
         self._relay: Final = Relay(relay)
@@ -125,7 +125,7 @@ class Channel:
     # --- to and from pyfuse3 ---------------------------------------------------
 
     def _hand_on(self, request: Request) -> None:
-        """Let pyfuse3 answer a request."""
+        """Pass a request on to pyfuse3."""
         op = request.op
         if op in (Op.READDIR, Op.READDIRPLUS):
             wire.clamp_readdir(request.buffer, request.size, _READDIR_BYTES)
@@ -134,8 +134,8 @@ class Channel:
         self._relay.send(request.message, largest_reply, reply.send)
 
     def _getxattr(self, request: Request) -> Answer:
-        # The kernel asks for this before any change of a file. There is none:
-        # the mount is nosuid, and setting one is refused.
+        # The kernel asks for this attribute before any change of a file. No file has
+        # one: the mount is nosuid, and setting one is refused.
         if wire.getxattr_name(request.buffer, request.size) == b"security.capability":
             return errno.ENODATA
         self._hand_on(request)
@@ -152,7 +152,7 @@ class Channel:
     def _finish_init(
         self, reply: Reply, init: Init, number: int, payload: memoryview
     ) -> None:
-        """pyfuse3 is ready for requests. The kernel gets our answer, not pyfuse3's."""
+        """Answer INIT, when pyfuse3 is ready. The kernel gets our own answer."""
         if number:
             reply.send(number)
             return

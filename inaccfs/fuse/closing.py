@@ -1,9 +1,9 @@
-"""Closes the fds of deleted files in the background, and knows what is pending.
+"""Closes the fds of deleted files in the background, and waits for them.
 
 On a tmpfs the memory of an unlinked file is free when its last close(2) returns. FUSE
-sends RELEASE after that close has returned, and to free gigabytes takes too long for
-the trio loop. So an allocation that finds no space waits until the closes that are
-pending have freed theirs.
+sends RELEASE after that close has returned, and freeing gigabytes takes too long for
+the trio loop. So an allocation that finds no space waits until pending closes have
+freed their memory.
 """
 
 from __future__ import annotations
@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from inaccfs import threads
 from inaccfs.fuse.nodes import close_now
 from inaccfs.shim.filestate import INLINE_BYTES
 from inaccfs.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from inaccfs.shim.file import InaccessibleFile
 
 _THREADS: Final = 8
-
-# How long to wait where no thread is to be had.
-_NO_THREAD_SECONDS: Final = 0.1
 
 
 def _frees_much(fd: int) -> bool:
@@ -34,7 +30,7 @@ def _frees_much(fd: int) -> bool:
     try:
         attributes = os.fstat(fd)
     except OSError:
-        # ENOMEM: it must be closed all the same, and a thread does no harm.
+        # ENOMEM: it must be closed anyway, and a thread does no harm.
         return True
     return attributes.st_nlink == 0 and attributes.st_blocks * 512 > INLINE_BYTES
 
@@ -46,7 +42,7 @@ class Closer:
         # Set while the loop runs, which waits for the threads.
         self.nursery: trio.Nursery | None = None
         self._pending = 0
-        # Not the limiter of allocations, which may wait for these.
+        # A limiter of its own: allocations, which have another, may wait for these.
         self._threads = trio.CapacityLimiter(_THREADS)
         self._trouble: Final = Trouble()
         # How many large files have been closed so far.
@@ -80,19 +76,12 @@ class Closer:
 
     async def _close(self, fd: int, file: InaccessibleFile | None) -> None:
         try:
-            await self._in_thread(partial(close_now, fd, file))
+            await threads.do(
+                *(partial(close_now, fd, file), self._threads, self._trouble),
+                "closing a file",
+            )
         finally:
             self._pending -= 1
             self.closed += 1
             if not self.busy:
                 self._idle.set()
-
-    async def _in_thread(self, close: Callable[[], None]) -> None:
-        """Call *close*, which does not raise; wait until there is a thread for it."""
-        while True:
-            try:
-                return await trio.to_thread.run_sync(close, limiter=self._threads)
-            except RuntimeError as exc:
-                # Of threading: there may be no more (systemd's TasksMax).
-                self._trouble.met(f"closing a file waits: {exc}")
-                await trio.sleep(_NO_THREAD_SECONDS)

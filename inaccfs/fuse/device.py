@@ -26,9 +26,9 @@ _REQUESTS_IN_A_ROW: Final = 128
 
 _TRY_AGAIN_SECONDS: Final = 0.01
 
-# write(2) fails with these when nobody waits for the reply any more. ENOENT: the
-# connection was aborted, and the request with it. The others: unmounted, and the next
-# read fails, too.
+# write(2) fails with these if nothing waits for the reply any more. ENOENT: the
+# connection, and so the request, was aborted. The others: the mount was unmounted, and
+# the next read fails, too.
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.EPIPE, errno.ECONNRESET)
 
 
@@ -55,10 +55,10 @@ class Device:
             try:
                 size = readinto(buffer)
                 if size is None:
-                    # The reply has just woken the caller, who may be about to make the
-                    # next call. Where both share a CPU the caller needs that CPU
-                    # first: yield it, and spare both a round of epoll. Otherwise this
-                    # costs half a microsecond.
+                    # The reply has just woken the caller, which may be about to make
+                    # the next call. If both share a CPU, the caller needs that CPU
+                    # first: yield it, and save a round of epoll. Otherwise this costs
+                    # half a microsecond.
                     os.sched_yield()
                     size = readinto(buffer)
             except OSError as exc:
@@ -109,7 +109,7 @@ class Device:
                 await trio.lowlevel.checkpoint()
 
     def send(self, unique: int, number: int, payload: bytes | memoryview) -> None:
-        """Write a late reply: errno *number* if it is not 0, else *payload*."""
+        """Write a late reply: errno *number* if it is not 0, otherwise *payload*."""
         if number:
             payload = b""
         header = wire.pack_reply(wire.OUT_HEADER_SIZE + len(payload), -number, unique)
@@ -121,8 +121,8 @@ class Device:
     def _refused(self, unique: int, reply: bytes, exc: OSError) -> None:
         """The kernel refused a reply: its caller no longer waits, or it was wrong.
 
-        Or there was no memory to read it: then it is sent once more, because the call
-        has been carried out.
+        Or the kernel had no memory to read it: then it is sent once more, because the
+        call was executed.
         """
         others = [reply] if exc.errno == errno.ENOMEM else []
         instead = wire.pack_reply(wire.OUT_HEADER_SIZE, -errno.EIO, unique)

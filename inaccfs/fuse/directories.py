@@ -1,4 +1,4 @@
-"""Directories that are being read."""
+"""Open directories, and positions in them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Directories:
     """The directories of a mount that are being read."""
 
     def __init__(self, inodes: Inodes, *, noatime: bool) -> None:
-        """*noatime*: reading does not change the time of access of a directory."""
+        """*noatime*: reading a directory does not change its access time."""
         self._inodes: Final = inodes
         self._noatime: Final = noatime
         # By fd, which is the file handle.

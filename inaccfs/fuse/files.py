@@ -1,4 +1,4 @@
-"""The mount's files as the control socket's peers name them: by path, or by an fd."""
+"""The mount's files for peers of the control socket: by path, or by an fd."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OpenFile:
     @property
     def opens(self) -> int:
         """How many opens of it there are, this one included, without weak ones."""
-        return self._node.opens - self._node.weak + self._weak
+        return self._opens.users(self._node) + self._weak
 
     def reopen_backing(self) -> int:
         """A new fd of the backing file itself, for the caller to close."""
@@ -58,7 +58,7 @@ class OpenFile:
         )
 
     def again(self) -> OpenFile:
-        """The same file once more, with a `close` of its own."""
+        """Open the same file once more; it has to be closed separately."""
         made = OpenFile(self._opens, self._node)
         if self._weak:
             made.weaken()
@@ -68,12 +68,13 @@ class OpenFile:
         """Do not count as a user of the file any more."""
         if not self._weak:
             self._weak = True
-            self._node.weak += 1
+            self._opens.count_weak(self._node, 1)
 
     def close(self) -> None:
         """Release it. This frees its memory if it has no name and no other open."""
         self._node.borrowed -= 1
-        self._node.weak -= self._weak
+        if self._weak:
+            self._opens.count_weak(self._node, -1)
         self._opens.release(self._node)
 
 
@@ -116,7 +117,8 @@ class Files:
         self._mountpoint: Final = mountpoint
         self._device: Final = device
         self._helper: Final = helper
-        # If the mountpoint leads to a file system that hangs, so many workers hang.
+        # If the mountpoint leads to a hanging file system, at most so many workers
+        # hang.
         self._opening: Final = trio.CapacityLimiter(_OPENING_WORKERS)
 
     def open_path(self, path: str) -> OpenFile:
@@ -144,7 +146,7 @@ class Files:
         try:
             device, ino = syscalls.identity(fd)
         except OSError:
-            # Not a file of ours: those always answer.
+            # It is not a file of this mount: these always answer.
             device, ino = "", 0
         node = self._inodes.nodes.get(ino)
         if device != self._device or node is None or node.is_dir:
@@ -197,7 +199,7 @@ class Files:
     def all(self) -> Iterator[Listed]:
         """What is open or fetched.
 
-        A file may be used only until the next one is asked for: see `at`.
+        Use each file only until you ask for the next one: see `at`.
         """
         # A copy: the caller may let other tasks run in between.
         for ino in list(self._inodes.nodes):
@@ -206,7 +208,7 @@ class Files:
                     yield found
 
     def name(self, ino: int) -> str:
-        """What people call an inode, open or not; empty if there is none."""
+        """The name of an inode for people, open or not; empty if there is none."""
         node = self._inodes.nodes.get(ino)
         return "" if node is None else name_of(node)
 
@@ -217,9 +219,9 @@ class Files:
         if node is None or (node.file is None and not node.opens):
             yield None
         elif node.file is not None:
-            yield Listed(name_of(node), ino, node.file, node.opens - node.weak)
+            yield Listed(name_of(node), ino, node.file, self._opens.users(node))
         else:
-            # Its fd was closed, for want of fds. It is open during the block.
+            # Its fd was closed because fds ran out. Open it during the block.
             opens = node.opens
             with self._opens.hold(node) as file:
                 yield Listed(name_of(node), ino, file, opens)

@@ -1,4 +1,4 @@
-"""INIT: what the kernel offers, and what the mount takes of it.
+"""INIT: what the kernel offers, and what the mount uses of it.
 
 See fuse_init_in and fuse_init_out of include/uapi/linux/fuse.h.
 """
@@ -32,9 +32,9 @@ _INIT_PASSTHROUGH: Final = 1 << 37
 _INIT_NO_EXPORT_SUPPORT: Final = 1 << 38
 _INIT_ALLOW_IDMAP: Final = 1 << 40
 
-# What the mount uses, where the kernel offers it. HANDLE_KILLPRIV_V2 saves a GETXATTR
-# of security.capability before each fallocate. With ALLOW_IDMAP the kernel sends the
-# uid and gid of the caller only in requests that make an inode.
+# What the mount uses if the kernel offers it. HANDLE_KILLPRIV_V2 saves a GETXATTR of
+# security.capability before each fallocate. With ALLOW_IDMAP the kernel sends the uid
+# and gid of the caller only in requests that make an inode.
 _WANTED: Final = (
     _INIT_ATOMIC_O_TRUNC
     | _INIT_BIG_WRITES
@@ -48,9 +48,9 @@ _WANTED: Final = (
 
 _MINOR: Final = 40
 _NANOSECOND_GRANULARITY: Final = 1
-# Where writes are refused, one page of data is more than enough to carry.
+# The size if writes are refused: one page of data is more than enough.
 _MAX_WRITE: Final = 4096
-# Where they fill files: as much as the buffer of a request has room for.
+# The size if writes fill files: as much as fits into the buffer of a request.
 _MAX_FILLING_WRITE: Final = 65536
 _MAX_BACKGROUND: Final = 64
 
@@ -63,7 +63,7 @@ class Init(NamedTuple):
 
     @property
     def passthrough(self) -> bool:
-        """Whether FUSE_PASSTHROUGH can be had: Linux 6.9 and later."""
+        """Whether the kernel has FUSE_PASSTHROUGH: Linux 6.9 and later."""
         return bool(self.flags & _INIT_PASSTHROUGH)
 
 
@@ -80,7 +80,7 @@ LARGEST_INIT_REPLY: Final = wire.OUT_HEADER_SIZE + _init_out.size
 
 
 def init_for_relay(request: bytearray, size: int) -> bytes:
-    """INIT as pyfuse3 gets it: of the flags it needs only READDIRPLUS."""
+    """The INIT for pyfuse3, which needs only the flag READDIRPLUS."""
     relayed = request[:size]
     (flags,) = _u32.unpack_from(relayed, _INIT_FLAGS_AT)
     _u32.pack_into(relayed, _INIT_FLAGS_AT, flags & _INIT_DO_READDIRPLUS)

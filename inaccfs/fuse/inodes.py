@@ -45,7 +45,7 @@ _FOREVER: Final = 86_400
 _DIRECTORY_ATTRIBUTES: Final = 1
 
 _DIRECTORY_FDS: Final = 256
-# How many files `make_room` closes at once, so that few calls have to look for them.
+# How many files `make_room` closes at once, so that few calls have to search for them.
 _LET_GO: Final = 1024
 PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -64,7 +64,7 @@ class Inodes:
         File handles need this. It is for a private backing only: in a directory that
         others can change, names are removed without our knowledge.
 
-        *close_fd* closes an fd whose inode may be freed by that, and its memory.
+        *close_fd* closes an fd, which may free the inode and its memory.
         """
         self.backing: Final = backing
         self.keeps_nodes: Final = keeps_nodes
@@ -84,7 +84,7 @@ class Inodes:
         self._reserve: Final = Reserve()
 
     def close(self) -> None:
-        """Close every fd of the namespace but the backing's root."""
+        """Close every fd of the namespace except the backing's root."""
         for node in self.nodes.values():
             if node is not self.root and node.fd >= 0:
                 close_now(node.fd, node.file)
@@ -108,7 +108,7 @@ class Inodes:
         return min(self.entry_valid, _DIRECTORY_ATTRIBUTES) if node.is_dir else 0
 
     def entry(self, node: Node, attributes: os.stat_result) -> Entry:
-        """The node as the reply to the kernel describes it; counts as one lookup."""
+        """The node in the form of a reply to the kernel; counts as one lookup."""
         node.lookups += 1
         return Entry(
             node.ino,
@@ -142,8 +142,8 @@ class Inodes:
             if self.keeps_nodes and node.parent is not None:
                 continue
             if node.is_pinned and os.fstat(node.fd).st_nlink:
-                # The kernel has forgotten the inode, but the file still exists, if only
-                # by a name that has not been looked up here.
+                # The kernel has forgotten the inode, but the file still exists, perhaps
+                # by a name that was not looked up here.
                 continue
             del self.nodes[node.ino]
             self._open_dirs.pop(node.ino, None)
@@ -187,7 +187,7 @@ class Inodes:
     def _forsake(self, node: Node) -> None:
         node.lookups = node.opens = node.borrowed = node.children = 0
         if node.file is not None:
-            # Otherwise the pages fetched of it would keep it.
+            # Otherwise its fetched pages would keep it.
             node.file.close()
         self.drop_if_unused(node)
 
@@ -219,7 +219,7 @@ class Inodes:
         parent.children += 1
 
     def _break_cycle(self, node: Node, parent: Node) -> None:
-        """If *node* is an ancestor of its own new *parent*, that is out of date."""
+        """Remove outdated names that make *node* an ancestor of its new *parent*."""
         ancestor: Node | None = parent
         while ancestor is not None:
             if ancestor.parent is node:
@@ -243,18 +243,18 @@ class Inodes:
         self.drop_if_unused(parent)
 
     def keep_reachable(self, node: Node, parent: Node, name: bytes) -> None:
-        """Before a name is removed: if it is the last known one, open an fd instead."""
+        """Before a name is removed, open an fd, if it is the last known name."""
         if node.fd < 0 and self._names(node) == [(parent, name)]:
             fd = os.open(name, PATH_FLAGS, dir_fd=self.dir_fd(parent))
             # The node keeps this fd while the kernel knows it, so it counts as a
-            # caller's. But half of the reserve is for this: a node that the kernel
-            # does not know closes it at once.
+            # caller's. But half of the reserve is for this case: a node that the kernel
+            # does not know closes the fd at once.
             node.fd = self.claim(fd, 2)
         # That fd is the only way to the node, so dir_fd() must not close it.
         self._open_dirs.pop(node.ino, None)
 
     def unkeep(self, node: Node) -> None:
-        """The name was not removed: undo `keep_reachable`."""
+        """Undo `keep_reachable`, as the name was not removed."""
         if node.fd >= 0 and node.file is None and node.parent is not None:
             os.close(node.fd)
             node.fd = -1
@@ -296,8 +296,8 @@ class Inodes:
 
     def dir_fd(self, node: Node) -> int:
         """An fd of a directory, valid until the call after the next one."""
-        # Close old ones before opening, so that all that is opened below stays open: a
-        # tree can be deeper than the cache.
+        # Close old ones first, so that all fds opened below stay open: a tree can be
+        # deeper than the cache.
         while len(self._open_dirs) > _DIRECTORY_FDS:
             _, oldest = self._open_dirs.popitem(last=False)
             os.close(oldest.fd)
@@ -324,7 +324,8 @@ class Inodes:
         try:
             fd = os.open(node.name, PATH_FLAGS | os.O_DIRECTORY, dir_fd=parent_fd)
         except (FileNotFoundError, NotADirectoryError):
-            # Moved from outside the mount. ENOENT would be about the name below it.
+            # It was moved from outside the mount. ENOENT would refer to the name below
+            # it.
             raise os_error(errno.ESTALE) from None
         if os.fstat(fd).st_ino != node.ino:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""Names that have been made in the backing, and have to go again if the rest fails."""
+"""Removes names that were just made in the backing, if a later step fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[None]:
-    """If the block fails, remove a name that has just been made."""
+    """If the with block fails, remove a name that was just made."""
     try:
         yield
     except BaseException:
@@ -20,6 +20,6 @@ def undone(remove: Callable[..., None], name: bytes, dir_fd: int) -> Iterator[No
 
 
 def remove_made(remove: Callable[..., None], name: bytes, dir_fd: int) -> None:
-    """*remove* a name: the kernel may remember for a day that there is none."""
+    """Call *remove*: the kernel may remember for a day that the name does not exist."""
     with suppress(FileNotFoundError):
         remove(name, dir_fd=dir_fd)

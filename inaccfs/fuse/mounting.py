@@ -1,4 +1,4 @@
-"""Mounting, with and without root."""
+"""Mounts, with and without root."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from inaccfs import mountcalls
 from inaccfs.errors import MountError, OptionError, UnmountError
 from inaccfs.fuse import unmounting
 from inaccfs.fuse.finding import FSTYPE, is_dead, mounts
+from inaccfs.words import natural, quoted
 
 if TYPE_CHECKING:
     from inaccfs.fuse.mountpoint import Mountpoint
@@ -52,6 +53,10 @@ _IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
 _PASSED: Final = ("max_read", "context", "fscontext", "defcontext", "rootcontext")
 
 
+# An unsigned int of the kernel.
+_MOST_READ: Final = (1 << 32) - 1
+
+
 @dataclass(slots=True)
 class FuseOptions:
     """Options of the mount itself, as FUSE users know them."""
@@ -81,6 +86,8 @@ class FuseOptions:
         elif key == "fsname" and value:
             self.fsname = value
         elif key in _PASSED and value:
+            if key == "max_read":
+                _check_max_read(value)
             self.passed.append(option)
         elif option in ("suid", "dev", "exec"):
             raise OptionError(
@@ -96,7 +103,9 @@ class FuseOptions:
                 "after a SIGKILL, inaccfs umount"
             )
         else:
-            raise OptionError(f"unknown mount option {option!r}: see inaccfs mount -h")
+            raise OptionError(
+                f"unknown mount option {quoted(option)}: see inaccfs mount -h"
+            )
 
     @property
     def noatime_directories(self) -> bool:
@@ -111,6 +120,15 @@ class FuseOptions:
         """The options that go to the kernel by name, root or not."""
         allow_other = ["allow_other"] if self.allow_other else []
         return ["default_permissions", *allow_other, *self.passed]
+
+
+def _check_max_read(value: str) -> None:
+    number = natural(value)
+    if number is None or number > _MOST_READ:
+        raise OptionError(
+            f"max_read {quoted(value)} is not a number of bytes: give {_MOST_READ} or "
+            "less"
+        )
 
 
 def _check_device() -> None:
@@ -203,7 +221,7 @@ def _mount_as_root(
 
 
 def _undo_as_root(mountpoint: Mountpoint) -> None:
-    # Not by the path, which may lead elsewhere by now. It may be unmounted already.
+    # Do not use the path, which may lead elsewhere by now. It may already be unmounted.
     with suppress(OSError):
         mountcalls.umount(mountpoint.link, mountcalls.MNT_DETACH)
 
@@ -228,8 +246,8 @@ def _mount_as_user(
         try:
             helper = subprocess.Popen(
                 ["fusermount3", "-o", names, "--", "."],
-                # fusermount3 turns this into a path again. If somebody replaces the
-                # directory just then, the mount is in the wrong place: we undo it.
+                # fusermount3 turns this into a path again. If the directory is replaced
+                # at that moment, the mount is in the wrong place, and we undo it.
                 cwd=mountpoint.link,
                 env={**os.environ, "_FUSE_COMMFD": str(helpers.fileno())},
                 pass_fds=[helpers.fileno()],
@@ -271,8 +289,8 @@ def _why_no_helper(path: str, exc: OSError) -> str:
 def _remove_strays(before: list[MountInfo], devices: set[str | None]) -> None:
     """Unmount what fusermount3 has mounted since *before*, wherever it is.
 
-    Our connection has been closed, so a mount of ours is dead. If *devices* is empty
-    nothing else is known of it; else a dead mount with another number is not ours.
+    Our connection was closed, so our mount is dead. If *devices* is empty, nothing else
+    is known about it; otherwise a dead mount with another number is not ours.
     """
     for mount in mounts():
         ours = mount.device in devices or not devices

@@ -86,7 +86,7 @@ class Mountpoint:
         on = mountcalls.mount_number(self.fd)
         for mount in reversed(finding.mounts()):
             if mount.path == self.path and mount.device == (device or mount.device):
-                # On the directory itself, and not on another mount.
+                # It is on the directory itself, and not on another mount.
                 if on in (mount.parent, None):
                     return mount
                 break

@@ -1,7 +1,7 @@
 """The file system's names: what the kernel's requests do to the backing's tree.
 
-Everything here but `wait_idle` is synchronous: a method is one step as far as the trio
-loop is concerned. Only the handlers (handlers/, operations.py) and files.py call it.
+Everything here except `wait_idle` is synchronous: a method is one step for the trio
+loop. Only the handlers (handlers/, operations.py) and files.py call it.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Namespace:
         self.inodes: Final = Inodes(backing, close_fd, keeps_nodes=keeps_nodes)
         self.opens: Final = Opens(self.inodes, superblock)
         self.directories: Final = Directories(self.inodes, noatime=noatime)
-        # Of everything that happens to the files.
+        # The trace of everything that happens to the files.
         self.trace: Final = superblock.trace
         # The turns of files whose backing inode is locked by a long operation.
         self._busy: Final = superblock.busy
-        # Of the memory cgroups; names and attributes take of it, too.
+        # The room in the memory cgroups. Names and attributes need some, too.
         self.headroom: Final = superblock.headroom
-        # How many regular files have a name; true where only the mount changes names.
+        # How many regular files have a name; correct if only the mount changes names.
         self.named_files = 0
 
     def close(self) -> None:
-        """Close every fd of the namespace but the backing's root."""
+        """Close every fd of the namespace except the backing's root."""
         self.directories.close()
         self.inodes.close()
 
@@ -74,7 +74,7 @@ class Namespace:
 
         The calls that take that lock would otherwise stop the trio loop.
         """
-        # Its file may be closed meanwhile, for want of fds, and opened anew.
+        # Its file may be closed meanwhile, if fds run out, and opened again.
         while node.file is not None and node.file.turn.taken:
             await node.file.turn.wait()
 
@@ -133,7 +133,7 @@ class Namespace:
             if not stat.S_ISREG(inodes.attributes(node).st_mode):
                 raise OSError(errno.EINVAL, "this is no regular file")  # noqa: TRY301
         except OSError:
-            # The kernel may not know it, and so never forget it.
+            # The kernel may not know it, and so may never forget it.
             inodes.drop_if_unused(node)
             raise
         return node
@@ -201,7 +201,8 @@ class Namespace:
     def unmake(self, node: Node) -> None:
         """Undo CREATE or TMPFILE, before the kernel knows of the file.
 
-        The name must go, too: the kernel would go on to say that it does not exist.
+        The name must be removed, too: the kernel would continue to say that it does not
+        exist.
         """
         if node.parent is not None:
             self.unlink(node.parent, node.name)
@@ -230,7 +231,7 @@ class Namespace:
         return os.stat(path)
 
     def _made(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> Entry:
-        """Finish a name that the backing has just made. The caller undoes it if not."""
+        """Finish a new name in the backing. If this fails, the caller removes it."""
         fd = os.open(name, PATH_FLAGS, dir_fd=self.inodes.dir_fd(parent))
         try:
             path = f"/proc/self/fd/{fd}"
@@ -279,7 +280,7 @@ class Namespace:
             attributes = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         self.inodes.add_name(node, parent, name)
         if stat.S_ISREG(attributes.st_mode) and attributes.st_nlink == 1:
-            # It had none: it was made with O_TMPFILE.
+            # It had no name: it was made with O_TMPFILE.
             self.opens.got_name(node)
             self.named_files += 1
         return self.inodes.entry(node, attributes)
@@ -367,7 +368,7 @@ class Namespace:
     def _move_name(
         self, node: Node, parent: Node, name: bytes, to_parent: Node, to_name: bytes
     ) -> None:
-        # Counted first, so that a directory that holds only this name stays known.
+        # Count it first, so that a directory that has only this name stays known.
         to_parent.children += 1
         self.inodes.remove_name(node, parent, name)
         self.inodes.add_name(node, to_parent, to_name)

@@ -17,9 +17,9 @@ CloseFd = Callable[[int, "InaccessibleFile | None"], None]
 
 
 def close_now(fd: int, file: InaccessibleFile | None) -> None:
-    """A `CloseFd` that does so before it returns. Freeing gigabytes takes long.
+    """A `CloseFd` that closes before it returns. Freeing gigabytes takes long.
 
-    Never raises: close(2) closes the fd also where it fails.
+    Never raises: close(2) closes the fd even if it fails.
     """
     try:
         if file is not None:
@@ -48,12 +48,11 @@ class Node:
         "name",
         "opens",
         "parent",
-        "weak",
     )
 
     def __init__(self, ino: int, generation: int, *, is_dir: bool) -> None:
         self.ino: Final = ino
-        # Tells apart two inodes that had the same number one after the other.
+        # Distinguishes inodes that had the same number one after the other.
         self.generation: Final = generation
         self.is_dir: Final = is_dir
         # One name that leads here; None when none is known, and then fd >= 0.
@@ -65,20 +64,18 @@ class Node:
         self.lookups = 0
         # How many nodes have this directory in `parent` or `links`.
         self.children = 0
-        # An fd of the inode, or -1. Open for everything if `file` is set, else O_PATH.
+        # An fd of the inode, or -1. If `file` is not set, it is O_PATH.
         self.fd = -1
-        # How many opens there are, and how many of them need `file` to stay as it is.
+        # The number of opens; and how many of them need `file` to stay unchanged.
         self.opens = 0
         self.borrowed = 0
-        # How many of the opens do not count as users of the file; see getfd.
-        self.weak = 0
         # Set while the node is open or pinned. A node that is open but not borrowed may
         # lack it when fds are short: see Inodes.make_room().
         self.file: InaccessibleFile | None = None
 
     @property
     def is_pinned(self) -> bool:
-        """Whether something is known of its pages, so that it must stay."""
+        """Whether the shim has state of its pages, so that the node must stay."""
         return self.file is not None and self.file.must_stay
 
 

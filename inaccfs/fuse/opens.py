@@ -1,9 +1,10 @@
-"""Which inodes are open, and the `InaccessibleFile` of each."""
+"""The open inodes, and the `InaccessibleFile` of each."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -30,8 +31,10 @@ class Opens:
     def __init__(self, inodes: Inodes, superblock: Superblock) -> None:
         self._inodes: Final = inodes
         self._superblock: Final = superblock
-        # Open files without a name, as far as the name was removed through the mount.
+        # Open files without a name, if the name was removed through the mount.
         self._nameless: Final[set[Node]] = set()
+        # How many opens of a node do not count as users: see getfd. Few have some.
+        self._weak: Final[Counter[Node]] = Counter()
         # Runs a task in the background. The channel sets it while it serves.
         self.start: Callable[[Callable[[], Awaitable[None]]], None] | None = None
 
@@ -40,8 +43,18 @@ class Opens:
         """How many files are open and have no name. O(1)."""
         return len(self._nameless)
 
+    def users(self, node: Node) -> int:
+        """How many opens there are, without weak ones."""
+        return node.opens - self._weak[node]
+
+    def count_weak(self, node: Node, more: int) -> None:
+        """One open has become weak, or has been closed: *more* is 1 or -1."""
+        self._weak[node] += more
+        if not self._weak[node]:
+            del self._weak[node]
+
     def open(self, node: Node, flags: int) -> InaccessibleFile:
-        """OPEN, but not the truncation that O_TRUNC asks for.
+        """OPEN, without the truncation for O_TRUNC.
 
         Raises:
             OSError: EINVAL for O_DIRECT; EMFILE, no fds are left.
@@ -52,7 +65,7 @@ class Opens:
     def open_node(
         self, node: Node, *, writing: bool, of_a_caller: bool = True
     ) -> InaccessibleFile:
-        """As `open`; unless it is *of_a_caller*, with an fd of the daemon's reserve."""
+        """As `open`. Unless *of_a_caller*, the fd may be of the daemon's reserve."""
         if node.file is None or (writing and not node.file.writable):
             with self._inodes.magic_path(node) as path:
                 fd, writable = _open_backing(path, writing=writing)
@@ -66,7 +79,7 @@ class Opens:
         return node.file
 
     def _use(self, node: Node, fd: int, *, writable: bool) -> None:
-        """Make *fd* the fd of the node, in place of the one it has."""
+        """Make *fd* the fd of the node, in place of its present one."""
         if node.fd >= 0:
             os.close(node.fd)
         node.fd = fd
@@ -76,7 +89,7 @@ class Opens:
             node.file.reopened(fd, writable=writable)
 
     def open_new(self, node: Node, fd: int) -> None:
-        """The first open of a file that has just been made, with its *fd*."""
+        """The first open of a new file, with its *fd*."""
         self._use(node, fd, writable=True)
         node.opens += 1
         if node.parent is None:
@@ -99,7 +112,7 @@ class Opens:
         node.opens -= 1
         if not node.opens:
             self._nameless.discard(node)
-        elif node.opens == node.weak and node in self._nameless:
+        elif node in self._nameless and not self.users(node):
             self._abandon(node)
         if node.opens == 0 and node.parent is not None and not node.is_pinned:
             # The name leads here again: the node needs no fd.
@@ -109,7 +122,7 @@ class Opens:
         self._inodes.drop_if_unused(node)
 
     def _abandon(self, node: Node) -> None:
-        """All users of a file without a name have closed it."""
+        """Handle that all users of a file without a name have closed it."""
         file = node.file
         if file is not None and not file.pages.abandoned:
             file.pages.abandoned = True
@@ -131,26 +144,26 @@ class Opens:
                 let_go(node)
 
     def lost_name(self, node: Node) -> None:
-        """The last name of a regular file has been removed."""
+        """Handle that the last name of a regular file was removed."""
         if node.opens:
             self._nameless.add(node)
 
     def got_name(self, node: Node) -> None:
-        """A regular file that had no name has one (O_TMPFILE, and then link(2))."""
+        """Handle that a file without a name got one (O_TMPFILE, and then link(2))."""
         self._nameless.discard(node)
 
 
 def refuse_direct(flags: int) -> None:
     """Raise EINVAL for O_DIRECT.
 
-    Memory has no direct I/O, and the file that refuses mmap cannot be opened so.
+    Memory has no direct I/O, and the file that refuses mmap cannot be opened with it.
     """
     if flags & os.O_DIRECT:
         raise os_error(errno.EINVAL)
 
 
 def _open_backing(path: str, *, writing: bool) -> tuple[int, bool]:
-    """An fd of a backing file, and whether it is good for more than stat.
+    """An fd of a backing file, and whether it can be used for more than stat.
 
     The daemon of an unprivileged mount may have no permission to write.
     """

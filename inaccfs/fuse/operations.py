@@ -1,7 +1,8 @@
 """`Operations`: pyfuse3's handlers, for the requests that the channel relays to it.
 
-Links, the reading of directories, extended attributes and statfs. No policy: each
-handler finds its node, calls the `Namespace`, and converts the result. See channel.py.
+Links, reading directories, extended attributes and statfs. There is no policy here:
+each handler finds its node, calls the `Namespace`, and converts the result. See
+channel.py.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Operations(pyfuse3.Operations):
                 if not self._reply_one(directory.node, found, token):
                     return
             except OSError:
-                # The kernel must get the entries that are in the reply already, for
+                # The kernel must get the entries that are already in the reply, because
                 # each counts as a lookup. The next call fails.
                 if replied:
                     return
@@ -204,7 +205,7 @@ class Operations(pyfuse3.Operations):
             node = inodes.node_at(directory, found.name, attributes)
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.EXDEV):
-                # It was removed since, or something else is mounted on it.
+                # It was removed meanwhile, or something else is mounted on it.
                 return True
             raise
         entry = inodes.entry(node, attributes)
@@ -215,12 +216,13 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
-        # Not in the channel: it would overtake a readdir that is being relayed.
+        # The channel does not do this, because it would overtake a readdir that is
+        # being relayed.
         self._namespace.directories.release(fh)
 
     @_answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """There is nothing to write back."""
+        """Do nothing: there is nothing to write back."""
 
     # --- extended attributes -----------------------------------------------------
 

@@ -36,7 +36,7 @@ class OwnMount:
             None if self._unique is None else mountcalls.is_mount_gone(self._unique)
         )
         if unmounted is None:
-            # Before Linux 6.8. Ours would be dead.
+            # Before Linux 6.8: our mount would be dead, so a live one is another.
             unmounted = (
                 self.lost and not is_covered(mount) and not finding.is_dead(mount.path)
             )

@@ -1,8 +1,8 @@
 """The way to pyfuse3 and back: a SOCK_SEQPACKET pair, with flow control.
 
-libfuse drops a reply that does not fit into the socket, and its caller would hang. So
-a request is sent only when there is room for its largest reply, beside the largest
-replies of all requests that pyfuse3 has not answered yet.
+libfuse drops a reply that does not fit into the socket, and its caller would hang. So a
+request is sent only when there is room for its largest reply, in addition to the
+largest replies of all requests that pyfuse3 has not answered yet.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Relay:
     def __init__(self, connection: socket.socket) -> None:
         """Take a non-blocking *connection*."""
         self._connection: Final = connection
-        # Sent and not answered, by unique; and the sum of their rooms, which may not
-        # exceed `_most`. The kernel counts its own overhead too, hence the half.
+        # The unanswered requests, by unique; and the sum of their rooms, which must not
+        # exceed `_most`. The kernel counts its own overhead, too, hence the half.
         self._sent: Final[dict[int, _Relayed]] = {}
         self._room_taken = 0
         self._most: Final = (
@@ -53,7 +53,7 @@ class Relay:
     def send(self, message: bytes, largest_reply: int, deliver: Deliver) -> None:
         """Send a request now, or when there is room; *deliver* gets its reply.
 
-        Or the errno, where the request cannot be sent. *largest_reply* is in bytes.
+        If the request cannot be sent, it gets the errno. *largest_reply* is in bytes.
         """
         relayed = _Relayed(len(message) + largest_reply, deliver)
         self._waiting.append((message, relayed))
@@ -70,7 +70,7 @@ class Relay:
                 if isinstance(exc, BlockingIOError) and self._sent:
                     # The next reply makes room.
                     return
-                # ENOBUFS, ENOMEM: it costs this call, and no other.
+                # ENOBUFS, ENOMEM: this call fails, and no other.
                 self._waiting.popleft()
                 relayed.deliver(safe_errno(exc.errno or errno.EIO), memoryview(b""))
                 continue
@@ -91,7 +91,7 @@ class Relay:
                 await wait_readable(self._connection)
                 continue
             except OSError as exc:
-                # ENOMEM: what is there can be received later.
+                # ENOMEM: the data can be received later.
                 trouble.met(f"no reply from pyfuse3: {exc.strerror}")
                 await trio.sleep(_TRY_AGAIN_SECONDS)
                 continue

@@ -1,4 +1,4 @@
-"""Requests and replies, however they travel between the kernel and the daemon.
+"""Requests and replies, for all transports between the kernel and the daemon.
 
 A transport (device.py is the one for /dev/fuse) reads a request, calls the handler of
 its opcode (handlers/), and sends what the handler returns:
@@ -32,18 +32,18 @@ Ts = TypeVarTuple("Ts")
 
 log = logging.getLogger(__name__)
 
-# The kernel takes no reply to these, not even to malformed ones.
+# The kernel accepts no reply to these, not even to malformed ones.
 _UNANSWERED: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
 
 Answer = bytes | int | None
-"""The return of a handler: see the module."""
+"""The return of a handler: see the docstring of the module."""
 
 Send = Callable[[int, int, bytes | memoryview], None]
 """A transport's function that sends a late reply: unique, errno or 0, payload."""
 
 
 class Pending:
-    """The requests of one connection that are answered later, of all transports."""
+    """The requests of one connection that are answered later, for all transports."""
 
     def __init__(self) -> None:
         # Runs the tasks that answer later. Set while the connection is served.
@@ -57,9 +57,9 @@ class Pending:
         self.nursery.start_soon(task, *args)
 
     def interrupt(self, request: Request) -> None:
-        """INTERRUPT: the caller of a request has been signalled.
+        """INTERRUPT: the caller of a request has got a signal.
 
-        Requests that cannot be interrupted are over before that matters.
+        Requests that cannot be interrupted end before that matters.
         """
         request.need(wire.INTERRUPT_SIZE)
         (target,) = wire.unpack_interrupt(request.buffer)
@@ -70,10 +70,10 @@ class Pending:
 class Request:
     """One request. A transport has one of these and uses it for all its requests.
 
-    `buffer` holds the request as /dev/fuse gives it, header and arguments in a row: a
-    transport that gets them in pieces puts them together, because wire.py and pyfuse3
-    read them so. All of it is valid only until the handler returns: tasks that answer
-    later get values, not the request.
+    `buffer` has the request in the form of /dev/fuse, the header followed by the
+    arguments: a transport that gets them in pieces joins them, because wire.py and
+    pyfuse3 need that form. All of it is valid only until the handler returns: tasks
+    that answer later get values, not the request.
     """
 
     __slots__ = ("_pending", "_send", "buffer", "nodeid", "size")
@@ -85,7 +85,7 @@ class Request:
         self.buffer: Final = bytearray(wire.REQUEST_BUFFER_SIZE)
         # Bytes of `buffer` that belong to this request.
         self.size = 0
-        # The inode that it is about. The transport sets it, with the size.
+        # The inode of the request. The transport sets it, with the size.
         self.nodeid = 0
 
     def need(self, size: int) -> None:
@@ -124,7 +124,7 @@ class Request:
         return Reply(self._pending, self._send, unique, op)
 
     def finisher(self) -> Callable[[Exception | None], None]:
-        """A function that replies later: with what the call fails with, or success."""
+        """A function that replies later, with the error of the call, or success."""
         return self.hold().finish
 
     def later(self, answer: Callable[[*Ts], Awaitable[bytes]], *args: *Ts) -> None:
@@ -178,7 +178,7 @@ class Reply:
             self.succeed(payload)
 
     def on_interrupt(self) -> trio.Event:
-        """An event that is set when the caller is interrupted before the reply."""
+        """An event that is set if the caller is interrupted before the reply."""
         event = self._pending.interrupts[self._unique] = trio.Event()
         return event
 
@@ -187,7 +187,7 @@ Handler = Callable[[Request], Answer]
 
 
 def unknown(request: Request) -> int:
-    """ENOSYS, to an opcode that we do not know: the kernel need not ask again."""
+    """ENOSYS, for an unknown opcode: the kernel need not send it again."""
     return errno.ENOSYS
 
 
@@ -203,8 +203,8 @@ def table(*groups: Mapping[Op, Handler]) -> list[Handler]:
 def errno_of(exc: Exception, op: int) -> int | None:
     """Translate an exception of a handler, once: the errno of the reply.
 
-    An `OSError` is the caller's; anything else is a bug of ours or of the kernel, for
-    the log, and EIO. None if opcode *op* takes no reply.
+    An `OSError` is for the caller; anything else is a bug of ours or of the kernel,
+    which is logged, and EIO. None if opcode *op* takes no reply.
     """
     number = errno.EIO
     if isinstance(exc, OSError) and errnos.is_errno(exc.errno):
@@ -217,12 +217,13 @@ def errno_of(exc: Exception, op: int) -> int | None:
 
 
 def safe_errno(number: int) -> int:
-    """*number* or, where the kernel would misunderstand it, another errno.
+    """*number*, or another errno if the kernel would misunderstand it.
 
-    Every errno goes through here but the answer to an unknown opcode. The kernel
-    refuses a reply whose errno is out of range, and lets the caller wait: that becomes
-    EIO. After ENOSYS it never sends that opcode again on this mount, or does without us
-    what it must not (as with OPEN): that becomes EOPNOTSUPP.
+    Every errno passes through here, except the answer to an unknown opcode. The kernel
+    refuses a reply whose errno is out of range, and the caller would wait for ever:
+    such an errno becomes EIO. After ENOSYS the kernel never sends that opcode again on
+    this mount, or wrongly does the work without us (as for OPEN): ENOSYS becomes
+    EOPNOTSUPP.
     """
     if number == errno.ENOSYS:
         return errno.EOPNOTSUPP

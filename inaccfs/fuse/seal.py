@@ -72,7 +72,7 @@ class Seal:
         return _KEPT[self.rule] if self.is_kept else f"not sealed ({self._reason})"
 
     def backing_id(self, ino: int, fd: int) -> int:
-        """The backing id for a new open of inode *ino*, of which *fd* is; 0 if none.
+        """The backing id for a new open of inode *ino*, whose fd is *fd*; 0 if none.
 
         Raises:
             OSError: the kernel refused to register a backing file.
@@ -141,10 +141,10 @@ def _kernfs_file() -> int:
 
 
 def _empty_file() -> int:
-    """A file of the kernel's own tmpfs, in which every page lies past the end."""
+    """An empty file on the kernel's own tmpfs: every page lies past its end."""
     fd = os.memfd_create("inaccfs-empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     # A process that maps it can open it by /proc/PID/map_files, and all files share it:
-    # nobody may make it larger.
+    # seal its size.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
@@ -153,7 +153,7 @@ Candidate = Callable[[], int]
 CANDIDATES: Final[dict[Mmap, tuple[Candidate, ...]]] = {
     "refused": (_message_queue, _kernfs_file),
     "SIGBUS": (_empty_file,),
-    # Only to find out whether the kernel accepts it.
+    # This is only to find out whether the kernel accepts it.
     "shared": (_empty_file,),
 }
 

@@ -1,7 +1,8 @@
-"""Traces of all other requests: by handlers that look at the clock, while one listens.
+"""Traces all other requests, by handlers that read the clock, while somebody listens.
 
 Calls that change a file's memory, and those that no file allows, are traced by the shim
-and by their own handlers. The others are not worth a look at a list each time.
+and by their own handlers. For the others even checking an empty list each time costs
+too much.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from inaccfs.fuse.requests import Answer, Handler, Request
     from inaccfs.shim.trace import Trace
 
-# These are traced as what they do; or they are no request of anybody.
+# These are traced by what they do; or no process has made them.
 _TRACED_ELSEWHERE: Final = frozenset(
     (
         *(Op.FALLOCATE, Op.READ, Op.WRITE, Op.LSEEK, Op.IOCTL),
@@ -33,12 +34,12 @@ class Timing:
         """*handlers* are by opcode; the table is changed in place."""
         self._handlers: Final = handlers
         self._trace: Final = trace
-        # Those that have been replaced.
+        # The handlers that were replaced.
         self._plain: Final[dict[Op, Handler]] = {}
         trace.watch_requests = self.switch
 
     def switch(self, on: bool) -> None:
-        """Trace requests from now on, or no more."""
+        """Start or stop tracing requests."""
         if on and not self._plain:
             for op in Op:
                 if op not in _TRACED_ELSEWHERE:
@@ -53,7 +54,8 @@ class Timing:
         trace, name = self._trace, op.name
 
         def timed(request: Request) -> Answer:
-            # The handler may change neither, but its buffer is the next request's, too.
+            # Read these first: the handler does not change them, but the next request
+            # reuses the object.
             ino, who = request.nodeid, request.pid
             began = monotonic_ns()
             try:
@@ -62,7 +64,7 @@ class Timing:
                 number = getattr(exc, "errno", None) or errno.EIO
                 trace.tell_request(name, ino, who, number, began)
                 raise
-            # What is answered later takes a time that is not known here.
+            # The duration of a request that is answered later is unknown here.
             number = answer if isinstance(answer, int) else 0
             trace.tell_request(name, ino, who, number, 0 if answer is None else began)
             return answer

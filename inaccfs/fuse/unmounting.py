@@ -1,4 +1,4 @@
-"""Unmounting, with and without root; and ending a connection by force."""
+"""Unmounts, with and without root; and ends a connection by force."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mountcalls, mountinfo
-from inaccfs.errors import UnmountError
+from inaccfs.errors import BusyError, UnmountError
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
 
-# For fusermount3, which does not wait for the daemon.
+# The time limit of fusermount3, which does not wait for the daemon.
 _HELPER_SECONDS: Final = 20.0
 
 
 def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     """Unmount; *lazy* detaches the mount now and ends it after the last close.
 
-    Does not wait for the daemon. It is not an error if the mount has gone meanwhile.
+    It does not wait for the daemon. It is not an error if somebody else has unmounted
+    it.
 
     Raises:
-        UnmountError: it is in use, or belongs to another user.
+        BusyError: it is in use.
+        UnmountError: it belongs to another user.
     """
     path = mounted.path
     if os.geteuid() == 0:
@@ -33,7 +35,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
             mountcalls.umount(path, flags)
         except OSError as exc:
             if exc.errno == errno.EBUSY:
-                raise UnmountError(_busy(mounted)) from exc
+                raise BusyError(_busy(mounted)) from exc
             if find_own(mounted) is None:
                 # Another process, or the daemon itself, has unmounted it just now.
                 return
@@ -60,7 +62,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
     left = find_own(mounted)
     if left is not None and (helper.returncode or left == mounted):
         if "busy" in helper.stderr.lower():
-            raise UnmountError(_busy(mounted))
+            raise BusyError(_busy(mounted))
         if (owner := _owner(left)) != os.geteuid():
             # fusermount3 says that it has found no such mount.
             raise UnmountError(
@@ -74,7 +76,7 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
 
 
 def _owner(mounted: MountInfo) -> int:
-    """Who has made a FUSE mount: uid 0 if it does not say so."""
+    """The uid that has made a FUSE mount: 0 if the mount does not say."""
     for option in mounted.options.split(","):
         name, _, value = option.partition("=")
         if name == "user_id":
@@ -107,7 +109,7 @@ def find_own(own: MountInfo) -> MountInfo | None:
 def abort(mounted: MountInfo) -> bool:
     """End the connection of a daemon that hangs: pending calls get ECONNABORTED.
 
-    By fusectl if that is mounted, which lets the mount's owner do it; else by
+    It uses fusectl, if that is mounted, which the mount's owner may do; otherwise
     MNT_FORCE, for root. See Documentation/filesystems/fuse/fuse.rst of the kernel.
     Returns False if this process is not allowed to.
     """

@@ -79,7 +79,7 @@ OUT_HEADER_SIZE: Final = 16
 _out_header = struct.Struct("=IiQ")
 unpack_out_header = _out_header.unpack_from
 
-# What follows the request header.
+# The offset of the arguments, after the request header.
 _ARGUMENTS: Final = IN_HEADER_SIZE
 # fuse_fallocate_in: fh, offset, length, mode, padding
 # (Signed as in fallocate(2), though the kernel sends no negative ones.)
@@ -302,7 +302,7 @@ _BILLION: Final = 1_000_000_000
 
 
 class Entry(NamedTuple):
-    """An inode as a reply describes it. Timeouts are whole seconds."""
+    """The description of an inode in a reply. Timeouts are whole seconds."""
 
     nodeid: int
     generation: int

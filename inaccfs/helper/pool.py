@@ -137,11 +137,13 @@ class Pool:
         return self._process.pid
 
     def close(self) -> None:
-        """End the helper, and wait until the memory of killed workers is freed."""
-        for worker in self._idle:
-            worker.close()
+        """End the helper, and wait for its workers, and for memory that they free.
+
+        Not for one that closes a foreign fd, which may take for ever.
+        """
         self._process.close()
-        for worker in self._dying | self._undoing:
+        for worker in {*self._idle, *self._dying, *self._undoing}:
+            worker.kill()
             worker.wait_ended()
             worker.close()
 

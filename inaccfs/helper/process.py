@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OOM_SCORE_ADJ: Final = 1000
 """Makes the OOM killer choose the allocating worker, not the daemon or its user."""
 
-# More than the helper's file mappings; its other memory its workers have, too.
+# More than the helper's file mappings; its workers have its other memory, too.
 _STANDING_OUT_BYTES: Final = 32 << 20
 
 
@@ -42,7 +42,7 @@ def run_child(work: Callable[[], None], parent: int) -> NoReturn:
 def serve(requests: socket.socket) -> None:
     """Be the helper: fork a worker for each request, until the daemon closes.
 
-    Keeps no fd but *requests*. Its workers die with it.
+    It keeps no fd except *requests*. Its workers die with it.
     """
     # Ignore Ctrl-C in a terminal: the daemon handles it, and ends its helper.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -89,7 +89,7 @@ def _introduce(bootstrap: int) -> None:
 
 
 def _keep_only(fd: int) -> None:
-    """Close all fds but 0 to 2 and *fd*."""
+    """Close all fds except 0 to 2 and *fd*."""
     os.closerange(3, fd)
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
 
@@ -98,8 +98,8 @@ def _keep_only(fd: int) -> None:
 
 
 def _work(connection: socket.socket) -> None:
-    """Be a worker: carry out requests until the daemon closes the connection."""
-    # First of all send a pidfd, so that the daemon can kill this worker.
+    """Be a worker: execute requests until the daemon closes the connection."""
+    # Send a pidfd first, so that the daemon can kill this worker.
     pidfd = os.pidfd_open(os.getpid())
     _answer(connection, Answer(), pidfd)
     os.close(pidfd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class Process:
     ) -> None:
         self.pid: Final = pid
         self.requests: Final = requests
-        # Of an interpreter of its own.
+        # The process of a helper in an interpreter of its own.
         self._process = process
         self._pidfd = os.pidfd_open(pid)
         requests.setblocking(False)
@@ -56,6 +57,9 @@ class Process:
     def close(self) -> None:
         """Kill it, and wait until it has ended, which does not take long."""
         self.requests.close()
+        # It ends by itself, too, but not while it is stopped.
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
         else:
@@ -89,10 +93,10 @@ process.run_alone(int(sys.argv[2]), int(sys.argv[3]))
 
 
 async def start_anew() -> Process:
-    """Start a helper from nothing. From the main thread: it dies with that.
+    """Start a helper in a new interpreter, in the main thread: it dies with that.
 
-    Until it has made itself undumpable, other processes of the same user could take its
-    fds. So it makes the socket for requests itself, after that.
+    Until it is undumpable, other processes of the same user could take its fds. So it
+    makes the socket for requests itself, after that.
 
     Raises:
         OSError: no process can be started, or it failed to become the helper.
@@ -133,7 +137,7 @@ def _spawn(bootstrap: int) -> subprocess.Popen[bytes]:
         env={},
         cwd="/",
     )
-    # Before it has the memory to do so itself.
+    # Do this before the helper has the memory to do it itself.
     with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb") as file:
         file.write(b"%d" % OOM_SCORE_ADJ)
     return process

@@ -18,12 +18,12 @@ from inaccfs.helper.pool import Pool, Worker, WorkerGoneError
 if TYPE_CHECKING:
     import socket
 
-# How long it takes at most to close a file of a file system that does not hang.
+# The longest time for closing a file of a file system that does not hang.
 _CLOSE_SECONDS: Final = 0.01
 
 
 class Closing:
-    """A worker that closes an fd that a peer has sent, which may take for ever."""
+    """A worker that closes a peer's fd, which may take for ever."""
 
     def __init__(self, helper: Helper, worker: Worker) -> None:
         self._helper: Final = helper
@@ -82,9 +82,9 @@ class Helper(Pool):
 
         Raises:
             BlockingIOError: there is nothing to read.
-            OSError: recvmsg(2) failed; EIO, when the worker was killed: some bytes may
-                be lost, so the connection is of no use any more; EAGAIN and the like,
-                when no process can be started.
+            OSError: recvmsg(2) failed; EIO, if the worker was killed: bytes may be
+                lost, so the connection cannot be used any more; EAGAIN and the like, if
+                no process can be started.
         """
         request = wire.pack_request(wire.RECEIVE, wanted, device)
         worker = await self.lease()
@@ -138,7 +138,7 @@ class Helper(Pool):
             self.give_back(worker)
             raise
         except BaseException:
-            # It may wait for a reply that never comes, so this does not wait for its
+            # The worker may wait for a reply that never comes, so do not wait for its
             # end.
             self.dismiss(worker)
             raise

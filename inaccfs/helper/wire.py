@@ -13,26 +13,26 @@ import sys
 from typing import Final, NamedTuple
 
 ALLOCATE: Final = b"allocate"
-"""Fields: mode, offset, length. With an fd of the file."""
+"""Fields: mode, offset, length. Carries an fd of the file."""
 
 OPEN_TMPFILE: Final = b"open-tmpfile"
-"""Fields: the directory's path, the device. Answered with an fd."""
+"""Fields: the directory's path, the device. The answer carries an fd."""
 
 RECEIVE: Final = b"receive"
-"""Fields: how many bytes, the device. With the socket; perhaps answered with an fd.
+"""Fields: how many bytes, the device. Carries the socket; the answer may have an fd.
 
-Where `Answer.foreign` is set, a second answer follows when the fd has been closed.
+If `Answer.foreign` is set, a second answer follows when the fd has been closed.
 """
 
 WORKER: Final = b"worker"
-"""To the helper: fork a worker. With the worker's end of a socket.
+"""To the helper: fork a worker. Carries the worker's end of a socket.
 
 The first packet on that socket is an `Answer` with a pidfd of the worker; or, if
 fork(2) failed, with its errno and without a pidfd.
 """
 
 READY: Final = b"ready"
-"""From a helper in an interpreter of its own. With the socket for requests."""
+"""From a helper in an interpreter of its own. Carries the socket for requests."""
 
 # More than a path, which can have PATH_MAX bytes, or a traceback.
 _PACKET_BYTES: Final = 65536
@@ -44,7 +44,7 @@ _ONE_FD: Final = socket.CMSG_LEN(4)
 _answer: Final = struct.Struct("=iq?")
 
 A_BUG: Final = -1
-"""An errno that the kernel does not have: a traceback follows."""
+"""Not an errno of the kernel: a traceback follows."""
 
 
 class Answer(NamedTuple):

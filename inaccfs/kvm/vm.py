@@ -25,7 +25,6 @@ from inaccfs.kvm.vcpu import Vcpu
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-    from types import TracebackType
     from typing import Literal, Self, TypeAlias
 
     from inaccfs.kvm.arch import Arch
@@ -383,12 +382,7 @@ class VM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -22,17 +22,16 @@ from inaccfs import (
     MFD_CLOEXEC,
     MFD_HUGETLB,
     MFD_INACCESSIBLE,
-    launch,
 )
 from inaccfs.client import (
     CannotConnectError,
     ClientClosedError,
     ConnectionLostError,
     aio,
-    wire,
 )
 from inaccfs.client.commands import UNAWAITED
 from inaccfs.errors import DeadDaemonError, NoAnswerError, NotMountedError
+from inaccfs.fuse import finding
 from inaccfs.syscalls import PUNCH
 from tests.mount import support
 from tests.mount.support import MIB, PAGE, PATIENCE
@@ -471,8 +470,7 @@ def test_a_daemon_that_dies_is_an_error(mount: inaccfs.Mount) -> None:
 def test_a_daemon_that_is_stopped_is_an_error(
     mount: inaccfs.Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(wire, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(finding, "DAEMON_SECONDS", 0.1)
     os.kill(mount.pid, signal.SIGSTOP)
     try:
         with pytest.raises(NoAnswerError, match=r"stopped\?"):

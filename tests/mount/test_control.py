@@ -51,12 +51,6 @@ def guest(mount: inaccfs.Mount, size: int = MIB, name: str = "guest") -> Iterato
         os.close(fd)
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as made:
-        yield made
-
-
 # --- fds ------------------------------------------------------------------------
 
 

@@ -129,7 +129,7 @@ NOT_AT_START: Final = (
     *("cli.console", "cli.experiment", "cli.explore", "cli.interrupts", "cli.kvm"),
     *("cli.probe", "cli.qmp", "cli.semantics", "cli.status", "cli.umount"),
     *("cli.compare", "cli.completing", "cli.kvmmount", "cli.kvmstress", "cli.manual"),
-    *("cli.setup_system", "system"),
+    *("cli.commandwords", "cli.setup_system", "system"),
 )
 
 

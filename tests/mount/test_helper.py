@@ -113,6 +113,13 @@ def test_no_caller_notices_that_the_helper_was_killed(mount: inaccfs.Mount) -> N
     assert output.count("the helper was killed: started a new one") == 2, output
 
 
+def test_a_helper_that_is_stopped_ends_with_the_mount() -> None:
+    with support.mounted() as mount:
+        for pid in children_of(mount.pid):
+            os.kill(pid, signal.SIGSTOP)
+    assert mount.process.returncode == 0
+
+
 def _created(path: Path, stack: ExitStack) -> threading.Thread:
     """A thread that makes files through the control socket until the daemon dies."""
 

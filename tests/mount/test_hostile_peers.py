@@ -252,7 +252,7 @@ def test_a_socket_that_accepts_no_connection_is_refused_at_once(
 def test_a_client_waits_for_a_while(
     full: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inaccfs.client.wire.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("inaccfs.fuse.finding.DAEMON_SECONDS", 0.1)
     with pytest.raises(
         inaccfs.client.errors.CannotConnectError, match="accepted nobody"
     ):

@@ -216,11 +216,11 @@ def test_an_option_that_the_kernel_refuses_is_reported() -> None:
 def test_a_kernel_without_the_calls_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(fstype: str, options: dict[str, str], flags: int) -> int:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), fstype)
+    def missing(options: dict[str, str], flags: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "tmpfs")
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(mountcalls, "detached_mount", missing)
+    monkeypatch.setattr(mountcalls, "detached_tmpfs", missing)
     with pytest.raises(BackingError, match=r"Linux 5\.2"):
         private_tmpfs(TmpfsOptions(), fallback_name="unused")
 

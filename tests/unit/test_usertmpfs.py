@@ -61,7 +61,7 @@ ptraced.hide()
 kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
 watched(syscalls, "unshare")
 watched(syscalls, "setns")
-watched(mountcalls, "detached_mount")
+watched(mountcalls, "detached_tmpfs")
 make()
 """
 
@@ -135,7 +135,7 @@ def test_no_process_with_the_tmpfs_was_ever_dumpable() -> None:
         ("unshare", [1, 1]),
         ("setns", [0, 0]),
         ("unshare", [0, 0]),
-        ("detached_mount", [0, 0]),
+        ("detached_tmpfs", [0, 0]),
     ]
     # Standard input, output and error, and the way to the daemon.
     assert found[0]["fds"] == 4

@@ -11,6 +11,7 @@ from inaccfs.control.messages.commands import Command, PutExtent
 from inaccfs.control.messages.fields import (
     ByteCount,
     ByteOffset,
+    FdName,
     File,
     Limit,
     NotifierId,
@@ -78,16 +79,7 @@ class PopulatePages(Command, frozen=True, kw_only=True):
     offset: Pgoff
     count: PageCount
     source: (
-        Annotated[
-            str,
-            Meta(
-                min_length=1,
-                max_length=255,
-                pattern="^[^/]",
-                description="the fdname of a file of this mount",
-            ),
-        ]
-        | None
+        Annotated[FdName, Meta(description="the fdname of a file of this mount")] | None
     ) = None
     source_offset: Pgoff | None = msgspec.field(name="source-offset", default=None)
 

@@ -51,8 +51,8 @@ class AllocationHandlers:
             return None
         began = monotonic_ns() if self._listeners else 0
         call, reply = Call(mode, offset, length, who, began), request.hold()
-        # Registered before we read on: the next request may be the INTERRUPT for this
-        # one.
+        # Register this before reading on: the next request may be the INTERRUPT for
+        # this one.
         interrupted = reply.on_interrupt()
         # By the time the task runs, pending FORGETs have been read. They may free the
         # space that was missing: the kernel lets some of them overtake a FALLOCATE.
@@ -62,8 +62,8 @@ class AllocationHandlers:
     async def _finish_call(
         self, node: Node, call: Call, interrupted: trio.Event
     ) -> bytes:
-        # Kept open by us, too: after an interrupt the caller may close the file before
-        # the backing has given back the memory that it took.
+        # Keep the file open: after an interrupt the caller may close it before the
+        # backing has freed the memory that it took.
         with ExitStack() as stack:
             file = stack.enter_context(self._opens.hold(node))
             try:

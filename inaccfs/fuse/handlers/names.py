@@ -85,7 +85,7 @@ class NameHandlers:
     def _change(
         self, request: Request, change: Callable[[], None], *places: Place
     ) -> Answer:
-        """Change the names at *places* once no file there has a long operation."""
+        """Change the names at *places* when no file there has a long operation."""
         if self._namespace.busy_at(*places) is not None:
             request.later(self._change_when_idle, change, places)
             return None

@@ -22,7 +22,7 @@ class OpenHandlers:
     """The requests about open files."""
 
     def __init__(self, namespace: Namespace, *, seekable: bool = False) -> None:
-        """*seekable*: reads and writes have offsets, as where write(2) fills files."""
+        """*seekable*: reads and writes have offsets, because write(2) fills files."""
         self._seekable: Final = seekable
         self._namespace: Final = namespace
         self._inodes: Final = namespace.inodes
@@ -57,8 +57,8 @@ class OpenHandlers:
         if backing_id:
             flags |= wire.FOPEN_PASSTHROUGH
         elif not self._seekable:
-            # The kernel then fails pread and lseek with ESPIPE by itself, as v8's file
-            # does. It does not allow this flag with FOPEN_PASSTHROUGH.
+            # Then the kernel itself fails pread and lseek with ESPIPE, like v8's file.
+            # It does not allow this flag with FOPEN_PASSTHROUGH.
             flags |= wire.FOPEN_NONSEEKABLE
         return entry + wire.pack_open(node.ino, flags, backing_id)
 

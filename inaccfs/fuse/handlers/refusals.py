@@ -1,4 +1,4 @@
-"""Requests with the same answer for every file: refusals, and what does nothing."""
+"""Requests with the same answer for every file: refused, or without effect."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What system calls answer for a file whose operations lack these, and their name in a
-# trace. v8's file has fallocate and release only.
+# The errno of system calls on a file that lacks these operations, and their name in a
+# trace. v8's file has only fallocate and release.
 _REFUSED: Final[dict[Op, tuple[int, What]]] = {
     Op.COPY_FILE_RANGE: (errno.EINVAL, "copy"),
     Op.COPY_FILE_RANGE_64: (errno.EINVAL, "copy"),

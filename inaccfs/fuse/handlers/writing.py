@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class WritingHandlers:
-    """Fills pages. A larger write(2) comes in several requests, one after the other."""
+    """Fills pages. A larger write(2) arrives as several requests in sequence."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace: Final = namespace

@@ -16,6 +16,7 @@ from inaccfs.kvm.probe.protocol import (
     KVM_MEM_GUEST_MEMFD,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     PAGE,
+    U64,
     AbsentError,
     Halt,
     Hypercall,
@@ -46,7 +47,6 @@ PATIENCE: Final = 5.0
 
 # Stop running a guest after so many exits, as it may never halt.
 _MOST_EXITS: Final = 12
-_U64: Final = (1 << 64) - 1
 
 
 class CannotBeginError(Exception):
@@ -219,7 +219,7 @@ class Machine:
     def attributes(self, gpa: int, size: int, attributes: int, flags: int = 0) -> str:
         """KVM_SET_MEMORY_ATTRIBUTES."""
         return words.of(
-            self.vm.set_memory_attributes, gpa & _U64, size & _U64, attributes, flags
+            self.vm.set_memory_attributes, gpa & U64, size & U64, attributes, flags
         )
 
     def to_private(self, gpa: int = T, pages: int = 1) -> str:
