@@ -5,8 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from inaccfs.errors import NO_PROCESS, InaccfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # How long a child may take that is busy all the time: it may have much memory to free.
 _BUSY_SECONDS: Final = 60.0
@@ -17,6 +22,19 @@ _LOOKS: Final = 5
 _LOOK_SECONDS: Final = 0.1
 
 _KILLED_SECONDS: Final = 1.5
+
+
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Report that no process is allowed, in a with block that starts *what*.
+
+    Raises:
+        InaccfsError: fork(2) failed with EAGAIN.
+    """
+    try:
+        yield
+    except BlockingIOError as exc:
+        raise InaccfsError(f"cannot start {what}: {NO_PROCESS}") from exc
 
 
 def end(process: subprocess.Popen[Any], seconds: float) -> None:

@@ -189,13 +189,17 @@ def _private_tmpfs(machine: Machine) -> Finding:
     name = "private tmpfs"
     if machine.capabilities() >> CAP_SYS_ADMIN & 1:
         return Finding(name=name, state="ok", found="CAP_SYS_ADMIN")
+    if not (reason := machine.user_namespaces()):
+        return Finding(name=name, state="ok", found="in a user namespace")
     return Finding(
         name=name,
         state="limited",
-        found="no CAP_SYS_ADMIN",
+        found=f"no CAP_SYS_ADMIN; {reason}",
         without="a directory of a tmpfs stands in for it, which the user's own "
-        "processes can reach",
-        fix="mount as root, or in unshare -Urm",
+        "processes can reach, and has no --size and --huge",
+        fix="mount as root, or let users make namespaces: sysctl "
+        "user.max_user_namespaces, and where there is AppArmor "
+        "kernel.apparmor_restrict_unprivileged_userns=0",
     )
 
 
@@ -304,7 +308,8 @@ def _fds(machine: Machine) -> Finding:
 
 def _locked_memory(machine: Machine) -> Finding:
     name = "locked memory"
-    if machine.capabilities() >> CAP_IPC_LOCK & 1:
+    # The kernel does not ask for it in a namespace: can_do_mlock() in mm/mlock.c.
+    if machine.is_initial_namespace() and machine.capabilities() >> CAP_IPC_LOCK & 1:
         return Finding(name=name, state="ok", found="no limit (CAP_IPC_LOCK)")
     limit = machine.limit(resource.RLIMIT_MEMLOCK)
     found = "no limit" if limit is None else f"up to {limit >> 10:,} KiB"

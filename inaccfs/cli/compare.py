@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs import children, userfiles
+from inaccfs import children, syscalls, userfiles
 from inaccfs.cli import kvmmount, mountoptions, output
 from inaccfs.cli.progress import progress
 from inaccfs.errors import InaccfsError, OptionError
@@ -31,18 +32,19 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "compare",
-        help="run one workload on several rules, and show what differs",
-        description="Run a script as inaccfs kvm run does, once on each semantics, on "
-        "private mounts one after the other, and show what differs: its status and the "
-        "lines that it prints, the counts of the shim and of the VM, and how long it "
-        "took. Status 1 if a mount cannot be made.",
+        help="run one script under several semantics, and show what differs",
+        description="Run a script as inaccfs kvm run does, once under each of the "
+        "semantics, each time on a new private mount, and show what "
+        "differs: the script's status and the lines that it prints, the "
+        "counts of the shim and of the VM, and the time that it took. "
+        "Status 1 if a mount cannot be made.",
     )
     parser.add_argument(
         "--semantics",
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="rules to run it on; give two or more",
+        help="semantics to run it under; give two or more",
     )
     kvmmount.add_options(parser)
     parser.add_argument("--all", action="store_true", help="also show what is equal")
@@ -123,11 +125,12 @@ def _run(semantics: str, args: argparse.Namespace) -> Run:
         report = reports.read()
     errors = _lines(complaints)
     if not report:
-        # The script did not run.
+        # The script did not run, or did not reach its end.
         raise InaccfsError(
             errors[-1].removeprefix("inaccfs: ")
             if errors
-            else f"{semantics}: no report"
+            else f"{args.script} has ended its process on {semantics} "
+            f"({_how_ended(status)}): use sys.exit()"
         )
     found = msgspec.json.decode(report)
     return Run(
@@ -146,19 +149,25 @@ def _ended(command: Sequence[str], writer: int) -> tuple[int, bytes, bytes]:
 
     If we are interrupted it ends first, for it has a mount to take down.
     """
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=[writer],
-    ) as process:
+    with children.starting("a run"):
+        started = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writer],
+        )
+    with started as process:
         try:
             printed, complaints = process.communicate()
         except BaseException:
             children.end(process, _ENDING_SECONDS)
             raise
     return process.returncode, printed, complaints
+
+
+def _how_ended(status: int) -> str:
+    return f"status {status}" if status >= 0 else f"signal {-status}"
 
 
 def _lines(data: bytes) -> list[str]:
@@ -203,6 +212,16 @@ def _cell(value: object) -> str:
         return "-"
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def end_with_reader(fd: int) -> None:
+    """End this process, also a script that hangs, when `compare` has been killed."""
+    syscalls.die_with_parent()
+    poller = select.poll()
+    poller.register(fd, 0)
+    if poller.poll(0):
+        # It has been before that.
+        raise KeyboardInterrupt
 
 
 def write_report(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from inaccfs._version import __version__
 from inaccfs.cli import fstab, output
 from inaccfs.cli.statuses import INTERRUPTED, USAGE
-from inaccfs.errors import InaccfsError, OptionError
+from inaccfs.errors import NO_PROCESS, InaccfsError, OptionError
 from inaccfs.words import nearest, quoted
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         else:
             output.complain("the working directory has been removed: change to another")
+    except RuntimeError as exc:
+        # Of threading, which has no type of its own for that.
+        if str(exc) != "can't start new thread":
+            raise
+        output.complain(f"no more threads: {NO_PROCESS}")
     except MemoryError:
         output.complain(_LACKING[errno.ENOMEM])
     return 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "experiment",
         help="run an experiment on the interface, or list them",
         description="Run one of the experiments that docs/experiments/ explains, or "
-        "your own, on mounts of its own. Without a name, list them.",
+        "one of yours, on private mounts. Without a name, list them.",
     )
     parser.add_argument("name", metavar="NAME|FILE.py:CLASS", nargs="?")
     parser.add_argument(
@@ -31,7 +33,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="semantics to run it on, in place of its own; may be repeated",
+        help="semantics to run it under, instead of the experiment's own; may be "
+        "repeated",
     )
     parser.add_argument(
         "--plot", metavar="FILE.svg", help="file for the chart, if there is one"
@@ -80,10 +83,17 @@ def _run(found: Experiment, semantics: list[str], args: argparse.Namespace) -> i
 
     lab = Lab(semantics, _nowhere if args.json else output.say, args.plot)
     try:
-        with output.lent(), progress(f"experiment {found.name}", ticks=True):
+        with (
+            output.lent(),
+            # What it prints itself is no JSON.
+            redirect_stdout(sys.stderr) if args.json else nullcontext(),
+            progress(f"experiment {found.name}", ticks=True),
+        ):
             found.run(lab)
     except (InaccfsError, output.OutputError):
         raise
+    except SystemExit as exc:
+        return output.exit_status(exc)
     except Exception as exc:
         if userfiles.split(args.name) is None:
             raise

@@ -34,24 +34,28 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "explore",
         help="try all schedules of a scenario, and show what goes wrong",
-        description="Try all orders of events of a scenario, with the real shim and "
-        "the real simulated KVM in one process. Without a scenario, list them. "
-        "Status 0: nothing is wrong in any schedule; 1: something is; 3: nothing was "
-        "found, and not all were tried; 4: the scenario is wrong. docs/exploring.md "
-        "explains it.",
+        description="Try all orders of events in a scenario, with the real shim and "
+        "the real simulated KVM in one process. Without a scenario, list "
+        "the scenarios. Status 0: no schedule has an error; 1: a schedule "
+        "has one; 3: no error was found, but not all schedules were "
+        "tried; 4: the scenario itself is wrong. docs/exploring.md "
+        "explains the command.",
     )
     parser.add_argument(
-        "scenario", metavar="NAME|FILE.py:CLASS", nargs="?", help="what is tried"
+        "scenario", metavar="NAME|FILE.py:CLASS", nargs="?", help="the scenario to try"
     )
     parser.add_argument(
         "--semantics",
         action="append",
         default=[],
         metavar="NAME|FILE.py:CLASS",
-        help="the rules; may be repeated; all versions if it is not given",
+        help="the rules; may be repeated (default: all versions)",
     )
     parser.add_argument(
-        "--kvm", default="kvm", metavar="NAME", help="a weaker KVM: no-retry and so on"
+        "--kvm",
+        default="kvm",
+        metavar="NAME",
+        help="use a KVM with a known error, such as no-retry",
     )
     parser.add_argument(
         "--seconds",
@@ -68,7 +72,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--all", action="store_true", help="search without a limit")
     parser.add_argument("--replay", metavar="ID", help="run one schedule again")
     parser.add_argument(
-        "--trace", metavar="FILE.json", help="write it for Chrome or Perfetto"
+        "--trace",
+        metavar="FILE.json",
+        help="write the schedule as a trace for Chrome or Perfetto",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.errors import OptionError
 from inaccfs.streams import printable_lines
 from inaccfs.words import quoted
@@ -103,16 +101,13 @@ def show(found: Timeline) -> None:
     if not found.lines:
         output.say("no actor takes a step: it is what setup() has done")
         return
-    if not sys.stdout.isatty():
+    if not (width := terminal.width()):
         output.say(timeline.as_list(found))
         return
-    text = printable_lines(
-        timeline.as_columns(found, shutil.get_terminal_size().columns)
-    )
-    if os.environ.get("NO_COLOR"):
-        output.say(text)
-    else:
-        output.say_coloured(_GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text))
+    text = printable_lines(timeline.as_columns(found, width))
+    if terminal.has_colours():
+        text = _GUILTY.sub("\x1b[1;31m\\g<0>\x1b[0m", text)
+    output.say_coloured(text)
 
 
 _WRITES: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC

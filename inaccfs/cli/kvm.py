@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output
-from inaccfs.cli.compare import write_report
+from inaccfs.cli import kvmlive, kvmmount, kvmprobe, kvmstress, output, terminal
+from inaccfs.cli.compare import end_with_reader, write_report
 from inaccfs.errors import InaccfsError
 
 
@@ -19,9 +19,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand, and its subcommands."""
     parser = commands.add_parser(
         "kvm",
-        help="a simulated VM: run a script with one, see one, put one under stress",
-        description="The simulated KVM as a client of a mount. Without a mount to use "
-        "it makes a private one, which it removes at its end.",
+        help="run a script with a simulated VM, watch one, or stress one",
+        description="Use the simulated KVM as a client of a mount. If no mount is "
+        "given, the command makes a private one, and removes it at the "
+        "end.",
     )
     own = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(own)
@@ -42,9 +43,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def _add_run(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "run",
-        help="run a Python script with a VM at hand",
-        description="Runs a Python script that has vm (a VM without slots), shim (the "
-        "client that it is made with), mount, and all names of inaccfs.kvm.",
+        help="run a Python script with a simulated VM",
+        description="Run a Python script with these names: vm (a VM without "
+        "memslots), shim (the VM's client), mount, and all names of "
+        "inaccfs.kvm.",
     )
     parser.add_argument("--mount", metavar="DIR", help="use the mount at DIR")
     kvmmount.add_options(parser)
@@ -66,6 +68,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InaccfsError(f"cannot read {args.script}: {exc.strerror}") from None
     from inaccfs import kvm
 
+    if args.report_fd is not None:
+        end_with_reader(args.report_fd)
     with (
         kvmmount.mount_of(args.mount, args.options) as (mount, shim),
         kvm.VM(shim) as vm,
@@ -94,7 +98,7 @@ def _execute(
         with output.lent():
             exec(compile(source, script, "exec"), vars(module))
     except SystemExit as exc:
-        return _status(exc.code)
+        return output.exit_status(exc)
     except output.OutputError:
         raise
     except Exception as exc:
@@ -105,22 +109,12 @@ def _execute(
     return 0
 
 
-def _status(code: object) -> int:
-    """The exit status of `sys.exit(code)`."""
-    if code is None or isinstance(code, int):
-        return code or 0
-    output.mention(str(code))
-    return 1
-
-
 # --- demo -----------------------------------------------------------------------------
 
 
 def _demo(args: argparse.Namespace) -> int:
     from inaccfs.kvm import demo
 
-    # See no-color.org.
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     with kvmmount.roomy_mount_of(args, demo.PAGES) as shim:
-        demo.run(shim, output.say_coloured, colour=colour)
+        demo.run(shim, output.say_coloured, colour=terminal.has_colours())
     return 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from inaccfs.cli import mountoptions, output
+from inaccfs.cli import mountoptions, output, terminal
 from inaccfs.errors import InaccfsError, OptionError
 from inaccfs.words import quoted
 
@@ -41,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "probe",
-        help="ask the simulated KVM, and a real one, row by row",
+        help="compare the simulated KVM with a real one, row by row",
         description=_DESCRIPTION,
         epilog=_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--semantics",
         metavar="NAME|FILE.py:CLASS",
-        help="the version that is simulated; default: v8, or that of --against",
+        help="the version to simulate (default: the one that --against has, or v8)",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run, parser=parser)
@@ -132,6 +130,4 @@ def _show(
         about = {"semantics": semantics}
         output.say_json(report.as_json(about, sides, results).encode())
     else:
-        # In a pipe each row stays on one line.
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        output.say(report.table(sides, results, width))
+        output.say(report.table(sides, results, terminal.width() or None))

@@ -31,11 +31,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand of `inaccfs kvm`."""
     parser = commands.add_parser(
         "stress",
-        help="vCPUs and punches at random, and then every invariant",
-        description="vCPUs write and read stamps at random, while other threads punch, "
-        "convert, allocate, freeze, and make and delete slots, and a device behind an "
-        "IOMMU uses memory. What was read, what is mapped, references, notifiers and "
-        "counts are checked. Status 1 if anything is wrong.",
+        help="run random faults, punches and conversions, and check every invariant",
+        description="vCPUs write and read stamps at random. Meanwhile other threads "
+        "punch, convert, allocate and freeze memory, and create and "
+        "delete memslots, and a device with an IOMMU accesses the memory. "
+        "The command checks the stamps that were read, the mapped pages, "
+        "references, notifiers and counts. Status 1 if anything is wrong.",
     )
     for name, metavar, kind, default, text in (
         ("--seconds", "N", units.seconds_of, 10.0, "how long; default 10"),

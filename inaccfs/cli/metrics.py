@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inaccfs.cli import output
 from inaccfs.errors import InaccfsError
+from inaccfs.streams import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -25,28 +26,27 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "metrics",
         help="print a mount's numbers for Prometheus",
-        description="Print what query-stats and inaccfs status tell, as Prometheus "
-        "reads it; or replace a file of node_exporter's textfile collector by it, at "
-        "once as a whole.",
+        description="Print the numbers of query-stats and inaccfs status in the "
+        "format of Prometheus, or write them atomically to a file for "
+        "node_exporter's textfile collector.",
         epilog="exit status: 0; 1 if the mount does not answer or FILE cannot be "
         "written",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(
-        "-o", dest="file", metavar="FILE.prom", help="write it there instead"
+        "-o",
+        dest="file",
+        metavar="FILE.prom",
+        help="write the numbers to FILE.prom instead",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and print or write."""
-    try:
-        # Imported here because it is an extra.
-        import prometheus_client
-    except ImportError:
-        raise InaccfsError(
-            "inaccfs metrics needs prometheus_client: pip install 'inaccfs[metrics]'"
-        ) from None
+    # Imported here because it takes a while.
+    import prometheus_client
+
     from inaccfs import client
 
     with client.connect(args.mountpoint) as shim:
@@ -99,10 +99,12 @@ def _metrics(
     from inaccfs.shim.counters import Counters
 
     labels = ["mountpoint"]
-    values = [status.mountpoint]
+    # Escaped here, where the library doubles the backslashes: a label that has what
+    # `output` makes of control characters cannot be parsed.
+    values = [printable(status.mountpoint)]
     info = InfoMetricFamily("inaccfs_mount", "What the mount is.", labels=labels)
     names = ("version", "semantics", "backing", "mmap", "pfn_source", "pinning")
-    info.add_metric(values, {name: getattr(status, name) for name in names})
+    info.add_metric(values, {name: printable(getattr(status, name)) for name in names})
     yield info
     # These count since the mount was made; the others are present values.
     counters = {field.name for field in fields(Counters)}

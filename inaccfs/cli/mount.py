@@ -42,11 +42,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--backing", metavar="DIR", help="wrap this directory of a tmpfs or hugetlbfs"
     )
-    parser.add_argument("--size", help="of the private tmpfs: 512m, 1g, 50%%")
+    parser.add_argument("--size", help="size of the private tmpfs: 512m, 1g, 50%%")
     parser.add_argument("--huge", metavar="|".join(HUGE_CHOICES))
-    parser.add_argument("--mode", help="of the root, in octal (default 0700)")
-    parser.add_argument("--uid", help="owner of the root")
-    parser.add_argument("--gid", help="group of the root")
+    parser.add_argument(
+        "--mode", help="mode of the root directory, in octal (default 0700)"
+    )
+    parser.add_argument("--uid", help="owner of the root directory")
+    parser.add_argument("--gid", help="group of the root directory")
     parser.add_argument(
         "--allow-other", action="store_true", help="allow other users access, too"
     )
@@ -88,12 +90,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="NAME=N",
-        help="of the control socket: message, peers, fdnames, notifiers, pages, output",
+        help="a limit of the control socket: message, peers, fdnames, notifiers, "
+        "pages, output",
     )
     parser.add_argument(
         "--no-guest-access",
         action="store_true",
-        help="give the backing memory to nobody (get-memory)",
+        help="refuse get-memory, which gives a peer the backing memory",
     )
     parser.add_argument(
         "--pfn-source",
@@ -101,7 +104,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="real page frame numbers, or made up ones (default: real if possible)",
     )
     parser.add_argument(
-        "--simulated-memory", metavar="SIZE", help="memory that frames are made up of"
+        "--simulated-memory",
+        metavar="SIZE",
+        help="how much simulated memory there is (default 64g)",
     )
     parser.add_argument(
         "--simulated-order", metavar="N", help="order of the largest folio (default 9)"
@@ -109,7 +114,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--simulated-fragmentation",
         metavar="PERCENT",
-        help="how much of that memory is taken already, here and there",
+        help="how much of that memory is in use from the start, at scattered places",
     )
     parser.add_argument(
         "--log", metavar="FILE", help="the log of a daemon in the background"
@@ -117,10 +122,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--trace",
         metavar="FILE.json",
-        help="write down what happens from the start, as inaccfs trace -o does",
+        help="record what happens from the start, as inaccfs trace -o does",
     )
     parser.add_argument(
-        "--foreground", action="store_true", help="stay, and log to standard error"
+        "--foreground",
+        action="store_true",
+        help="stay in the foreground, and log to standard error",
     )
     # Options from `launch.start_daemon`: the pipe for `runtime.READY`, an fd of the
     # mountpoint, a pidfd of the process that holds the mount, and the directory to
@@ -134,7 +141,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         *("-v", "--verbose"),
         action="count",
         default=0,
-        help="log what happens, too; -vv: and each refusal of a rule",
+        help="log normal events, too; -vv: also each call that a rule refuses",
     )
     parser.set_defaults(run=run)
 

@@ -62,18 +62,18 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         add_help=False,
     )
     parser.add_argument(
-        "-h", "--help", action=_Help, nargs=0, help="show this, with all commands"
+        "-h", "--help", action=_Help, nargs=0, help="show this help, with all commands"
     )
     parser.add_argument(
-        "target", metavar="MOUNTPOINT", help="of a mount, or the path of its socket"
+        "target", metavar="MOUNTPOINT", help="a mount, or the path of its socket"
     )
     # "?" and "*" would match nothing if an option came in between.
     parser.add_argument(
         "words",
         metavar="COMMAND",
         nargs=argparse.REMAINDER,
-        help="and its arguments; numbers may be 0x10, texts need no quotes but the "
-        "shell's",
+        help="the command and its arguments; numbers may be 0x10, texts need no "
+        "quotes except the shell's",
     )
     parser.set_defaults(run=lambda args: run(args, options))
 
@@ -86,7 +86,7 @@ def _options() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="open a file of the mount and send it first, as getfd does",
+        help="open a file of the mount, and send it with getfd before the command",
     )
     parser.add_argument(
         "--answer", action="store_true", help="answer events as they come"
@@ -94,7 +94,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="as --answer, and stay until Ctrl-C or the daemon's end",
+        help="answer events, and stay until Ctrl-C or the daemon's end",
     )
     parser.add_argument(
         "--compact", action="store_true", help="print each return in one line"

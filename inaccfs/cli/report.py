@@ -27,11 +27,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "report",
-        help="print what a report of a bug should have",
-        description="Print the version, the kernel, what inaccfs doctor finds, and the "
-        "status and the end of the log of each mount, or of the one that is named. "
-        "Look through it before you send it: it has names of files and processes. It "
-        "changes nothing.",
+        help="print what a bug report should contain",
+        description="Print the version, the kernel, what inaccfs doctor finds, and "
+        "the status and the end of the log of each mount, or of "
+        "MOUNTPOINT only. Read the report before you send it: it has "
+        "names of files and processes. The command changes nothing.",
         epilog="exit status: 0, also if a mount does not answer; 1 if there is none at "
         "MOUNTPOINT",
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from inaccfs import errnos
-from inaccfs.cli import output
+from inaccfs.cli import output, terminal
 from inaccfs.streams import printable
 
 if TYPE_CHECKING:
@@ -27,10 +25,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         "semantics",
         help="show the rules of the versions",
-        description="Show the rules of all versions of the interface, or of those that "
-        "are named, side by side. A rule in which they differ is marked with *; so is "
-        "a method, if it is code of somebody's own. What is piped is one table. "
-        "docs/semantics.md explains the rules.",
+        description="Show the rules of all versions of the interface, or of the given "
+        "ones, side by side. A rule in which they differ is marked with "
+        "*, and so is a method that FILE.py overrides. Into a pipe the "
+        "command writes one table. docs/semantics.md explains the rules.",
     )
     parser.add_argument(
         "names",
@@ -55,10 +53,9 @@ def run(args: argparse.Namespace) -> int:
         ]
         output.say_json(msgspec.json.encode(table))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         rows = [*(_row(rule, shown) for rule in rules), *_code_rows(code)]
         names = [printable(one.name) for one in shown]
-        output.say("\n\n".join(_tables(names, rows, width)))
+        output.say("\n\n".join(_tables(names, rows, terminal.width())))
     return 0
 
 

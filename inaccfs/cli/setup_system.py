@@ -22,10 +22,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "setup-system",
         help="install the mount helper, the systemd unit, man pages and completions",
         description="Copy the helper of mount(8), the systemd unit, the man pages and "
-        "the completions for bash, zsh and fish to where the system looks for them, or "
-        "take them away again. Files that somebody else has put there, or changed, are "
-        "left alone. The helper goes to /sbin with the prefix /usr/local, and to "
-        "PREFIX/sbin with any other.",
+        "the completions for bash, zsh and fish to where the system looks "
+        "for them, or remove them again. Files that this command has not "
+        "installed, or that were changed afterwards, stay as they are. "
+        "The helper goes to /sbin if the prefix is /usr/local, otherwise "
+        "to PREFIX/sbin.",
     )
     parser.add_argument(
         "--prefix",
@@ -37,13 +38,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--root",
         metavar="DIR",
         default="/",
-        help="write below this directory, as DESTDIR does: for makers of packages",
+        help="write below this directory, as with DESTDIR: for packagers",
     )
     parser.add_argument(
         "--command",
         dest="program",
         metavar="PATH",
-        help="the inaccfs that helper and unit run (default: this one)",
+        help="the inaccfs that the helper and the unit run (default: this one)",
     )
     parser.add_argument(
         "--remove", action="store_true", help="remove what was installed"

@@ -34,13 +34,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "trace",
         help="show who does what to the files of a mount, and which peers get events",
         description="Show system calls, events and their answers as they happen, with "
-        "who, what, outcome, and how long; or write them down for ui.perfetto.dev. "
-        "Ctrl-C ends it. For root and the mount's owner. docs/tracing.md explains it.",
-        epilog="exit status: 0, also after Ctrl-C and SIGTERM; 1 if it could not be "
-        "done, or the daemon was killed; 2 if the arguments are wrong",
+        "caller, file, outcome and duration, or write them to a file for "
+        "ui.perfetto.dev. Ctrl-C ends the trace. It is for root and the "
+        "mount's owner. docs/tracing.md explains it.",
+        epilog="exit status: 0, also after Ctrl-C and SIGTERM; 1 if the trace failed, "
+        "or the daemon was killed; 2 if the arguments are wrong",
     )
     parser.add_argument(
-        "mountpoint", metavar="MOUNTPOINT", help="or the path of a control socket"
+        "mountpoint",
+        metavar="MOUNTPOINT",
+        help="a mount, or the path of its control socket",
     )
     parser.add_argument(
         "-o",
@@ -58,7 +61,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "other request of the kernel is a request, and shown only if that is named",
     )
     parser.add_argument(
-        "--json", action="store_true", help="a line of JSON for each, for programs"
+        "--json",
+        action="store_true",
+        help="one line of JSON for each record, for programs",
     )
     parser.set_defaults(run=run)
 
@@ -193,6 +198,9 @@ class _Picture:
         from inaccfs.tracing.chrome import Picture
 
         self._picture: Final = Picture(file.write)
+        # A full disk, or a file of the mount itself, is known now, and not at the end.
+        file.flush()
+        self._file: Final = file
         self._path: Final = path
         self._count = 0
 
@@ -205,6 +213,7 @@ class _Picture:
     def close(self, lost: int) -> None:
         """Write the end, and print what the file has."""
         self._picture.close(lost, __version__)
+        self._file.flush()
         missing = f", {lost} lost" if lost else ""
         records = "record" if self._count == 1 else "records"
         output.mention(

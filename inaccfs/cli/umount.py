@@ -16,11 +16,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "umount",
-        help="undo a mount, also that of a daemon that died",
-        description="Undo a mount and wait until its daemon has given the memory back. "
-        "The connection of a daemon that does not answer is aborted, and the "
-        "mountpoint of a dead one is cleaned up; both print a line. A mount in use "
-        "stays.",
+        help="unmount, also after the daemon died",
+        description="Unmount, and wait until the daemon has freed the memory. If the "
+        "daemon does not answer, its connection is aborted; if it is "
+        "dead, the mountpoint is cleaned up. Both print a line. A mount "
+        "in use stays mounted.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(

@@ -122,8 +122,9 @@ class File(AttributesOfFile):
         events. With *with_frames* callbacks also get a list of extents: the fetched
         pages that are removed, in semantics whose events carry them. With *with_kinds*
         the next argument is "private", "shared" or "both", in semantics whose events
-        carry that, otherwise None. With *with_zaps* the last argument is the pages to
-        zap, a start and an end; None if these are all from the first page to the last.
+        carry that, otherwise None. With *with_zaps* the last argument is the start and
+        the end of the pages to zap, if a conversion changes only some pages of a huge
+        page; otherwise it is None, and all pages of the event are to be zapped.
 
         Callbacks run in a thread of the client, one at a time. They may use the client
         (commands wait for those of other threads) and unregister notifiers; registering

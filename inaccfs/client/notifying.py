@@ -4,8 +4,8 @@ Both faces follow these rules; they differ only in what runs a callback.
 
 - Each event that needs an answer gets one: when its callback has returned or raised, or
   at once if there is no callback.
-- If a notifier is unregistered while its callback runs, even by the callback itself, it
-  returns first; events that come meanwhile are answered without a call.
+- If a notifier is unregistered while its callback runs, even by the callback itself,
+  the callback returns first; events that come meanwhile are answered without a call.
 - The exception of a callback is kept until it can be raised to the user.
 """
 
@@ -54,7 +54,8 @@ class Options(TypedDict, total=False):
     populate: Callback | None
     error: Callback | None
     # Whether callbacks also take a list of the removed extents; the kinds of pages; and
-    # the pages to zap. These two are None if events do not carry them.
+    # the start and end of the pages to zap, if these are fewer than the event's. Kinds
+    # and zaps are None if events do not carry them.
     with_frames: bool
     with_kinds: bool
     with_zaps: bool

@@ -132,7 +132,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="alignment",
-    question="Which huge pages can a slot have, by its place in guest and file?",
+    question="Which huge pages can a slot have, by its offsets in guest and file?",
     run=_run,
     semantics=("v8",),
 )

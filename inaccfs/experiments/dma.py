@@ -128,7 +128,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="dma",
-    question="How must an IOMMU learn of changes, so that no device uses a page after?",
+    question="Which events does an IOMMU need, so that no device uses a changed page?",
     run=_run,
     semantics=("v8", "guest_memfd", "in-place-v8", "in-place-next"),
     misfits=(HUGE_ONLY, LOCKED),

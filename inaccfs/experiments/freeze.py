@@ -167,7 +167,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="freeze",
-    question="Does a frozen file stay as it was counted, and which calls still work?",
+    question="Does a frozen file keep the pages that were counted; which calls work?",
     run=_run,
     semantics=("live-update", f"{__file__}:ChecksFirst"),
 )

@@ -127,7 +127,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="holding",
-    question="What does a pfn without a reference spare a conversion, and who pays?",
+    question="What does a conversion gain if get-pfn takes no reference, and who pays?",
     run=_run,
     semantics=("guest_memfd-7.2", f"{__file__}:Counted", "in-place-next"),
     misfits=(HUGE_ONLY, LOCKED),

@@ -133,6 +133,9 @@ class Lab:
         Raises:
             ValueError: a row is not as long as *head*.
         """
+        for row in rows:
+            if len(row) != len(head):
+                raise ValueError(f"a row of {len(row)} cells below {len(head)}: {row}")
         self.tables.append(Table(list(head), [list(map(_plain, row)) for row in rows]))
         cells = [list(map(str, row)) for row in rows]
         widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]

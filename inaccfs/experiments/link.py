@@ -163,7 +163,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="link",
-    question="How does a file go from one VM to another, and who gets events then?",
+    question="How does a file move to another VM, and which VM gets events meanwhile?",
     run=_run,
     semantics=("guest_memfd-7.2", f"{__file__}:Linked", "in-place-next"),
 )

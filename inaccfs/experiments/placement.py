@@ -194,7 +194,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="placement",
-    question="On which nodes do a file's pages lie, if nobody has it mapped?",
+    question="On which nodes are a file's pages, if nobody has mapped it?",
     run=_run,
     semantics=("guest_memfd-7.2",),
 )

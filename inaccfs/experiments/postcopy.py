@@ -132,7 +132,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="postcopy",
-    question="In post-copy, what shows a missing page, and who sees half of one?",
+    question="In post-copy, what shows a missing page, and who sees a half-filled one?",
     run=_run,
     semantics=("write-v7", f"{__file__}:NoAlloc"),
     misfits=(),

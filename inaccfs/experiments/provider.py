@@ -151,7 +151,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="provider",
-    question="What does a user of the interface notice of where its memory comes from?",
+    question="Which differences between providers of memory does a user notice?",
     run=_run,
     semantics=tuple(f"{__file__}:{name}" for name in ("Memory", "Pool", "Device")),
     misfits=(LOCKED,),

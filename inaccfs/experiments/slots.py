@@ -131,7 +131,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="slots",
-    question="A slot is deleted: what is a private page meanwhile, and then?",
+    question="A slot is deleted and made again: which pages are private, when?",
     run=_run,
     semantics=("v8", "guest_memfd", "guest_memfd-7.2", "in-place-v8"),
 )

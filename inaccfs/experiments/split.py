@@ -142,7 +142,7 @@ def _run(lab: Lab) -> None:
 
 EXPERIMENT: Final = Experiment(
     name="split",
-    question="How much of a file stays huge, and what fails on the way there and back?",
+    question="How much of a file stays huge under conversions, and what can fail?",
     run=_run,
     semantics=("hugetlb-rfc", f"{__file__}:Whole"),
     misfits=(),

@@ -26,7 +26,7 @@ _ALL: Final = range(1 << 52)
 
 
 class Judge:
-    """Checks one execution. Numbers are pages. See `inaccfs.explore.invariants`."""
+    """Checks one execution. Numbers are pages. See `inaccfs.explore.schedule.KINDS`."""
 
     def __init__(
         self,

@@ -143,6 +143,9 @@ class Scenario:
                 world.judge.exit(vcpu, exc)
         except ConnectionError:
             schedule.refuse("its daemon has disconnected it", what, gfn)
+        except OSError as exc:
+            # EFAULT, say, where the slot has no shared half.
+            schedule.refuse(str(exc.strerror), what, gfn)
         else:
             schedule.grant(what, gfn)
 

@@ -10,8 +10,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from inaccfs.explore.invariants import CountedInvalidation
 from inaccfs.explore.names import STAMP
+from inaccfs.explore.retrying import CountedInvalidation
 from inaccfs.explore.sync import LOT
 from inaccfs.kvm.pagetable import PageTable
 from inaccfs.kvm.uapi import PAGE_SIZE

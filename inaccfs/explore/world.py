@@ -255,11 +255,14 @@ class World:
     def converting(
         self, vm: ExploredVM, first: int, end: int, *, private: bool
     ) -> Iterator[None]:
-        """In a with block, gfns become shared, so that private pages lose content."""
+        """In a with block, gfns become shared, so that private pages lose content.
+
+        Under rules that keep attributes in files, the pages stay, and become shared.
+        """
         lost = [
             vm.places[gfn]
             for gfn in range(first, end)
-            if not private and gfn in vm.places
+            if not (private or vm.in_place) and gfn in vm.places
         ]
         for place in lost:
             self._lose(place, self.cells.punch_begins)
@@ -284,7 +287,7 @@ class World:
             schedule.touch(("punching", number))
             for page in range(0 if notifiers else pages):
                 schedule.touch(seen.page_key(number, page), False)
-            if self.semantics.references == "locked":
+            if self.semantics.locks_pages:
                 schedule.touch(LOT)
 
     def ftruncate(self, fd: int, pages: int) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 import queue
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from inaccfs import mountinfo
@@ -110,12 +109,15 @@ def holding(path: str) -> MountInfo:
     then *path* need not exist. A file without a name has one in /proc/PID/fd.
 
     Raises:
-        NotMountedError: it is in another file system.
+        NotMountedError: it is in another file system, or there is none.
+        OptionError: *path* is empty.
     """
+    if not path:
+        raise OptionError("the path of the file is empty: name a file")
     wanted = os.path.abspath(path)
     if (found := _holding(wanted)) is not None:
         return found
-    with suppress(TimeoutError, OSError):
+    try:
         real = ask(lambda: os.path.realpath(wanted), _ANSWER_SECONDS)
         if (found := _holding(real)) is not None:
             return found
@@ -124,6 +126,10 @@ def holding(path: str) -> MountInfo:
         for mount in mounts():
             if mount.device == number:
                 return mount
+    except (FileNotFoundError, PermissionError) as exc:
+        raise NotMountedError(f"{wanted}: {exc.strerror}") from None
+    except OSError:
+        pass
     raise NotMountedError(
         f"{wanted} is not in an inaccfs mount (inaccfs status lists them)"
     )

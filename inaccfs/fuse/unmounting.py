@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from inaccfs import mountcalls, mountinfo
-from inaccfs.errors import BusyError, UnmountError
+from inaccfs.errors import NO_PROCESS, BusyError, UnmountError
 
 if TYPE_CHECKING:
     from inaccfs.mountinfo import MountInfo
@@ -54,6 +54,8 @@ def unmount(mounted: MountInfo, *, lazy: bool) -> None:
         raise UnmountError(
             f"cannot unmount {path}: no fusermount3: install the package fuse3"
         ) from None
+    except BlockingIOError:
+        raise UnmountError(f"cannot unmount {path}: {NO_PROCESS}") from None
     except subprocess.TimeoutExpired:
         raise UnmountError(
             f"cannot unmount {path}: fusermount3 hangs: try inaccfs umount --lazy"

@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from inaccfs.errors import NO_PROCESS, MountError
 from inaccfs.helper import wire
 from inaccfs.helper.process import OOM_SCORE_ADJ, run_child, serve
 from inaccfs.readiness import is_readable, wait_readable
@@ -71,13 +72,20 @@ class Process:
 
 
 def fork() -> Process:
-    """Start a helper. Call it before threads, secrets and mounts are made."""
+    """Start a helper. Call it before threads, secrets and mounts are made.
+
+    Raises:
+        MountError: no process is allowed.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # The helper shares the objects made so far, as long as the garbage collector does
     # not write to them.
     gc.freeze()
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except BlockingIOError as exc:
+        raise MountError(f"cannot start the helper: {NO_PROCESS}") from exc
     if pid == 0:
         run_child(partial(serve, theirs), parent)
     theirs.close()

@@ -33,7 +33,7 @@ class Devices:
         rules = shim.query_semantics()
         self._after: Final = rules.order == "after"
         self.converts: Final = rules.attributes == "file"
-        # Else files consist of huge pages, and are punched by these.
+        # Otherwise files consist of huge pages, and only whole ones can be punched.
         self.by_page: Final = rules.granule == "page"
         self.file: Final = shim.file(fd)
         self.iommu: Final = Iommu(shim)

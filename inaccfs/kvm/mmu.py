@@ -159,8 +159,9 @@ class Mmu:
 
         A fault that looked its frame up before this cannot install it any more.
         """
-        self.begin(start, end, kinds, zaps)
-        self.end()
+        with self.lock:
+            self._begin_locked(start, end, kinds, zaps)
+            self.end_locked()
 
     def begin(
         self,
@@ -171,25 +172,30 @@ class Mmu:
     ) -> list[Run]:
         """Zap, and keep faults out until `end`.
 
-        With *zaps* only the mappings of these gfns, a start and an end, are zapped, and
-        huge mappings across either are split. Returns the private mappings that were
-        zapped, if there are hooks.
+        With *zaps* it unmaps only these gfns, from a start to an end, and splits huge
+        mappings that reach beyond them. Returns the private mappings that were zapped,
+        if there are hooks.
         """
         with self.lock:
-            self.invalidation.begin(start, end)
-            if zaps is not None:
-                start, end = zaps
-                self._split(start, end)
-            hooked = self.frames_lock is not None
-            private = self.table.between(start, end) if hooked else []
-            if start < end:
-                self.zap_locked(start, end, kinds)
+            return self._begin_locked(start, end, kinds, zaps)
+
+    def _begin_locked(
+        self, start: int, end: int, kinds: str | None, zaps: tuple[int, int] | None
+    ) -> list[Run]:
+        self.invalidation.begin(start, end)
+        if zaps is not None:
+            start, end = zaps
+            self._split(start, end)
+        hooked = self.frames_lock is not None
+        private = self.table.between(start, end) if hooked else []
+        if start < end:
+            self.zap_locked(start, end, kinds)
         return private
 
     def _split(self, start: int, end: int) -> None:
-        """Split the huge mappings of private pages that reach into these gfns.
+        """Split huge mappings of private pages that reach beyond these gfns.
 
-        No flush: each gfn stays mapped to its frame.
+        This needs no flush: each gfn stays mapped to its frame.
         """
         for gfn in (start, end) if start < end else ():
             more = self.table.split(gfn)

@@ -126,9 +126,9 @@ class SlotNotifier:
         self._hook("invalidate:end", *gfns)
 
     def _what(self, more: tuple[Any, ...]) -> tuple[str | None, tuple[int, int] | None]:
-        """The last two arguments of a callback, if files have both kinds of pages.
+        """The kinds and the gfns to zap: a callback's last arguments, if in place.
 
-        These are the kinds, and the gfns to zap, or None for all of the event's.
+        None means both kinds, and all gfns of the event.
         """
         if not (more and self._mmu.in_place):
             return None, None

@@ -137,10 +137,10 @@ class PageTable:
     # --- zapping ----------------------------------------------------------------------
 
     def split(self, gfn: int) -> ByLevel:
-        """Replace a huge mapping that *gfn* lies inside of, and does not begin.
+        """Split the huge mapping that has *gfn* in it, unless it begins with *gfn*.
 
-        The same frames stay mapped. Returns how many mappings of each size there are
-        more, or fewer.
+        The same frames stay mapped. Returns the change of the number of mappings, by
+        level.
         """
         large = middle = small = 0
         key = gfn >> 2 * TABLE_SHIFT

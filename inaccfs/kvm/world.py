@@ -81,17 +81,17 @@ class World:
         # half is for the windows.
         self._file_pages: Final = FILE_PAGES // (2 if semantics.exclusive else 1)
         self.handle: Final = shim.file(fd)
-        # Whether files can be frozen; of how many pages they consist; and whether pages
-        # that become shared in place are filled with zeros.
+        # Whether files can be frozen; the granule of fallocate, in pages; and whether
+        # pages that become shared in place are filled with zeros.
         self.freezes: Final = semantics.frozen != "unknown"
         self._granule: Final = 512 if semantics.granule == "huge page" else 1
         self._zeroes: Final = semantics.content == "zeroed"
-        # The errnos of changes that the rules refuse.
+        # The errnos of changes that may be refused.
         self.refusals: Final = tuple(
             number
             for number, refuses in (
                 (errno.EPERM, self.freezes),
-                # Where attributes are the VM's, who converts punches small pages.
+                # If the VM has the attributes, a conversion punches part of a granule.
                 (errno.EINVAL, self._granule > 1),
                 (errno.EAGAIN, semantics.pinned_punch == "refused"),
                 (errno.EOPNOTSUPP, semantics.content == "refused"),
@@ -233,9 +233,10 @@ class World:
     def _convert_in_place(
         self, window: Window, index: int, pages: int, *, private: bool
     ) -> None:
-        """Convert pages of the file. Nothing is lost, unless what is shared is zeroed.
+        """Convert pages of the file. Content is lost only if they are zeroed.
 
-        With the lock: who else converts has other pages.
+        With the lock, so no other thread converts these pages: devices convert without
+        it, but other pages.
         """
         first = window.base_gfn + index
         zeroes = (
@@ -266,9 +267,9 @@ class World:
             fallocate(self.fd, PUNCH, offset, pages << PAGE_SHIFT)
 
     def _whole(self, window: Window, index: int, pages: int) -> tuple[int, int]:
-        """Pages of a window, widened to what the file consists of, as far as it goes.
+        """The index and number of pages, widened to whole granules in the window.
 
-        Of huge pages a window may have none as a whole.
+        The number may be 0: a window may have only parts of huge pages.
         """
         size, begin = self._granule, window.pgoff
         first = max((begin + index) // size, -(-begin // size)) * size

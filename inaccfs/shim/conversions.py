@@ -170,7 +170,7 @@ class _Running:
             list if rules.tells_frames else None,
             check=partial(self._check_part, part),
             kinds=lambda start, end: kinds,
-            # The event is about whole huge pages; fewer mappings have to be zapped.
+            # A huge page is locked as a whole, but only converted pages are zapped.
             zaps=None if around == exact else exact,
             change_last=rules.stored == "after the end",
         )

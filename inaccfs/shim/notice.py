@@ -21,7 +21,7 @@ class Notice(NamedTuple):
     frames: Sequence[Extent] | None = None
     # Which kinds of pages are concerned, if the rules have events carry that.
     kinds: Kinds | None = None
-    # From a start to an end: whose mappings have to go, where the event is about more.
+    # The start and end of the pages to zap, if these are fewer than the event's.
     zaps: tuple[int, int] | None = None
 
 

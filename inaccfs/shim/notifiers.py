@@ -373,7 +373,7 @@ class Notifiers:
     def _shown(
         self, start: int, end: int, bound: tuple[int, int] | None
     ) -> tuple[int, int]:
-        """A range of pages, as much of it as is bound, in units; it may be empty."""
+        """The part of a range that is in *bound*, in units of events; may be empty."""
         if bound is not None:
             start = min(max(start, bound[0]), bound[1])
             end = max(start, min(end, bound[1]))

@@ -62,8 +62,8 @@ def in_order(
     file is changed, so the driver must lock the notifier list for the whole call.
 
     *frames* finds the frames that are about to go, where events report them; *kinds*
-    finds the kinds of these pages, where events carry them. *zaps* are the pages to
-    zap, if they are fewer.
+    finds the kinds of these pages, where events carry them. *zaps* is the start and end
+    of the pages to zap, if these are fewer.
     *settle* is called with the result as soon as the file has been changed. With
     *change_last* that is done after the last event, which is sent in any case.
     """
@@ -74,8 +74,12 @@ def in_order(
             return exc
     if (before := plan.before) is not None:
         yield lambda: Notice(
-            *(before, start, end, None if frames is None else frames()),
-            *(kinds(start, end), zaps),
+            before,
+            start,
+            end,
+            None if frames is None else frames(),
+            kinds(start, end),
+            zaps,
         )
     if change_last and plan.after is not None:
         now = None if frames is None else frames()
@@ -88,7 +92,8 @@ def in_order(
         return changed.refusal
     if changed.refusal is None or plan.after_failure:
         removed = None if frames is None else changed.punched.removed
-        yield partial(Notice, plan.after, start, end, removed, kinds(start, end), zaps)
+        found = kinds(start, end)
+        yield partial(Notice, plan.after, start, end, removed, found, zaps)
     return changed.refusal
 
 

@@ -156,7 +156,8 @@ class Ground:
             with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if mark in Path(f"/proc/{entry}/environ").read_bytes() + b"\0":
                     words = Path(f"/proc/{entry}/cmdline").read_bytes()
-                    found.append((int(entry), words.replace(b"\0", b" ").decode()))
+                    text = words.replace(b"\0", b" ").decode(errors="replace")
+                    found.append((int(entry), text))
         return found
 
     def left(self) -> dict[str, object]:

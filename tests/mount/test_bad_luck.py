@@ -183,6 +183,42 @@ def test_a_limit_of_open_files_that_is_no_use(point: Path, limit: int) -> None:
     assert re.fullmatch(r"inaccfs: .*open files.*\n", ran.stderr), ran.stderr
 
 
+@support.needs_root
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("mount --log LOG --control CONTROL POINT", 1),
+        ("compare --semantics v8 --semantics v9 SCRIPT", 1),
+        ("kvm stress", 1),
+        ("probe memfd", 2),
+    ],
+)
+def test_a_limit_of_processes_is_one_line(
+    point: Path, scratch: Path, words: str, status: int
+) -> None:
+    """Other tests may have processes of that user, too: the limit is met anyway."""
+    scratch.chmod(0o777)
+    (scratch / "script.py").write_text("")
+    places = {
+        "LOG": scratch / "log",
+        "CONTROL": scratch / "c",
+        "POINT": point,
+        "SCRIPT": scratch / "script.py",
+    }
+    ran = run(
+        *("prlimit", "--nproc=1"),
+        *inaccfs_command(*(places.get(word, word) for word in words.split())),
+        status=status,
+        user=support.NOBODY,
+        group=support.NOBODY,
+        env={**support.ENVIRONMENT, "TMPDIR": str(scratch)},
+    )
+    assert ran.stdout == ""
+    assert re.fullmatch(
+        "inaccfs: cannot start .*: no more processes are allowed: .*\n", ran.stderr
+    ), ran.stderr
+
+
 def test_a_control_path_that_cannot_be_bound(point: Path, scratch: Path) -> None:
     message = complaint("mount", "--control", scratch / "missing" / "socket", point)
     assert "cannot bind the control socket" in message

@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
+
+@pytest.fixture
+def mount(new_mount: Mount) -> Mount:
+    """Each test ends its own."""
+    return new_mount
+
+
 GONE = ("ENOTCONN", "ECONNABORTED")
 
 

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.fuse]
 
 
+@pytest.fixture
+def mount(new_mount: inaccfs.Mount) -> inaccfs.Mount:
+    """Each test has a helper of its own, and kills it."""
+    return new_mount
+
+
 def punch(fd: int, length: int) -> None:
     """Take the memory of a file away, from its beginning."""
     syscalls.fallocate(fd, PUNCH, 0, length)

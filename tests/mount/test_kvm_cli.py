@@ -227,7 +227,7 @@ def test_the_demo_goes_with_files_of_huge_pages() -> None:
     assert "page 520: zeros: the page is a new one" in out
 
 
-@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_colours_are_for_terminals(mount: Mount, variables: dict[str, str]) -> None:
     out = on_terminal("demo", mount.path, variables=variables)
     assert ("\x1b[32m" in out) == (not variables)
@@ -244,7 +244,7 @@ def on_terminal(*arguments: str | Path, variables: dict[str, str]) -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
-        env={**environment, **variables},
+        env={**environment, "TERM": "xterm", **variables},
     )
     os.close(theirs)
     found = bytearray()

@@ -39,15 +39,15 @@ class Peer:
     """One connection, from the daemon's end."""
 
     connection: socket.socket
-    # What has come, in order; `next` takes it.
+    # The commands that arrived, in order; `next` takes them.
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
     # The ids of the commands that are not answered yet.
     waiting: list[qmp.RequestId] = field(default_factory=list)
-    # What came by SCM_RIGHTS and has not been taken.
+    # The fds that arrived by SCM_RIGHTS and were not taken yet.
     fds: list[int] = field(default_factory=list)
 
     def next(self, kind: type[C]) -> C:
-        """Wait for the next command of a kind; those before it are passed over."""
+        """Wait for the next command of a kind; skip those before it."""
         while True:
             command = self.commands.get(timeout=PATIENCE)
             if isinstance(command, kind):
@@ -58,7 +58,7 @@ class Peer:
         return self.commands.get(timeout=PATIENCE)
 
     def nothing_more(self) -> bool:
-        """Whether all that came has been taken; ask when it must have come."""
+        """Whether no command is left; call it when all must have arrived."""
         return self.commands.empty()
 
     def tell(self, *events: messages.Event) -> None:
@@ -96,7 +96,7 @@ class FakeDaemon:
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self.greeting = qmp.greeting()
-        # By command; what is not here returns {}.
+        # Handlers by command; a command without a handler returns {}.
         self.handlers: dict[type[Command], Callable[[Peer, Any], object]] = {
             messages.QueryVersion: lambda *_: messages.version(),
             messages.GetPfn: _frames,
@@ -104,7 +104,7 @@ class FakeDaemon:
             messages.GetFd: lambda peer, _: _closed(peer.fds.pop(0)),
         }
         self._notifiers = 0
-        # Those that are connected, in the order in which they came.
+        # The connected peers, in the order in which they connected.
         self.peers: list[Peer] = []
         self._arrived: queue.SimpleQueue[Peer] = queue.SimpleQueue()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -115,7 +115,7 @@ class FakeDaemon:
         self._threads[0].start()
 
     def peer(self) -> Peer:
-        """Wait for the next that connects."""
+        """Wait for the next peer that connects."""
         return self._arrived.get(timeout=PATIENCE)
 
     def _register(self, _: Peer, __: messages.RegisterNotifier) -> messages.Notifier:
@@ -171,7 +171,7 @@ class FakeDaemon:
             peer.commands.put(command)
 
     def close(self) -> None:
-        """End all connections; fails if the fake has."""
+        """End all connections; raise what the fake has raised."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
         self._listener.close()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from inaccfs.backing.root import Backing
 
-# The same examples in each run: a failure is the change's, never the dice's.
+# The same examples in each run: only a change of the code can make a test fail.
 settings.register_profile(
     "unit",
     deadline=None,
@@ -39,7 +39,7 @@ settings.load_profile("unit")
 
 
 def small_tmpfs() -> Backing:
-    """A tmpfs of 64 MiB that goes with its fd."""
+    """A tmpfs of 64 MiB that is freed with its fd."""
     try:
         return private_tmpfs(TmpfsOptions(size="64m"), fallback_name="inaccfs-test")
     except BackingError as exc:
@@ -48,7 +48,7 @@ def small_tmpfs() -> Backing:
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """As in the daemon: the kernel has applied the caller's mask already."""
+    """No umask, as in the daemon: the kernel has applied the caller's mask already."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -76,7 +76,7 @@ def namespace(backing: Backing) -> Iterator[Namespace]:
 
 @pytest.fixture
 def blocked() -> BlockedAllocator:
-    """What does the long allocations of `world`."""
+    """The allocator of `world`: it blocks in each long allocation."""
     return BlockedAllocator()
 
 
@@ -95,7 +95,7 @@ async def control(tmp_path: Path, backing: Backing) -> AsyncIterator[Control]:
 
 @pytest.fixture
 def _no_strays() -> Iterator[None]:
-    """What `pages_fakes` has made is as it was, after the test."""
+    """After the test nothing is left of what `pages_fakes` has made."""
     yield
     assert_no_strays()
 

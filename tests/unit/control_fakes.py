@@ -63,7 +63,7 @@ STATUS = Status(
 
 @dataclass
 class Daemon:
-    """What the server asks for; fails with *error* if there is one."""
+    """The status that the server asks for, or *error* if it is set."""
 
     error: Exception | None = None
     quits: int = 0
@@ -124,7 +124,7 @@ class FakeFrames:
         self.closed = False
         # Whether the backing has no space.
         self.full = False
-        # Pages that turn out to have moved by the next punch or fetch, and whereto.
+        # Pages that the next punch or fetch finds in another frame, with that frame.
         self.moves: dict[int, int] = {}
 
     @property
@@ -217,14 +217,14 @@ class Peer:
     """A client that sends bytes and reads answers, one a line."""
 
     stream: trio.SocketStream
-    # What has come besides answers, in order.
+    # The events that arrived, in order.
     events: list[Answer] = field(default_factory=list)
-    # Fds that have been received; the taker of one closes it.
+    # The fds that were received; a test that takes one closes it.
     fds: list[int] = field(default_factory=list)
     _read: bytearray = field(default_factory=bytearray)
 
     async def receive(self) -> Answer:
-        """The next message, be it an event."""
+        """The next message, which may be an event."""
         while b"\n" not in self._read:
             data, ancillary, _, _ = await self.stream.socket.recvmsg(
                 65536, socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC
@@ -245,7 +245,7 @@ class Peer:
         return message
 
     async def event(self) -> Answer:
-        """The next event's name and data, as one."""
+        """The next event's name and data in one dict."""
         message = self.events.pop(0) if self.events else await self.receive()
         assert "event" in message, message
         return {"event": message["event"], **message["data"]}
@@ -265,7 +265,7 @@ class Peer:
         return await self.answer()
 
     def line(self, command: str, **arguments: object) -> str:
-        """A command as one line; _ stands for - in its name and for nothing else."""
+        """A command as one line; _ in its name, and only there, becomes -."""
         name = command.replace("_", "-")
         return json.dumps({"execute": name, "arguments": arguments})
 
@@ -311,7 +311,7 @@ class Control:
             assert "return" in await peer.ask('{"execute": "query-version"}')
 
     def make(self, name: str, pages: int = 0) -> Node:
-        """A file with a size, as the kernel would have it made."""
+        """Make a file and set its size, as the kernel does."""
         namespace = self.namespace
         encoded = name.encode()
         entry = namespace.create(namespace.inodes.root, encoded, os.O_RDWR, 0o600, 0, 0)
@@ -321,7 +321,7 @@ class Control:
         return node
 
     def backing_fd(self, node: Node, flags: int = os.O_RDWR) -> int:
-        """What a peer has open; the caller's to close."""
+        """An fd as a peer has it open; the caller closes it."""
         return os.open(f"/proc/self/fd/{node.fd}", flags)
 
     async def peers_down_to(self, number: int) -> None:
@@ -337,7 +337,7 @@ class Control:
 
 
 class DirectHelper(Helper):
-    """Does in this process what would be done in workers: nothing here hangs."""
+    """Does the work of the workers in this process, because nothing here hangs."""
 
     def __init__(self) -> None:
         # No helper is started.
@@ -387,7 +387,8 @@ async def controlling(
             nursery.start_soon(made.run)
             control = Control(path, daemon, made, namespace, frames)
             yield control
-            # Its peers have hung up. A connection that the server has not closed when
-            # it is cancelled, the garbage collector would find in another test.
+            # The peers have hung up. If the server were cancelled before it closes a
+            # connection, the garbage collector would find that connection in another
+            # test.
             await control.all_closed()
             nursery.cancel_scope.cancel()

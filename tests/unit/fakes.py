@@ -97,7 +97,7 @@ class EntryOut(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back from the channel; *error* is an errno, 0 for success."""
+    """A reply of the channel; *error* is an errno, 0 for success."""
 
     unique: int
     error: int
@@ -211,7 +211,7 @@ class FakeKernel:
         await self.send(Op.FORGET, nodeid, FORGET_IN.pack(nlookup))
 
     def is_silent(self) -> bool:
-        """Whether no reply is there to be read."""
+        """Whether there is no reply to read."""
         try:
             self._ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -224,7 +224,7 @@ class FakeKernel:
 
 
 class FakePyfuse3:
-    """libfuse's end of the relay: answers all requests with success, or holds back."""
+    """libfuse's end of the relay: answers all requests with success, or not at all."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -233,7 +233,7 @@ class FakePyfuse3:
         self.waiting: list[tuple[int, int]] = []
         # (opcode, whole message), in order of arrival.
         self.seen: list[tuple[int, bytes]] = []
-        # The errno with which requests are answered, and what follows a success.
+        # The errno of the replies, and the payload of a successful one.
         self.error = 0
         self.payload = b""
 
@@ -252,19 +252,19 @@ class FakePyfuse3:
                 self.answer(unique, self.payload)
 
     def answer(self, unique: int, payload: bytes = b"") -> None:
-        """Reply at once. As with libfuse, no room for the reply is an error."""
+        """Reply at once. As in libfuse, it is an error if the socket has no room."""
         payload = b"" if self.error else payload
         header = OUT_HEADER.pack(OUT_HEADER.size + len(payload), -self.error, unique)
         self._end.send(header + payload)
 
 
 class BlockedCloser(Closer):
-    """A closer that can claim that memory is on its way back."""
+    """A closer that can claim that memory is being freed."""
 
     def __init__(self) -> None:
         super().__init__()
         self._on_its_way: trio.Event | None = None
-        # How many have waited for it.
+        # How many tasks have waited for it.
         self.awaited = 0
 
     def claim(self) -> None:
@@ -323,7 +323,7 @@ async def serving(
     relay_bytes: int = 1 << 17,
     allocator: LongAllocator | None = None,
 ) -> AsyncIterator[World]:
-    """A channel that runs for the length of a with block, and ends by itself after."""
+    """A channel that runs during a with block, and ends by itself afterwards."""
     closer = BlockedCloser()
     shim = Superblock(V8(), backing.page_size, allocator=allocator, frees=closer)
     namespace = Namespace(backing, shim, closer.close)
@@ -384,7 +384,7 @@ class BlockedCall:
 
 
 class BlockedUndoing:
-    """Gives memory back for as long as a test wants it to."""
+    """Frees memory for as long as a test wants it to."""
 
     def __init__(self) -> None:
         self._over = trio.Event()
@@ -397,16 +397,16 @@ class BlockedUndoing:
 
 
 class BlockedAllocator:
-    """Allocates nothing, without a helper: each call waits to be let go."""
+    """Allocates nothing and has no helper: each call waits until a test lets it go."""
 
     def __init__(self) -> None:
         # Set once a call is under way.
         self.entered = trio.Event()
         # Of the last call: fd, mode, offset, length.
         self.arguments: tuple[int, ...] = ()
-        # With this an interrupted call still gives memory back; else it ends at once.
+        # If set, an interrupted call still frees memory; else it ends at once.
         self.undoing: BlockedUndoing | None = None
-        # How many calls were under way at once, at most.
+        # The largest number of calls at the same time.
         self.most = 0
         self._running = 0
         # Whether a call ended because its caller no longer waited.
@@ -415,7 +415,7 @@ class BlockedAllocator:
         self._let_go = trio.Event()
 
     def let_go(self, error: int = 0) -> None:
-        """End the calls under way, and all that come."""
+        """End the current calls, and all later ones."""
         self._error = error
         self._let_go.set()
 
@@ -445,7 +445,7 @@ class BlockedAllocator:
 
 
 def fallocated_now(file: InaccessibleFile, mode: int, offset: int, length: int) -> bool:
-    """Begin a fallocate(2); whether that is all. Nothing more is done of it."""
+    """Begin a fallocate(2); return whether it is complete. Do not go on with it."""
 
     def hold() -> NoReturn:
         raise AssertionError("it is under way")

@@ -1,4 +1,4 @@
-"""Bugs of the simulated KVM that a test may have, each by a name.
+"""Bugs that a test may put into the simulated KVM, each with a name.
 
 `inaccfs kvm stress` and `inaccfs explore` have to find them.
 """
@@ -38,7 +38,7 @@ def _arithmetic(patch: pytest.MonkeyPatch) -> None:
 
 
 def _range(patch: pytest.MonkeyPatch) -> None:
-    """As with an end that is taken to be inclusive."""
+    """The end of a range is taken as inclusive."""
     right = MemorySlot.gfns
 
     def gfns(self: MemorySlot, start: int, end: int) -> tuple[int, int] | None:
@@ -57,7 +57,7 @@ def _references(patch: pytest.MonkeyPatch) -> None:
 
 
 def _puts(patch: pytest.MonkeyPatch) -> None:
-    """What was got once is put twice."""
+    """A page that was got once is put twice."""
     right = BackingFile.put
 
     def put(self: BackingFile, frames: list[Frames]) -> None:
@@ -86,12 +86,12 @@ def _counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _end(patch: pytest.MonkeyPatch) -> None:
-    """All that fault wait, and nobody ends what has begun."""
+    """Faults wait for an invalidation that never ends."""
     patch.setattr(Mmu, "end_locked", lambda self: self.changed.notify_all())
 
 
 def _waiting(patch: pytest.MonkeyPatch) -> None:
-    """A fault that nobody wakes."""
+    """A fault that waits is never woken."""
     patch.setattr(Mmu, "wait", lambda *_: threading.Event().wait(PATIENCE))
 
 

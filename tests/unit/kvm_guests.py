@@ -1,4 +1,4 @@
-"""VMs over the real shim in this process, which a test can make go wrong."""
+"""VMs over the real shim in this process, whose calls a test can make fail."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PAGE: Final = 4096
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
-# How long a test waits that fails.
+# How long a test waits before it fails.
 PATIENCE: Final = 10.0
 
 BRACKETED: Final = V10()
 
 
 class Memfd:
-    """A file of the mount, what is to go wrong with it, and what can be seen of it."""
+    """A file of the mount, with the failures that a test wants, and its state."""
 
     def __init__(self, shim: FaultyShim, size: int) -> None:
         self.shim: Final = shim
@@ -76,7 +76,7 @@ class Memfd:
 
     @contextmanager
     def punching(self, start: int, end: int) -> Iterator[None]:
-        """Punch: the start has been sent, and the pages go at the end of the block."""
+        """Punch: the start has been sent; the block's end removes the pages."""
         arrived, go = threading.Event(), threading.Event()
 
         def gate() -> None:
@@ -108,7 +108,7 @@ class Memfd:
 
     @property
     def frames(self) -> dict[int, int]:
-        """By page: the frame of what has been fetched."""
+        """The frames of the fetched pages, by page."""
         memory = self._inode.pages.memory
         return {
             extent.offset + at: extent.pfn + at
@@ -127,7 +127,7 @@ class Memfd:
 
     @property
     def handles(self) -> int:
-        """How many have it open."""
+        """How many handles of the file are open."""
         return sum(file.inode is self._inode for file in self.shim.client.files)
 
     def fetch(self, page: int) -> int:
@@ -143,7 +143,7 @@ class Memfd:
 
 
 class FaultyFile:
-    """`inaccfs.inprocess.File`, with what is to go wrong."""
+    """`inaccfs.inprocess.File`, with the failures that a test wants."""
 
     def __init__(self, memfd: Memfd, file: File) -> None:
         self._memfd: Final = memfd
@@ -228,11 +228,11 @@ class FaultyNotifier:
 
 
 class FaultyShim:
-    """A mount in this process and a client of it, with what is to go wrong."""
+    """A mount in this process and a client, with the failures that a test wants."""
 
     def __init__(self, semantics: Semantics, order: int, *, guest_access: bool) -> None:
         """Folios have up to 2**order pages."""
-        # Called before pages go, if the event comes before.
+        # Called before pages are removed, if the event comes first.
         self.gate: Callable[[], None] | None = None
         self.mount: Final = Mount(
             semantics,
@@ -265,7 +265,7 @@ class FaultyShim:
         return self.client.query_pins()
 
     def close(self) -> None:
-        """All that was given has been given back."""
+        """Assert that all references and notifiers have been given back."""
         for each in self._files:
             os.close(each.fd)
             assert not each.references, "references leak"

@@ -1,4 +1,4 @@
-"""A VM whose answers are words: what a KVM does by a version's rules."""
+"""A VM that answers in words what a KVM does under a version's rules."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def mine(base: type[Semantics] = V8, **rules: object) -> Semantics:
-    """A version, but for some rules."""
+    """A version with some of its rules replaced."""
     return checking.checked(type("Mine", (base,), rules), "mine.py")
 
 
 def outcome(call: Callable[..., object], *arguments: object, **options: object) -> str:
-    """ "ok", what the guest has read, an errno or an exit."""
+    """ "ok", the value that the guest has read, an errno or an exit."""
     try:
         found = call(*arguments, **options)
     except MemoryFaultExit as exc:

@@ -1,4 +1,4 @@
-"""A KVM that knows slots and nothing else, for tests of the rows' machinery."""
+"""A KVM that knows memslots only, for tests of the code that runs the rows."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class FakeVm:
     def set_memory_attributes(
         self, gpa: int, size: int, attributes: int, flags: int = 0
     ) -> None:
-        """Takes anything."""
+        """Accept any attributes."""
 
     def get_dirty_log(self, slot: int) -> None:
         raise AbsentError("KVM_GET_DIRTY_LOG")
@@ -86,7 +86,7 @@ class FakeVm:
         raise AbsentError(name)
 
     def close(self) -> None:
-        """Has nothing."""
+        """Close nothing."""
 
 
 def _overlap(start: int, other_start: int, one: Region, other: Region) -> bool:
@@ -97,7 +97,7 @@ def _overlap(start: int, other_start: int, one: Region, other: Region) -> bool:
 
 
 class FakeKvm:
-    """Makes such VMs. *error* is the row in which it is wrong."""
+    """Makes such VMs. In the row *error* it returns a wrong outcome."""
 
     vm_type = 1
     file_flags = 0
@@ -117,7 +117,7 @@ class FakeKvm:
 
 
 class FakeOpponent:
-    """Where such a KVM is asked."""
+    """The other side of a comparison, with such a KVM."""
 
     name = "fake"
     origin = ""

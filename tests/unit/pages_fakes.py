@@ -194,7 +194,7 @@ def assert_no_strays() -> None:
 def count_calls(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> list[tuple[Any, ...]]:
-    """Calls of os.*name* from now on, wherever they come from."""
+    """The arguments of each call of os.*name* from now on, in any module."""
     calls: list[tuple[Any, ...]] = []
     real = getattr(module.os, name)
 

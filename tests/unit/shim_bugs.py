@@ -1,4 +1,4 @@
-"""Bugs of the shim that a test may have, each by a name."""
+"""Bugs that a test may put into the shim, each with a name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _no_event(patch: Patch) -> None:
 
 
 def _forgets_a_notifier(patch: Patch) -> None:
-    """The last one of the list."""
+    """The last notifier of the list gets no event."""
     right = Notifiers._concerned
     patch.setattr(Notifiers, "_concerned", lambda *args: right(*args)[:1])
 
@@ -53,12 +53,12 @@ def _loses_answers(patch: Patch) -> None:
 
 
 def _keeps_who_has_gone(patch: Patch) -> None:
-    """Whoever has unregistered is waited for."""
+    """An invalidation also waits for notifiers that were unregistered."""
     patch.setattr(Notifiers, "drop", lambda *_: None)
 
 
 def _wrong_unit(patch: Patch) -> None:
-    """Pages for bytes."""
+    """Events have pages where they should have bytes."""
 
     def other(notice: Notice) -> Notice:
         return notice._replace(start=notice.start << 12, end=notice.end << 12)
@@ -67,7 +67,7 @@ def _wrong_unit(patch: Patch) -> None:
 
 
 def _short_event(patch: Patch) -> None:
-    """Without the last page."""
+    """An event lacks the last page."""
     _send_instead(patch, lambda notice: notice._replace(end=notice.end - 1))
 
 
@@ -91,7 +91,7 @@ def _unlocked_list(patch: Patch) -> None:
 
 
 def _fails_in_silence(patch: Patch) -> None:
-    """A page is poisoned, and nobody gets an event."""
+    """A page is poisoned, and no notifier gets an event."""
 
     async def announce(_self: Notifiers, _notice: Notice) -> None:
         """Nothing."""
@@ -107,7 +107,7 @@ def _no_page_locks(patch: Patch) -> None:
 
 
 def _punch_waits_for_ever(patch: Patch) -> None:
-    """A put unlocks its page, and wakes nobody."""
+    """A put unlocks its page, and does not wake the punch."""
     patch.setattr(PageLocks, "unlocked", lambda _: None)
 
 
@@ -141,7 +141,7 @@ def _keeps_what_the_dead_had(patch: Patch) -> None:
 
 
 def _forgets_the_frame(patch: Patch) -> None:
-    """A punch removes a page, and get-pfn still has its frame."""
+    """A punch removes a page, and get-pfn still returns its frame."""
     patch.setattr("inaccfs.shim.frames.Table.record", _record)
 
 

@@ -18,7 +18,7 @@ SECONDS = 10.0
 
 @dataclass(eq=False)
 class Silent:
-    """A notifier that says nothing by itself."""
+    """A notifier that does not answer by itself."""
 
     name: str
     evictions: list[tuple[str, float]]
@@ -36,7 +36,7 @@ class Silent:
 
 @dataclass
 class File:
-    """The notifiers of a file, one of them for a start."""
+    """The notifiers of a file; at first there is one."""
 
     ack_timeouts: AckTimeouts
     evictions: list[tuple[str, float]]
@@ -53,7 +53,7 @@ class File:
         return self
 
     def invalidate(self) -> None:
-        """Tell of it, and let it be watched."""
+        """Send an event, and let `AckTimeouts` watch it."""
         assert self.notifiers.take()
         sequence = self.notifiers.begin(Notice("INVALIDATE", 0, 1), self.over)
         assert sequence is not None
@@ -130,7 +130,7 @@ async def test_each_has_its_own_time_in_order(
     for file in files:
         file.invalidate()
         await trio.sleep(1)
-    # In the middle one answers and gets another event: it has its full time again.
+    # In the middle one notifier answers and gets another event: its time begins again.
     files[2].answer()
     files[2].invalidate()
     await trio.sleep(3 * SECONDS)
@@ -266,7 +266,7 @@ async def test_answers_that_arrived_while_stopped_are_read_first(
     file = await world.file()
     file.invalidate()
     await trio.sleep(before)
-    # As after SIGCONT: all that was due is due at once, and there is something to read.
+    # As after SIGCONT: all deadlines have passed at once, and there is data to read.
     autojump_clock.jump(stopped)
     await trio.lowlevel.checkpoint()
     await trio.lowlevel.checkpoint()
@@ -279,7 +279,7 @@ async def test_answers_that_arrived_while_stopped_are_read_first(
 async def test_the_silent_are_evicted_also_after_that(
     world: World, autojump_clock: trio.testing.MockClock, before: float
 ) -> None:
-    """With a quarter of their time more, at most."""
+    """They get at most a quarter of their time more."""
     file = await world.file("silent")
     file.invalidate()
     await trio.sleep(before)

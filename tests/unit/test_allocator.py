@@ -1,4 +1,4 @@
-"""The allocator for real: a helper, its workers, and how all of them end."""
+"""The real allocator: a helper, its workers, and how all of them end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from inaccfs.backing.root import Backing
 
 PAGE = 4096
-# Takes the kernel a second or so: enough to be caught in the middle.
+# The kernel needs a second or so for this, enough to be interrupted.
 HUGE = 4 << 30
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -51,7 +51,7 @@ class Working(Allocator):
 
 @contextmanager
 def working() -> Iterator[Working]:
-    """An allocator for the length of a with block; it forks what is patched so far."""
+    """An allocator during a with block; its processes have the patches made so far."""
     allocator = Working()
     try:
         yield allocator
@@ -100,7 +100,7 @@ async def test_enospc_is_returned_and_nothing_is_allocated(
     with refused(errno.ENOSPC):
         await allocator.allocate(fd, 0, 0, 65 << 20, trio.Event())
     assert (os.fstat(fd).st_size, allocated(fd)) == (0, 0)
-    # All that there is can still be had.
+    # All memory can still be allocated.
     assert await allocator.allocate(fd, 0, 0, 64 << 20, trio.Event()) is None
     os.close(fd)
 
@@ -150,7 +150,7 @@ async def test_nothing_is_left_of_an_allocation(
             await allocator.allocate(memory, 0, at * PAGE, PAGE, trio.Event())
             with refused(errno.EINVAL):
                 await allocator.allocate(memory, 0, 0, 0, trio.Event())
-        # Another test's may go meanwhile.
+        # An fd of another test may be closed meanwhile.
         assert len(os.listdir("/proc/self/fd")) <= before
     finally:
         gc.enable()
@@ -161,7 +161,7 @@ async def test_nothing_is_left_of_an_allocation(
 
 
 def _open_fds(pid: int) -> list[str]:
-    """What the fds of a process lead to."""
+    """The files that the fds of a process refer to."""
     directory = f"/proc/{pid}/fd"
     found = []
     for fd in os.listdir(directory):
@@ -173,10 +173,11 @@ def _open_fds(pid: int) -> list[str]:
 async def test_the_helper_holds_nothing_of_the_daemons(
     allocator: Working, memory: int, backing: Backing
 ) -> None:
-    """Otherwise a mount, a lock or a pipe would outlive the daemon's close of it."""
+    """Otherwise a mount, a lock or a pipe would stay after the daemon has closed it."""
     await allocator.allocate(memory, 0, 0, PAGE, trio.Event())
     with trio.fail_after(60):
-        # The worker may answer before the helper has closed what it has handed on.
+        # The worker may answer before the helper has closed the fd that it has passed
+        # on.
         while len(fds := _open_fds(allocator.helper)) > 4:
             await trio.lowlevel.checkpoint()
     (requests,) = [name for name in fds if name != os.devnull]
@@ -231,7 +232,7 @@ async def test_requests_in_progress_are_repeated_when_the_helper_was_killed(
     allocator: Working, memory: int
 ) -> None:
     async with trio.open_nursery() as nursery:
-        # It is done to its end, so no more than it takes to be killed in the middle.
+        # It runs to its end, so it is only as large as a kill in the middle needs.
         size = HUGE // 4
         nursery.start_soon(allocator.allocate, memory, 0, 0, size, trio.Event())
         await _until_it_is_in_the_middle(memory)
@@ -240,7 +241,7 @@ async def test_requests_in_progress_are_repeated_when_the_helper_was_killed(
 
 
 async def test_a_worker_that_was_killed_is_enomem(worker: Worker, memory: int) -> None:
-    """Unless the caller has been interrupted, nothing is EINTR."""
+    """EINTR is only for a caller that was interrupted."""
 
     async def allocate(with_: Allocator) -> None:
         with refused(errno.ENOMEM):
@@ -255,7 +256,7 @@ async def test_a_worker_that_was_killed_is_enomem(worker: Worker, memory: int) -
 
 
 class FewForks:
-    """Stands in for os.fork(): after so many calls one does not succeed."""
+    """Replaces os.fork(): after some calls one fails."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -339,7 +340,7 @@ class Worker:
         self.undoing_path = directory / "undoing"
         os.mkfifo(self.path)
         os.mkfifo(self.undoing_path)
-        # For writing, too: so that opening never waits and there is never an end.
+        # Also for writing, so that open never waits and a reader never sees an end.
         self._fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
         self._undoing = os.open(self.undoing_path, os.O_RDWR | os.O_NONBLOCK)
 
@@ -358,7 +359,7 @@ class Worker:
         return await trio.to_thread.run_sync(self.wait_until_it_works)
 
     def let_go(self) -> None:
-        """Let all that was taken be given back."""
+        """Let the kernel free all memory that was taken."""
         os.write(self._undoing, b"\0")
 
 
@@ -378,9 +379,9 @@ class _Stuck:
 
 
 class _StuckInUndoing(_Stuck):
-    """As if the memory took long to give back, even after a SIGKILL.
+    """As if the memory took long to free, even after a SIGKILL.
 
-    What is left then is a process that has the worker's fds.
+    Then a process with the worker's fds stays.
     """
 
     def __init__(self, path: Path, undoing_path: Path) -> None:
@@ -398,7 +399,7 @@ class _StuckInUndoing(_Stuck):
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    """Workers that get stuck, of every allocator that is made after this."""
+    """The workers of every allocator that is made from now on get stuck."""
     made = Worker(tmp_path)
     monkeypatch.setattr(syscalls, "fallocate", _Stuck(made.path))
     yield made
@@ -416,7 +417,7 @@ def undoing_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
 async def test_a_worker_that_dies_at_once_is_eintr(
     worker: Worker, memory: int, mock_clock: trio.testing.MockClock
 ) -> None:
-    """On a clock that stands still: the worker's end is what is waited for."""
+    """The clock stands still, so the call waits only for the worker's end."""
     interrupted = trio.Event()
 
     async def allocate(with_: Allocator) -> None:
@@ -491,7 +492,7 @@ async def test_any_number_can_wait_for_an_undoing(
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(wait)
-            # One of them gives up, the one that was first.
+            # The first of them is cancelled.
             with trio.CancelScope() as scope:
                 nursery.start_soon(_cancel_when_blocked, scope)
                 await undoing.wait()
@@ -597,7 +598,7 @@ trio.run(allocator.allocate, os.memfd_create("backing"), 0, 0, 4096, trio.Event(
 
 
 def test_all_die_with_the_daemon(worker: Worker) -> None:
-    """Even when it is killed and can report nothing."""
+    """Even when the daemon is killed and can send nothing."""
     daemon = subprocess.Popen([sys.executable, "-c", DAEMON, str(worker.path)])
     helper = worker.wait_until_it_works()
     allocation = worker.wait_until_it_works()
@@ -621,6 +622,6 @@ def test_close_ends_the_helper() -> None:
 
 
 def test_the_requests_are_for_the_daemon_alone(allocator: Working) -> None:
-    """What it starts, fusermount3 for one, could keep the helper alive."""
+    """A process that inherits them, such as fusermount3, could keep it alive."""
     fd = allocator.pool._process.requests.fileno()
     assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC

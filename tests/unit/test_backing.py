@@ -1,4 +1,4 @@
-"""Backings: what can be wrapped, the private tmpfs, and what stands in for it."""
+"""Backings: what can be wrapped, the private tmpfs, and the directory instead of it."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_the_largest_sizes(size: str) -> None:
 
 @pytest.mark.parametrize("size", [f"{1 << 63}", "8e", "8E", "8192p", "1" + "0" * 30])
 def test_no_file_system_is_larger_than_an_offset_can_be(size: str) -> None:
-    """The kernel would take it, without a word, as something else."""
+    """The kernel would silently take such a size as another one."""
     with pytest.raises(OptionError, match="more than a file system can have"):
         TmpfsOptions(size=size)
 
@@ -225,7 +225,7 @@ def test_a_kernel_without_the_calls_is_reported(
         private_tmpfs(TmpfsOptions(), fallback_name="unused")
 
 
-# --- what stands in for it --------------------------------------------------------
+# --- the directory instead of it --------------------------------------------------
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ async def test_a_later_call_gets_a_new_walk() -> None:
 
 
 async def test_while_too_many_wait_others_get_the_last_counts() -> None:
-    """Each may take one of the places that the kernel's other requests need."""
+    """Each waiting caller may take a place that other requests of the kernel need."""
     walk, found = HeldWalk(), list[int]()
     asked = Census(walk)
     walk.let_go.release()
@@ -108,7 +108,7 @@ async def test_a_caller_may_be_cancelled_and_the_others_are_answered() -> None:
             leaving.cancel()
             await until(lambda: walk.begun == 2)
             walk.let_go.release()
-    # The first walk has been given up, and answers no caller.
+    # The first walk was abandoned, and answers no caller.
     assert found == [2]
 
 
@@ -142,7 +142,7 @@ _INTO_A_THREAD = ("to_thread.run_sync", "loop.in_thread")
 
 
 def test_no_work_of_the_daemon_takes_threads_that_others_need() -> None:
-    """Each call into a thread, in its rooms, says whose thread it takes."""
+    """Each call into a thread, in the daemon's rooms, has a limiter."""
     top = Path(inaccfs.__file__).parent
     calls = 0
     for room in ("shim", "fuse", "control", "."):
@@ -241,7 +241,7 @@ def test_without_fds_there_is_no_answer_rather_than_a_wrong_one(
 
 @pytest.mark.parametrize("where", ["elsewhere", "out"])
 def test_a_directory_that_moves_meanwhile_is_no_way_out(tree: Path, where: str) -> None:
-    """What is beside the tree is not counted, and what is left of it is."""
+    """Files outside the tree are not counted, and those still in it are."""
     inside = tree / "in"
     (inside / "a" / "b" / "c").mkdir(parents=True)
     allocate(inside / "a" / "b" / "c" / "file", 1)

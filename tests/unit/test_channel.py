@@ -333,7 +333,7 @@ async def test_a_release_that_goes_wrong_is_one_all_the_same(backing: Backing) -
 
 
 async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> None:
-    """EINVAL, and no name is left."""
+    """It is EINVAL, and leaves no name."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     direct = os.O_RDWR | os.O_DIRECT
     assert (await world.kernel.open(nodeid, direct)).error == errno.EINVAL
@@ -344,7 +344,7 @@ async def test_o_direct_is_refused_wherever_a_file_is_opened(world: World) -> No
 
 
 async def test_o_trunc_is_a_size_change(world: World, tree: Path) -> None:
-    """EPERM once the file has its size, and the open does not count."""
+    """It is EPERM once the file has its size, and the open is not counted."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     truncating = os.O_RDWR | os.O_TRUNC
     assert (await world.kernel.open(nodeid, truncating)).error == 0
@@ -484,12 +484,12 @@ async def test_a_long_allocation_for_real(world: World, tree: Path) -> None:
     assert (tree / "f").stat().st_blocks == LONG // 512
     reply = await world.kernel.fallocate(nodeid, 0, 0, 65 << 20)
     assert reply.error == errno.ENOSPC
-    # A long one counts as an open of its own while it lasts.
+    # While a long call lasts it counts as an open of the file.
     assert world.namespace.inodes[nodeid].opens == 1
 
 
 async def _fill(world: World) -> int:
-    """Leave no space; return the nodeid of a file that wants some."""
+    """Fill the backing; return the nodeid of a file that has to allocate."""
     full = (await world.kernel.create(b"full")).entry().nodeid
     assert (await world.kernel.fallocate(full, 0, 0, 64 << 20)).error == 0
     return (await world.kernel.create(b"f")).entry().nodeid
@@ -537,7 +537,7 @@ async def test_enospc_is_returned_when_there_is_nothing_to_wait_for(
 async def test_memory_of_a_large_file_is_back_for_the_next_allocation(
     world: World,
 ) -> None:
-    """Unlinked, closed, forgotten: then all of it can be had at once, for real."""
+    """After unlink, close and FORGET all of it can really be allocated at once."""
     for _ in range(3):
         nodeid = (await world.kernel.create(b"f")).entry().nodeid
         assert (await world.kernel.fallocate(nodeid, 0, 0, 64 << 20)).error == 0
@@ -547,7 +547,7 @@ async def test_memory_of_a_large_file_is_back_for_the_next_allocation(
 
 
 async def _start_allocation(world: World, blocked: BlockedAllocator) -> tuple[int, int]:
-    """Ask for what takes long; return the file's nodeid and the unique."""
+    """Begin a long allocation; return the file's nodeid and the unique."""
     nodeid = (await world.kernel.create(b"f")).entry().nodeid
     body = FALLOCATE_IN.pack(nodeid, 0, INTERRUPTIBLE, 0, 0)
     unique = await world.kernel.send(Op.FALLOCATE, nodeid, body)
@@ -578,7 +578,7 @@ async def test_an_interrupt_right_after_its_request_is_not_lost(world: World) ->
 async def test_getattr_waits_until_the_file_has_settled(
     world: World, blocked: BlockedAllocator
 ) -> None:
-    """The caller has its EINTR, and may close; the file is kept until then."""
+    """The caller has got EINTR and may close; the file is kept until it has settled."""
     blocked.undoing = BlockedUndoing()
     nodeid, unique = await _start_allocation(world, blocked)
     await world.kernel.send(Op.INTERRUPT, 0, INTERRUPT_IN.pack(unique))
@@ -605,7 +605,7 @@ async def test_an_interrupt_of_an_unknown_request_is_dropped(world: World) -> No
 
 
 async def _everybody_else_is_answered(world: World, busy: int) -> None:
-    """What does not need the lock of the busy file's inode in the backing."""
+    """Make calls that do not need the lock of the busy file's inode."""
     kernel = world.kernel
     assert (await kernel.call(Op.GETATTR, busy)).attr().nlink > 0
     assert (await kernel.lookup(b"f")).entry().nodeid == busy
@@ -645,7 +645,7 @@ async def test_changes_of_a_busy_files_names_wait(
     body: bytes,
     left: set[str],
 ) -> None:
-    """It would stop the loop: the backing has locked the inode."""
+    """In the loop they would block: the backing has locked the inode."""
     (tree / "g").touch()
     busy, allocation = await _start_allocation(world, blocked)
     before = {name: (tree / name).stat().st_ino for name in ("f", "g")}
@@ -676,7 +676,7 @@ async def test_another_name_of_a_busy_file_waits_too(
 async def test_a_call_that_waited_sees_later_changes(
     world: World, tree: Path, blocked: BlockedAllocator
 ) -> None:
-    """If two callers unlink a busy file, one comes too late."""
+    """If two callers unlink a busy file, the second gets ENOENT."""
     await _start_allocation(world, blocked)
     asked = [await world.kernel.send(Op.UNLINK, 1, b"f\0") for _ in range(2)]
     await trio.testing.wait_all_tasks_blocked()
@@ -790,7 +790,7 @@ async def test_no_more_is_asked_of_pyfuse3_than_its_socket_can_answer(
         world.pyfuse3.waiting.clear()
         batches.append(len(batch))
         for unique in batch:
-            # The largest answer, and none of them is read before the last is sent.
+            # Each answer has the largest size; none is read before the last is sent.
             size = int.from_bytes(_message(world, unique)[56:60], "little")
             world.pyfuse3.answer(unique, bytes(size))
         answered += [(await world.kernel.receive()).unique for _ in batch]
@@ -870,7 +870,7 @@ def _message(world: World, unique: int) -> bytes:
 
 
 async def test_a_request_larger_than_all_room_goes_alone(world: World) -> None:
-    """A huge buffer for an xattr waits for the others, then is handed on."""
+    """Its huge buffer is for an xattr; it waits until no other request is relayed."""
     world.pyfuse3.holding = True
     first = await world.kernel.send(Op.STATFS)
     body = GETXATTR_IN.pack(1 << 30, 0) + b"user.x\0"
@@ -1028,7 +1028,7 @@ async def test_a_refused_reply_is_not_repeated_for_ever(
 
 
 async def test_a_reply_that_there_was_no_memory_for_is_sent_again(world: World) -> None:
-    """The call has been carried out: EIO would leave a name that the kernel denies."""
+    """The file has been made: after EIO the kernel would deny its name."""
     reply = wire.pack_reply(wire.OUT_HEADER_SIZE + 4, 0, 7) + b"done"
     refusal = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     world.channel._device._refused(7, reply, refusal)
@@ -1042,7 +1042,7 @@ async def test_a_reply_that_there_was_no_memory_for_is_sent_again(world: World) 
 async def test_enosys_is_never_the_reply_to_an_opcode_with_a_handler(
     world: World, op: Op, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel would not ask again, or do without us: wherever it comes from."""
+    """After ENOSYS the kernel would never ask again; here any call may raise it."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -1083,7 +1083,7 @@ async def test_an_oserror_without_an_errno_is_a_bug(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """EIO to that call, and the next one is answered."""
+    """That call gets EIO, and the next one is answered."""
 
     def broken(*_: object) -> None:
         raise OSError(number, "x")

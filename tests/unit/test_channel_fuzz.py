@@ -59,7 +59,7 @@ bodies = st.one_of(
     )),
     st.builds(read_in, u32),
 )  # fmt: skip
-# The root, the open file, the directory, and nobody.
+# The root, the open file, the directory, and an unknown node.
 targets = st.integers(0, 3)
 
 

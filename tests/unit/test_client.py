@@ -76,7 +76,7 @@ def peer(daemon: FakeDaemon, shim: Client) -> Peer:
 
 @contextmanager
 def in_thread(call: Any, *args: Any) -> Iterator[Any]:
-    """Run a call meanwhile; gives its Future."""
+    """Run a call in a thread during the block; gives its Future."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(call, *args)
 
@@ -115,7 +115,7 @@ class Callback:
 
 
 def test_the_package_itself_needs_neither_msgspec_nor_trio() -> None:
-    """A program that only mounts does not import the client."""
+    """A program that only mounts must not import the client."""
     code = (
         "import sys, inaccfs; assert not {'msgspec', 'trio'} & set(sys.modules);"
         "inaccfs.connect; assert 'trio' not in sys.modules"
@@ -265,15 +265,15 @@ def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
 
 
 class CtrlC:
-    """Interrupts the main thread when it is where it shall be.
+    """Interrupts the main thread when it is at a given place.
 
-    As the terminal does; only that it does not know where the thread is.
+    A terminal sends its signal wherever the thread is; this waits for the place.
     """
 
     def __init__(self, innermost: str, caller: str) -> None:
         self._innermost, self._caller = innermost, caller
         self._done = threading.Event()
-        # Signals without a pause would leave the thread no time for anything else.
+        # Signals without a pause would leave the thread no time to go on.
         self._handled = threading.Event()
 
     def _handle(self, _: int, frame: FrameType | None) -> None:
@@ -322,7 +322,7 @@ def test_ctrl_c_in_a_command_gives_its_result_back_later(
 def test_ctrl_c_among_the_bytes_ends_the_connection(
     shim: Client, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """It is unknown what was lost; the daemon takes back all."""
+    """Nobody knows which bytes are lost; the daemon drops all references."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -446,7 +446,7 @@ def test_an_event_is_answered_when_the_callback_returns(
         assert events.next_any() == RegisterNotifier(file="/a")
         events.tell(invalidate())
         assert callback.entered.wait(PATIENCE)
-        # Another command is on its way while it runs, and nothing was answered yet.
+        # While it runs another command can be sent, and the event is not answered yet.
         assert shim.query_version() == messages.version()
         assert events.nothing_more()
         callback.may_return.set()
@@ -468,7 +468,7 @@ def test_a_client_without_notifiers_has_one_connection(
 
 
 def test_a_notifier_of_an_fd(daemon: FakeDaemon, shim: Client, peer: Peer) -> None:
-    """Names of fds are a connection's own: the fd is sent on this one, too."""
+    """Each connection has its own fdnames, so the fd is sent on this one, too."""
     with (
         some_file() as fd,
         shim.file(fd) as memory,
@@ -492,7 +492,7 @@ def test_a_registration_that_is_refused(daemon: FakeDaemon, shim: Client) -> Non
 def test_an_fd_that_is_refused_for_a_notifier(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    """The error says what was wrong, and not that there is no such name."""
+    """The error is the one of `getfd`, not that the fdname does not exist."""
     with some_file() as fd, shim.file(fd) as memory:
 
         def refuse(peer: Peer, _: GetFd) -> None:
@@ -542,7 +542,7 @@ def test_an_exception_of_a_callback_is_raised_by_the_block(
     ):
         events = invalidated(daemon)
     assert "ZeroDivisionError" in caplog.text
-    # Unregistered all the same, and raised once.
+    # The notifier is unregistered in any case, and the error is raised once.
     events.next(UnregisterNotifier)
     shim.close()
 
@@ -619,7 +619,7 @@ def test_a_callback_may_unregister(
 def test_unregister_waits_for_a_running_callback(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    """The daemon would take it for the answer, and the pages would go under it."""
+    """The daemon would take it for the answer, though the callback still uses pages."""
     callback = Callback(blocks=True)
     notifier = shim.file("/a").register_notifier(callback)
     events = daemon.peer()
@@ -667,7 +667,7 @@ def test_a_client_that_was_disconnected_gets_an_error_and_may_register_again(
 def test_ctrl_c_in_a_registration_undoes_it(
     daemon: FakeDaemon, shim: Client, peer: Peer
 ) -> None:
-    # The connection and its thread are there.
+    # The connection and its thread exist from now on.
     shim.file("/a").register_notifier(print).unregister()
     daemon.handlers[RegisterNotifier] = hold
     with CtrlC("wait", "register").interrupts(), pytest.raises(KeyboardInterrupt):
@@ -726,7 +726,7 @@ def test_close_wakes_a_registering_thread(daemon: FakeDaemon) -> None:
 
 
 def test_to_close_waits_for_a_running_callback(daemon: FakeDaemon) -> None:
-    """Which may use the client to its end."""
+    """The callback may use the client until it returns."""
     found: list[Pfn] = []
     entered, may_return = threading.Event(), threading.Event()
 
@@ -845,7 +845,7 @@ shim.close()
 
 
 def test_a_child_has_no_part_in_its_parents_client(daemon: FakeDaemon) -> None:
-    """It neither speaks in its name nor keeps its connections open."""
+    """The child neither sends on the parent's connections nor keeps them open."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED, daemon.path],
         check=True,

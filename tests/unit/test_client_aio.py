@@ -91,7 +91,7 @@ async def test_a_path_that_is_neither_a_mount_nor_a_socket(tmp_path: Path) -> No
 async def test_connecting_can_be_cancelled_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greeting: str
 ) -> None:
-    """Also when the connection is there by then."""
+    """This is also true when the connection exists by then."""
     begun, over = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
     cancelled = threading.Event()
@@ -212,7 +212,7 @@ async def test_tasks_share_a_client_and_do_not_wait_for_each_other(
         for offset in range(20):
             nursery.start_soon(get, offset)
         offsets = [(await next_of(peer, GetPfn)).offset for _ in range(20)]
-        # All are on their way, and the client still answers others.
+        # All of them have been sent, and the client still executes other commands.
         assert found == {}
         assert sorted(offsets) == list(range(20))
         for offset in offsets:
@@ -242,7 +242,7 @@ async def test_the_end_of_the_daemon_is_raised_in_waiting_and_later_calls(
 async def test_more_is_sent_than_there_is_room_for(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """A task that is cancelled then has not cut a message."""
+    """A task that is cancelled meanwhile does not cut a message in two."""
     shim, peer = both
     busy, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
@@ -343,7 +343,7 @@ async def test_the_fd_of_a_cancelled_command_is_closed(
 async def test_a_file_that_is_left_in_cancellation_is_closed(
     daemon: FakeDaemon, both: tuple[aio.Client, Peer]
 ) -> None:
-    """After the put of references on their way: that needs the name."""
+    """It is closed after the put of late references, which needs the fdname."""
     shim, peer = both
     daemon.handlers[GetPfn] = hold
     fd = os.open("/dev/null", os.O_RDWR)
@@ -598,7 +598,7 @@ async def test_unregister_waits_for_a_running_callback(
 async def test_a_notifier_that_is_left_in_cancellation_is_unregistered(
     both: tuple[aio.Client, Peer],
 ) -> None:
-    """When its callback has returned, without a waiting task."""
+    """It is unregistered after its callback has returned; no task waits for that."""
     shim, peer = both
     entered, may_return = trio.Event(), trio.Event()
 

@@ -1,4 +1,4 @@
-"""The clients' core: what is said on a connection, without one."""
+"""The clients' core: the messages of a connection, without a connection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Talk:
         self.conversation.feed(qmp.greeting())
 
     def sent(self) -> list[tuple[str, dict[str, Any], int]]:
-        """What the client has said since: names, arguments, ids."""
+        """What the client has sent since the last call: names, arguments, ids."""
         said = []
         for data, fd in self.conversation.take_outgoing():
             if fd >= 0:
@@ -158,7 +158,7 @@ def test_a_name_that_is_no_text_is_refused_before_it_is_sent(talk: Talk) -> None
     assert talk.sent() == []
 
 
-# --- what is not right ------------------------------------------------------------
+# --- wrong input ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_the_end_fails_waiting_and_later_commands(talk: Talk) -> None:
         with pytest.raises(ConnectionLostError) as caught:
             call.result()
         errors.append(caught.value)
-    # One each: a traceback would grow with each raise.
+    # Each waiter gets its own exception: a traceback would grow with each raise.
     assert len(set(map(id, errors))) == 4
     assert len(done) == 3
     assert isinstance(errors[0], InaccfsError)
@@ -309,7 +309,7 @@ def test_of_other_programs_and_our_own_version_no_version_is_said(
     assert str(caught.value) == "no such command"
 
 
-# --- commands that were given up --------------------------------------------------
+# --- abandoned commands -----------------------------------------------------------
 
 FRAMES = messages.Frames(pfn=70, order=0)
 EXTENTS = messages.Frames(
@@ -391,7 +391,7 @@ def test_a_refused_command_has_nothing_to_be_given_back(talk: Talk) -> None:
 
 
 def test_a_name_is_closed_after_its_references_were_given_back(talk: Talk) -> None:
-    """The put would find no file, and the reference would stay."""
+    """Otherwise the put would find no file, and the reference would stay."""
     call = talk.conversation.start(requests.get_pfn("fd0", 7))
     talk.conversation.abandon(call)
     closed = talk.conversation.start(requests.close_fd("fd0"))
@@ -474,7 +474,7 @@ def test_a_return_without_its_fd_is_an_error(talk: Talk) -> None:
 
 
 def test_an_fd_to_be_sent_is_the_cores_own(talk: Talk) -> None:
-    """The caller may close its own before the message is sent."""
+    """The caller may close its fd before the message is sent."""
     fd = new_fd()
     talk.conversation.start(requests.get_fd("x", fd))
     os.close(fd)
@@ -501,7 +501,7 @@ def test_the_end_closes_fds_on_their_way(
 
 
 def test_a_child_calls_no_callback_of_its_parent(talk: Talk) -> None:
-    """Their threads are not here, and what they wait on may be locked."""
+    """The child lacks the threads of the callbacks, and their locks may be locked."""
     woken: list[str] = []
     talk.conversation.start(requests.QUERY_VERSION, lambda: woken.append("call"))
     talk.conversation.on_end = lambda: woken.append("end")

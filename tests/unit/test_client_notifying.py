@@ -1,4 +1,4 @@
-"""Which callback an event is for, and when it is answered: the rules of both faces."""
+"""Which callback gets an event, and when it is answered: the rules of both clients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Talk:
         self._ids: list[int] = []
 
     def said(self) -> list[Said]:
-        """What the client has said since."""
+        """What the client has sent since the last call."""
         found = []
         for data, _ in self.conversation.take_outgoing():
             message = json.loads(data)
@@ -79,7 +79,7 @@ class Talk:
         return call.result()
 
     def answer(self, value: object = None) -> None:
-        """Answer what was said last."""
+        """Answer the last command."""
         number = msgspec.Raw(str(self._ids.pop()).encode())
         self.conversation.feed(
             qmp.encode_return({} if value is None else value, number)
@@ -112,7 +112,7 @@ def test_an_event_is_answered_when_its_callback_has_ended(
 
 
 def test_an_event_for_an_unknown_notifier_is_answered_at_once(talk: Talk) -> None:
-    """As of one whose registration was cancelled."""
+    """Its registration was cancelled, for example."""
     assert talk.notifiers.begin(invalidate()) is None
     assert talk.said() == [DONE]
 
@@ -194,7 +194,7 @@ def test_callbacks_that_would_miss_removals_are_refused(
     wanted: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Callbacks for other semantics than the mount's, or only for an end."""
+    """The callbacks are for other semantics than the mount's, or only for an end."""
     registration = talk.register(callbacks)
     assert talk.notifiers.begin(event) is None
     assert talk.said() == [DONE]
@@ -225,13 +225,13 @@ def test_a_notifier_has_left_when_the_daemon_says_so(talk: Talk) -> None:
 def test_a_running_callback_returns_before_its_notifier_is_unregistered(
     talk: Talk,
 ) -> None:
-    """To unregister would be taken for the answer, and the pages would go."""
+    """The daemon would take unregister for the answer, and remove the pages."""
     registration = talk.register()
     due = talk.notifiers.begin(invalidate())
     assert due is not None
     talk.notifiers.leave(registration)
     assert talk.said() == []
-    # What comes meanwhile is answered, for the daemon may not get to the leaving.
+    # Events that come meanwhile are answered: unregister may wait for these answers.
     assert talk.notifiers.begin(invalidate(sequence=2)) is None
     assert talk.said() == [("invalidate-done", {"notifier": 7, "sequence": 2})]
     talk.notifiers.finish(due, None)
@@ -304,7 +304,7 @@ def test_the_first_exception_is_kept_and_the_rest_counted(
     assert [
         record.exc_info[1] for record in caplog.records if record.exc_info
     ] == errors
-    # It is raised once.
+    # The exception is raised once.
     assert registration.take_error() is None
     assert talk.notifiers.take_raised() is None
 
@@ -393,7 +393,7 @@ def test_a_callback_may_outlive_the_connection(talk: Talk) -> None:
     assert talk.left == [7]
 
 
-# --- what a face takes ----------------------------------------------------------------
+# --- callbacks that a client accepts --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_the_help_of_a_face_names_each_callback(
 
 
 def test_a_callback_of_a_wrong_name_is_a_mistake() -> None:
-    """For mypy, which the comment proves, and as the program runs."""
+    """For mypy, which the comment below proves, and at run time."""
     file = blockingfile.File.__new__(blockingfile.File)
     with pytest.raises(TypeError, match="invalidates"):
         file.register_notifier(invalidates=nothing)  # type: ignore[call-arg]

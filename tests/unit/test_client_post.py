@@ -1,4 +1,4 @@
-"""The blocking client's commands that are not waited for, against a fake daemon."""
+"""The blocking client's posts, which do not wait for replies, against a fake daemon."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_refusal_is_logged_when_the_client_is_closed(
 def test_so_many_answers_are_outstanding_and_no_more(
     daemon: FakeDaemon, memory: File, peer: Peer
 ) -> None:
-    """A thread that only posts waits for the daemon, and reads the replies itself."""
+    """A thread that only posts waits for replies then, and reads them itself."""
     counts = []
 
     def hold(peer: Peer, _: PutPfn) -> type[Hold]:
@@ -173,7 +173,7 @@ def test_close_does_not_wait_for_abandoned_commands(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a Ctrl-C in a get-pfn the reference goes with the client."""
+    """After a Ctrl-C in a get-pfn the reference is dropped with the client."""
     monkeypatch.setattr("inaccfs.client.commands.UNAWAITED_SECONDS", 0.05)
     daemon.handlers[GetPfn] = hold
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Traces in both faces of the client, against a daemon that a test plays."""
+"""Traces in both clients, against a fake daemon."""
 
 from __future__ import annotations
 

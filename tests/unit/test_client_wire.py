@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_data_without_room_is_sent_later(
     pair: tuple[socket.socket, socket.socket], with_fd: bool
 ) -> None:
-    """The fd goes with the first bytes, and is closed then."""
+    """The fd is sent with the first bytes, and is closed then."""
     ours, theirs = pair
     with no_fds_leak():
         data = bytes(range(256)) * 8192
@@ -58,7 +58,7 @@ def test_without_any_room_nothing_is_lost(
         outlet.extend([Outgoing(b"x" * 65536)])
     fd = os.open("/dev/null", os.O_RDWR)
     outlet.extend([Outgoing(b"x", fd)])
-    # It is tried again, or given up.
+    # The caller tries again, or gives up.
     with no_fds_leak():
         assert not wire.flush(outlet)
         os.fstat(fd)

@@ -1,4 +1,4 @@
-"""The closer: what frees much memory is closed in the background, and waited for."""
+"""The closer: large files are closed in the background, and tasks can wait for that."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_large_unlinked_file_is_closed_in_the_background(
 
 
 class HeldThreads:
-    """Stands in for trio.to_thread.run_sync(): each call waits to be let go."""
+    """Replaces trio.to_thread.run_sync(): each call waits until a test lets it go."""
 
     def __init__(self) -> None:
         self._waiting: list[trio.Event] = []
@@ -97,7 +97,7 @@ async def test_idle_is_when_all_have_been_closed(
 
     async with trio.open_nursery() as nursery:
         closer.nursery = nursery
-        # Idle once does not mean idle for good.
+        # The closer may be idle, and then busy again.
         for before in range(2):
             for _ in range(2):
                 closer.close(unnamed(backing, LARGE), None)
@@ -120,7 +120,7 @@ async def test_a_small_one_is_closed_at_once(backing: Backing, length: int) -> N
 
 
 async def test_a_large_one_with_a_name_is_closed_at_once(backing: Backing) -> None:
-    """Its memory stays."""
+    """The close frees no memory then."""
     closer = Closer()
     async with trio.open_nursery() as nursery:
         closer.nursery = nursery
@@ -146,7 +146,7 @@ def test_without_a_loop_all_is_closed_at_once(backing: Backing) -> None:
 async def test_without_a_thread_it_waits_for_one(
     backing: Backing, monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
-    """Threading says RuntimeError at the limit (systemd's TasksMax)."""
+    """At the limit (systemd's TasksMax) threading raises RuntimeError."""
     left = 3
 
     async def run_sync(
@@ -169,7 +169,7 @@ async def test_without_a_thread_it_waits_for_one(
 
 
 class BrokenFile:
-    """Stands in for a file whose pages cannot be let go."""
+    """Replaces a file whose pages cannot be released."""
 
     def close(self) -> None:
         raise OSError(errno.ENOMEM, "a test")

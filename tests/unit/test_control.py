@@ -151,7 +151,7 @@ async def test_quit_is_answered_before_the_daemon_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "control")
     with trio.fail_after(60), server.listen(path) as listener:
         async with trio.open_nursery() as nursery:
-            # As the daemon ends: all that runs in its nursery is cancelled.
+            # As when the daemon ends: all tasks in its nursery are cancelled.
             actions = Actions(Daemon().status, nursery.cancel_scope.cancel)
             made = server.Server(
                 *(listener, actions, NoFiles(), Superblock(V8(), PAGE)),
@@ -222,7 +222,7 @@ async def test_a_peer_that_hangs_up_in_the_middle_disturbs_no_other(
         async with control.peer() as peer:
             await peer.send('{"execute": "query-')
         async with control.peer() as peer:
-            # The replies have nowhere to go.
+            # Nobody reads the replies.
             await peer.send('{"execute": "query-commands"}\n' * 2000)
         assert "return" in await witness.ask('{"execute": "query-version"}')
 
@@ -293,7 +293,7 @@ def test_an_event_can_reach_to_the_end_of_all_offsets() -> None:
 
 
 def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
-    """With any umask, which is restored afterwards."""
+    """This is so with any umask, which is restored afterwards."""
     path = tmp_path / "control"
     before = os.umask(0)
     try:

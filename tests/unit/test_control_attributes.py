@@ -1,4 +1,4 @@
-"""Conversions, population and freezes by the control socket: what peers get, and not.
+"""Conversions, population and freezes by the control socket: outcomes and refusals.
 
 The rules themselves are in test_conversions.py and test_proposed_errnos.py.
 """
@@ -104,7 +104,7 @@ async def test_a_conversion_and_its_events(tmp_path: Path, backing: Backing) -> 
 async def test_who_converts_can_be_the_one_who_is_notified(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """An answer overtakes the command that waits for it, on one connection."""
+    """On one connection an answer overtakes the command that waits for it."""
     async with serving(tmp_path, backing) as control, control.peer() as peer:
         await peer.do("bind", file="/guest", start=0, end=PAGES)
         line = peer.line(
@@ -180,7 +180,7 @@ async def test_ranges_come_in_pages(tmp_path: Path, backing: Backing) -> None:
 
 
 BAD = (
-    # What the types refuse, and then what the rules do.
+    # First the refusals of the message types, then those of the rules.
     {"count": 0},
     {"count": -1},
     {"offset": -1},
@@ -239,7 +239,7 @@ async def test_versions_without_refuse_in_clear_words(
                 command,
                 answer,
             )
-        # Each can be asked what its pages are.
+        # The attributes of each can be queried.
         (row,) = await peer.do("query-memory-attributes", file="/guest", limit=1)
         began = rules_sent["initial"] == "private"
         assert row["private"] is began or row["count"] == 1
@@ -340,7 +340,7 @@ async def test_a_freeze_ends_with_its_connection(
 async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """Who has passed the checks before, and has to wait, is refused as well."""
+    """A call that passed its checks before the freeze, but waits, is refused, too."""
     async with (
         serving(tmp_path, backing, LiveUpdate) as control,
         control.peer() as peer,
@@ -351,7 +351,7 @@ async def test_a_freeze_waits_for_what_runs_and_nothing_is_allocated_after_it(
 
         async def allocate() -> None:
             try:
-                # So much takes a turn of the file's.
+                # An allocation of this size takes the file's turn.
                 await fallocate(file, 1, 0, PAGE, trio.Event())
             except OSError as exc:
                 outcomes.append(exc.strerror or "")
@@ -395,7 +395,7 @@ async def test_a_punch_whose_start_was_sent_is_done_before_the_freeze(
             outcomes.append("frozen")
 
         async with trio.open_nursery() as nursery:
-            # It has to wait, and so it is not done inline.
+            # It has to wait, so it is not executed inline.
             with file.turn.take():
                 nursery.start_soon(punch)
                 await trio.testing.wait_all_tasks_blocked()
@@ -473,7 +473,7 @@ async def test_bad_sources_are_one_clear_line(
         answer = await peer.do("populate", **arguments)
         assert answer.startswith(("EINVAL: ", "ENOENT: ", "EFAULT: ")), answer
         assert answer.isprintable()
-        # A closed name is none.
+        # A closed fdname does not exist.
         await peer.do("closefd", fdname="source")
         answer = await peer.do(
             "populate", file="/guest", offset=0, count=1, source="source"
@@ -481,7 +481,7 @@ async def test_bad_sources_are_one_clear_line(
         assert answer.startswith("ENOENT: no fdname 'source'")
 
 
-# --- windows and pins -----------------------------------------------------------------
+# --- shared windows and pins ----------------------------------------------------------
 
 
 async def test_a_window_reads_and_writes_what_is_shared(

@@ -144,7 +144,7 @@ def test_the_limits_are_those_of_the_code(text: str) -> None:
 
 
 def options(text: str) -> dict[str, tuple[str, str]]:
-    """Each option's default, and the value that is written after its name."""
+    """Each option's default, and the metavar after its name."""
     documented = {}
     for words, default, _ in rows(text, "option"):
         name, _, value = words.strip("`").partition(" ")
@@ -164,7 +164,7 @@ def test_the_defaults_of_options_are_those_of_the_code(text: str) -> None:
 
 @pytest.fixture
 def usage(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the commands say of their options."""
+    """The help texts of the options."""
     monkeypatch.setenv("COLUMNS", "200")
     for command in ("mount", "qmp"):
         with pytest.raises(SystemExit, match="0"):
@@ -184,7 +184,7 @@ def test_every_option_that_is_named_is_one(text: str, usage: str) -> None:
 
 
 def messages(text: str) -> list[bytes]:
-    """What the page shows on the wire."""
+    """The messages that the page shows."""
     return [
         line.encode() for line in re.findall(r"^    (\{\".*\})$", text, re.MULTILINE)
     ]

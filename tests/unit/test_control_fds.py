@@ -1,4 +1,4 @@
-"""Fds that peers send: which command gets one, and that no other is ever taken in."""
+"""Fds that peers send: which command gets one; the daemon receives no others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Hanging:
-    """A close that ends when the test says so."""
+    """A close that ends when the test lets it end."""
 
     def __init__(self) -> None:
         self.ended = trio.Event()
@@ -38,7 +38,7 @@ class Hanging:
 
 
 class Helper(DirectHelper):
-    """Counts what it is asked for; foreign fds take their time to be closed."""
+    """Counts the calls; the close of a foreign fd hangs until a test ends it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def query(number: int) -> str:
 
 
 async def answers(peer: Peer, count: int) -> dict[object, str]:
-    """What became of so many commands, by id: an errno's name, or nothing."""
+    """The outcomes of *count* commands by id: an errno's name, or ""."""
     found = {}
     for _ in range(count):
         answer = await peer.answer()
@@ -138,7 +138,7 @@ async def test_one_that_begins_before_does_not(control: Control, fd: int) -> Non
 
 
 def stopped_reading(control: Control) -> threading.Event:
-    """What is sent from now on is read in one go, if it can be, when this is set."""
+    """An event: data that is sent from now on is read at once when the event is set."""
     (served,) = control.server.peers
     inbox = served._inbox
     really_read = inbox.read
@@ -187,7 +187,7 @@ async def test_other_commands_go_on_in_order(control: Control, fd: int) -> None:
         assert list(await answers(peer, 6)) == [1, 2, 3, "a", 4, 5]
 
 
-# --- what is not wanted ---------------------------------------------------------------
+# --- fds that no command takes --------------------------------------------------------
 
 
 async def test_an_fd_that_no_command_takes_is_not_received(
@@ -227,7 +227,7 @@ async def test_a_command_that_turns_out_not_to_take_it_leaks_nothing(
 async def test_out_of_band_data_is_in_the_stream(
     control: Control, helper: Helper, foreign: int
 ) -> None:
-    """Otherwise the kernel would drop the byte and close its fd when it is passed."""
+    """Otherwise a read past it would drop the byte, and the kernel close its fd."""
     async with control.peer() as peer:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, foreign.to_bytes(4, "little"))]
         await peer.stream.socket.sendmsg([b" "], rights, socket.MSG_OOB)
@@ -236,7 +236,7 @@ async def test_out_of_band_data_is_in_the_stream(
     assert helper.reads == []
 
 
-# --- what takes for ever to be closed -------------------------------------------------
+# --- fds whose close hangs ------------------------------------------------------------
 
 
 async def test_one_foreign_fd_of_a_peer_is_closed_at_a_time(
@@ -295,7 +295,7 @@ async def test_a_helper_that_fails_costs_one_connection(
 
 
 async def test_closing_a_connection_drops_unread_fds(control: Control, fd: int) -> None:
-    """In a thread, because gigabytes take long to free; no other peer waits for it."""
+    """It is closed in a thread, as gigabytes take long to free; no other peer waits."""
     memory = os.memfd_create("large")
     os.ftruncate(memory, 64 << 20)
     syscalls.fallocate(memory, 0, 0, 64 << 20)
@@ -313,7 +313,7 @@ async def test_closing_a_connection_drops_unread_fds(control: Control, fd: int) 
 async def test_a_socket_that_lingers_keeps_only_its_sender_waiting(
     control: Control,
 ) -> None:
-    """The kernel waits where it closes it: for as long as the sender has chosen."""
+    """The kernel waits in close(2), for as long as the sender has chosen."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         slow = socket.create_connection(server.getsockname())
         reader, _ = server.accept()
@@ -357,7 +357,7 @@ async def test_a_failed_call_for_one_peer_affects_no_other(
 
     def fail(self: socket.socket, *args: object) -> object:
         nonlocal failures
-        # Ours, and not the peer's.
+        # Only on the server's side of the connection.
         if failures and self.getsockname() == control.path:
             failures -= 1
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
@@ -382,7 +382,7 @@ async def test_a_full_epoll_makes_a_peer_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """fs.epoll.max_user_watches: others may go."""
+    """At fs.epoll.max_user_watches it waits until another fd is removed."""
     readers = control.server.transport.readers
     real = readers.add
     failures = 3
@@ -405,7 +405,7 @@ async def test_without_a_thread_a_connection_is_closed_later(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """RuntimeError is what threading says at systemd's TasksMax."""
+    """At systemd's TasksMax threading raises RuntimeError."""
     failures = 3
     real = trio.lowlevel.start_thread_soon
 

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A directory that others may pass: pytest's own it closes at each start."""
+    """A directory that other users may search, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="inaccfs-") as path:
         os.chmod(path, 0o755)
         yield Path(path)
 
 
 async def fallocate(control: Control, node: Node, mode: int, *pages: int) -> None:
-    """What the channel does for fallocate(2) of *pages*, from and how many."""
+    """A fallocate(2) as the channel does it; *pages* is (first, count)."""
     offset, length = (page * PAGE for page in pages)
     with control.namespace.opens.hold(node) as file:
         await fakes.fallocate(file, mode, offset, length, trio.Event())
@@ -56,7 +56,7 @@ def open_fds() -> int:
 
 
 async def closed_again(before: int) -> None:
-    """Wait until no more fds are open than *before*: threads close what peers had."""
+    """Wait until no more fds are open than *before*: threads close the fds of peers."""
     while open_fds() > before:  # noqa: ASYNC110 - the threads notify nothing
         await trio.sleep(0.001)
 
@@ -88,10 +88,10 @@ async def test_the_server_keeps_no_fd_of_a_peer(control: Control) -> None:
     async with control.peer() as peer:
         before = open_fds()
         assert await peer.do("getfd", fd, fdname="a") == {}
-        # The surplus is closed.
+        # The second fd is closed.
         assert await peer.do("getfd", fd, fd, *pipe, fdname="a") == {}
         assert "EINVAL" in await peer.do("getfd", pipe[0], fdname="b")
-        # Nor does it where no command takes one.
+        # It is closed, too, where no command takes an fd.
         await peer.do("query-version", fd, pipe[0])
         assert "error" in await peer.ask('{"execute": "no such"}', fd)
         assert "error" in await peer.ask("{]", pipe[1])
@@ -148,7 +148,7 @@ async def test_a_path_begins_at_the_root(control: Control) -> None:
             "nothing": "ENOENT: no fdname 'nothing'",
         }.items():
             assert error in await peer.do("query-file", file=path), path
-    # What was only looked at is not remembered.
+    # Files that were only looked up are not remembered.
     known = {node.name for node in namespace.inodes.nodes.values() if not node.lookups}
     assert known == {b""}
 
@@ -168,7 +168,7 @@ async def test_a_name_that_is_taken_gets_the_new_file(control: Control) -> None:
 async def test_an_fd_goes_with_the_message_that_it_was_sent_with(
     control: Control,
 ) -> None:
-    """Also where several messages are read at once, or one in pieces."""
+    """This is so even if several messages are read at once, or one in pieces."""
     node = control.make("guest")
     fd = control.backing_fd(node)
     async with control.peer() as peer:
@@ -237,7 +237,7 @@ async def notified(
 async def test_every_fallocate_invalidates_after_the_backing_in_pages(
     control: Control, mode: int, pages: tuple[int, int]
 ) -> None:
-    """inaccessible_fallocate() of v8, with pgoff_t taken at its word."""
+    """inaccessible_fallocate() of v8, in pages as its pgoff_t says."""
     async with (
         notified(control) as (node, [(peer, number)]),
         trio.open_nursery() as nursery,
@@ -328,7 +328,7 @@ async def test_register_waits_for_the_end_of_an_invalidation(control: Control) -
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             event = await peer.event()
             await late.send(late.line("register-notifier", file="/guest") + "\n")
-            # Answered in its turn, so after the registration.
+            # This is answered after the registration, in its turn.
             await late.send('{"execute": "query-version"}\n')
             await trio.testing.wait_all_tasks_blocked()
             assert node.file is not None
@@ -396,7 +396,7 @@ async def test_a_peer_that_hangs_up_in_a_punch_delays_no_other(
             await peer.do("register-notifier", file="/guest")
             nursery.start_soon(fallocate, control, node, PUNCH, 0, 1)
             await peer.event()
-        # The other has to answer still.
+        # The other peer still has to answer.
         await control.peers_down_to(1)
         assert node.file is not None
         assert len(node.file.notifiers) == 1
@@ -508,7 +508,7 @@ async def test_a_page_can_be_put_as_often_as_it_was_got(
             assert await peer.do("put-pfn", file="/guest", pfn=pfn) == {}
         pins = await peer.do("query-pins")
         assert pins["references"] == []
-        # They stay where they are all the same.
+        # The pages stay in their frames all the same.
         assert [extent["count"] for extent in pins["extents"]] == [3]
         stats = await peer.do("query-stats")
         assert (stats["pages_got"], stats["pages_put"]) == (6, 6)
@@ -648,7 +648,7 @@ async def test_fetched_pages_stay_when_the_file_is_closed_and_forgotten(
 async def test_files_without_an_fd_are_listed_and_stay_without(
     control: Control,
 ) -> None:
-    """Their fds were closed, for want of fds: they are opened for a moment."""
+    """Their fds were closed because fds ran out; the query opens the files briefly."""
     nodes = [control.make(f"f{number}", number) for number in range(3)]
     for node in nodes:
         control.namespace.opens.open(node, os.O_RDWR)
@@ -663,7 +663,7 @@ async def test_files_without_an_fd_are_listed_and_stay_without(
 async def test_a_file_that_is_closed_while_files_are_listed_is_not_listed(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two files of a long list, the loop has its turn."""
+    """Other tasks run between two files of a long list."""
     nodes = [control.make(f"f{number}") for number in range(2)]
     kept, closed = sorted(nodes, key=lambda node: node.ino)
     turns = itertools.count()

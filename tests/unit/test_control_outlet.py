@@ -1,4 +1,4 @@
-"""The writing end of a connection: what has room goes, the rest waits or is lost."""
+"""The writing end of a connection: what has no room waits or is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inaccfs.control.peeroutlet import Backlog, PeerOutlet
 
 
 def received(theirs: socket.socket) -> bytes:
-    """All that is there."""
+    """All data that can be read now."""
     theirs.setblocking(False)
     data = b""
     while True:
@@ -24,7 +24,7 @@ def received(theirs: socket.socket) -> bytes:
 
 
 def filled(outlet: Outlet | PeerOutlet, message: bytes) -> int:
-    """Send until something waits; how many messages that were."""
+    """Send until something waits; return the number of messages."""
     count = 0
     while not len(outlet):
         outlet.send(message)
@@ -64,7 +64,7 @@ def test_an_fd_goes_with_the_first_of_its_bytes(
     got: list[int] = []
     while not got:
         data, got, _, _ = socket.recv_fds(theirs, 1 << 16, 4)
-    # The kernel may put what came before in front of it.
+    # The kernel may join it with the data before it.
     assert data.endswith(b"b")
     assert "mine" in os.readlink(f"/proc/self/fd/{got[0]}")
     os.close(got[0])

@@ -73,7 +73,7 @@ async def test_get_pfn_takes_references_to_the_returned_pages_only(
         assert session.references.total == 2500
         extents = [*got["extents"], *rest["extents"], *last["extents"]]
         assert [one["offset"] for one in extents] == list(range(2500))
-        # As they are, and all or none.
+        # Extents as they were returned, all or none.
         twice = [extents[0], extents[0]]
         assert "EINVAL" in await peer.do("put-pfn", file="/guest", extents=twice)
         for at in range(0, 2500, 500):
@@ -135,7 +135,7 @@ async def test_a_row_that_stays_is_listed_once_while_others_change(
         await peer.do("get-pfn", file="/b", offset=0, count=30)
         await other.do("get-pfn", file="/a", offset=0, count=30)
         first = await peer.do("query-pins", limit=10)
-        # Before it, and after it.
+        # Positions before it and after it.
         await other.do(
             "put-pfn",
             file="/a",
@@ -207,7 +207,7 @@ async def test_a_page_has_a_thousand_rows_and_less_of_long_names(
         node.name = b"guest"
 
 
-# --- the client goes on by itself -----------------------------------------------------
+# --- the client fetches all pages -----------------------------------------------------
 
 
 class Daemon:
@@ -310,7 +310,7 @@ class Longest(trio.abc.Instrument):
 async def slices() -> AsyncIterator[None]:
     """More than 20 ms of work at once would delay all callers."""
     longest = Longest()
-    # All that pytest has is the collector's to look at here.
+    # The garbage collector would look at all objects of pytest here.
     gc.disable()
     trio.lowlevel.add_instrument(longest)
     try:
@@ -343,7 +343,7 @@ async def test_queries_of_many_peers_keep_no_caller_waiting(control: Control) ->
 async def test_much_data_with_an_fd_keeps_no_caller_waiting(
     tmp_path: Path, backing: Backing, text: str
 ) -> None:
-    """All of it is looked at before any of it is carried out."""
+    """All of it is parsed before any command is executed."""
     # Room for all replies: this test is not about slow readers.
     policy = Policy(Limits(output=16 << 20), ack_seconds=60)
     with trio.fail_after(60):

@@ -69,7 +69,7 @@ async def test_a_flood_lets_others_have_their_turn(control: Control) -> None:
 async def test_a_peer_that_reads_late_gets_everything(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """Its commands wait for it: more is never kept than the limit and one reply."""
+    """Its commands wait: the daemon keeps at most the limit and one reply."""
     policy = Policy(Limits(output=10_000))
     with trio.fail_after(60):
         async with (
@@ -110,7 +110,7 @@ async def test_unread_events_are_bounded(
             async with control.peer():
                 (served,) = control.server.peers
                 event = b"x" * 5000
-                # What the socket takes, and what waits.
+                # More than the socket takes, so that some waits.
                 for _ in range(1000):
                     served.outlet.send(event)
                     if served.reason:
@@ -124,7 +124,7 @@ async def test_unread_events_are_bounded(
 async def test_events_that_wait_are_sent_many_at_a_time(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A turn of the loop for each made the punch of 1,000 notifiers take 200 ms."""
+    """With a turn of the loop for each, a punch with 1,000 notifiers took 200 ms."""
     waits = 0
     really_wait = trio.lowlevel.wait_writable
 
@@ -149,7 +149,7 @@ async def test_events_that_wait_are_sent_many_at_a_time(
 async def test_replies_to_what_came_together_go_together(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A send(2) for each cost more than 128 put-pfns did."""
+    """A send(2) for each reply took longer than 128 put-pfns did."""
     sends = 0
     really_transmit = Outlet._transmit
 
@@ -163,7 +163,7 @@ async def test_replies_to_what_came_together_go_together(
         sends = 0
         await peer.send("".join(f'{{"execute":"x","id":{n}}}\n' for n in range(100)))
         assert [(await peer.answer())["id"] for _ in range(100)] == list(range(100))
-    # Of 2 KiB, or of what one read has brought.
+    # A send has 2 KiB, or the replies to one read.
     assert 0 < sends < 20
 
 
@@ -238,7 +238,7 @@ async def test_a_bug_in_a_command_ends_nothing(
 async def test_a_peer_that_hangs_up_with_commands_unread_leaves_nothing_open(
     control: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first reply finds the peer gone; later commands must not begin."""
+    """The first reply fails, and later commands must not begin."""
     node = control.make("guest", 2000)
     for _ in range(20):
         async with control.peer() as peer:
@@ -285,7 +285,7 @@ async def test_nothing_is_registered_for_a_peer_that_has_said_its_last(
 async def test_get_pfn_waits_for_memory_that_is_on_its_way_back(
     control: Control,
 ) -> None:
-    """As an allocation does: closing a large file takes a while."""
+    """An allocation waits, too: closing a large file takes a while."""
     node = control.make("guest", 4)
     space = BlockedCloser()
     object.__setattr__(control.server.context.superblock, "frees", space)

@@ -54,7 +54,7 @@ async def serving(
 async def test_query_semantics_runs_no_code_of_a_user(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """A plan is asked before there is a mount, and may end nothing later."""
+    """The plans are computed before the mount is made, and never again."""
     path = tmp_path / "mine.py"
     path.write_text(
         "from inaccfs.semantics import V8\n"
@@ -75,7 +75,7 @@ async def test_query_semantics_runs_no_code_of_a_user(
 async def test_a_value_that_no_message_can_have_is_a_bug_of_one_command(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is returned as well as the words of an error."""
+    """A bad value in a return, and one in the text of an error."""
     rules = mine(source="\udcff")
     async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
         control.daemon.error = OSError(errno.EINVAL, "\udcff")
@@ -131,7 +131,7 @@ async def test_each_has_the_commands_that_it_lists_and_refuses_the_others(
                 continue
             refusal = await peer.do(command, **arguments[command])
             assert refusal.startswith("EOPNOTSUPP: "), (command, refusal)
-        # What was refused has done nothing.
+        # The refused commands have had no effect.
         (left,) = await peer.do("query-notifiers")
         assert left["notifier"] == number
         last = "unbind" if by_range else "unregister-notifier"
@@ -158,7 +158,7 @@ async def test_a_range_that_cannot_be_bound_is_refused(
         made = await peer.do("bind", file="/guest", start=0, end=4)
         refusal = await peer.do("bind", file="/guest", start=3, end=9)
         assert refusal == "EINVAL: pages 3 to 4 are bound already: unbind them"
-        # It may lie past the end: the size need not be set yet.
+        # The range may lie past the end: the size may be set later.
         await peer.do("bind", file="/guest", start=4, end=1 << 51)
         assert await peer.do("unbind", notifier=made["notifier"]) == {}
         assert "ENOENT" in await peer.do("unbind", notifier=made["notifier"])
@@ -184,7 +184,7 @@ async def test_a_guest_memfd_is_bound_inside_its_size(
 
 
 async def test_ranges_that_may_overlap_do(tmp_path: Path, backing: Backing) -> None:
-    """An alias slot, such as QEMU's for SMRAM. Only one that asks is exclusive."""
+    """QEMU's SMRAM is an alias slot. A binding is exclusive only on request."""
     rules = mine(Bind, exclusive=False)
     async with serving(tmp_path, backing, rules) as control, control.peer() as peer:
         for start, end in ((0, 8), (2, 4), (2, 4)):
@@ -220,7 +220,7 @@ async def test_an_unbound_page_has_the_errno_of_the_version(
         ):
             refusal = await peer.do("get-pfn", file="/guest", offset=3)
             assert refusal.startswith(f"{name}: nobody is bound to all of the pages 3")
-            # By any peer: only the page is checked.
+            # Any peer may get it: only the page is checked.
             async with control.peer() as other:
                 await other.do("bind", file="/guest", start=3, end=4)
                 assert await peer.do("get-pfn", file="/guest", offset=3) == {
@@ -248,7 +248,7 @@ async def test_poison_outlives_the_command_that_reports_it(
         assert refusal == "EHWPOISON: page 3 is poisoned: punch it"
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=4)
         assert "EINVAL" in await peer.do("memory-failure", file="/guest", offset=8)
-        # And goes with the file.
+        # Deleting the file ends it.
         control.namespace.unlink(control.namespace.inodes.root, b"guest")
         control.make("guest", 8)
         assert "pfn" in await peer.do("get-pfn", file="/guest", offset=3)
@@ -291,7 +291,7 @@ async def test_a_peer_that_keeps_pages_locked_is_disconnected(
 async def test_a_peer_that_reports_poison_may_go_in_the_middle(
     tmp_path: Path, backing: Backing, how: str
 ) -> None:
-    """The others got a start event, and get its end."""
+    """The others have got a start event, and still get the end event."""
     async with (
         serving(tmp_path, backing, GuestMemfd()) as control,
         control.peer() as other,
@@ -318,7 +318,7 @@ async def test_a_peer_that_reports_poison_may_go_in_the_middle(
 async def test_a_peer_that_its_own_command_waits_for_may_go(
     tmp_path: Path, backing: Backing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The daemon waits for it no longer, and does not log it as silent."""
+    """The daemon no longer waits for its answer, and does not log a missing answer."""
     async with serving(tmp_path, backing, GuestMemfd()) as control:
         for page, how in enumerate(("hangs up", "breaks")):
             async with control.peer() as teller:

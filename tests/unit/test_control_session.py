@@ -1,4 +1,4 @@
-"""A session without a server, a connection or a socket: a test asks and sees events."""
+"""A session without a server, a connection or a socket: the test is its peer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Out:
-    """What a session says of itself."""
+    """What a session sends."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     evictions: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Driven:
 
 
 class Mount:
-    """What sessions of a test serve: one file of eight pages, /guest."""
+    """The mount of a test's sessions, with one file of eight pages, /guest."""
 
     def __init__(self, backing: Backing, policy: Policy) -> None:
         self.daemon = Daemon()
@@ -165,7 +165,7 @@ async def test_limits_count_all_sessions(mount: Mount) -> None:
 
 
 async def test_a_session_and_the_file_count_the_same(mount: Mount) -> None:
-    """The sum is kept apart from the references that it sums up."""
+    """The session's sum is kept separately from the file's references."""
     async with mount.session() as one, mount.session() as two:
         got = await one.do(messages.GetPfn(file="/guest", offset=0, count=3))
         await two.do(messages.GetPfn(file="/guest", offset=0))

@@ -57,14 +57,15 @@ def bytewise(data: bytes) -> list[bytes]:
         (b'{"execute":"query-version","id":{"a":[{"b":"]"}]}}', [{"a": [{"b": "]"}]}]),
         (b'{"execute":"query-version","id":"\xc3\xa4\\u00e4"}', ["ää"]),
         (b'{"execute":"query-version","id":-1.5e+3}' + version(2), [-1500.0, 2]),
-        # Objects that are no commands are refused, and the next byte is looked at.
+        # Objects that are not commands are refused, and reading goes on with the next
+        # byte.
         (b"{}" + version(2), ["EINVAL", 2]),
         (b'{"execute":1}' + version(2) + b"\n", ["EINVAL", 2]),
         (
             b'{"execute":"nope"}' + version(2),
             ["The command nope has not been found", 2],
         ),
-        # What is no object is skipped to the line end.
+        # Anything that is not an object is skipped up to the line end.
         (b"x " + version(1) + b"\n" + version(2), ["EINVAL", 2]),
         (b"[]\n" + version(2), ["EINVAL", 2]),
         (b"7\n" + version(2), ["EINVAL", 2]),

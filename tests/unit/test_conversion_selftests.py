@@ -1,4 +1,4 @@
-"""guest_memfd_conversions_test.c of the in-place series, as far as it means something.
+"""guest_memfd_conversions_test.c of the in-place series, as far as it applies here.
 
 The host is a shared window of the file, and the guest its backing memory: what the
 file decides is tested here. private_mem_kvm_exits is about KVM's exits, and belongs to
@@ -90,7 +90,7 @@ def test_init_private(base: type[Semantics]) -> None:
     with world(base) as it:
         it.is_private(0, 0)
         it.to_shared(0)
-        # The host sees what the guest has written last.
+        # The host sees the guest's last write.
         it.is_shared(0, 1)
         it.to_private(0)
         it.is_private(0, 3)
@@ -176,7 +176,7 @@ def test_truncate(base: type[Semantics]) -> None:
 
 @both
 def test_forked_accesses(base: type[Semantics]) -> None:
-    """Every mapping loses the page, here one of another client; and gets it back."""
+    """Every mapping loses the page and gets it back; here it is another client's."""
     with world(base, initial="shared") as it:
         child = it.mount.connect()
         window = child.file(it.fd).shared_window()
@@ -206,7 +206,7 @@ def test_elevated_refcount(base: type[Semantics], page: int) -> None:
             if each != page:
                 it.to_private(each)
         it.file.unpin_pages(pinned)
-        # Though some are private already.
+        # Some of them are private already.
         it.to_private(0, 4)
         for each in range(4):
             it.is_private(each, each)
@@ -214,7 +214,7 @@ def test_elevated_refcount(base: type[Semantics], page: int) -> None:
 
 @both
 def test_private_mem_conversions(base: type[Semantics]) -> None:
-    """The host gets SIGBUS, and not what it had shared before."""
+    """The host gets SIGBUS, and not the data that it shared before."""
     with world(base, 2, initial="shared") as it:
         it.host_writes(0, 5)
         it.to_private(0, 2)

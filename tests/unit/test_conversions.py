@@ -1,4 +1,4 @@
-"""Conversions: checks first, then events, the store, and what pins do to them."""
+"""Conversions: first the checks, then the events and the store; pins refuse them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_nobody_hears_of_what_is_so_already() -> None:
 def test_the_attribute_is_stored_before_or_after_the_end(
     stored: str, at_end: bool
 ) -> None:
-    """hugetlb-rfc closes the bracket first: a fault in between finds the old one."""
+    """hugetlb-rfc sends the end first: a fault before the store finds the old one."""
     found: list[tuple[str, bool]] = []
     with world(stored=stored) as it:
         it.then = lambda event: found.append((event, it.private == [(0, SIZE)]))

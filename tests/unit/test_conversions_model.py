@@ -1,4 +1,4 @@
-"""Conversions, references, pins and punches in any order, against a flag a page."""
+"""Conversions, references, pins and punches in any order, against one flag per page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Model:
         self._it = it
         self._pin_check = pin_check
         self.private = [private] * SIZE
-        # How often a page was got, and pinned, and not punched since.
+        # How often each page was got and pinned since it was last punched.
         self._got = [0] * SIZE
         self._pinned = [0] * SIZE
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Sets the limit; returns a list that grows with each look at it."""
+    """Sets the limit; returns a list that grows with each query of it."""
 
     def set_to(limit: int) -> list[int]:
         looks: list[int] = []
@@ -64,11 +64,11 @@ def test_a_limit_that_has_become_lower_is_seen_soon(
     reserve = Reserve()
     assert not reserve.has(300)
     limited(400)
-    # One that is higher is looked up at once.
+    # For a higher number the limit is queried at once.
     assert reserve.has(301)
     limited(4000)
     assert not reserve.has(300)
     limited(400)
     seen = [reserve.has(300) for _ in range(100)]
-    # Before the reserve of so low a limit is used up.
+    # The limit is queried before the reserve of such a low limit is used up.
     assert seen.index(True) < 100

@@ -1,4 +1,4 @@
-"""Every link of a page leads somewhere: to a file, and to a heading of it."""
+"""Every link of a page leads to a file that exists, and to a heading in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _prose(page: Path) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """The headings of a page, as GitHub makes them anchors."""
+    """The anchors that GitHub makes of a page's headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     found = [
         re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -50,7 +50,7 @@ def test_no_link_is_dead(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    """The site has a list of its pages, and so have people."""
+    """The index lists all pages, for the site and for its readers."""
     index = (TOP / "docs" / "index.md").read_text()
     listed = set(
         re.findall(r"^([\w/-]+)$", index.partition("```{toctree}")[2], re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The table of exit statuses: each command has a row, and does what it says."""
+"""The table of exit statuses: each command has a row, and ends as the row says."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 TEXT = (PAGE.parent / "exit-statuses.md").read_text()
 
-# By command, the words of one that cannot be done; and those that are wrong, if it is
-# not an unknown option.
+# By command: arguments with which it fails.
 CANNOT: dict[str, list[str]] = {
     "mount": ["{}/none"],
     "umount": ["{}"],

@@ -1,4 +1,4 @@
-"""`inaccfs explore`: what is known of each version comes out, and nothing is missed."""
+"""`inaccfs explore` finds the known errors of each version, and misses none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READ = "unexplained-read"
 
 
 class Before(V8):
-    """Tells before the removal, and not after it."""
+    """Sends events before the removal only."""
 
     order = "before"
 
@@ -26,7 +26,7 @@ def explored(name: str, rules: Semantics, kvm: str = "kvm") -> Outcome:
     return outcome
 
 
-# --- what is known --------------------------------------------------------------------
+# --- known errors ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
     assert found.found[UNPAIRED].size[0] <= 15
 
 
-# --- is it to be believed? ------------------------------------------------------------
+# --- against random schedules ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_late_slot_of_v10_is_in_danger_in_the_first_punch() -> None:
 def test_what_chance_finds_the_search_has_found(
     name: str, rules: Semantics, kvm: str
 ) -> None:
-    """A few; tests/hard has all scenarios and versions."""
+    """Here are a few cases; tests/hard has all scenarios and versions."""
     found = check(Case(SCENARIOS[name], rules, kvm), 100)
     assert (found.missed, found.unlike) == ([], [])
     assert found.hit > 10
@@ -94,7 +94,7 @@ def test_conflicts_of_locks_find_the_same_as_conflicts_of_data(
     assert by_data.states <= by_lock.states
 
 
-# --- what carries it ------------------------------------------------------------------
+# --- threads and greenlets ------------------------------------------------------------
 
 
 def test_threads_do_what_greenlets_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """`inaccfs explore` finds each bug that a test injects into the KVM or the shim.
 
-Of each bug: the scenario, the rules, and the kind of violation that shows it, which the
-same scenario does not have without the bug. What no schedule can show has its reason.
+For each bug there is a scenario, rules, and the kind of violation that shows it; the
+same scenario does not have this violation without the bug. If no schedule can show a
+bug, the reason is given.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Shown(NamedTuple):
-    """What shows a bug."""
+    """The search that shows a bug."""
 
     scenario: str
     rules: type[Semantics]
@@ -34,7 +35,7 @@ class Shown(NamedTuple):
 
 
 class Before(V8):
-    """Tells before the removal, and not after it."""
+    """Sends events before the removal only."""
 
     order = "before"
 
@@ -62,7 +63,7 @@ class EachWalk(V10):
 UAF, STALE, READ = "use-after-free", "stale-mapping", "unexplained-read"
 EVER, UNPAIRED = "waits-for-ever", "unpaired"
 
-# Those of the tests of `inaccfs kvm stress`: with which name of --kvm, too.
+# The bugs that the tests of `inaccfs kvm stress` use, with their names for --kvm.
 KVM: Final[dict[str, tuple[str, Shown]]] = {
     "zap": ("no-zap", Shown("mapped", V8, STALE)),
     "retry": ("no-retry", Shown("mapped", V10, STALE)),
@@ -86,7 +87,7 @@ EXCUSED: Final = {
     "that raises is status 4",
 }
 
-# Those that the tests of stress do not have.
+# Bugs that those tests do not have.
 MORE_KVMS: Final = {
     "zap-after-ack": Shown("mapped", V10, UAF),
     "no-flush": Shown("mapped", V10, UAF),
@@ -111,7 +112,7 @@ SHIM: Final = {
     "keeps what the dead had": Shown("peer-silent", V8, "leaked-reference"),
 }
 
-# The order of events is a rule: each is compared with the sound one.
+# The order of events is a rule: each order is compared with the correct one.
 ORDERS: Final = [
     (V8, V10, Shown("mapped", V8, UAF)),
     (Before, V10, Shown("mapped", Before, STALE)),
@@ -121,7 +122,7 @@ ORDERS: Final = [
     (EachWalk, Bind, Shown("late-slot", EachWalk, UNPAIRED)),
 ]
 
-# Chance finds nearly all in some schedules; the search goes on from there.
+# Random schedules find nearly all of them soon; the systematic search comes next.
 SOON: Final = Limits(seconds=None, schedules=30)
 
 
@@ -136,7 +137,7 @@ _SOUND: Final[dict[tuple[str, str], set[str]]] = {}
 
 
 def sound(scenario: str, rules: type[Semantics]) -> set[str]:
-    """What comes out without a bug."""
+    """The kinds of violations that are found without a bug."""
     key = scenario, rules.__name__
     if key not in _SOUND:
         _SOUND[key] = found(Shown(scenario, rules, ""))

@@ -1,4 +1,4 @@
-"""`inaccfs explore`: what it prints, its statuses, and scenarios of one's own."""
+"""`inaccfs explore`: its output, its statuses, and scenarios in a user's file."""
 
 from __future__ import annotations
 
@@ -225,8 +225,9 @@ def test_the_scenario_of_the_page(run: Run, tmp_path: Path) -> None:
 
 # --- Ctrl-C ---------------------------------------------------------------------------
 
-# Found in each schedule; there are more schedules than anybody waits for.
-# It counts where the explorer does not look: it refuses what actors change.
+# Each schedule has an error, and there are too many schedules to try. The counter is
+# where the explorer does not look, because the explorer refuses state that actors
+# change.
 INTERRUPTED = """
 def actor_a(self):
     import signal
@@ -243,7 +244,7 @@ def always(self):
 """
 
 
-# In the first schedule, in one of those by chance, and in one of the systematic search.
+# In the first schedule, in a random one, and in one of the systematic search.
 @pytest.mark.parametrize("at", [1, 7, 50])
 def test_ctrl_c_in_a_search_prints_what_was_found(
     run: Run,
@@ -278,7 +279,7 @@ class Interrupting(StringIO):
 def test_ctrl_c_while_it_prints_cuts_nothing_off(
     run: Run, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """In the header, a row, and the schedule."""
+    """Ctrl-C comes in the header, in a row, and in the schedule."""
     out = Interrupting(at)
     monkeypatch.setattr(sys, "stdout", out)
     status, _, _ = run("mapped", "--semantics", "v8", "--seconds", "0.1")
@@ -317,7 +318,7 @@ def test_assert_clean() -> None:
 
 
 def test_a_test_of_another_project_fails_with_the_schedule(tmp_path: Path) -> None:
-    """The sample of the page, under rules that keep it and under some that do not."""
+    """The sample of the page, under rules that let it pass and rules that do not."""
     [text] = re.findall(
         r"```python\n(from inaccfs[^`]*assert_clean.*?)```", PAGE.read_text(), re.DOTALL
     )
@@ -334,7 +335,7 @@ def test_a_test_of_another_project_fails_with_the_schedule(tmp_path: Path) -> No
     assert "1 failed, 1 passed" in done.stdout
     assert "use-after-free: vcpu uses page 0" in done.stdout
     assert re.search(r"replay [0-9a-f]{8}-\w+", done.stdout)
-    # The schedule is the test's, and not a traceback of the search.
+    # The output has the schedule, and no traceback of the search.
     assert "pytesting.py" not in done.stdout.partition("short test summary")[0]
 
 
@@ -359,7 +360,7 @@ def test_without_greenlet_the_command_does_the_same(
 def test_a_replay_of_a_file_that_has_changed_is_refused(
     run: Run, scenario: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """What a scenario does may depend on anything in its file, and so may rules."""
+    """A scenario may depend on anything in its file, and so may rules."""
     mine = scenario("def actor_a(self): self.read(self.cpu, 0)")
     rules = tmp_path / "rules.py"
     rules.write_text(
@@ -421,7 +422,7 @@ SHOWN = Timeline(
 @pytest.mark.parametrize("width", [1, 20, 45, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     lines = as_columns(SHOWN, width).splitlines()
-    # A list needs the name of its longest actor, and 28 columns more.
+    # A list needs the width of its longest actor's name and 28 columns more.
     assert max(map(len, lines)) <= max(width, 53)
     guilty = [line for line in lines if line.startswith("*")]
     assert "copies;" in guilty[0]

@@ -1,4 +1,4 @@
-"""The scenarios of what is proposed: what is found, and that the search is sound."""
+"""The scenarios of the proposals: what the search finds, and that it is sound."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EndsFirst(InPlaceV8):
 
 
 class Race(EndsFirst):
-    """Of hugetlb-rfc, in pages of 4 KiB."""
+    """The race of hugetlb-rfc, in pages of 4 KiB."""
 
     kvm_attribute_read = "before get-pfn"
 
@@ -76,7 +76,7 @@ def test_a_split_has_the_race_of_its_conversions() -> None:
 
 
 class FrozenPunch(Scenario):
-    """The least of `freeze`."""
+    """The smallest version of `freeze`."""
 
     setup = Freeze.setup
     actor_freeze = Freeze.actor_freeze

@@ -1,19 +1,19 @@
-"""docs/exploring.md says what `inaccfs explore` finds, has and lists."""
+"""docs/exploring.md has the scenarios and the results of `inaccfs explore`."""
 
 from __future__ import annotations
 
 import pytest
 
-from inaccfs.explore.invariants import KINDS
 from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
+from inaccfs.explore.schedule import KINDS
 from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.explore.weaker import KVMS
 from inaccfs.semantics import VERSIONS
 from tests import explore_page
 from tests.explore_page import Place
 
-# The others are tests/hard's.
+# tests/hard has the others.
 QUICK = ("mapped", "grow")
 
 
@@ -34,7 +34,7 @@ def test_the_table_says_what_is_found(scenario: str, kvm: str) -> None:
 
 
 def test_versions_that_share_a_search_do_not_differ() -> None:
-    """As they would if a rule counted that the explorer takes for one that does not."""
+    """They would differ if a rule mattered that the explorer ignores."""
     made = {version.name: version for version in VERSIONS}
     for same in explore_page.distinct().values():
         if len(same) == 1:

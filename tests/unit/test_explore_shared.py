@@ -7,7 +7,7 @@ import pytest
 from inaccfs.explore import Scenario, assert_clean
 from inaccfs.explore.choosers import Chance
 from inaccfs.explore.search import Case, Limits, execute, explore
-from inaccfs.semantics import V8, V10, Bind, GuestMemfd, Plan, Semantics
+from inaccfs.semantics import V8, V10, Bind, GuestMemfd, InPlaceNext, Plan, Semantics
 from tests.explore_checking import check
 
 
@@ -81,6 +81,50 @@ def test_what_chance_finds_the_search_has_found(
     found = check(Case(scenario, rules, "no-flush"), 150)
     assert (found.missed, found.unlike) == ([], [])
     assert found.kinds_by_chance <= found.kinds
+
+
+class DeletedLate(Scenario):
+    """A slot is deleted whose VM has sent a put that nobody has got."""
+
+    def setup(self) -> None:
+        self.fd = self.file(pages=1)
+        self.one = self.vm(puts_late=True)
+        self.slot(self.one, self.fd)
+        self.cpu = self.one.create_vcpu()
+
+    def actor_vcpu(self) -> None:
+        self.write(self.cpu, 0, "new")
+
+    def actor_vmm(self) -> None:
+        self.delete_slot(self.one)
+
+
+def test_a_put_comes_before_what_is_sent_after_it() -> None:
+    """Where the file is closed first the put would be refused, and the page leak."""
+    found = check(Case(DeletedLate, V8()), 150)
+    assert (found.missed, found.unlike) == ([], [])
+    assert found.kinds == set()
+
+
+class ConvertedInPlace(OnePage):
+    """A page is converted and punched, while a vCPU reads it."""
+
+    def actor_convert(self) -> None:
+        self.convert(self.one, 0, 1, private=False)
+
+    def actor_vcpu(self) -> None:
+        self.read(self.cpu, 0)
+
+
+def test_a_page_that_is_converted_in_place_stays() -> None:
+    found = explore(Case(ConvertedInPlace, InPlaceNext()), Limits(seconds=None))
+    assert (found.complete, found.kinds, found.calls.vain) == (True, [], {})
+
+
+def test_a_guest_that_gets_an_error_is_no_error_of_the_scenario() -> None:
+    """EFAULT: by these rules a gfn in no slot is shared, and then its slot comes."""
+    found = explore(Case(NoMemory, InPlaceNext()), Limits(seconds=None))
+    assert (found.complete, found.kinds) == (True, [])
 
 
 class TwoPunches(OnePage):

@@ -1,4 +1,4 @@
-"""The search against plain enumeration: what all schedules come to, it comes to."""
+"""The search against plain enumeration: it finds the outcomes of all schedules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VARIABLES, LOCKS = 3, 2
 
 
 class Shared:
-    """What toys share. It is tracked by hand, so it is taken for a part of inaccfs."""
+    """The state that toys share. It is tracked by hand, as parts of inaccfs are."""
 
     __module__ = "inaccfs"
 
@@ -82,7 +82,7 @@ class Toy(Scenario):
         self.shared.variables[index] += 1
 
     def move(self, actor: int, index: int) -> None:
-        """In a section of a lock, with a point in it."""
+        """A step inside a lock, with a scheduling point."""
         with self.locks[index % LOCKS]:
             self.look(actor, index)
             self.schedule.point("goes on")
@@ -91,7 +91,7 @@ class Toy(Scenario):
             self.shared.variables[other] += self.shared.registers[actor][-1] + 1
 
     def wait(self, actor: int, index: int) -> None:
-        """Until somebody has changed it; or for ever."""
+        """Wait until another actor has changed the variable, or for ever."""
 
         def changed() -> int:
             self.schedule.touch(("toy", index), False)
@@ -108,7 +108,7 @@ class Toy(Scenario):
 
 
 def programs(counts: tuple[int, ...], number: int) -> list[Program]:
-    """Some, of as many actors with as many operations each."""
+    """Random programs, with the given number of operations for each actor."""
     dice = random.Random(repr(counts))
     words = ["look", "set", "add", "move", "wait", "wake"]
     return [
@@ -121,9 +121,9 @@ def programs(counts: tuple[int, ...], number: int) -> list[Program]:
 
 
 def outcomes(program: Program, chooser: Bounded | States) -> tuple[set[object], int]:
-    """What the schedules of a chooser come to, and how many there are.
+    """The outcomes of a chooser's schedules, and the number of schedules.
 
-    That is how the variables are at each end, and what an actor has read at any time.
+    An outcome is the variables at the end, and what each actor has read.
     """
     found: set[object] = set()
     number = 0
@@ -164,7 +164,7 @@ def test_tiny_programs_come_to_what_all_their_schedules_come_to(
 
 
 def test_what_is_repeated_need_not_be_looked_at() -> None:
-    """The search comes to the same states and ends, whether it looks or not."""
+    """With and without a look at such steps the search finds the same states."""
     case = Case(SCENARIOS["delete-slot"], V10(), "no-end")
     never, always = States(looked_at=10**9), States(looked_at=1)
     assert ends(case, never) == ends(case, always)
@@ -172,7 +172,7 @@ def test_what_is_repeated_need_not_be_looked_at() -> None:
 
 
 class Fickle(Scenario):
-    """In one execution an actor does something else than in all others."""
+    """In one execution an actor does not do what it does in all others."""
 
     at = -1
     # The page that it punches, and what it writes.
@@ -198,9 +198,9 @@ class Fickle(Scenario):
 @pytest.mark.parametrize(
     ("different", "at", "told"),
     [
-        # Told where it does it, though nobody looks at the steps.
+        # The report says where, even if the steps are not recorded.
         ({"pages": (0, 1)}, 4, "of punches, is 'fallocate punches"),
-        # In one that is looked at.
+        # In an execution whose steps are recorded.
         ({"texts": ("a", "b")}, 2, "changes it to something else"),
     ],
 )

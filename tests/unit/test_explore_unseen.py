@@ -1,4 +1,4 @@
-"""What a scenario does that the explorer cannot follow is refused."""
+"""The explorer refuses actions of a scenario that it cannot follow."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Mine(Scenario):
 
     @staticmethod
     def does(self: Mine) -> None:
-        """To be replaced."""
+        """The test replaces this."""
 
 
 def explored(does: Callable[[Mine], object]) -> str:
-    """What is said of it."""
+    """The message of the explorer."""
 
     class Explored(Mine):
         pass

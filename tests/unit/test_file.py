@@ -1,4 +1,4 @@
-"""`InaccessibleFile` over a real memfd; what does the long allocations is a fake."""
+"""`InaccessibleFile` over a real memfd, with a fake allocator for long allocations."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def test_the_errno_of_the_allocator_is_the_callers(
     blocked.let_go(errno.ENOSPC)
     with refused(errno.ENOSPC):
         await fallocate(file, 0, 0, LONG, trio.Event())
-    # And the file is as good as before.
+    # The file can be used as before.
     assert fallocated_now(file, 0, 0, PAGE)
 
 
@@ -335,7 +335,7 @@ async def test_an_interrupt_before_the_call_is_not_lost(
 async def test_a_cancelled_allocation_leaves_no_busy_file(
     file: InaccessibleFile, blocked: BlockedAllocator
 ) -> None:
-    """The daemon ends: so does what works for it."""
+    """The daemon ends, and its workers with it."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fallocate, file, 0, 0, LONG, trio.Event())
         await blocked.entered.wait()
@@ -363,7 +363,7 @@ def keeping(blocked: BlockedAllocator) -> Iterator[InaccessibleFile]:
 async def test_an_interrupt_leaves_the_pieces_that_are_allocated(
     keeping: InaccessibleFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """kvm_gmem_allocate() breaks out of its loop, and gives nothing back."""
+    """kvm_gmem_allocate() breaks out of its loop, and frees nothing."""
     interrupted = trio.Event()
     token = trio.lowlevel.current_trio_token()
     real = syscalls.fallocate
@@ -409,7 +409,7 @@ async def test_near_a_limit_pieces_are_the_allocators(
     blocked: BlockedAllocator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The OOM killer ends a worker then, and not the daemon."""
+    """Then the OOM killer kills a worker, and not the daemon."""
     monkeypatch.setattr(keeping._headroom, "allows", lambda length: False)
     blocked.let_go()
     await fallocate(keeping, 0, 0, 2 * PIECE_BYTES, trio.Event())
@@ -455,7 +455,7 @@ async def test_a_size_is_set_once(file: InaccessibleFile) -> None:
 async def test_memory_beyond_the_end_is_tmpfs_business(
     file: InaccessibleFile, length: int
 ) -> None:
-    """What KEEP_SIZE put there goes with a size of 0, and stays with a larger one."""
+    """A size of 0 frees the memory that KEEP_SIZE put there; a larger size keeps it."""
     for size, left in ((0, 0), (PAGE, length // PAGE)):
         syscalls.fallocate(file.fd, FALLOC_FL_KEEP_SIZE, 0, length)
         await file.set_size(size)

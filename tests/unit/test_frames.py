@@ -1,4 +1,4 @@
-"""The table of what is known, against a dict of each page."""
+"""The table of known frames, against a dict with each page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ records = st.tuples(
 
 
 def as_extents(model: dict[int, tuple[int, int]], per_page: int) -> list[Extent]:
-    """The fewest extents that say what *model* says."""
+    """The fewest extents with the content of *model*."""
     found: list[Extent] = []
     for page, (shift, order) in sorted(model.items()):
         if (
@@ -129,7 +129,7 @@ def test_a_folio_counts_if_but_one_of_its_pages_is_known() -> None:
 def test_an_allocation_that_is_interrupted_is_begun_again(
     monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    """As a hugetlbfs is when the kernel wants this thread to do something."""
+    """The kernel interrupts one on a hugetlbfs when it needs this thread."""
     tried = []
     call = syscalls.fallocate_now if length == 4096 else syscalls.fallocate
 
@@ -143,7 +143,7 @@ def test_an_allocation_that_is_interrupted_is_begun_again(
     fd = os.memfd_create("interrupted")
     allocate(fd, 0, length)
     assert len(tried) == 3
-    # The size of the file is left as it was.
+    # The size of the file has not changed.
     assert os.fstat(fd).st_size == 0
     assert os.fstat(fd).st_blocks * 512 == length
     os.close(fd)
@@ -152,7 +152,7 @@ def test_an_allocation_that_is_interrupted_is_begun_again(
 @pytest.mark.parametrize(
     ("extents", "pages", "split"),
     [
-        # All of a folio, though only some of its pages are looked at.
+        # The whole folio is found, though only some of its pages are read.
         ([(4, 104, 8, 3)], {2}, [(4, 104, 4, 0), (8, 108, 4, 3)]),
         ([(0, 100, 24, 3)], {8, 15}, [(0, 100, 8, 3), (8, 108, 8, 0), (16, 116, 8, 3)]),
         ([(0, 100, 8, 3), (8, 300, 8, 0)], {3, 9}, [(0, 100, 8, 0), (8, 300, 8, 0)]),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 LIMIT = 96 * MIB
-# What is kept for everything but files, of this limit.
+# The part of this limit that is reserved for everything except files.
 RESERVE = 6 * MIB
 
 
@@ -75,7 +75,7 @@ def test_half_of_the_memory_left_is_allowed(machine: Machine) -> None:
     made = machine.headroom()
     assert not made.allows(5 * MIB)
     assert made.allows(3 * MIB)
-    # Without another look.
+    # It is not read again.
     machine.set("one/two", LIMIT, LIMIT)
     assert made.allows(MIB)
     assert not made.allows(MIB)
@@ -98,12 +98,12 @@ def test_the_daemon_may_be_moved(machine: Machine) -> None:
 
 
 def test_a_part_of_the_hierarchy_may_be_mounted(tmp_path: Path) -> None:
-    """As in a container without a namespace for cgroups."""
+    """This is so in a container without a cgroup namespace."""
     machine = Machine(tmp_path, 2, root="/one")
     (machine.top / "two").mkdir()
     machine.set("two", LIMIT, LIMIT - RESERVE)
     assert machine.headroom().free() == 0
-    # And where it is not mounted nothing is known.
+    # Where it is not mounted nothing is known.
     machine.move("/oneself")
     assert machine.headroom().allows(LIMIT)
 
@@ -119,12 +119,12 @@ def test_reclaimable_memory_counts_as_free(
     made.check(fd, 0, 8 * MIB)
     with refused(errno.ENOMEM):
         made.check(fd, 0, 8 * MIB + 4096)
-    # What is there already takes no memory.
+    # Pages that are allocated already need no memory.
     os.posix_fallocate(fd, MIB, MIB)
     made.check(fd, 0, 9 * MIB)
     with refused(errno.ENOMEM):
         made.check(fd, 2 * MIB, 9 * MIB)
-    # What can be swapped out may leave more.
+    # If pages can be swapped out there may be more room.
     monkeypatch.setattr(headroom, "_can_swap", lambda: True)
     made.check(fd, 0, LIMIT)
     os.close(fd)
@@ -136,7 +136,7 @@ def test_memory_for_names_is_refused_where_nothing_is_left(
     monkeypatch.setattr(headroom, "_can_swap", lambda: False)
     made = machine.headroom()
     machine.set("one/two", LIMIT, LIMIT, cache=RESERVE + MIB)
-    # Cache makes room.
+    # The page cache can be reclaimed.
     made.take(MIB)
     machine.set("one/two", LIMIT, LIMIT, cache=RESERVE)
     with refused(errno.ENOMEM):

@@ -1,4 +1,4 @@
-"""The helper for real: what workers do for the daemon, and how all of them end."""
+"""The real helper: what workers do for the daemon, and how all of them end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 @contextmanager
 def working() -> Iterator[Helper]:
-    """A helper for the length of a with block; it forks what is patched so far."""
+    """A helper during a with block; its processes have the patches made so far."""
     made = Helper()
     try:
         yield made
@@ -63,7 +63,7 @@ def connection() -> Iterator[Connection]:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Iterator[int]:
-    """An fd of the file system that the tests take for the mount."""
+    """An fd of the file system that the tests use as the mount."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
     yield fd
     os.close(fd)
@@ -132,7 +132,7 @@ async def test_of_many_fds_one_is_received(
     os.close(writing)
     received = await helper.receive_fd(connection.daemon, 4096, device)
     os.close(received.fd)
-    # No other process has one.
+    # No other process has the other end.
     assert os.read(reading, 1) == b""
     os.close(reading)
 
@@ -231,7 +231,7 @@ async def test_a_helper_that_was_killed_is_started_anew_unasked(
 async def test_a_request_that_cannot_be_sent_does_not_wait_for_the_worker(
     helper: Helper, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """EPIPE means that the worker has ended, before anything else shows it."""
+    """EPIPE is the first sign that the worker has ended."""
     helper.give_back(await helper.lease())
     really_send = wire.send
 
@@ -254,6 +254,6 @@ async def test_of_a_worker_that_was_killed_nothing_stays(helper: Helper) -> None
     worker = await helper.lease()
     helper.let_die(worker)
     worker.wait_ended()
-    # Not only when the next one is killed.
+    # It ends now, and not only when the next one is killed.
     helper.give_back(await helper.lease())
     assert len(os.listdir("/proc/self/fd")) == fds

@@ -1,4 +1,4 @@
-"""Where a file has no memory, with a guest that touches pages all the while."""
+"""The holes of a file, while a guest accesses pages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fd() -> Iterator[int]:
 
 @pytest.fixture
 def _uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a hugetlbfs, or on a kernel before 6.5."""
+    """No cachestat(2), as on a hugetlbfs or on a kernel before 6.5."""
 
     def refuse(*_: int) -> int:
         raise OSError(errno.EOPNOTSUPP, "no cachestat(2)")
@@ -60,7 +60,7 @@ def allocated(fd: int) -> int:
 def before_allocating(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Callable[[], None]], list[int]]:
-    """Something happens right before each allocation; the list of their offsets."""
+    """Runs a hook right before each allocation; returns a list of their offsets."""
 
     def arrange(happens: Callable[[], None]) -> list[int]:
         calls: list[int] = []
@@ -83,7 +83,7 @@ def before_allocating(
 def test_to_look_for_holes_writes_nothing(
     fd: int, before_allocating: Callable[[Callable[[], None]], list[int]]
 ) -> None:
-    """What a guest puts there meanwhile stays."""
+    """The data that a guest writes meanwhile stays."""
     touch(fd, 0)
     calls = before_allocating(lambda: touch(fd, 9))
     assert first_hole(fd, PAGE, 1, 2) == 1
@@ -134,7 +134,7 @@ def test_without_a_count_a_hole_is_found_and_stays_one(fd: int) -> None:
 def test_a_guest_that_touches_another_page_loses_nothing(
     fd: int, before_allocating: Callable[[Callable[[], None]], list[int]]
 ) -> None:
-    """Neither that one, nor those beside the hole, nor one that was there."""
+    """Neither that page, nor those beside the hole, nor an allocated one loses data."""
     touch(fd, 0, 1)
     fresh = iter(range(3, PAGES))
     before_allocating(lambda: touch(fd, next(fresh)))
@@ -156,7 +156,7 @@ def test_a_guest_that_touches_the_page_itself_keeps_it(
 def test_pages_that_were_fetched_are_not_tried(
     fd: int, before_allocating: Callable[[Callable[[], None]], list[int]]
 ) -> None:
-    """Even if it is empty: it is pinned, and a peer maps it."""
+    """Not even if it is empty: it is pinned, and a peer has mapped it."""
     syscalls.fallocate(fd, 0, 0, 4 * PAGE)
     calls = before_allocating(lambda: None)
 

@@ -1,4 +1,4 @@
-"""The shim in one process: what a client of it may rely on, threads, and the end."""
+"""The shim in one process: what its client may rely on, threads, and the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = SimulatedMemory(order=0)
 
 
 class Events(Options, total=False):
-    """All that `register_notifier` takes."""
+    """All callbacks that `register_notifier` accepts."""
 
     invalidate: Callback
 
@@ -209,7 +209,7 @@ def test_an_exception_of_a_callback_is_raised_by_unregister() -> None:
 
 
 def test_events_may_be_delivered_later(pool: ThreadPoolExecutor) -> None:
-    """By the scheduler of the test: a punch waits for the answer."""
+    """The test's scheduler delivers them, and a punch waits for the answer."""
     due: list[Due] = []
     come = threading.Event()
 

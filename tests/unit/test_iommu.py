@@ -1,4 +1,4 @@
-"""The simulated IOMMU: four ways to learn of changes, and what devices use then."""
+"""The simulated IOMMU: its four policies for changes, and what devices then access."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONES = b"\xff" * 4
 
 
 class Shared(InPlaceV8):
-    """In place, begins as shared, and pages may have two users: a VM and an IOMMU."""
+    """Conversion in place; pages begin as shared, for a VM and an IOMMU."""
 
     initial = "shared"
     exclusive = False
@@ -103,7 +103,7 @@ def test_a_mapping_is_taken_away_and_comes_back() -> None:
 
 
 def test_one_page_takes_the_whole_area_away() -> None:
-    """Jason Gunthorpe: userspace gets burned, the kernel is safe."""
+    """Jason Gunthorpe: this hurts userspace, and the kernel is safe."""
     with host(V10(), "revoke") as it:
         area = it.iommu.map_file(it.fd, 0, 2 * PAGE)
         it.iommu.map_file(it.fd, 8 * PAGE, 2 * PAGE, offset=2 * PAGE)

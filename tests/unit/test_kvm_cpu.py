@@ -1,4 +1,4 @@
-"""Machine code on the simulated KVM: every access and every exit is the vCPU's."""
+"""Machine code on the simulated KVM: it accesses and exits as the vCPU does."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_code_reads_and_writes_private_memory(guest: Machine) -> None:
 
 
 def test_nothing_is_stale(guest: Machine) -> None:
-    """A page that is punched or converted between two instructions."""
+    """A page is punched or converted between two instructions."""
     cpu = guest.cpu(STORE + LOAD + LOAD + LOAD + HLT, rdi=GPA)
     assert cpu.run() == said(42)[0]
     guest.punch(0)
@@ -135,7 +135,7 @@ def test_an_exit_is_precise_and_the_next_run_repeats_the_instruction() -> None:
 def test_a_read_and_write_that_exits_at_its_write_has_not_read(
     guest: Machine,
 ) -> None:
-    """The page is read, and is shared and read-only when it is written: MMIO."""
+    """The page becomes shared and read-only between the read and the write: MMIO."""
     guest.vm.set_user_memory_region(
         2, 4 * MIB, PAGE, shared=mmap.mmap(-1, PAGE), flags=2
     )
@@ -180,7 +180,7 @@ def test_ports(guest: Machine) -> None:
 
 
 def test_strings_of_ports_use_the_shared_half(guest: Machine) -> None:
-    """KVM itself reads and writes, and looks at no attribute."""
+    """KVM itself reads and writes the strings, and does not check the attribute."""
     guest.shared[:8] = b"abcdefgh"
     guest.vm.create_vcpu().write(GPA, b"private!")
     # rep outsd
@@ -254,7 +254,7 @@ def test_code_is_fetched_from_private_memory(guest: Machine) -> None:
 
 
 def test_kvm_fetches_what_it_emulates_from_the_shared_half(guest: Machine) -> None:
-    """half-code-of-mmio: private code writes to a device, the other exchanges."""
+    """half-code-of-mmio: the private code is a mov to a device, the shared an xchg."""
     guest.vm.create_vcpu().write(GPA, bytes.fromhex("8907 e710 f4"))
     jump = "48bb0000100000000000 ffe3"  # mov rbx, gpa; jmp rbx
     registers: dict[str, Any] = {"rdi": HOLE, "rax": 7}
@@ -268,7 +268,7 @@ def test_kvm_fetches_what_it_emulates_from_the_shared_half(guest: Machine) -> No
     ]
     guest.shared[:5] = bytes.fromhex("8907 e710 f4")
     assert guest.run(jump, **registers) == [write, *said(7)]
-    # What needs no device is the CPU's own.
+    # The CPU executes instructions that need no device.
     guest.shared[:5] = bytes.fromhex("8707 e710 f4")
     assert guest.run(jump, rdi=GPA + PAGE, rax=7) == said(7)
 
@@ -302,7 +302,7 @@ def test_a_guest_that_never_exits_is_stopped(guest: Machine) -> None:
 
 
 def test_a_guest_that_never_exits_can_be_interrupted(guest: Machine) -> None:
-    """Wherever the signal comes: an instruction is executed, or it is not."""
+    """At any signal an instruction has been executed as a whole or not at all."""
     # inc dword [rdi]; mov eax, [rdi]; jmp
     code = bytes.fromhex("ff07 8b07 ebfa")
     guest.low[CODE : CODE + len(code)] = code
@@ -335,7 +335,7 @@ def test_a_guest_that_never_exits_can_be_interrupted(guest: Machine) -> None:
 
 
 def test_a_page_converted_to_and_fro_is_read_whole(guest: Machine) -> None:
-    """A guest in a thread of its own, and a VMM that converts meanwhile."""
+    """A guest runs in a thread, and a VMM converts the page meanwhile."""
     guest.vm.create_vcpu().write(GPA, b"\x11\0\0\0")
     guest.shared[:4] = b"\x22\0\0\0"
     cpu = guest.cpu(LOAD + "ebfa", rdi=GPA)

@@ -1,7 +1,7 @@
-"""Private faults and invalidations of the simulated KVM, one before the other.
+"""Private faults and invalidations of the simulated KVM, in each order.
 
-What happens "meanwhile" happens in a hook, in the thread that faults: so each race is
-the same each time.
+What happens "meanwhile" is done by a hook in the thread that faults, so each race has
+the same order in every run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Once:
-    """A hook that does something at a point, the first time."""
+    """A hook that does something at a point, only the first time."""
 
     def __init__(self, point: str) -> None:
         self.point = point
@@ -114,7 +114,7 @@ def test_past_the_end_of_the_file_is_an_exit_with_its_errno() -> None:
 def test_a_huge_page_that_reaches_out_of_the_file_is_not_read_there() -> None:
     with shim() as made, VM(made) as vm:
         file = made.memfd(4 * PAGE)
-        # As a tmpfs with huge=always has it; simulated folios end with the file.
+        # As on a tmpfs with huge=always; simulated folios end where the file ends.
         file.order = 9
         add_slot(vm, file, size=2 * MIB)
         vcpu = vm.create_vcpu()
@@ -151,7 +151,7 @@ def test_the_daemons_end_is_no_exit() -> None:
 def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
     point: str, semantics: Semantics
 ) -> None:
-    """Patch 4/8. Otherwise the page found first would be mapped, which was removed."""
+    """Patch 4/8. Otherwise the fault would map the page that was removed."""
     hook = Once(point)
     with guest(hooks=hook, semantics=semantics) as made:
         hook.act = lambda: made.file.punch(5, 6)
@@ -165,14 +165,15 @@ def test_a_punch_while_a_fault_is_under_way_makes_it_retry(
 def test_a_fault_waits_for_the_end_of_an_invalidation(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in the range cannot map before; one outside of it can."""
-    # It is woken, and does not just look again after a while.
+    """A fault in the range cannot map before that; one outside of the range can."""
+    # It must be woken, and not just try again after a while.
     monkeypatch.setattr(mmu, "_PATIENCE", 10 * PATIENCE)
     asked, waits = itertools.count(1), threading.Event()
     covers = Invalidation.covers
 
     def watched(state: Invalidation, start: int, end: int) -> bool:
-        # First to know whether to retry, and then, with mmu_lock, whether to wait.
+        # The fault asks first whether to retry and then, with mmu_lock, whether to
+        # wait.
         if next(asked) == 2:
             waits.set()
         return covers(state, start, end)
@@ -253,7 +254,7 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
         made.vm.create_vcpu().read(0, 1)
         made.file.punch(0, 1)
         assert made.vm.spte(0) is None
-        # In the client's thread no event can come before.
+        # In the client's thread no event can arrive before that.
         with pytest.raises(RuntimeError):
             made.vm.set_user_memory_region(0, 0, 0)
 
@@ -264,8 +265,8 @@ def test_a_hook_that_raises_does_not_keep_the_zap_from_happening() -> None:
 def test_in_v8_a_guest_uses_a_removed_page() -> None:
     """Vlastimil Babka on v8 1/8: the callback comes after the hole is punched.
 
-    Between the two the mapping is of a frame that the file has no longer, and that any
-    other file may have.
+    Between the two, the mapping has a frame that no longer belongs to the file and may
+    belong to any other file.
     """
     hook = Once("invalidate:begin")
     with guest(hooks=hook) as made:
@@ -324,7 +325,7 @@ def test_punches_may_have_one_event_where_poison_has_a_start_and_an_end() -> Non
 
 @pytest.mark.parametrize("how", ["fault", "pre-fault"])
 def test_no_huge_page_reaches_into_a_range_being_punched(how: str) -> None:
-    """The fault is elsewhere, so that it need not retry; 4 KiB have to do for it."""
+    """The fault is outside the range, so it need not retry, but it maps 4 KiB only."""
     with guest(4 * MIB, order=9, semantics=BRACKETED) as made:
         with made.file.punching(100, 101):
             if how == "fault":
@@ -341,7 +342,7 @@ def test_a_slot_whose_notifier_was_lost_is_not_used_any_more() -> None:
     with guest(semantics=BRACKETED) as made:
         vcpu = made.vm.create_vcpu()
         vcpu.write(0, b"x")
-        # Nor is there an end of this one.
+        # This invalidation has no end event either.
         with made.file.punching(3, 4):
             made.file.lost = True
             for gpa in (0, PAGE, 3 * PAGE):
@@ -370,7 +371,7 @@ def test_stale_pages_of_a_huge_mapping_are_found() -> None:
 
 
 def test_a_huge_mapping_without_any_page_is_found_between_others() -> None:
-    """Three in a row, of contiguous frames; nothing is left of the second."""
+    """There are three in a row, of contiguous frames; the second has no pages left."""
     with guest(6 * MIB, order=9) as made:
         made.vm.pre_fault_memory(0, 6 * MIB)
         assert len(made.vm.runs()) == 1
@@ -462,7 +463,7 @@ def test_a_conversion_splits_a_huge_page_and_does_not_touch_the_neighbours() -> 
 
 
 def test_a_conversion_that_changes_nothing_zaps_nothing() -> None:
-    """As mainline has it."""
+    """As in mainline."""
     with guest() as made:
         made.vm.create_vcpu().read(0, 1)
         made.vm.set_memory_attributes(0, MIB, private=True)
@@ -488,7 +489,7 @@ def test_a_slot_that_is_deleted_while_a_fault_is_under_way_is_waited_for(
         access = pool.submit(made.vm.create_vcpu().read, 0, 1)
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
-        # When the slot can be found no more, the deletion waits.
+        # When the slot can no longer be found, the deletion waits.
         with made.vm._mmu.lock:
             made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
         assert not deletion.done()
@@ -558,7 +559,7 @@ def test_pre_faulting_retries_smaller_and_smaller() -> None:
 
 
 def test_pre_faulting_where_there_is_no_private_memory_is_enoent() -> None:
-    """KVM_PRE_FAULT_MEMORY; what came before is mapped."""
+    """As in KVM_PRE_FAULT_MEMORY; the pages before that are mapped."""
     with guest(MIB) as made:
         with pytest.raises(FileNotFoundError):
             made.vm.pre_fault_memory(MIB - PAGE, 2 * PAGE)
@@ -569,7 +570,7 @@ def test_pre_faulting_over_a_stale_mapping_replaces_it() -> None:
     with guest() as made:
         made.vm.pre_fault_memory(0, 8 * PAGE)
         made.file.remove(0, 8)
-        # Else it would get the same frames.
+        # Otherwise it would get the same frames.
         made.shim.memfd().fetch(0)
         assert len(made.vm.stale_sptes()) == 8
         made.vm.pre_fault_memory(0, 8 * PAGE)

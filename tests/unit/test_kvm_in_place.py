@@ -57,7 +57,7 @@ class Guest(NamedTuple):
 def guest(
     semantics: Semantics, pages: int = PAGES, free: int = 0, **options: Any
 ) -> Iterator[Guest]:
-    """A VM with a slot of all *pages* of a file, but for the last *free* ones."""
+    """A VM with a slot of *pages* pages of a file, without the last *free* ones."""
     with Mount(semantics) as mount:
         fd = mount.memfd_create("guest", pages * PAGE)
         client = mount.connect()
@@ -91,13 +91,13 @@ def test_a_conversion_keeps_what_the_guest_has_written(semantics: Semantics) -> 
         it.file.shared_window().write(0, b"answer")
         it.vmm.convert(0, PAGE, private=True)
         assert it.vcpu.read(0, 6) == b"answer"
-        # What the attribute says is what an access is of which the guest says nothing.
+        # If the guest does not say what an access is, the attribute decides.
         assert it.vm.stats.exits == 1
 
 
 @IN_PLACE
 def test_an_attribute_is_the_files(semantics: Semantics) -> None:
-    """guest_memfd_conversions_test, indexing: one page, and no other."""
+    """guest_memfd_conversions_test, indexing: one page is converted, and no other."""
     with guest(semantics) as it:
         it.convert(3, private=False)
         assert [it.vm.is_private(gfn) for gfn in range(2, 5)] == [True, False, True]
@@ -356,7 +356,7 @@ def test_what_cannot_be_populated(page: int) -> None:
 
 
 class Recorded(Arch):
-    """Writes down which hook was called, with frames as page numbers."""
+    """Records the calls of hooks, with frames as page numbers."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -379,7 +379,7 @@ class SaysFrames(InPlaceNext):
 
 
 def test_each_reason_has_its_hook() -> None:
-    """In the tree after v8: a conversion keeps, and a free scrubs."""
+    """In the tree after v8 a conversion keeps the content, and a free scrubs it."""
     arch = Recorded()
     with guest(SaysFrames(), arch=arch) as it:
         it.vcpu.write(0, b"secret")
@@ -410,7 +410,7 @@ def test_a_conversion_to_private_makes_nothing_shared() -> None:
 
 
 def test_get_pfn_of_a_private_page_repeats_its_hook() -> None:
-    """It has to be idempotent."""
+    """The hook has to be idempotent."""
     arch = Recorded()
     with guest(InPlaceV8(), arch=arch) as it:
         for _ in range(2):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PACKAGE: Final = "linux-source-9.9"
 VERSION: Final = "9.9.1-1"
 
-# As the kernel's: goals, and O= for the place of what is built. A goal that is named in
-# the file "fails" of the source fails; one in "hangs" never ends.
+# It has goals, and O= for the output folder, as the kernel's. A goal that the source's
+# file "fails" names fails; one in "hangs" never ends.
 MAKEFILE = """\
 S := $(CURDIR)
 define goal
@@ -71,7 +71,7 @@ done
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source package, unpacked where its tarball is made from."""
+    """A source package: the unpacked tree, from which its tarball is made."""
     tree = tmp_path / "tree"
     files = {
         "Makefile": MAKEFILE,
@@ -115,7 +115,7 @@ def has_packages(
 
 
 def work() -> Path:
-    """The folder of the build that is not done."""
+    """The folder of the unfinished build."""
     (found,) = places.cache().glob("*.building")
     return found
 
@@ -144,7 +144,7 @@ def test_a_kernel_is_built_once() -> None:
 
 @pytest.mark.usefixtures("tree")
 def test_the_selftests_that_there_are_are_built() -> None:
-    """Their folder of x86 has had two names."""
+    """The folder for x86 has had two names."""
     built, _ = build()
     found = {
         str(path.relative_to(built.selftests)): path.read_text()
@@ -187,7 +187,7 @@ kernel.build(print)
 def test_a_build_that_was_killed_goes_on_where_it_was(
     tree: Path, number: signal.Signals
 ) -> None:
-    """What it has started ends with it, and does not disturb the next one."""
+    """The processes that it started end with it, and do not disturb the next build."""
     (tree / "hangs").write_text("bzImage\n")
     pack(tree.parent)
     tarball = str(tree.parent.parent / "source.tar.xz")
@@ -309,7 +309,7 @@ def test_the_cache_is_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    # What expanduser() leaves where nobody has that number.
+    # expanduser() leaves the path as it is if the uid has no name.
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(LiveError, match="set XDG_CACHE_HOME"):
         places.find_kernel()
@@ -381,7 +381,7 @@ def test_without_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_rows_can_be_asked_with_the_standard_library_alone() -> None:
-    """Under an emulated CPU each import takes its time, and there may be no site."""
+    """Under an emulated CPU imports are slow, and there may be no site-packages."""
     program = """
 import sys
 from inaccfs.kvm.probe import inside

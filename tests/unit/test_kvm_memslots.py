@@ -1,4 +1,4 @@
-"""Memslots: what is refused with which errno, and which gfns a file's pages are."""
+"""Memslots: the errno of each change that is refused, and the gfns of file pages."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_shared_memory_begins_at_a_page(made: FaultyShim) -> None:
 def test_slots_do_not_overlap(
     made: FaultyShim, gpa: int, size: int, *, fits: bool
 ) -> None:
-    """EEXIST, as kvm_check_memslot_overlap() has it."""
+    """EEXIST, as from kvm_check_memslot_overlap()."""
     file = made.memfd(4 * MIB)
     with VM(made) as vm:
         add_slot(vm, file, gpa=MIB, size=MIB)
@@ -195,7 +195,7 @@ def test_the_callers_fd_may_be_closed(made: FaultyShim) -> None:
 def test_pages_are_gfns_or_none_of_the_slots(
     base_gfn: int, npages: int, pgoff: int, start: int, end: int
 ) -> None:
-    """Patch 8/8, kvm_memfile_invalidate(); with what Vishal Annapurve found mended."""
+    """Patch 8/8, kvm_memfile_invalidate(), with the fix for Vishal Annapurve's bug."""
     slot = a_slot(base_gfn, npages, pgoff)
     meant = [
         gfn
@@ -272,7 +272,7 @@ def test_the_order_gives_the_level(
 def test_a_gib() -> None:
     with shim(order=9) as made, VM(made) as vm:
         file = made.memfd(GIB)
-        # As a hugetlbfs has it; simulated folios are not larger than 2 MiB.
+        # As on a hugetlbfs; simulated folios are not larger than 2 MiB.
         file.order = 18
         add_slot(vm, file)
         vm.create_vcpu().write(5 * PAGE, b"x")

@@ -1,4 +1,4 @@
-"""A VM with another retry protocol than KVM's, and ends that have no begin."""
+"""A VM with another retry protocol than KVM's, and ends without a begin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.unit.kvm_guests import BRACKETED, MIB, PAGE, add_slot, guest, shim
 
 
 class Careless(Invalidation):
-    """Never retries, and lets the count be negative."""
+    """Never retries, and allows a negative count."""
 
     __slots__ = ()
 
@@ -22,7 +22,7 @@ class Careless(Invalidation):
 
 
 def test_a_vm_goes_by_the_protocol_that_it_is_given() -> None:
-    """KVM's would fault anew."""
+    """KVM's protocol would retry the fault."""
     with shim() as made:
         file = made.memfd()
 
@@ -38,7 +38,7 @@ def test_a_vm_goes_by_the_protocol_that_it_is_given() -> None:
 
 
 def test_an_end_without_its_begin_is_a_bug_of_the_shim() -> None:
-    """restrictedmem of v9 and v10: a slot is made between the two."""
+    """In restrictedmem of v9 and v10 a slot can be created between begin and end."""
     with guest(semantics=BRACKETED) as made:
         with made.file.punching(0, 10):
             add_slot(made.vm, made.file, slot=1, gpa=MIB)
@@ -50,7 +50,7 @@ def test_an_end_without_its_begin_is_a_bug_of_the_shim() -> None:
 def test_a_slot_with_an_end_too_many_can_be_deleted() -> None:
     with shim(BRACKETED) as made, VM(made, invalidation=Careless()) as vm:
         file = made.memfd()
-        # Of another client: with one's own only, no events would be sent.
+        # Another VM has a notifier, because otherwise no events would be sent.
         with VM(made) as other:
             add_slot(other, file)
             with file.punching(0, 10):

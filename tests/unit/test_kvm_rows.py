@@ -1,4 +1,4 @@
-"""The rows' machinery, on fake KVMs: what differs, what is absent, what kills."""
+"""The code that runs the rows, on fake KVMs: differences, absent rows, dying rows."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_kvm_that_has_gone_stops_all_rows() -> None:
 
 
 class Given:
-    """A side that has these outcomes."""
+    """A side of the comparison that has these outcomes."""
 
     def __init__(self, *outcomes: str) -> None:
         self.name = "given"
@@ -143,7 +143,7 @@ def test_a_race_differs_by_an_outcome_that_may_not_be() -> None:
 
 @pytest.mark.parametrize("name", ["region-offset-1", "slot-file-one-page"])
 def test_a_kvm_with_an_error_differs_in_that_row_alone(name: str) -> None:
-    """That is, among the rows that the fake can answer."""
+    """This holds for the rows that the fake can answer."""
     rows = [row for row in ROWS if row.group in ("region", "slot")]
     kvms = [FakeKvm(), FakeKvm(error=name)]
     found = compare([Asked(FakeOpponent(kvm)) for kvm in kvms], rows)

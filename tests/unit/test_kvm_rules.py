@@ -1,4 +1,4 @@
-"""What the simulated KVM does by each of its rules, beside the other values of it."""
+"""What the simulated KVM does under each value of each of its rules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HOLE = 8 * MIB
 
 
 def test_the_default_attribute() -> None:
-    """half-default-attribute: shared in mainline, and then the file stays empty."""
+    """half-default-attribute: shared in mainline, so the file stays empty."""
     with guest(V8()) as made:
         assert (made.vm.is_private(256), made.read()) == (True, "\0")
     with guest(GuestMemfd612()) as made:
@@ -60,7 +60,7 @@ def test_what_classifies_an_access() -> None:
         made.private()
         assert made.write(b"p") == "ok"
         assert (made.read(), made.read(MIB + PAGE)) == ("p", "s")
-        # One that says what it wants, as on TDX.
+        # A guest that says what it wants, as on TDX.
         assert made.read(private=False) == "exit 0 0x100000 EFAULT"
         assert made.read(MIB + PAGE, private=True) == "exit 8 0x101000 EFAULT"
     with guest(V8()) as made:
@@ -104,7 +104,7 @@ def test_a_private_access_without_a_slot(rules: Semantics, told: str) -> None:
     with guest(rules) as made:
         made.vm.set_memory_attributes(HOLE, PAGE, private=True)
         assert made.read(HOLE) == told
-        # The same of a slot that was deleted.
+        # The same is true of a slot that was deleted.
         assert made.slot(2, HOLE, PAGE, private_fd=-1, flags=0, shared=0) == "ok"
         assert made.slot(2, 0, 0, private_fd=-1, flags=0) == "ok"
         assert made.read(HOLE) == told
@@ -151,7 +151,7 @@ def test_huge_mappings() -> None:
 
 @pytest.mark.parametrize(
     "version",
-    # Where a file has huge pages only, no page of 4 KiB is converted by itself.
+    # Where a file has huge pages only, a single page of 4 KiB cannot be converted.
     [each for each in VERSIONS if each.granule == "page"],
     ids=lambda each: each.name,
 )
@@ -182,7 +182,7 @@ def test_a_number_that_is_no_descriptor() -> None:
         with guest(rules, slot=False) as made:
             for fd in (-1, 1 << 20, 1 << 40):
                 assert made.slot(private_fd=fd) == told
-            # Gfns that overlap come first.
+            # The check for overlapping gfns comes first.
             made.slot()
             assert made.slot(2, private_fd=-1) == "EEXIST"
             memfd = os.memfd_create("plain")
@@ -223,7 +223,7 @@ def test_a_file_is_of_the_vm_that_has_made_it() -> None:
 
 
 def test_a_slot_without_a_file_can_change() -> None:
-    """slot-plain-changes, and what is in memory goes with it."""
+    """slot-plain-changes; the content of its memory moves with it."""
     with guest(V8(), slot=False) as made:
         half = bytearray(b"h" * PAGE)
         plain = {"private_fd": -1, "shared": half}
@@ -259,7 +259,7 @@ def test_a_read_only_slot() -> None:
 
 
 def test_memory_at_an_address() -> None:
-    """userspace_addr, which is looked at when it is used."""
+    """userspace_addr, which is checked when it is used."""
     with guest(GuestMemfd612(), slot=False) as made, mmap.mmap(-1, 2 * PAGE) as half:
         half[:PAGE] = b"h" * PAGE
         address = address_of(half)
@@ -274,7 +274,7 @@ def test_memory_at_an_address() -> None:
         assert made.vm.double_allocated() == 1
         Vmm(made.vm, fallocate=made.mount.fallocate).convert(MIB, PAGE, private=True)
         assert (made.vm.double_allocated(), half[0]) == (0, 0)
-        # Nothing is there.
+        # Nothing is mapped at this address.
         assert made.slot(2, HOLE, PAGE, private_offset=HOLE // 16, shared=0) == "ok"
         assert made.read(HOLE) == made.write(b"x", HOLE) == "EFAULT"
         made.vm.set_memory_attributes(HOLE, PAGE, private=True)
@@ -282,7 +282,7 @@ def test_memory_at_an_address() -> None:
 
 
 def test_a_gpa_that_no_cpu_has() -> None:
-    """region-gpa-2-52; an attribute it can have."""
+    """region-gpa-2-52; this gpa can have an attribute."""
     with guest(GuestMemfd612(), slot=False) as made:
         gpa = 1 << 52
         assert made.slot(1, gpa, PAGE) == "EINVAL"
@@ -301,7 +301,7 @@ def test_a_gpa_that_no_cpu_has() -> None:
     ids=lambda each: getattr(each, "name", None),
 )
 def test_a_vm_without_private_memory(rules: Semantics, slot: str, read: str) -> None:
-    """KVM_X86_DEFAULT_VM: no gfn is private, and what a file is for is a rule."""
+    """KVM_X86_DEFAULT_VM: no gfn is private; a rule says what the file is for."""
     with guest(rules, slot=False, protected=False) as made:
         assert not made.vm.is_private(256)
         assert made.private() == "EINVAL"
@@ -325,7 +325,7 @@ def test_a_punch_under_a_file_that_serves_all() -> None:
 
 
 def pre_fault(made: Guest, first: int, pages: int) -> object:
-    """What is left, in pages from 1 MiB on; or the errno."""
+    """The rest that is left, in pages from 1 MiB on, or the errno."""
     try:
         gpa, size = made.vm.pre_fault_memory(MIB + first * PAGE, pages * PAGE)
     except OSError as exc:
@@ -350,7 +350,7 @@ def test_pre_fault_maps_all_pages_in_mainline() -> None:
         stats = made.vm.stats
         assert (stats.prefaulted, stats.mapped_shared) == (2, 4)
         assert stats.mapped.pages_4k == 2
-        # Beyond the slot: a success, with a rest; and the rest by itself.
+        # Beyond the slot it succeeds with a rest; then the rest is tried by itself.
         assert pre_fault(made, 250, 10) == (256, 4)
         assert pre_fault(made, 256, 4) == "ENOENT"
         made.private(256, 4)
@@ -376,7 +376,7 @@ def test_conversions_and_slots_unmap_shared_pages() -> None:
         assert made.vm.stats.mapped_shared == 0
 
 
-# --- a class of one's own -------------------------------------------------------------
+# --- a user's class -------------------------------------------------------------------
 
 
 def test_each_side_has_each_rule() -> None:

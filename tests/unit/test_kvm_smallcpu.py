@@ -1,4 +1,4 @@
-"""The CPU of the rows' guests does what unicorn does, wherever an access may exit."""
+"""The CPU of the rows' guests does what unicorn does, even if an access exits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the simulated KVM that are plain state: retry, attributes, table."""
+"""The parts of the simulated KVM that are state only: retry, attributes, page table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_fault_that_began_before_the_end_retries_wherever_it_is() -> None:
 
 
 def test_the_range_is_the_hull_and_is_not_narrowed_before_the_last_end() -> None:
-    """Patch 4/8: only spurious retries come of it."""
+    """Patch 4/8: this causes spurious retries only."""
     state = Invalidation()
     state.begin(10, 20)
     state.begin(40, 50)

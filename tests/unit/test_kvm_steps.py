@@ -1,4 +1,4 @@
-"""A fault as steps, and what the KVM asks of its threads and its memory."""
+"""The steps of a fault, and how the KVM uses its threads and its memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def names(
     steps: Generator[Step, Any, object], meanwhile: dict[str, Callable[[], object]]
 ) -> list[str]:
-    """Take all steps; the names of their classes. Before one something may happen."""
+    """Take all steps, with *meanwhile* before one; return their classes' names."""
     seen: list[str] = []
     try:
         step = next(steps)
@@ -60,7 +60,7 @@ def test_the_steps_of_one_page_and_of_many_are_the_same(what: str) -> None:
 
 @pytest.mark.parametrize("what", ["fault", "populate"])
 def test_a_page_that_was_invalidated_is_put_and_the_end_awaited(what: str) -> None:
-    """Between any two steps others may run."""
+    """Between any two steps other threads may run."""
     with guest() as made:
         retried: list[object] = []
 
@@ -81,7 +81,7 @@ def test_no_lock_is_taken_at_a_step() -> None:
             try:
                 step = next(steps)
                 while True:
-                    # It would wait for ever.
+                    # Otherwise it would wait for ever.
                     with made.vm._mmu.lock:
                         pass
                     step = steps.send(step())
@@ -117,7 +117,7 @@ def test_a_locked_page_is_tried_again(what: str) -> None:
 
 
 def test_every_step_is_of_a_kind_that_can_be_known() -> None:
-    """A scheduler knows by it what the step accesses."""
+    """From its kind a scheduler knows what the step accesses."""
     kinds: list[object] = []
     with guest(hooks=lambda *_: None) as made:
         steps = made.vm._faults.fault(3)
@@ -145,7 +145,7 @@ def test_every_step_is_of_a_kind_that_can_be_known() -> None:
 
 
 class Counting:
-    """`THREADS`, and what has been asked of them."""
+    """`THREADS`, and a count of the calls."""
 
     def __init__(self) -> None:
         self.made: list[str] = []
@@ -181,7 +181,7 @@ def test_every_lock_of_a_vm_is_made_by_its_sync() -> None:
 
 
 class FrameMemory:
-    """The guest's bytes are those of the frame, and a punched page's are its last."""
+    """The guest's bytes are the frame's; a punched frame keeps its last bytes."""
 
     def __init__(self) -> None:
         self.frames: dict[int, bytearray] = {}
@@ -199,7 +199,7 @@ class FrameMemory:
 
 
 def test_memory_may_be_that_of_frames() -> None:
-    """As on hardware: through a stale entry a guest accesses the frame's new owner."""
+    """As on hardware, a stale entry leads to the memory of the frame's new owner."""
     memory = FrameMemory()
     with shim() as made, VM(made, memory=memory) as vm, VM(made, memory=memory) as evil:
         victim, file = made.memfd(), made.memfd()
@@ -232,7 +232,7 @@ def test_a_hook_is_called_where_slots_are_read_without_a_lock(*, private: bool) 
         vcpu = made.vm.create_vcpu()
         vcpu.read(3 * PAGE, 1, private=private)
         found = [(start, end) for point, start, end in seen if point == "looks_up"]
-        # A private page is walked to once more after the fault.
+        # After the fault of a private page there is one more page walk.
         assert found == [(3, 4)] * (2 if private else 1)
 
 

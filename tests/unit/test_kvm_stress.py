@@ -1,4 +1,4 @@
-"""The oracle of `inaccfs kvm stress`: it finds what is stale, and nothing else."""
+"""The oracle of `inaccfs kvm stress`: it finds stale reads, and nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clear(oracle: Oracle, *cells: Cell) -> None:
 
 
 def read(oracle: Oracle, cell: Cell, value: int) -> str | None:
-    """What is said of a read that nothing overlaps."""
+    """The oracle's verdict on a read that no other operation overlaps."""
     return oracle.end_read(oracle.begin_read(), cell, value).wrong
 
 
@@ -138,7 +138,7 @@ def test_values_that_no_read_can_find_are_forgotten(oracle: Oracle, cell: Cell) 
 
 
 class Register:
-    """A page that does what it should: each operation happens at one moment."""
+    """A correct page: each operation takes effect at one moment."""
 
     def __init__(self) -> None:
         self.oracle = Oracle()
@@ -150,7 +150,7 @@ class Register:
 
 
 class Operation:
-    """Begins, happens and ends, in three steps."""
+    """Begins, takes effect and ends, in three steps."""
 
     def __init__(self, register: Register, kind: str) -> None:
         self._register = register
@@ -161,7 +161,7 @@ class Operation:
         self._found = 0
 
     def step(self) -> bool:
-        """Go on; return whether that was the last step."""
+        """Take the next step; return whether it was the last one."""
         self._steps += 1
         (self._start, self._happen, self._finish)[self._steps - 1]()
         return self._steps == 3

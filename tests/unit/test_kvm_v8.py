@@ -1,7 +1,7 @@
-"""KVM as the v8 series has it: patches 2/8 to 8/8, point by point.
+"""KVM of the v8 series: patches 2/8 to 8/8, point by point.
 
 Section and wording follow the notes on the series; the mails are those of 15 September
-2022. What is ours and not the series' is in docs/simulated-kvm.md.
+2022. docs/simulated-kvm.md says where this KVM departs from the series.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ U64 = 1 << 64
 
 
 class Point(NamedTuple):
-    """One statement about the series, and what has to come of it."""
+    """One statement about the series, a call, and its expected result."""
 
     patch: str
     says: str
@@ -63,7 +63,7 @@ def both_halves(made: Guest) -> object:
 
 
 def two_gfns(made: Guest) -> object:
-    """Documented as undefined; here both have it."""
+    """The documentation says "undefined"; here both gfns have the page."""
     return region(made), made.write(b"p"), made.read(4 * MIB)
 
 
@@ -74,7 +74,7 @@ def deleted(made: Guest) -> object:
 
 
 def refused(made: Guest) -> object:
-    """The fd and the notifier are given back where creating fails."""
+    """The fd and the notifier are released if the slot cannot be created."""
     inode = made.mount.inode(made.fd)
     region(made, gpa=MIB)
     region(made, private_offset=1)
@@ -85,7 +85,7 @@ def refused(made: Guest) -> object:
 
 
 def gfns(start: int, end: int) -> Callable[[Guest], object]:
-    """Of a slot of 4 pages at gfn 100 that begins at page 10 of the file."""
+    """The gfns that a slot of 4 pages at gfn 100 and file page 10 zaps."""
     slot = MemorySlot(0, KVM_MEM_PRIVATE, 100, 4, 10 * PAGE, None)
     return lambda made: slot.gfns(start, end)
 

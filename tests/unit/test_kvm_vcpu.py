@@ -1,4 +1,4 @@
-"""What a guest reads and writes, what makes it exit, and what a VMM does then."""
+"""A guest's reads, writes and exits, and what a VMM does after an exit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_file_may_get_its_size_after_it_has_a_slot() -> None:
             vcpu.read(0, 1)
         file.truncate(PAGE)
         for size in (PAGE, MIB):
-            # The second time it has grown, as fallocate(2) may have it.
+            # Before the second fault it has grown by fallocate(2).
             file.allocate(0, size)
             vcpu.write(size - 1, b"x")
             assert os.pread(file.fd, 1, size - 1) == b"x"
@@ -83,7 +83,7 @@ def test_a_file_may_get_its_size_after_it_has_a_slot() -> None:
 
 @pytest.mark.parametrize("size", [100, PAGE - 1, PAGE + 3])
 def test_the_last_page_of_a_file_is_a_whole_one(size: int) -> None:
-    """fallocate(2) may leave a file with a size that is not one of pages."""
+    """fallocate(2) may leave a file whose size is not a multiple of the page size."""
     faults: list[str] = []
 
     def hook(point: str, start: int, end: int) -> None:
@@ -129,7 +129,7 @@ def test_nonsense_is_a_bug_of_the_caller() -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_mismatch_is_an_exit(*, private: bool) -> None:
-    """Patches 3/8 and 7/8; the exit is about the page, whichever part was accessed."""
+    """Patches 3/8 and 7/8; the exit names the whole page, for any part of it."""
     with guest(default_private=not private) as made:
         with pytest.raises(MemoryFaultExit) as caught:
             made.vm.create_vcpu().read(5 * PAGE + 7, 100, private=private)
@@ -200,7 +200,7 @@ class Held:
 def test_removing_a_page_waits_for_an_access(
     pool: ThreadPoolExecutor, what: str
 ) -> None:
-    """As a TLB flush waits for the other CPUs: what was zapped is not used any more."""
+    """A TLB flush waits for the other CPUs: after it no CPU uses the zapped page."""
     hook = Held()
     with guest(hooks=hook) as made:
         zaps: dict[str, Callable[[], object]] = {
@@ -211,7 +211,7 @@ def test_removing_a_page_waits_for_an_access(
         access = pool.submit(made.vm.create_vcpu().write, 0, b"last")
         assert hook.inside.wait(PATIENCE)
         zap = pool.submit(zaps[what])
-        # It has taken the entry away, and then waits.
+        # It has removed the entry, and then waits.
         while made.vm.spte(0) is not None:
             os.sched_yield()
         assert not zap.done()
@@ -254,7 +254,7 @@ def test_without_discard_pages_are_there_twice() -> None:
 def test_a_slot_is_deleted_while_it_is_converted(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, *, private: bool
 ) -> None:
-    """The deletion waits: else what is discarded would be of a file that was closed."""
+    """The deletion waits: otherwise the VMM would discard pages of a closed file."""
     inside, go = threading.Event(), threading.Event()
 
     def discard_later(
@@ -272,7 +272,7 @@ def test_a_slot_is_deleted_while_it_is_converted(
         conversion = pool.submit(vmm.convert, 0, PAGE, private=private)
         assert inside.wait(PATIENCE)
         deletion = pool.submit(made.vm.set_user_memory_region, 0, 0, 0)
-        # When the slot can be found no more, the deletion waits.
+        # When the slot can no longer be found, the deletion waits.
         with made.vm._mmu.lock:
             made.vm._mmu.changed.wait_for(lambda: not made.vm.slots, PATIENCE)
         assert not deletion.done()
@@ -286,7 +286,7 @@ def test_a_slot_is_deleted_while_it_is_converted(
 def test_a_slot_that_was_deleted_is_not_converted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Between the list of slots and the turn of this one."""
+    """The deletion comes after the list of slots was made, before this slot's turn."""
     with guest() as made:
         slots = made.vm.slots
         made.vm.set_user_memory_region(0, 0, 0)
@@ -362,7 +362,7 @@ def test_encrypted_memory_reads_as_written_and_is_ciphertext_outside() -> None:
     ("offset", "size"), [(0, 16), (5, 3), (15, 2), (17, 40), (0, 1)]
 )
 def test_a_write_changes_its_blocks_and_no_others(offset: int, size: int) -> None:
-    """XTS: blocks of 16 bytes. The rest of a block is kept."""
+    """XTS has blocks of 16 bytes. The rest of a block keeps its content."""
     with shim() as made, VM(made, encryption=True) as vm:
         file = made.memfd()
         add_slot(vm, file)

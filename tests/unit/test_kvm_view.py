@@ -1,4 +1,4 @@
-"""The map of a guest's pages: what each character says, and how it is laid out."""
+"""The map of a guest's pages: the meaning of each character, and the layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_page_for_each_way_it_can_be() -> None:
         vcpu = made.vm.create_vcpu()
         for page in (1, 2, 5, 6):
             vcpu.write(page * PAGE, b"x")
-        # Punched, and touched by another process.
+        # Punched, and then written to by another process.
         made.file.punch(2, 3)
         os.pwrite(made.file.fd, b"x", 2 * PAGE)
         made.vm.set_memory_attributes(5 * PAGE, PAGE, private=False)

@@ -32,7 +32,7 @@ def open_fds() -> int:
 
 
 def look(namespace: Namespace, name: str, parent: Node | None = None) -> Node:
-    """Look a name up, as the kernel does before it asks for anything else."""
+    """Look a name up, as the kernel does before any other request."""
     entry = namespace.lookup(parent or namespace.inodes.root, name.encode())
     return namespace.inodes[entry.nodeid]
 
@@ -161,7 +161,7 @@ def test_a_new_file_belongs_to_its_creator(namespace: Namespace, tree: Path) -> 
     ]
     for entry in entries:
         assert (entry.attributes.st_uid, entry.attributes.st_gid) == (123, 456)
-    # chown(2) takes the set-user-ID bit; it was asked for all the same.
+    # chown(2) clears the set-user-ID bit, but the request sets it.
     assert stat.S_IMODE((tree / "f").stat().st_mode) == 0o4711
 
 
@@ -241,7 +241,7 @@ def test_a_file_unlinked_while_open_stays_until_release_and_forget(
 def test_a_file_whose_last_name_went_can_still_be_opened(
     namespace: Namespace, tree: Path
 ) -> None:
-    """As after open(2) in the client has raced with an unlink."""
+    """This happens if open(2) of one process races with an unlink of another."""
     (tree / "f").touch()
     node = look(namespace, "f")
     namespace.unlink(namespace.inodes.root, b"f")
@@ -283,7 +283,7 @@ def test_links_in_several_directories_keep_those_known(
 def test_a_file_whose_removal_failed_keeps_no_fd(
     namespace: Namespace, tree: Path
 ) -> None:
-    """A refused rmdir leaks no fd."""
+    """A refused rmdir must not leak an fd."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -401,7 +401,7 @@ def test_a_rename_that_fails_leaves_directories_as_they_were(
     with refused(error):
         namespace.rename(*places[0], *places[1], flags)
     for node in known:
-        # What has an fd can lose it for room, and no other has one.
+        # The list of fds that can be closed has exactly the nodes with an fd.
         assert (node.fd >= 0) is (node.ino in namespace.inodes._open_dirs)
         assert os.fstat(namespace.inodes.dir_fd(node)).st_ino == node.ino
     monkeypatch.setattr(inodes, "_DIRECTORY_FDS", 0)
@@ -445,7 +445,7 @@ def test_a_directory_moves_with_the_children_that_are_known(
 def test_rename_from_a_directory_that_only_this_name_holds(
     namespace: Namespace, tree: Path
 ) -> None:
-    """The directory is forgotten, but the kernel may move its child all the same."""
+    """The directory is forgotten, but the kernel may still move its child."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -475,7 +475,7 @@ def _deep(namespace: Namespace, tree: Path, depth: int) -> list[Node]:
 
 @pytest.fixture
 def _shallow_stack() -> Iterator[None]:
-    """Too little for a frame a directory of a deep tree."""
+    """Too little for one stack frame for each directory of a deep tree."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 200)
     yield
@@ -488,7 +488,7 @@ def test_a_deep_tree_is_reached_and_forgotten_without_recursion(
 ) -> None:
     before = open_fds()
     nodes = _deep(namespace, tree, 600)
-    # From the top: only the last forget can let any of them go.
+    # From the top: only the last forget can free any of them.
     for node in nodes[:-1]:
         namespace.inodes.forget(node.ino, 1)
     assert namespace.inodes.attributes(nodes[-1]).st_ino == nodes[-1].ino
@@ -529,7 +529,7 @@ def test_no_more_directories_are_open_than_there_is_room_for(
 def test_the_directory_used_last_keeps_its_fd(
     namespace: Namespace, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rename(2) needs two directories at once, however little room there is."""
+    """rename(2) needs two directories at once, even if there is room for one."""
     monkeypatch.setattr(inodes, "_DIRECTORY_FDS", 1)
     nodes = []
     for i in range(4):
@@ -607,7 +607,7 @@ def test_a_file_whose_name_leads_elsewhere_now_is_stale(
 def test_a_directory_whose_name_leads_elsewhere_now_is_stale(
     namespace: Namespace, tree: Path, successor: str
 ) -> None:
-    """The errno is not ENOENT, which would be about the name below it."""
+    """The errno is not ENOENT, which would mean the name in the directory."""
     (tree / "d").mkdir()
     (tree / "d" / "f").touch()
     directory = look(namespace, "d")
@@ -647,7 +647,7 @@ def test_a_directory_that_is_below_its_own_child_now(
     depth: int,
     fds: int,
 ) -> None:
-    """As after "mv a/b b; mv a b/a" outside: no walk up the tree may be endless."""
+    """As after "mv a/b b; mv a b/a" in the backing: a walk up the tree must end."""
     monkeypatch.setattr(inodes, "_DIRECTORY_FDS", fds)
     (tree / "a" / "/".join(["b"] * depth)).mkdir(parents=True)
     (tree / "elsewhere").mkdir()
@@ -660,7 +660,7 @@ def test_a_directory_that_is_below_its_own_child_now(
     # The kernel still has the inner one, and finds the outer one in it.
     assert look(namespace, "a", inner) is outer
     assert _ancestors(outer)[0] is inner
-    # More of them, so that fds are closed for room.
+    # More directories, so that fds are closed for room.
     for name in ("elsewhere", "b"):
         with suppress(OSError):
             namespace.inodes.dir_fd(look(namespace, name))
@@ -690,7 +690,7 @@ def test_a_directory_without_a_known_path_is_stale(
     for node in (inner, outer):
         with refused(errno.ESTALE):
             namespace.inodes.dir_fd(node)
-    # Until it is looked up.
+    # It is stale until it is looked up.
     assert look(namespace, "b") is inner
     assert look(namespace, "a", inner) is outer
 
@@ -738,12 +738,12 @@ def test_one_name_that_went_does_not_hide_the_others(
 def test_a_number_that_comes_back_as_another_type_is_another_node(
     namespace: Namespace, tree: Path
 ) -> None:
-    """Lookups of the old one that the kernel has yet to forget are not lost."""
+    """The count of lookups that the kernel has not forgotten yet is not lost."""
     (tree / "was").touch()
     (tree / "now").mkdir()
     old = look(namespace, "was")
     look(namespace, "was")
-    # What the backing says of a directory that got the file's number.
+    # The stat of a directory that got the file's number.
     fields = list((tree / "now").stat())
     fields[stat.ST_INO] = old.ino
     attributes = _with_device(os.stat_result(fields), tree)

@@ -41,14 +41,14 @@ NO_DIRECTORY = b"/dev/null"
 KINDS = (stat.S_IFREG | 0o600, stat.S_IFIFO | 0o600)
 
 names = st.sampled_from([b"a", b"b", b"c"])
-# Where something happens: up to three directories down.
+# The parent of a name: up to three directories down.
 parents = st.lists(names, max_size=3).map(tuple)
 Path = tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Handle:
-    """An open file, here and there."""
+    """A file that is open on both sides."""
 
     node: Node
     plain_fd: int
@@ -108,7 +108,7 @@ class Histories(RuleBasedStateMachine):
         return node
 
     def directory(self, path: Path) -> Node:
-        """As the kernel does: it asks for nothing below what is no directory."""
+        """The kernel, too, asks for nothing below a node that is not a directory."""
         node = self.walk(path)
         if not node.is_dir:
             raise NotADirectoryError(errno.ENOTDIR, "not a directory")
@@ -118,7 +118,7 @@ class Histories(RuleBasedStateMachine):
         return os.path.join(f"/proc/self/fd/{self.plain.root}", *map(os.fsdecode, path))
 
     def same(self, ours: Callable[[], object], plain: Callable[[], object]) -> bool:
-        """Do both, compare; whether it worked."""
+        """Do both, and compare; return whether the call succeeded."""
         expected = outcome(plain)
         assert outcome(ours) == expected
         return expected == 0
@@ -241,7 +241,7 @@ class Histories(RuleBasedStateMachine):
         self, old: Path, old_name: bytes, new: Path, new_name: bytes, flags: int
     ) -> None:
         if (*old, old_name) == (*new, new_name):
-            # The kernel sees to this by itself.
+            # The kernel refuses this by itself.
             return
 
         def ours() -> None:
@@ -354,5 +354,5 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-# More of them in tests/hard/test_models.py.
+# tests/hard/test_models.py runs more of them.
 TestHistories.settings = settings(max_examples=30, stateful_step_count=40)

@@ -1,4 +1,4 @@
-"""Invalidation with answers: which notifiers get an event, and which must answer."""
+"""Invalidations: which notifiers get an event, and which must answer."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ async def test_a_cancelled_invalidation_lets_the_list_go(notifiers: Notifiers) -
     with trio.fail_after(60):
         await notifiers.register(Listener())
     assert len(notifiers) == 2
-    # What it says now is too late, and no bug.
+    # Its answer is too late now, and is not a bug.
     notifiers.drop(one)
 
 

@@ -68,7 +68,7 @@ async def invalidate(notifiers: Notifiers, start: int, end: int) -> None:
         (4, 5, True),
         (6, 7, True),
         (7, 100, True),
-        # The end is exclusive: the xarray of the bind tree was walked one too far.
+        # The end is exclusive. The walk of the bind tree's xarray went one too far.
         (8, 9, False),
         (3, 4, False),
         (0, 100, True),
@@ -114,7 +114,7 @@ async def test_an_event_to_an_unbound_notifier_is_never_clipped() -> None:
 async def test_units_are_those_of_the_notifier(
     clips: bool, expected: tuple[int, int]
 ) -> None:
-    """Bytes for pages, which was the bug: also of what wants no answer."""
+    """The bug was bytes instead of pages; events without an answer are checked, too."""
     notifiers = made(unit=PAGE, clips=clips)
     one = await Listener(notifiers).bind(4, 8)
     await invalidate(notifiers, 2, 9)
@@ -134,7 +134,7 @@ async def test_an_event_without_answer_goes_to_the_notifiers_concerned() -> None
 
 
 async def test_each_gets_one_event_for_any_number_of_pieces() -> None:
-    """An alias cuts the range of the first into three."""
+    """An alias splits the range of the first binding into three."""
     notifiers = made()
     one = await Listener(notifiers).bind(0, 9, exclusive=False)
     other = await Listener(notifiers).bind(3, 6, exclusive=False)
@@ -155,7 +155,7 @@ async def test_those_for_the_file_hear_of_all_besides_those_that_are_bound() -> 
 
 
 async def test_the_bound_are_found_in_the_order_of_their_pages() -> None:
-    """As an xarray is walked."""
+    """This is the order of a walk through an xarray."""
     notifiers = made()
     later, sooner = Listener(notifiers), Listener(notifiers)
     await later.bind(5, 9)
@@ -180,7 +180,7 @@ async def test_a_notifier_that_leaves_gets_no_event() -> None:
 async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
     notifiers = made()
     many = [await Listener(notifiers).bind(at, at + 1) for at in range(10_000)]
-    # What is looked at has answers; the rest is not even there to be asked.
+    # Only these notifiers exist: a look at any other would fail.
     notifiers._registered = dict.fromkeys(many[4990:5010])
     await invalidate(notifiers, 5000, 5002)
     assert [at for at, one in enumerate(many) if one.events] == [5000, 5001]
@@ -205,7 +205,7 @@ async def test_of_many_only_the_notifiers_concerned_are_looked_at() -> None:
 async def test_ranges_that_overlap_need_both_to_agree(
     start: int, end: int, taken: bool, first: bool, second: bool
 ) -> None:
-    """Exclusive works in both orders of binding; SMRAM is an alias of neither."""
+    """Exclusive works in both orders of binding; SMRAM's alias does not use it."""
     notifiers = made()
     one = await Listener(notifiers).bind(4, 8, exclusive=first)
     other = Listener(notifiers)
@@ -214,7 +214,7 @@ async def test_ranges_that_overlap_need_both_to_agree(
             await other.bind(start, end, exclusive=second)
         assert list(notifiers) == [one]
         assert notifiers.bound(other) is None
-        # Nothing has come of it.
+        # The refused binding has had no effect.
         assert not notifiers.cover(0, 4)
         assert not notifiers.cover(8, 9)
     else:
@@ -241,7 +241,7 @@ async def test_an_alias_leaves_the_other_where_it_was() -> None:
     other = await Listener(notifiers).bind(3, 6, exclusive=False)
     notifiers.drop(other)
     assert notifiers.cover(0, 9)
-    # And the pieces are one again.
+    # The pieces have been merged again.
     assert notifiers._bindings is not None
     assert list(notifiers._bindings._numbers) == [(0, 9, 1)]
     assert list(notifiers._concerned(3, 6)) == [one]
@@ -296,7 +296,7 @@ async def test_a_change_of_the_list_is_reported() -> None:
 
 
 async def test_bindings_that_come_and_go_are_found_as_by_a_list() -> None:
-    """Against the simplest thing that could work: all are looked at."""
+    """The model is the simplest one: a list that is searched as a whole."""
     dice = random.Random(5)
     notifiers = made()
     there: dict[Listener, tuple[int, int]] = {}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 LONG = SHORT_BYTES + PAGE
 ME = os.geteuid(), os.getegid()
-# The handlers need only the caller's ids; pyfuse3's own cannot be filled in.
+# The handlers need only the caller's ids; pyfuse3's own class cannot be filled in.
 CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(uid=ME[0], gid=ME[1]))
 
 
@@ -90,7 +90,7 @@ async def busy(node: Node, blocked: BlockedAllocator) -> AsyncIterator[None]:
 
 
 async def _change(namespace: Namespace, node: Node, **wanted: int) -> None:
-    """SETATTR, as the channel carries it out; the fields are those of `Setattr`."""
+    """SETATTR, as the channel executes it; the fields are those of `Setattr`."""
     nothing = dict.fromkeys(Setattr._fields, 0)
     await attributes.change(namespace, node, Setattr(**nothing | wanted), os.getpid())
 
@@ -146,7 +146,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
     tree: Path,
     call: Callable[[Operations, Node], Awaitable[object]],
 ) -> None:
-    """In the trio loop, which goes on; the backing would stop it."""
+    """They wait in the trio loop, which goes on; in the backing they would block it."""
     ended = trio.Event()
     before = (tree / "f").stat()
 
@@ -175,7 +175,7 @@ async def test_calls_that_need_the_lock_of_a_busy_file_wait(
 async def test_a_size_waits_and_is_then_refused(
     namespace: Namespace, node: Node, blocked: BlockedAllocator, tree: Path
 ) -> None:
-    """By then the file has the size of the allocation; nothing else is set."""
+    """By then the file has the allocation's size; no other attribute is set."""
     valid = wire.FATTR_SIZE | wire.FATTR_MODE
 
     async def ask() -> None:
@@ -214,7 +214,7 @@ async def test_all_attributes_can_be_set_at_once(
         mtimensec=1,
     )
     found = (tree / "f").stat()
-    # chown(2) takes the set-user-ID bit, so the mode comes after it.
+    # chown(2) clears the set-user-ID bit, so the mode is set after it.
     assert stat.S_IMODE(found.st_mode) == 0o4751
     assert (found.st_size, found.st_atime_ns, found.st_mtime_ns) == (
         PAGE,
@@ -227,10 +227,9 @@ async def test_all_attributes_can_be_set_at_once(
 
 
 class CountingDirectory:
-    """A directory that counts positions as hugetlbfs does: names from the start.
+    """A directory whose positions count names from the start, as on hugetlbfs.
 
-    Stands in for getdents(2) and lseek(2). A seek after names were removed skips as
-    many.
+    Replaces getdents(2) and lseek(2). After names were removed a seek skips that many.
     """
 
     def __init__(self, names: int, at_once: int) -> None:
@@ -240,7 +239,7 @@ class CountingDirectory:
         self.seeks: list[int] = []
 
     def getdents(self, fd: int) -> list[DirectoryEntry]:
-        # The kernel's cursor is a place in its list, and names that go do not move it.
+        # The kernel's cursor is a place in its list; it stays when names are removed.
         left = [name for name in self.names if name not in self._read]
         batch = left[: self._at_once]
         self._read += batch
@@ -266,7 +265,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> CountingDirectory:
 
 
 def _take(directory: OpenDirectory, position: int, count: int) -> list[DirectoryEntry]:
-    """What one READDIR takes, with room for *count*."""
+    """The entries that one READDIR takes, with room for *count*."""
     directory.seek(position)
     taken: list[DirectoryEntry] = []
     while len(taken) < count and (found := directory.peek()) is not None:
@@ -279,7 +278,7 @@ def _take(directory: OpenDirectory, position: int, count: int) -> list[Directory
 def test_names_that_go_while_a_directory_is_read_hide_no_others(
     counting: CountingDirectory, namespace: Namespace, count: int
 ) -> None:
-    """As rm -r does: it reads some, removes them, and reads on."""
+    """rm -r does this: it reads some, removes them, and reads on."""
     directory = OpenDirectory(namespace.inodes.root, 99)
     every = list(counting.names)
     position, seen = 0, []
@@ -303,7 +302,7 @@ def test_a_reader_that_goes_back_reads_anew(
     again = _take(directory, 0, 100)
     assert [entry.name for entry in again] == counting.names
     assert counting.seeks == [0]
-    # To where it has been before; from there it goes on without a seek.
+    # It seeks to an earlier position, and goes on from there without a seek.
     position = again[2].offset
     assert [entry.name for entry in _take(directory, position, 2)] == [b"4", b"5"]
     assert _take(directory, again[4].offset, 1)[0].name == b"6"
@@ -317,7 +316,7 @@ def test_the_end_of_a_directory_may_be_asked_for_again(
     position = _take(directory, 0, 100)[-1].offset
     assert _take(directory, position, 1) == []
     assert directory.peek() is None
-    # A name that has come since.
+    # A name that was made meanwhile.
     counting.names.append(b"20")
     assert [entry.name for entry in _take(directory, position, 5)] == [b"20"]
     assert counting.seeks == []
@@ -326,7 +325,7 @@ def test_the_end_of_a_directory_may_be_asked_for_again(
 def test_an_entry_that_was_looked_at_and_not_taken_is_next(
     counting: CountingDirectory, namespace: Namespace
 ) -> None:
-    """A reply had no room for it."""
+    """The reply had no room for it."""
     directory = OpenDirectory(namespace.inodes.root, 99)
     (taken,) = _take(directory, 0, 1)
     refused = directory.peek()
@@ -339,7 +338,7 @@ def test_an_entry_that_was_looked_at_and_not_taken_is_next(
 
 
 class Replies:
-    """Stands in for pyfuse3.readdir_reply(): one reply has room for so many."""
+    """Replaces pyfuse3.readdir_reply(): one reply has room for *room* entries."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -416,7 +415,7 @@ async def test_a_directory_can_be_emptied_while_it_is_read(
                 namespace.inodes.forget(ino, 1)
     assert os.listdir(tree) == []
     assert set(namespace.inodes.nodes) == {1}
-    # And read again from the start, by the same handle.
+    # The same handle reads again from the start.
     names = [name for name, _, _ in await _readdir(operations, fh, 0, replies)]
     assert sorted(names) == [b".", b".."]
     await operations.releasedir(fh)

@@ -1,4 +1,4 @@
-"""From words to options: the command line, -o, names of sockets, mountinfo."""
+"""Options: the command line, -o, names of sockets, mountinfo."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_a_path_is_escaped_as_systemd_does(path: str) -> None:
 def test_root_has_run_if_it_is_his(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Root of a user namespace has not, as a rule."""
+    """For root of a user namespace it is usually another user's."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/0")
     monkeypatch.setattr(runtime, "_ROOTS", "/nowhere/inaccfs")
@@ -315,7 +315,8 @@ def test_the_socket_of_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert runtime.control_path("/mnt", None) == "/run/user/1000/inaccfs/mnt.sock"
     assert runtime.control_path("/mnt", "/elsewhere") == "/elsewhere"
-    # What is made in /tmp is checked by make_directory(): so it is that itself.
+    # It is /tmp/inaccfs-UID itself, because make_directory() checks a directory in
+    # /tmp.
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert runtime.directory() == "/tmp/inaccfs-1000"
     assert runtime.control_path("/mnt", None) == "/tmp/inaccfs-1000/mnt.sock"
@@ -487,7 +488,7 @@ def test_an_empty_path_is_not_the_working_directory(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What `inaccfs mount "$unset"` gives."""
+    """The shell passes an empty path for `inaccfs mount "$unset"`."""
     monkeypatch.chdir(tmp_path)
     for words in (["mount"], ["umount"], ["status"]):
         assert cli.main([*words, ""]) == 2

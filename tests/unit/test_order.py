@@ -46,7 +46,7 @@ NO_SPACE = OSError(errno.ENOSPC, "no space")
 
 @dataclass(eq=False)
 class Listener:
-    """A notifier that notes its events, and reacts as a test wants."""
+    """A notifier that records its events, and reacts as a test wants."""
 
     world: World
     name: str = ""
@@ -77,7 +77,7 @@ class World:
     notifiers: Notifiers
     ack_timeouts: AckTimeouts
     log: list[str] = field(default_factory=list)
-    # What the change comes to, or fails with.
+    # The result of the change, or its exception.
     changed: Changed | Exception = field(default_factory=Changed)
 
     async def listener(
@@ -96,7 +96,7 @@ class World:
         return self.changed
 
     async def drive(self, how: How, steps: Steps) -> Exception | None:
-        """Take all steps; what the change was refused with."""
+        """Take all steps; return the change's refusal."""
         if how == "at once":
             over = trio.Event()
             failures: list[Exception | None] = []
@@ -140,12 +140,12 @@ async def world() -> AsyncIterator[World]:
 
 
 def answers(listener: Listener, sequence: int) -> None:
-    """At once, while the event is being sent."""
+    """Answer at once, while the event is being sent."""
     listener.world.notifiers.answer(listener, sequence)
 
 
 def goes(listener: Listener, sequence: int) -> None:
-    """Its connection breaks while the event is being sent."""
+    """The notifier's connection breaks while the event is being sent."""
     listener.world.notifiers.drop(listener)
 
 
@@ -185,7 +185,7 @@ async def test_each_plan_has_its_order(
     refused_: list[str],
     refusal: Exception | None,
 ) -> None:
-    """Whether the change succeeds, is refused, or has a bug."""
+    """The order holds if the change succeeds, is refused, or has a bug."""
     await world.listener(then=answers)
     if isinstance(refusal, RuntimeError):
         world.changed = refusal
@@ -223,7 +223,7 @@ async def test_without_notifiers_nothing_waits(world: World, how: How) -> None:
 
 
 async def test_at_once_is_at_once(world: World) -> None:
-    """Without an answer to wait for, it is over before the call returns."""
+    """Without an answer to wait for, the operation ends before the call returns."""
     over: list[Exception | None] = []
     assert world.notifiers.take()
     InlineDrive(
@@ -243,7 +243,7 @@ async def test_at_once_is_at_once(world: World) -> None:
 async def test_silent_notifiers_delay_no_call_beyond_the_timeout(
     world: World, how: How, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """They are removed before the second event."""
+    """Silent notifiers are removed before the second event."""
     quick, silent = await world.listener("1 ", answers), await world.listener("2 ")
     begun = trio.current_time()
     assert await world.drive(how, in_order(BRACKET, 0, 4)) is None
@@ -285,7 +285,7 @@ async def test_all_notifiers_may_leave_while_the_event_is_sent(
 
 @hows
 async def test_one_may_take_the_others_with_it(world: World, how: How) -> None:
-    """Notifiers of one peer are removed together: no event to a removed one."""
+    """Notifiers of one peer are removed together; a removed one gets no event."""
     listeners: list[Listener] = []
 
     def all_go(listener: Listener, sequence: int) -> None:
@@ -401,7 +401,7 @@ async def test_the_list_is_free_when_done_is_called(world: World) -> None:
 
 
 async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
-    """What is wrong with a fallocate(2) is not for the peer that answers."""
+    """An error of fallocate(2) must not reach the peer that answers."""
     one = await world.listener()
     results: list[Exception | None] = []
 
@@ -424,9 +424,9 @@ async def test_the_answer_drives_on_and_gets_no_errors(world: World) -> None:
 
 @pytest.mark.parametrize("how", HOWS[:2])
 async def test_a_registration_between_start_and_end(world: World, how: How) -> None:
-    """Sean Christopherson, 13 January 2023: v9 and v10 give it an end without a start.
+    """Sean Christopherson, 13 January 2023: v9 and v10 send an end without a start.
 
-    With the list locked for the whole call it waits, and gets neither.
+    If the list is locked for the whole call, the registration waits and gets neither.
     """
     first = await world.listener("1 ")
     late = Listener(world, "2 ", answers)
@@ -474,7 +474,7 @@ async def test_a_registration_between_start_and_end(world: World, how: How) -> N
 
 
 class RefusedAtError(OSError):
-    """An errno, and where: as error_offset of a KVM ioctl."""
+    """An errno with its page, as error_offset of a KVM ioctl."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(errno.EAGAIN, "pages are in use")

@@ -49,7 +49,7 @@ def make_source(huge: str = "never", window_bytes: int = WINDOW_BYTES) -> Pagema
 
 
 class File:
-    """A sparse file on a tmpfs of its own, and its frames."""
+    """A sparse file on its own tmpfs, and its frames."""
 
     def __init__(self, source: PagemapSource, fd: int, page_size: int) -> None:
         self.source = source
@@ -74,7 +74,7 @@ class File:
 
     @property
     def allocated(self) -> int:
-        """In pages of 4 KiB."""
+        """The number of allocated pages of 4 KiB."""
         return os.fstat(self.fd).st_blocks // 8
 
     def read(self) -> list[int]:
@@ -123,14 +123,14 @@ def file() -> Iterator[File]:
 
 @pytest.fixture
 def narrow() -> Iterator[File]:
-    """2 MiB of it are mapped at once."""
+    """A file of which only 2 MiB are mapped at once."""
     with open_file(window_bytes=2 * MIB) as made:
         yield made
 
 
 @pytest.fixture
 def huge() -> Iterator[File]:
-    """On a tmpfs whose pages are of huge folios."""
+    """A file on a tmpfs with huge folios."""
     with open_file("always") as made:
         if made.fetch(0, 1)[0].order != 9:
             pytest.skip("no huge page of 2 MiB is to be had for a tmpfs")
@@ -152,7 +152,7 @@ def test_the_frames_are_those_of_the_kernel(file: File) -> None:
 
 
 def test_as_few_extents_as_the_frames_allow(file: File) -> None:
-    # Page by page, backwards, and in one go: the same.
+    # One page at a time, backwards, and all at once give the same frames.
     for page in reversed(range(1000, 1200)):
         file.fetch(page, page + 1)
     extents = file.fetch(0, 2048)
@@ -264,7 +264,7 @@ def test_pages_between_known_ones_are_pinned_with_them(file: File) -> None:
 
 @contextmanager
 def unpinned(file: File) -> Iterator[PagemapFrames]:
-    """The frames of the same file, which nothing holds."""
+    """The frames of the same file, whose pages are not pinned."""
     source = PagemapSource(ProcPages(), pins.NoPins("a test"), large_folios=False)
     yield source.open(file.fd, PAGE)
     source.close()
@@ -277,7 +277,7 @@ def test_compaction_moves_no_frame_that_was_fetched() -> None:
         open_file(size=32 * MIB) as file,
     ):
         fetched = by_page(file.fetch(0, 4096))
-        # Page by page, too.
+        # Also fetched one by one.
         for page in range(5000, 5600):
             fetched.update(by_page(file.fetch(page, page + 1)))
         control.fetch(0, 4096)
@@ -311,9 +311,9 @@ def test_pages_that_have_moved_are_returned(file: File) -> None:
 
 
 def shuffle(file: File, start: int, end: int) -> None:
-    """Put pages into other frames, as far as the kernel does not give the same again.
+    """Put pages into other frames, except where the kernel gives the same frame again.
 
-    It gives those first that were freed last.
+    The kernel first gives the frames that were freed last.
     """
     file.bare_punch(start, end)
     for page in range(start, end):
@@ -321,7 +321,7 @@ def shuffle(file: File, start: int, end: int) -> None:
 
 
 def test_a_page_that_is_pinned_late_is_where_it_was_or_reported(file: File) -> None:
-    """Pinning was refused once, and is not any more."""
+    """Pinning was refused once, and now succeeds."""
     pinning: pins.Pins = file.frames._buffers._pins
     refusing = pins.NoPins("a test")
     file.frames._buffers._pins = refusing  # type: ignore[misc]
@@ -354,7 +354,7 @@ def test_locked_pages_are_looked_at_again(
         assert file.fetch(0, 1024) == extents
         assert file.frames.unpinned == 0
         assert file.frames.pages == 1024
-        # Nothing keeps a locked page in the file.
+        # A locked page is removed by a punch, too.
         assert by_page(file.punch(100, 200).removed).keys() == set(range(100, 200))
         assert file.allocated == 924
         assert file.frames.unpinned == 0
@@ -376,7 +376,7 @@ def test_pages_that_cannot_be_pinned_are_reported() -> None:
         )
         assert file.frames.known(0, 1024) is None
         assert list(by_page(file.frames.extents()).values()) == file.read()[:1024]
-        # They may be when there is room.
+        # They can be pinned when there is room again.
         file.punch(0, 1000)
         assert file.allocated == 3096
         file.fetch(1000, 1024)
@@ -475,7 +475,7 @@ def test_a_huge_page_is_of_order_9(huge: File) -> None:
     (one,) = huge.fetch(0, HUGE)
     assert one.pfn % HUGE == 0
     assert one.order == 9
-    # In its middle an extent begins with the frame of that page.
+    # In the middle of a folio an extent begins with the frame of that page.
     (part,) = huge.fetch(100, 103)
     assert part == Extent(100, one.pfn + 100, 3, 9)
 
@@ -497,7 +497,7 @@ def test_a_part_of_a_huge_page_is_freed_at_once(
         Extent(start, one.pfn + start, end - start, 9)
     ]
     assert huge.allocated == HUGE - (end - start)
-    # What is left is where it was, if in smaller folios, and is pinned.
+    # The remaining pages are in their frames, in smaller folios, and pinned.
     rest = [*range(start), *range(end, HUGE)]
     found = huge.frames.extents()
     assert by_page(found) == {page: one.pfn + page for page in rest}
@@ -509,7 +509,7 @@ def test_a_part_of_a_huge_page_is_freed_at_once(
 
 
 def test_a_page_of_a_huge_one_is_in_the_way_of_others(huge: File) -> None:
-    """Only page 0 was ever fetched, and the punch is of others."""
+    """Only page 0 was ever fetched, and other pages are punched."""
     assert huge.frames.pages == 1
     huge.punch(200, 300)
     assert huge.allocated == HUGE - 100
@@ -527,7 +527,7 @@ def test_a_punch_across_huge_pages_frees_its_range(huge: File) -> None:
 
 
 def test_folios_of_several_sizes_are_distinguished(huge: File) -> None:
-    """What is left of a huge page after a punch, against every page's own flags."""
+    """The folios of a punched huge page, against the flags of each page."""
     huge.fetch(0, HUGE)
     huge.punch(37, 38)
     huge.frames.close()
@@ -542,7 +542,7 @@ def test_folios_of_several_sizes_are_distinguished(huge: File) -> None:
 
 
 def by_flags(pfn: int) -> int:
-    """The order of a frame's folio: its head, and how many tails follow."""
+    """The order of a frame's folio, from its head and the number of tails."""
     with open("/proc/kpageflags", "rb", buffering=0) as file:
 
         def flags(frame: int) -> int:
@@ -583,8 +583,8 @@ def test_huge_pages_of_a_hugetlbfs(tmp_path: Path) -> None:
                 file.frames.fetch(3, 8)
             assert file.frames.pages == 4
             assert file.punch(1, 3).removed == file_part(extents, 1, 3)
-            # And one that was allocated before there was none: unlike a tmpfs, this
-            # does not take back what it has given.
+            # And the page that was allocated before the error: unlike a tmpfs, a
+            # hugetlbfs does not free the pages of a failed call.
             assert os.fstat(fd).st_blocks * 512 == 3 * page
             assert pinned() - before == 2 * page
             file.fetch(4, 6)
@@ -597,7 +597,7 @@ def test_huge_pages_of_a_hugetlbfs(tmp_path: Path) -> None:
 
 
 def file_part(extents: list[Extent], start: int, end: int) -> list[Extent]:
-    """What of huge pages lies in [start, end)."""
+    """The parts of huge pages in [start, end)."""
     table = frames.Table(HUGE)
     for one in extents:
         table.record(one.offset, one.offset + one.count, [one])
@@ -606,7 +606,7 @@ def file_part(extents: list[Extent], start: int, end: int) -> list[Extent]:
 
 @contextmanager
 def reserved(count: int) -> Iterator[None]:
-    """*count* more huge pages in the pool, for the length of a with block."""
+    """*count* more huge pages in the pool, during a with block."""
     pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
     try:
         before = int(pool.read_text())
@@ -736,7 +736,7 @@ def test_a_source_leaves_nothing_open() -> None:
 def test_pages_that_cannot_be_found_after_a_punch_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are reported as moved, and no lock on them is left."""
+    """They are reported as moved, and none of them stays mlocked."""
 
     def refuse(*_: int) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -771,7 +771,7 @@ def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> 
     now = file.read()
     moved = {page: pfn for page, pfn in before.items() if now[page] != pfn}
     assert moved
-    # Until then they are where they were reported, and no page next to them can move.
+    # Until then they are in the reported frames, and no page next to them can move.
     assert by_page(file.frames.extents()) == before
     for page in range(HUGE):
         assert (file.frames.known(page, page + 1) is None) == (page in moved)
@@ -781,7 +781,7 @@ def test_pages_that_move_during_a_failed_punch_are_reported_next(file: File) -> 
 
 
 class Moody:
-    """Pins that are to be had only at times, as near RLIMIT_MEMLOCK."""
+    """Pins that fail at times, as near RLIMIT_MEMLOCK."""
 
     def __init__(self, real: pins.Pins) -> None:
         self.allows = True

@@ -67,7 +67,7 @@ async def test_a_punch_needs_a_task_if_something_is_to_be_waited_for_first(
     world = world_of(semantics)
     await (world.bound(0, 8) if semantics.scope == "range" else world.listener())
     assert await at_once(world, 0, 4) is possible
-    # Without the task that evicts it needs one of its own.
+    # Without the task that evicts notifiers the call needs its own task.
     assert not fallocated_now(world.file, PUNCH, 0, PAGE)
 
 
@@ -105,7 +105,7 @@ async def test_the_rules_hold_without_a_task() -> None:
 
 
 class Asked(V8):
-    """v8, and notes what is asked of it."""
+    """v8, and records the calls of its rules."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, int]] = []
@@ -118,7 +118,7 @@ class Asked(V8):
 
 
 async def test_rules_are_asked_once_for_a_call_that_waits_for_the_list() -> None:
-    """A rule may count the calls, or refuse the third."""
+    """A rule may count its calls, or refuse the third."""
     semantics = Asked()
     world = world_of(semantics)
     await world.listener()
@@ -134,7 +134,7 @@ async def test_rules_are_asked_once_for_a_call_that_waits_for_the_list() -> None
 
 
 async def test_an_allocation_that_finds_no_space_at_once_is_asked_once() -> None:
-    """The next punch of the same range is done at once again."""
+    """The next punch of the same range is executed at once again."""
     semantics = Asked()
     backing = private_tmpfs(TmpfsOptions(size=str(8 * PAGE)), fallback_name="test")
     fd = os.open("file", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=backing.root)

@@ -1,4 +1,4 @@
-"""Events for pages that move, that a truncation removes, or of which a part goes."""
+"""Events for pages that move, are truncated, or are punched in part."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 async def test_pages_that_have_moved_are_reported_unless_they_may_move(
     semantics: Semantics, expected: list[tuple[str, int, int]], by: str
 ) -> None:
-    """As removed, and as one range; a reference is to the page from before."""
+    """They are reported as removed, in one range; references are to the old page."""
     world, holder = world_of(semantics), Holder()
     await world.get(holder, 0, 8)
     listener = await world.listener()
@@ -76,7 +76,7 @@ async def test_pages_that_move_one_by_one_are_reported_in_few_ranges() -> None:
 
 
 async def test_an_invalidation_also_reports_pages_that_have_moved_meanwhile() -> None:
-    """A peer that gets pages in its callback does not wait for itself."""
+    """A peer that gets pages in its callback must not wait for itself."""
     world = world_of(GuestMemfd())
     await world.bound(4, SIZE)
     listener = await world.bound(0, 4, answers=False)
@@ -172,7 +172,7 @@ async def test_a_size_that_changes_is_looked_up_again() -> None:
 async def test_a_file_that_shrinks_is_punched_at_its_end(
     semantics: Semantics, expected: list[tuple[str, int, int]], size: int
 ) -> None:
-    """truncate_inode_pages() is what a punch is, too. The page at the cut stays."""
+    """truncate_inode_pages() is also used for a punch. The page at the cut stays."""
     world, holder = world_of(semantics, pages=8), Holder()
     listener = await world.listener()
     await world.get(holder, 0, 8)
@@ -215,7 +215,7 @@ async def test_a_part_of_a_page_goes_by_itself() -> None:
     await world.file.set_size(100)
     await world.get(holder, 0, 1)
     listener = await world.listener()
-    # As long as there is something of it, it stays.
+    # The page stays as long as a part of it is in the file.
     await world.file.set_size(1)
     assert (listener.events, world.frames.pages) == ([], 1)
     await world.file.set_size(0)
@@ -237,7 +237,7 @@ async def test_growing_a_file_or_its_first_size_sends_no_event() -> None:
     listener = await world.listener()
     for size in (PAGE, 4 * PAGE, 4 * PAGE, 4 * PAGE + 1, 4 * PAGE + 1):
         await world.file.set_size(size)
-    # Nor does one that loses no page.
+    # A truncation that removes no page sends no event either.
     await world.file.set_size(4 * PAGE + 1)
     assert listener.events == []
 
@@ -261,7 +261,7 @@ async def test_a_page_that_is_punched_in_part_stays() -> None:
     with refused(EHWPOISON):
         await world.get(holder, 1, 2)
     await world.get(holder, 2, 3)
-    # And less than a page takes none.
+    # A punch inside a page removes no page.
     await world.in_bytes(PUNCH, 6 * PAGE + 1, 100)
     assert listener.events[-1] == (INVALIDATE_END, 6, 7)
     assert (6, False) in world.is_punched(holder)

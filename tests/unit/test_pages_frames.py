@@ -1,4 +1,4 @@
-"""Events that list the frames which go, under the rule `tells_frames`."""
+"""Events with the frames of removed pages, under the rule `tells_frames`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pages are got: holes, the end, bound ranges, and poison."""
+"""Which pages get-pfn returns: holes, the end, bound ranges, and poison."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_a_hole_is_not_filled_where_that_is_the_rule(folios: int) -> None:
     for start, end in ((0, 1), (5, 9), (0, MANY), (2047, 2048)):
         with refused(errno.ENOENT):
             await world.get(holder, start, end)
-        # And asking has changed nothing.
+        # The failed calls have allocated nothing.
         assert world.allocated == 0
     await world.fallocate(KEEP, 1024, 2048)
     for start, end in ((1023, 1025), (0, 2048), (0, 1)):
@@ -164,16 +164,16 @@ async def test_unbound_pages_are_not_got(version: type[Semantics], number: int) 
         with refused(number):
             await world.get(holder, start, end)
     await world.get(holder, 4, 8)
-    # What is known already is refused, too.
+    # Pages whose frames are known are refused, too.
     world.file.notifiers.drop(one)
     with refused(number):
         await world.get(holder, 4, 8)
-    # And can be put.
+    # The page can still be put.
     world.put(holder, 4, 4)
 
 
 async def test_pages_unbound_during_the_fetch_are_not_got() -> None:
-    """restrictedmem_get_page() has the lock; a fetch in a thread looks once more."""
+    """restrictedmem_get_page() has the lock; a fetch in a thread checks once more."""
     world, holder = world_of(Bind()), Holder()
     one = await world.bound(0, SIZE)
     await world.get(holder, SIZE - 1, SIZE)
@@ -243,7 +243,7 @@ def test_the_number_is_the_kernels() -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_poison_counts_for_pages_not_fetched(fetched: bool) -> None:
-    """A punch of a poisoned page is not done at once, even if it was not fetched."""
+    """A punch of a poisoned page needs a task, even if the page was not fetched."""
     world, holder = world_of(V10()), Holder()
     world.allocate(3, 4)
     if fetched:
@@ -283,7 +283,7 @@ async def test_an_error_is_sent_and_needs_no_answer() -> None:
 
 
 async def test_an_invalidation_for_poison_is_that_of_a_punch() -> None:
-    """kvm_gmem_error_folio(): begin and end, to those whose page it is."""
+    """kvm_gmem_error_folio(): begin and end, to the notifiers of this page."""
     world = world_of(GuestMemfd())
     one, other = await world.bound(0, 4), await world.bound(4, 8)
     await world.get(Holder(), 3, 4)
@@ -314,7 +314,7 @@ async def test_a_page_is_poisoned_once(version: type[Semantics]) -> None:
 
 @pytest.mark.parametrize("version", [V10, Bind, GuestMemfd], ids=str)
 async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) -> None:
-    """There is no event, and the page is not allocated by that."""
+    """There is no event, and the page stays a hole."""
     world = world_of(version())
     world.allocate(2, 3)
     listener = await (
@@ -326,7 +326,7 @@ async def test_a_hole_has_no_memory_that_could_fail(version: type[Semantics]) ->
     assert listener.events == []
     assert world.file.pages.nothing_fetched
     assert world.allocated == 1
-    # What has been punched is a hole, also if it had been poisoned before.
+    # A punched page is a hole, even if it was poisoned before.
     await world.file.pages.poison(2)
     assert world.file.pages.poisoned_count == 1
     await world.punch(0, 8)
@@ -371,7 +371,7 @@ async def test_a_huge_page_is_looked_for_in_a_thread(
 async def test_a_folio_with_a_poisoned_page_is_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A peer that gets a page next to it would map the whole folio again."""
+    """Otherwise a peer that gets the next page would map the whole folio."""
     world, holder = world_of(V10()), Holder()
     await world.get(holder, 0, 16)
 

@@ -1,4 +1,4 @@
-"""What get-pfn leaves its caller: the lock of a page, a reference, or nothing."""
+"""What the caller of get-pfn gets: the lock of a page, a reference, or nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("_no_strays")
 
 
 async def test_a_locked_page_is_not_punched_before_it_is_put() -> None:
-    """lock_page() of shmem_undo_range(): neither reported nor removed."""
+    """lock_page() in shmem_undo_range(): the page is neither reported nor removed."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener()
     await world.get(holder, 3, 4)
@@ -78,7 +78,7 @@ async def test_other_pages_are_punched_and_got_meanwhile() -> None:
 
 @pytest.mark.parametrize("again", [True, False], ids=["by itself", "by another"])
 async def test_a_locked_page_is_not_got_again(again: bool) -> None:
-    """EAGAIN where the kernel would wait: the put of the same peer comes after it."""
+    """EAGAIN, where the kernel would wait: the peer's put can only come afterwards."""
     world, holder = world_of(V7()), Holder()
     await world.get(holder, 3, 5)
     second = holder if again else Holder()
@@ -92,7 +92,7 @@ async def test_a_locked_page_is_not_got_again(again: bool) -> None:
 
 @pytest.mark.parametrize("fetched", [True, False])
 async def test_a_page_that_is_being_punched_is_not_got(fetched: bool) -> None:
-    """The punch has it locked during its event, so a page about to go is not mapped."""
+    """The punch locks it during its event, so a page to be removed is not mapped."""
     world, holder = world_of(V7()), Holder()
     listener = await world.listener(answers=False)
     if fetched:
@@ -146,7 +146,7 @@ async def test_a_peer_that_does_not_put_is_evicted_in_time(
 async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The time limit of a peer begins when it has got the pages."""
+    """A peer's time begins when it has got the pages."""
     holders: list[Holder] = []
     locks = PageLocks(lambda start, end: list(holders), ACK_SECONDS)
     holder = Holder()
@@ -166,7 +166,7 @@ async def test_no_peer_is_evicted_for_pages_that_another_has_locked(
         holders.clear()
         locks.unlocked()
     assert punched_at == [2 * (ACK_SECONDS - 0.1)]
-    # And it does end.
+    # The punch ends, too.
     holders.append(holder)
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -198,7 +198,7 @@ async def test_a_punch_that_is_refused_leaves_nothing_locked() -> None:
 
 
 async def test_pages_that_are_being_got_are_locked_already() -> None:
-    """A fetch in a thread takes its time, and some of the pages are known before."""
+    """A fetch in a thread takes long, and some of its pages were known before."""
     world, holder, other = world_of(V7()), Holder(), Holder()
     await world.get(other, 3, 4)
     world.put(other, 3)

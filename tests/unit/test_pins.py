@@ -1,4 +1,4 @@
-"""What keeps frames where they are, on the kernel that is there."""
+"""Pins of frames, on the running kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def without(capability: int) -> Iterator[None]:
-    """This thread lacks a capability for the length of a with block. capset(2)."""
+    """Take a capability from this thread during a with block, by capset(2)."""
     # struct __user_cap_header_struct, version 3, and two __user_cap_data_struct.
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     data = (ctypes.c_uint32 * 6)()
@@ -52,7 +52,7 @@ def without(capability: int) -> Iterator[None]:
 
 @contextmanager
 def locked_memory(limit: int) -> Iterator[None]:
-    """RLIMIT_MEMLOCK is *limit* bytes, and nothing lifts it."""
+    """RLIMIT_MEMLOCK is *limit* bytes, and no capability lifts it."""
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, before[1]))
     try:
@@ -63,7 +63,7 @@ def locked_memory(limit: int) -> Iterator[None]:
 
 
 class Memory:
-    """A mapped file, all of whose pages are there."""
+    """A mapped file without holes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -121,7 +121,7 @@ def locked() -> int:
 
 
 def maps() -> int:
-    """How many mappings of the files of these tests there are."""
+    """The number of mappings of these tests' files."""
     with open("/proc/self/maps", encoding="utf-8") as lines:
         return sum("/memfd:pins" in line for line in lines)
 
@@ -191,7 +191,7 @@ def test_nothing_is_pinned_where_nothing_is_mapped(
     with refused(errno.EFAULT):
         ring.hold([*memory.buffers(MIB), *unmapped])
     assert pinned() == before
-    # And the slots are free.
+    # The slots are free again.
     assert ring.hold(memory.buffers(MIB)) == [0, 1]
     ring.release([0, 1])
 
@@ -213,7 +213,7 @@ def test_past_the_limit_of_locked_memory_the_rest_is_not_pinned(memory: Memory) 
         tokens = made.hold(memory.buffers(MIB) * 3)
         count = sum(token is not None for token in tokens)
         assert 2 <= count <= 4
-        # And no slot was lost on those that were refused.
+        # The refused buffers have kept no slot.
         assert {*held[1:], *tokens[:count]} == set(range(len(held) - 1 + count))
         made.release([*held[1:], *[token for token in tokens if token is not None]])
         assert pinned() == before
@@ -227,7 +227,7 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A release never raises, and nothing stays pinned for good."""
+    """A release never raises, and no memory stays pinned for ever."""
     monkeypatch.setattr(releasing, "_TRY_AGAIN_SECONDS", 0.01)
     held = pinned if isinstance(any_pins, RingPins) else locked
     before = held()
@@ -253,14 +253,14 @@ def test_a_release_that_the_kernel_refuses_is_tried_again(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert caplog.text.count("pages stay in use for now") == 1
-    # And what holds them is free again.
+    # The slots are free again.
     assert None not in any_pins.hold(memory.buffers(MIB))
 
 
 def test_memory_that_cannot_be_unmapped_is_unmapped_later(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mapping that stays would keep the memory of its file."""
+    """A mapping that stays would keep its file's memory allocated."""
     monkeypatch.setattr(releasing, "_TRY_AGAIN_SECONDS", 0.01)
     before = maps()
     left = 3

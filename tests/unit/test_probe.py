@@ -1,4 +1,4 @@
-"""One row of the probe. All others are in tests/probe: they test the kernel's files."""
+"""One row of the probe. tests/probe has the others, which test the kernel's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from inaccfs.probe import naming, table
 from inaccfs.probe.attempts import attempt
 
 
-# Threads of earlier tests that wait for work hold no lock that a child wants.
+# Idle threads of earlier tests have no lock that a child needs.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_memfd_is_mapped_and_read() -> None:
     name = "mmap MAP_SHARED PROT_READ"

@@ -1,9 +1,10 @@
-"""Bars on a terminal, a line now and then elsewhere, nothing in the first second."""
+"""Bars on a terminal, few lines elsewhere, and nothing in the first second."""
 
 from __future__ import annotations
 
 import os
 import sys
+import termios
 import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """The time, as a test has it."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -37,8 +38,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @contextmanager
 def stderr(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> Iterator[IO[str]]:
-    """A standard error of our own; what is read of it has been written there."""
+    """A standard error that a test can read."""
     theirs, ours = os.openpty() if terminal else os.pipe()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
     if not terminal:
         theirs, ours = theirs, ours
     with (
@@ -75,7 +78,7 @@ def test_a_terminal_gets_a_bar_after_a_second(
             shown.step("row 2")
             bar = "#" * 12 + "-" * 12
             assert written(screen) == f"\r[{bar}] probing, 2 of 4, row 2, 2 s\x1b[K"
-            # Not for each step.
+            # There is no line for each step.
             shown.step()
             assert written(screen) == ""
         assert written(screen) == "\r\x1b[K"
@@ -110,11 +113,24 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
 
 
 def test_a_bar_fits_the_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
+    """That of the standard error: the output may go elsewhere."""
     with stderr(monkeypatch, terminal=True) as screen, progress("x" * 50) as shown:
+        termios.tcsetwinsize(screen.fileno(), (24, 20))
         clock.now += 2
         shown.tick()
         assert written(screen) == f"\r{'x' * 19}\x1b[K"
+
+
+def test_a_terminal_that_can_only_print_gets_lines(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stderr(monkeypatch, terminal=True) as screen:
+        monkeypatch.setenv("TERM", "dumb")
+        with progress("probing") as shown:
+            clock.now += 35
+            shown.tick()
+            # The terminal makes it CR LF.
+            assert written(screen) == "inaccfs: probing, 35 s\r\n"
 
 
 def test_a_block_that_waits_is_drawn_by_a_thread(

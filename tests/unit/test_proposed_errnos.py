@@ -1,8 +1,8 @@
-"""The errnos of the proposals, a row each: conversion, huge pages, write(2), freezing.
+"""The errnos of the proposals, in rows: conversion, huge pages, write(2), freezing.
 
-The rows are those of our notes on the proposals: their sections 1.3, 2, 3.1, 3.2, 6.2
-and 8, with what this model adds. What the protocol's types refuse, such as a count of
-0, is in test_control_attributes.py.
+The rows follow our notes on the proposals, sections 1.3, 2, 3.1, 3.2, 6.2 and 8; some
+are about additions of this model. test_control_attributes.py has the arguments that the
+protocol's types refuse, such as a count of 0.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class World(OneFile):
         self.mount.fallocate(self.fd, FALLOC_FL_KEEP_SIZE, start * PAGE, count * PAGE)
 
     def write(self, offset: int, length: int) -> None:
-        """write(2), as FUSE passes it on."""
+        """write(2), as FUSE sends it."""
         inode = self.mount.inode(self.fd)
         data = bytes(length)
         self.mount.loop.run(hostaccess.write(inode, offset, data))
 
     def make(self, pages: int) -> File:
-        """One more file."""
+        """Make one more file."""
         fd = self.mount.memfd_create("more", pages * PAGE)
         found = self.client.file(fd)
         os.close(fd)
@@ -83,13 +83,13 @@ def world(rules: Semantics) -> Iterator[World]:
 
 
 class Row(NamedTuple):
-    """What is done under which rules, and what comes of it: 0 is success."""
+    """A call under some rules, and its errno; 0 is success."""
 
     what: str
     base: type[Semantics]
     number: int
     do: Callable[[World], object]
-    # Done before.
+    # What is done before the call.
     given: Callable[[World], object] = lambda it: None
     rules: dict[str, Any] = {}  # noqa: RUF012 - read only
 

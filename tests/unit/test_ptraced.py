@@ -1,4 +1,4 @@
-"""Which process traces the daemon, and that no other can."""
+"""Which process traces the daemon; and no other process can."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_this_process_has_a_tracer_or_none() -> None:
         ((ME, ME, ME), False),
         ((0, 0, 0), False),
         ((OTHER, OTHER, OTHER), True),
-        # A program that another user has started with more rights.
+        # Another user has started this program with more rights.
         ((OTHER, 0, 0), True),
         ((ME, 0, 0), False),
     ],
@@ -66,7 +66,7 @@ def test_a_name_is_no_escape_sequence(tmp_path: Path) -> None:
 
 
 def test_a_tracer_that_is_hidden_is_reported(tmp_path: Path) -> None:
-    """hidepid= of proc(5): it seems to be another user's."""
+    """With hidepid= of proc(5) it seems to be another user's process."""
     process(tmp_path, "self", TracerPid=12)
     found = tracer(tmp_path)
     assert found is not None

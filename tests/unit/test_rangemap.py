@@ -1,4 +1,4 @@
-"""The map of ranges against a dict; small blocks, so that few ranges are many."""
+"""The map of ranges against a dict; its blocks are small, so few ranges need many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ changes = st.one_of(
 
 
 def as_ranges(model: dict[int, int]) -> list[tuple[int, int, int]]:
-    """The fewest ranges that say what *model* says."""
+    """The fewest ranges with the content of *model*."""
     # Within a run both the value and the place less its index stay the same.
     runs = groupby(
         enumerate(sorted(model)), lambda one: (one[1] - one[0], model[one[1]])
@@ -39,7 +39,7 @@ def as_ranges(model: dict[int, int]) -> list[tuple[int, int, int]]:
 def change(
     tested: RangeMap[int], model: dict[int, int], one: tuple[object, ...]
 ) -> None:
-    """Do the same to both."""
+    """Make the same change to both."""
     match one:
         case ("set", (int(start), int(end)), int(value)):
             tested.set(start, end, value)
@@ -49,7 +49,7 @@ def change(
             for place in range(start, end):
                 model.pop(place, None)
         case ("replace", (int(start), int(end)), list(new)):
-            # Pieces of one, so that those which are equal have to become one.
+            # Single items, so equal neighbours have to be merged.
             pieces = {
                 start + at: value
                 for at, value in enumerate(new[: end - start])
@@ -93,7 +93,7 @@ def test_it_is_a_dict_of_all_its_places(
 @pytest.mark.parametrize("step", [1, -1, 7])
 def test_blocks_come_and_go(step: int) -> None:
     tested = RangeMap[int](load=2)
-    # 41 is prime, so this comes to each place once.
+    # 41 is prime, so this visits each place once.
     order = [at * step % 41 for at in range(41)]
     for at in order:
         tested.set(2 * at, 2 * at + 1, at)

@@ -1,4 +1,4 @@
-"""What a trace comes to, and how inaccfs top shows it."""
+"""The rates of a trace, and how inaccfs top shows them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_was_refused_is_counted_for_each_who_tried() -> None:
     refused: dict[str, Any] = {"kind": "read", "error": "EINVAL"}
     rates.add([call(S, **refused), call(2 * S, **refused)])
     rates.add([call(3 * S, pid=8, command="cat", **refused)])
-    # The kernel looks for these by itself.
+    # The kernel sends these by itself.
     rates.add([call(4 * S, kind="request", event="LOOKUP", error="ENOENT")])
     found = [(one.command, one.pid, one.times) for one in rates.refused(4 * S)]
     assert found == [("cat", 8, 1), ("vmm", 7, 2)]

@@ -1,4 +1,4 @@
-"""Waiting for fds where epoll(7) takes no more of them."""
+"""Waiting for fds when epoll(7) accepts no more."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_fd_that_cannot_be_added_is_polled(
     ours, theirs = pair
 
     async def main() -> None:
-        # The loop's own are there since it began.
+        # The loop has added its own fds at its start.
         await trio.testing.wait_all_tasks_blocked()
         with refused(errno.ENOSPC):
             await trio.lowlevel.wait_readable(ours)
@@ -65,7 +65,7 @@ def test_an_fd_that_cannot_be_added_is_polled(
                 theirs.send(b"x")
             assert ours.recv(1) == b"x"
         theirs.close()
-        # The end is something to read, too.
+        # The end of a stream makes an fd readable, too.
         await wait_readable(ours)
 
     at_the_limit(monkeypatch)

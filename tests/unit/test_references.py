@@ -159,15 +159,15 @@ def test_a_frame_that_comes_back_as_the_same_page_is_another_all_the_same(
     ]
     assert references.put("kvm", BASE, 1) == []
     assert references.put("kvm", BASE, 1) == []
-    # The last to what was there; one more is to what is.
+    # This was the last reference to the old page; one more is to the new page.
     assert references.put("kvm", BASE, 1) == [(BASE, 1)]
     assert references.total("kvm") == 1
 
 
 def test_a_punch_is_of_the_page_that_is_there_now(references: References) -> None:
-    """Two pages that changed places are punched one after the other."""
+    """Two pages that exchanged frames are punched one after the other."""
     references.get("kvm", [*pages(0, BASE, 1), *pages(1, BASE + 1, 1)])
-    # What was page 0 there: page 1 had not been in that frame.
+    # The old reference was to page 0: page 1 was not in that frame then.
     references.punched(pages(1, BASE, 1))
     assert not any(one.punched for one in described(references))
     references.punched(pages(0, BASE, 1))
@@ -211,11 +211,11 @@ class EachPage(RuleBasedStateMachine):
         self.tested = References()
         # By holder and frame: (offset, whether punched) of each reference.
         self.refs: dict[tuple[str, int], list[tuple[int, bool]]] = defaultdict(list)
-        # Which pages of the file are in these frames now.
+        # The shift says which pages of the file are in these frames now.
         self.shift = 0
 
     def free(self, frames: set[int]) -> set[int]:
-        """Those of *frames* without a reference from before a punch."""
+        """The *frames* without a reference from before a punch."""
         return {
             frame
             for frame in frames
@@ -308,5 +308,5 @@ class EachPage(RuleBasedStateMachine):
 
 
 TestEachPage = EachPage.TestCase
-# More of them in tests/hard/test_models.py.
+# tests/hard/test_models.py runs more of them.
 TestEachPage.settings = settings(max_examples=40)

@@ -1,4 +1,4 @@
-"""Which room may import which: the table of docs/architecture.md, and no circles.
+"""Which room may import which: the table of docs/architecture.md, without circles.
 
 An import counts wherever it stands: in a function or under TYPE_CHECKING, too. To know
 a type of another room is to know the room. So does a name in a string count, by which a
@@ -32,10 +32,10 @@ CIRCLES = {
 
 
 class Room(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     row: int
-    # What it may import: rooms, or modules of them.
+    # The rooms, or modules of rooms, that it may import.
     doors: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """What a module imports of this package, wherever in it."""
+    """The modules of this package that a module imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(modules()[module].read_text())):
         if isinstance(node, ast.Import):
@@ -122,7 +122,7 @@ def _packages(module: str) -> list[str]:
 
 
 def _module(name: str) -> str:
-    """The module of a *name*, which may be one of something in it."""
+    """The module of a *name*, which may be the name of something in the module."""
     while name and name not in modules():
         name = name.rpartition(".")[0]
     return name or "__init__"
@@ -157,7 +157,7 @@ def test_a_room_imports_exactly_what_the_table_says(room: str) -> None:
 
 @pytest.mark.parametrize("room", rooms())
 def test_a_room_imports_none_below_it_in_the_table(room: str) -> None:
-    """Then there is no circle of rooms."""
+    """So there is no circle of rooms."""
     row, doors = rooms()[room]
     assert [door for door in doors if rooms()[_room(door)].row >= row] == []
 
@@ -184,7 +184,7 @@ def test_no_modules_import_each_other_but_those_that_may() -> None:
     found = [set(circle) for circle in circles() if len(circle) > 1]
     groups = [set(group) for group in CIRCLES.values()]
     assert [c for c in found if not any(c <= group for group in groups)] == []
-    # A group without a circle must go from the list.
+    # A group without a circle must be removed from the list.
     assert [g for g in groups if not any(c <= g for c in found)] == []
 
 

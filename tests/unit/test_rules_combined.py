@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HUGE = 512
 PAGES = 3 * HUGE
 
-# What calls may be refused with, whatever the rules; 0 is success.
+# The errnos that calls may return under any rules; 0 is success.
 REFUSALS = {
     0,
     *(errno.EAGAIN, errno.EBUSY, errno.EEXIST, errno.EFAULT, errno.EINVAL, errno.EIO),

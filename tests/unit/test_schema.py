@@ -1,4 +1,4 @@
-"""query-qmp-schema: QEMU's format, and the truth about the messages."""
+"""query-qmp-schema: it has QEMU's format, and describes the messages as they are."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Named(msgspec.Struct, forbid_unknown_fields=True):
 
 class EnumInfo(_Info, tag="enum"):
     members: list[Named]
-    # QEMU has both since 6.2: the one that it used to have, too.
+    # Since 6.2 QEMU has both this member and the old one.
     values: list[str]
 
     def uses(self) -> list[str]:
@@ -113,7 +113,7 @@ SchemaInfo = (
 
 
 def parse(infos: list[dict[str, Any]]) -> dict[str, SchemaInfo]:
-    """What a client makes of a schema: it goes over the wire first."""
+    """A schema as a client reads it, after encoding and decoding."""
     found = msgspec.json.decode(msgspec.json.encode(infos), type=list[SchemaInfo])
     names = [info.name for info in found]
     assert len(names) == len(set(names))
@@ -126,7 +126,7 @@ def parsed() -> dict[str, SchemaInfo]:
 
 
 def arguments(parsed: dict[str, SchemaInfo], name: str) -> dict[str, Member]:
-    """What a command takes, or what an event has as data."""
+    """The arguments of a command, or the data of an event."""
     info = parsed[name]
     assert isinstance(info, CommandInfo | EventInfo)
     kind = parsed[info.arg_type]
@@ -250,7 +250,7 @@ def test_a_daemon_does_without_until_it_is_asked() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# --- types that the messages may come to have ---------------------------------------
+# --- types that messages may have later ----------------------------------------------
 
 
 class Colour(enum.Enum):

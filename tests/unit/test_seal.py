@@ -1,4 +1,4 @@
-"""The backing file of an open, and the messages if there is none."""
+"""The backing file of an open file, and the messages if there is none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUGE = 2 << 20
 
 
 def test_memory_of_huge_pages_is_not_shared() -> None:
-    """FUSE does not choose addresses for it, and the device is not even asked."""
+    """FUSE does not choose addresses for it, so the device is not even opened."""
     made = make_seal(-1, passthrough=True, rule="shared", page_size=HUGE)
     assert not made.is_kept
     assert str(made) == "not sealed (memory of a hugetlbfs is not mapped through FUSE)"
@@ -50,7 +50,7 @@ def test_only_a_mount_that_refuses_mmap_is_sealed() -> None:
 def test_all_opens_of_an_inode_have_the_same_backing_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until the last has ended: then the number may be another inode's."""
+    """It is the same until the last close; then the number may be another inode's."""
     opened: list[int] = []
     closed: list[int] = []
 

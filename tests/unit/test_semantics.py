@@ -33,10 +33,10 @@ def test_the_magic_is_inac() -> None:
         pytest.param(
             FALLOC_FL_PUNCH_HOLE, 1, 1, SMALL, False, id="punch without KEEP_SIZE"
         ),
-        # As posted: PAGE_ALIGNED() is asked of a punch only.
+        # As posted, PAGE_ALIGNED() is checked for a punch only.
         pytest.param(0, 1, 1, SMALL, True, id="unaligned allocation"),
         pytest.param(FALLOC_FL_KEEP_SIZE, 7, 9, HUGE, True, id="unaligned KEEP_SIZE"),
-        # The backing refuses these; the shim has no opinion.
+        # The backing refuses these, not the shim.
         pytest.param(ZERO_RANGE, 1, 1, SMALL, True, id="another mode"),
         pytest.param(PUNCH, 0, 0, SMALL, True, id="empty punch"),
     ],

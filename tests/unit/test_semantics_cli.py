@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,7 @@ class Mine(V8):
 
 
 class Terminal(io.StringIO):
-    """What is written to a terminal."""
+    """A standard output that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -44,7 +42,7 @@ def rows(table: str) -> dict[str, list[str]]:
     """By rule, with its mark, the cells of a table."""
     lines = table.splitlines()
     starts = [at for at, char in enumerate(lines[0]) if char != " "]
-    # A name begins where there is a gap before it.
+    # A name begins after a gap.
     starts = [at for at in starts if lines[0][at - 2 : at] == "  "]
     found = {}
     for line in lines[1:]:
@@ -119,7 +117,7 @@ def test_code_is_marked_where_it_differs(
     names: list[str],
     code: dict[str, list[str]],
 ) -> None:
-    """No value shows it: the rest of these tables is the same."""
+    """No value shows the difference: the rest of these tables is the same."""
     (tmp_path / "mine.py").write_text(CODE)
     words = [name if name == "v8" else f"{tmp_path}/mine.py:{name}" for name in names]
     found = rows(shown(capsys, *words))
@@ -143,9 +141,7 @@ def test_one_that_is_alone_differs_from_nothing(
 def test_a_table_that_is_too_wide_is_cut_into_several(
     monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    monkeypatch.setattr(
-        shutil, "get_terminal_size", lambda: os.terminal_size((width, 24))
-    )
+    monkeypatch.setenv("COLUMNS", str(width))
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     assert cli.main(["semantics"]) == 0

@@ -39,7 +39,7 @@ def codes(cell: str) -> list[str]:
 
 
 def values(kind: Any) -> list[str]:
-    """What a rule of this type can be, as the page has it."""
+    """The values of a rule of this type, as the page lists them."""
     if get_origin(kind) is not None:
         return [f'"{value}"' for value in get_args(kind)]
     return ["True", "False"] if kind is bool else []
@@ -84,7 +84,7 @@ def test_the_output_is_the_real_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def examples(tmp_path: Path) -> dict[str, Semantics]:
-    """By name, each class of the page, loaded as `--semantics` would."""
+    """The classes of the page by name, loaded as by `--semantics`."""
     found = {}
     for number, text in enumerate(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)):
         assert len(text.splitlines()) <= 20

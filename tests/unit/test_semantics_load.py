@@ -1,4 +1,4 @@
-"""`--semantics`: names, and classes of one's own, checked before there is a mount."""
+"""`--semantics`: names and a user's classes, which are checked before the mount."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from inaccfs.semantics.rules import *
 
 
 def written(directory: Path, text: str, name: str = "mine.py") -> str:
-    """A file of a user's own, by its path."""
+    """The path of a user's file with *text*."""
     path = directory / name
     path.write_text(IMPORTS + textwrap.dedent(text))
     return str(path)
 
 
 def complaint(wanted: str) -> str:
-    """What the loader says of it: one line."""
+    """The loader's error message, which is one line."""
     with pytest.raises(OptionError) as caught:
         load.load(wanted)
     message = str(caught.value)
@@ -46,7 +46,7 @@ def complaint(wanted: str) -> str:
 
 
 def complaint_of(directory: Path, body: str, base: str = "V8") -> str:
-    """What it says of a class with this body."""
+    """The error message for a class with this body."""
     body = textwrap.indent(textwrap.dedent(body).strip() or "pass", "    ")
     wanted = written(directory, f"class Mine({base}):\n{body}\n")
     return complaint(f"{wanted}:Mine")
@@ -86,7 +86,7 @@ def test_a_name_like_no_other_is_reported_with_the_list(wanted: str) -> None:
     assert "v8-as-posted" in message
 
 
-# --- code of a user, in any place --------------------------------------------------
+# --- a user's code in any place -----------------------------------------------------
 
 
 HOSTILE = """
@@ -164,7 +164,7 @@ def test_any_exception_of_a_users_code_is_one_line(
 
 
 def test_a_refusal_is_the_errno_that_it_really_has(tmp_path: Path) -> None:
-    """What the exception says of itself is code, too, and this is the daemon's loop."""
+    """Attributes of an exception may be code that would run in the daemon's loop."""
     body = """
     class Refusal(OSError):
         @property
@@ -187,7 +187,7 @@ def test_a_refusal_is_the_errno_that_it_really_has(tmp_path: Path) -> None:
 def test_twenty_lines_are_enough_for_v8_but_before(
     tmp_path: Path, backing: Backing
 ) -> None:
-    """It is v8 except for that rule, and has its own name."""
+    """They are v8 except for that rule, with their own name."""
     text = """\
     from inaccfs.semantics import V8
 
@@ -267,7 +267,7 @@ def test_nothing_is_left_beside_the_file(tmp_path: Path) -> None:
 
 
 def test_each_load_sees_the_file_as_it_is(tmp_path: Path) -> None:
-    """Even if it was edited within the resolution of its mtime."""
+    """This is so even if it was edited within the resolution of its mtime."""
     for order in ("before", "bracket", "after"):
         wanted = written(tmp_path, f"class Mine(V8): order = {order!r}")
         assert load.load(f"{wanted}:Mine").order == order
@@ -335,7 +335,7 @@ def test_a_class_that_is_not_semantics_is_refused(tmp_path: Path, name: str) -> 
 def test_a_file_that_cannot_be_read_is_reported(
     tmp_path: Path, kind: str, reason: str, suffix: str
 ) -> None:
-    """It does not wait for a FIFO."""
+    """The loader does not wait for a FIFO."""
     path = tmp_path / "mine.py"
     if kind == "FIFO":
         os.mkfifo(path)
@@ -448,7 +448,7 @@ def test_a_wrong_value_is_reported_with_the_allowed_ones(
 @pytest.mark.parametrize("rule", ["read_errno", "unbound_errno"])
 @pytest.mark.parametrize("value", ["0", "-errno.EINVAL", "512", "1 << 40"])
 def test_an_errno_must_be_one(tmp_path: Path, rule: str, value: str) -> None:
-    """The kernel takes no reply with another number, and the caller would hang."""
+    """The kernel refuses a reply with any other number, and the caller would hang."""
     message = complaint_of(tmp_path, f"{rule} = {value}")
     assert message.startswith(f"semantics Mine.{rule} is ")
     assert message.endswith("it must be an errno, such as errno.EINVAL")
@@ -546,7 +546,7 @@ def test_events_are_not_given(tmp_path: Path) -> None:
 
 
 def test_name_and_source_are_read_once(tmp_path: Path) -> None:
-    """A rule that is code, and is not a check, is not run while the mount is there."""
+    """A rule that is code, but not a check, does not run while the mount exists."""
     wanted = written(
         tmp_path,
         """
@@ -758,7 +758,7 @@ def test_the_errno_of_a_rule_is_the_callers(tmp_path: Path) -> None:
 def test_an_exception_that_would_end_the_daemon_is_a_bug(
     tmp_path: Path, what: str
 ) -> None:
-    """Including those that would end the loop, and errnos the kernel would refuse."""
+    """Also exceptions that would end the loop, and errnos that the kernel refuses."""
     made = rule_that_raises(tmp_path, what)
     with pytest.raises(RuntimeError, match=r"Mine\.check_fallocate raises") as caught:
         made.check_fallocate(0, 0, PAGE, PAGE)
@@ -774,6 +774,6 @@ def test_an_ordinary_exception_is_passed_on(tmp_path: Path) -> None:
 
 
 def test_the_rules_of_a_version_are_called_without_a_detour() -> None:
-    """The choice costs nothing."""
+    """So the choice of rules costs nothing."""
     for version in VERSIONS:
         assert vars(load.load(version.name)) == {}

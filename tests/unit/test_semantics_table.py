@@ -42,7 +42,7 @@ MERGED = (
     "guest_memfd:mmap",
     "guest_memfd:mmap+init_shared",
 )
-# What was merged or proposed after 6.18: tests/unit/test_proposals.py has their rules.
+# Versions merged or proposed after 6.18; tests/unit/test_proposals.py has their rules.
 SHARED = ("write-v7", "migratable-rfc", "live-update")
 IN_PLACE = ("in-place-v8", "in-place-next", "hugetlb-rfc")
 INODE = ("guest_memfd-7.2", *IN_PLACE, "migratable-rfc", "live-update")
@@ -51,7 +51,7 @@ BRACKETED = (*RESTRICTEDMEM, *GUEST_MEMFD)
 
 
 def columns(*groups: tuple[object, tuple[str, ...]]) -> dict[str, Any]:
-    """The value of each version, from (value, versions); each must be there once."""
+    """The value of each version, from (value, versions); each version occurs once."""
     found = {name: what for what, names in groups for name in names}
     assert sorted(found) == sorted(NAMES)
     assert sum(len(names) for _, names in groups) == len(NAMES)
@@ -75,7 +75,7 @@ def outcome(call: Callable[..., None], *arguments: int) -> str:
 
 @versions
 def test_row_create(name: str) -> None:
-    """The magic shows what is made; memfd-create is the same in all versions.
+    """The magic shows the kind of file; memfd-create is the same in all versions.
 
     A departure: memfd_create(2) with a flag, memfd_restricted(2) and an ioctl of KVM
     were three ways to make a file; a file system has its own.
@@ -84,7 +84,7 @@ def test_row_create(name: str) -> None:
         # shmem itself.
         (0x01021994, ("v7",)),
         (0x494E4143, V8S),
-        # "REST" and an M.
+        # "RESM".
         (0x5245534D, RESTRICTEDMEM),
         # An anonymous inode; a file system of its own came in 6.19.
         (0x09041934, (*MERGED, "write-v7")),
@@ -129,7 +129,7 @@ def test_row_size(name: str) -> None:
 
 @versions
 def test_row_notify_ops(name: str) -> None:
-    """A departure: populate and the page lock are v6's, and v7 has neither any more.
+    """A departure: populate and the page lock are of v6; the posted v7 has neither.
 
     The name v7 stands for memfile_notifier as a whole.
     """
@@ -138,7 +138,7 @@ def test_row_notify_ops(name: str) -> None:
         ([INVALIDATE], V8S),
         ([INVALIDATE_START, INVALIDATE_END], ("v9",)),
         ([INVALIDATE_START, INVALIDATE_END, MEMORY_ERROR], ("v10", "bind")),
-        # Internal to KVM there, and of the same shape.
+        # There they are internal to KVM, and have the same form.
         ([INVALIDATE_START, INVALIDATE_END], GUEST_MEMFD),
     )
     assert load.load(name).events == wanted[name]
@@ -156,7 +156,7 @@ def test_row_units(name: str) -> None:
 
 @versions
 def test_row_which_fallocate(name: str) -> None:
-    """As (punches, other calls): whether they send events, and for failures, too."""
+    """As (punches, other calls): do they send events, also when they fail?"""
     wanted = columns(
         # "both": invalidate for the one and populate for the other.
         ((Plan(before=INVALIDATE), Plan(after=POPULATE)), ("v7",)),
@@ -193,7 +193,7 @@ def test_row_order(name: str) -> None:
 
 @versions
 def test_row_lock_across(name: str) -> None:
-    """SRCU and a mutex a call are the same here: the list may change in between."""
+    """SRCU and a mutex for each call are the same: the list may change in between."""
     wanted = columns(
         ("each walk", ("v7", *V8S, "v9", "v10")),
         ("the whole call", ("bind", *GUEST_MEMFD)),
@@ -203,7 +203,7 @@ def test_row_lock_across(name: str) -> None:
 
 @versions
 def test_row_scope(name: str) -> None:
-    """ "per binding", and the range that a binding gets: all of it, or its own part.
+    """ "per binding", and the range in its event: the punch, or the binding's part.
 
     A departure: bind's xarray was walked to the end inclusive, so that a binding which
     began there got the event, too. That bug is not here.
@@ -219,7 +219,7 @@ def test_row_scope(name: str) -> None:
 
 @versions
 def test_row_get(name: str) -> None:
-    """Including unbound pages: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
+    """This includes unbound pages: EINVAL in bind, EIO in kvm_gmem_get_pfn()."""
     references = columns(
         ("locked", ("v7",)),
         ("none", ("in-place-next",)),
@@ -247,7 +247,7 @@ def test_row_alloc_on_get(name: str) -> None:
 
 @versions
 def test_row_migrate(name: str) -> None:
-    """A departure: v8 keeps what it promises; v8-as-posted does as it was posted."""
+    """A departure: v8's pages do not move, as it promises; those of v8-as-posted do."""
     wanted = columns(
         (True, ("v8-as-posted", "v9")),
         (False, ("v7", "v8", "v10", "bind", *GUEST_MEMFD)),
@@ -293,7 +293,8 @@ def test_mapping(name: str) -> None:
 
 
 FALLOCATES = (
-    # (mode, offset, length): v8 and what it comes from; guest_memfd.
+    # (mode, offset, length): the outcomes in v8 and the versions before it; in
+    # guest_memfd.
     (PUNCH, 0, PAGE, "ok", "ok"),
     (PUNCH, 1, PAGE, "EINVAL", "EINVAL"),
     (PUNCH, 0, 1, "EINVAL", "EINVAL"),
@@ -301,7 +302,7 @@ FALLOCATES = (
     (KEEP, 1, 1, "ok", "EINVAL"),
     (0, 0, PAGE, "ok", "EOPNOTSUPP"),
     (0, 1, 1, "ok", "EOPNOTSUPP"),
-    # The backing refuses it; but guest_memfd says so before it looks at the range.
+    # The backing refuses it; guest_memfd refuses it before it checks the range.
     (ZERO_RANGE | KEEP, 0, PAGE, "ok", "EOPNOTSUPP"),
     (ZERO_RANGE | KEEP, 1, 1, "ok", "EOPNOTSUPP"),
     (ZERO_RANGE, 1, 1, "ok", "EOPNOTSUPP"),
@@ -333,7 +334,7 @@ def test_pages_that_an_interrupted_allocation_leaves(name: str) -> None:
 
 @versions
 def test_no_version_reports_frames(name: str) -> None:
-    """Roth's tree did, and no version that was posted."""
+    """Roth's tree did, but no posted version."""
     assert not load.load(name).tells_frames
 
 
@@ -348,7 +349,7 @@ def test_the_versions_are_those_of_the_issue_and_in_the_order_of_history() -> No
 
 @versions
 def test_kvm(name: str) -> None:
-    """History, section 3, and what Linux 6.12's KVM was seen to answer."""
+    """History, section 3, and the observed answers of Linux 6.12's KVM."""
     made = load.load(name)
     mainline = name in GUEST_MEMFD
     # A departure: since v10 it is shared.
@@ -378,7 +379,7 @@ def test_a_file_of_a_vm_without_private_memory(name: str, wanted: str) -> None:
     assert load.load(name).kvm_default_vm == wanted
 
 
-# --- that each rule can be had ------------------------------------------------------
+# --- each value of each rule works --------------------------------------------------
 
 
 def _values() -> list[tuple[str, object]]:
@@ -404,7 +405,7 @@ def test_every_rule_that_has_choices_is_looked_at() -> None:
     ("rule", "value"), VALUES, ids=[f"{rule}={value}" for rule, value in VALUES]
 )
 def test_every_value_of_every_rule_can_be_had(rule: str, value: object) -> None:
-    """From v8, by one line; and what is asked of it gives an answer."""
+    """One line in a class from v8 gives the value, and all methods return something."""
     mine = type("Mine", (V8,), {rule: value})
     made = checking.checked(mine, "mine.py")
     assert getattr(made, rule) == value
@@ -499,5 +500,5 @@ def test_a_refusal_has_the_kernels_words() -> None:
 
 
 def test_the_base_has_no_rules_of_its_own() -> None:
-    """Otherwise a class that omits a rule would get one by chance."""
+    """Otherwise a class that omits a rule would get an arbitrary one."""
     assert not any(hasattr(Semantics, rule) for rule in checking.rules())

@@ -13,7 +13,7 @@ from inaccfs.control.messages.views import TraceRecord
 
 
 class Zaps(msgspec.Struct, frozen=True, gc=False):
-    """Pages of an event's range; none if `start` equals `end`."""
+    """The pages that an event says to zap; none if `start` is `end`."""
 
     start: Start
     end: End
@@ -40,12 +40,12 @@ class Answered(Event, frozen=True, kw_only=True):
     frames: list[Extent] | msgspec.UnsetType = msgspec.UNSET
     # "private", "shared" or "both": which of the pages, in semantics that say so.
     kinds: str | msgspec.UnsetType = msgspec.UNSET
-    # The pages to zap, if they are fewer: of a conversion of part of a huge page.
+    # The pages to zap, if a conversion changes only some from `start` to `end`.
     zaps: Zaps | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def fewer(self) -> tuple[int, int] | None:
-        """`zaps` as a start and an end; None if there are none."""
+        """`zaps` as a start and an end; None if they are left out."""
         return (self.zaps.start, self.zaps.end) if self.zaps else None
 
 

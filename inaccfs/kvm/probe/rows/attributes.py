@@ -135,7 +135,8 @@ def outlive_slots(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "A gfn is private in one VM and shared in another: each is read.", private=True
+    "A gfn is private in one VM, shared in another, then the reverse: both VMs read.",
+    private=True,
 )
 def of_another_vm(machine: Machine) -> Iterator[object]:
     other = machine.another()

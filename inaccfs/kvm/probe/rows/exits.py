@@ -209,14 +209,16 @@ def mmio_then_plain(machine: Machine) -> Iterator[object]:
 
 
 def _answered_late(machine: Machine) -> Iterator[object]:
-    """A guest that reads a device twice; its KVM_RUN waits for the first answer."""
+    """Run a guest that reads a device twice to its first exit, and answer that."""
     vcpu = machine.vcpu
     vcpu.load((guest.Read(T), guest.Read(T)))
     yield words.of_exit(vcpu.run())
     vcpu.answer(b"\x5a" * 4)
 
 
-@ROWS.row("MMIO waits for its answer while a plain slot comes: both reads.")
+@ROWS.row(
+    "A plain slot is made after an MMIO exit, before the next KVM_RUN: both reads."
+)
 def mmio_answered_late(machine: Machine) -> Iterator[object]:
     yield from _answered_late(machine)
     machine.plain()
@@ -224,7 +226,7 @@ def mmio_answered_late(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "MMIO waits for its answer while a slot with a file comes, private: both reads.",
+    "A private slot is made after an MMIO exit, before the next KVM_RUN: both reads.",
     private=True,
 )
 def mmio_answered_private(machine: Machine) -> Iterator[object]:

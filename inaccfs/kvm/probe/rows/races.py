@@ -186,7 +186,7 @@ def flip(machine: Machine) -> Iterator[object]:
 
 
 @ROWS.row(
-    "The guest spins on a private page; the one beside it is converted often.",
+    "The guest spins on a private page; the next one is converted again and again.",
     private=True,
     allowed=frozenset({"ok; still running"}),
 )
