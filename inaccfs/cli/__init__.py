@@ -47,14 +47,14 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_process() -> int:
-    from inaccfs.cli import dispatch, interrupts
+    from inaccfs.cli import dispatch, signals
 
-    interrupts.take()
+    signals.take()
     _interrupts(_leave, signal.default_int_handler)
     try:
         return dispatch.run(None)
     finally:
-        interrupts.finish()
+        signals.finish()
 
 
 def _interrupts(before: object, now: signal._HANDLER) -> None:

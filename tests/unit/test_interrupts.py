@@ -28,11 +28,11 @@ MODULES: Final = {
 COMMAND: Final = """
 import signal, sys
 import inaccfs
-from inaccfs.cli import interrupts
+from inaccfs.cli import signals
 inaccfs.__path__.append({path!r})
 sys.number = signal.{name}
 sys.stdout.reconfigure(write_through=True)
-interrupts.take()
+signals.take()
 try:
     import inaccfs.outer
 except KeyboardInterrupt:
@@ -68,13 +68,13 @@ def test_a_signal_waits_for_the_end_of_an_import(modules: str, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_command_ends_by_the_signal_that_it_has_got(modules: str, name: str) -> None:
-    script = COMMAND.format(path=modules, name=name, then="interrupts.finish()")
+    script = COMMAND.format(path=modules, name=name, then="signals.finish()")
     status, _ = ran(script)
     assert status == -getattr(signal, name)
 
 
 def test_after_ctrl_c_it_ends_by_itself(modules: str) -> None:
-    script = COMMAND.format(path=modules, name="SIGINT", then="interrupts.finish()")
+    script = COMMAND.format(path=modules, name="SIGINT", then="signals.finish()")
     assert ran(script)[0] == 0
 
 
@@ -96,8 +96,8 @@ def test_an_import_of_others_is_left_alone(modules: str) -> None:
 def test_the_second_signal_ends_the_process(name: str) -> None:
     script = (
         "import signal\n"
-        "from inaccfs.cli import interrupts\n"
-        "interrupts.take()\n"
+        "from inaccfs.cli import interrupts, signals\n"
+        "signals.take()\n"
         "try:\n"
         f"    signal.raise_signal(signal.{name})\n"
         "except KeyboardInterrupt:\n"
@@ -112,8 +112,8 @@ def test_a_fork_ends_at_once() -> None:
     """A script that is run may have made it, with no thought of signals."""
     script = (
         "import os, signal\n"
-        "from inaccfs.cli import interrupts\n"
-        "interrupts.take()\n"
+        "from inaccfs.cli import interrupts, signals\n"
+        "signals.take()\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    try:\n"
@@ -128,9 +128,9 @@ def test_a_fork_ends_at_once() -> None:
 def test_signals_that_are_ignored_stay_so() -> None:
     script = (
         "import signal\n"
-        "from inaccfs.cli import interrupts\n"
+        "from inaccfs.cli import interrupts, signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "interrupts.take()\n"
+        "signals.take()\n"
         "with interrupts.interruptible() as event:\n"
         "    signal.raise_signal(signal.SIGHUP)\n"
         "    print(event.is_set())\n"
@@ -142,8 +142,8 @@ def test_signals_that_are_ignored_stay_so() -> None:
 def test_an_event_is_set_by_the_first_signal(name: str) -> None:
     script = (
         "import signal\n"
-        "from inaccfs.cli import interrupts\n"
-        "interrupts.take()\n"
+        "from inaccfs.cli import interrupts, signals\n"
+        "signals.take()\n"
         "try:\n"
         "    with interrupts.interruptible() as event:\n"
         f"        signal.raise_signal(signal.{name})\n"
@@ -151,7 +151,7 @@ def test_an_event_is_set_by_the_first_signal(name: str) -> None:
         f"        signal.raise_signal(signal.{name})\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', flush=True)\n"
-        "interrupts.finish()\n"
+        "signals.finish()\n"
     )
     status = 0 if name == "SIGINT" else -getattr(signal, name)
     assert ran(script) == (status, "set interrupted")
