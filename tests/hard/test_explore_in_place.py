@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from inaccfs.explore.scenarios import SCENARIOS
-from inaccfs.explore.search import Case
+from inaccfs.explore.search import Case, Limits, explore
 from inaccfs.semantics import V8, InPlaceNext, InPlaceV8, LiveUpdate, Semantics
 from tests.explore_checking import check
 from tests.hard.budget import some
+from tests.unit.test_explore_in_place import KINDS, name_of
 
 
 class Race(InPlaceV8):
@@ -40,3 +41,12 @@ def test_what_chance_finds_the_search_has_found(
     found = check(Case(SCENARIOS[name], rules, kvm), 300)
     assert (found.missed, found.unlike) == ([], [])
     assert found.kinds_by_chance <= found.kinds
+
+
+@pytest.mark.parametrize(("rules", "kinds"), some(KINDS[1:], 1), ids=name_of)
+def test_conversions_of_two_vms_race_as_those_of_one_do(
+    rules: Semantics, kinds: list[str]
+) -> None:
+    case = Case(SCENARIOS["convert-two-vms"], rules)
+    found = explore(case, Limits(seconds=None))
+    assert (found.complete, sorted(found.kinds)) == (True, kinds)

@@ -128,7 +128,16 @@ class Made:
         return True
 
     def _settles(self) -> bool:
-        return any(Seen.of(self.mount) == self._new for _ in range(self._QUESTIONS))
+        new = self._new
+        assert new is not None
+        for _ in range(self._QUESTIONS):
+            now = Seen.of(self.mount)
+            if now == new:
+                return True
+            # Nothing else changes by itself.
+            if now._replace(status=new.status, fds=new.fds) != new:
+                break
+        return False
 
 
 class Ahead:

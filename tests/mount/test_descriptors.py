@@ -91,6 +91,8 @@ def test_a_name_is_made_or_is_not_there(mount: Mount, name: str, left: int) -> N
         path.lstat()
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     assert os.listdir(place) == []
+    place.rmdir()
+    place.parent.rmdir()
 
 
 @support.needs_root

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 from inaccfs.explore.inplace import Dma, DmaPunch, Freeze
@@ -35,18 +37,29 @@ class Race(EndsFirst):
     kvm_attribute_read = "before get-pfn"
 
 
-@pytest.mark.parametrize("scenario", ["convert-in-place", "convert-two-vms"])
+KINDS: Final[list[tuple[Semantics, list[str]]]] = [
+    (InPlaceV8(), []),
+    (InPlaceNext(), []),
+    (AsksFirst(), []),
+    (EndsFirst(), []),
+    (Race(), ["wrong-kind"]),
+    (HugetlbRfc(), ["wrong-kind"]),
+]
+
+
+def name_of(one: object) -> str | None:
+    """Of rules, which may be a test's own."""
+    return type(one).__name__ if isinstance(one, Semantics) else None
+
+
 @pytest.mark.parametrize(
-    ("rules", "kinds"),
+    ("scenario", "rules", "kinds"),
     [
-        (InPlaceV8(), []),
-        (InPlaceNext(), []),
-        (AsksFirst(), []),
-        (EndsFirst(), []),
-        (Race(), ["wrong-kind"]),
-        (HugetlbRfc(), ["wrong-kind"]),
+        *(("convert-in-place", *each) for each in KINDS),
+        # tests/hard has the others.
+        *(("convert-two-vms", *KINDS[at]) for at in (0, 4)),
     ],
-    ids=lambda one: getattr(one, "name", "") or type(one).__name__,
+    ids=name_of,
 )
 def test_only_an_end_before_the_store_and_a_look_before_get_pfn_race(
     scenario: str, rules: Semantics, kinds: list[str]
@@ -110,6 +123,7 @@ def dma(learns: str, scenario: type[Scenario]) -> type[Scenario]:
 def test_which_ways_to_learn_of_changes_are_clean(
     learns: str, rules: Semantics, scenario: type[Scenario], dirty: set[str]
 ) -> None:
+    """As in the table of docs/experiments/dma.md, which tests/hard compares."""
     found = explore(Case(dma(learns, scenario), rules), ALL)
     assert found.complete
     assert ("use-after-change" in found.kinds) is (learns in dirty), found.kinds
