@@ -205,8 +205,16 @@ def test_a_package_is_written_below_a_root(
     assert main(["setup-system", *words]) == 0
     capsys.readouterr()
     assert {"usr/sbin/mount.inaccfs", "sbin/mount.inaccfs"} <= tree(tmp_path)
+    # fish looks there in each session; below /usr/local on desktops only.
+    assert {path for path in tree(tmp_path) if path.endswith("inaccfs.fish")} == {
+        "usr/share/fish/vendor_completions.d/inaccfs.fish",
+        "etc/fish/completions/inaccfs.fish",
+    }
     record = json.loads((tmp_path / "usr/share/inaccfs/setup-system.json").read_text())
     assert "/usr/sbin/mount.inaccfs" in record["files"]
+    assert main(["setup-system", *words, "--remove"]) == 0
+    assert main(["setup-system", *words, "--prefix", "/usr", "--remove"]) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- man pages ------------------------------------------------------------------------
