@@ -10,8 +10,11 @@ import argparse
 from typing import TYPE_CHECKING, Final, get_args
 
 import argcomplete
-from argcomplete.completers import FilesCompleter
+from argcomplete.completers import DirectoriesCompleter, FilesCompleter
 
+from inaccfs.backing.options import HUGE_CHOICES
+from inaccfs.cli.mountoptions import PFN_SOURCES
+from inaccfs.control.messages import COMMANDS, QmpCapabilities
 from inaccfs.experiments import catalogue
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.weaker import KVMS
@@ -20,18 +23,17 @@ from inaccfs.semantics import VERSIONS
 from inaccfs.shim.trace import What
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
     """Write the words for the calling shell, and end the process."""
-    files = FilesCompleter()
-    for action in _actions(parser):
-        more = _WORDS.get(action.dest)
-        if more is not None:
-            action.completer = _Words(more, files)  # type: ignore[attr-defined]
-        elif action.dest == "filter":
-            action.completer = _kinds  # type: ignore[attr-defined]
+    for prog, action in _actions(parser):
+        # First the entry for this command, then the one for all commands.
+        for name in (f"{prog} {action.dest}", action.dest):
+            if (completer := _COMPLETERS.get(name)) is not None:
+                action.completer = completer  # type: ignore[attr-defined]
+                break
     argcomplete.autocomplete(parser)
 
 
@@ -61,34 +63,70 @@ def _kinds(prefix: str, **_: object) -> list[str]:
     return [f"{before}{comma}{kind}" for kind in get_args(What)]
 
 
-# Values of arguments that are not files, by dest.
-_WORDS: Final[dict[str, Callable[[], list[str]]]] = {
-    "mountpoint": _mountpoints,
-    "target": _mountpoints,
-    "mount": _mountpoints,
-    "semantics": _versions,
-    "names": _versions,
-    "name": _experiments,
-    "scenario": _scenarios,
-    "kvm": _kvms,
-}
+def _nothing() -> list[str]:
+    return []
+
+
+def _commands() -> list[str]:
+    """The commands of the control socket that a user types."""
+    return [name for name in COMMANDS if name != QmpCapabilities.name]
 
 
 class _Words:
-    """Completes to the words of a function, or to files."""
+    """Completes to the words of a function, and to the paths that *paths* finds."""
 
-    def __init__(self, words: Callable[[], list[str]], files: FilesCompleter) -> None:
+    def __init__(
+        self,
+        words: Callable[[], Iterable[str]],
+        paths: Callable[..., Iterable[str]] | None = None,
+    ) -> None:
         self._words: Final = words
-        self._files: Final = files
+        self._paths: Final = paths
 
     def __call__(self, prefix: str, **known: object) -> list[str]:
-        return [*self._words(), *self._files(prefix, **known)]
+        paths = () if self._paths is None else self._paths(prefix, **known)
+        return [*self._words(), *paths]
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The actions of *parser* and of its subcommands, from argparse's private data."""
+# The files of the kernel's own that are probed.
+_KERNELS: Final = ("memfd", "memfd_secret", "guest_memfd")
+
+_files: Final = FilesCompleter()
+_directories: Final = DirectoriesCompleter()
+
+# What an argument may be, by its dest, or by its command and dest; others are files.
+_COMPLETERS: Final[dict[str, Callable[..., list[str]]]] = {
+    "inaccfs mount mountpoint": _Words(_nothing, _directories),
+    "inaccfs mount backing": _Words(_nothing, _directories),
+    "inaccfs mount huge": _Words(lambda: HUGE_CHOICES),
+    "inaccfs mount pfn_source": _Words(lambda: PFN_SOURCES),
+    "inaccfs qmp words": _Words(_commands),
+    "inaccfs probe target": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
+    "inaccfs probe against": _Words(lambda: [*_KERNELS, *_mountpoints()], _files),
+    "inaccfs kvm probe against": _Words(lambda: ("/dev/kvm", "recorded", "emulated")),
+    "mountpoint": _Words(_mountpoints, _directories),
+    # It may be a socket, too.
+    "inaccfs trace mountpoint": _Words(_mountpoints, _files),
+    "target": _Words(_mountpoints, _files),
+    "mount": _Words(_mountpoints, _directories),
+    "semantics": _Words(_versions, _files),
+    "names": _Words(_versions, _files),
+    "name": _Words(_experiments, _files),
+    "scenario": _Words(_scenarios, _files),
+    "kvm": _Words(_kvms),
+    "filter": _kinds,
+}
+
+
+def _actions(
+    parser: argparse.ArgumentParser,
+) -> Iterator[tuple[str, argparse.Action]]:
+    """The actions of *parser* and its subcommands, each with its command.
+
+    They are private data of argparse.
+    """
     for action in parser._actions:
-        yield action
+        yield parser.prog, action
         if isinstance(action, argparse._SubParsersAction):
             for one in action.choices.values():
                 yield from _actions(one)

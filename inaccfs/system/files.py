@@ -23,6 +23,10 @@ _HELPERS_COMMAND: Final = "inaccfs=''"
 # wants its packages to write to the latter.
 _SBIN: Final = {Path("/usr"): Path("/usr/sbin"), Path("/usr/local"): Path("/sbin")}
 
+# Without XDG_DATA_DIRS, which only desktops set, fish does not look below /usr/local.
+_FISH: Final = Path("fish/vendor_completions.d/inaccfs.fish")
+_ETC_FISH: Final = {Path("/usr/local"): Path("/etc/fish/completions/inaccfs.fish")}
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -49,7 +53,11 @@ def files(prefix: Path, command: str) -> Iterator[File]:
     )
     for path in sorted(SHARE.rglob("*")):
         if path.is_file():
-            yield File(prefix / "share" / path.relative_to(SHARE), path.read_bytes())
+            below = path.relative_to(SHARE)
+            place = prefix / "share" / below
+            if below == _FISH:
+                place = _ETC_FISH.get(prefix, place)
+            yield File(place, path.read_bytes())
 
 
 def _for_systemd(command: str) -> str:

@@ -39,6 +39,8 @@ def test_the_debian_package(root: Root) -> None:
     assert "-F _python_argcomplete inaccfs" in used
     [script] = [name for name in root.files() - before if name == "usr/bin/inaccfs"]
     assert script
+    # Where Debian's zsh looks.
+    assert "usr/share/zsh/vendor-completions/_inaccfs" in root.files()
     root.run("apt-get", "-qq", "purge", "-y", "inaccfs")
     assert root.files() == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -204,8 +205,16 @@ def test_a_package_is_written_below_a_root(
     assert main(["setup-system", *words]) == 0
     capsys.readouterr()
     assert {"usr/sbin/mount.inaccfs", "sbin/mount.inaccfs"} <= tree(tmp_path)
+    # fish looks there in each session; below /usr/local on desktops only.
+    assert {path for path in tree(tmp_path) if path.endswith("inaccfs.fish")} == {
+        "usr/share/fish/vendor_completions.d/inaccfs.fish",
+        "etc/fish/completions/inaccfs.fish",
+    }
     record = json.loads((tmp_path / "usr/share/inaccfs/setup-system.json").read_text())
     assert "/usr/sbin/mount.inaccfs" in record["files"]
+    assert main(["setup-system", *words, "--remove"]) == 0
+    assert main(["setup-system", *words, "--prefix", "/usr", "--remove"]) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- man pages ------------------------------------------------------------------------
@@ -241,16 +250,16 @@ def test_man_shows_a_page(page: Path) -> None:
 # --- completions ----------------------------------------------------------------------
 
 
-def completed(line: str) -> list[str]:
-    """What a real bash proposes for the last word of *line*."""
+def completed(line: str, directory: Path = SHARE.parent) -> list[str]:
+    """What a real bash proposes for the last word of *line* in a directory."""
     script = (
-        "source share/bash-completion/completions/inaccfs; "
+        f"source {shlex.quote(str(SHARE))}/bash-completion/completions/inaccfs; "
         "COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9 COMP_WORDBREAKS=$' \\t\\n='; "
         "_python_argcomplete inaccfs; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
     found = subprocess.run(
         ["bash", "-c", script, "bash", line],
-        cwd=SHARE.parent,
+        cwd=directory,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -271,10 +280,28 @@ def completed(line: str) -> list[str]:
         ("inaccfs trace --filter an", {"answer"}),
         ("inaccfs trace --filter punch,an", {"punch,answer"}),
         ("inaccfs status --", {"--help", "--json"}),
+        ("inaccfs mount --huge a", {"always", "advise"}),
+        ("inaccfs mount --pfn-source ", {"auto", "pagemap", "simulated"}),
+        ("inaccfs qmp /nowhere query-st", {"query-stats", "query-status"}),
+        ("inaccfs probe memfd --against guest", {"guest_memfd"}),
+        ("inaccfs kvm probe --against ", {"/dev/kvm", "recorded", "emulated"}),
     ],
 )
 def test_bash_completes(line: str, words: set[str]) -> None:
     assert words <= set(completed(line))
+
+
+def test_bash_offers_no_file_where_none_can_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "manual.py").touch()
+    for line in (
+        "inaccfs umount manual",
+        "inaccfs mount manual",
+        "inaccfs mount --huge manual",
+        "inaccfs kvm probe --against manual",
+    ):
+        assert completed(line, tmp_path) == [""], line
+    line = "inaccfs mount --semantics manual"
+    assert completed(line, tmp_path) == ["manual.py"]
 
 
 def test_each_shell_accepts_its_completions() -> None:
