@@ -305,6 +305,7 @@ class ExploredFile(PagesOfFile):
                 schedule.touch(LOT)
         self._client.held[pfn] -= 1
         schedule.note(f"puts frame {frame(pfn)}")
+        self._client.connected()
         if self._file.client.lost is not None:
             return
         try:

@@ -171,6 +171,37 @@ def test_what_is_repeated_need_not_be_looked_at() -> None:
     assert never.visited.keys() == always.visited.keys()
 
 
+class TakesAll(States):
+    """Deduces nothing: it takes each step."""
+
+    def _settle(self, number: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "kvm"),
+    [
+        ("mapped", V10(), "no-retry"),
+        ("convert", V8(), "no-retry"),
+        ("put-late", V7(), "kvm"),
+        ("delete-slot", V10(), "kvm"),
+    ],
+)
+def test_steps_that_are_not_taken_come_to_what_is_deduced(
+    name: str, rules: Semantics, kvm: str
+) -> None:
+    case = Case(SCENARIOS[name], rules, kvm)
+    taken, deduced = TakesAll(), States()
+    assert ends(case, taken) == ends(case, deduced)
+    assert taken.visited.keys() == deduced.visited.keys()
+    for number, visited in taken.visited.items():
+        other = deduced.visited[number]
+        assert visited.after == other.after
+        for actor, step in visited.taken.items():
+            assert step.touched == other.taken[actor].touched
+            assert step.known == other.taken[actor].known
+
+
 class Fickle(Scenario):
     """In one execution an actor does something else than in all others."""
 
