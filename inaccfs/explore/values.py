@@ -135,10 +135,12 @@ class Values:
         )
 
     def _running(self, name: str) -> Hashable:
-        return tuple(
+        found = (
             (each.number, len(each._running), _begun(each.callbacks.invalidate_start))
             for each in self._notifiers(self._client(name).client)
         )
+        # A new notifier has done nothing yet: who registers it need not look here.
+        return tuple(one for one in found if any(one[1:]))
 
     def _client(self, name: str) -> Any:  # noqa: ANN401
         users: Any = (*self._world.vms, *self._world.iommus)
