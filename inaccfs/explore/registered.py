@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from inaccfs.explore.client import ExploredClient
     from inaccfs.inprocess import Notifier
 
 
 class Registered:
     """A notifier of a VM. See `inaccfs.kvm.shim.ShimNotifier`."""
 
-    def __init__(self, client: ExploredClient, notifier: Notifier) -> None:
+    def __init__(self, client: Any, notifier: Notifier) -> None:  # noqa: ANN401 - an ExploredClient
         self._client: Final = client
         self._notifier: Final = notifier
 
