@@ -9,6 +9,7 @@ from inaccfs.explore import seen
 from inaccfs.explore.carriers import Ended
 from inaccfs.explore.clientpages import PagesOfFile
 from inaccfs.explore.names import frame
+from inaccfs.explore.registered import Registered
 from inaccfs.explore.schedule import SpinError
 from inaccfs.explore.seen import UntrackedError
 from inaccfs.explore.sync import LOT
@@ -33,31 +34,6 @@ if TYPE_CHECKING:
         ShimSemantics,
     )
     from inaccfs.shim.frames import Extent
-
-
-class Registered:
-    """A notifier of a VM. See `inaccfs.kvm.shim.ShimNotifier`."""
-
-    def __init__(self, client: ExploredClient, notifier: Notifier) -> None:
-        self._client: Final = client
-        self._notifier: Final = notifier
-
-    @property
-    def registered(self) -> bool:
-        """See `ShimNotifier`."""
-        self._client.connected()
-        return self._notifier.registered
-
-    def unregister(self) -> None:
-        """See `ShimNotifier`."""
-        schedule = self._client.schedule
-        if not self._client.unregisters:
-            return
-        schedule.point("unregisters")
-        self._client.connected(write=True)
-        self._client.running()
-        self._notifier.unregister()
-        self._client.running()
 
 
 class _Client(Client):
@@ -242,14 +218,15 @@ class ExploredFile(PagesOfFile):
         if schedule.tracks:
             if known:
                 schedule.state.meet_early(seen.references_key(known[0].pfn))
-            schedule.touch(self._page(offset), new)
-            schedule.touch(seen.kind_key(self._number, offset), False)
-            schedule.touch(seen.frozen_key(self._number), False)
-            if self._locked:
-                schedule.touch(LOT)
-        unparked = loop.unparked
+            self._touch(offset, new)
+        unparked, begun = loop.unparked, schedule.step
         try:
-            found = self._file.get_pfn(offset)
+            try:
+                found = self._file.get_pfn(offset)
+            finally:
+                if schedule.step != begun:
+                    # By some rules it waits first, and gets the page in a later step.
+                    self._touch(offset, True)
         except OSError as exc:
             schedule.note(f"is refused: {exc.strerror}")
             if exc.errno == errno.EAGAIN:
@@ -266,6 +243,15 @@ class ExploredFile(PagesOfFile):
         self._client.held[found.pfn] += self._keeps
         schedule.note(f"gets frame {frame(found.pfn)}" + (", a new one" if new else ""))
         return found
+
+    def _touch(self, page: int, new: bool) -> None:
+        """This step gets a page."""
+        schedule = self._schedule
+        schedule.touch(self._page(page), new)
+        schedule.touch(seen.kind_key(self._number, page), False)
+        schedule.touch(seen.frozen_key(self._number), False)
+        if self._locked:
+            schedule.touch(LOT)
 
     def get_pfns(self, offset: int, count: int) -> list[Got]:
         """See `ShimFile`."""
@@ -305,6 +291,7 @@ class ExploredFile(PagesOfFile):
                 schedule.touch(LOT)
         self._client.held[pfn] -= 1
         schedule.note(f"puts frame {frame(pfn)}")
+        self._client.connected()
         if self._file.client.lost is not None:
             return
         try:

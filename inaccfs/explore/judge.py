@@ -47,7 +47,7 @@ class Judge:
     def failures(self, when: str) -> None:
         """Find VMs that map a frame that has failed."""
         for vm in self._vms:
-            if vm.client.client.lost is not None:
+            if not vm.is_connected:
                 continue
             for gfn in vm.places:
                 spte = vm.spte(gfn)
@@ -75,7 +75,7 @@ class Judge:
         memory = self._mount.inode(fd).pages.memory
         ino = os.fstat(fd).st_ino
         for vm in self._vms:
-            if vm.client.client.lost is not None:
+            if not vm.is_connected:
                 continue
             for slot in vm.slots:
                 if slot.backing is None or slot.backing.ino != ino:
@@ -98,7 +98,7 @@ class Judge:
         """Check the end of a schedule. *files* are fds."""
         schedule = self._schedule
         found = {violation.kind for violation in schedule.violations}
-        alive = [vm for vm in self._vms if vm.client.client.lost is None]
+        alive = [vm for vm in self._vms if vm.is_connected]
         for vm in alive:
             if (left := vm.in_progress) and "unpaired" not in found:
                 schedule.violate(

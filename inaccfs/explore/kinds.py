@@ -70,7 +70,7 @@ def check_kinds(
     """Find VMs that map a shared page as private, or a private one as shared."""
     for vm in vms:
         mmu: Any = vm._mmu
-        if not mmu.in_place or vm.client.client.lost is not None:
+        if not (mmu.in_place and vm.is_connected):
             continue
         for gfn, (file, page) in vm.places.items():
             private = Attributes.is_private(inodes[file].attributes, page)

@@ -14,7 +14,6 @@ from inaccfs.kvm.backing import BackingFile
 from inaccfs.kvm.memslots import MemorySlot, MemorySlots
 from inaccfs.kvm.mmu import Mmu
 from inaccfs.kvm.pagetable import PageTable
-from inaccfs.shim.notifiers import Notifiers
 
 if TYPE_CHECKING:
     import mmap
@@ -84,7 +83,8 @@ class Sight:
             self.schedule.touch((kind, self.number, place))
 
 
-def _become(one: object, kind: type, sight: Sight) -> None:
+def become(one: object, kind: type, sight: Sight) -> None:
+    """Make *one* an object of a class that tracks it."""
     one.__dict__["_sight"] = sight
     object.__setattr__(one, "__class__", kind)
 
@@ -276,86 +276,9 @@ class TrackedMmu(Mmu):
             object.__setattr__(slot, "__class__", Slot)
             backing = slot.backing
             if backing is not None and not isinstance(backing, Backing):
-                _become(backing, Backing, self._sight)
+                become(backing, Backing, self._sight)
                 self._sight.add_window(backing)
         self.__dict__["slots"] = value
-
-
-class List(Notifiers):
-    """The list of a file's notifiers, and those that have not answered; tracked."""
-
-    _sight: Sight
-
-    def __len__(self) -> int:
-        self._sight.read("list")
-        return super().__len__()
-
-    @property
-    def running(self) -> bool:
-        """See `Notifiers.running`. Under some rules get-pfn waits until it is False."""
-        self._sight.read("locked")
-        return bool(self.__dict__["running"])
-
-    @running.setter
-    def running(self, value: bool) -> None:
-        self._sight.write("locked")
-        self.__dict__["running"] = value
-
-    def _concerned(self, start: int, end: int) -> list[Notifier]:
-        self._sight.read("list")
-        return super()._concerned(start, end)
-
-    def cover(self, start: int, end: int) -> bool:
-        """See `Notifiers.cover`."""
-        self._sight.read("list")
-        return super().cover(start, end)
-
-    def _add(self, notifier: Notifier) -> None:
-        sight = self._sight
-        notifier.__dict__["number"] = sight.schedule.number("notifier")
-        sight.notifiers.append(notifier)
-        if sight.schedule.tracks:
-            sight.schedule.state.meet_early(("list", sight.number, 0))
-
-    async def register(self, notifier: Notifier) -> None:
-        """See `Notifiers.register`."""
-        self._add(notifier)
-        await super().register(notifier)
-        self._sight.write("list")
-
-    async def bind(
-        self, notifier: Notifier, start: int, end: int, *, exclusive: bool
-    ) -> None:
-        """See `Notifiers.bind`."""
-        self._add(notifier)
-        await super().bind(notifier, start, end, exclusive=exclusive)
-        self._sight.write("list")
-
-    def drop(self, notifier: Notifier) -> None:
-        """See `Notifiers.drop`."""
-        self._sight.write("list")
-        self._sight.write("answers")
-        super().drop(notifier)
-
-    def silence(self, notifier: Notifier) -> None:
-        """See `Notifiers.silence`."""
-        self._sight.write("list")
-        self._sight.write("answers")
-        super().silence(notifier)
-
-    def waiting(self, notifier: Notifier) -> int | None:
-        """See `Notifiers.waiting`."""
-        self._sight.write("answers")
-        return super().waiting(notifier)
-
-    def answer(self, notifier: Notifier, sequence: int) -> None:
-        """See `Notifiers.answer`."""
-        self._sight.write("answers")
-        super().answer(notifier, sequence)
-
-    def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
-        self._sight.write("answers")
-        return super()._expect(targets, then)
 
 
 def watch_vm(vm: VM, sight: Sight) -> None:
@@ -364,15 +287,10 @@ def watch_vm(vm: VM, sight: Sight) -> None:
     sight.schedule.state.of_key["slots", sight.number, 0] = lambda: tuple(
         sight.slots[slot] for slot in mmu.__dict__["slots"].slots
     )
-    _become(mmu.table, Table, sight)
-    _become(mmu.shared_table, Table, sight)
-    _become(mmu.attributes, Attributes, sight)
-    _become(mmu, TrackedMmu, sight)
-
-
-def watch_notifiers(notifiers: Notifiers, sight: Sight) -> None:
-    """Track the list of notifiers of a file."""
-    _become(notifiers, List, sight)
+    become(mmu.table, Table, sight)
+    become(mmu.shared_table, Table, sight)
+    become(mmu.attributes, Attributes, sight)
+    become(mmu, TrackedMmu, sight)
 
 
 def page_key(file: int, page: int) -> Key:

@@ -127,19 +127,23 @@ class Values:
 
     def _events(self, name: str) -> Hashable:
         due: list[Any] = self._client(name)._events
-        return tuple((one.notifier.number, one.notice[:3], one.sequence) for one in due)
+        return tuple(
+            (_number(one.notifier), one.notice[:3], one.sequence) for one in due
+        )
 
     def _connected(self, name: str) -> Hashable:
         client = self._client(name).client
         return client.lost is None, tuple(
-            each.number for each in self._notifiers(client) if each._leaving
+            _number(each) for each in self._notifiers(client) if each._leaving
         )
 
     def _running(self, name: str) -> Hashable:
-        return tuple(
-            (each.number, len(each._running), _begun(each.callbacks.invalidate_start))
+        found = (
+            (_number(each), len(each._running), _begun(each.callbacks.invalidate_start))
             for each in self._notifiers(self._client(name).client)
         )
+        # A new notifier has done nothing yet: who registers it need not look here.
+        return tuple(one for one in found if any(one[1:]))
 
     def _client(self, name: str) -> Any:  # noqa: ANN401
         users: Any = (*self._world.vms, *self._world.iommus)
@@ -156,7 +160,7 @@ class Values:
 
     def _list(self, file: int, _: int) -> Hashable:
         registered: Any = self._file(file).notifiers._registered
-        return tuple((one.number, place) for one, place in registered.items())
+        return tuple((_number(one), place) for one, place in registered.items())
 
     def _locked(self, file: int, _: int) -> Hashable:
         return bool(self._file(file).notifiers.__dict__["running"])
@@ -165,8 +169,8 @@ class Values:
         notifiers: Any = self._file(file).notifiers
         return (
             notifiers._sequence,
-            tuple((one.number, sent) for one, sent in notifiers._awaited.items()),
-            tuple(sorted(one.number for one in notifiers._leaving)),
+            tuple((_number(one), sent) for one, sent in notifiers._awaited.items()),
+            tuple(sorted(_number(one) for one in notifiers._leaving)),
         )
 
     def _page(self, number: int, page: int) -> Hashable:
@@ -228,6 +232,11 @@ class Values:
         held = self._world.frames.held.items()
         kept = [(name, str(each[pfn])) for name, each in held if each[pfn]]
         return (*sorted(found), *kept)
+
+
+def _number(notifier: object) -> Any:  # noqa: ANN401 - a key
+    """Which of all notifiers it is: that of its class is for traces, and always 0."""
+    return vars(notifier)["number"]
 
 
 def _begun(callback: object) -> int:

@@ -27,6 +27,12 @@ class ExploredVM(VM):
         """mmu_invalidate_in_progress."""
         return self._mmu.invalidation.in_progress
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether its daemon has not disconnected it: a step that looks is told."""
+        self.client.connected()
+        return self.client.client.lost is None
+
     def balance(self) -> int:
         """The number of mappings by the VM's counters: installed minus zapped."""
         counters = self._mmu.counters

@@ -14,6 +14,7 @@ from inaccfs.explore.dma import DeviceBytes, ExploredIommu
 from inaccfs.explore.judge import Judge
 from inaccfs.explore.memory import Frames, GuestBytes
 from inaccfs.explore.names import frame
+from inaccfs.explore.seenfile import watch_file
 from inaccfs.explore.seenguest import Places, watch_guest
 from inaccfs.explore.sequence import Cells
 from inaccfs.explore.sync import LOT, Loop, Sync
@@ -113,7 +114,7 @@ class World:
         self._pages.append(pages or _UNSIZED)
         self.judge.sizes.append(pages)
         sight = self._sight(number)
-        seen.watch_notifiers(self.mount.inode(fd).notifiers, sight)
+        watch_file(self.mount.inode(fd), sight)
         if self.mount.superblock.converts:
             kinds.watch_kinds(self.mount.inode(fd), sight, pages or _UNSIZED)
         return fd

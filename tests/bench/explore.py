@@ -7,7 +7,8 @@ complete   the scenarios that are promised to be complete, each with all version
            differ and two KVMs; and two-vcpus. At most N seconds of CPU each (60).
 rate       seconds of CPU to the end of punch of v10, and schedules a second; side by
            side with the spike, a search by partial orders that is not in this
-           repository: FILE with the Python of DIR/.venv.
+           repository: FILE with the Python of DIR/.venv. And the same calls of the KVM
+           and the shim without an explorer: no schedule takes less.
 first      how long the first counterexample takes, beside `inaccfs kvm stress`, for
            each race and each bug that stress finds. Both in this process, on the wall
            clock, without the start of a command; for stress a mount of its own.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import statistics
 import subprocess
@@ -34,8 +36,12 @@ from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, Limits, Outcome, execute, explore
 from inaccfs.explore.states import States
-from inaccfs.kvm import stress
+from inaccfs.inprocess import Mount
+from inaccfs.kvm import KVM_MEM_PRIVATE, VM, stress
+from inaccfs.kvm.uapi import PAGE_SIZE
 from inaccfs.semantics import V8, V9, V10, Bind, GuestMemfd
+from inaccfs.shim.frameoptions import SimulatedMemory
+from inaccfs.syscalls import PUNCH
 from tests.bench import harness
 from tests.unit import kvm_bugs
 
@@ -126,15 +132,40 @@ def _spike_rate(spike: str, tree: str, seconds: float) -> Rate:
     return Rate(a_second, (one + other) / a_second)
 
 
+def _calls_rate(seconds: float) -> float:
+    """How often a CPU second has all calls of a schedule, one after the other."""
+    begin, number = time.process_time(), 0
+    while (spent := time.process_time() - begin) < seconds:
+        number += 1
+        memory = SimulatedMemory(size=4 << 20, order=0)
+        with Mount(V10(), memory=memory) as mount, VM(mount.connect()) as vm:
+            fd = mount.memfd_create("bench", PAGE_SIZE)
+            vm.set_user_memory_region(
+                0, 0, PAGE_SIZE, private_fd=fd, flags=KVM_MEM_PRIVATE
+            )
+            vm.set_memory_attributes(0, PAGE_SIZE, private=True)
+            vcpu = vm.create_vcpu()
+            vcpu.write(0, b"old")
+            for private in (False, True):
+                vm.set_memory_attributes(0, PAGE_SIZE, private=private)
+            vcpu.write(0, b"new")
+            vcpu.read(0, 8)
+            mount.fallocate(fd, PUNCH, 0, PAGE_SIZE)
+            os.close(fd)
+    return number / spent
+
+
 def rate(args: argparse.Namespace) -> None:
-    """In turn, so that both have the same machine."""
-    ours, theirs = [], []
+    """In turn, so that all have the same machine."""
+    ours, theirs, calls = [], [], []
     for _ in range(_ROUNDS):
         ours.append(_rate(3.0))
+        calls.append(_calls_rate(1.0))
         if args.spike:
             theirs.append(_spike_rate(args.spike, args.spike_tree, 3.0))
     print(f"punch, v10, by medians of {_ROUNDS}")
     mine = _show_rate("explore", ours)
+    print(f"the calls  {statistics.median(calls):.0f} times a CPU second")
     if theirs:
         other = _show_rate("the spike", theirs)
         print(

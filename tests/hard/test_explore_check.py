@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,10 +12,27 @@ from inaccfs.explore.load import versions
 from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case
 from inaccfs.explore.states import States
+from inaccfs.semantics import (
+    V7,
+    V8,
+    V10,
+    GuestMemfd,
+    InPlaceNext,
+    InPlaceV8,
+    LiveUpdate,
+)
 from tests import explore_page
 from tests.explore_checking import check
 from tests.hard.budget import some
-from tests.unit.test_explore_states import outcomes, programs
+from tests.unit.test_explore_shared import NoMemory, OtherPage, TwoPunches
+from tests.unit.test_explore_states import check_deduced, outcomes, programs
+
+if TYPE_CHECKING:
+    from inaccfs.explore import Scenario
+    from inaccfs.semantics import Semantics
+
+
+LARGE = ["two-vcpus", "late-slot", "delete-slot-vcpu", "peer-silent"]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +45,38 @@ def test_what_chance_finds_the_search_has_found(
     found = check(Case(SCENARIOS[scenario], versions()[version], kvm), 300)
     assert (found.missed, found.unlike) == ([], [])
     assert found.kinds_by_chance <= found.kinds
+
+
+# Those of many states would take minutes.
+SMALL = [
+    *product(
+        [name for name in SCENARIOS if name not in LARGE],
+        [V7(), V8(), V10(), GuestMemfd()],
+        explore_page.KVMS,
+    ),
+    *product(
+        ["convert-in-place", "convert-two-vms", "split", "dma", "freeze"],
+        [InPlaceV8(), InPlaceNext(), LiveUpdate()],
+        ["kvm"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("scenario", "rules", "kvm"), some(SMALL, 2))
+def test_steps_that_are_not_taken_come_to_what_is_deduced(
+    scenario: str, rules: Semantics, kvm: str
+) -> None:
+    check_deduced(Case(SCENARIOS[scenario], rules, kvm))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "rules"),
+    some([(OtherPage, V7()), (TwoPunches, InPlaceNext()), (NoMemory, V8())], 1),
+)
+def test_so_do_those_of_scenarios_of_ones_own(
+    scenario: type[Scenario], rules: Semantics
+) -> None:
+    check_deduced(Case(scenario, rules, "no-retry"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from inaccfs.explore.choosers import Chance
 from inaccfs.explore.search import Case, Limits, execute, explore
 from inaccfs.semantics import V8, V10, Bind, GuestMemfd, InPlaceNext, Plan, Semantics
 from tests.explore_checking import check
+from tests.unit.test_explore_states import check_deduced
 
 
 class OnePage(Scenario):
@@ -81,6 +82,29 @@ def test_what_chance_finds_the_search_has_found(
     found = check(Case(scenario, rules, "no-flush"), 150)
     assert (found.missed, found.unlike) == ([], [])
     assert found.kinds_by_chance <= found.kinds
+
+
+class TwoFiles(Scenario):
+    """A VM has pages of two files, and both are punched."""
+
+    def setup(self) -> None:
+        self.one = self.vm()
+        self.fds = [self.file(pages=1) for _ in range(2)]
+        cpu = self.one.create_vcpu()
+        for number, fd in enumerate(self.fds):
+            self.slot(self.one, fd, number=number, gfn=number)
+            self.write(cpu, number, "old")
+
+    def actor_first(self) -> None:
+        self.punch(self.fds[0], 0, 1)
+
+    def actor_second(self) -> None:
+        self.punch(self.fds[1], 0, 1)
+
+
+def test_events_of_two_files_are_not_the_same() -> None:
+    """They have the same pages, and differ in their notifiers only."""
+    check_deduced(Case(TwoFiles, V8()))
 
 
 class DeletedLate(Scenario):

@@ -16,7 +16,7 @@ from inaccfs.explore.scenarios import SCENARIOS
 from inaccfs.explore.search import Case, execute
 from inaccfs.explore.states import States
 from inaccfs.explore.sync import Condition, Lock
-from inaccfs.semantics import V7, V8, V10, Semantics
+from inaccfs.semantics import V7, V8, V10, InPlaceV8, Semantics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,6 +169,44 @@ def test_what_is_repeated_need_not_be_looked_at() -> None:
     never, always = States(looked_at=10**9), States(looked_at=1)
     assert ends(case, never) == ends(case, always)
     assert never.visited.keys() == always.visited.keys()
+
+
+class TakesAll(States):
+    """Deduces nothing: it takes each step."""
+
+    def _settle(self, number: int) -> None:
+        pass
+
+
+def check_deduced(case: Case) -> None:
+    """What a search deduces is what comes of the steps if they are taken."""
+    taken, deduced = TakesAll(), States()
+    ends(case, taken)
+    ends(case, deduced)
+    assert taken.visited.keys() == deduced.visited.keys()
+    for number, visited in taken.visited.items():
+        other = deduced.visited[number]
+        assert visited.after == other.after
+        for actor, step in visited.taken.items():
+            assert step.touched == other.taken[actor].touched
+            assert step.known == other.taken[actor].known
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "kvm"),
+    [
+        ("mapped", V10(), "no-retry"),
+        ("convert", V8(), "no-retry"),
+        ("put-late", V7(), "kvm"),
+        ("delete-slot", V10(), "kvm"),
+        ("split", InPlaceV8(), "kvm"),
+    ],
+)
+def test_steps_that_are_not_taken_come_to_what_is_deduced(
+    name: str, rules: Semantics, kvm: str
+) -> None:
+    """A few; tests/hard has all scenarios."""
+    check_deduced(Case(SCENARIOS[name], rules, kvm))
 
 
 class Fickle(Scenario):

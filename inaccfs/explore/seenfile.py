@@ -1,0 +1,143 @@
+"""What steps touch of a file: its list of notifiers, and whether it is frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inaccfs.explore import seen
+from inaccfs.shim.file import InaccessibleFile
+from inaccfs.shim.notifiers import Notifiers
+from inaccfs.shim.pages import Pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inaccfs.shim.notifiers import Notifier
+
+
+class List(Notifiers):
+    """The list of notifiers of a file, and who has not answered."""
+
+    _sight: seen.Sight
+
+    def __len__(self) -> int:
+        self._sight.read("list")
+        return super().__len__()
+
+    @property
+    def running(self) -> bool:
+        """See `Notifiers.running`. By some rules get-pfn waits until it is not."""
+        self._sight.read("locked")
+        return bool(self.__dict__["running"])
+
+    @running.setter
+    def running(self, value: bool) -> None:
+        self._sight.write("locked")
+        self.__dict__["running"] = value
+
+    def _concerned(self, start: int, end: int) -> list[Notifier]:
+        self._sight.read("list")
+        return super()._concerned(start, end)
+
+    def cover(self, start: int, end: int) -> bool:
+        """See `Notifiers.cover`."""
+        self._sight.read("list")
+        return super().cover(start, end)
+
+    def _add(self, notifier: Notifier) -> None:
+        sight = self._sight
+        notifier.__dict__["number"] = sight.schedule.number("notifier")
+        sight.notifiers.append(notifier)
+        if sight.schedule.tracks:
+            sight.schedule.state.meet_early(("list", sight.number, 0))
+
+    async def register(self, notifier: Notifier) -> None:
+        """See `Notifiers.register`."""
+        self._add(notifier)
+        await super().register(notifier)
+        self._sight.write("list")
+
+    async def bind(
+        self, notifier: Notifier, start: int, end: int, *, exclusive: bool
+    ) -> None:
+        """See `Notifiers.bind`."""
+        self._add(notifier)
+        await super().bind(notifier, start, end, exclusive=exclusive)
+        self._sight.write("list")
+
+    def drop(self, notifier: Notifier) -> None:
+        """See `Notifiers.drop`."""
+        self._sight.write("list")
+        self._sight.write("answers")
+        super().drop(notifier)
+
+    def silence(self, notifier: Notifier) -> None:
+        """See `Notifiers.silence`."""
+        self._sight.write("list")
+        self._sight.write("answers")
+        super().silence(notifier)
+
+    def waiting(self, notifier: Notifier) -> int | None:
+        """See `Notifiers.waiting`."""
+        self._sight.write("answers")
+        return super().waiting(notifier)
+
+    def answer(self, notifier: Notifier, sequence: int) -> None:
+        """See `Notifiers.answer`."""
+        self._sight.write("answers")
+        super().answer(notifier, sequence)
+
+    def _expect(self, targets: list[Notifier], then: Callable[[], None]) -> int:
+        self._sight.write("answers")
+        return super()._expect(targets, then)
+
+
+class File(InaccessibleFile):
+    """A file that may be frozen while a call waits."""
+
+    __slots__ = ()
+
+    def check_frozen(self) -> None:
+        """See `InaccessibleFile`."""
+        notifiers: Any = self.notifiers
+        sight: seen.Sight = notifiers._sight
+        sight.schedule.touch(seen.frozen_key(sight.number), False)
+        super().check_frozen()
+
+
+class FilePages(Pages):
+    """The references that a conversion looks at, or a punch that they refuse."""
+
+    __slots__ = ()
+
+    def first_referenced(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """See `FetchedPages.first_referenced`."""
+        self._look(start, end)
+        return super().first_referenced(start, end, pins_only=pins_only)
+
+    async def find_reference(
+        self, start: int, end: int, *, pins_only: bool = False
+    ) -> int | None:
+        """See `FetchedPages.find_reference`."""
+        self._look(start, end)
+        return await super().find_reference(start, end, pins_only=pins_only)
+
+    def _look(self, start: int, end: int) -> None:
+        notifiers: Any = self._notifiers
+        sight: seen.Sight = notifiers._sight
+        if not sight.schedule.tracks:
+            return
+        for page in range(start, end):
+            sight.schedule.touch(seen.page_key(sight.number, page), False)
+        for extent in self._extents_in(start, end):
+            for pfn in range(extent.pfn, extent.pfn + extent.count):
+                sight.schedule.touch(seen.references_key(pfn), False)
+
+
+def watch_file(file: InaccessibleFile, sight: seen.Sight) -> None:
+    """Track the list of notifiers of a file, its references, and who freezes it."""
+    seen.become(file.notifiers, List, sight)
+    file.__class__ = File
+    file.pages.__class__ = FilePages
