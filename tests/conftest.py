@@ -1,4 +1,4 @@
-"""What all tests have in common: how their reports travel."""
+"""What all tests have in common: how pytest-xdist sends their reports."""
 
 from __future__ import annotations
 

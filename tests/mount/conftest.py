@@ -28,9 +28,9 @@ def _fuse() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the daemons be compiled once, where the environment says to keep nothing.
+    """Let Python compile the daemon once, even if the environment forbids bytecode.
 
-    It is a third of the time that each takes to start.
+    Compiling is a third of a daemon's start.
     """
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("PYTHONDONTWRITEBYTECODE"):
@@ -44,7 +44,7 @@ def _bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 class Ahead:
     """Mounts for the next tests, made while others run.
 
-    To start a daemon takes ten times as long as most tests, and one CPU of two.
+    The start of a daemon takes ten times as long as most tests, and one of two CPUs.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def _ahead(_bytecode: None) -> Iterator[Ahead]:
 
 @pytest.fixture
 def mount(_ahead: Ahead) -> Iterator[inaccfs.Mount]:
-    """A mount with a daemon of its own, asserted to end well."""
+    """A mount with its own daemon, which must end well."""
     stack, made = _ahead.take()
     with stack:
         yield made
@@ -93,14 +93,14 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def memory(scratch: Path) -> Iterator[Path]:
-    """A tmpfs of the test's own, to wrap or to compare with."""
+    """A tmpfs for the test, to wrap or to compare with."""
     with support.tmpfs(scratch / "memory") as path:
         yield path
 
 
 @pytest.fixture
 def point(scratch: Path) -> Path:
-    """A directory to mount on; after the test it is one again."""
+    """A directory to mount on; after the test nothing is mounted there."""
     path = scratch / "mnt"
     path.mkdir()
     return path

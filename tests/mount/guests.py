@@ -26,12 +26,12 @@ _PUNCH: Final = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
 def punch(fd: int, page: int, count: int = 1) -> None:
-    """Punch pages; returns when KVM has let go of them."""
+    """Punch pages; return when KVM has unmapped them."""
     syscalls.fallocate(fd, _PUNCH, page * PAGE, count * PAGE)
 
 
 def allocate(fd: int, page: int, count: int) -> None:
-    """Allocate pages, and let the size be."""
+    """Allocate pages, and keep the size."""
     syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, page * PAGE, count * PAGE)
 
 
@@ -63,7 +63,7 @@ def add_slot(
 
 @dataclass(frozen=True)
 class Guest:
-    """A VM with one slot, a vCPU, and what its VMM has in hand."""
+    """A VM with one slot, a vCPU, and the fds and mappings of its VMM."""
 
     shim: Client
     vm: VM

@@ -142,7 +142,7 @@ def test_what_is_no_mount_is_one_line(tmp_path: Path) -> None:
 
 
 def test_without_the_library_it_says_how_to_get_it(tmp_path: Path) -> None:
-    """By a terminal of our own: it is asked for before anything is imported."""
+    """It has a real terminal: the command checks that before its imports."""
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError")
     ours, theirs = os.openpty()
