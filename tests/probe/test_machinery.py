@@ -215,9 +215,7 @@ def test_a_target_that_hangs_ends_the_probe() -> None:
 def test_a_call_that_the_machine_lacks_costs_one_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """This is so if io_uring_disabled is 1, on an unknown architecture, with an old
-    libc.
-    """
+    """As with io_uring_disabled, on an unknown architecture, or with an old libc."""
     found = {row.name: row for row in table.ROWS}
     memfd = Memfd("memfd")
 

@@ -34,9 +34,7 @@ ROWS: Final = {row.name: row for row in table.ROWS}
 
 @cache
 def probe(name: str) -> Mapping[str, str]:
-    """The outcomes of all rows, by name; skips if the machine lacks this kind of
-    file.
-    """
+    """The outcomes of all rows by name; skip if the machine lacks such files."""
     try:
         target = naming.find(name)
     except targets.ProbeError as exc:
