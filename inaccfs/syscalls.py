@@ -217,7 +217,7 @@ class OomScore:
     """
 
     def __init__(self) -> None:
-        """If /proc refuses the open, the score stays as it is."""
+        """If /proc refuses the open, the score does not change."""
         self._fd = -1
         with suppress(OSError):
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(semantics: str, args: argparse.Namespace) -> Run:
-    """Run the script in a process of its own, so that no run sees another's state."""
+    """Run the script in a separate process, so that no run sees another's state."""
     reader, writer = os.pipe()
     options = [word for option in args.options for word in ("-o", option)]
     command = [

@@ -95,7 +95,7 @@ class ExploredClient:
         *,
         puts_late: bool = False,
     ) -> None:
-        """*numbers* has each file's number, by st_ino; *who* is the client's.
+        """*numbers* has each file's number, by st_ino; *who* is the client's number.
 
         *held* counts the references that the client has, by frame.
 

@@ -25,7 +25,7 @@ MOST_STEPS: Final = 2000
 """A schedule with more steps does not end."""
 
 _MOST_LATE: Final = 20
-"""If all wait so often until one is late, nobody gets on."""
+"""If all actors wait this often until one is late, none of them can go on."""
 
 
 class SpinError(Exception):

@@ -193,7 +193,7 @@ def _guarded(check: Callable[..., None], called: str) -> Callable[..., None]:
         try:
             check(*args)
         except OSError as exc:
-            # A subclass may have an errno of its own.
+            # A subclass may have its own errno.
             number = _errno(exc)
             # The kernel would drop the reply, and the caller would hang.
             if not errnos.is_errno(number):

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 async def abandoned(superblock: Superblock, file: InaccessibleFile) -> None:
     """Send the events of a punch of all pages, which stay. Never raises an Exception.
 
-    The pages were marked before (`Pages.abandoned`), so that none is fetched anew.
+    The pages were marked before (`Pages.abandoned`), so that none is fetched again.
     """
     try:
         pages = -(-os.fstat(file.fd).st_size // file.page_size)
